@@ -1,0 +1,3221 @@
+#!/usr/bin/env python3
+"""Vast.ai in one file: the complete command line and the complete SDK, on the standard library alone.
+
+    python -m vastai search offers 'gpu_name=RTX_4090 num_gpus=1' -o dph     # the command line
+    from vastai import VastAI; VastAI().search_offers("gpu_name=RTX_4090")   # the SDK
+
+Both come from one table, COMMANDS.  A row says how a command is called, what goes to the service, what
+comes back and whether it may be repeated; the parser, the method on `VastAI`, the help, the completion
+and the table on the screen are all read from it.  To add a plain command, add a row.
+
+The file in order: errors | values | rows | columns and shared options | THE TABLE | from arguments to a
+request | transport and retries | commands of several steps | VastAI | rendering | command line | main.
+
+Imports stand where they are needed: the network stack, argparse, json, re and datetime together cost far
+more than this file itself, and `--version`, `--help` and `import vastai` need none of them.
+"""
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+TYPE_CHECKING: bool = False  # as typing's own, without importing typing, which would double the start-up
+if TYPE_CHECKING:
+    import http.client
+    import ssl
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, NoReturn, Optional, Sequence, TextIO
+    from typing import Tuple, Type, TypedDict, Union
+
+    Row = Dict[str, Any]  # one JSON object of the service
+
+__version__ = "1.0.0"
+__all__ = ["VastAI", "VastAIError", "UsageError", "AuthError", "NotFoundError", "RateLimitError", "NetworkError",
+           "OutcomeUnknownError", "PartialError", "WaitTimeoutError", "main"]
+
+SERVER = "https://console.vast.ai"
+SERVERLESS = "https://run.vast.ai"  # logs and workers of endpoints; with another --url they are on that one
+LONGEST_PAUSE = 60.0  # seconds: a service that asks for more is not waited for
+LARGEST_ANSWER = 1 << 28  # bytes, unpacked: more than any answer, less than the memory of a small container
+LONGEST_TEXT = 100_000  # characters in one argument
+BULK = 64  # ids that the service takes in one request
+
+
+# ---------------------------------------------------------------------------------------------------- errors
+
+class VastAIError(Exception):
+    """Any failure of a command.
+
+    `status` is the HTTP status or 0, `msg` the service's own words, `body` its parsed answer or text, `command` the
+    command's name, `response` the answer (status_code, text, headers, json(), ok) or None.
+    """
+
+    exit_status = 1
+
+    def __init__(self, msg: str, *, command: str = "", status: int = 0, response: Optional[Answer] = None,
+                 hint: str = "", **details: Any) -> None:
+        self.msg, self.command, self.status, self.response, self.hint = msg, command, status, response, hint
+        self.details = details
+        for name, value in details.items():
+            setattr(self, name, value)
+        super().__init__(str(self))
+
+    @property
+    def body(self) -> Any:
+        """The service's answer, parsed where it is JSON, else its text; None where there was none."""
+        try:
+            return self.response and self.response.json()
+        except ValueError:
+            return self.response and self.response.text
+
+    def __str__(self) -> str:
+        code = f"HTTP {self.status}: " if self.status else ""
+        return ": ".join(filter(None, [self.command, code + self.msg])) + (f"\n  {self.hint}" if self.hint else "")
+
+    def __reduce__(self) -> Any:
+        family = next(c for c in type(self).__mro__ if c.__module__ == __name__)  # not one made by raising()
+        return _unpickled, (family, self.msg, dict(command=self.command, status=self.status, response=self.response,
+                                                   hint=self.hint, **self.details))
+
+
+class UsageError(VastAIError, ValueError):
+    """Wrong use: a bad argument, value or file, or a question not answered with yes.  Nothing was sent."""
+
+    exit_status = 2
+
+
+class AuthError(VastAIError):
+    """Not allowed: HTTP 401 or 403, no key, or two-factor authentication needed."""
+
+    exit_status = 3
+
+
+class NotFoundError(VastAIError, LookupError):
+    """No such thing: HTTP 404 or 410."""
+
+    exit_status = 4
+
+
+class RateLimitError(VastAIError):
+    """HTTP 429 after the last attempt, or a spent daily quota; `retry_after` is seconds or None."""
+
+    exit_status = 5
+    retry_after: Optional[float] = None
+
+
+class NetworkError(VastAIError, OSError):
+    """The service was not reached, or a request that is safe to repeat got no answer."""
+
+    exit_status = 6
+
+
+class OutcomeUnknownError(VastAIError):
+    """A request that must not be repeated was sent and no answer came: it may or may not have been carried out."""
+
+    exit_status = 7
+
+
+class PartialError(VastAIError):
+    """Some of several items failed; `results` has an entry for each."""
+
+    exit_status = 8
+    results: List[Row] = []
+
+
+class WaitTimeoutError(VastAIError, TimeoutError):
+    """A wait ran out of time."""
+
+    exit_status = 9
+
+
+def raising(family: Type[VastAIError], msg: str, **details: Any) -> VastAIError:
+    """An error of `family`, also one of `requests` where the program at hand has imported that library.
+
+    Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we never import it.
+    """
+    requests = sys.modules.get("requests")
+    if requests is None:
+        return family(msg, **details)
+    if issubclass(family, NetworkError):
+        other = requests.Timeout if details.pop("timed_out", False) else requests.ConnectionError
+    elif details.get("response") is not None:
+        other = requests.HTTPError
+    else:
+        return family(msg, **details)
+    return type(family.__name__, (family, other), {"__module__": "vastai.requests"})(msg, **details)
+
+
+def _unpickled(family: Type[VastAIError], msg: str, details: Dict[str, Any]) -> VastAIError:
+    return family(msg, **details)
+
+
+# ---------------------------------------------------------------------------------------------------- values
+# What a command takes.  A Kind turns a word of the command line or a Python value into what is sent, or refuses it
+# with ValueError; `expects` completes the sentence "expected ...".
+
+class Kind:
+    """A type of argument: its annotation, its converter and what it expects, in words."""
+
+    __slots__ = ("annotation", "convert", "expects", "metavar")
+
+    def __init__(self, annotation: str, convert: Callable[[Any], Any], expects: str, metavar: str = "TEXT") -> None:
+        self.annotation, self.convert, self.expects, self.metavar = annotation, convert, expects, metavar
+
+
+def _whole(value: Any) -> int:
+    """A whole number from an int or from ASCII digits; a bool, 2.5 and other scripts' digits are refused."""
+    if isinstance(value, str):
+        text = value.strip()
+        if not (text.isascii() and text.lstrip("+-").isdigit() and len(text) <= 19):
+            raise ValueError(value)
+        return int(text)
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(value)
+    return int(value) if isinstance(value, float) else int(value.__index__())
+
+
+def _number(value: Any) -> float:
+    """A finite number; an int stays one."""
+    if isinstance(value, str):
+        if not value.isascii() or "_" in value or len(value) > 40:
+            raise ValueError(value)
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 1e300:
+        raise ValueError(value)
+    return value
+
+
+def _at_least(low: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def checked(value: Any) -> Any:
+        value = convert(value)
+        if value < low:
+            raise ValueError(value)
+        return value
+    return checked
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
+        raise ValueError(value)
+    value.encode("utf-8")  # a lone surrogate (an argument in another encoding) cannot be sent as JSON
+    return value
+
+
+def _name(value: Any) -> str:
+    if not _text(value).strip():
+        raise ValueError(value)
+    return _text(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if isinstance(value, str):
+        return {"true": True, "t": True, "false": False, "f": False}[value.strip().lower()]
+    return _flag(value)
+
+
+def _items(convert: Callable[[Any], Any]) -> Callable[[Any], List[Any]]:
+    """A list of what `convert` takes, from a list, from one item, or from a text with commas."""
+    def checked(value: Any) -> List[Any]:
+        if isinstance(value, str):
+            value = value.split(",") if convert is not _text else [value]
+        elif not hasattr(value, "__iter__"):
+            value = [value]
+        items = [convert(item) for item in value]
+        if not items:
+            raise ValueError(value)
+        return items
+    return checked
+
+
+def _read_file(path: str) -> str:
+    """The text of the UTF-8 file that a user named."""
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8", newline="") as file:
+            return file.read()
+    except (OSError, UnicodeError, ValueError) as error:
+        reason = "it is not a text file in UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", "")
+        raise UsageError(f"cannot read the file {shown(str(path), 200)}: {reason or error}") from None
+
+
+def _script(value: Any) -> str:
+    return _read_file(_name(value))
+
+
+def _json_object(value: Any) -> Row:
+    """A dict as it is, or the JSON text of an object."""
+    if isinstance(value, str):
+        import json
+        value = json.loads(value, parse_constant=_no_number)
+    if not isinstance(value, dict):
+        raise ValueError(value)
+    return value
+
+
+def _json_file(value: Any) -> Row:
+    """A dict as it is, or the path of a file that holds a JSON object."""
+    if not isinstance(value, str):
+        return _json_object(value)
+    try:
+        return _json_object(_read_file(_name(value)))
+    except UsageError:
+        raise
+    except (ValueError, RecursionError):
+        raise UsageError(f"the file {shown(value, 200)} does not hold a JSON object") from None
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _any_of(*types: type) -> Callable[[Any], Any]:
+    """Text, or one of `types` as it is."""
+    return lambda value: value if isinstance(value, types) else _text(value)
+
+
+def _as_given(value: Any) -> Any:
+    """A value that goes out in the form it came in: text stays text, a number stays a number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else _name(value)
+
+
+ID = Kind("int", _at_least(0, _whole), "an id (a whole number)", "ID")
+COUNT = Kind("int", _at_least(0, _whole), "a whole number, 0 or more", "N")
+WHOLE = Kind("int", _whole, "a whole number", "N")
+NUMBER = Kind("float", _at_least(0, _number), "a number, 0 or more", "N")
+PRICE = Kind("float", _at_least(0, _number), "a price in dollars, 0 or more", "USD")
+GB = Kind("float", _at_least(0, _number), "a size in GB, 0 or more", "GB")
+SECONDS = Kind("float", _at_least(0, _number), "seconds, 0 or more", "SECONDS")
+TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
+NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
+GIVEN_ID = Kind("Union[int, str]", _as_given, "an id", "ID")
+FLAG = Kind("bool", _flag, "True or False")
+TRUTH = Kind("bool", _truth, "true or false", "true|false")
+IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
+TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts")
+OBJECT = Kind("Dict[str, Any]", _json_object, "a JSON object", "JSON")
+FILE_OBJECT = Kind("Union[Dict[str, Any], str]", _json_file, "a file with a JSON object", "FILE")
+SCRIPT = Kind("str", _script, "a text file", "FILE")
+ENV = Kind("Union[str, Dict[str, str]]", _any_of(dict), "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
+QUERY = Kind("Union[str, Dict[str, Any]]", _any_of(dict, list, tuple), "conditions such as 'num_gpus>=2'", "QUERY")
+ORDER = Kind("Union[str, Sequence[Any]]", _any_of(list, tuple), "fields such as 'dph,num_gpus-'", "FIELDS")
+WHEN = Kind("Union[str, float]", _any_of(int, float), "a date such as 2026-01-31", "DATE")
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """`text` safe to show: control and format characters escaped, cut at `limit` characters (0: not at all)."""
+    if limit and len(text) > limit:
+        text = text[:limit - 1] + "…"
+    if text.isprintable():
+        return text
+    from unicodedata import category
+    return "".join(c if c.isprintable() or category(c) not in ("Cc", "Cf", "Zl", "Zp", "Cs") else
+                   c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+# The query language: `num_gpus>=2 gpu_name in ["RTX 4090",RTX_3090] geolocation notin [CN,VN] dph<0.5`
+
+OPERATORS = {">=": "gte", ">": "gt", "gt": "gt", "gte": "gte", "<=": "lte", "<": "lt", "lt": "lt", "lte": "lte",
+             "=": "eq", "==": "eq", "eq": "eq", "!=": "neq", "neq": "neq", "noteq": "neq", "not eq": "neq",
+             "in": "in", "notin": "notin", "not in": "notin", "nin": "notin"}
+LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+ALIASES = {"cuda_vers": "cuda_max_good", "display_active": "gpu_display_active", "dlperf_usd": "dlperf_per_dphtotal",
+           "dph": "dph_total", "flops_usd": "flops_per_dphtotal"}
+MULTIPLIERS = {"cpu_ram": 1000.0, "gpu_ram": 1000.0, "gpu_total_ram": 1000.0, "duration": 86400.0}
+
+# Every field of a search with what its help says: "field: type, meaning".  The first word of the type decides nothing.
+OFFER_FIELDS = """\
+bw_nvlink: GB/s, NVLink bandwidth; compute_cap: number, CUDA compute capability x100 (890 is 8.9); cpu_arch: text,
+amd64 or arm64; cpu_cores: number, threads of the machine; cpu_cores_effective: number, threads that the offer gets;
+cpu_ghz: GHz, CPU clock; cpu_ram: GB, system memory; cuda_max_good: number, newest CUDA that the driver runs (alias
+cuda_vers); datacenter: true/false, hosted in a data centre; direct_port_count: number, open ports; disk_bw: MB/s, disk
+read speed; disk_space: GB, space that can be rented; dlperf: number, deep-learning benchmark; dlperf_per_dphtotal:
+number, dlperf per $/hr (alias dlperf_usd); dph_total: $/hr, price with storage (alias dph); driver_version: version,
+NVIDIA driver, such as 570.124.4; duration: days, longest rental; external: true/false, offers of other providers;
+flops_per_dphtotal: number, TFLOPS per $/hr (alias flops_usd); geolocation: text, country code such as SE; gpu_arch:
+text, nvidia or amd; gpu_display_active: true/false, a display is attached (alias display_active); gpu_frac: number,
+share of the machine's GPUs; gpu_max_power: W, power limit; gpu_max_temp: C, temperature limit; gpu_mem_bw: GB/s, memory
+bandwidth; gpu_name: text, model such as RTX_4090; gpu_ram: GB, memory of one GPU; gpu_total_ram: GB, memory of all its
+GPUs; has_avx: true/false, CPU with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download;
+inet_down_cost: $/GB, download price; inet_up: Mb/s, upload; inet_up_cost: $/GB, upload price; machine_id: number, the
+machine; min_bid: $/hr, lowest bid; mobo_name: text, mainboard; num_gpus: number, GPUs; pci_gen: number, PCIe
+generation; pcie_bw: GB/s, PCIe bandwidth; reliability: 0 to 1, uptime of the machine; rentable: true/false, free now;
+rented: true/false, rented by you; static_ip: true/false, address does not change; storage_cost: $/GB/month, storage;
+total_flops: TFLOPS, all GPUs; ubuntu_version: version, the host's system; verification: text, verified, unverified or
+deverified; verified: true/false, checked by Vast.ai; vms_enabled: true/false, runs virtual machines; cluster_id:
+number, cluster"""
+VOLUME_FIELDS = """\
+cpu_arch: text, amd64 or arm64; cuda_vers: number, newest CUDA; cluster_id: number, cluster; nw_disk_min_bw: MiB/s,
+lowest; nw_disk_avg_bw: MiB/s, average; nw_disk_max_bw: MiB/s, highest network bandwidth; datacenter: true/false, hosted
+in a data centre; disk_bw: MB/s, disk speed; disk_space: GB, space that can be rented; driver_version: version, NVIDIA
+driver; duration: days, longest rental; geolocation: text, country code; gpu_arch: text, nvidia or amd; has_avx:
+true/false, CPU with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download; inet_up: Mb/s,
+upload; machine_id: number, the machine; pci_gen: number, PCIe generation; pcie_bw: GB/s, PCIe bandwidth; reliability:
+0 to 1, uptime; storage_cost: $/GB/month, price; static_ip: true/false, address does not change; total_flops: TFLOPS, all
+GPUs; ubuntu_version: version, the host's system; verified: true/false, checked by Vast.ai"""
+BENCHMARK_FIELDS = """\
+contract_id: number, the instance that was measured; dph_base: $/hr, its price; gpu_name: text, model; id: number, the
+benchmark; image: text, its image; last_update: MM/DD/YYYY or unix seconds, when; launch_args: text, how it was started;
+machine_id: number, the machine; num_gpus: number, GPUs; template_hash: text, template; template_id: number, template;
+type: text, what was measured; value: number, the result"""
+TEMPLATE_FIELDS = """\
+creator_id: number, who made it; created_at: MM/DD/YYYY or unix seconds, when; count_created: number, instances made
+from it; default_tag: text, image tag; docker_login_repo: text, registry; id: number, the template; image: text, its
+image; jup_direct: true/false, Jupyter by direct connection; hash_id: text, its hash; private: true/false, not public;
+name: text, its name; recent_create_date: MM/DD/YYYY or unix seconds, last used; recommended_disk_space: GB, disk;
+recommended: true/false, picked by Vast.ai; ssh_direct: true/false, SSH by direct connection; tag: text, image tag;
+use_ssh: true/false, SSH"""
+INVOICE_FIELDS = """\
+id: number, the invoice; user_id: number, the account; when: MM/DD/YYYY or unix seconds, made; paid_on: MM/DD/YYYY or
+unix seconds, paid; payment_expected: MM/DD/YYYY or unix seconds, due; amount_cents: cents, amount; is_credit:
+true/false, a credit; is_delayed: true/false, paid later; balance_before: $, balance before; balance_after: $, after;
+original_amount: $, before a cut; event_id: text, payment event; cut_amount: $, cut; cut_percent: %, cut; extra: text,
+notes; service: text, payment service; stripe_charge: text, at Stripe; stripe_refund: text, at Stripe; stripe_payout:
+text, at Stripe; error: text, what failed; paypal_email: text, at PayPal; transfer_group: text, transfer; failed:
+true/false, failed; refunded: true/false, paid back; is_check: true/false, a check"""
+
+
+def field_help(fields: str) -> List[Tuple[str, str]]:
+    """(name, meaning) of each field of one of the descriptions above."""
+    pairs = " ".join(fields.split()).split("; ")
+    return [(name, meaning) for name, _, meaning in (pair.partition(": ") for pair in pairs)]
+
+
+def parse_query(query: Union[str, Sequence[str], None], start: Optional[Row] = None, fields: str = OFFER_FIELDS,
+                aliases: Optional[Dict[str, str]] = None, multipliers: Optional[Dict[str, float]] = None,
+                dates: Sequence[str] = ()) -> Row:
+    """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises UsageError.
+
+    `dates` names the fields that take MM/DD/YYYY; a field that `fields` does not describe is sent with a warning.
+    """
+    import re
+    text = (query if isinstance(query, str) else " ".join(query or ())).strip()
+    result = {field: dict(conditions) for field, conditions in (start or {}).items()}
+    condition = re.compile(r'(\w+)(?:\s*([=!<>]+)(?![=!<>])\s*|\s+(not\s+in|not\s+eq|[a-z]+)\s+)'
+                           r'(\[[^\]]*\]|"[^"]*"|\S+)(?:\s+|$)', re.ASCII)
+    known, at = {name for name, _ in field_help(fields)}, 0
+    while at < len(text):
+        match = condition.match(text, at)
+        if not match:
+            raise UsageError(f"cannot read the query from {shown(text[at:], 60)!r} on; write conditions such as "
+                             "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA]")
+        field, sign, word, value = match.groups()
+        operator = OPERATORS.get(sign or " ".join(word.split()))
+        if operator is None:
+            raise UsageError(f"unknown operator {shown(sign or word)!r} behind {shown(field)}; "
+                             "there are >= > <= < = != in notin")
+        field, at = (aliases or {}).get(field, field), match.end()
+        if field not in known and field not in ("georegion", "chunked", "rented"):
+            warn(f"the query has a field {shown(field)!r} that this client does not know{nearest(field, known)}")
+        if value in ("any", "?", "*"):
+            if operator != "eq":
+                raise UsageError(f"'{value}' goes with = only: {field}=any")
+            result.pop(field, None)
+            continue
+        scale = (multipliers or {}).get(field)
+        result.setdefault(field, {})[operator] = _query_value(field, operator, value, scale, field in dates)
+    return result
+
+
+def _query_value(field: str, operator: str, raw: str, scale: Optional[float], is_date: bool) -> Any:
+    """The value of one condition as it is sent: text, but for literals, multiplied fields, versions and dates."""
+    def one(text: str) -> Any:
+        text = text.replace("_", " ").strip('"')
+        try:
+            if is_date:
+                return query_date(text)
+            return text if scale is None else _number(text) * scale
+        except ValueError:
+            raise UsageError(f"{field}: expected {'MM/DD/YYYY or unix seconds' if is_date else 'a number'}, "
+                             f"not {shown(text)!r}") from None
+    plain = raw.strip(",[] ")
+    if operator in ("in", "notin"):
+        items = [one(item.strip()) for item in plain.split(",") if item.strip()]
+        if not items:
+            raise UsageError(f"{field}: the list is empty")
+        return items
+    if not plain.strip('"'):
+        raise UsageError(f"{field}: the value is empty")
+    if field == "driver_version" and "." in plain:
+        return version_number(plain.strip('"'))
+    value = one(plain)
+    return LITERALS.get(value, value) if isinstance(value, str) else value
+
+
+def version_number(text: str) -> int:
+    """A driver version as the service compares it: 570.124.4 is 570124004."""
+    parts = text.split(".")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) <= 3 for part in parts):
+        raise UsageError(f"driver_version: expected three numbers such as 570.124.4, not {shown(text)!r}")
+    return int("".join(part.zfill(3) for part in parts))
+
+
+def query_date(text: str) -> float:
+    """Unix seconds of a number or of MM/DD/YYYY (midnight UTC).  Raises ValueError."""
+    try:
+        return float(_number(text))
+    except ValueError:
+        return utc(*_month_first(text))
+
+
+def _month_first(text: str) -> Tuple[int, int, int]:
+    month, day, year = text.split("/")
+    if not (text.isascii() and len(text) <= 10 and len(year) == 4):
+        raise ValueError(text)
+    return int(year), int(month), int(day)
+
+
+def utc(*parts: int) -> float:
+    """Unix seconds of a date and time in UTC.  Raises ValueError where there is no such day."""
+    from datetime import datetime, timezone  # 3 ms: only for commands with dates
+    return datetime(*parts, tzinfo=timezone.utc).timestamp()  # type: ignore[arg-type,misc]
+
+
+def parse_order(order: Union[str, Sequence[Any], None], aliases: Optional[Dict[str, str]] = None) -> List[Any]:
+    """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; a list goes out as it is."""
+    if order is None or not isinstance(order, str):
+        return [["score", "desc"]] if order is None else list(order)
+    result = []
+    for part in (part.strip() for part in order.split(",")):
+        field = part.strip("+- ")
+        if field:
+            direction = "desc" if part.startswith("-") or part.endswith("-") else "asc"
+            result.append([(aliases or {}).get(field, field), direction])
+    return result
+
+
+def parse_env(text: Union[str, Dict[str, str], None]) -> Dict[str, str]:
+    """Docker-style options as the service stores them: {"KEY": "VALUE", "-p 80:80": "1", "-h": "host"}.
+
+    Takes `-e K=V`, `-p PORTS`, `-v MOUNT`, `-n NAME` and `-h HOST`; anything else is skipped.  A dict is returned as
+    it is.
+    """
+    if not text or not isinstance(text, str):
+        return dict(text or {})
+    allowed = {"-p": "0123456789:tcpud/", "-v": None, "-n": "abcdefghijklmnopqrstuvwxyz0123456789-"}
+    result: Dict[str, str] = {}
+    words = iter(_split_words(text))
+    for option in words:
+        value = next(words, "") if option in ("-e", "-p", "-v", "-n", "-h") else ""
+        if option == "-e" and "=" in value:
+            key, _, value = value.partition("=")
+            result[key] = value.strip("'\"")
+        elif option == "-h" and value:
+            result["-h"] = value
+        elif option in allowed and value:
+            letters = allowed[option]
+            if all(c in letters if letters else c.isascii() and c.isalnum() or c in ":./_" for c in value):
+                result[f"{option} {value}"] = "1"
+    return result
+
+
+def _split_words(text: str) -> List[str]:
+    """Words between blanks outside quotes; the quotes stay where they are."""
+    words, word, quote = [], [], ""
+    for c in text:
+        if c.isspace() and not quote:
+            words.append("".join(word))
+            word = []
+            continue
+        if c in "'\"":
+            quote = "" if c == quote else quote or c
+        word.append(c)
+    return [w for w in [*words, "".join(word)] if w]
+
+
+# Countries of a region: `launch instance --region` takes the long names, `geolocation=EU georegion=true` the short ones.
+REGIONS = {
+    "North_America": "AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US",
+    "South_America": "AR BO BR CL CO EC FK GF GY PY PE SR UY VE",
+    "Europe": "AL AD AT BY BE BA BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT MD MC ME NL MK NO PL PT RO "
+              "RU SM RS SK SI ES SE CH UA GB VA XK",
+    "Asia": "AF AM AZ BH BD BT BN KH CN GE IN ID IR IQ IL JP JO KZ KW KG LA LB MY MV MN MM NP KP OM PK PH QA SA SG KR "
+            "LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO",
+    "Oceania": "AS AU CK FJ PF GU KI MH FM NR NC NZ NU MP PW PG PN WS SB TK TO TV VU WF",
+    "Africa": "DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG MW ML MR MU "
+              "MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW",
+}
+GEOREGIONS = {
+    "AF": "DZ AO BJ BW BF BI CM CV CF TD KM CD CG DJ EG GQ ER ET GA GM GH GN GW KE LS LR LY MW MA ML MR MU MZ NA NE NG "
+          "RW SH ST SN SC SL SO ZA SS SD SZ TZ TG TN UG YE ZM ZW",
+    "AS": "AE AM AR AU AZ BD BH BN BT MM KH KP IN ID IR IQ IL JP JO KZ LV LI MY MV MN NP KR PK PH QA SA SG LK SY TW TJ "
+          "TH TR TM VN YE HK CN OM",
+    "EU": "AL AD AT BY BE BA BG HR CY CZ DK EE FI FR GE DE GR HU IS IT KZ LV LI LT LU MT MD MC ME NL NO PL PT RO RU RS "
+          "SK SI ES SE CH UA GB VA MK",
+    "LC": "AG AR BS BB BZ BO BR CL CO CR CU DO EC SV GY HT HN JM MX NI PA PY PE PR RD SUR TT UR VZ",
+    "NA": "CA US",
+    "OC": "AU FJ GU KI MH FM NR NZ PG PW SL TO TV VU",
+}
+
+
+def parse_when(value: Union[str, float], zone: str = "local") -> float:
+    """Unix seconds of a date as people write it; without an offset it is in `zone`, "local" or "utc".
+
+    2026-01-05, 2026-01-05 13:00[:00], ISO with T, Z or an offset, 01/05/2026 10:46 (month first), 20260315,
+    1 March 2026, Jan 8 2026 7pm.  Raises UsageError, also for days that do not exist.
+    """
+    if not isinstance(value, str):
+        return _number(value)
+    from datetime import datetime, timezone
+    text = " ".join(value.replace(",", " ").split()).upper()
+    if len(text) > 40 or not text.isascii():
+        raise UsageError(f"{shown(value)!r} is not a date; write 2026-01-31 or '2026-01-31 13:00'")
+    if text.endswith("Z"):
+        text = text[:-1] + "+0000"
+    elif len(text) > 6 and text[-3] == ":" and text[-6] in "+-":
+        text = text[:-3] + text[-2:]
+    days = ("%Y-%m-%d", "%m/%d/%Y", "%Y%m%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y", "%Y/%m/%d")
+    times = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M", "T%H:%M:%S", "T%H:%M:%S.%f", " %I%p", " %I:%M%p",
+             " %I:%M %p", " %I:%M:%S %p", " %I %p")
+    for form in (day + clock + offset for day in days for clock in times for offset in ("", "%z", " %z")):
+        try:
+            moment = datetime.strptime(text, form)
+            if moment.tzinfo is None and zone == "utc":
+                moment = moment.replace(tzinfo=timezone.utc)
+            return moment.timestamp()
+        except (ValueError, OverflowError, OSError):
+            continue
+    raise UsageError(f"{shown(value)!r} is not a date; write 2026-01-31 or '2026-01-31 13:00'")
+
+
+def utc_text(seconds: Any, form: str = "%Y-%m-%d %H:%M") -> str:
+    """Unix seconds as text in UTC; anything that is no time as it is."""
+    from datetime import datetime, timezone
+    try:
+        return datetime.fromtimestamp(float(seconds), timezone.utc).strftime(form)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return str(seconds)
+
+
+def dig(row: Any, path: str) -> Any:
+    """`row["a"]["b"]` for "a.b"; None where something on the way is missing."""
+    for name in path.split("."):
+        row = row.get(name) if isinstance(row, dict) else None
+    return row
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """'; did you mean X?' for a misspelt word, or nothing."""
+    import difflib
+    close = difflib.get_close_matches(word[:60], list(words), 1, 0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def warn(text: str) -> None:
+    """A remark for the person at the terminal: one line on stderr, lost where there is no stderr."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.write(f"vastai: {text}\n")
+        except (OSError, ValueError):
+            pass
+
+
+# ---------------------------------------------------------------------------------------------------- rows
+
+REQUIRED: Any = type("REQUIRED", (), {"__repr__": lambda self: "REQUIRED"})()
+KEY: Any = type("KEY", (), {"__repr__": lambda self: "KEY"})()  # stands for the API key in a row's fixed body
+SAFE, ONCE = True, False  # may a request be repeated when its answer is lost?
+
+
+class Arg:
+    """One argument of a command.
+
+    `flags` is its spelling on the command line: "id" stands alone, "-l --limit" is an option; the last one names the
+    keyword, unless `name` does.  `to` says where the value goes ("path", "query", "body" or "" for nowhere: a function
+    takes it), `key` its name there.  `old` lists other keywords that programs use, `face` restricts it to "cli" or
+    "sdk", `cli` is the command line's default where it differs, `many` takes several words, `rest` the rest of the
+    line, `again` may be given again, `shortcuts` are flags that set a value ({"-b": "bid"}), `secret` is never shown.
+    """
+
+    __slots__ = ("again", "choices", "cli", "default", "face", "flags", "help", "hidden", "key", "kind", "many", "name",
+                 "old", "option", "rest", "secret", "shortcuts", "to")
+
+    def __init__(self, flags: str, kind: Kind = TEXT, help: str = "", default: Any = REQUIRED, *, name: str = "",
+                 key: str = "", to: str = "auto", old: str = "", face: str = "", cli: Any = REQUIRED,
+                 choices: Tuple[Any, ...] = (), many: Optional[bool] = None, rest: bool = False, again: bool = False,
+                 shortcuts: Optional[Dict[str, str]] = None, secret: bool = False, hidden: bool = False,
+                 required: bool = False) -> None:
+        self.flags, self.kind, self.help, self.to, self.face = flags.split(), kind, help, to, face
+        self.option = flags.startswith("-")
+        self.name = name or self.flags[-1].lstrip("-").replace("-", "_")
+        self.key, self.old, self.choices = key or self.name, old.split(), choices
+        if default is REQUIRED and self.option and not required:
+            default = False if kind is FLAG else None
+        self.default = default
+        self.cli = default if cli is REQUIRED else cli
+        self.many = kind in (IDS, TEXTS, QUERY) if many is None else many
+        self.rest, self.again, self.shortcuts, self.secret, self.hidden = rest, again, shortcuts or {}, secret, hidden
+
+    @property
+    def annotation(self) -> str:
+        """The type that a caller of the SDK sees."""
+        text = self.kind.annotation
+        if self.choices:
+            text = f"Literal[{', '.join(map(repr, self.choices))}]"
+            text = f"Sequence[{text}]" if self.kind is TEXTS else text
+        return f"Optional[{text}]" if self.default is None else text
+
+    def label(self, cli: bool) -> str:
+        return self.flags[-1] if cli else self.name
+
+
+YES = Arg("-y --yes", FLAG, "do not ask", face="cli", to="")
+
+
+class Command:
+    """One command: the name of both faces, the request, and what becomes of the answer.
+
+    `call` is "METHOD /path/{id}/" under /api/v0, or "METHOD run:/path/" on the serverless host.  `returns` says what the
+    answer holds: "" the answer itself (a dict), "offers[]" the list under that name, "[]" a list, "user" the dict under
+    that name, "text" a string, "any" whatever comes.  `of` names the TypedDict of a row.  `columns` are the table's,
+    `done` is the sentence after success, `ask` the question before, `look` the command that shows what happened,
+    `query` and `body` are fixed members.  `build` names a function that fills in query and body, `run` one that takes
+    several steps, `show` one that prints.
+    """
+
+    __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "call", "columns", "done", "examples", "face", "fields",
+                 "group", "hidden", "look", "method", "methods", "name", "note", "of", "path", "query", "returns", "run",
+                 "safe", "show", "strict", "summary", "whole")
+
+    def __init__(self, name: str, call: str, safe: bool, summary: str, *args: Arg, returns: str = "", of: str = "",
+                 columns: Tuple[Any, ...] = (), done: str = "", ask: str = "", look: str = "", aliases: str = "",
+                 methods: str = "", query: Optional[Row] = None, body: Optional[Row] = None, build: str = "",
+                 run: str = "", show: str = "", note: str = "", examples: Tuple[str, ...] = (), fields: str = "",
+                 face: str = "", auth: bool = True, whole: bool = False, strict: bool = False,
+                 hidden: bool = False) -> None:
+        self.name, self.call, self.safe, self.summary, self.args = name, call, safe, summary, args
+        self.method, _, self.path = call.partition(" ")
+        self.returns, self.of, self.columns, self.done, self.ask, self.look = returns, of, columns, done, ask, look
+        self.aliases = tuple(filter(None, aliases.split(", ")))  # on the command line
+        self.methods = (name.replace(" ", "_").replace("-", "_"), *methods.split())  # in the SDK
+        self.query, self.body, self.build, self.run, self.show = query or {}, body or {}, build, run, show
+        self.note, self.examples, self.fields, self.face, self.auth = note, examples, fields, face, auth
+        self.whole = whole  # --raw prints the whole answer, not the part that `returns` names
+        self.strict = strict  # an "error" member or a bare text is a failure, whatever the status says
+        self.hidden, self.group = hidden, ""
+        if ask:
+            self.args = (*args, YES)
+        home = "query" if self.method == "GET" else "body"
+        for arg in self.args:
+            if arg.to == "auto":
+                arg.to = "path" if f"{{{arg.name}}}" in self.path else home if self.path else ""
+
+    @property
+    def is_list(self) -> bool:
+        return self.returns.endswith("[]")
+
+    @property
+    def annotation(self) -> str:
+        """The type that the method returns."""
+        row = self.of or "Dict[str, Any]"
+        plain = {"text": "str", "any": "Any", "none": "None"}.get(self.returns)
+        return plain or (f"List[{row}]" if self.is_list else row)
+
+
+COMMANDS: Dict[str, Command] = {}  # name -> row, in the order of the help
+NAMES: Dict[str, Command] = {}  # every spelling on the command line -> row
+METHODS: Dict[str, Command] = {}  # every spelling in the SDK -> row
+
+
+def register(group: str, *rows: Command) -> None:
+    """Adds rows to the table under a heading of the help; a name that is there already is an error."""
+    for row in rows:
+        row.group = group
+        COMMANDS[row.name] = row
+        spellings = [(NAMES, (row.name, *row.aliases), "sdk"), (METHODS, row.methods, "cli")]
+        for index, names, other_face in spellings:
+            if row.face != other_face:
+                for name in names:
+                    if name in index:
+                        raise ValueError(f"two commands are called {name!r}")
+                    index[name] = row
+
+
+# ---------------------------------------------------------------------------------------------------- columns
+# (header, field or function of the row, format, rank).  A format is one of str.format's, with *100 or /1000 behind it
+# to scale a number, or a word that FORMATS knows.  When a terminal is too narrow, the highest rank goes first.
+
+# fmt: off
+OFFER_COLUMNS = (
+    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 4), ("N", "num_gpus", "{}x", 0), ("Model", "gpu_name", "", 0),
+    ("PCIE", "pcie_bw", ".1f", 5), ("cpu_ghz", "cpu_ghz", ".1f", 6), ("vCPUs", "cpu_cores_effective", ".1f", 3),
+    ("RAM GB", "cpu_ram", ".1f/1000", 2), ("VRAM GB", "gpu_ram", ".1f/1000", 1), ("Disk GB", "disk_space", ".0f", 2),
+    ("$/hr", "dph_total", ".4f", 0), ("DLP", "dlperf", ".1f", 3), ("DLP/$", "dlperf_per_dphtotal", ".2f", 5),
+    ("score", "score", ".1f", 5), ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 4),
+    ("Down Mb/s", "inet_down", ".1f", 3), ("R %", "reliability", ".1f*100", 2), ("Max_Days", "duration", ".1f/86400", 4),
+    ("mach_id", "machine_id", "", 5), ("status", "verification", "state", 5), ("host_id", "host_id", "", 7),
+    ("ports", "direct_port_count", "", 6), ("country", "geolocation", "", 1))
+RESERVED_COLUMNS = tuple(
+    ("$/hr", "discounted_dph_total", ".4f", 0) if c[1] == "dph_total" else c
+    for c in OFFER_COLUMNS if c[1] not in ("gpu_ram", "score"))
+INSTANCE_CARD = (
+    ("ID", "id", ""), ("Machine", "machine_id", ""), ("Status", "actual_status", "state"), ("Num", "num_gpus", "{}x"),
+    ("Model", "gpu_name", ""), ("Util. %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
+    ("RAM GB", "cpu_ram", ".1f/1000"), ("Storage GB", "disk_space", ".0f"), ("SSH Addr", "ssh_host", ""),
+    ("SSH Port", "ssh_port", ""), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""), ("Net up Mb/s", "inet_up", ".1f"),
+    ("Net down Mb/s", "inet_down", ".1f"), ("R %", "reliability2", ".1f*100"), ("Label", "label", ""),
+    ("age(hours)", "duration", ".2f/3600"), ("uptime(mins)", "uptime_mins", ".2f"), ("Message", "status_msg", ""))
+INSTANCE_COLUMNS = (
+    ("ID", "id", "", 0), ("Status", "actual_status", "state", 0), ("Label", "label", "", 1), ("GPU", "gpu", "gpu", 0),
+    ("Disk GB", "disk", "disk", 3), ("Volumes", "volumes", "volumes", 4), ("$/hr", "dph_total", ".4f", 0),
+    ("Image", "image_uuid", "", 2), ("Age", "start_date", "age", 2), ("Verified", "verification", "state", 5))
+INSTANCE_MORE = (
+    ("Machine", "machine_id", "", 5), ("Net Mb/s", "net", "net", 6), ("Location", "geolocation", "", 5),
+    ("Template", "template", "template", 6), ("SSH", "ssh", "ssh", 4), ("Msg", "status_msg", "", 6))
+SSH_KEY_COLUMNS = (("ID", "id", ""), ("Key", "key|public_key", ""), ("Created", "created_at", ""))
+TEMPLATE_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3), ("Hash", "hash_id", "", 0),
+    ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4), ("Creator", "creator_id", "", 4),
+    ("Created", "created_at", "day", 5))
+USER_CARD = (
+    ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Full name", "fullname", ""), ("Credit $", "credit", ".2f"),
+    ("Balance $", "balance", ".2f"), ("Alert below $", "balance_threshold", ".2f"), ("Alert on", "balance_threshold_enabled", ""),
+    ("Can pay", "can_pay", ""), ("Card", "last4", ""), ("Address", "billaddress_line1", ""), ("", "billaddress_line2", ""),
+    ("City", "billaddress_city", ""), ("Zip", "billaddress_zip", ""), ("Country", "billaddress_country", ""),
+    ("Billed", "billed_verified", ""), ("Billing expected", "billed_expected", ""), ("Paid", "paid_verified", ""),
+    ("Payment expected", "paid_expected", ""), ("Credit only", "billing_creditonly", ""), ("Billing set up", "has_billing", ""),
+    ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""), ("Email verified", "email_verified", ""),
+    ("Password reset", "password_resettable", ""), ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
+
+# Option groups that several commands share.
+
+DEMAND = ("on-demand", "bid", "reserved", "interruptible")
+
+def search_options(storage: float, *, aliases: bool) -> Tuple[Arg, ...]:
+    return (
+        Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", "score-", to=""),
+        Arg("--limit", COUNT, "rows at most; 0 for as many as the service gives", None, to=""),
+        Arg("--storage", GB, "storage that prices shall include, GB", storage, to=""),
+        Arg("-n --no-default", FLAG, "without the conditions that are set otherwise", to=""))
+
+SCHEDULE = (
+    Arg("--schedule", TEXT, "make a scheduled job of it", None, choices=("HOURLY", "DAILY", "WEEKLY"), to=""),
+    Arg("--start_date", WHEN, "first day of the job, UTC; today if not given", None, to=""),
+    Arg("--end_date", WHEN, "last day of the job, UTC; a week from now if not given", None, to=""),
+    Arg("--day", TEXT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to=""),
+    Arg("--hour", TEXT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to=""))
+
+LAUNCH_OPTIONS = (
+    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'", None, to="", secret=True),
+    Arg("--label", TEXT, "a name of your own for the instance", None),
+    Arg("--extra", TEXT, "options for docker run", None, hidden=True),
+    Arg("--onstart-cmd", TEXT, "commands to run when it starts", None, old="onstart entrypoint", to=""),
+    Arg("--login", TEXT, "docker login options for a private image", None, key="image_login", secret=True),
+    Arg("--python-utf8", FLAG, "set Python's encoding to UTF-8"),
+    Arg("--lang-utf8", FLAG, "set the system's locale to UTF-8"),
+    Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", key="use_jupyter_lab"),
+    Arg("--jupyter-dir", TEXT, "folder in which Jupyter starts", None))
+RUNTYPE_OPTIONS = (
+    Arg("--ssh", FLAG, "access by SSH", to=""),
+    Arg("--jupyter", FLAG, "access by Jupyter", to=""),
+    Arg("--direct", FLAG, "connect to the machine itself, not through a proxy; faster", to=""))
+ONSTART_OPTIONS = (
+    Arg("--onstart", SCRIPT, "a file with commands to run when it starts; goes before --onstart-cmd", None, face="cli", to=""),
+    Arg("--entrypoint", TEXT, "same as --onstart-cmd", None, face="cli", to=""))
+CREATE_OPTIONS = (
+    Arg("--image", TEXT, "Docker image; not needed with --template_hash", None),
+    Arg("--disk", GB, "disk space, GB", 10),
+    LAUNCH_OPTIONS[0],
+    Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", None, name="price"),
+    *LAUNCH_OPTIONS[1:],
+    Arg("--force", FLAG, "skip the service's sanity checks"),
+    Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now"),
+    Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id", old="template_hash_id"),
+    Arg("--user", TEXT, "user that commands in the container run as", None),
+    Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None, face="sdk", to=""),
+    Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to=""),
+    Arg("--volume-info", OBJECT, "volume in the service's words", None, face="sdk"),
+    Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
+    *RUNTYPE_OPTIONS,
+    Arg("--create-volume", ID, "id of a volume offer: make a volume from it", None, to=""),
+    Arg("--link-volume", ID, "id of a volume of yours: mount it", None, to=""),
+    Arg("--volume-size", GB, "size of the new volume, GB; 15 if not given", None, to=""),
+    Arg("--mount-path", TEXT, "where to mount the volume", None, to=""),
+    Arg("--volume-label", TEXT, "a name for the new volume", None, to=""),
+    *ONSTART_OPTIONS)
+WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
+
+
+# ---------------------------------------------------------------------------------------------------- THE TABLE
+
+register("Search and rent",
+    Command("search offers", "POST /bundles/", SAFE, "GPU offers that can be rented",
+        Arg("query", QUERY, "conditions on the fields below", None, to=""),
+        Arg("-t --type", TEXT, "kind of rental; interruptible is another word for bid", "on-demand", choices=DEMAND,
+            shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
+                       "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to=""),
+        *search_options(5.0, aliases=True),
+        Arg("--new", FLAG, "ask the newer search service", face="cli", to=""),
+        Arg("--disable-bundling", FLAG, "list identical offers one by one (deprecated)", face="cli", hidden=True, to=""),
+        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", show="show_offers",
+        aliases="search instances", auth=False, fields=OFFER_FIELDS,
+        note="Without --no-default the conditions verified=true external=false rentable=true hold; FIELD=any takes one away.",
+        examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph", "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
+                  "--interruptible 'num_gpus>=4 inet_down>500'")),
+    Command("search offers-new", "PUT /search/asks/", SAFE, "GPU offers, from the newer search service",
+        Arg("query", QUERY, "conditions as for search offers", None, to=""),
+        Arg("--type", TEXT, "kind of rental", "on-demand", choices=DEMAND, to=""),
+        *search_options(5.0, aliases=True),
+        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", auth=False, face="sdk"),
+    Command("search templates", "GET /template/", SAFE, "templates to start instances from",
+        Arg("query", QUERY, "conditions on the fields below", None, to=""),
+        returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search", fields=TEMPLATE_FIELDS,
+        examples=("'count_created>100'", "'name=vLLM recommended=true'")),
+    Command("create instance", "PUT /asks/{id}/", ONCE, "rent an offer: make an instance of it",
+        Arg("id", ID, "the offer, from search offers", old="ID"),
+        *CREATE_OPTIONS,
+        of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance", look="show instances",
+        done="Instance {new_contract} is being made from offer {id}.",
+        note="Prices are per hour and run from now on; `vastai destroy instance ID` ends them.",
+        examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct", "6995713 --template_hash 661d064bbda1f2a1 --label train",
+                  "6995713 --image vllm/vllm-openai --env '-e HF_TOKEN=… -p 8000:8000' --args --model Qwen/Qwen3-8B")),
+    Command("create instances", "POST /asks/bulk/", ONCE, "rent several offers with the same options",
+        Arg("ids", IDS, "the offers, from search offers", to=""),
+        *CREATE_OPTIONS,
+        body={"client_id": "me"}, build="build_instance", run="run_bulk", look="show instances",
+        done="Instances {new_contracts} are being made from offers {ids}."),
+    Command("launch instance", "PUT /launch_instance/", ONCE, "rent the best offer for a GPU: search and create in one call",
+        Arg("-g --gpu-name", NAME, "model, such as RTX_4090", required=True, to=""),
+        Arg("-n --num-gpus", TEXT, "number of GPUs", required=True, to="", choices=("1", "2", "4", "8", "12", "14")),
+        Arg("-i --image", TEXT, "Docker image", required=True),
+        Arg("-r --region", TEXT, "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]", None, to=""),
+        Arg("-d --disk", GB, "disk space, GB", 10, cli=16.0),
+        Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending", "score-", to=""),
+        Arg("--limit", COUNT, "offers to try", None, cli=3, to=""),
+        *LAUNCH_OPTIONS,
+        Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now"),
+        Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id", old="template_hash_id"),
+        Arg("--runtype", TEXT, "kind of access in the service's words", None, face="sdk", to=""),
+        Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to=""),
+        Arg("--query", OBJECT, "conditions in the service's words, in place of GPU, region and disk", None, face="sdk", to=""),
+        *RUNTYPE_OPTIONS, *ONSTART_OPTIONS,
+        of="CreatedInstance", build="build_launch", run="run_create_instance", look="show instances",
+        done="Instance {new_contract} is being made.",
+        examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct", "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
+
+register("Instances",
+    Command("show instances", "GET /api/v1/instances/", SAFE, "your instances",
+        Arg("-s --status", TEXTS, "only these states: running, loading, exited, created", None, to=""),
+        Arg("--label", TEXTS, "only these labels; '' for instances without one", None, to=""),
+        Arg("--gpu-name", TEXTS, "only these models", None, to=""),
+        Arg("--verification", TEXTS, "only machines in these states", None, choices=("verified", "unverified", "deverified"), to=""),
+        Arg("--order-by", TEXTS, "'COLUMN' or 'COLUMN desc'; may be given again", None, again=True, to=""),
+        Arg("-l --limit", WHOLE, "one page of this many, 1 to 25", None, to=""),
+        Arg("-t --next-token", TEXT, "the page behind an earlier one", None, to=""),
+        Arg("-a --all", FLAG, "every page, also with --limit", to=""),
+        Arg("-v --verbose", FLAG, "more columns", face="cli", to=""),
+        Arg("--cols", TEXT, "these columns: id,status,label,gpu,disk,volumes,dph,image,age,verified,machine,net,location,template,ssh,msg",
+            None, face="cli", to=""),
+        returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances", show="show_instance_table",
+        aliases="show instances-v1",
+        examples=("--status running", "--label train --order-by 'dph_total desc'", "--raw | jq '.[].ssh_host'")),
+    Command("show instances-v1", "GET /api/v1/instances/", SAFE, "one page of instances, as the service gives it",
+        Arg("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None, to=""),
+        build="build_params", face="sdk"),
+    Command("show instance-filters", "GET /instances/filters/", SAFE, "the states, models and verifications of your instances",
+        returns="filters[]", face="sdk"),
+    Command("show instance", "GET /instances/{id}/", SAFE, "one instance in full",
+        Arg("id", ID, "the instance", old="ID INSTANCE_ID"),
+        query={"owner": "me"}, returns="instances", of="Instance", columns=INSTANCE_CARD, run="run_show_instance", look="show instances"),
+    Command("start instance", "PUT /instances/{id}/", SAFE, "start a stopped instance",
+        Arg("id", ID, "the instance", old="ID"),
+        body={"state": "running"}, done="Instance {id} is starting.", look="show instances"),
+    Command("stop instance", "PUT /instances/{id}/", SAFE, "stop an instance; its storage is kept and still costs",
+        Arg("id", ID, "the instance", old="ID"),
+        body={"state": "stopped"}, done="Instance {id} is stopping.", look="show instances"),
+    Command("destroy instance", "DELETE /instances/{id}/", SAFE, "end an instance and delete its data",
+        Arg("id", ID, "the instance", old="ID"),
+        ask="Destroy instance {id} and all its data?", done="Instance {id} is destroyed.", look="show instances"),
+    Command("start instances", "PUT /instances/", SAFE, "start several stopped instances",
+        Arg("ids", IDS, "the instances", to=""),
+        body={"state": "running"}, run="run_bulk", done="Instances {ids} are starting.", look="show instances"),
+    Command("stop instances", "PUT /instances/", SAFE, "stop several instances",
+        Arg("ids", IDS, "the instances", to=""),
+        body={"state": "stopped"}, run="run_bulk", done="Instances {ids} are stopping.", look="show instances"),
+    Command("destroy instances", "DELETE /instances/", SAFE, "end several instances and delete their data",
+        Arg("ids", IDS, "the instances", key="instance_ids", to=""),
+        ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Instances {ids} are destroyed.", look="show instances"),
+    Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, "stop and start the container, keeping its GPU",
+        Arg("id", ID, "the instance", old="ID"), *SCHEDULE,
+        run="run_scheduled", done="Instance {id} is rebooting.", look="show instance"),
+    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, "make the container anew from its image, keeping its GPU",
+        Arg("id", ID, "the instance", old="ID"),
+        done="Instance {id} is being recycled.", look="show instance"),
+    Command("label instance", "PUT /instances/{id}/", SAFE, "give an instance a name of your own",
+        Arg("id", ID, "the instance", old="ID"),
+        Arg("label", TEXT, "the name; '' takes it away"),
+        done="The label of instance {id} is {label!r}.", look="show instances"),
+    Command("update instance", "PUT /instances/update_template/{id}/", SAFE, "change the template, image or start-up of an instance",
+        Arg("id", ID, "the instance", old="ID"),
+        Arg("--template_id", ID, "id of the template", None),
+        Arg("--template_hash_id", TEXT, "hash of the template", None),
+        Arg("--image", TEXT, "Docker image", None),
+        Arg("--args", TEXT, "arguments of the entrypoint", None),
+        Arg("--env", OBJECT, "environment as JSON: '{\"KEY\": \"VALUE\"}'", None, secret=True),
+        Arg("--onstart", TEXT, "commands to run when it starts", None),
+        build="build_id", done="Instance {id} is changed.", look="show instance"),
+    Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, "pay a reserved instance in advance, for a discount",
+        Arg("id", ID, "the instance", old="ID"),
+        Arg("amount", PRICE, "dollars to pay"),
+        show="show_prepay", look="show deposit"),
+    Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, "change the bid of an interruptible instance",
+        Arg("id", ID, "the instance", old="ID"),
+        Arg("--price", PRICE, "new bid, $/hr; without it one that wins now", None), *SCHEDULE,
+        body={"client_id": "me"}, run="run_scheduled", done="The bid of instance {id} is changed.", look="show instance"),
+    Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance and show what it prints",
+        Arg("id", ID, "the instance", old="ID"),
+        Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, WAIT,
+        returns="text", run="run_scheduled", look="show instance", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
+    Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, "what an instance has printed",
+        Arg("instance_id", ID, "the instance", old="id ID INSTANCE_ID"),
+        Arg("--tail", TEXT, "lines from the end", None),
+        Arg("--filter", TEXT, "only lines that match this regular expression", None),
+        Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's", to=""), WAIT,
+        returns="text", build="build_logs", run="run_logs", look="show instances", examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'")),
+    Command("ssh-url", "", SAFE, "the address for ssh",
+        Arg("id", ID, "the instance"), returns="text", run="run_address", look="show instances"),
+    Command("scp-url", "", SAFE, "the address for scp",
+        Arg("id", ID, "the instance"), returns="text", run="run_address", look="show instances"))
+
+register("Keys",
+    Command("set api-key", "", SAFE, "keep the API key in a file of yours",
+        Arg("new_api_key", NAME, "the key, or - to read it from stdin", name="api_key", old="new_api_key", secret=True),
+        returns="none", run="run_set_api_key", auth=False),
+    Command("show ssh-keys", "GET /ssh/", SAFE, "the SSH keys of your account",
+        returns="[]", columns=SSH_KEY_COLUMNS),
+    Command("create ssh-key", "POST /ssh/", ONCE, "add an SSH key to your account",
+        Arg("ssh_key", TEXT, "the public key or its file; without it a new key is made with ssh-keygen", None),
+        YES,
+        run="run_create_ssh_key", done="The key is added.", look="show ssh-keys"),
+    Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, "let an SSH key into an instance",
+        Arg("instance_id", ID, "the instance", old="id"),
+        Arg("ssh_key", TEXT, "the public key or its file"),
+        run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance"))
+
+register("Account",
+    Command("show user", "GET /users/current", SAFE, "your account and its credit",
+        of="User", columns=USER_CARD, run="run_show_user"))
+# fmt: on
+
+
+# ---------------------------------------------------------------------------------- from arguments to a request
+
+class View:
+    """How an answer is shown: format, fields, colour … and what a caller set for one use."""
+
+    __slots__ = ("color", "cols", "confirmed", "fields", "form", "full", "quiet", "verbose")
+
+    def __init__(self, form: str = "json", fields: str = "", quiet: bool = False, full: bool = False, color: bool = True,
+                 confirmed: bool = False) -> None:
+        self.form, self.fields, self.quiet, self.full, self.color = form, fields, quiet, full, color
+        self.confirmed = confirmed
+
+
+class Call:
+    """One use of a command: who calls, which row, with what, from which face."""
+
+    __slots__ = ("cli", "client", "extra", "params", "row", "view")
+
+    def __init__(self, client: VastAI, row: Command, params: Row, view: View, cli: bool = False) -> None:
+        self.client, self.row, self.params, self.view, self.cli = client, row, params, view, cli
+        self.extra: Row = {}  # what a function of several steps leaves for the one that prints
+
+    def __getitem__(self, name: str) -> Any:
+        return self.params.get(name)
+
+    @property
+    def raw(self) -> bool:
+        """Is the answer for a program, rather than for a reader?"""
+        return self.view.form != "table"
+
+    def send(self, query: Optional[Row] = None, body: Optional[Row] = None, **params: Any) -> Any:
+        """This row's own request, with members and parameters replaced; the part of the answer that it promises."""
+        call = Call(self.client, self.row, {**self.params, **params}, self.view, self.cli)
+        return pick(call, exchange(call, request_of(call, query, body)))
+
+    def do(self, name: str, **params: Any) -> Any:
+        """Another row, from the same client, as the SDK would call it; a refusal raises."""
+        row = METHODS[name]
+        call = Call(self.client, row, check(row, params, cli=False), View())
+        answer = perform(call)
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise refusal(row, answer)
+        return answer
+
+    def note(self, text: str) -> None:
+        """Progress, for a person who watches a terminal."""
+        if not self.view.quiet and sys.stderr is not None and sys.stderr.isatty():
+            sys.stderr.write(f"\r\033[K{shown(text)}" if text else "\r\033[K")
+            sys.stderr.flush()
+
+
+def bind(row: Command, args: Sequence[Any], given: Row) -> Row:
+    """The parameters of a method call, as a Python function would take them; TypeError as from one."""
+    name, mine = row.methods[0], [arg for arg in row.args if arg.face != "cli"]
+    if len(args) > len(mine):
+        raise TypeError(f"{name}() takes at most {len(mine)} arguments ({len(args)} given)")
+    params = {arg.name: value for arg, value in zip(mine, args)}
+    spelling = {old: arg.name for arg in mine for old in arg.old}
+    names = {arg.name for arg in mine}
+    for word, value in given.items():
+        target = word if word in names else spelling.get(word)
+        if target is None:
+            raise TypeError(f"{name}() got an unexpected keyword argument {word!r}{nearest(word, names)}")
+        if target in params and None not in (value, params[target]) and value != params[target]:
+            raise TypeError(f"{name}() got multiple values for argument {target!r}")
+        params[target] = params[target] if value is None and target in params else value
+    missing = [arg.name for arg in mine if arg.default is REQUIRED and arg.name not in params]
+    if missing:
+        raise TypeError(f"{name}() missing {len(missing)} required argument(s): {', '.join(map(repr, missing))}")
+    return params
+
+
+def check(row: Command, params: Row, cli: bool) -> Row:
+    """Every parameter of the row, converted and with its default.  Raises UsageError."""
+    result = {}
+    for arg in row.args:
+        default = arg.cli if cli else arg.default
+        value = params.get(arg.name, default)
+        if value is REQUIRED:
+            raise UsageError(f"{arg.label(cli)} is required", command=row.name)
+        if value is None and default is not None:
+            if default is REQUIRED:
+                raise UsageError(f"{arg.label(cli)} is required", command=row.name)
+            value = default
+        if arg.name not in params and value is default:
+            result[arg.name] = value
+            continue
+        result[arg.name] = None if value is None else convert(row, arg, value, cli)
+    return result
+
+
+def convert(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
+    """One value as the row wants it.  Raises UsageError."""
+    try:
+        value = arg.kind.convert(value)
+        for choice in (value if arg.kind is TEXTS else [value]) if arg.choices else ():
+            if choice not in arg.choices:
+                raise UsageError(f"expected one of {', '.join(map(str, arg.choices))}, not {shown(str(choice))!r}"
+                                 + nearest(str(choice), arg.choices))
+        return value
+    except UsageError as error:
+        raise UsageError(f"{arg.label(cli)}: {error.msg}", command=row.name) from None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        found = "" if arg.secret else f", not {shown(repr(value))}"
+        raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}", command=row.name) from None
+
+
+class Request:
+    """What goes over the wire; `hidden` names the members of the body that nothing may show, `secrets` their texts.
+
+    `auth` is False where the key must not go along, as with the presigned address of a result.
+    """
+
+    __slots__ = ("auth", "body", "hidden", "method", "query", "secrets", "url")
+
+    def __init__(self, method: str, url: str, query: Row, body: Optional[Row], auth: bool = True,
+                 hidden: Sequence[str] = ()) -> None:
+        self.method, self.url, self.query, self.body, self.auth, self.hidden = method, url, query, body, auth, hidden
+        self.secrets = [text for name in hidden for text in _texts((body or {}).get(name))]
+
+    @property
+    def target(self) -> str:
+        """The URL with its query; values that are not text go as JSON."""
+        if not self.query:
+            return self.url
+        import json
+        from urllib.parse import quote, urlencode
+        pairs = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in self.query.items()]
+        return f"{self.url}?{urlencode(pairs, quote_via=quote)}"
+
+
+def _texts(value: Any) -> List[str]:
+    values = value.values() if isinstance(value, dict) else [value]
+    return [text for text in map(str, values) if len(text) > 3]
+
+
+def request_of(call: Call, query: Optional[Row] = None, body: Optional[Row] = None) -> Request:
+    """The request of a call, from its row and parameters alone.  None is left out: the service takes it as not given."""
+    row, client = call.row, call.client
+    slots: Dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
+    for arg in row.args:
+        value = call[arg.name]
+        if arg.to and value is not None:
+            slots[arg.to][arg.key if arg.to != "path" else arg.name] = value
+    if row.build:
+        globals()[row.build](call, slots["query"], slots["body"])
+    slots["query"].update(query or {})
+    slots["body"].update(body or {})
+    root, _, path = row.path.rpartition(":")
+    base = client.server_url
+    if root == "run" and base == SERVER:
+        base = SERVERLESS
+    path = path if root or path.startswith("/api/") else "/api/v0" + path
+    if slots["path"]:
+        path = path.format_map({name: path_part(row, name, value) for name, value in slots["path"].items()})
+    whole = None if row.method == "GET" else {
+        k: client.api_key if v is KEY else v for k, v in slots["body"].items() if v is not None or k in row.body}
+    hidden = [arg.key for arg in row.args if arg.secret and arg.to != "path"] + ["api_key"] * (KEY in row.body.values())
+    return Request(row.method, base + path, slots["query"], whole, True, hidden)
+
+
+def path_part(row: Command, name: str, value: Any) -> str:
+    """A value as one part of a path: percent-encoded whole, dots too where they would mean a folder."""
+    from urllib.parse import quote
+    text = quote(str(value), safe="")
+    if not text or len(text) > 1000:
+        raise UsageError(f"{name}: expected a name of 1 to 300 characters", command=row.name)
+    return text.replace(".", "%2E") if text in (".", "..") else text
+
+
+def build_id(call: Call, query: Row, body: Row) -> None:
+    """The id goes into the body as well as the path."""
+    body["id"] = call["id"]
+
+
+def build_params(call: Call, query: Row, body: Row) -> None:
+    """The caller's own query, as it is."""
+    query.pop("params", None)
+    query.update(call["params"] or {})
+
+
+def offer_query(call: Call) -> Row:
+    """The conditions of an offers search, with their defaults and the two directives that are no fields."""
+    query = call["query"]
+    as_text = isinstance(query, (str, list, tuple)) or (call.cli and query is None)
+    start = {} if call["no_default"] else {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
+    if not as_text:
+        if not call["no_default"]:
+            start["rented"] = {"eq": False}
+        return {**start, **(query or {})}
+    result = parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS)
+    call.extra["georegion"] = result.pop("georegion", None) == {"eq": True}
+    call.extra["chunked"] = result.pop("chunked", None) == {"eq": True}
+    region = GEOREGIONS.get(str(dig(result, "geolocation.eq")))
+    if call.extra["georegion"] and region:
+        result["geolocation"] = {"in": region.split()}
+    return result
+
+
+def search_body(call: Call, conditions: Row, **more: Any) -> Row:
+    """The body of a search: conditions, order, allocated storage, and the limit where there is one."""
+    body = {**conditions, "order": parse_order(call["order"], ALIASES), **more, "allocated_storage": call["storage"]}
+    if call["limit"]:
+        body["limit"] = call["limit"]
+    return body
+
+
+def build_filter_search(call: Call, query: Row, body: Row) -> None:
+    """`select_filters` from a query: templates, invoices, benchmarks."""
+    conditions = call["query"]
+    if not isinstance(conditions, dict):
+        dates = [name for name, meaning in field_help(call.row.fields) if meaning.startswith("MM/DD/YYYY")]
+        conditions = parse_query(conditions, {}, call.row.fields, dates=dates)
+    query.clear()
+    query.update(select_cols=["*"], select_filters=conditions)
+
+
+def runtype_of(call: Call, template: Any) -> Optional[str]:
+    """The kind of access that the flags ask for, in the service's words; None leaves it to the template or service."""
+    ssh, direct, args = call["ssh"], call["direct"], call["args"]
+    jupyter = call["jupyter"] or bool(call["jupyter_lab"] or call["jupyter_dir"]) and not call["runtype"]
+    if template:
+        return call["runtype"]
+    if call["runtype"]:
+        if ssh or call["jupyter"] or direct:
+            raise UsageError("runtype does not go together with ssh, jupyter or direct", command=call.row.name)
+        return str(call["runtype"])
+    if args is not None:
+        if jupyter:
+            raise UsageError("args do not go together with jupyter: Jupyter takes the entrypoint's place",
+                             command=call.row.name)
+        return "args"
+    if jupyter:
+        return "jupyter_direc ssh_direc ssh_proxy" if direct else "jupyter_proxy ssh_proxy"
+    if ssh:
+        return "ssh_direc ssh_proxy" if direct else "ssh_proxy"
+    if direct and not call.cli:
+        raise UsageError("direct needs ssh or jupyter", command=call.row.name)
+    return "ssh" if call.cli else None
+
+
+def start_up(call: Call, body: Row) -> None:
+    """What `create instance` and `launch instance` have in common: environment, access, commands at the start."""
+    env, runtype = parse_env(call["env"]), runtype_of(call, call["template_hash"])
+    if "PORTAL_CONFIG" in env and "jupyter" not in (runtype or "jupyter" * bool(call["template_hash"])):
+        kept = [entry for entry in env["PORTAL_CONFIG"].split("|") if "jupyter" not in entry.lower()]
+        if not kept:
+            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter", command=call.row.name)
+        env["PORTAL_CONFIG"] = "|".join(kept)
+    body["env"] = env
+    body["onstart"] = call["onstart"] or call["onstart_cmd"] or call["entrypoint"]
+    if runtype:
+        body["runtype"] = runtype
+    if call["args"]:
+        body["args"] = call["args"]
+
+
+def build_instance(call: Call, query: Row, body: Row) -> None:
+    """The body of create instance(s)."""
+    if call["price"] is not None and call["bid_price"] is not None:
+        raise UsageError("price and bid_price are the same thing: give one of them", command=call.row.name)
+    body["price"] = call["bid_price"] if call["price"] is None else call["price"]
+    start_up(call, body)
+    volume = volume_of(call)
+    if volume:
+        body["volume_info"] = volume
+
+
+def volume_of(call: Call) -> Optional[Row]:
+    """`volume_info` from the volume options."""
+    create, link, path, name = call["create_volume"], call["link_volume"], call["mount_path"], call["volume_label"]
+
+    def bad(reason: str) -> UsageError:
+        return UsageError(reason, command=call.row.name)
+    if call["volume_info"] is not None and (create is not None or link is not None):
+        raise bad("volume_info does not go together with create_volume or link_volume")
+    if create is not None and link is not None:
+        raise bad("make a new volume or link one: not both")
+    if call["volume_size"] is not None and create is None:
+        raise bad("a volume size needs a volume to create: --create-volume")
+    if create is None and link is None:
+        if path is not None or name is not None:
+            raise bad("a mount path or volume label needs --create-volume or --link-volume")
+        return None
+    if not path or not path.startswith("/") or "//" in path or not all(c.isalnum() or c in "/._-" for c in path):
+        raise bad("a volume needs --mount-path, a path such as /root/volume")
+    volume = {"mount_path": path, "create_new": create is not None, "volume_id": link if create is None else create}
+    if name is not None:
+        volume["name"] = name
+    if create is not None:
+        volume["size"] = 15 if call["volume_size"] is None else call["volume_size"]
+    return volume
+
+
+def build_launch(call: Call, query: Row, body: Row) -> None:
+    """The body of launch instance: the offers query and the instance in one."""
+    conditions = call["query"]
+    if conditions is None:
+        region = REGIONS.get(call["region"] or "", call["region"])
+        text = f'num_gpus={call["num_gpus"]} gpu_name="{call["gpu_name"]}"'
+        start = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}, "rented": {"eq": False}}
+        conditions = parse_query(text, start)
+        if region:
+            countries = region.strip("[] ").replace(",", " ").split()
+            conditions["geolocation"] = {"in": [country.strip('"') for country in countries]}
+        if call["disk"]:
+            conditions["disk_space"] = {"gte": str(call["disk"])}
+    limit = {"limit": call["limit"]} if call["limit"] else {}
+    body["q"] = {**conditions, "order": parse_order(call["order"], ALIASES), "type": "on-demand", **limit,
+                 "allocated_storage": call["disk"]}
+    start_up(call, body)
+
+
+def build_logs(call: Call, query: Row, body: Row) -> None:
+    if call["daemon_logs"]:
+        body["daemon_logs"] = "true"
+
+
+def schedule_of(call: Call, request: Request) -> Row:
+    """The job that repeats `request`, from the options of SCHEDULE.  Raises UsageError."""
+    def bad(reason: str) -> UsageError:
+        return UsageError(reason, command=call.row.name)
+
+    def slot(name: str, last: int) -> Optional[int]:
+        if call[name] == "*":
+            return None
+        try:
+            value = _whole(call[name])
+        except ValueError:
+            value = -1
+        if not 0 <= value <= last:
+            raise bad(f"--{name}: expected 0 to {last} or *, not {shown(str(call[name]))!r}")
+        return value
+    frequency, day, hour = call["schedule"], slot("day", 6), slot("hour", 23)
+    needs = {"HOURLY": (False, False), "DAILY": (False, True), "WEEKLY": (True, True)}[frequency]
+    if (day is not None, hour is not None) != needs:
+        words = {"HOURLY": "--day '*' --hour '*'", "DAILY": "--day '*' and an --hour", "WEEKLY": "a --day and an --hour"}
+        raise bad(f"{frequency} needs {words[frequency]}")
+    today = time.time() // 86400 * 86400
+    start = today if call["start_date"] is None else parse_when(call["start_date"], "utc")
+    end = today + 7 * 86400 if call["end_date"] is None else parse_when(call["end_date"], "utc")
+    if not start < end:
+        raise bad("--start_date must lie before --end_date")
+    instance = call["id"] if call["id"] is not None else call["instance"]
+    return {"start_time": start, "end_time": end, "api_endpoint": request.url[len(call.client.server_url):],
+            "request_method": request.method, "request_body": request.body, "day_of_the_week": day,
+            "hour_of_the_day": hour, "frequency": frequency, "instance_id": instance}
+
+
+# ---------------------------------------------------------------------------------------------- transport
+# One request, one answer.  What may be repeated is decided in `exchange`, and nowhere else.
+
+class Answer:
+    """What the service answered; the shape that users of `requests` know."""
+
+    __slots__ = ("content", "headers", "status_code", "url")
+
+    def __init__(self, status_code: int, headers: Any, content: bytes, url: str) -> None:
+        self.status_code, self.headers, self.content, self.url = status_code, headers, content, url
+
+    @property
+    def ok(self) -> bool:
+        return self.status_code < 400
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8-sig", "replace")
+
+    def json(self) -> Any:
+        """The answer parsed; ValueError where it is not JSON (NaN and Infinity are not)."""
+        import json
+        try:
+            return json.loads(self.content.decode("utf-8-sig"), parse_constant=_no_number)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+    def masked(self, secrets: Iterable[str]) -> Answer:
+        """The answer without the caller's secrets, should the service echo one."""
+        content = self.content
+        for secret in secrets:
+            content = content.replace(secret.encode(), b"***")
+        return Answer(self.status_code, self.headers, content, self.url)
+
+
+class Unsent(Exception):
+    """The request cannot have reached the service."""
+
+
+class Unanswered(Exception):
+    """The request may have been read, but no whole answer came."""
+
+
+class NothingSent(Exception):
+    """`curl` was asked for: the request was printed, not sent."""
+
+
+def exchange(call: Call, request: Request) -> Answer:
+    """The answer to a request, repeated where that is safe.  Every rule about repeating stands here.
+
+    Before the request can have left (DNS, connect, TLS, proxy) and on 429 anything is tried again.  On 502, 503, 504, a
+    reset, a timeout or a cut answer only a row that is SAFE is; for the others that is OutcomeUnknownError.
+    """
+    client, row = call.client, call.row
+    if client.explain:
+        explain(client, request)
+    if client.curl:
+        print(curl_of(client, request))
+        raise NothingSent
+    authorized(client, row)
+    for attempt in range(1, client.retry + 1):
+        asked: Optional[float] = None  # the pause that the service asks for
+        try:
+            answer = follow(client, request, row)
+        except Unsent as problem:
+            failure = unreached(client, row, "cannot reach", problem)
+        except Unanswered as problem:
+            if not row.safe:
+                raise unknown(row, str(problem)) from problem
+            failure = unreached(client, row, "no answer from", problem)
+        else:
+            if answer.status_code < 300:
+                return answer
+            answer = answer.masked([*request.secrets, *client.secrets])
+            if answer.status_code in (502, 503, 504) and not row.safe:
+                raise unknown(row, f"HTTP {answer.status_code}", answer)
+            failure, asked = http_error(client, row, answer)
+            if answer.status_code not in (429, 502, 503, 504) or asked is not None and asked > LONGEST_PAUSE:
+                raise failure
+        if attempt == client.retry:
+            raise failure
+        if asked is None:
+            import random  # 4 ms, and only here
+            asked = random.uniform(0, min(LONGEST_PAUSE, 0.25 * 2 ** (attempt - 1)))
+        time.sleep(asked)
+    raise AssertionError("retry is at least 1")
+
+
+def unreached(client: VastAI, row: Command, what: str, problem: Exception) -> VastAIError:
+    return raising(NetworkError, f"{what} {client.server_url}: {problem}", command=row.name,
+                   timed_out=_timed_out(problem.__cause__))
+
+
+def unknown(row: Command, reason: str, answer: Optional[Answer] = None) -> VastAIError:
+    return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})", command=row.name,
+                   status=answer.status_code if answer else 0, response=answer,
+                   hint=f"It may have been carried out. Look with `vastai {row.look or 'show audit-logs'}` before you try again.")
+
+
+def authorized(client: VastAI, row: Command) -> None:
+    """Raises where there is no key, or one that cannot stand in a header."""
+    key = client.api_key
+    if not key:
+        if row.auth:
+            raise AuthError("no API key", command=row.name, hint=(
+                f"Looked for --api-key (api_key=), VAST_API_KEY, {config_file('vast_api_key')} and ~/.vast_api_key.\n"
+                "  Make a key at https://cloud.vast.ai/manage-keys/ and keep it with `vastai set api-key KEY`."))
+    elif not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError("the API key has a blank, a line break or another character that no key has; it was not sent",
+                         command=row.name, hint=f"It came from {client.key_origin}.")
+
+
+def http_error(client: VastAI, row: Command, answer: Answer) -> Tuple[VastAIError, Optional[float]]:
+    """The exception of a refused request, and the pause in seconds that the service asks for, if it does."""
+    status, words = answer.status_code, service_words(answer)
+    family: Type[VastAIError] = VastAIError
+    details: Row = dict(command=row.name, status=status, response=answer)
+    key_is_bad = any(sign in words.lower() for sign in ("invalid user key", "session expired", "invalid api key"))
+    asked = pause_asked(answer)
+    if status in (401, 403) or status in (404, 410) and key_is_bad:
+        family, details["hint"] = AuthError, auth_hint(client, words)
+    elif status in (404, 410):
+        family = NotFoundError
+        details["hint"] = f"`vastai {row.look}` shows what there is." if row.look else ""
+    elif status == 407:
+        family = NetworkError
+    elif status == 429:
+        family, details["retry_after"] = RateLimitError, asked
+        if "search_quota_exceeded" in answer.text:
+            reset = answer.headers.get("X-RateLimit-Reset", "")
+            asked = details["retry_after"] = max(LONGEST_PAUSE + 1, float(reset) - time.time() if reset.isdigit() else 0)
+            words += f"; it is refilled at {utc_text(reset)} UTC" if reset.isdigit() else ""
+        elif asked is not None:
+            words += f"; try again in {asked:g} s"
+    elif status >= 500 and asked is not None and asked > LONGEST_PAUSE:
+        words += f"; try again in {asked:g} s"
+    if "credit" in words.lower() and family is VastAIError:
+        details["hint"] = "Add credit at https://cloud.vast.ai/billing/; `vastai show user` shows what you have."
+    return raising(family, words, **details), asked
+
+
+def service_words(answer: Answer) -> str:
+    """The service's own words for a failure, else its text, else the name of the status."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = "" if "<html" in answer.text[:300].lower() else answer.text
+    if isinstance(body, dict):
+        body = words_of(body)
+    words = " ".join(shown(str(body or ""), 500).split())
+    from http.client import responses
+    return words or responses.get(answer.status_code, "the service refused")
+
+
+def words_of(body: Row) -> str:
+    """Why the service refuses, from `msg`, or `error_msg`, `detail`, `error` and `message`."""
+    for name in ("msg", "error_msg", "detail"):
+        if body.get(name):
+            return str(body[name])
+    return ": ".join(str(body[name]) for name in ("error", "message") if body.get(name))
+
+
+def auth_hint(client: VastAI, words: str) -> str:
+    if "two factor" in words.lower() or "2fa" in words.lower():
+        return ("Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or mail, "
+                "`vastai tfa send-sms` or `vastai tfa send-email` first.")
+    if not client.api_key:
+        return "No API key was sent. Keep yours with `vastai set api-key KEY`."
+    return (f"The API key came from {client.key_origin}. `vastai set api-key KEY` keeps another; "
+            "keys are made at https://cloud.vast.ai/manage-keys/.")
+
+
+def pause_asked(answer: Answer) -> Optional[float]:
+    """Seconds that the service asks to wait: Retry-After (seconds or a date), or the threshold that its text names."""
+    text = (answer.headers.get("Retry-After") or "").strip()
+    if not text and answer.status_code == 429:
+        _, _, tail = answer.text[:500].partition("threshold=")
+        text = "".join(c if c in "0123456789." else " " for c in tail[:20]).split(" ")[0].rstrip(".")
+    try:
+        seconds = _number(text)
+    except ValueError:
+        from email.utils import parsedate_to_datetime  # http.client has loaded most of it
+        try:
+            seconds = max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        except (TypeError, ValueError, OverflowError, IndexError):
+            return None
+    return seconds if 0 <= seconds < 1e9 else None
+
+
+def pick(call: Call, answer: Answer) -> Any:
+    """The part of the answer that the row promises; raises where it is not there or says `"success": false`."""
+    row = call.row
+    if answer.status_code == 204 and not answer.content and not row.is_list:
+        return {}
+    try:
+        body = answer.json()
+    except ValueError:
+        raise misread(row, answer, "an answer that is not JSON") from None
+    if isinstance(body, dict) and row.strict and body.get("error"):
+        raise refusal(row, body, answer)
+    if isinstance(body, dict) and body.get("success") is False and (call.cli or row.returns):
+        raise refusal(row, body, answer)
+    if row.strict and isinstance(body, str):
+        raise raising(VastAIError, shown(body, 500), command=row.name, status=answer.status_code, response=answer)
+    member = row.returns[:-2] if row.is_list else row.returns
+    if row.returns == "any":
+        return body
+    if isinstance(body, str) and not row.returns:
+        return {"success": True, "msg": body}  # some deletions are answered with a sentence
+    if member not in ("", "text", "none"):
+        if not isinstance(body, dict) or member not in body:
+            raise misread(row, answer, f"an answer without {member!r}")
+        part = body[member]
+    else:
+        part = body
+    if not isinstance(part, list if row.is_list else dict) and not (part is None and member and not row.is_list):
+        raise misread(row, answer, f"{type(part).__name__} where a {'list' if row.is_list else 'JSON object'} is due")
+    if row.is_list and not all(isinstance(item, dict) for item in part):
+        raise misread(row, answer, "a list with something other than objects")
+    return body if row.whole and call.cli and call.raw else part
+
+
+def misread(row: Command, answer: Answer, what: str) -> VastAIError:
+    """The error of an answer that cannot be what the service meant."""
+    hint = "" if row.safe else f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
+    return raising(VastAIError, f"the service gave {what}: {shown(answer.text[:120].strip(), 100)!r}", command=row.name,
+                   status=answer.status_code, response=answer, hint=hint)
+
+
+def refusal(row: Command, body: Row, answer: Optional[Answer] = None) -> VastAIError:
+    """The error of an answer that says `"success": false`."""
+    words = " ".join(shown(words_of(body), 500).split()) or "the service refused, without a reason"
+    return raising(VastAIError, words, command=row.name, status=answer.status_code if answer else 0, response=answer)
+
+
+def follow(client: VastAI, request: Request, row: Command) -> Answer:
+    """One request with its redirects: all of them for GET, only 307 and 308 for what has a body; five at most.
+
+    The key goes along to the same host or between https hosts of vast.ai, and nowhere else.
+    """
+    from urllib.parse import quote, urljoin, urlsplit
+    url, trusted, body = request.target, request.auth, request.body
+
+    def stop(reason: str) -> VastAIError:
+        return raising(VastAIError, reason, command=row.name, status=answer.status_code, response=answer)
+    for _ in range(6):
+        answer = transfer(client, request.method, url, body, trusted, fresh=not row.safe)
+        target = answer.headers.get("Location")
+        if answer.status_code not in (301, 302, 303, 307, 308) or not target:
+            return answer
+        if request.method != "GET" and answer.status_code not in (307, 308):
+            raise stop(f"the service redirects a {request.method} to {shown(target, 200)}; not followed")
+        old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe="%/:=&?~#+!$,;'@()*[]")))
+        if new.scheme not in ("http", "https") or old.scheme == "https" and new.scheme == "http":
+            raise stop(f"the service redirects to {shown(target, 200)}, which is not safe; not followed")
+        same = (old.scheme, old.netloc) == (new.scheme, new.netloc)
+        if not (same or old.scheme == new.scheme == "https" and _is_vast(old.hostname) and _is_vast(new.hostname)):
+            trusted = False
+            body = body and {k: v for k, v in body.items() if k != "api_key"}
+        url = new._replace(fragment="").geturl()
+    raise stop(f"more than 5 redirects, the last to {shown(url, 200)}")
+
+
+def _is_vast(host: Optional[str]) -> bool:
+    return host == "vast.ai" or (host or "").endswith(".vast.ai")
+
+
+def transfer(client: VastAI, method: str, url: str, body: Optional[Row], trusted: bool, fresh: bool) -> Answer:
+    """One request over one connection, kept alive where the row is safe.  Raises Unsent or Unanswered.
+
+    A connection that lay idle may have been closed by the service, which shows only when it is used; what must not be
+    repeated therefore gets a new one.  A safe request that finds its connection closed takes a new one, once.
+    """
+    import http.client
+    import json
+    headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": client.user_agent}
+    if trusted and client.api_key:
+        headers["Authorization"] = f"Bearer {client.api_key}"
+    data = None
+    if body is not None:
+        data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        headers["Content-Type"] = "application/json"
+    while True:
+        connection, reused, target = client.pool.take(url, headers, fresh, client.timeout)
+        try:
+            connection.sock.deadline = time.monotonic() + client.timeout
+            connection.request(method, target, data, headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            if reused and isinstance(error, ConnectionError):  # RemoteDisconnected is one, too
+                fresh = True
+                continue
+            raise Unanswered(_reason(error)) from error
+        except BaseException:  # Ctrl-C leaves no half-used connection behind
+            connection.close()
+            raise
+        try:
+            content = unpacked(response, read_whole(response))
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise Unanswered(_reason(error)) from error
+        except BaseException:
+            connection.close()
+            raise
+        client.pool.give(connection, response)
+        return Answer(response.status, response.headers, content, url)
+
+
+def _timed_out(error: Optional[BaseException]) -> bool:
+    return isinstance(error, TimeoutError) or type(error).__name__ == "timeout"  # socket.timeout, before 3.10
+
+
+def _reason(error: BaseException) -> str:
+    """An OSError in words that a user can act on."""
+    if _timed_out(error):
+        return "timed out"
+    text = getattr(error, "verify_message", "") or getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shown(str(text), 300)
+
+
+def read_whole(response: http.client.HTTPResponse) -> bytes:
+    """The body, to the length announced; http.client's own read() takes a cut body for whole where it has a length."""
+    from http.client import IncompleteRead
+    parts, size = [], 0
+    while True:
+        part = response.read1(1 << 16)
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST_ANSWER:
+            raise IncompleteRead(b"", None)
+    if response.length:
+        raise IncompleteRead(b"", response.length)
+    return b"".join(parts)
+
+
+def unpacked(response: http.client.HTTPResponse, content: bytes) -> bytes:
+    """The body without its gzip; a cut one counts as no answer, a broken one is left for the parser to refuse."""
+    if response.headers.get("Content-Encoding", "").strip().lower() != "gzip" or not content:
+        return content
+    import zlib
+    unpack = zlib.decompressobj(31)
+    try:
+        plain = unpack.decompress(content, LARGEST_ANSWER)
+    except zlib.error:
+        return b"<bad gzip>"
+    if not unpack.eof:
+        raise OSError("the answer was cut")
+    return plain
+
+
+class Timed:
+    """A socket whose every wait counts against one deadline: a trickle of bytes cannot outlast the timeout."""
+
+    __slots__ = ("deadline", "sock")
+
+    def __init__(self, sock: Any, timeout: float) -> None:
+        self.sock, self.deadline = sock, time.monotonic() + timeout
+
+    def left(self) -> None:
+        rest = self.deadline - time.monotonic()
+        if rest <= 0:
+            raise TimeoutError("timed out")
+        self.sock.settimeout(rest)
+
+    def sendall(self, data: bytes) -> None:
+        self.left()
+        self.sock.sendall(data)
+
+    def makefile(self, mode: str) -> Any:
+        import io
+
+        class Reader(io.RawIOBase):
+            """The raw end of the socket, with the clock looked at before each read."""
+
+            def readable(self) -> bool:
+                return True
+
+            def readinto(reader, buffer: Any) -> Any:  # noqa: N805
+                self.left()
+                return raw.readinto(buffer)
+
+            def close(self) -> None:
+                raw.close()
+                super().close()
+        raw = self.sock.makefile("rb", 0)
+        return io.BufferedReader(Reader(), 1 << 16)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Pool:
+    """Connections that wait for their next request.  Threads share it: list.append and list.pop are atomic."""
+
+    __slots__ = ("idle", "owner")
+
+    def __init__(self) -> None:
+        self.idle: Dict[Tuple[str, str, Optional[str]], List[Any]] = {}
+        self.owner = os.getpid()
+
+    def take(self, url: str, headers: Dict[str, str], fresh: bool, timeout: float) -> Tuple[Any, bool, str]:
+        """A connection for `url`, whether it was used before, and what to ask it for.  Raises Unsent."""
+        from urllib.parse import urlsplit
+        if self.owner != os.getpid():  # after a fork the connections are the parent's
+            self.idle, self.owner = {}, os.getpid()
+        parts = urlsplit(url)
+        proxy = proxy_for(parts.scheme, parts.hostname or "")
+        place = (parts.scheme, parts.netloc, proxy)
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        if proxy and parts.scheme == "http":
+            target = url
+            headers.update(proxy_headers(proxy))
+        waiting = self.idle.setdefault(place, [])
+        while not fresh:
+            try:
+                connection, since = waiting.pop()
+            except IndexError:
+                break
+            if time.monotonic() - since < 50:  # servers close after 60 s or more
+                return connection, True, target
+            connection.close()
+        try:
+            connection = connect(parts, proxy, timeout)
+        except (OSError, ValueError) as error:
+            raise Unsent(_reason(error)) from error
+        connection.place = place
+        return connection, False, target
+
+    def give(self, connection: Any, response: http.client.HTTPResponse) -> None:
+        """Back into the pool after a whole answer, unless the service is going to close it."""
+        response.close()
+        waiting = self.idle.get(connection.place)
+        if connection.sock is None or waiting is None or len(waiting) > 64:
+            connection.close()
+        else:
+            waiting.append((connection, time.monotonic()))
+
+    def close(self) -> None:
+        idle, self.idle = self.idle, {}
+        if self.owner == os.getpid():
+            for waiting in idle.values():
+                while waiting:
+                    waiting.pop()[0].close()
+
+
+def connect(parts: Any, proxy: Optional[str], timeout: float) -> Any:
+    """A connection to the service, through the proxy if there is one, and with TLS for https."""
+    import http.client
+    from urllib.parse import urlsplit
+    host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    if proxy:
+        middle = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if middle.scheme != "http" or not middle.hostname:
+            raise OSError(f"a proxy of kind {shown(middle.scheme)!r} is not supported; use an http:// one")
+        connection = http.client.HTTPConnection(middle.hostname, middle.port or 80, timeout=timeout)
+        if parts.scheme == "https":
+            connection.set_tunnel(host, port, proxy_headers(proxy))
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.connect()
+        if parts.scheme == "https":
+            connection.sock.settimeout(timeout)
+            connection.sock = tls_context().wrap_socket(connection.sock, server_hostname=host)
+            connection.default_port = 443  # for the Host header
+    except BaseException:
+        connection.close()
+        raise
+    connection.sock = Timed(connection.sock, timeout)
+    return connection
+
+
+_contexts: Dict[Any, ssl.SSLContext] = {}
+
+
+def tls_context() -> ssl.SSLContext:
+    """The one TLS context of the process: reading the system's certificates costs more than the request."""
+    import ssl
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
+    key = (bundle, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    if key not in _contexts:
+        place = {"capath" if os.path.isdir(bundle) else "cafile": bundle} if bundle else {}
+        _contexts[key] = ssl.create_default_context(**place)  # type: ignore[arg-type]
+    return _contexts[key]
+
+
+def proxy_for(scheme: str, host: str) -> Optional[str]:
+    """The proxy that the environment names for a host; urllib.request is loaded only where it names any."""
+    if not any(name.lower().endswith("_proxy") and value for name, value in os.environ.items()):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+    proxies = getproxies_environment()
+    if proxy_bypass_environment(host, proxies):
+        return None
+    return proxies.get(scheme) or proxies.get("all")
+
+
+def proxy_headers(proxy: str) -> Dict[str, str]:
+    from base64 import b64encode
+    from urllib.parse import unquote, urlsplit
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if not parts.username:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Proxy-Authorization": "Basic " + b64encode(pair.encode()).decode()}
+
+
+def redacted(request: Request) -> Any:
+    """The body with what is secret replaced by ***."""
+    def hide(value: Any) -> Any:
+        return {k: "***" for k in value} if isinstance(value, dict) else "***"
+    return request.body and {k: hide(v) if k in request.hidden and v is not None else v for k, v in request.body.items()}
+
+
+def explain(client: VastAI, request: Request) -> None:
+    """Writes the request to stderr, without its secrets."""
+    import json
+    lines = [f"{request.method} {request.target}"]
+    if client.api_key and request.auth:
+        lines.append("Authorization: Bearer ***")
+    if request.body is not None:
+        lines += ["Content-Type: application/json", "", json.dumps(redacted(request), ensure_ascii=False)]
+    if sys.stderr is not None:
+        sys.stderr.write(shown_lines("\n".join(lines)) + "\n\n")
+
+
+def shown_lines(text: str) -> str:
+    """Text of several lines, each safe to show."""
+    return "\n".join(shown(line, 0) for line in text.split("\n"))
+
+
+def curl_of(client: VastAI, request: Request) -> str:
+    """The request as a line for the shell, with $VAST_API_KEY in the key's place."""
+    import json
+    from shlex import quote
+    words = ["curl", "-X", request.method, quote(request.target)]
+    if request.auth:
+        words += ["-H", '"Authorization: Bearer $VAST_API_KEY"']
+    if request.body is not None:
+        body = redacted(request)
+        text = quote(json.dumps({**body, "api_key": "@KEY@"} if "api_key" in body else body, ensure_ascii=False))
+        words += ["-H", "'Content-Type: application/json'", "-d", text.replace("@KEY@", "'\"$VAST_API_KEY\"'")]
+    return " ".join(words)
+
+
+# ------------------------------------------------------------------------------------- commands of several steps
+# Named by their rows in `run`.  They call their own row (call.send) and others (call.do), never the transport.
+
+def perform(call: Call) -> Any:
+    """What a command returns in the SDK."""
+    return globals()[call.row.run](call) if call.row.run else call.send()
+
+
+def run_search_offers(call: Call) -> List[Row]:
+    """The rows of an offers search; for the SDK with `datacenter`, and with what the two directives ask for."""
+    kind = "bid" if call["type"] == "interruptible" else call["type"]
+    more = {"disable_bundling": True} if call["disable_bundling"] else {}
+    body = search_body(call, offer_query(call), type=kind, **more)
+    if call["new"]:
+        call = Call(call.client, METHODS["search_offers_new"], call.params, call.view, call.cli)
+    if call.row.method == "PUT":
+        body = {"select_cols": ["*"], "q": body}
+    rows: List[Row] = call.send(body=body)
+    call.extra.update(query=body, columns=RESERVED_COLUMNS if kind == "reserved" else OFFER_COLUMNS)
+    if call.cli and not (call.extra.get("georegion") or call.extra.get("chunked")):
+        return rows
+    region_of = {country: code for code, countries in GEOREGIONS.items() for country in countries.split()}
+    for row in rows:
+        row["datacenter"] = row.get("hosting_type") == 1
+        place = row.get("geolocation")
+        if call.extra.get("georegion") and isinstance(place, str) and place[-2:] in region_of:
+            row["geolocation"] = f"{place}, {region_of[place[-2:]]}"
+    return list(filter(None, map(chunk, rows))) if call.extra.get("chunked") else rows
+
+
+def chunk(row: Row) -> Optional[Row]:
+    """An offer rounded down to a common size, so that many machines look alike; None where it is too small."""
+    sizes = {"cpu_ram": 65536, "cpu_cores": 32, "min_bid": 0}
+    if any(row.get(name) is not None and row[name] < size for name, size in sizes.items()):
+        return None
+    return {**row, **sizes, "gpu_ram": int(row.get("gpu_ram") or 0) // 16 * 16,
+            "disk_space": int(row.get("disk_space") or 0) // 64 * 64}
+
+
+def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
+    """The answers of a paged listing, following `next_token`; a token that comes again is an error, not an end."""
+    seen = set()
+    while True:
+        request = request_of(call)
+        request.query = query
+        answer = exchange(call, request)
+        yield {**pick_page(call, answer), "rows": pick(call, answer) or []}
+        token = pick_page(call, answer).get("next_token")
+        if not token or not everything:
+            return
+        if token in seen:
+            raise misread(call.row, answer, "the same page again")
+        seen.add(token)
+        query = {**query, "after_token": token}
+
+
+def pick_page(call: Call, answer: Answer) -> Row:
+    """The whole object around the rows of a page."""
+    body = answer.json() if answer.content else None
+    return body if isinstance(body, dict) else {}
+
+
+SUMMARY_COLS = ["id", "actual_status", "label", "num_gpus", "gpu_name", "gpu_util", "disk_space", "disk_usage", "disk_util",
+                "volume_info", "dph_total", "image_uuid", "start_date", "verification"]
+DETAIL_COLS = ["machine_id", "template_id", "template_name", "geolocation", "inet_up", "inet_down", "ssh_host", "ssh_port",
+               "status_msg"]
+
+
+def instance_filters(call: Call) -> Row:
+    """`select_filters` and `order_by` from the options of show instances."""
+    filters = {"actual_status": call["status"], "label": call["label"] and [text or None for text in call["label"]],
+               "gpu_name": call["gpu_name"], "verification": call["verification"]}
+    order = []
+    for text in call["order_by"] or ():
+        column, _, direction = text.strip().partition(" ")
+        direction = direction.strip().lower() or "asc"
+        if not column or direction not in ("asc", "desc"):
+            raise UsageError(f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {shown(text)!r}", command=call.row.name)
+        order.append({"col": column, "dir": direction})
+    if "id" not in [part["col"] for part in order]:
+        order.append({"col": "id", "dir": "asc"})
+    for state in call["status"] or ():
+        if state not in ("running", "loading", "exited", "created"):
+            warn(f"{shown(state)!r} is not a state of instances (running, loading, exited, created)")
+    return {"select_filters": {name: {"in": values} for name, values in filters.items() if values}, "order_by": order}
+
+
+def run_show_instances(call: Call) -> Any:
+    """All your instances, over all pages; with --limit or --next-token one page."""
+    one_page = (call["limit"] is not None or call["next_token"] is not None) and not call["all"]
+    query = instance_filters(call)
+    query["limit"] = 25 if call["limit"] is None else min(25, max(1, call["limit"]))
+    if call["next_token"] is not None:
+        query["after_token"] = call["next_token"]
+    if call.cli and (not call.raw or call.view.quiet):
+        query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if call["verbose"] or call["cols"] else [])
+    rows: List[Row] = []
+    for page in pages(call, query, not one_page):
+        rows += page.pop("rows")
+        call.extra.setdefault("page", page)
+        call.extra["next_token"] = page.get("next_token")
+        call.note(f"{len(rows)} instances …")
+    call.note("")
+    if one_page and call.cli and call.raw and not call.view.quiet:
+        return call.extra["page"]
+    return [stripped(tidy_instance(row)) for row in rows]
+
+
+def tidy_instance(row: Row) -> Row:
+    """An instance with its age in seconds and its environment as an object."""
+    started = row.get("start_date")
+    if isinstance(started, (int, float)):
+        row["duration"] = time.time() - started
+    if isinstance(row.get("extra_env"), list):
+        row["extra_env"] = {pair[0]: pair[1] for pair in row["extra_env"] if isinstance(pair, list) and len(pair) == 2}
+    return row
+
+
+def stripped(value: Any) -> Any:
+    """A value with every text in it stripped of outer white space."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, dict):
+        return {name: stripped(item) for name, item in value.items()}
+    return [stripped(item) for item in value] if isinstance(value, list) else value
+
+
+def run_show_instance(call: Call) -> Optional[Row]:
+    """One instance, or None where it is gone."""
+    row = call.send()
+    return row and tidy_instance(row)
+
+
+def run_create_instance(call: Call) -> Row:
+    """One rental."""
+    return call.send()
+
+
+def run_bulk(call: Call) -> Row:
+    """One request for each 64 ids; a part that fails does not stop the others."""
+    ids, key = call["ids"], next(arg.key for arg in call.row.args if arg.name == "ids")
+    answers, results, failures = [], [], []
+    for at in range(0, len(ids), BULK):
+        part = ids[at:at + BULK]
+        try:
+            answers.append(call.send(body={key: part}))
+            results += [{"id": id, "success": answers[-1].get("success", True)} for id in part]
+        except (AuthError, UsageError):
+            raise
+        except VastAIError as error:
+            failures.append(error)
+            results += [{"id": id, "success": False, "status_code": error.status, "msg": error.msg} for id in part]
+    if failures:
+        raise failures[0] if not answers else partial(call.row, results)
+    merged = dict(answers[0])
+    for answer in answers[1:]:
+        merged.update({name: merged[name] + value if isinstance(value, list) and isinstance(merged.get(name), list) else value
+                       for name, value in answer.items()})
+    return merged
+
+
+def partial(row: Command, results: List[Row]) -> PartialError:
+    """The error of several items of which some failed."""
+    failed = [str(item.get("id")) for item in results if not item.get("success")]
+    return PartialError(f"{len(failed)} of {len(results)} failed: {', '.join(failed[:20])}", command=row.name, results=results)
+
+
+def run_scheduled(call: Call) -> Any:
+    """A command that may become a scheduled job.  A bid is only scheduled; the others act at once as well."""
+    if call["schedule"] is None:
+        return run_logs(call) if call.row.returns == "text" else call.send()
+    request = request_of(call)
+    if request.body is not None:
+        request.body["instance_id"] = call["id"]
+    job = schedule_of(call, request)
+    if call.row.name != "change bid":
+        call.send()
+    return make_job(call, job)
+
+
+def make_job(call: Call, job: Row) -> Row:
+    """Adds a scheduled job; where there is one for the instance already, asks whether to replace it."""
+    try:
+        return call.do("create_scheduled_job", **job)
+    except VastAIError as error:
+        existing = dig(error.body, "scheduled_job_id")
+        if error.status != 422 or existing is None or not call.cli:
+            raise
+        confirm(call, f"Job {existing} does this already. Replace it?")
+        return call.do("update_scheduled_job", id=existing, **{k: v for k, v in job.items() if v is not None})
+
+
+def run_logs(call: Call) -> Any:
+    """Asks for a text that the instance writes to a storage address, and fetches it from there."""
+    answer = call.send()
+    if not answer.get("result_url"):
+        return answer
+    call.extra["writeable_path"] = answer.get("writeable_path")
+    return result_text(call, str(answer["result_url"]), call["max_wait"])
+
+
+def result_text(call: Call, url: str, max_wait: float) -> str:
+    """The text at a presigned address, once it is there.  The key stays at home.  Raises WaitTimeoutError."""
+    if not url.startswith(("http://", "https://")):
+        raise VastAIError(f"the service gave {shown(url, 100)!r} as the address of the result", command=call.row.name)
+    end, pause, request = time.monotonic() + max_wait, 0.3, Request("GET", url, {}, None, auth=False)
+    while True:
+        time.sleep(max(0, min(pause, end - time.monotonic())))
+        call.note("waiting for the result …")
+        try:
+            answer = follow(call.client, request, METHODS["show_user"])
+            if answer.status_code == 200:
+                call.note("")
+                return answer.text
+        except (Unsent, Unanswered):
+            pass
+        if time.monotonic() >= end:
+            raise WaitTimeoutError(f"the result was not there after {max_wait:g} s", command=call.row.name)
+        pause = min(3.0, pause * 1.3)
+
+
+def run_address(call: Call) -> str:
+    """`ssh://root@HOST:PORT`: the mapped port 22 of the machine, else the proxy."""
+    for row in call.do("show_instances"):
+        if row.get("id") == call["id"]:
+            scheme, address = call.row.name[:3], addresses(row)
+            if address:
+                return f"{scheme}://root@{address[0][0]}:{address[0][1]}"
+            raise VastAIError(f"instance {call['id']} has no SSH port yet; is it running?", command=call.row.name)
+    raise NotFoundError(f"you have no instance {call['id']}", command=call.row.name, hint="`vastai show instances` lists yours.")
+
+
+def addresses(row: Row) -> List[Tuple[str, int]]:
+    """Where an instance listens for SSH: direct first, then the proxy; hosts and ports that can be used as they are."""
+    found = []
+    mapped = (row.get("ports") or {}).get("22/tcp") or []
+    if mapped and row.get("public_ipaddr"):
+        found.append((row["public_ipaddr"], mapped[0].get("HostPort")))
+    if row.get("ssh_host") and row.get("ssh_port"):
+        found.append((row["ssh_host"], int(row["ssh_port"]) + ("jupyter" in str(row.get("image_runtype")))))
+    good = []
+    for host, port in found:
+        host = str(host).strip()
+        try:
+            if host and host[0] != "-" and all(c.isascii() and c.isalnum() or c in ".-:" for c in host):
+                good.append((host, _whole(port)))
+        except (ValueError, AttributeError):
+            continue
+    return good
+
+
+def run_show_user(call: Call) -> Row:
+    """The account, without its key."""
+    user = call.send()
+    user.pop("api_key", None)
+    return user
+
+
+def config_file(name: str) -> str:
+    """A file in this client's configuration folder."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "vastai", name)
+
+
+def read_key(path: str) -> Optional[str]:
+    """The text of a key file, stripped; None where there is none that can be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(10_000).strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def write_private(path: str, text: str) -> None:
+    """Writes a file of mode 0600 in a folder of mode 0700, whole or not at all.  Raises UsageError."""
+    import tempfile
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))  # made with mode 0600
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
+def run_set_api_key(call: Call) -> Optional[str]:
+    """Keeps a key: on the command line in the key file, in the SDK in the client at hand."""
+    key = call["api_key"].strip()
+    if call.cli and key == "-":
+        key = (sys.stdin.readline() if sys.stdin else "").strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError("an API key has no blanks, line breaks or letters outside ASCII", command=call.row.name)
+    if not call.cli:
+        call.client.api_key = key
+        return None
+    path, old = config_file("vast_api_key"), os.path.expanduser("~/.vast_api_key")
+    write_private(path, key)
+    if os.path.exists(old):
+        os.unlink(old)
+    if os.environ.get("VAST_API_KEY", "").strip():
+        warn("VAST_API_KEY is set and goes before the file")
+    return f"The API key is kept in {path}"
+
+
+def public_key(text: str) -> str:
+    """A public SSH key from its text or its file.  Raises UsageError for a private key, and for what is no key."""
+    if not text.startswith("ssh") and os.path.exists(os.path.expanduser(text)):
+        text = _read_file(text)
+    if "PRIVATE KEY" in text:
+        raise UsageError("that is a private key; give the public one, the file that ends in .pub")
+    if not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
+        raise UsageError(f"{shown(text, 60)!r} is neither a public SSH key nor a file that holds one")
+    return text
+
+
+def run_ssh_key(call: Call) -> Row:
+    """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that it is given."""
+    return call.send(ssh_key=public_key(call["ssh_key"]) if call.cli else call["ssh_key"])
+
+
+def run_create_ssh_key(call: Call) -> Row:
+    """Adds a public key, a given one or a new one from ssh-keygen."""
+    if call["ssh_key"] is not None:
+        if "PRIVATE KEY" in call["ssh_key"]:
+            raise UsageError("that is a private key; give the public one", command=call.row.name)
+        return run_ssh_key(call)
+    path = os.path.expanduser(os.path.join("~", ".ssh", "id_ed25519"))
+    existing = [name for name in (path, path + ".pub") if os.path.exists(name)]
+    if existing:
+        confirm(call, f"{existing[0]} exists. Put it aside as a backup and make a new key?")
+        stamp = int(time.time())
+        for name in existing:
+            os.rename(name, f"{name}.backup_{stamp}")
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    import getpass
+    run_program(["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{getpass.getuser()}-vast.ai"],
+                "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH feature of Windows.")
+    os.chmod(path, 0o600)
+    return call.send(ssh_key=_read_file(path + ".pub").strip())
+
+
+def run_program(words: List[str], how_to_get: str) -> None:
+    """Runs another program with our own stdin, stdout and stderr; its exit status is ours.  Raises ProgramError."""
+    import subprocess
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    try:
+        status = subprocess.run(words, stdout=sys.stderr if words[0] == "ssh-keygen" else None).returncode
+    except OSError:
+        raise ProgramError(f"{words[0]} is not on this machine. {how_to_get}", exit_status=127) from None
+    if status:
+        raise ProgramError(f"{words[0]} ended with status {status}", exit_status=status if status > 0 else 128 - status)
+
+
+class ProgramError(VastAIError):
+    """Another program that a command runs failed or is missing; `exit_status` is its own."""
+
+
+def confirm(call: Call, question: str) -> None:
+    """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
+    if call.view.confirmed or not call.cli:
+        return
+    if sys.stderr is not None:
+        sys.stderr.write(f"{shown(question, 500)} [y/N] ")
+        sys.stderr.flush()
+    try:
+        answer = sys.stdin.readline() if sys.stdin else ""
+    except (OSError, ValueError):
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise UsageError("not confirmed; nothing was sent", command=call.row.name)
+
+
+# ------------------------------------------------------------------------------------------------------ VastAI
+
+class Method:
+    """A row as a method.  It looks like a function with the row's signature, but builds that only when asked."""
+
+    __slots__ = ("__dict__", "name", "row")  # __dict__, so that decorators may leave their marks
+
+    def __init__(self, name: str, row: Command) -> None:
+        self.name, self.row = name, row
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__name__", "__qualname__"):
+            return self.name if name == "__name__" else f"VastAI.{self.name}"
+        raise AttributeError(name)
+
+    def __get__(self, client: Optional[VastAI], owner: Any = None) -> Any:
+        if client is None:
+            return self
+        from types import MethodType  # loaded with the interpreter
+        return MethodType(self, client)
+
+    def __call__(self, client: VastAI, *args: Any, **given: Any) -> Any:
+        return client._call(self.row, args, given)
+
+    def __reduce__(self) -> str:
+        return f"VastAI.{self.name}"  # found by its name
+
+    def __repr__(self) -> str:
+        return f"<function VastAI.{self.name}>"
+
+    __doc__ = property(lambda self: docstring(self.row))  # type: ignore[assignment]
+    __signature__ = property(lambda self: signature(self.row))
+
+    @property
+    def __annotations__(self) -> Dict[str, Any]:  # type: ignore[override]
+        result = {arg.name: arg.annotation for arg in self.row.args if arg.face != "cli"}
+        return {**result, "return": self.row.annotation}
+
+
+def signature(row: Command) -> Any:
+    """The inspect.Signature of a row's method."""
+    from inspect import Parameter, Signature
+    parameters = [Parameter("self", Parameter.POSITIONAL_ONLY)]
+    optional = False
+    for arg in (arg for arg in row.args if arg.face != "cli"):
+        kind = Parameter.KEYWORD_ONLY if optional and arg.default is REQUIRED else Parameter.POSITIONAL_OR_KEYWORD
+        optional = optional or arg.default is not REQUIRED
+        default = Parameter.empty if arg.default is REQUIRED else arg.default
+        parameters.append(Parameter(arg.name, kind, default=default, annotation=arg.annotation))
+    return Signature(parameters, return_annotation=row.annotation)
+
+
+def docstring(row: Command) -> str:
+    """What help() shows of a row's method."""
+    lines = [f"{row.summary[:1].upper()}{row.summary[1:]}.", ""]
+    if row.note:
+        lines += [row.note, ""]
+    args = [arg for arg in row.args if arg.face != "cli"]
+    if args:
+        lines.append("Args:")
+        for arg in args:
+            choices = f" ({', '.join(map(str, arg.choices))})" if arg.choices else ""
+            default = "" if arg.default in (REQUIRED, None, False) else f"; default {arg.default!r}"
+            lines.append(f"    {arg.name}: {arg.help}{choices}{default}")
+        lines.append("")
+    lines += [f"Returns {row.annotation}.",
+              "Raises VastAIError: AuthError, NotFoundError, RateLimitError, NetworkError"
+              + ("" if row.safe else ", OutcomeUnknownError") + "; UsageError for a bad argument."]
+    if row.path:
+        lines.append(f"Request: {row.method} {row.path.partition(':')[2] or row.path}"
+                     + ("" if row.safe else ", never repeated once it may have been read"))
+    lines.append(f"Command line: vastai {row.name}" if row.face != "sdk" else "Only in the SDK.")
+    return "\n".join(lines)
+
+
+class VastAI:
+    """A client of Vast.ai; every command of the service is a method.
+
+    Args:
+        api_key: the key; without it VAST_API_KEY, then the key files, are read.
+        server_url: the service; without it VAST_URL, then https://console.vast.ai.
+        retry: attempts of a request that may be repeated, the first included.
+        raw: return parsed JSON; False prints what the command line would print and returns None.
+        explain: write each request to stderr.
+        quiet: no remarks on stderr.
+        curl: print each request as a curl command and send nothing.
+        timeout: seconds that one request may take.
+
+    One object may be used by any number of threads.  `close()`, or leaving a `with` block, closes its connections.
+    Raises UsageError for a server or retry that cannot be.  Each method also takes raw, explain, quiet and curl for
+    one call.
+    """
+
+    def __init__(self, api_key: Optional[str] = None, server_url: Optional[str] = None, retry: int = 3, raw: bool = True,
+                 explain: bool = False, quiet: bool = False, curl: bool = False, timeout: float = 120) -> None:
+        self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
+        self.retry, self.timeout = retry, timeout
+        try:
+            if _whole(retry) < 1 or not _number(timeout) > 0:
+                raise ValueError
+        except (ValueError, TypeError, AttributeError):
+            raise UsageError(f"retry is a number of attempts from 1, timeout seconds above 0; not {retry!r} and "
+                             f"{timeout!r}") from None
+        self.server_url = checked_url(server_url or os.environ.get("VAST_URL", "").strip() or SERVER)
+        self.user_agent = f"vastai/{__version__} (python {sys.version_info[0]}.{sys.version_info[1]})"
+        self.pool = Pool()
+        self.api_key, self.creds_source, self.key_origin = find_key(api_key)
+
+    @property
+    def api_key_access(self) -> Optional[str]:
+        """Another name for `api_key`."""
+        return self.api_key
+
+    @property
+    def client(self) -> VastAI:
+        """The client itself: programs for the official SDK read `client.api_key` from here."""
+        return self
+
+    @property
+    def secrets(self) -> List[str]:
+        """The texts that no message may show."""
+        return [self.api_key] if self.api_key and len(self.api_key) >= 8 else []
+
+    def __repr__(self) -> str:
+        return f"VastAI(server_url={self.server_url!r}, creds_source={self.creds_source!r})"
+
+    def __enter__(self) -> VastAI:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __getstate__(self) -> Row:
+        return {name: value for name, value in self.__dict__.items() if name != "pool"}
+
+    def __setstate__(self, state: Row) -> None:
+        self.__dict__.update(state, pool=Pool())
+
+    def close(self) -> None:
+        """Closes the connections that are kept for the next call; the object can be used again."""
+        self.pool.close()
+
+    def __del__(self) -> None:
+        if "pool" in self.__dict__:
+            self.pool.close()
+
+    def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
+        """A method call: binds, checks, performs; prints instead of returning where `raw` is off."""
+        taken = {arg.name for arg in row.args}
+        now = {name: given.pop(name) for name in ("raw", "explain", "quiet", "curl") if name in given and name not in taken}
+        client = self
+        if now.keys() - {"raw"}:
+            client = VastAI.__new__(VastAI)
+            client.__dict__.update(self.__dict__, **now)
+        view = View("json" if now.get("raw", self.raw) else "table", quiet=False)
+        call = Call(client, row, check(row, bind(row, args, given), cli=False), view)
+        try:
+            answer = perform(call)
+        except NothingSent:
+            return None
+        finally:
+            if client is not self:
+                del client.__dict__["pool"]  # it belongs to self
+        if view.form == "json":
+            return answer
+        display(call, answer)
+        return None
+
+    # stubs: begin
+    # stubs: end
+
+
+def checked_url(url: str) -> str:
+    """A server URL without its final slash.  Raises UsageError."""
+    from urllib.parse import urlsplit
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.username
+        good = good and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(f"the server must be a URL such as {SERVER}, not {shown(url)!r}")
+    return url.rstrip("/")
+
+
+def find_key(given: Optional[str], session: bool = False) -> Tuple[Optional[str], str, str]:
+    """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; blank ones count as absent."""
+    if given is not None and str(given).strip():
+        return given, "CODE", "--api-key or api_key="
+    key = os.environ.get("VAST_API_KEY", "")
+    if key.strip():
+        return key, "ENV", "the environment variable VAST_API_KEY"
+    names = [config_file("vast_tfa_key")] * session + [config_file("vast_api_key"), os.path.expanduser("~/.vast_api_key")]
+    for path in names:
+        key = read_key(path) or ""
+        if key:
+            return key, "FILE", path
+    return None, "NONE", "nowhere"
+
+
+for method, command in METHODS.items():
+    setattr(VastAI, method, Method(method, command))
+del method, command
+
+
+# ---------------------------------------------------------------------------------------------------- rendering
+
+def display(call: Call, answer: Any) -> None:
+    """Prints what a command returned, in the form that was asked for."""
+    view, row = call.view, call.row
+    rows = answer if isinstance(answer, list) else None
+    if view.quiet and row.columns and isinstance(answer, (list, dict)):
+        return emit("".join(f"{shown(str(item.get('id')), 0)}\n" for item in (rows if rows is not None else [answer])))
+    if view.fields and isinstance(answer, (list, dict)):
+        names = [name.strip() for name in view.fields.split(",") if name.strip()]
+        if view.form in ("json", "jsonl"):
+            picked = [{name: dig(item, name) for name in names} for item in (rows if rows is not None else [answer])]
+            answer = picked if rows is not None else picked[0]
+            rows = rows and picked
+        else:
+            columns = tuple((name, name, "", 0) for name in names)
+            return emit_rows(call, rows if rows is not None else [answer], columns)
+    if view.form == "json":
+        return emit(pretty(answer) + "\n")
+    if view.form != "table" and isinstance(answer, (list, dict)):
+        return emit_rows(call, rows if rows is not None else [answer], row.columns)
+    if row.show and not view.fields:
+        return globals()[row.show](call, answer)
+    if rows is not None and row.columns:
+        return emit_rows(call, rows, row.columns)
+    if isinstance(answer, dict):
+        return emit_card(call, answer) if row.columns else emit(sentence(call, answer) + "\n")
+    if answer is None:
+        return None
+    if isinstance(answer, str):
+        return emit(answer if answer.endswith("\n") else answer + "\n", plain=True)
+    return emit(pretty(answer) + "\n")
+
+
+def emit(text: str, plain: bool = False) -> None:
+    """Writes to stdout, with escapes for what its encoding lacks; `plain` text of the service keeps its control
+    characters only where no terminal would obey them."""
+    out = sys.stdout
+    if out is None:
+        return
+    if plain and out.isatty():
+        text = shown_lines(text)
+    try:
+        out.write(text)
+    except UnicodeEncodeError:
+        out.write(text.encode(out.encoding, "backslashreplace").decode(out.encoding))
+
+
+def pretty(value: Any, pad: str = "\n") -> str:
+    """json.dumps(value, indent=1, sort_keys=True), which Python does in C only without an indent; 5 times as fast."""
+    import json
+    inner = pad + " "
+    if not value or not isinstance(value, (dict, list)):
+        return json.dumps(value)
+    if isinstance(value, list):
+        if any(isinstance(item, (dict, list)) for item in value):
+            return "[" + inner + ("," + inner).join(pretty(item, inner) for item in value) + pad + "]"
+        return "[" + inner + json.dumps(value, separators=("," + inner, ": "))[1:-1] + pad + "]"
+    parts, run = [], {}
+    for name in sorted(value):
+        if isinstance(value[name], (dict, list)):
+            if run:
+                parts.append(json.dumps(run, separators=("," + inner, ": "))[1:-1])
+                run = {}
+            parts.append(f"{json.dumps(name)}: {pretty(value[name], inner)}")
+        else:
+            run[name] = value[name]
+    if run:
+        parts.append(json.dumps(run, separators=("," + inner, ": "))[1:-1])
+    return "{" + inner + ("," + inner).join(parts) + pad + "}"
+
+
+def sentence(call: Call, answer: Row) -> str:
+    """What a command without rows says: its own sentence, the service's, or the answer itself."""
+    words = {**answer, **{name: value for name, value in call.params.items() if value is not None}}
+    if call.row.done:
+        try:
+            text = call.row.done.format_map({k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in words.items()})
+            told = answer.get("msg")
+            return shown(text + (f" {told}" if isinstance(told, str) and told not in text else ""), 2000)
+        except (LookupError, ValueError, TypeError):
+            pass
+    told = answer.get("msg")
+    return shown(told, 2000) if isinstance(told, str) and told and len(answer) <= 2 else pretty(answer)
+
+
+def emit_rows(call: Call, rows: List[Row], columns: Sequence[Any]) -> None:
+    """Rows as a table, CSV, TSV or one JSON object a line."""
+    import json
+    form = call.view.form
+    if form == "jsonl":
+        return emit("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    if form in ("csv", "tsv"):
+        import csv
+        import io
+        names = [column[1] for column in columns] if call.view.fields else sorted({name for row in rows for name in row})
+        out = io.StringIO()
+        writer = csv.writer(out, "excel-tab" if form == "tsv" else "excel", lineterminator="\n")
+        writer.writerow(names)
+        for row in rows:
+            values = [dig(row, name) if call.view.fields else row.get(name) for name in names]
+            writer.writerow([v if isinstance(v, (str, int, float)) or v is None else json.dumps(v, sort_keys=True) for v in values])
+        return emit(out.getvalue())
+    lines, dropped = table(rows, columns, terminal_width() if is_terminal(sys.stdout) else None, call.view.color and colored())
+    page_out(lines, call.view.full)
+    if dropped:
+        remark(call, f"hidden for lack of room: {', '.join(dropped)}; --fields or --format json shows all")
+    return None
+
+
+def emit_card(call: Call, row: Row) -> None:
+    """One thing as two columns: name and value, without what is not there."""
+    cells = [(column[0], formatter(column)(row), column) for column in call.row.columns]
+    wide = max(len(name) for name, _, _ in cells)
+    bright = call.view.color and colored()
+    lines = [f"{name:<{wide}}  {paint(text, column[2]) if bright else text}" for name, text, column in cells if text != "-"]
+    emit("\n".join(lines) + "\n" if lines else pretty(row) + "\n")
+
+
+def formatter(column: Sequence[Any]) -> Callable[[Row], str]:
+    """The function that makes a column's cell from a row; null, missing and empty are `-`."""
+    name, form = column[1], column[2]
+    if form in FORMATS:
+        special = FORMATS[form]
+        return lambda row: special(row, name)
+    names = name.split("|")
+    form, times, factor = form.partition("*")
+    form, over, divisor = form.partition("/")
+    scale = float(factor) if times else 1 / float(divisor) if over else None
+
+    def cell(row: Row) -> str:
+        value = row.get(name) if len(names) == 1 else next((row[n] for n in names if row.get(n) is not None), None)
+        if value is None and "." in name:
+            value = dig(row, name)
+        if value is None or value == "":
+            return "-"
+        if form:
+            try:
+                return form.format(value) if "{" in form else format(value * scale if scale else value, form)
+            except (ValueError, TypeError):
+                pass
+        return text_of(value)
+    return cell
+
+
+def text_of(value: Any) -> str:
+    """Any value as one line."""
+    if isinstance(value, (dict, list)):
+        import json
+        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    text = str(value)
+    return text if text.isprintable() else shown(text, 0)
+
+
+def span(seconds: float) -> str:
+    """A length of time as people say it: 2d 3h, 4h 15m, 7m."""
+    minutes = int(max(0, seconds)) // 60
+    days, hours = minutes // 1440, minutes // 60 % 24
+    return f"{days}d {hours}h" if days else f"{hours}h {minutes % 60}m" if hours else f"{minutes}m"
+
+
+def _age(row: Row, name: str) -> str:
+    started = row.get(name)
+    return span(time.time() - started) if isinstance(started, (int, float)) else "-"
+
+
+def _gpu(row: Row, _: str) -> str:
+    use = row.get("gpu_util")
+    busy = f" ({use:.0f}%)" if isinstance(use, (int, float)) else ""
+    return f"{row.get('num_gpus') or '?'}x {text_of(row.get('gpu_name') or '?')}{busy}"
+
+
+def _usage(used: Any, total: Any) -> str:
+    known = isinstance(used, (int, float)) and used >= 0
+    return f"{used:.1f}/{total:.0f}" if known else f"?/{total:.0f}"
+
+
+def _disk(row: Row, _: str) -> str:
+    total, part = row.get("disk_space"), row.get("disk_util")
+    if not isinstance(total, (int, float)):
+        return "-"
+    percent = f" ({part * 100:.0f}%)" if isinstance(part, (int, float)) and part >= 0 else ""
+    return _usage(row.get("disk_usage"), total) + percent
+
+
+def _volumes(row: Row, _: str) -> str:
+    found = []
+    for volume in row.get("volume_info") or ():
+        if isinstance(volume, dict):
+            total, free = volume.get("total_space"), volume.get("avail_space")
+            numbers = isinstance(total, (int, float)) and isinstance(free, (int, float))
+            found.append(f"#{volume.get('id')}" + (f" {_usage(total - free, total)}" if numbers else ""))
+    return text_of(", ".join(found)) if found else "-"
+
+
+def _net(row: Row, _: str) -> str:
+    up, down = (f"{v:.0f}" if isinstance(v, (int, float)) else "?" for v in (row.get("inet_up"), row.get("inet_down")))
+    return f"↑{up} ↓{down}"
+
+
+def _template(row: Row, _: str) -> str:
+    return text_of(f"{row.get('template_name') or '?'} ({row['template_id']})") if row.get("template_id") else "-"
+
+
+def _ssh(row: Row, _: str) -> str:
+    return text_of(f"{row['ssh_host']}:{row.get('ssh_port')}") if row.get("ssh_host") else "-"
+
+
+def _state(row: Row, name: str) -> str:
+    return text_of(row.get(name) or "-")
+
+
+def _moment(form: str) -> Callable[[Row, str], str]:
+    def cell(row: Row, name: str) -> str:
+        value = row.get(name)
+        return "-" if value is None or value == "" else text_of(utc_text(value, form))
+    return cell
+
+
+FORMATS: Dict[str, Callable[[Row, str], str]] = {
+    "age": _age, "gpu": _gpu, "disk": _disk, "volumes": _volumes, "net": _net, "template": _template, "ssh": _ssh,
+    "state": _state, "day": _moment("%Y-%m-%d"), "minute": _moment("%Y-%m-%d %H:%M"),
+    "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"),
+}
+COLORS = {"running": "32", "verified": "32", "active": "32", "loading": "33", "created": "33", "exited": "2", "stopped": "2",
+          "offline": "31", "deverified": "31", "unverified": "33", "error": "31"}
+
+
+def paint(text: str, form: str) -> str:
+    """A state in its colour: running green, loading yellow, exited dim, offline red."""
+    code = COLORS.get(text.strip()) if form == "state" else None
+    return f"\033[{code}m{text}\033[0m" if code else text
+
+
+def display_width(text: str) -> int:
+    """Columns that a text takes on a terminal: wide letters two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def clip(text: str, width: int) -> str:
+    """A text cut to so many columns, with … where something is missing."""
+    if display_width(text) <= width:
+        return text
+    used, kept = 1, []
+    for c in text[:width + 1]:
+        used += display_width(c)
+        if used > width:
+            break
+        kept.append(c)
+    return "".join(kept) + "…"
+
+
+def table(rows: List[Row], columns: Sequence[Any], width: Optional[int], bright: bool) -> Tuple[List[str], List[str]]:
+    """The lines of a table, and the headers of columns that a terminal `width` columns wide has no room for.
+
+    Without a width nothing is cut and no column goes; a cell of more than 200 columns is not aligned to.
+    """
+    grid = []
+    for column in columns:
+        cells = [column[0], *map(formatter(column), rows)]
+        sizes = list(map(len, cells)) if all(map(str.isascii, cells)) else list(map(display_width, cells))
+        grid.append([column, cells, sizes, max(size for size in sizes if size <= 200 or size == sizes[0])])
+    dropped: List[str] = []
+    if width is not None:
+        while sum(part[3] + 2 for part in grid) - 2 > width:
+            last = max(range(len(grid)), key=lambda i: (grid[i][0][3:] or (1,))[0] * 100 + i)
+            if not (grid[last][0][3:] or (1,))[0] or len(grid) == 1:
+                break
+            dropped.append(grid.pop(last)[0][0])
+        for part in grid:
+            part[3] = min(part[3], max(8, width))
+        while sum(part[3] + 2 for part in grid) - 2 > width:
+            widest = max(grid, key=lambda part: part[3])
+            if widest[3] <= 8:
+                break
+            widest[3] -= 1
+    output = []
+    for at, (column, cells, sizes, room) in enumerate(grid):
+        if width is not None and max(sizes) > room:
+            cells = [clip(cell, room) for cell in cells]
+            sizes = list(map(display_width, cells))
+        right = column[2][:1] in (".", "{") or column[0] == "ID"
+        paints = bright and column[2] == "state"
+        done = []
+        for cell, size in zip(cells, sizes):
+            padding = " " * (room - size)
+            if paints:
+                cell = paint(cell, "state")
+            done.append(padding + cell if right else cell if at == len(grid) - 1 else cell + padding)
+        output.append(done)
+    lines = ["  ".join(line) for line in zip(*output)]
+    if bright and lines:
+        lines[0] = f"\033[1m{lines[0]}\033[0m"
+    return lines, dropped[::-1]
+
+
+def page_out(lines: List[str], full: bool) -> None:
+    """Lines to stdout; through $PAGER where there are more than a terminal shows."""
+    text = "\n".join(lines) + "\n"
+    pager = os.environ.get("PAGER", "").strip()
+    if full or not pager or not is_terminal(sys.stdout) or len(lines) < os.get_terminal_size(sys.stdout.fileno()).lines:
+        return emit(text)
+    import shlex
+    import subprocess
+    try:
+        sys.stdout.flush()
+        subprocess.run(shlex.split(pager), input=text.encode("utf-8", "replace"))
+    except (OSError, ValueError):
+        emit(text)
+    return None
+
+
+def is_terminal(stream: Optional[TextIO]) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; COLUMNS goes first, 80 where there is none."""
+    try:
+        return max(20, int(os.environ.get("COLUMNS", "")))
+    except ValueError:
+        pass
+    try:
+        return max(20, os.get_terminal_size(sys.stdout.fileno()).columns)
+    except (OSError, ValueError, AttributeError):
+        return 80
+
+
+def colored() -> bool:
+    """May stdout have colour?"""
+    return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def remark(call: Call, text: str) -> None:
+    """A line beside the answer, on stderr."""
+    if not call.view.quiet and not call.client.quiet and sys.stderr is not None:
+        sys.stderr.write(shown(text, 1000) + "\n")
+
+
+def show_offers(call: Call, rows: List[Row]) -> None:
+    """The table of a search; how many rows and which conditions on stderr."""
+    emit_rows(call, rows, call.extra["columns"])
+    query = {k: v for k, v in call.extra["query"].items() if isinstance(v, dict) and k != "q"}
+    words = [f"{field} {operator} {value}" for field, ops in query.items() for operator, value in ops.items()]
+    remark(call, f"{len(rows)} offers; conditions: {', '.join(words) or 'none'}")
+
+
+def show_instance_table(call: Call, rows: List[Row]) -> None:
+    """The summary and table of show instances; what the filters can be is a second request, and no loss if it fails."""
+    page, token = call.extra.get("page", {}), call.extra.get("next_token")
+    if call.cli:
+        try:
+            combinations = call.do("show_instance_filters")
+            for name in ("actual_status", "gpu_name", "verification"):
+                values = sorted({str(row[name]) for row in combinations if row.get(name)})
+                if values and is_terminal(sys.stderr):
+                    remark(call, f"{name}: {', '.join(values)}")
+        except VastAIError:
+            pass
+    if not rows:
+        return emit("No instances.\n")
+    columns = INSTANCE_COLUMNS + (INSTANCE_MORE if call["verbose"] else ())
+    if not any(row.get("volume_info") for row in rows):
+        columns = tuple(column for column in columns if column[1] != "volumes")
+    if call["cols"]:
+        known = {COLUMN_NAMES.get(c[1], c[1]): c for c in INSTANCE_COLUMNS + INSTANCE_MORE}
+        for name in call["cols"].split(","):
+            if name.strip() not in known:
+                raise UsageError(f"--cols: there is no column {shown(name)!r}{nearest(name, known)}", command=call.row.name)
+        columns = tuple(known[name.strip()] for name in call["cols"].split(","))
+    emit_rows(call, rows, columns)
+    cost = sum(row["dph_total"] for row in rows if isinstance(row.get("dph_total"), (int, float)))
+    total = page.get("total_instances") or len(rows)
+    labels = ", ".join(f"{name or '(none)'} {count}" for name, count in (page.get("label_counts") or {}).items())
+    remark(call, f"{len(rows)} of {total} instances, {cost:.4f} $/hr" + (f"; labels: {labels}" if labels else ""))
+    if token and not call["all"]:
+        emit(f"Next page: --next-token {shown(str(token), 0)}\n")
+    return None
+
+
+COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "image", "start_date": "age",
+                "verification": "verified", "machine_id": "machine", "geolocation": "location", "status_msg": "msg"}
+
+
+def show_prepay(call: Call, answer: Row) -> None:
+    """What a prepayment bought."""
+    months, rate = answer.get("timescale"), answer.get("discount_rate")
+    if isinstance(months, (int, float)) and isinstance(rate, (int, float)):
+        emit(f"Instance {call['id']}: {call['amount']:g} $ paid for {months:g} months, at a discount of {rate * 100:g} %.\n")
+    else:
+        emit(sentence(call, answer) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+# fmt: off
+GLOBAL_ARGS = Command("vastai", "", SAFE, "",
+    Arg("--api-key", TEXT, "the API key, for this call", None, secret=True),
+    Arg("--url", TEXT, f"the service; {SERVER} or VAST_URL otherwise", None),
+    Arg("--retry", WHOLE, "attempts of a request that may be repeated", 3),
+    Arg("--timeout", SECONDS, "seconds that one request may take", 120),
+    Arg("--raw", FLAG, "print the answer as JSON; same as --format json"),
+    Arg("--format", TEXT, "shape of the answer", "table", choices=("table", "json", "jsonl", "csv", "tsv")),
+    Arg("--fields", TEXT, "only these fields: id,gpu_name,a.b", ""),
+    Arg("-q --quiet", FLAG, "ids alone, one a line; no remarks"),
+    Arg("--full", FLAG, "no pager"),
+    Arg("--explain", FLAG, "show each request on stderr"),
+    Arg("--curl", FLAG, "print the request as a curl command and send nothing"),
+    Arg("--no-color", FLAG, "no colour"),
+    Arg("--version", FLAG, "print the version"),
+    Arg("-h --help", FLAG, "print this help"))
+# fmt: on
+
+
+def canonical(word: str) -> str:
+    """An option as it is looked up: without its value, with dashes for underscores."""
+    return word.partition("=")[0].replace("_", "-") if word.startswith("--") else word
+
+
+def find_command(argv: List[str]) -> Tuple[Optional[Command], List[str], List[str]]:
+    """The command that a line names, the line without its name, and the words that should have named one."""
+    valued = {flag for arg in GLOBAL_ARGS.args if arg.kind is not FLAG for flag in arg.flags}
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        if word.startswith("-") and word != "-":
+            at += 2 if canonical(word) in valued and "=" not in word else 1
+            continue
+        for length in (2, 1):
+            name = " ".join(argv[at:at + length])
+            if name in NAMES:
+                return NAMES[name], argv[:at] + argv[at + length:], []
+        if at == 0 or not argv[at - 1].startswith("-") or any(name.split()[0] == word for name in NAMES):
+            return None, argv, argv[at:at + 2]
+        at += 1  # perhaps the value of an option that stands before its command
+    return None, argv, []
+
+
+def parse_line(row: Command, words: List[str]) -> Tuple[Row, Row]:
+    """The parameters of a command and the global options, from the words of a line.  Raises UsageError."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(message, command=row.name)
+
+    mine = [arg for arg in row.args if arg.face != "sdk"]
+    taken = {flag for arg in mine for flag in arg.flags if arg.option}
+    everywhere = [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
+    # A formatter of fixed width: the usual one loads shutil, for every argument.
+    parser = Parser(prog="vastai", add_help=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80))
+    for arg in [*mine, *everywhere]:
+        if arg.option:
+            add_option(parser, arg)
+    rest = next((i for i, word in enumerate(words) if word == "--args"), len(words)) if any(a.rest for a in mine) else len(words)
+    end = words.index("--") if "--" in words[:rest] else len(words)
+    found, loose = parser.parse_known_args(words[:end])
+    for word in loose:
+        if word.startswith("-") and len(word) > 1 and not word[1:2].isdigit():
+            known = {flag for arg in [*mine, *everywhere] for flag in arg.flags if arg.option}
+            raise UsageError(f"no option {shown(word)!r}{nearest(canonical(word), known)}", command=row.name)
+    given = vars(found)
+    given.update(positionals(row, [arg for arg in mine if not arg.option], loose + words[end + 1:]))
+    names = {arg.name for arg in mine}
+    common = {name: value for name, value in given.items() if name not in names}
+    return {name: value for name, value in given.items() if name in names}, check(GLOBAL_ARGS, common, cli=True)
+
+
+def add_option(parser: Any, arg: Arg) -> None:
+    """One option in argparse's terms; --some_option and --some-option are the same."""
+    import argparse
+    flags = list(dict.fromkeys(f for flag in arg.flags for f in (flag, flag[:2] + flag[2:].replace("_", "-"),
+                                                                 flag[:2] + flag[2:].replace("-", "_"))))
+    kept: Dict[str, Any] = {"dest": arg.name, "default": argparse.SUPPRESS}
+    if arg.kind is FLAG:
+        kept["action"] = "store_true"
+    elif arg.rest:
+        kept["nargs"] = argparse.REMAINDER
+    elif arg.again:
+        kept["action"] = "append"
+    elif arg.many:
+        kept["nargs"] = "+"
+    parser.add_argument(*flags, **kept)
+    for flag, value in arg.shortcuts.items():
+        parser.add_argument(flag, dest=arg.name, action="store_const", const=value, default=argparse.SUPPRESS)
+
+
+def positionals(row: Command, args: List[Arg], words: List[str]) -> Row:
+    """Words without a dash, given to the arguments that stand alone, in their order."""
+    given: Row = {}
+    for at, arg in enumerate(args):
+        later = sum(other.default is REQUIRED for other in args[at + 1:])
+        count = max(len(words) - later, arg.default is REQUIRED) if arg.many else 1
+        if len(words) > (0 if arg.default is REQUIRED else later):
+            given[arg.name] = words[:count] if arg.many else words[0]
+            words = words[count:]
+    if words:
+        raise UsageError(f"unexpected {shown(words[0])!r}", command=row.name)
+    return given
+
+
+def run_line(argv: List[str]) -> int:
+    """Runs one command line; returns its exit status or raises VastAIError."""
+    row, words, lost = find_command(argv)
+    asked = {canonical(word) for word in (words[:words.index("--")] if "--" in words else words)}
+    if row is None:
+        if "--version" in asked:
+            emit(f"{__version__}\n")
+        elif not lost or {"-h", "--help"} & asked:
+            emit(overview(lost[0] if lost else ""))
+        else:
+            raise UsageError(lost_command(lost))
+        return 0
+    if {"-h", "--help"} & asked and "--args" not in asked:
+        emit(command_help(row))
+        return 0
+    given, common = parse_line(row, words)
+    if common["version"]:
+        emit(f"{__version__}\n")
+        return 0
+    form = "json" if common["raw"] else common.get("format", "table")
+    view = View(form, common["fields"], common.get("quiet", False), common["full"], not common["no_color"], given.get("yes", False))
+    params = check(row, given, cli=True)
+    client = VastAI(common["api_key"], common["url"], common["retry"], True, common["explain"], view.quiet, common["curl"],
+                    common["timeout"])
+    if client.creds_source == "FILE" or client.creds_source == "NONE":
+        client.api_key, client.creds_source, client.key_origin = find_key(None, session=True)
+    with client:
+        return answer_line(Call(client, row, params, view, cli=True))
+
+
+def answer_line(call: Call) -> int:
+    """Asks where the row says so, performs a call and shows its answer."""
+    if call.row.ask and not call.client.curl:
+        words = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in call.params.items()}
+        confirm(call, call.row.ask.format_map(words))
+    try:
+        answer = perform(call)
+    except NothingSent:
+        return 0
+    except (AuthError, NotFoundError) as error:
+        if not isinstance(error, AuthError) or call.client.key_origin != config_file("vast_tfa_key") or (
+                "two factor" in error.msg.lower()):
+            raise
+        os.unlink(call.client.key_origin)
+        warn("the 2FA session has ended; going on with the API key. `vastai tfa login` starts another.")
+        call.client.api_key, call.client.creds_source, call.client.key_origin = find_key(None)
+        answer = perform(call)
+    if answer is None and call.row.returns not in ("none", "text"):
+        thing = next((f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args if arg.to == "path"), "such thing")
+        raise NotFoundError(f"there is no {thing}", command=call.row.name,
+                            hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "")
+    if call.row.returns == "text" and not call.raw and isinstance(answer, str):
+        answer = reader_text(call, answer)
+    display(call, answer)
+    return 0
+
+
+def reader_text(call: Call, text: str) -> str:
+    """Logs without empty lines; the output of execute without the folder that it ran in."""
+    if call.row.name == "logs":
+        return "\n".join(line for line in text.splitlines() if line.strip())
+    path = call.extra.get("writeable_path")
+    return text.replace(str(path).rstrip("/"), "") if path else text
+
+
+def lost_command(words: List[str]) -> str:
+    """What to say of words that name no command."""
+    verb = [name for name in NAMES if name.split()[0] == words[0]]
+    if verb and len(words) == 1:
+        return f"{words[0]} what? There {'is' if len(verb) == 1 else 'are'}:\n" + overview(words[0]).rstrip()
+    name = " ".join(words)
+    close = nearest(name, NAMES) or nearest(words[0], {n.split()[0] for n in NAMES})
+    return f"no command {shown(name)!r}{close}; `vastai --help` lists them"
+
+
+def wrapped(text: str, width: int, indent: int = 0) -> str:
+    """A text in lines of at most `width` columns, all but the first indented; textwrap would load re."""
+    lines: List[str] = []
+    for word in text.split():
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += " " + word
+        else:
+            lines.append((" " * indent if lines else "") + word)
+    return "\n".join(lines)
+
+
+def overview(verb: str = "") -> str:
+    """The commands in groups with a line each, fitted to the terminal; with a verb those that begin with it."""
+    rows = [row for row in COMMANDS.values() if row.face != "sdk" and not row.hidden]
+    rows = [row for row in rows if not verb or row.name.split()[0] == verb] or rows
+    width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
+    lines = [] if verb else ["usage: vastai COMMAND [argument …] [option …]", "", "Rents GPUs at Vast.ai. "
+                             "`vastai COMMAND --help` explains a command.", ""]
+    group = ""
+    for row in rows:
+        if row.group != group:
+            group = row.group
+            lines += ([""] if lines and lines[-1] else []) + [group + ":"]
+        lines.append(two_columns(row.name, row.summary, wide, width))
+    lines += ["", "Options of every command:"]
+    lines += [two_columns(", ".join(arg.flags), arg.help, wide, width) for arg in GLOBAL_ARGS.args]
+    return "\n".join(lines) + "\n"
+
+
+def two_columns(left: str, right: str, wide: int, width: int) -> str:
+    """A name and what it means, the meaning wrapped in its own column."""
+    if width - wide < 24:  # no room for two columns
+        return f"  {left}\n" + "\n".join(f"      {line.strip()}" for line in wrapped(right, width - 6).split("\n"))
+    body = wrapped(right, width - wide).split("\n")
+    head = f"  {left:<{wide - 2}}"
+    if len(head) > wide:
+        return "\n".join([head.rstrip()] + [" " * wide + line.strip() for line in body])
+    return "\n".join([head + body[0]] + [" " * wide + line.strip() for line in body[1:]])
+
+
+def command_help(row: Command) -> str:
+    """Usage, arguments, options, fields of the query language and examples of one command."""
+    width = min(terminal_width(), 120)
+    mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
+    alone = [arg for arg in mine if not arg.option]
+    usage = " ".join([f"usage: vastai {row.name}", *(placeholder(arg) for arg in alone),
+                      *(f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.default is REQUIRED), "[option …]"])
+    lines = [wrapped(usage, width, 7), "", wrapped(f"{row.summary[:1].upper()}{row.summary[1:]}.", width)]
+    if row.note:
+        lines += ["", wrapped(row.note, width)]
+    options = [arg for arg in mine if arg.option]
+    for title, args in (("Arguments", alone), ("Options", options)):
+        if args:
+            lines += ["", f"{title}:", *(two_columns(spelling(arg), meaning(arg), 28, width) for arg in args)]
+    if row.fields:
+        lines += ["", "Fields of the query:", *(two_columns(name, text, 28, width) for name, text in field_help(row.fields)), "",
+                  wrapped("Operators: >= > <= < = != in notin. A list is [A,B], a text with blanks \"A B\" or A_B; conditions "
+                          "stand side by side and all must hold.", width)]
+    if row.aliases:
+        lines += ["", wrapped(f"Also: vastai {', vastai '.join(row.aliases)}", width)]
+    if row.examples:
+        lines += ["", "Examples:", *(f"  vastai {row.name} {example}" for example in row.examples)]
+    lines += ["", wrapped("Options of every command: " + " ".join(arg.flags[-1] for arg in GLOBAL_ARGS.args), width, 2)]
+    if row.face != "cli":
+        lines.append(f"In Python: VastAI().{row.methods[0]}(…)")
+    return "\n".join(lines) + "\n"
+
+
+def placeholder(arg: Arg) -> str:
+    word = arg.flags[0].upper().replace("_", "-")
+    word = f"{word} …" if arg.many else word
+    return word if arg.default is REQUIRED else f"[{word}]"
+
+
+def spelling(arg: Arg) -> str:
+    """An argument as it is typed."""
+    if not arg.option:
+        return placeholder(arg)
+    word = "{" + ",".join(map(str, arg.choices)) + "}" if 0 < len(str(arg.choices)) < 40 and arg.choices else arg.kind.metavar
+    return ", ".join([*arg.flags, *arg.shortcuts]) + ("" if arg.kind is FLAG else " …" if arg.rest else f" {word}")
+
+
+def meaning(arg: Arg) -> str:
+    default = arg.cli
+    text = arg.help
+    if arg.choices and len(str(arg.choices)) >= 40:
+        text += f" (one of {', '.join(map(str, arg.choices))})"
+    return text if default in (REQUIRED, None, False, "") else f"{text} (default {default})"
+
+
+# --------------------------------------------------------------------------------------------------------- main
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command line: runs `argv` (sys.argv without its first word, if not given) and returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        except (AttributeError, ValueError, OSError):
+            pass
+    try:
+        status = run_line(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except VastAIError as error:
+        if os.environ.get("VASTAI_DEBUG"):
+            raise
+        return report(error, words)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return closed_pipe()
+    except OSError as error:
+        warn(f"cannot write the answer: {error.strerror or error}")
+        closed_pipe()
+        return 1
+    except Exception as error:  # no traceback for a user; VASTAI_DEBUG=1 shows it
+        if os.environ.get("VASTAI_DEBUG"):
+            raise
+        warn(f"{type(error).__name__}: {shown(str(error), 300)} (a defect of this program; VASTAI_DEBUG=1 shows where)")
+        return 1
+
+
+def closed_pipe() -> int:
+    """Whoever read our output has enough; the interpreter must not complain about it when it flushes at the end."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        pass
+    return 0
+
+
+def report(error: VastAIError, words: Sequence[str]) -> int:
+    """A failure on stderr, as text or, with --raw, as one JSON object."""
+    if isinstance(error, PartialError) and sys.stdout is not None:
+        emit(pretty(error.results) + "\n")
+    if sys.stderr is not None:
+        import json
+        raw = "--raw" in words or "--format=json" in words
+        told = {"error": True, "status_code": error.status, "msg": error.msg}
+        lines = json.dumps(told) if raw else "\n".join(shown_lines(line) for line in str(error).split("\n"))
+        try:
+            sys.stderr.write(lines + "\n")
+        except (OSError, ValueError):
+            pass
+    return error.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
