@@ -229,7 +229,7 @@ def _items(convert: Callable[[Any], Any]) -> Callable[[Any], List[Any]]:
         elif not hasattr(value, "__iter__"):
             value = [value]
         items = [convert(item) for item in value]
-        if not items:
+        if not items and convert is not _text:
             raise ValueError(value)
         return items
     return checked
@@ -295,6 +295,8 @@ SECONDS = Kind("float", _at_least(0, _number), "seconds, 0 or more", "SECONDS")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
 GIVEN_ID = Kind("Union[int, str]", _as_given, "an id", "ID")
+TEXT_ID = Kind("str", _name, "an id", "ID")
+EXPIRY = Kind("Union[str, float]", _at_least(0, lambda value: query_date(value)), "MM/DD/YYYY or unix seconds", "DATE")
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
 IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
@@ -628,7 +630,7 @@ class Arg:
 
     `flags` is its spelling on the command line: "id" stands alone, "-l --limit" is an option; the last one names the
     keyword, unless `name` does.  `to` says where the value goes ("path", "query", "body" or "" for nowhere: a function
-    takes it), `key` its name there.  `old` lists other keywords that programs use, `face` restricts it to "cli" or
+    takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that programs use, `face` restricts it to "cli" or
     "sdk", `cli` is the command line's default where it differs, `many` takes several words, `rest` the rest of the
     line, `again` may be given again, `shortcuts` are flags that set a value ({"-b": "bid"}), `secret` is never shown.
     """
@@ -675,23 +677,25 @@ class Command:
     answer holds: "" the answer itself (a dict), "offers[]" the list under that name, "[]" a list, "user" the dict under
     that name, "text" a string, "any" whatever comes.  `of` names the TypedDict of a row.  `columns` are the table's,
     `done` is the sentence after success, `ask` the question before, `look` the command that shows what happened,
-    `query` and `body` are fixed members.  `build` names a function that fills in query and body, `run` one that takes
+    `query` and `body` are fixed members, `rows` is the member with the table's rows where the whole answer is returned.
+    `build` names a function that fills in query and body, `run` one that takes
     several steps, `show` one that prints.
     """
 
     __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "call", "columns", "done", "examples", "face", "fields",
-                 "group", "hidden", "look", "method", "methods", "name", "note", "of", "path", "query", "returns", "run",
-                 "safe", "show", "strict", "summary", "whole")
+                 "group", "hidden", "look", "method", "methods", "name", "note", "of", "path", "query", "returns", "rows",
+                 "run", "safe", "show", "strict", "summary", "whole")
 
     def __init__(self, name: str, call: str, safe: bool, summary: str, *args: Arg, returns: str = "", of: str = "",
-                 columns: Tuple[Any, ...] = (), done: str = "", ask: str = "", look: str = "", aliases: str = "",
+                 columns: Tuple[Any, ...] = (), rows: str = "", done: str = "", ask: str = "", look: str = "", aliases: str = "",
                  methods: str = "", query: Optional[Row] = None, body: Optional[Row] = None, build: str = "",
                  run: str = "", show: str = "", note: str = "", examples: Tuple[str, ...] = (), fields: str = "",
                  face: str = "", auth: bool = True, whole: bool = False, strict: bool = False,
                  hidden: bool = False) -> None:
         self.name, self.call, self.safe, self.summary, self.args = name, call, safe, summary, args
         self.method, _, self.path = call.partition(" ")
-        self.returns, self.of, self.columns, self.done, self.ask, self.look = returns, of, columns, done, ask, look
+        self.returns, self.of, self.columns, self.rows = returns, of, columns, rows
+        self.done, self.ask, self.look = done, ask, look
         self.aliases = tuple(filter(None, aliases.split(", ")))  # on the command line
         self.methods = (name.replace(" ", "_").replace("-", "_"), *methods.split())  # in the SDK
         self.query, self.body, self.build, self.run, self.show = query or {}, body or {}, build, run, show
@@ -769,6 +773,40 @@ INSTANCE_MORE = (
     ("Machine", "machine_id", "", 5), ("Net Mb/s", "net", "net", 6), ("Location", "geolocation", "", 5),
     ("Template", "template", "template", 6), ("SSH", "ssh", "ssh", 4), ("Msg", "status_msg", "", 6))
 SSH_KEY_COLUMNS = (("ID", "id", ""), ("Key", "key|public_key", ""), ("Created", "created_at", ""))
+API_KEY_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Rights", "rights", "", 1), ("Team", "team_name", "", 2),
+    ("Permissions", "permissions", "", 3))
+AUDIT_COLUMNS = (
+    ("IP address", "ip_address", "", 1), ("API key", "api_key_id", "", 1), ("Time", "created_at", "", 0),
+    ("Request", "api_route", "", 0), ("Arguments", "args", "", 2))
+ENV_COLUMNS = (("Name", "name", "", 0), ("Value", "value", "", 0))
+MACHINE_COLUMNS = (
+    ("ID", "id", "", 0), ("GPUs", "num_gpus", "", 0), ("Model", "gpu_name", "_", 0), ("Disk GB", "disk_space", "", 3),
+    ("Host name", "hostname", "first16", 2), ("Driver", "driver_version", "", 5), ("Reliab.", "reliability2", ".4f", 3),
+    ("Status", "verification", "state", 2), ("IP address", "public_ipaddr", "", 4), ("Location", "geolocation", "", 5),
+    ("Reports", "num_reports", "", 6), ("GPU $/hr", "listed_gpu_cost", ".2f", 1), ("Bid $/hr", "min_bid_price", ".2f", 1),
+    ("Discount", "credit_discount_max", ".2f", 6), ("Up $/TB", "listed_inet_up_cost", ".2f*1024", 6),
+    ("Down $/TB", "listed_inet_down_cost", ".2f*1024", 6), ("Occupancy", "gpu_occupancy", "", 1))
+MAINT_COLUMNS = (
+    ("Machine", "machine_id", "", 0), ("Start (UTC)", "start_time", "slashed", 0), ("End (UTC)", "end_time", "slashed", 0),
+    ("Hours", "duration_hours", "", 1), ("Category", "maintenance_category", "", 2))
+REPORT_COLUMNS = (("Time", "created_at", "", 0), ("Problem", "problem", "", 0), ("Message", "message", "", 1))
+MEMBER_COLUMNS = (
+    ("ID", "id", "", 0), ("User", "username", "", 0), ("Email", "email", "", 0), ("Name", "fullname", "", 2),
+    ("Roles", "roles", "join", 1))
+ROLE_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Identifier", "identifier", "", 2), ("Permissions", "permissions", "", 1))
+TFA_COLUMNS = (
+    ("ID", "id", "", 0), ("User", "user_id", "", 4), ("Primary", "is_primary", "", 1), ("Method", "method", "", 0),
+    ("Label", "label", "", 1), ("Phone", "phone_number", "", 3), ("Created (UTC)", "created_at", "second", 3),
+    ("Last used (UTC)", "last_used", "second", 2), ("Failures", "fail_count", "", 3), ("Locked until (UTC)", "locked_until", "second", 2))
+TOTP_CARD = (("Secret", "secret", ""), ("URI", "provisioning_uri", ""))
+CLUSTER_COLUMNS = (
+    ("ID", "id", "", 0), ("Subnet", "subnet", "", 0), ("Nodes", "nodes", "count", 1), ("Manager", "manager", "", 0),
+    ("Manager's IP", "manager_ip", "", 2), ("Machines", "machine_ids", "join", 0))
+OVERLAY_COLUMNS = (
+    ("ID", "overlay_id", "", 0), ("Name", "name", "", 0), ("Subnet", "internal_subnet", "", 1), ("Cluster", "cluster_id", "", 0),
+    ("Size", "instances", "count", 2), ("Instances", "instances", "join", 1))
 TEMPLATE_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3), ("Hash", "hash_id", "", 0),
     ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4), ("Creator", "creator_id", "", 4),
@@ -782,8 +820,93 @@ USER_CARD = (
     ("Payment expected", "paid_expected", ""), ("Credit only", "billing_creditonly", ""), ("Billing set up", "has_billing", ""),
     ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""), ("Email verified", "email_verified", ""),
     ("Password reset", "password_resettable", ""), ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
+SUBACCOUNT_COLUMNS = (("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Credit $", "credit", ".2f"))
+ITEM_COLUMNS = (
+    ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3), ("Amount $", "amount", "", 0),
+    ("Timestamp", "timestamp", ".1f", 1), ("Type", "type", "", 1))
+BILL_COLUMNS = (
+    ("ID", "metadata.invoice_id", "", 0), ("Created", "start", "day", 1), ("Paid", "end", "day", 2), ("Type", "type", "", 1),
+    ("Amount $", "amount", ".2f", 0), ("Source", "source", "", 2), ("Description", "description", "", 3))
+CHARGE_COLUMNS = (
+    ("Type", "type", "", 0), ("ID", "source", "", 0), ("Amount $", "amount", ".3f", 0), ("Start", "start", "day", 1),
+    ("End", "end", "day", 1), ("Endpoint", "metadata.endpoint_id", "", 2), ("Workergroup", "metadata.workergroup_id", "", 2))
+INVOICE_COLUMNS = (
+    ("ID", "id", "", 0), ("When", "when", "minute", 0), ("Cents", "amount_cents", "", 0), ("Credit", "is_credit", "", 2),
+    ("Paid on", "paid_on", "minute", 2), ("Service", "service", "", 1), ("Before $", "balance_before", ".2f", 3),
+    ("After $", "balance_after", ".2f", 3), ("Event", "event_id", "", 4))
+JOB_COLUMNS = (
+    ("ID", "id", "", 0), ("Instance", "instance_id", "", 0), ("Request", "api_endpoint", "", 1), ("Start", "start_time", "minute", 2),
+    ("End", "end_time", "minute", 2), ("Day", "day_of_the_week", "weekday", 0), ("Hour UTC", "hour_of_the_day", "hour", 0),
+    ("Minute", "min_of_the_hour", "min", 1), ("Frequency", "frequency", "", 1))
+ENDPOINT_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "endpoint_name", "", 0), ("State", "endpoint_state", "state", 0), ("Load", "min_load", "", 2),
+    ("Target", "target_util", "", 3), ("Cold x", "cold_mult", "", 3), ("Cold", "cold_workers", "", 2), ("Most", "max_workers", "", 1),
+    ("Created", "created_at", "", 4))
+WORKERGROUP_COLUMNS = (
+    ("ID", "id", "", 0), ("Endpoint", "endpoint_id", "", 0), ("Name", "endpoint_name", "", 1), ("Template", "template_hash|template_id", "", 1),
+    ("VRAM GB", "gpu_ram", "", 2), ("Search", "search_query|search_params", "", 4), ("Launch", "launch_args", "", 5))
+WORKER_COLUMNS = (
+    ("ID", "id", "", 0), ("Status", "status", "state", 0), ("Model", "gpu_name", "", 1), ("Perf", "measured_perf", "", 0),
+    ("URL", "url", "", 3))
+NOTIFICATION_COLUMNS = (
+    ("Key", "key", "", 0), ("Meaning", "display_name", "", 1), ("Category", "category", "", 2), ("Mail", "default_preferences.email", "", 0),
+    ("Webhooks", "default_preferences.webhooks", "", 0), ("Mail always", "mandatory_email", "", 2))
+WEBHOOK_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("URL", "webhook_url", "", 0), ("Events", "event_types", "", 1),
+    ("Changed", "updated_at", "minute", 2))
 
 # Option groups that several commands share.
+
+NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
+PDF = Arg("--pdf", NAME, "write the rows into this PDF file as well", None, to="")
+ITEM_OPTIONS = (
+    Arg("-s --start_date", WHEN, "from this date on; the last day if not given", None, to=""),
+    Arg("-e --end_date", WHEN, "up to this date; now if not given", None, to=""),
+    Arg("-c --only_charges", FLAG, "only charges", to=""),
+    Arg("-p --only_credits", FLAG, "only payments", to=""))
+INVOICE_TYPES = {
+    "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase", "crypto.com": "crypto.com",
+    "reserved": "instance_prepay", "payout_paypal": "paypal_manual", "payout_wise": "wise_manual"}
+CHARGE_TYPES = {
+    "instance": "instance", "volume": "volume", "serverless": "serverless", "i": "instance", "v": "volume", "s": "serverless"}
+PAGE_OPTIONS = (
+    Arg("-s --start-date", WHEN, "first day: YYYY-MM-DD or unix seconds", None, to=""),
+    Arg("-e --end-date", WHEN, "last day", None, to=""),
+    Arg("-l --limit", WHOLE, "rows of a page, 100 at most", 20, to=""),
+    Arg("-t --next-token", TEXT, "the page behind an earlier one", None, to=""),
+    Arg("--latest-first", FLAG, "newest first", to=""),
+    Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
+    Arg("-f --format", TEXT, "how to show charges", "table", choices=("table", "tree"), to=""))
+INSTANCE_OF_SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
+
+def endpoint_options(load: Optional[float], target: Optional[float], multiple: Optional[float], cold: Optional[int],
+                     most: Optional[int]) -> Tuple[Arg, ...]:
+    return (
+        Arg("--min_load", NUMBER, "lowest load to be ready for, in units of performance a second (tokens/s)", load),
+        Arg("--min_cold_load", NUMBER, "the same, with workers that still have to start counted", load),
+        Arg("--target_util", NUMBER, "share of the capacity to be used, up to 1", target),
+        Arg("--cold_mult", NUMBER, "stopped capacity to keep, as a multiple of the running one", multiple),
+        Arg("--cold_workers", COUNT, "workers to keep when there is no load", cold),
+        Arg("--max_workers", COUNT, "workers at most", most),
+        Arg("--endpoint_name", TEXT, "name by which programs reach it", None),
+        Arg("--max_queue_time", NUMBER, "seconds that a request may wait at a worker", None),
+        Arg("--target_queue_time", NUMBER, "seconds in which a queue shall be worked off", None),
+        Arg("--inactivity_timeout", WHOLE, "seconds without traffic until no worker stays active", None),
+        INSTANCE_OF_SCALER)
+
+WORKERGROUP_OPTIONS = (
+    Arg("--template_hash", TEXT, "template of the workers; brings its own search conditions", None),
+    Arg("--template_id", ID, "the same by id", None),
+    Arg("--search_params", TEXT, "conditions on offers, as for search offers", None, to=""),
+    Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", None, secret=True),
+    Arg("--endpoint_name", TEXT, "the endpoint, by name", None),
+    Arg("--endpoint_id", ID, "the endpoint, by id", None),
+    Arg("--gpu_ram", GB, "GPU memory that a worker needs, GB", None),
+    Arg("-n --no-default", FLAG, "without verified=True rentable=True rented=False in the search", to=""))
+LOG_OPTIONS = (
+    Arg("--level", COUNT, "how much to show: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
+    Arg("--tail", COUNT, "lines from the end", None))
+WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}; it is not shown again."
 
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
@@ -839,7 +962,32 @@ CREATE_OPTIONS = (
     Arg("--mount-path", TEXT, "where to mount the volume", None, to=""),
     Arg("--volume-label", TEXT, "a name for the new volume", None, to=""),
     *ONSTART_OPTIONS)
-WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
+LISTING = (
+    Arg("-g --price_gpu", PRICE, "price of a GPU, $/hr", None),
+    Arg("-s --price_disk", PRICE, "price of storage, $/GB/month; the service takes 0.10 if not given", None),
+    Arg("-u --price_inetu", PRICE, "price of uploads, $/GB", None),
+    Arg("-d --price_inetd", PRICE, "price of downloads, $/GB", None),
+    Arg("-b --price_min_bid", PRICE, "lowest bid for a GPU, $/hr", None),
+    Arg("-m --min_chunk", COUNT, "fewest GPUs that are rented together", 1),
+    Arg("-e --end_date", EXPIRY, "last day of the offer: MM/DD/YYYY (UTC) or unix seconds", None),
+    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 is 40 %", None, key="credit_discount_max"),
+    Arg("-l --duration", TEXT, "keep the offer's end this far ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
+    Arg("-v --vol_size", COUNT, "space offered for volumes, GB; 0 for none, half of the disk if not given", None),
+    Arg("-z --vol_price", PRICE, "price of volumes, $/GB/month; price_disk if not given", None))
+TFA_METHODS = ("email", "sms", "totp")
+TFA_PROOF = (
+    Arg("-c --code", NAME, "code from the app, the SMS or the mail", None, secret=True),
+    Arg("-bc --backup-code", NAME, "one of your backup codes, in place of a code", None, secret=True),
+    Arg("-t --method-type", TEXT, "kind of method that the code is from", None, key="tfa_method", choices=TFA_METHODS),
+    Arg("-s --secret", NAME, "secret that came with the code's SMS or mail, from tfa send-sms or tfa send-email", None, secret=True),
+    Arg("-id --method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None, key="tfa_method_id"))
+PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None)
+AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "the second step of tfa auth-new",
+    Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
+RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
+MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
+WAIT = (Arg("--wait", FLAG, "wait until it is there", to=""), MAX_WAIT)
+IDENTITY = Arg("-i --identity", TEXT, "file of the private SSH key", None, to="")
 
 
 # ---------------------------------------------------------------------------------------------------- THE TABLE
@@ -869,7 +1017,7 @@ register("Search and rent",
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("create instance", "PUT /asks/{id}/", ONCE, "rent an offer: make an instance of it",
         Arg("id", ID, "the offer, from search offers", old="ID"),
-        *CREATE_OPTIONS,
+        *CREATE_OPTIONS, *WAIT,
         of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance", look="show instances",
         done="Instance {new_contract} is being made from offer {id}.",
         note="Prices are per hour and run from now on; `vastai destroy instance ID` ends them.",
@@ -894,7 +1042,7 @@ register("Search and rent",
         Arg("--runtype", TEXT, "kind of access in the service's words", None, face="sdk", to=""),
         Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to=""),
         Arg("--query", OBJECT, "conditions in the service's words, in place of GPU, region and disk", None, face="sdk", to=""),
-        *RUNTYPE_OPTIONS, *ONSTART_OPTIONS,
+        *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT,
         of="CreatedInstance", build="build_launch", run="run_create_instance", look="show instances",
         done="Instance {new_contract} is being made.",
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct", "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
@@ -930,8 +1078,8 @@ register("Instances",
         Arg("id", ID, "the instance", old="ID"),
         body={"state": "stopped"}, done="Instance {id} is stopping.", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, "end an instance and delete its data",
-        Arg("id", ID, "the instance", old="ID"),
-        ask="Destroy instance {id} and all its data?", done="Instance {id} is destroyed.", look="show instances"),
+        Arg("id", ID, "the instance", old="ID"), *WAIT,
+        ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Instance {id} is destroyed.", look="show instances"),
     Command("start instances", "PUT /instances/", SAFE, "start several stopped instances",
         Arg("ids", IDS, "the instances", to=""),
         body={"state": "running"}, run="run_bulk", done="Instances {ids} are starting.", look="show instances"),
@@ -970,18 +1118,40 @@ register("Instances",
         body={"client_id": "me"}, run="run_scheduled", done="The bid of instance {id} is changed.", look="show instance"),
     Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance and show what it prints",
         Arg("id", ID, "the instance", old="ID"),
-        Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, WAIT,
+        Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, RESULT_WAIT,
         returns="text", run="run_scheduled", look="show instance", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, "what an instance has printed",
         Arg("instance_id", ID, "the instance", old="id ID INSTANCE_ID"),
         Arg("--tail", TEXT, "lines from the end", None),
         Arg("--filter", TEXT, "only lines that match this regular expression", None),
-        Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's", to=""), WAIT,
-        returns="text", build="build_logs", run="run_logs", look="show instances", examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'")),
+        Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's", to=""), RESULT_WAIT,
+        Arg("-f --follow", FLAG, "go on printing what comes, until the instance stops", face="cli", to=""),
+        returns="text", build="build_logs", run="run_logs", look="show instances",
+        examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
+    Command("wait instance", "", SAFE, "wait until an instance is running, or in another state",
+        Arg("id", ID, "the instance"),
+        Arg("--status", TEXT, "the state to wait for", "running", choices=("running", "loading", "exited", "destroyed")),
+        MAX_WAIT, Arg("--poll", SECONDS, "seconds between two looks, growing to three times that", 5),
+        of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
+        note="Ends at once where the state can no longer come. Status 9 when the time is over."),
+    Command("ssh", "", ONCE, "open a shell in an instance, or run a command there",
+        Arg("id", ID, "the instance"),
+        Arg("command", TEXTS, "the command; behind -- if it has options", None), IDENTITY,
+        returns="none", run="run_ssh", face="cli", look="show instances",
+        note="Connects to the machine itself where that answers, else through the proxy.",
+        examples=("4242", "4242 -- nvidia-smi -L", "4242 -i ~/.ssh/id_ed25519")),
+    Command("scp", "", ONCE, "copy files to or from an instance with scp",
+        Arg("source", NAME, "ID:PATH or a local path"),
+        Arg("target", NAME, "ID:PATH or a local path"), IDENTITY,
+        Arg("-r --recursive", FLAG, "whole folders"),
+        returns="none", run="run_scp", face="cli", look="show instances",
+        examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
     Command("ssh-url", "", SAFE, "the address for ssh",
-        Arg("id", ID, "the instance"), returns="text", run="run_address", look="show instances"),
+        Arg("id", ID, "the instance"), Arg("--all", FLAG, "the proxy's address too", face="cli"),
+        returns="text", run="run_address", look="show instances"),
     Command("scp-url", "", SAFE, "the address for scp",
-        Arg("id", ID, "the instance"), returns="text", run="run_address", look="show instances"))
+        Arg("id", ID, "the instance"), Arg("--all", FLAG, "the proxy's address too", face="cli"),
+        returns="text", run="run_address", look="show instances"))
 
 register("Keys",
     Command("set api-key", "", SAFE, "keep the API key in a file of yours",
@@ -996,11 +1166,442 @@ register("Keys",
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, "let an SSH key into an instance",
         Arg("instance_id", ID, "the instance", old="id"),
         Arg("ssh_key", TEXT, "the public key or its file"),
-        run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance"))
+        run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance"),
+    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, "the SSH keys that an instance lets in",
+        Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"),
+        returns="any", of="List[Dict[str, Any]]", columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
+    Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, "shut an SSH key out of an instance",
+        Arg("instance_id", ID, "the instance", old="id"),
+        Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
+        done="Key {ssh_key_id} is detached from instance {instance_id}.", look="show instance-ssh-keys"),
+    Command("update ssh-key", "PUT /ssh/{id}/", SAFE, "replace an SSH key of your account",
+        Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id"),
+        Arg("ssh_key", TEXT, "the new public key or its file"),
+        build="build_id", run="run_ssh_key", done="SSH key {id} is replaced.", look="show ssh-keys"),
+    Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, "take an SSH key out of your account",
+        Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id"),
+        done="SSH key {id} is deleted.", look="show ssh-keys"),
+    Command("show api-keys", "GET /auth/apikeys/", SAFE, "the API keys of your account",
+        returns="apikeys[]", columns=API_KEY_COLUMNS, whole=True),
+    Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, "one API key: its name and what it may do",
+        Arg("id", ID, "the key, from show api-keys"),
+        columns=API_KEY_COLUMNS, look="show api-keys"),
+    Command("create api-key", "POST /auth/apikeys/", ONCE, "make an API key that may do only some things",
+        Arg("--name", NAME, "a name for it", required=True),
+        Arg("--permission_file", FILE_OBJECT, "file with its permissions as JSON; all of yours if not given", None,
+            name="permissions", key="permissions", old="permission_file"),
+        Arg("--key_params", TEXT, "limits for parts of the permissions, as the service's documentation has them", None),
+        done="API key {id} is made: {key}", look="show api-keys",
+        note="The key is shown this once. A file such as {\"api\": {\"misc\": {}, \"user_read\": {}, \"instance_read\": {}}} lets it "
+             "look at your instances and nothing else.",
+        examples=("--name ci --permission_file permissions.json",)),
+    Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, "end an API key",
+        Arg("id", ID, "the key, from show api-keys"),
+        done="API key {id} is deleted.", look="show api-keys"),
+    Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, "replace your main API key; the old one ends at once",
+        body={"client_id": "me"}, done="Your new API key: {new_api_key}", look="show user",
+        note="Keep the new key with `vastai set api-key KEY`."),
+    Command("set role", "", SAFE, "choose whose commands --help lists",
+        Arg("role", TEXT, "host: all of them; client: without those for owners of machines", choices=("host", "client")),
+        returns="none", run="run_set_role", auth=False))
+
+register("Environment variables",
+    Command("show env-vars", "GET /secrets/", SAFE, "the environment variables that your instances get",
+        Arg("-s --show-values", FLAG, "show their values, too", to=""),
+        returns="secrets", run="run_show_env_vars", show="show_env_vars"),
+    Command("create env-var", "POST /secrets/", ONCE, "add an environment variable for your instances",
+        Arg("name", NAME, "its name", key="key"),
+        Arg("value", TEXT, "its value", secret=True),
+        done="{name} is added.", look="show env-vars"),
+    Command("update env-var", "PUT /secrets/", SAFE, "change an environment variable",
+        Arg("name", NAME, "its name", key="key"),
+        Arg("value", TEXT, "its new value", secret=True),
+        done="{name} is changed.", look="show env-vars"),
+    Command("delete env-var", "DELETE /secrets/", SAFE, "take an environment variable away",
+        Arg("name", NAME, "its name", key="key"),
+        done="{name} is deleted.", look="show env-vars"))
+
+register("Two-factor authentication",
+    Command("tfa login", "POST /tfa/", ONCE, "start a session on this machine with a code",
+        *TFA_PROOF,
+        build="build_tfa", run="run_tfa_login", show="show_tfa_login", look="tfa status",
+        note="The session's key lies beside the API key and is used instead of it until it expires. Codes by SMS and mail come "
+             "from `vastai tfa send-sms` and `vastai tfa send-email`.",
+        examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
+    Command("tfa logout", "", SAFE, "end the session on this machine: delete its key",
+        run="run_tfa_logout", auth=False, note="The service is not told; the API key is used again."),
+    Command("tfa status", "GET /tfa/status/", SAFE, "your methods, and how many backup codes are left",
+        show="show_tfa_status"),
+    Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, "prove that it is you, before a method is added",
+        Arg("-c --code", NAME, "code of the second step", None, to="", secret=True),
+        Arg("-s --secret", NAME, "secret that the first step showed", None, to="", secret=True),
+        Arg("-bc --backup-code", NAME, "one of your backup codes, in place of a method", None, to="", secret=True),
+        Arg("-t --method-type", TEXT, "method that sends or shows the code; email if not given", None, to="", choices=TFA_METHODS),
+        Arg("-id --method-id", TEXT_ID, "that method, where you have several of one kind", None, to=""),
+        run="run_tfa_auth_new", look="tfa status",
+        done="You may add a method now: `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
+        note="The first step sends a code and shows a secret, the second takes both. The command line asks for the code; with "
+             "--secret and --code it does the second step alone.",
+        examples=("", "-t totp", "--secret SECRET --code 123456")),
+    Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, "get a secret for an authenticator app",
+        columns=TOTP_CARD, look="tfa status",
+        note="Give the app the secret, or the URI as a QR code; then `vastai tfa activate CODE --secret SECRET`."),
+    Command("tfa send-sms", "POST /tfa/sms/", ONCE, "have a code sent by SMS",
+        PHONE,
+        done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t sms` or `vastai tfa activate -t sms`.",
+        look="tfa status"),
+    Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, "have the code sent by SMS once more",
+        Arg("-s --secret", NAME, "secret that tfa send-sms showed", required=True, secret=True),
+        PHONE,
+        done="The code is on its way again.", look="tfa status"),
+    Command("tfa send-email", "POST /tfa/email/", ONCE, "have a code sent by mail",
+        done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t email`.", look="tfa status"),
+    Command("tfa activate", "POST /tfa/confirm-new/", ONCE, "add a method, with the first code from it",
+        Arg("code", NAME, "code from the app or the SMS", secret=True),
+        Arg("--secret", NAME, "secret from tfa totp-setup or tfa send-sms", required=True, secret=True),
+        Arg("-t --method-type", TEXT, "kind of method", "totp", key="tfa_method", choices=("sms", "totp")),
+        Arg("--phone-number", TEXT, "its number, for sms: +12025550123", None),
+        Arg("-l --label", TEXT, "a name for it", None),
+        Arg("--method-id", TEXT_ID, "id of the method", None, key="tfa_method_id", face="sdk"),
+        show="show_backup_codes", done="The method is active.", look="tfa status",
+        note="`vastai tfa auth-new` comes first. With your first method come backup codes; you are asked where to keep them.",
+        examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
+    Command("tfa update", "PUT /tfa/update/", SAFE, "rename a method, or make it the primary one",
+        Arg("method_id", ID, "the method, from tfa status", key="tfa_method_id"),
+        Arg("-l --label", TEXT, "its new name", None),
+        Arg("-p --set-primary", TRUTH, "shall it be the primary one?", None, key="is_primary"),
+        build="build_tfa_update", done="Method {method_id} is changed.", look="tfa status"),
+    Command("tfa delete", "DELETE /tfa/", ONCE, "take a method away",
+        *TFA_PROOF[:4],
+        Arg("--method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None, key="tfa_method_id"),
+        Arg("-id --id-to-delete", ID, "the method to take away, from tfa status", None, key="target_id"),
+        ask="Take a method of two-factor authentication away?", build="build_tfa", show="show_tfa_delete", look="tfa status",
+        examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
+    Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, "make new backup codes; the old ones end",
+        *TFA_PROOF,
+        ask="All backup codes that you have will be void. Make new ones?", build="build_tfa", show="show_backup_codes",
+        done="The old backup codes are void, but the service gave no new ones.", look="tfa status"))
+
+register("Teams",
+    Command("create team", "POST /team/", ONCE, "make your account a team",
+        Arg("--team-name", NAME, "its name", required=True),
+        Arg("--transfer-credit", PRICE, "dollars of yours that the team gets", 0, face="cli"),
+        done="Team {team_name} is made.", look="show members"),
+    Command("destroy team", "DELETE /team/", SAFE, "dissolve your team",
+        done="The team is dissolved.", look="show members"),
+    Command("show members", "GET /team/members/", SAFE, "the members of your team",
+        returns="[]", columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
+    Command("invite member", "POST /team/invite/", ONCE, "invite somebody to your team by mail",
+        Arg("--email", NAME, "address", required=True, to="query"),
+        Arg("--role", NAME, "name of a role, from show team-roles", required=True, to="query"),
+        done="{email} is invited as {role}.", methods="invite_team_member", aliases="invite team-member", look="show members"),
+    Command("remove member", "DELETE /team/members/{id}/", SAFE, "take somebody out of your team",
+        Arg("id", ID, "the member, from show members", old="ID"),
+        done="Member {id} is removed.", methods="remove_team_member", aliases="remove team-member", look="show members"),
+    Command("show team-roles", "GET /team/roles-full/", SAFE, "the roles of your team, and what they may do",
+        returns="[]", columns=ROLE_COLUMNS),
+    Command("show team-role", "GET /team/roles/{name}/", SAFE, "one role, and what it may do",
+        Arg("name", NAME, "the role", old="NAME"),
+        columns=ROLE_COLUMNS, look="show team-roles"),
+    Command("create team-role", "POST /team/roles/", ONCE, "make a role",
+        Arg("--name", NAME, "its name", required=True, old="NAME"),
+        Arg("--permissions", FILE_OBJECT, "file with its permissions as JSON", required=True),
+        done="Role {name} is made.", look="show team-roles"),
+    Command("update team-role", "PUT /team/roles/{id}/", SAFE, "rename a role, or change what it may do",
+        Arg("id", ID, "the role, from show team-roles", old="ID"),
+        Arg("--name", NAME, "its new name", None),
+        Arg("--permissions", FILE_OBJECT, "file with its new permissions as JSON", None),
+        done="Role {id} is changed.", look="show team-roles"),
+    Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, "delete a role",
+        Arg("name", NAME, "the role", old="NAME"),
+        done="Role {name} is deleted.", look="show team-roles"))
+
+register("Machines (for hosts)",
+    Command("show machines", "GET /machines", SAFE, "the machines that you offer",
+        query={"owner": "me"}, returns="machines[]", columns=MACHINE_COLUMNS, whole=True),
+    Command("show machine", "GET /machines/{id}", SAFE, "one machine of yours",
+        Arg("id", ID, "the machine", old="Machine machine_id"),
+        query={"owner": "me"}, returns="any", of="Dict[str, Any]", columns=MACHINE_COLUMNS, run="run_show_machine",
+        look="show machines"),
+    Command("list machine", "PUT /machines/create_asks/", SAFE, "offer a machine for rent, or change its prices",
+        Arg("id", ID, "the machine", key="machine", old="machine_id"), *LISTING,
+        show="show_listing", look="show machines",
+        note="Test the machine first: one that fails while it is rented loses reliability for good. Rentals that run go on "
+             "after the end date.",
+        examples=("1234 -g 0.45 -s 0.15 -m 1 -e 12/31/2027", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
+    Command("list machines", "PUT /machines/create_asks/", SAFE, "offer several machines on the same terms",
+        Arg("ids", IDS, "the machines", to=""), *LISTING,
+        returns="[]", run="run_list_machines", show="show_listing", look="show machines"),
+    Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, "stop offering a machine; rentals that run go on",
+        Arg("id", ID, "the machine", old="machine_id"),
+        done="Machine {id} is no longer offered.", look="show machines"),
+    Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, "remove a machine that nobody rents, with its default jobs",
+        Arg("id", ID, "the machine", old="machine_id"),
+        done="Machine {id} is deleted.", look="show machines"),
+    Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, "delete expired storage on a machine",
+        Arg("id", ID, "the machine", old="machine_id"),
+        done="Machine {id} is cleaned up.", look="show machines"),
+    Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, "rearrange GPUs, so that larger offers become possible",
+        Arg("ids", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
+        done="The offers of machines {ids} are rearranged: {summary}", look="show machines"),
+    Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, "set the lowest bid for a machine's GPUs",
+        Arg("id", ID, "the machine", old="machine_id"),
+        Arg("--price", PRICE, "lowest bid for a GPU, $/hr", None),
+        body={"client_id": "me"}, done="The lowest bid for machine {id} is changed.", look="show machines"),
+    Command("set defjob", "PUT /machines/create_bids/", SAFE, "set the job that a machine runs while nobody rents it",
+        Arg("id", ID, "the machine", key="machine", old="machine_id"),
+        *(Arg(arg.flags[-1], PRICE, arg.help, None) for arg in LISTING if arg.name in ("price_gpu", "price_inetu", "price_inetd")),
+        Arg("--image", TEXT, "Docker image", None),
+        Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True),
+        show="show_listing", look="show machines", examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
+    Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, "end the default job of a machine",
+        Arg("id", ID, "the machine", old="machine_id"),
+        done="The default job of machine {id} is removed.", look="show machines"),
+    Command("show maints", "GET /machines/maintenances", SAFE, "the maintenance windows of your machines",
+        Arg("-i --ids", IDS, "the machines: 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
+        query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS),
+    Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, "announce maintenance; those who rent the machine are told",
+        Arg("id", ID, "the machine", old="machine_id"),
+        Arg("--sdate", NUMBER, "start, unix seconds", required=True),
+        Arg("--duration", NUMBER, "length, hours", required=True),
+        Arg("--maintenance_category", TEXT, "power, internet, disk, gpu, software or other", "not provided", name="category",
+            key="maintenance_category", old="maintenance_category"),
+        body={"client_id": "me"}, look="show maints", examples=("1234 --sdate 1899900000 --duration 0.5 --maintenance_category power",),
+        ask="Tell all who rent machine {id} that it is down from {sdate} UTC for {duration} hours?",
+        done="Maintenance of machine {id} is announced for {sdate} UTC, {duration} hours."),
+    Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, "call the maintenance of a machine off",
+        Arg("id", ID, "the machine", old="machine_id"),
+        body={"client_id": "me"}, build="build_machine_id", ask="Call all maintenance of machine {id} off?",
+        done="The maintenance of machine {id} is called off.", look="show maints"),
+    Command("reports", "GET /machines/{id}/reports/", SAFE, "what users have reported about a machine",
+        Arg("id", ID, "the machine", old="machine_id"),
+        returns="[]", columns=REPORT_COLUMNS, look="show machines"))
+
+register("Clusters and overlays",
+    Command("show clusters", "GET /clusters/", SAFE, "your clusters: machines in one local network",
+        show="show_clusters"),
+    Command("create cluster", "POST /cluster/", ONCE, "make a cluster",
+        Arg("subnet", NAME, "local network of the machines: 10.0.0.0/24"),
+        Arg("manager_id", ID, "machine that manages it"),
+        done="The cluster is made.", look="show clusters"),
+    Command("delete cluster", "DELETE /cluster/", SAFE, "delete a cluster",
+        Arg("cluster_id", ID, "the cluster", old="id"),
+        done="Cluster {cluster_id} is deleted.", look="show clusters"),
+    Command("join cluster", "PUT /cluster/", SAFE, "add machines to a cluster",
+        Arg("cluster_id", ID, "the cluster", old="id"),
+        Arg("machine_ids", IDS, "the machines"),
+        done="Machines {machine_ids} are in cluster {cluster_id}.", look="show clusters"),
+    Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, "take a machine out of its cluster",
+        Arg("cluster_id", ID, "the cluster"),
+        Arg("machine_id", ID, "the machine"),
+        Arg("new_manager_id", ID, "machine of the cluster that manages it from now on, if this one did", None),
+        done="Machine {machine_id} is out of cluster {cluster_id}.", look="show clusters"),
+    Command("show overlays", "GET /overlay/", SAFE, "your overlay networks: instances in one virtual network",
+        returns="[]", columns=OVERLAY_COLUMNS),
+    Command("create overlay", "POST /overlay/", ONCE, "make an overlay network on a cluster",
+        Arg("cluster_id", ID, "the cluster"),
+        Arg("name", NAME, "a name for it"),
+        done="Overlay {name} is made.", look="show overlays"),
+    Command("join overlay", "PUT /overlay/", SAFE, "add an instance to an overlay network",
+        Arg("name", NAME, "the overlay"),
+        Arg("instance_id", ID, "the instance", old="INSTANCE_ID"),
+        done="Instance {instance_id} is in overlay {name}.", look="show overlays"),
+    Command("delete overlay", "DELETE /overlay/", SAFE, "delete an overlay network, with its instances",
+        Arg("overlay_identifier", TEXT_ID, "id or name of the overlay", to="", old="overlay_id overlay_name"),
+        build="build_overlay", done="Overlay {overlay_identifier} is deleted.", look="show overlays"))
 
 register("Account",
     Command("show user", "GET /users/current", SAFE, "your account and its credit",
-        of="User", columns=USER_CARD, run="run_show_user"))
+        NO_QUIET,
+        of="User", columns=USER_CARD, run="run_show_user"),
+    Command("set user", "PUT /users/", SAFE, "change your account: address, thresholds, phone …",
+        Arg("--file", FILE_OBJECT, "file with a JSON object of what to change", required=True, name="params", key="*", secret=True),
+        done="The account is changed.", look="show user",
+        note="Members: ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
+             "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold, phone_number …",
+        examples=("--file account.json",)),
+    Command("show subaccounts", "GET /subaccounts", SAFE, "accounts that belong to yours",
+        NO_QUIET,
+        query={"owner": "me"}, returns="users[]", columns=SUBACCOUNT_COLUMNS),
+    Command("create subaccount", "POST /users/", ONCE, "make an account that belongs to yours",
+        Arg("--email", NAME, "its mail address", required=True),
+        Arg("--username", NAME, "its name", required=True),
+        Arg("--password", NAME, "its password", required=True, secret=True),
+        Arg("--type", TEXT, "host for an account that only offers machines, else client", None, to=""),
+        body={"parent_id": "me"}, build="build_subaccount", done="Account {id} is made for {email}.", look="show subaccounts"),
+    Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, "addresses from which your account was used",
+        query={"owner": "me"}, returns="results[]",
+        columns=(("IP", "ip", ""), ("First seen", "first_seen", ""), ("From", "first_location", ""))))
+
+register("Billing",
+    Command("show invoices", "GET /users/me/invoices", SAFE, "charges and payments, item by item",
+        *ITEM_OPTIONS,
+        Arg("--instance_label", TEXT, "only charges of instances with this label", None, face="cli", to=""),
+        PDF,
+        query={"owner": "me"}, columns=ITEM_COLUMNS, run="run_show_invoices", show="show_items",
+        note="Without dates, the last day. `vastai show invoices-v1` is the newer one, with pages.",
+        examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
+    Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, "invoices or charges, page by page",
+        Arg("-i --invoices", FLAG, "payments, transfers and payouts", face="cli", to=""),
+        Arg("-c --charges", FLAG, "what instances, volumes and endpoints have cost", to=""),
+        *PAGE_OPTIONS,
+        Arg("-it --invoice-type", TEXTS, "only these invoices", None, choices=tuple(INVOICE_TYPES), to=""),
+        Arg("-v --verbose", FLAG, "the parts of instances and volumes as well, in a tree", face="cli", to=""),
+        PDF,
+        build="build_billing", run="run_show_invoices_v1", show="show_billing",
+        note="Without dates, the last 7 days; with one of them, 7 days from or up to it. Days are UTC.",
+        examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
+                  "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
+    Command("show charges", "GET /charges/", SAFE, "one page of charges, as show_invoices_v1(charges=True) gives it",
+        *PAGE_OPTIONS, build="build_billing", face="sdk"),
+    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, "the items of a period as a PDF file; returns its path",
+        *ITEM_OPTIONS, PDF,
+        query={"owner": "me"}, returns="text", run="run_pdf_invoices", face="sdk",
+        note="Without `pdf` the file is invoice_NUMBER….pdf in the current folder, named by the month, dates and kind."),
+    Command("search invoices", "GET /invoices", SAFE, "invoices that meet conditions",
+        Arg("query", QUERY, "conditions on the fields below", None, to=""),
+        returns="[]", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
+        examples=("'amount_cents>3000 when>=01/01/2026'", "'is_credit=true'")),
+    Command("show earnings", "GET /users/me/machine-earnings", SAFE, "what your machines have earned",
+        Arg("-s --start_date", WHEN, "first day; the last day if not given", None, to=""),
+        Arg("-e --end_date", WHEN, "last day", None, to=""),
+        Arg("-m --machine_id", ID, "only this machine", None, to=""), NO_QUIET,
+        query={"owner": "me"}, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
+    Command("show deposit", "GET /instances/balance/{id}/", SAFE, "deposit and discount of a reserved instance",
+        Arg("id", ID, "the instance", old="Id ID"), NO_QUIET,
+        query={"owner": "me"}, look="show instances",
+        columns=(("Refundable $", "refundable_deposit", ".2f"), ("Discount $", "total_discount", ".2f"),
+                 ("Months", "discount_months", ""))),
+    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, "give credit to another account; cannot be undone",
+        Arg("recipient_pos", NAME, "mail address or id of the account", None, face="cli", to=""),
+        Arg("amount_pos", PRICE, "dollars", None, face="cli", to=""),
+        Arg("-r --recipient", NAME, "the same as an option", required=True, cli=None),
+        Arg("-a --amount", PRICE, "the same as an option", required=True, cli=None),
+        Arg("--skip", FLAG, "do not ask", face="cli", to=""), YES,
+        body={"sender": "me"}, run="run_transfer_credit", done="{amount} $ went to {recipient}.", look="show user",
+        examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
+    Command("fetch contracts", "POST /contracts/fetch/", SAFE, "contracts by label and id",
+        Arg("label", TEXT, "only with this label", None),
+        Arg("contract_ids", IDS, "only of these ids", None),
+        returns="contracts[]", face="sdk"))
+
+register("Scheduled jobs",
+    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, "requests that the service repeats at set times",
+        returns="[]", columns=JOB_COLUMNS),
+    Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, "end a scheduled job",
+        Arg("id", ID, "the job"),
+        done="Scheduled job {id} is deleted.", look="show scheduled-jobs"),
+    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, "have the service repeat a request at set times",
+        Arg("start_time", NUMBER, "first time, unix seconds"),
+        Arg("end_time", NUMBER, "last time, unix seconds"),
+        Arg("api_endpoint", NAME, "path of the request: /api/v0/instances/reboot/ID/"),
+        Arg("request_method", NAME, "its method: PUT, POST …"),
+        Arg("request_body", OBJECT, "its body"),
+        Arg("frequency", NAME, "HOURLY, DAILY or WEEKLY"),
+        Arg("instance_id", ID, "the instance that it is about"),
+        Arg("day_of_the_week", COUNT, "0 (Sunday) to 6 for WEEKLY, else None", None),
+        Arg("hour_of_the_day", COUNT, "0 to 23, UTC, for DAILY and WEEKLY, else None", None),
+        face="sdk", look="show scheduled-jobs"),
+    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, "change what the service repeats, or when",
+        Arg("id", ID, "the job"),
+        Arg("request_body", OBJECT, "body of the request"),
+        Arg("start_time", NUMBER, "first time, unix seconds", None),
+        Arg("end_time", NUMBER, "last time, unix seconds", None),
+        Arg("api_endpoint", TEXT, "path of the request", None),
+        Arg("request_method", TEXT, "its method", None),
+        Arg("frequency", TEXT, "HOURLY, DAILY or WEEKLY", None),
+        Arg("instance_id", ID, "the instance that it is about", None),
+        Arg("day_of_the_week", COUNT, "0 (Sunday) to 6", None),
+        Arg("hour_of_the_day", COUNT, "0 to 23, UTC", None),
+        face="sdk", look="show scheduled-jobs"))
+
+register("Serverless",
+    Command("show endpoints", "GET /endptjobs/", SAFE, "your serverless endpoints",
+        returns="results[]", columns=ENDPOINT_COLUMNS, run="run_show_endpoints"),
+    Command("create endpoint", "POST /endptjobs/", ONCE, "make a serverless endpoint",
+        *endpoint_options(0.0, 0.9, 2.5, 5, 20),
+        body={"client_id": "me"}, done="Endpoint {result} is made.", look="show endpoints",
+        examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
+    Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, "change a serverless endpoint",
+        Arg("id", ID, "the endpoint"),
+        *endpoint_options(None, None, None, None, None),
+        Arg("--endpoint_state", TEXT, "what it shall do", None, choices=("active", "suspended", "stopped")),
+        body={"client_id": "me"}, build="build_serverless", done="Endpoint {id} is changed.", look="show endpoints",
+        examples=("4242 --max_workers 5", "4242 --endpoint_state suspended")),
+    Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, "delete a serverless endpoint and its workergroups",
+        Arg("id", ID, "the endpoint"),
+        body={"client_id": "me"}, build="build_serverless", done="Endpoint {id} is deleted.", look="show endpoints"),
+    Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, "logs of a serverless endpoint",
+        Arg("id", ID, "the endpoint"), *LOG_OPTIONS,
+        body={"api_key": KEY}, strict=True, show="show_levels", look="show endpoints", examples=("4242 --level 3 --tail 200",)),
+    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, "instances that work for a serverless endpoint",
+        Arg("id", ID, "the endpoint"),
+        returns="workers[]", columns=WORKER_COLUMNS, strict=True, methods="get_endpoint_workers", look="show endpoints"),
+    Command("show workergroups", "GET /autojobs/", SAFE, "groups of workers of your endpoints",
+        returns="results[]", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
+    Command("create workergroup", "POST /autojobs/", ONCE, "give a serverless endpoint workers",
+        *WORKERGROUP_OPTIONS, INSTANCE_OF_SCALER,
+        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is made.", look="show workergroups",
+        methods="create_autogroup create_autoscaler",
+        examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77 --gpu_ram 24")),
+    Command("update workergroup", "PUT /autojobs/{id}/", SAFE, "change what workers a group has",
+        Arg("id", ID, "the workergroup"), *WORKERGROUP_OPTIONS,
+        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is changed.", look="show workergroups",
+        methods="update_autogroup update_autoscaler",
+        note="The search conditions go out each time: give --search_params again, or the default ones take their place."),
+    Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, "delete a workergroup; its instances stay",
+        Arg("id", ID, "the workergroup"),
+        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is deleted.", look="show workergroups",
+        methods="delete_autogroup delete_autoscaler"),
+    Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, "logs of a workergroup",
+        Arg("id", ID, "the workergroup"), *LOG_OPTIONS,
+        body={"api_key": KEY}, strict=True, show="show_levels", look="show workergroups", examples=("8001 --tail 200",)),
+    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, "instances of a workergroup",
+        Arg("id", ID, "the workergroup"),
+        returns="workers[]", columns=WORKER_COLUMNS, strict=True, methods="get_workergroup_workers", look="show workergroups"),
+    Command("update workers", "POST run:/update_workers/", ONCE, "bring the workers of a group up to date, one after the other",
+        Arg("id", ID, "the workergroup", key="workergroup_id"),
+        Arg("--cancel", FLAG, "stop an update that is going on", to=""),
+        body={"api_key": KEY}, strict=True, build="build_update_workers", show="show_update_workers", look="show workergroups"))
+
+register("Notifications",
+    Command("show notification-types", "GET /notification-types/", SAFE, "kinds of notifications",
+        returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
+    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, "which notifications you get, and how",
+        Arg("--user_id", ID, "the account; yours if not given", None),
+        returns="notification_preferences", run="run_notifications", show="show_notifications"),
+    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, "choose notifications; replaces all choices",
+        Arg("notification_preferences", OBJECT, "JSON: {\"client\": {\"low_credit\": {\"email\": true, \"webhooks\": false}}}"),
+        Arg("--user_id", ID, "the account; yours if not given", None),
+        returns="notification_preferences", run="run_notifications", show="show_notifications", look="show notifications",
+        note="`vastai show notifications --raw` prints the present choices in this form."),
+    Command("show webhooks", "GET /webhooks/", SAFE, "addresses that get notifications",
+        returns="webhooks[]", columns=WEBHOOK_COLUMNS),
+    Command("create webhook", "POST /webhooks/", ONCE, "have notifications sent to an address of yours",
+        Arg("webhook_url", NAME, "the address, https://…"),
+        Arg("event_types", TEXTS, "keys from show notification-types, such as client:low_credit"),
+        Arg("--name", TEXT, "a name of your own", None),
+        done=WEBHOOK_SECRET, look="show webhooks", examples=("https://example.com/hook client:low_credit client:outbid",)),
+    Command("update webhook", "PUT /webhooks/{id}/", SAFE, "change a webhook",
+        Arg("id", ID, "the webhook"),
+        Arg("--webhook_url", NAME, "new address", None),
+        Arg("--event_types", TEXTS, "new keys, in place of the old ones", None),
+        Arg("--name", TEXT, "new name", None),
+        done="Webhook {id} is changed.", look="show webhooks"),
+    Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, "delete a webhook",
+        Arg("id", ID, "the webhook"),
+        done="Webhook {id} is deleted.", look="show webhooks"),
+    Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, "give a webhook a new signing secret",
+        Arg("id", ID, "the webhook"),
+        done=WEBHOOK_SECRET, look="show webhooks"),
+    Command("test webhook", "POST /webhooks/{id}/test/", ONCE, "send a test to a webhook",
+        Arg("id", ID, "the webhook"),
+        done="A test is sent to webhook {id}.", look="show webhooks"))
+register("Tools",
+    Command("update", "", SAFE, "say how this copy is brought up to date",
+        Arg("--check", FLAG, "only look"), returns="none", run="run_update", face="cli", auth=False),
+    Command("uninstall", "", SAFE, "remove this copy, where pip installed it",
+        YES, returns="none", run="run_uninstall", face="cli", auth=False))
 # fmt: on
 
 
@@ -1081,6 +1682,8 @@ def check(row: Command, params: Row, cli: bool) -> Row:
     result = {}
     for arg in row.args:
         default = arg.cli if cli else arg.default
+        if default is REQUIRED and arg.face == ("sdk" if cli else "cli"):
+            default = None
         value = params.get(arg.name, default)
         if value is REQUIRED:
             raise UsageError(f"{arg.label(cli)} is required", command=row.name)
@@ -1144,9 +1747,13 @@ def request_of(call: Call, query: Optional[Row] = None, body: Optional[Row] = No
     """The request of a call, from its row and parameters alone.  None is left out: the service takes it as not given."""
     row, client = call.row, call.client
     slots: Dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
+    given = set(row.body)  # members that go out even as null
     for arg in row.args:
         value = call[arg.name]
-        if arg.to and value is not None:
+        if arg.key == "*":  # an object that is sent as it is, with its nulls
+            slots[arg.to].update(value)
+            given.update(value)
+        elif arg.to and value is not None:
             slots[arg.to][arg.key if arg.to != "path" else arg.name] = value
     if row.build:
         globals()[row.build](call, slots["query"], slots["body"])
@@ -1160,8 +1767,9 @@ def request_of(call: Call, query: Optional[Row] = None, body: Optional[Row] = No
     if slots["path"]:
         path = path.format_map({name: path_part(row, name, value) for name, value in slots["path"].items()})
     whole = None if row.method == "GET" else {
-        k: client.api_key if v is KEY else v for k, v in slots["body"].items() if v is not None or k in row.body}
-    hidden = [arg.key for arg in row.args if arg.secret and arg.to != "path"] + ["api_key"] * (KEY in row.body.values())
+        k: client.api_key if v is KEY else v for k, v in slots["body"].items() if v is not None or k in given}
+    hidden = [name for arg in row.args if arg.secret and arg.to != "path"
+              for name in (call[arg.name] if arg.key == "*" else [arg.key])] + ["api_key"] * (KEY in row.body.values())
     return Request(row.method, base + path, slots["query"], whole, True, hidden)
 
 
@@ -1320,6 +1928,62 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
 def build_logs(call: Call, query: Row, body: Row) -> None:
     if call["daemon_logs"]:
         body["daemon_logs"] = "true"
+
+
+def build_subaccount(call: Call, query: Row, body: Row) -> None:
+    body["host_only"] = (call["type"] or "").lower() == "host"
+
+
+def build_earnings(call: Call, query: Row, body: Row) -> None:
+    """The period in days since 1970, with fractions; the service wants `machid` even when it is null."""
+    for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
+        query[name] = (parse_when(date) if date else time.time() - 86400) / 86400
+    query["machid"] = call["machine_id"]
+
+
+def build_billing(call: Call, query: Row, body: Row) -> None:
+    """The query of show invoices-v1 and show charges: a period, types, a page."""
+    week, charges = 7 * 86400, call.row.name == "show charges"
+
+    def day(name: str) -> Optional[int]:
+        value = call[name]
+        if not value:
+            return None
+        try:
+            if not isinstance(value, str) or value.isdigit():
+                return int(_number(value))
+            year, month, day = value.split("-")
+            return int(utc(*map(_whole, (year, month, day))))
+        except (ValueError, OverflowError):
+            raise UsageError(f"{name}: expected YYYY-MM-DD or unix seconds, not {shown(str(value))!r}",
+                             command=call.row.name) from None
+    start, end = day("start_date"), day("end_date")
+    if start is None:
+        end = int(time.time()) if end is None else end
+        start = end - week
+    filters: Row = {"day" if charges else "when": {"gte": start, "lte": start + week if end is None else end}}
+    names, types = (CHARGE_TYPES, call["charge_type"]) if charges else (INVOICE_TYPES, call["invoice_type"])
+    if types:
+        filters["type" if charges else "service"] = {"in": [names[name] for name in types]}
+    query.update(select_filters=filters, latest_first=call["latest_first"], limit=min(call["limit"], 100) if call["limit"] > 0 else 20)
+    if charges:
+        query["format"] = call["format"]
+    if call["next_token"]:
+        query["after_token"] = call["next_token"]
+
+
+def build_serverless(call: Call, query: Row, body: Row) -> None:
+    """The id once more under the service's own name, and the search conditions of a workergroup as text."""
+    if call["id"] is not None:
+        body["endptjob_id" if "endptjobs" in call.row.path else "autojob_id"] = call["id"]
+    if "search_params" in call.params:
+        default = "" if call["no_default"] else " verified=True rentable=True rented=False"
+        body["search_params"] = ((call["search_params"] or "") + default).strip()
+
+
+def build_update_workers(call: Call, query: Row, body: Row) -> None:
+    if call["cancel"]:
+        body["cancel_update"] = True
 
 
 def schedule_of(call: Call, request: Request) -> Row:
@@ -1562,7 +2226,7 @@ def pick(call: Call, answer: Answer) -> Any:
         return body
     if isinstance(body, str) and not row.returns:
         return {"success": True, "msg": body}  # some deletions are answered with a sentence
-    if member not in ("", "text", "none"):
+    if member not in ("", "text", "none") and not (row.strict and isinstance(body, list)):  # a bare list, at times
         if not isinstance(body, dict) or member not in body:
             raise misread(row, answer, f"an answer without {member!r}")
         part = body[member]
@@ -1572,7 +2236,9 @@ def pick(call: Call, answer: Answer) -> Any:
         raise misread(row, answer, f"{type(part).__name__} where a {'list' if row.is_list else 'JSON object'} is due")
     if row.is_list and not all(isinstance(item, dict) for item in part):
         raise misread(row, answer, "a list with something other than objects")
-    return body if row.whole and call.cli and call.raw else part
+    if row.rows and not (isinstance(part.get(row.rows), list) and all(isinstance(item, dict) for item in part[row.rows])):
+        raise misread(row, answer, f"an answer without a list {row.rows!r}")
+    return body if row.whole and call.cli and call.view.form == "json" and not call.view.fields else part
 
 
 def misread(row: Command, answer: Answer, what: str) -> VastAIError:
@@ -2035,8 +2701,58 @@ def run_show_instance(call: Call) -> Optional[Row]:
 
 
 def run_create_instance(call: Call) -> Row:
-    """One rental."""
-    return call.send()
+    """One rental; with `wait` the instance that came of it stands under "instance"."""
+    answer: Row = call.send()
+    if call["wait"] and answer.get("success", True) and answer.get("new_contract") is not None:
+        answer["instance"] = wait_for(call, answer["new_contract"], "running")
+    return answer
+
+
+def run_destroy_instance(call: Call) -> Row:
+    answer: Row = call.send()
+    if call["wait"] and answer.get("success", True):
+        wait_for(call, call["id"], "destroyed")
+    return answer
+
+
+def run_wait(call: Call) -> Row:
+    return wait_for(call, call["id"], call["status"], call["poll"])
+
+
+def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
+    """The instance once it is in a state.
+
+    Raises WaitTimeoutError; VastAIError or NotFoundError where the state can no longer come.
+    """
+    begun, end, pause = time.monotonic(), time.monotonic() + call["max_wait"], poll / 4
+    while True:
+        asked = 0.0
+        try:
+            row = call.do("show_instance", id=id)
+        except NotFoundError:
+            row = None
+        except RateLimitError as error:
+            row, asked = {}, error.retry_after or pause
+        except NetworkError:
+            row = {}  # one lost answer is no reason to give up
+        state = "destroyed" if row is None else row.get("actual_status")
+        if state == status:
+            call.note("")
+            return {"id": id, "actual_status": status} if row is None else row
+        told = str((row or {}).get("status_msg") or "").strip()
+        stopped = status in ("running", "loading") and state == "exited" and row.get("intended_status") == "stopped"
+        if row is None:
+            raise NotFoundError(f"instance {id} is gone", command=call.row.name)
+        if stopped or status != "destroyed" and told.lower().startswith("error"):
+            raise VastAIError(f"instance {id} cannot become {status}: it is {state or 'not started'}. {shown(told, 300)}".strip(),
+                              command=call.row.name, hint=f"`vastai logs {id}` may say why; it costs until it is destroyed.")
+        left = end - time.monotonic()
+        if left <= 0:
+            raise WaitTimeoutError(f"instance {id} was not {status} after {call['max_wait']:g} s: it is {state or 'unknown'}",
+                                   command=call.row.name, hint=f"`vastai wait instance {id}` goes on waiting.")
+        call.note(f"instance {id}: {state or '…'}, {time.monotonic() - begun:.0f} s {told[:60]}")
+        time.sleep(max(0.0, min(left, max(pause, asked))))
+        pause = min(poll * 3, pause * 1.25)
 
 
 def run_bulk(call: Call) -> Row:
@@ -2099,7 +2815,35 @@ def run_logs(call: Call) -> Any:
     if not answer.get("result_url"):
         return answer
     call.extra["writeable_path"] = answer.get("writeable_path")
-    return result_text(call, str(answer["result_url"]), call["max_wait"])
+    text = result_text(call, str(answer["result_url"]), call["max_wait"])
+    return text if not call["follow"] else follow_logs(call, text)
+
+
+def follow_logs(call: Call, text: str) -> None:
+    """Prints logs as they come, until the instance is gone or has stopped."""
+    last: List[str] = []
+    pause = 2.0
+    while True:
+        lines = text.splitlines()
+        fresh = new_lines(last, lines)
+        if fresh:
+            emit("\n".join(fresh) + "\n", plain=True)
+            sys.stdout.flush()
+            last, pause = lines, 2.0
+        row = call.do("show_instance", id=call["instance_id"])
+        if row is None or row.get("actual_status") == "exited":
+            return
+        time.sleep(pause)
+        pause = min(15.0, pause * 1.3)
+        text = result_text(call, str(call.send(tail=call["tail"] or "1000")["result_url"]), call["max_wait"])
+
+
+def new_lines(last: List[str], lines: List[str]) -> List[str]:
+    """The lines behind those that were there before; the log's beginning moves on, so they may stand further up."""
+    for at in range(len(lines), 0, -1):
+        if last and lines[at - 1] == last[-1] and lines[max(0, at - len(last)):at] == last[-at:]:
+            return lines[at:]
+    return lines
 
 
 def result_text(call: Call, url: str, max_wait: float) -> str:
@@ -2123,14 +2867,97 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
 
 
 def run_address(call: Call) -> str:
-    """`ssh://root@HOST:PORT`: the mapped port 22 of the machine, else the proxy."""
-    for row in call.do("show_instances"):
-        if row.get("id") == call["id"]:
-            scheme, address = call.row.name[:3], addresses(row)
-            if address:
-                return f"{scheme}://root@{address[0][0]}:{address[0][1]}"
-            raise VastAIError(f"instance {call['id']} has no SSH port yet; is it running?", command=call.row.name)
-    raise NotFoundError(f"you have no instance {call['id']}", command=call.row.name, hint="`vastai show instances` lists yours.")
+    """`ssh://root@HOST:PORT`: the mapped port 22 of the machine, else the proxy; with `all` both, a line each."""
+    row = next((row for row in call.do("show_instances") if row.get("id") == call["id"]), None)
+    found = [f"{call.row.name[:3]}://root@{host}:{port}" for host, port in reachable(call, row, call["id"])]
+    return "\n".join(found if call["all"] else found[:1])
+
+
+def reachable(call: Call, row: Optional[Row], id: int) -> List[Tuple[str, int]]:
+    """The SSH addresses of an instance.  Raises where there is no such instance or no address."""
+    if not row:
+        raise NotFoundError(f"you have no instance {id}", command=call.row.name, hint="`vastai show instances` lists yours.")
+    found = addresses(row)
+    if not found:
+        raise VastAIError(f"instance {id} has no SSH port yet; is it running?", command=call.row.name,
+                          hint=f"`vastai wait instance {id}` waits until it is.")
+    return found
+
+
+def ssh_target(call: Call, id: int) -> Tuple[str, int]:
+    """The first SSH address of an instance that answers; the last one if none does, for ssh to say why."""
+    import socket
+    found = reachable(call, call.do("show_instance", id=id), id)
+    for host, port in found[:-1]:
+        try:
+            socket.create_connection((host, port), 4).close()
+            return host, port
+        except OSError:
+            warn(f"{host}:{port} does not answer; trying the proxy")
+    return found[-1]
+
+
+def ssh_options(call: Call) -> List[str]:
+    """A new host key is taken without a question and kept; a changed one is refused.  The identity, if one is given."""
+    identity = call["identity"]
+    return ["-o", "StrictHostKeyChecking=accept-new"] + ([] if identity is None else ["-i", os.path.expanduser(identity)])
+
+
+HOW_TO_GET_SSH = "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH client of Windows."
+
+
+def installation() -> Tuple[str, str]:
+    """How this copy came here ("pip" or "file"), and where it is."""
+    from importlib.metadata import PackageNotFoundError, distribution
+    place = os.path.realpath(__file__)
+    try:
+        package = distribution("vastai")
+        if any(os.path.realpath(str(package.locate_file(file))) == place for file in package.files or ()):
+            return "pip", place
+    except PackageNotFoundError:
+        pass
+    return "file", place
+
+
+def run_update(call: Call) -> None:
+    """Says how this copy is brought up to date; there is no place that it could safely fetch a newer one from itself."""
+    how, place = installation()
+    advice = (f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came the first time"
+              if how == "pip" else "it is a file of its own: put the newer vastai.py in its place")
+    raise VastAIError(f"this is vastai {__version__} in {place}; {advice}", command=call.row.name)
+
+
+def run_uninstall(call: Call) -> None:
+    """Uninstalls a copy that pip installed; of a copy that is a file of its own it says where it is."""
+    how, place = installation()
+    if how == "file":
+        raise VastAIError(f"nothing was installed: this copy is the file {place}; delete it, and with it "
+                          f"{os.path.dirname(config_file(''))} if your keys shall go too", command=call.row.name)
+    confirm(call, f"Uninstall {place} with pip?")
+    run_program([sys.executable, "-m", "pip", "uninstall", "--yes", "vastai"], "")
+
+
+def run_ssh(call: Call) -> None:
+    host, port = ssh_target(call, call["id"])
+    run_program(["ssh", "-p", str(port), *ssh_options(call), f"root@{host}", *(call["command"] or ())], HOW_TO_GET_SSH, told=False)
+
+
+def run_scp(call: Call) -> None:
+    """scp with ID:PATH replaced by the address of the instance."""
+    words, port = [], 0
+    for place in (call["source"], call["target"]):
+        id, colon, path = place.partition(":")
+        if colon and id.isascii() and id.isdigit():
+            if port:
+                raise UsageError("one of the two is local; `vastai copy` copies between instances", command=call.row.name)
+            host, port = ssh_target(call, _whole(id))
+            place = f"root@{f'[{host}]' if ':' in host else host}:{path}"
+        elif place.startswith("-"):
+            raise UsageError(f"a path must not begin with -: write ./{shown(place)}", command=call.row.name)
+        words.append(place)
+    if not port:
+        raise UsageError("one of the two is ID:PATH, such as 4242:/workspace/", command=call.row.name)
+    run_program(["scp", "-P", str(port), *ssh_options(call), *(["-r"] if call["recursive"] else []), "--", *words], HOW_TO_GET_SSH)
 
 
 def addresses(row: Row) -> List[Tuple[str, int]]:
@@ -2159,6 +2986,153 @@ def run_show_user(call: Call) -> Row:
     return user
 
 
+def run_show_endpoints(call: Call) -> List[Row]:
+    """The endpoints without their keys."""
+    hidden = ("api_key", "auto_delete_in_seconds", "auto_delete_due_24h")
+    return [{name: value for name, value in row.items() if name not in hidden} for row in call.send()]
+
+
+def run_notifications(call: Call) -> Any:
+    """The notification choices of an account, of one's own unless another is named."""
+    user = call["user_id"]
+    return call.send(user_id=call.do("show_user")["id"] if user is None else user)
+
+
+def run_transfer_credit(call: Call) -> Row:
+    """Asks, then gives credit away; on the command line options go before positions."""
+    for name in ("recipient", "amount"):
+        if call[name] is None:
+            call.params[name] = call[f"{name}_pos"]
+        if call[name] is None:
+            raise UsageError(f"{name} is required", command=call.row.name)
+    if not call["skip"] and not call.client.curl:
+        confirm(call, f"Give {call['amount']} $ of your credit to {call['recipient']}? It cannot be undone.")
+    return call.send()
+
+
+def amount_of(row: Row) -> Optional[float]:
+    """The amount of an invoice item, which the service gives as text; None where it cannot be read."""
+    try:
+        return float(_number(row.get("amount")))
+    except (ValueError, TypeError):
+        return None
+
+
+def invoice_items(call: Call, inc_charges: Optional[bool]) -> Row:
+    """`invoices` and `current` of a period; one's own zone holds for dates without one."""
+    dates = {name: call[option] for name, option in (("sdate", "start_date"), ("edate", "end_date"))}
+    now = {"sdate": time.time() - 86400, "edate": time.time()}
+    query: Row = {name: parse_when(date) if date else now[name] for name, date in dates.items()}
+    call.extra["period"] = " - ".join(utc_text(moment, "%Y-%m-%d") for moment in query.values())
+    answer = call.send(query=query if inc_charges is None else {**query, "inc_charges": inc_charges})
+    rows, kind = answer.get("invoices"), "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise VastAIError("the service gave an answer without a list of 'invoices'", command=call.row.name)
+    return {"invoices": [row for row in rows if kind in (None, row.get("type"))], "current": answer.get("current")}
+
+
+def billed(call: Call, rows: List[Row]) -> List[Row]:
+    """Items that are not 0, between the given dates (here UTC holds), and of instances with the given label."""
+    start, end = (parse_when(date, "utc") if date else limit for date, limit in
+                  ((call["start_date"], float("-inf")), (call["end_date"], float("inf"))))
+    rows = [row for row in rows if amount_of(row) != 0 and start <= (row.get("timestamp") or 0) <= end]
+    if call["instance_label"]:
+        ids = list(dict.fromkeys(row["instance_id"] for row in rows if row.get("instance_id") is not None))
+        found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids) if ids else []
+        kept = {contract.get("id") for contract in found}
+        rows = [row for row in rows if row.get("instance_id") in kept]
+    return rows
+
+
+def run_show_invoices(call: Call) -> Any:
+    """The items: on the command line those that count, in the SDK as they came, with what is not billed yet."""
+    answer = invoice_items(call, not call["only_credits"])
+    if not call.cli and not call["pdf"]:
+        return answer
+    rows = billed(call, answer["invoices"])
+    if call["pdf"]:
+        write_invoice(call, call["pdf"], rows)
+    call.extra["current"] = answer["current"]
+    return rows if call.cli else answer
+
+
+def run_pdf_invoices(call: Call) -> str:
+    """Writes the items of a period as a PDF; the path."""
+    from datetime import datetime
+    name = f"invoice_{invoice_number()}"
+    for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
+        if date:
+            name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}"
+    name += "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
+    path = call["pdf"] or (name.replace(":", ".") if os.name == "nt" else name) + ".pdf"
+    write_invoice(call, path, billed(call, invoice_items(call, None)["invoices"]))
+    return str(path)
+
+
+def invoice_number() -> int:
+    """Months since the year 0: one number for all invoices of a month."""
+    today = time.localtime()
+    return 12 * today.tm_year + today.tm_mon - 1
+
+
+def write_invoice(call: Call, path: str, rows: List[Row], title: str = "Invoice") -> None:
+    """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind."""
+    user = Call(call.client, METHODS["show_user"], {}, View()).send(query={"owner": "me"})
+    sums: Dict[str, float] = {}
+    for row in rows:
+        kind = "Payments" if row.get("type") == "payment" else "Charges"
+        sums[kind] = sums.get(kind, 0) + (amount_of(row) or 0)
+    totals = [(kind, f"{'-' * (amount < 0)}${abs(amount):,.2f}") for kind, amount in sums.items()]
+    write_private(os.path.expanduser(path), invoice_pdf(rows, user, title=title, number=str(invoice_number()),
+                                                        period=call.extra["period"], totals=totals))
+    if call.cli:
+        remark(call, f"written to {path}")
+
+
+def run_show_invoices_v1(call: Call) -> Row:
+    """A page of invoices or charges as it came; all pages of them where they are to become a PDF."""
+    if call.cli and bool(call["invoices"]) == bool(call["charges"]):
+        raise UsageError("give one of --invoices and --charges", command=call.row.name)
+    inner = Call(call.client, METHODS["show_charges"], call.params, call.view, call.cli) if call["charges"] else call
+    if not call["pdf"]:
+        answer: Row = inner.send()
+        bill_rows(call, answer)
+        return answer
+    query = request_of(inner).query
+    found = list(pages(inner, query, True))
+    rows = [row for page in found for row in bill_rows(call, page)]
+    period = query["select_filters"]["day" if call["charges"] else "when"]
+    call.extra["period"] = " - ".join(utc_text(period[name], "%Y-%m-%d") for name in ("gte", "lte"))
+    items = [{"timestamp": row["start"] if isinstance(row.get("end"), str) else row.get("end"), "amount": row["amount"],
+              "description": row.get("description"), "type": "charge" if call["charges"] else "payment"} for row in rows]
+    write_invoice(call, call["pdf"], items, "Charges" if call["charges"] else "Invoices")
+    del found[0]["rows"]
+    return {**found[0], "results": [row for page in found for row in page["results"]], "next_token": None,
+            "count": sum(len(page["results"]) for page in found)}
+
+
+def bill_rows(call: Call, answer: Row) -> List[Row]:
+    """The results of a page as people read them: without zeros, payments as gains, `instance-12` in two parts."""
+    results = answer.get("results")
+    if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
+        raise VastAIError("the service gave an answer without a list of 'results'", command=call.row.name)
+    rows = []
+    for row in results:
+        amount = amount_of(row)
+        if amount == 0:
+            continue
+        row = {**row, "amount": row.get("amount") if amount is None else amount}
+        kind, dash, number = str(row.get("source") or "").partition("-")
+        if call["charges"] and dash:
+            row.update(type=kind, source=number)
+        elif not call["charges"]:
+            row["end"] = row.get("end") or "N/A"
+            if amount and row.get("type") not in ("transfer", "payout"):
+                row["amount"] = -amount
+        rows.append(row)
+    return rows
+
+
 def config_file(name: str) -> str:
     """A file in this client's configuration folder."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
@@ -2174,15 +3148,16 @@ def read_key(path: str) -> Optional[str]:
         return None
 
 
-def write_private(path: str, text: str) -> None:
+def write_private(path: str, content: Union[str, bytes]) -> None:
     """Writes a file of mode 0600 in a folder of mode 0700, whole or not at all.  Raises UsageError."""
     import tempfile
+    folder = os.path.dirname(os.path.abspath(path))
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path))  # made with mode 0600
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder)  # made with mode 0600
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -2242,13 +3217,14 @@ def run_create_ssh_key(call: Call) -> Row:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     import getpass
     run_program(["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{getpass.getuser()}-vast.ai"],
-                "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH feature of Windows.")
+                HOW_TO_GET_SSH)
     os.chmod(path, 0o600)
     return call.send(ssh_key=_read_file(path + ".pub").strip())
 
 
-def run_program(words: List[str], how_to_get: str) -> None:
-    """Runs another program with our own stdin, stdout and stderr; its exit status is ours.  Raises ProgramError."""
+def run_program(words: List[str], how_to_get: str, told: bool = True) -> None:
+    """Runs another program with our own stdin, stdout and stderr.  Raises ProgramError with its exit status; not
+    `told` means that the status is a remote command's, and nothing to complain about."""
     import subprocess
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -2258,7 +3234,7 @@ def run_program(words: List[str], how_to_get: str) -> None:
     except OSError:
         raise ProgramError(f"{words[0]} is not on this machine. {how_to_get}", exit_status=127) from None
     if status:
-        raise ProgramError(f"{words[0]} ended with status {status}", exit_status=status if status > 0 else 128 - status)
+        raise ProgramError(f"{words[0]} ended with status {status}" * told, exit_status=status if status > 0 else 128 - status)
 
 
 class ProgramError(VastAIError):
@@ -2267,8 +3243,12 @@ class ProgramError(VastAIError):
 
 def confirm(call: Call, question: str) -> None:
     """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
-    if call.view.confirmed or not call.cli:
-        return
+    if not call.view.confirmed and call.cli and not agreed(question):
+        raise UsageError("not confirmed; nothing was sent", command=call.row.name)
+
+
+def agreed(question: str) -> bool:
+    """Is the answer of a person, or of what stands in for one on stdin, y or yes?"""
     if sys.stderr is not None:
         sys.stderr.write(f"{shown(question, 500)} [y/N] ")
         sys.stderr.flush()
@@ -2276,8 +3256,7 @@ def confirm(call: Call, question: str) -> None:
         answer = sys.stdin.readline() if sys.stdin else ""
     except (OSError, ValueError):
         answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
-        raise UsageError("not confirmed; nothing was sent", command=call.row.name)
+    return answer.strip().lower() in ("y", "yes")
 
 
 # ------------------------------------------------------------------------------------------------------ VastAI
@@ -2491,9 +3470,12 @@ del method, command
 def display(call: Call, answer: Any) -> None:
     """Prints what a command returned, in the form that was asked for."""
     view, row = call.view, call.row
+    if row.rows and isinstance(answer, dict) and (view.quiet or view.fields or view.form not in ("table", "json")):
+        answer = answer.get(row.rows) or []
     rows = answer if isinstance(answer, list) else None
     if view.quiet and row.columns and isinstance(answer, (list, dict)):
-        return emit("".join(f"{shown(str(item.get('id')), 0)}\n" for item in (rows if rows is not None else [answer])))
+        name = row.columns[0][1] if row.rows else "id"
+        return emit("".join(f"{shown(str(item.get(name)), 0)}\n" for item in (rows if rows is not None else [answer])))
     if view.fields and isinstance(answer, (list, dict)):
         names = [name.strip() for name in view.fields.split(",") if name.strip()]
         if view.form in ("json", "jsonl"):
@@ -2611,23 +3593,28 @@ def formatter(column: Sequence[Any]) -> Callable[[Row], str]:
     if form in FORMATS:
         special = FORMATS[form]
         return lambda row: special(row, name)
-    names = name.split("|")
     form, times, factor = form.partition("*")
     form, over, divisor = form.partition("/")
-    scale = float(factor) if times else 1 / float(divisor) if over else None
+    scale = float(factor) if times else 1 / float(divisor) if over else 1
+    whole = form if "{" in form else f"{{:{form}}}"
+    names = name.split("|")
+
+    def get(row: Row) -> Any:
+        return next((row[n] for n in names if row.get(n) is not None), None if "." not in name else dig(row, name))
 
     def cell(row: Row) -> str:
-        value = row.get(name) if len(names) == 1 else next((row[n] for n in names if row.get(n) is not None), None)
-        if value is None and "." in name:
-            value = dig(row, name)
+        value = row.get(name)
+        if value is None and special_name:
+            value = get(row)
         if value is None or value == "":
             return "-"
-        if form:
+        if form and value.__class__ is not str:
             try:
-                return form.format(value) if "{" in form else format(value * scale if scale else value, form)
+                return whole.format(value * scale)
             except (ValueError, TypeError):
                 pass
         return text_of(value)
+    special_name = "|" in name or "." in name
     return cell
 
 
@@ -2705,7 +3692,23 @@ def _moment(form: str) -> Callable[[Row, str], str]:
     return cell
 
 
+def _weekday(row: Row, name: str) -> str:
+    days, day = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"), row.get(name)
+    return "Everyday" if day is None else days[day] if day in range(7) else text_of(day)
+
+
+def _hour(row: Row, name: str) -> str:
+    hour = row.get(name)
+    return "every hour" if hour is None else f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}" if hour in range(24) else text_of(hour)
+
+
+def _minute(row: Row, name: str) -> str:
+    minute = row.get(name)
+    return "every minute" if minute is None else text_of(minute).zfill(2)
+
+
 FORMATS: Dict[str, Callable[[Row, str], str]] = {
+    "weekday": _weekday, "hour": _hour, "min": _minute,
     "age": _age, "gpu": _gpu, "disk": _disk, "volumes": _volumes, "net": _net, "template": _template, "ssh": _ssh,
     "state": _state, "day": _moment("%Y-%m-%d"), "minute": _moment("%Y-%m-%d %H:%M"),
     "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"),
@@ -2750,7 +3753,8 @@ def table(rows: List[Row], columns: Sequence[Any], width: Optional[int], bright:
     for column in columns:
         cells = [column[0], *map(formatter(column), rows)]
         sizes = list(map(len, cells)) if all(map(str.isascii, cells)) else list(map(display_width, cells))
-        grid.append([column, cells, sizes, max(size for size in sizes if size <= 200 or size == sizes[0])])
+        widest = max(sizes)
+        grid.append([column, cells, sizes, widest if widest <= 200 else max([sizes[0], *filter((200).__ge__, sizes)])])
     dropped: List[str] = []
     if width is not None:
         while sum(part[3] + 2 for part in grid) - 2 > width:
@@ -2761,24 +3765,23 @@ def table(rows: List[Row], columns: Sequence[Any], width: Optional[int], bright:
         for part in grid:
             part[3] = min(part[3], max(8, width))
         while sum(part[3] + 2 for part in grid) - 2 > width:
-            widest = max(grid, key=lambda part: part[3])
-            if widest[3] <= 8:
+            broad = max(grid, key=lambda part: part[3])
+            if broad[3] <= 8:
                 break
-            widest[3] -= 1
+            broad[3] -= 1
     output = []
     for at, (column, cells, sizes, room) in enumerate(grid):
         if width is not None and max(sizes) > room:
             cells = [clip(cell, room) for cell in cells]
             sizes = list(map(display_width, cells))
-        right = column[2][:1] in (".", "{") or column[0] == "ID"
-        paints = bright and column[2] == "state"
-        done = []
-        for cell, size in zip(cells, sizes):
-            padding = " " * (room - size)
-            if paints:
-                cell = paint(cell, "state")
-            done.append(padding + cell if right else cell if at == len(grid) - 1 else cell + padding)
-        output.append(done)
+        gaps = [" " * (room - size) for size in sizes]
+        if bright and column[2] == "state":
+            cells = [paint(cell, "state") for cell in cells]
+        if column[2][:1] in (".", "{") or column[0] == "ID":
+            cells = [gap + cell for gap, cell in zip(gaps, cells)]
+        elif at < len(grid) - 1:
+            cells = [cell + gap for gap, cell in zip(gaps, cells)]
+        output.append(cells)
     lines = ["  ".join(line) for line in zip(*output)]
     if bright and lines:
         lines[0] = f"\033[1m{lines[0]}\033[0m"
@@ -2883,6 +3886,74 @@ def show_prepay(call: Call, answer: Row) -> None:
         emit(f"Instance {call['id']}: {call['amount']:g} $ paid for {months:g} months, at a discount of {rate * 100:g} %.\n")
     else:
         emit(sentence(call, answer) + "\n")
+
+
+def show_items(call: Call, rows: List[Row]) -> None:
+    """Invoice items, their sum, and what is not billed yet."""
+    emit_rows(call, rows, ITEM_COLUMNS)
+    emit(f"Total: {sum(amount_of(row) or 0 for row in rows):.2f} $\n")
+    current = call.extra.get("current")
+    if isinstance(current, dict):
+        emit(f"Current: {', '.join(f'{text_of(name)} {text_of(value)}' for name, value in current.items())}\n")
+
+
+def show_billing(call: Call, answer: Row) -> None:
+    """Pages of invoices or charges, each after a question."""
+    columns, count = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS, 0
+    if call["charge_type"] and not {"s", "serverless"} & set(call["charge_type"]):
+        columns = CHARGE_COLUMNS[:5]
+    while True:
+        rows, token = bill_rows(call, answer), answer.get("next_token")
+        count += len(answer["results"])
+        if not rows:
+            emit("Nothing in this period.\n")
+        elif call["charges"] and call["format"] == "tree":
+            emit("".join(charge_lines(call, rows, 0)))
+        else:
+            emit_rows(call, rows, columns)
+        remark(call, f"{count} of {answer.get('total', count)}")
+        if not token:
+            return None
+        emit(f"Next page: --next-token {shown(str(token), 0)}\n")
+        if not call.cli or not agreed("Show the next page?"):
+            return None
+        call.params["next_token"] = str(token)
+        answer = run_show_invoices_v1(call)
+
+
+def charge_lines(call: Call, rows: List[Row], depth: int) -> Iterator[str]:
+    """Charges as a tree; the parts of instances and volumes only with --verbose."""
+    for row in rows:
+        start, end = (utc_text(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end"))
+        words = [row.get("type") or "-", row.get("source"), formatter(CHARGE_COLUMNS[2])(row) + " $", row.get("description"),
+                 f"({start}{'' if start == end else f' to {end}'})"]
+        yield "  " * depth + "  ".join(text_of(word) for word in words if word) + "\n"
+        if row.get("items") and (call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")):
+            yield from charge_lines(call, bill_rows(call, {"results": row["items"]}), depth + 1)
+
+
+def show_levels(call: Call, answer: Row) -> None:
+    """The log of the chosen level."""
+    level = ("info0", "info1", "trace", "debug")[call["level"]]
+    text = answer.get(level, answer.get("logs"))
+    if text:
+        emit(text_of(text) + "\n" if not isinstance(text, str) else text.rstrip("\n") + "\n", plain=True)
+    else:
+        remark(call, f"nothing was logged at level {call['level']} ({level})")
+
+
+def show_update_workers(call: Call, answer: Row) -> None:
+    count = answer.get("workers_to_update")
+    emit(f"The update of workergroup {call['id']} is stopped.\n" if call["cancel"] else
+         f"Workergroup {call['id']} is being updated{'' if count is None else f': {text_of(count)} workers'}.\n")
+
+
+def show_notifications(call: Call, answer: Row) -> None:
+    """The choices as a table: a line for each kind."""
+    rows = [{"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
+            for context, kinds in answer.items() for kind, ways in (kinds if isinstance(kinds, dict) else {}).items()]
+    ways = dict.fromkeys(name for row in rows for name in row if name != "key")
+    emit_rows(call, rows, [("Key", "key", "", 0), *((name, name, "", 0) for name in ways)])
 
 
 # ------------------------------------------------------------------------------------------------- command line
@@ -3114,7 +4185,7 @@ def command_help(row: Command) -> str:
     mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
     alone = [arg for arg in mine if not arg.option]
     usage = " ".join([f"usage: vastai {row.name}", *(placeholder(arg) for arg in alone),
-                      *(f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.default is REQUIRED), "[option …]"])
+                      *(f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED), "[option …]"])
     lines = [wrapped(usage, width, 7), "", wrapped(f"{row.summary[:1].upper()}{row.summary[1:]}.", width)]
     if row.note:
         lines += ["", wrapped(row.note, width)]
@@ -3205,7 +4276,7 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
     """A failure on stderr, as text or, with --raw, as one JSON object."""
     if isinstance(error, PartialError) and sys.stdout is not None:
         emit(pretty(error.results) + "\n")
-    if sys.stderr is not None:
+    if sys.stderr is not None and error.msg:
         import json
         raw = "--raw" in words or "--format=json" in words
         told = {"error": True, "status_code": error.status, "msg": error.msg}
