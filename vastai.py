@@ -9,7 +9,7 @@ comes back and whether it may be repeated; the parser, the method on `VastAI`, t
 and the table on the screen are all read from it.  To add a plain command, add a row.
 
 The file in order: errors | values | rows | columns and shared options | THE TABLE | from arguments to a
-request | transport and retries | commands of several steps | VastAI | rendering | command line | main.
+request | transport and retries | commands of several steps | VastAI | rendering | command line | shells | main.
 
 Imports stand where they are needed: the network stack, argparse, json, re and datetime together cost far
 more than this file itself, and `--version`, `--help` and `import vastai` need none of them.
@@ -36,8 +36,10 @@ __all__ = ["VastAI", "VastAIError", "UsageError", "AuthError", "NotFoundError", 
 SERVER = "https://console.vast.ai"
 SERVERLESS = "https://run.vast.ai"  # logs and workers of endpoints; with another --url they are on that one
 LONGEST_PAUSE = 60.0  # seconds: a service that asks for more is not waited for
+LONGEST_TIMEOUT = 1e6  # seconds that a socket can wait, on every system
 LARGEST_ANSWER = 1 << 28  # bytes, unpacked: more than any answer, less than the memory of a small container
 LONGEST_TEXT = 100_000  # characters in one argument
+LONGEST_FILE = 10_000_000  # characters in a file that is sent
 BULK = 64  # ids that the service takes in one request
 
 
@@ -59,6 +61,7 @@ class VastAIError(Exception):
         for name, value in details.items():
             setattr(self, name, value)
         super().__init__(str(self))
+        self.response = response  # requests' own exceptions have just put None there
 
     @property
     def body(self) -> Any:
@@ -110,9 +113,13 @@ class NetworkError(VastAIError, OSError):
 
 
 class OutcomeUnknownError(VastAIError):
-    """A request that must not be repeated was sent and no answer came: it may or may not have been carried out."""
+    """A request that must not be repeated was sent and no answer came: it may or may not have been carried out.
+
+    After a rental with a label, `found` is the id of the one instance of that label that has come since, or None.
+    """
 
     exit_status = 7
+    found: Optional[int] = None
 
 
 class PartialError(VastAIError):
@@ -133,14 +140,10 @@ def raising(family: Type[VastAIError], msg: str, **details: Any) -> VastAIError:
 
     Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we never import it.
     """
-    requests = sys.modules.get("requests")
-    if requests is None:
-        return family(msg, **details)
-    if issubclass(family, NetworkError):
-        other = requests.Timeout if details.pop("timed_out", False) else requests.ConnectionError
-    elif details.get("response") is not None:
-        other = requests.HTTPError
-    else:
+    timed_out, answered = details.pop("timed_out", None), details.get("response") is not None
+    name = "HTTPError" if answered else "Timeout" if timed_out else "ConnectionError"
+    other = getattr(sys.modules.get("requests"), name, None) if answered or timed_out is not None else None
+    if not isinstance(other, type) or not issubclass(other, Exception):
         return family(msg, **details)
     return type(family.__name__, (family, other), {"__module__": "vastai.requests"})(msg, **details)
 
@@ -171,7 +174,10 @@ def _whole(value: Any) -> int:
         return int(text)
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError(value)
-    return int(value) if isinstance(value, float) else int(value.__index__())
+    value = int(value) if isinstance(value, float) else int(value.__index__())
+    if abs(value) >= 10**19:
+        raise ValueError
+    return value
 
 
 def _number(value: Any) -> float:
@@ -226,6 +232,8 @@ def _items(convert: Callable[[Any], Any]) -> Callable[[Any], List[Any]]:
     def checked(value: Any) -> List[Any]:
         if isinstance(value, str):
             value = value.split(",") if convert is not _text else [value]
+        elif isinstance(value, (bytes, bytearray, dict)):  # items of these are no items of the caller's
+            raise ValueError(value)
         elif not hasattr(value, "__iter__"):
             value = [value]
         items = [convert(item) for item in value]
@@ -239,14 +247,26 @@ def _read_file(path: str) -> str:
     """The text of the UTF-8 file that a user named."""
     try:
         with open(os.path.expanduser(path), encoding="utf-8", newline="") as file:
-            return file.read()
+            text = file.read(LONGEST_FILE + 1)
     except (OSError, UnicodeError, ValueError) as error:
         reason = "it is not a text file in UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", "")
         raise UsageError(f"cannot read the file {shown(str(path), 200)}: {reason or error}") from None
+    if "\0" in text or len(text) > LONGEST_FILE:
+        raise UsageError(f"cannot read the file {shown(str(path), 200)}: it is not a text file of at most {LONGEST_FILE:,} characters")
+    return text
 
 
 def _script(value: Any) -> str:
     return _read_file(_name(value))
+
+
+def _out_file(value: Any) -> str:
+    """The path of a file that can be made: its folder is there."""
+    path = os.path.abspath(os.path.expanduser(_name(value)))
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
+        reason = "it is a folder" if os.path.isdir(path) else "there is no such folder"
+        raise UsageError(f"cannot write {shown(str(value), 200)}: {reason}")
+    return str(value)
 
 
 def _json_object(value: Any) -> Row:
@@ -275,6 +295,12 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number of JSON")
 
 
+def _finite(word: str) -> float:
+    """A number of JSON; 1e999 would become infinity."""
+    value = float(word)
+    return value if value - value == 0 else _no_number(word)
+
+
 def _any_of(*types: type) -> Callable[[Any], Any]:
     """Text, or one of `types` as it is."""
     return lambda value: value if isinstance(value, types) else _text(value)
@@ -291,11 +317,14 @@ WHOLE = Kind("int", _whole, "a whole number", "N")
 NUMBER = Kind("float", _at_least(0, _number), "a number, 0 or more", "N")
 PRICE = Kind("float", _at_least(0, _number), "a price in dollars, 0 or more", "USD")
 GB = Kind("float", _at_least(0, _number), "a size in GB, 0 or more", "GB")
+WHOLE_GB = Kind("float", lambda value: int(GB.convert(value)), "a size in GB, 0 or more", "GB")
+GIVEN_GB = Kind("float", lambda value: (GB.convert(value), value)[1], "a size in GB, 0 or more", "GB")
 SECONDS = Kind("float", _at_least(0, _number), "seconds, 0 or more", "SECONDS")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
 GIVEN_ID = Kind("Union[int, str]", _as_given, "an id", "ID")
 TEXT_ID = Kind("str", _name, "an id", "ID")
+CODE = Kind("str", _name, "text that is not empty", "CODE")
 EXPIRY = Kind("Union[str, float]", _at_least(0, lambda value: query_date(value)), "MM/DD/YYYY or unix seconds", "DATE")
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
@@ -304,6 +333,7 @@ TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts")
 OBJECT = Kind("Dict[str, Any]", _json_object, "a JSON object", "JSON")
 FILE_OBJECT = Kind("Union[Dict[str, Any], str]", _json_file, "a file with a JSON object", "FILE")
 SCRIPT = Kind("str", _script, "a text file", "FILE")
+OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
 ENV = Kind("Union[str, Dict[str, str]]", _any_of(dict), "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
 QUERY = Kind("Union[str, Dict[str, Any]]", _any_of(dict, list, tuple), "conditions such as 'num_gpus>=2'", "QUERY")
 ORDER = Kind("Union[str, Sequence[Any]]", _any_of(list, tuple), "fields such as 'dph,num_gpus-'", "FIELDS")
@@ -314,11 +344,28 @@ def shown(text: str, limit: int = 80) -> str:
     """`text` safe to show: control and format characters escaped, cut at `limit` characters (0: not at all)."""
     if limit and len(text) > limit:
         text = text[:limit - 1] + "…"
-    if text.isprintable():
-        return text
-    from unicodedata import category
-    return "".join(c if c.isprintable() or category(c) not in ("Cc", "Cf", "Zl", "Zp", "Cs") else
-                   c.encode("unicode_escape", "replace").decode() for c in text)
+    return text if text.isprintable() else text.translate(ESCAPES)
+
+
+class Escapes(Dict[int, str] if TYPE_CHECKING else dict):  # type: ignore[misc]
+    """For str.translate: what each character is shown as, found out once; text of megabytes takes no time."""
+
+    def __missing__(self, code: int) -> str:
+        from unicodedata import category
+        char = chr(code)
+        unsafe = not char.isprintable() and category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs")
+        self[code] = char.encode("unicode_escape").decode() if unsafe else char
+        return self[code]
+
+
+ESCAPES = Escapes()
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """`text` without the caller's secrets, should the service echo one."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 # The query language: `num_gpus>=2 gpu_name in ["RTX 4090",RTX_3090] geolocation notin [CN,VN] dph<0.5`
@@ -400,8 +447,8 @@ def parse_query(query: Union[str, Sequence[str], None], start: Optional[Row] = N
     text = (query if isinstance(query, str) else " ".join(query or ())).strip()
     result = {field: dict(conditions) for field, conditions in (start or {}).items()}
     condition = re.compile(r'(\w+)(?:\s*([=!<>]+)(?![=!<>])\s*|\s+(not\s+in|not\s+eq|[a-z]+)\s+)'
-                           r'(\[[^\]]*\]|"[^"]*"|\S+)(?:\s+|$)', re.ASCII)
-    known, at = {name for name, _ in field_help(fields)}, 0
+                           r'(\[[^][]*\]|"[^"]*"|\S+)(?:\s+|$)', re.ASCII)
+    known, at = {name for name, _ in field_help(fields)} if isinstance(fields, str) else set(fields), 0
     while at < len(text):
         match = condition.match(text, at)
         if not match:
@@ -611,11 +658,16 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def warn(text: str) -> None:
     """A remark for the person at the terminal: one line on stderr, lost where there is no stderr."""
-    if sys.stderr is not None:
-        try:
-            sys.stderr.write(f"vastai: {text}\n")
-        except (OSError, ValueError):
-            pass
+    tell(f"vastai: {text}\n")
+
+
+def tell(text: str) -> None:
+    """Writes to stderr; lost where that is missing, closed or full."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass
 
 
 # ---------------------------------------------------------------------------------------------------- rows
@@ -676,18 +728,21 @@ class Command:
     `call` is "METHOD /path/{id}/" under /api/v0, or "METHOD run:/path/" on the serverless host.  `returns` says what the
     answer holds: "" the answer itself (a dict), "offers[]" the list under that name, "[]" a list, "user" the dict under
     that name, "text" a string, "any" whatever comes.  `of` names the TypedDict of a row.  `columns` are the table's,
-    `done` is the sentence after success, `ask` the question before, `look` the command that shows what happened,
-    `query` and `body` are fixed members, `rows` is the member with the table's rows where the whole answer is returned.
-    `build` names a function that fills in query and body, `run` one that takes
-    several steps, `show` one that prints.
+    `done` is the sentence after success, or several with | between them of which the first that the answer can fill is
+    said, `ask` the question before, `look` the command that shows what happened, `query` and `body` are fixed members,
+    `rows` is the member with the table's rows where the whole answer is returned.  `build` names a function that fills
+    in query and body (and may choose another path), `run` one that takes several steps, `show` one that prints.
     """
 
-    __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "call", "columns", "done", "examples", "face", "fields",
-                 "group", "hidden", "look", "method", "methods", "name", "note", "of", "path", "query", "returns", "rows",
+    __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "call", "columns", "done", "examples", "face",
+        "fields",
+                 "group", "hidden", "look", "method", "methods", "name", "note", "of", "path", "query", "returns",
+                 "rows",
                  "run", "safe", "show", "strict", "summary", "whole")
 
     def __init__(self, name: str, call: str, safe: bool, summary: str, *args: Arg, returns: str = "", of: str = "",
-                 columns: Tuple[Any, ...] = (), rows: str = "", done: str = "", ask: str = "", look: str = "", aliases: str = "",
+                 columns: Tuple[Any, ...] = (), rows: str = "", done: str = "", ask: str = "", look: str = "",
+                 aliases: str = "",
                  methods: str = "", query: Optional[Row] = None, body: Optional[Row] = None, build: str = "",
                  run: str = "", show: str = "", note: str = "", examples: Tuple[str, ...] = (), fields: str = "",
                  face: str = "", auth: bool = True, whole: bool = False, strict: bool = False,
@@ -718,7 +773,9 @@ class Command:
     def annotation(self) -> str:
         """The type that the method returns."""
         row = self.of or "Dict[str, Any]"
-        plain = {"text": "str", "any": "Any", "none": "None"}.get(self.returns)
+        plain = {"text": "str", "any": self.of or "Any", "none": "None"}.get(self.returns)
+        if self.returns and not plain and not self.is_list:
+            return f"Union[{row}, Any]"  # None where the thing is gone; Any, as typeshed has it, spares the others a check
         return plain or (f"List[{row}]" if self.is_list else row)
 
 
@@ -784,28 +841,31 @@ MACHINE_COLUMNS = (
     ("ID", "id", "", 0), ("GPUs", "num_gpus", "", 0), ("Model", "gpu_name", "_", 0), ("Disk GB", "disk_space", "", 3),
     ("Host name", "hostname", "first16", 2), ("Driver", "driver_version", "", 5), ("Reliab.", "reliability2", ".4f", 3),
     ("Status", "verification", "state", 2), ("IP address", "public_ipaddr", "", 4), ("Location", "geolocation", "", 5),
-    ("Reports", "num_reports", "", 6), ("GPU $/hr", "listed_gpu_cost", ".2f", 1), ("Bid $/hr", "min_bid_price", ".2f", 1),
-    ("Discount", "credit_discount_max", ".2f", 6), ("Up $/TB", "listed_inet_up_cost", ".2f*1024", 6),
+    ("Reports", "num_reports", "", 6), ("GPU $/hr", "listed_gpu_cost", ".2f", 1),
+    ("Bid $/hr", "min_bid_price", ".2f", 1), ("Discount", "credit_discount_max", ".2f", 6), ("Up $/TB", "listed_inet_up_cost", ".2f*1024", 6),
     ("Down $/TB", "listed_inet_down_cost", ".2f*1024", 6), ("Occupancy", "gpu_occupancy", "", 1))
 MAINT_COLUMNS = (
-    ("Machine", "machine_id", "", 0), ("Start (UTC)", "start_time", "slashed", 0), ("End (UTC)", "end_time", "slashed", 0),
-    ("Hours", "duration_hours", "", 1), ("Category", "maintenance_category", "", 2))
+    ("Machine", "machine_id", "", 0), ("Start (UTC)", "start_time", "slashed", 0),
+    ("End (UTC)", "end_time", "slashed", 0), ("Hours", "duration_hours", "", 1), ("Category", "maintenance_category", "", 2))
 REPORT_COLUMNS = (("Time", "created_at", "", 0), ("Problem", "problem", "", 0), ("Message", "message", "", 1))
 MEMBER_COLUMNS = (
     ("ID", "id", "", 0), ("User", "username", "", 0), ("Email", "email", "", 0), ("Name", "fullname", "", 2),
     ("Roles", "roles", "join", 1))
 ROLE_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Identifier", "identifier", "", 2), ("Permissions", "permissions", "", 1))
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Identifier", "identifier", "", 2),
+    ("Permissions", "permissions", "", 1))
 TFA_COLUMNS = (
     ("ID", "id", "", 0), ("User", "user_id", "", 4), ("Primary", "is_primary", "", 1), ("Method", "method", "", 0),
     ("Label", "label", "", 1), ("Phone", "phone_number", "", 3), ("Created (UTC)", "created_at", "second", 3),
-    ("Last used (UTC)", "last_used", "second", 2), ("Failures", "fail_count", "", 3), ("Locked until (UTC)", "locked_until", "second", 2))
+    ("Last used (UTC)", "last_used", "second", 2), ("Failures", "fail_count", "", 3),
+    ("Locked until (UTC)", "locked_until", "second", 2))
 TOTP_CARD = (("Secret", "secret", ""), ("URI", "provisioning_uri", ""))
 CLUSTER_COLUMNS = (
     ("ID", "id", "", 0), ("Subnet", "subnet", "", 0), ("Nodes", "nodes", "count", 1), ("Manager", "manager", "", 0),
     ("Manager's IP", "manager_ip", "", 2), ("Machines", "machine_ids", "join", 0))
 OVERLAY_COLUMNS = (
-    ("ID", "overlay_id", "", 0), ("Name", "name", "", 0), ("Subnet", "internal_subnet", "", 1), ("Cluster", "cluster_id", "", 0),
+    ("ID", "overlay_id", "", 0), ("Name", "name", "", 0), ("Subnet", "internal_subnet", "", 1),
+    ("Cluster", "cluster_id", "", 0),
     ("Size", "instances", "count", 2), ("Instances", "instances", "join", 1))
 TEMPLATE_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3), ("Hash", "hash_id", "", 0),
@@ -820,55 +880,129 @@ USER_CARD = (
     ("Payment expected", "paid_expected", ""), ("Credit only", "billing_creditonly", ""), ("Billing set up", "has_billing", ""),
     ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""), ("Email verified", "email_verified", ""),
     ("Password reset", "password_resettable", ""), ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
-SUBACCOUNT_COLUMNS = (("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Credit $", "credit", ".2f"))
+SUBACCOUNT_COLUMNS = (("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""),
+                      ("Credit $", "credit", ".2f"))
 ITEM_COLUMNS = (
-    ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3), ("Amount $", "amount", "", 0),
-    ("Timestamp", "timestamp", ".1f", 1), ("Type", "type", "", 1))
+    ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3),
+    ("Amount $", "amount", "", 0), ("Timestamp", "timestamp", ".1f", 1), ("Type", "type", "", 1))
 BILL_COLUMNS = (
-    ("ID", "metadata.invoice_id", "", 0), ("Created", "start", "day", 1), ("Paid", "end", "day", 2), ("Type", "type", "", 1),
-    ("Amount $", "amount", ".2f", 0), ("Source", "source", "", 2), ("Description", "description", "", 3))
+    ("ID", "metadata.invoice_id", "", 0), ("Created", "start", "day", 1), ("Paid", "end", "day", 2),
+    ("Type", "type", "", 1), ("Amount $", "amount", ".2f", 0), ("Source", "source", "", 2),
+    ("Description", "description", "", 3))
 CHARGE_COLUMNS = (
     ("Type", "type", "", 0), ("ID", "source", "", 0), ("Amount $", "amount", ".3f", 0), ("Start", "start", "day", 1),
-    ("End", "end", "day", 1), ("Endpoint", "metadata.endpoint_id", "", 2), ("Workergroup", "metadata.workergroup_id", "", 2))
+    ("End", "end", "day", 1), ("Endpoint", "metadata.endpoint_id", "", 2),
+    ("Workergroup", "metadata.workergroup_id", "", 2))
 INVOICE_COLUMNS = (
-    ("ID", "id", "", 0), ("When", "when", "minute", 0), ("Cents", "amount_cents", "", 0), ("Credit", "is_credit", "", 2),
-    ("Paid on", "paid_on", "minute", 2), ("Service", "service", "", 1), ("Before $", "balance_before", ".2f", 3),
-    ("After $", "balance_after", ".2f", 3), ("Event", "event_id", "", 4))
+    ("ID", "id", "", 0), ("When", "when", "minute", 0), ("Cents", "amount_cents", "", 0),
+    ("Credit", "is_credit", "", 2), ("Paid on", "paid_on", "minute", 2), ("Service", "service", "", 1),
+    ("Before $", "balance_before", ".2f", 3), ("After $", "balance_after", ".2f", 3), ("Event", "event_id", "", 4))
 JOB_COLUMNS = (
-    ("ID", "id", "", 0), ("Instance", "instance_id", "", 0), ("Request", "api_endpoint", "", 1), ("Start", "start_time", "minute", 2),
-    ("End", "end_time", "minute", 2), ("Day", "day_of_the_week", "weekday", 0), ("Hour UTC", "hour_of_the_day", "hour", 0),
-    ("Minute", "min_of_the_hour", "min", 1), ("Frequency", "frequency", "", 1))
+    ("ID", "id", "", 0), ("Instance", "instance_id", "", 0), ("Request", "api_endpoint", "", 1),
+    ("Start", "start_time", "minute", 2), ("End", "end_time", "minute", 2), ("Day", "day_of_the_week", "weekday", 0),
+    ("Hour UTC", "hour_of_the_day", "hour", 0), ("Minute", "min_of_the_hour", "min", 1),
+    ("Frequency", "frequency", "", 1))
 ENDPOINT_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "endpoint_name", "", 0), ("State", "endpoint_state", "state", 0), ("Load", "min_load", "", 2),
-    ("Target", "target_util", "", 3), ("Cold x", "cold_mult", "", 3), ("Cold", "cold_workers", "", 2), ("Most", "max_workers", "", 1),
-    ("Created", "created_at", "", 4))
+    ("ID", "id", "", 0), ("Name", "endpoint_name", "", 0), ("State", "endpoint_state", "state", 0),
+    ("Load", "min_load", "", 2), ("Target", "target_util", "", 3), ("Cold x", "cold_mult", "", 3),
+    ("Cold", "cold_workers", "", 2), ("Most", "max_workers", "", 1), ("Created", "created_at", "", 4))
 WORKERGROUP_COLUMNS = (
-    ("ID", "id", "", 0), ("Endpoint", "endpoint_id", "", 0), ("Name", "endpoint_name", "", 1), ("Template", "template_hash|template_id", "", 1),
-    ("VRAM GB", "gpu_ram", "", 2), ("Search", "search_query|search_params", "", 4), ("Launch", "launch_args", "", 5))
+    ("ID", "id", "", 0), ("Endpoint", "endpoint_id", "", 0), ("Name", "endpoint_name", "", 1),
+    ("Template", "template_hash|template_id", "", 1), ("VRAM GB", "gpu_ram", "", 2),
+    ("Search", "search_query|search_params", "", 4), ("Launch", "launch_args", "", 5))
 WORKER_COLUMNS = (
-    ("ID", "id", "", 0), ("Status", "status", "state", 0), ("Model", "gpu_name", "", 1), ("Perf", "measured_perf", "", 0),
-    ("URL", "url", "", 3))
+    ("ID", "id", "", 0), ("Status", "status", "state", 0), ("Model", "gpu_name", "", 1),
+    ("Perf", "measured_perf", "", 0), ("URL", "url", "", 3))
 NOTIFICATION_COLUMNS = (
-    ("Key", "key", "", 0), ("Meaning", "display_name", "", 1), ("Category", "category", "", 2), ("Mail", "default_preferences.email", "", 0),
-    ("Webhooks", "default_preferences.webhooks", "", 0), ("Mail always", "mandatory_email", "", 2))
+    ("Key", "key", "", 0), ("Meaning", "display_name", "", 1), ("Category", "category", "", 2),
+    ("Mail", "default_preferences.email", "", 0), ("Webhooks", "default_preferences.webhooks", "", 0),
+    ("Mail always", "mandatory_email", "", 2))
 WEBHOOK_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("URL", "webhook_url", "", 0), ("Events", "event_types", "", 1),
     ("Changed", "updated_at", "minute", 2))
 
+VOLUME_OFFER_COLUMNS = (
+    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 5), ("cpu_ghz", "cpu_ghz", ".1f", 6),
+    ("Disk B/W", "disk_bw", ".1f", 3),
+    ("Disk GB", "disk_space", ".0f", 0), ("Disk Name", "disk_name", "", 4), ("$/GB/month", "storage_cost", ".2f", 0),
+    ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3), ("Down Mb/s", "inet_down", ".1f", 3),
+    ("R %", "reliability", ".1f*100", 2), ("Max_Days", "duration", ".1f/86400", 4), ("mach_id", "machine_id", "", 1),
+    ("status", "verification", "state", 5), ("host_id", "host_id", "", 7), ("country", "geolocation", "", 1))
+NETWORK_VOLUME_OFFER_COLUMNS = tuple(c for c in VOLUME_OFFER_COLUMNS if c[1] in (
+    "id", "disk_space", "storage_cost", "inet_up", "inet_down", "reliability", "duration", "verification",
+    "host_id")) + (
+    ("cluster_id", "cluster_id", "", 2), ("country", "geolocation", "", 1), ("Min BW MiB/s", "nw_disk_min_bw", "", 5),
+    ("Max BW MiB/s", "nw_disk_max_bw", "", 5), ("Avg BW MiB/s", "nw_disk_avg_bw", "", 3))
+VOLUME_COLUMNS = (
+    ("ID", "id", "", 0), ("Cluster ID", "cluster_id", "", 4), ("Name", "label", "", 0),
+    ("Disk GB", "disk_space", ".0f", 0),
+    ("Status", "status", "state", 0), ("Disk Name", "disk_name", "", 4), ("NV Driver", "driver_version", "", 6),
+    ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5), ("R %", "reliability2", ".1f*100", 5),
+    ("age(hours)", "duration", ".2f/3600", 2), ("mach_id", "machine_id", "", 1),
+    ("Verification", "verification", "state", 6),
+    ("host_id", "host_id", "", 6), ("country", "geolocation", "", 3), ("instances", "instances", "", 1))
+BACKUP_COLUMNS = (
+    ("ID", "id", ""), ("Contract", "contract_id", ""), ("Type", "type", "unknown"), ("Machine", "machine_id", ""),
+    ("Status", "status", "state"), ("Age(hours)", "created_at", "hours"), ("Info", "info", ""))
+BACKUP_FILE_COLUMNS = (("Name", "name", ""), ("Size(MB)", "size", ".2f/1000000"), ("URL", "url", ""))
+BENCHMARK_COLUMNS = (
+    ("ID", "id", "", 0), ("mach_id", "machine_id", "", 2), ("Model", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0),
+    ("Value", "value", ".2f", 0), ("$/hr", "dph_base", ".4f", 0), ("Type", "type", "", 1),
+    ("Template", "template_hash", "", 3),
+    ("Templ_ID", "template_id", "", 3), ("contract", "contract_id", "", 5), ("Image", "image", "", 4),
+    ("Date", "last_update", "minute", 2))
+GPU_METRICS_COLUMNS = (
+    ("GPU", "gpu_name", "", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
+    ("Unrent", "unavailable", "", 3),
+    ("Usage%", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4), ("Avl/Ver", "avail_verified", "", 4),
+    ("Rnt/Unv", "rented_unverified", "", 5), ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3),
+    ("TFLOPS", "tflops", ".1f", 3), ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
+    ("Med $/hr", "price_median", ".4f", 0), ("P90 $/hr", "price_p90", ".4f", 2))
+SUPPLY = {"Rnt/Ver": "rented_verified", "Avl/Ver": "avail_verified", "Rnt/Unv": "rented_unverified",
+    "Avl/Unv": "avail_unverified",
+          "Unr/Ver": "unavail_verified", "Unr/Unv": "unavail_unverified", "Total": "total"}
+PRICES = ("rented_p10", "rented_median", "rented_p90", "avail_p10", "avail_median", "avail_p90")
+GPU_TRENDS_COLUMNS = (
+    ("Date", "timestamp", "minute", 0), *((head, name, "", 2) for head, name in SUPPLY.items()),
+    *((f"{name[0].upper()}.{name[-3:] if 'p' in name else 'med'} $/hr", name, ".4f", 1) for name in PRICES))
+GPU_LOCATION_COLUMNS = (
+    ("GPU", "gpu_name", ""), ("City", "city", ""), ("CC", "country_code", ""), ("GPUs", "num_gpus", "{}"),
+    ("State", "state", "state"),
+    ("Verified", "verified", ""), ("Lat", "latitude", ".4f"), ("Lon", "longitude", ".4f"))
+DEPLOYMENT_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Tag", "tag", "", 0), ("Image", "image", "", 1),
+    ("Endpoint", "endpoint_id", "", 1),
+    ("Hash", "file_hash", "", 4), ("Version", "current_version_id", "", 2), ("TTL", "ttl", "", 5),
+    ("Created", "created_at", "minute", 3),
+    ("Updated", "updated_at", "minute", 4))
+DEPLOYMENT_CARD = (
+    *DEPLOYMENT_COLUMNS[:5], ("State", "endpoint_state", "state"), ("Workers", "worker_count", ""),
+    ("Hash", "file_hash", ""),
+    ("S3 key", "s3_key", ""), ("Version", "current_version_id", ""), ("Last healthy", "last_healthy_version_id", ""),
+    ("Storage", "storage", ""), *DEPLOYMENT_COLUMNS[7:])
+PRICE_INCREASE_COLUMNS = (
+    ("Pending ID", "pending_price_increase_id", "", 0), ("Instance", "contract_id", "", 0), ("Host", "host_id", "", 3),
+    ("Current end", "contract_end_date", "utc", 2), ("New end", "ask_end_date", "utc", 2),
+    ("GPU $/GPU/hr", "gpu_costpersec", "$/hr", 0),
+    ("Storage $/GB/month", "disk_ram_costpersec", "$/month", 1), ("Up $/GB", "bwu_cost", "$/GB", 1),
+    ("Down $/GB", "bwd_cost", "$/GB", 1), ("Platform fee %", "platform_fee", "%", 1))
+
 # Option groups that several commands share.
 
 NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
-PDF = Arg("--pdf", NAME, "write the rows into this PDF file as well", None, to="")
+PDF = Arg("--pdf", OUT_FILE, "write the rows into this PDF file as well", None, to="")
 ITEM_OPTIONS = (
     Arg("-s --start_date", WHEN, "from this date on; the last day if not given", None, to=""),
     Arg("-e --end_date", WHEN, "up to this date; now if not given", None, to=""),
     Arg("-c --only_charges", FLAG, "only charges", to=""),
     Arg("-p --only_credits", FLAG, "only payments", to=""))
 INVOICE_TYPES = {
-    "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase", "crypto.com": "crypto.com",
-    "reserved": "instance_prepay", "payout_paypal": "paypal_manual", "payout_wise": "wise_manual"}
+    "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase",
+    "crypto.com": "crypto.com", "reserved": "instance_prepay", "payout_paypal": "paypal_manual",
+    "payout_wise": "wise_manual"}
 CHARGE_TYPES = {
-    "instance": "instance", "volume": "volume", "serverless": "serverless", "i": "instance", "v": "volume", "s": "serverless"}
+    "instance": "instance", "volume": "volume", "serverless": "serverless",
+    "i": "instance", "v": "volume", "s": "serverless"}
 PAGE_OPTIONS = (
     Arg("-s --start-date", WHEN, "first day: YYYY-MM-DD or unix seconds", None, to=""),
     Arg("-e --end-date", WHEN, "last day", None, to=""),
@@ -877,7 +1011,7 @@ PAGE_OPTIONS = (
     Arg("--latest-first", FLAG, "newest first", to=""),
     Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
     Arg("-f --format", TEXT, "how to show charges", "table", choices=("table", "tree"), to=""))
-INSTANCE_OF_SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
+SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
 
 def endpoint_options(load: Optional[float], target: Optional[float], multiple: Optional[float], cold: Optional[int],
                      most: Optional[int]) -> Tuple[Arg, ...]:
@@ -892,7 +1026,7 @@ def endpoint_options(load: Optional[float], target: Optional[float], multiple: O
         Arg("--max_queue_time", NUMBER, "seconds that a request may wait at a worker", None),
         Arg("--target_queue_time", NUMBER, "seconds in which a queue shall be worked off", None),
         Arg("--inactivity_timeout", WHOLE, "seconds without traffic until no worker stays active", None),
-        INSTANCE_OF_SCALER)
+        SCALER)
 
 WORKERGROUP_OPTIONS = (
     Arg("--template_hash", TEXT, "template of the workers; brings its own search conditions", None),
@@ -906,7 +1040,6 @@ WORKERGROUP_OPTIONS = (
 LOG_OPTIONS = (
     Arg("--level", COUNT, "how much to show: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
     Arg("--tail", COUNT, "lines from the end", None))
-WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}; it is not shown again."
 
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
@@ -971,23 +1104,65 @@ LISTING = (
     Arg("-m --min_chunk", COUNT, "fewest GPUs that are rented together", 1),
     Arg("-e --end_date", EXPIRY, "last day of the offer: MM/DD/YYYY (UTC) or unix seconds", None),
     Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 is 40 %", None, key="credit_discount_max"),
-    Arg("-l --duration", TEXT, "keep the offer's end this far ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
+    Arg("-l --duration", TEXT,
+        "keep the offer's end this far ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
     Arg("-v --vol_size", COUNT, "space offered for volumes, GB; 0 for none, half of the disk if not given", None),
     Arg("-z --vol_price", PRICE, "price of volumes, $/GB/month; price_disk if not given", None))
 TFA_METHODS = ("email", "sms", "totp")
 TFA_PROOF = (
-    Arg("-c --code", NAME, "code from the app, the SMS or the mail", None, secret=True),
-    Arg("-bc --backup-code", NAME, "one of your backup codes, in place of a code", None, secret=True),
+    Arg("-c --code", CODE, "code from the app, the SMS or the mail", None, secret=True),
+    Arg("-bc --backup-code", CODE, "one of your backup codes, in place of a code", None, secret=True),
     Arg("-t --method-type", TEXT, "kind of method that the code is from", None, key="tfa_method", choices=TFA_METHODS),
-    Arg("-s --secret", NAME, "secret that came with the code's SMS or mail, from tfa send-sms or tfa send-email", None, secret=True),
-    Arg("-id --method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None, key="tfa_method_id"))
+    Arg("-s --secret", CODE, "secret that came with the code's SMS or mail, from tfa send-sms or tfa send-email", None,
+        secret=True),
+    Arg("-id --method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
+        key="tfa_method_id"))
 PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "the second step of tfa auth-new",
     Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
 RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
 MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
 WAIT = (Arg("--wait", FLAG, "wait until it is there", to=""), MAX_WAIT)
+CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes", to="")
 IDENTITY = Arg("-i --identity", TEXT, "file of the private SSH key", None, to="")
+
+VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, GB, whole", 15)
+VOLUME_NAME = Arg("-n --name", NAME, "a name of your own", None)
+OFFER_END = Arg("-e --end_date", WHEN,
+    "end of the offer, UTC: MM/DD/YYYY or unix seconds; the service chooses if not given", None)
+TEMPLATE_OPTIONS = (
+    Arg("--name", TEXT, "its name", None),
+    Arg("--image", TEXT, "Docker image", None),
+    Arg("--image_tag", TEXT, "tag of the image", None, key="tag"),
+    Arg("--href", TEXT, "link to the image's page", None),
+    Arg("--repo", TEXT, "repository of the image", None),
+    Arg("--login", TEXT, "docker login options for a private image; only the registry is kept", None, to="",
+        secret=True),
+    Arg("--env", TEXT, "environment, ports and mounts as for create instance", None, secret=True),
+    *RUNTYPE_OPTIONS,
+    Arg("--jupyter-dir", TEXT, "folder in which Jupyter starts", None),
+    Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", to=""),
+    Arg("--onstart-cmd", TEXT, "commands to run when it starts", None, key="onstart"),
+    Arg("--search_params", TEXT, "conditions on offers, as for search offers", None, to=""),
+    Arg("-n --no-default", FLAG, "without the conditions that are set otherwise", to=""),
+    Arg("--disk_space", GIVEN_GB, "disk space to recommend, GB", None, key="recommended_disk_space"),
+    Arg("--readme", TEXT, "text for those who look at it", None),
+    Arg("--hide-readme", FLAG, "do not show that text", to=""),
+    Arg("--desc", TEXT, "description in a line", None),
+    Arg("--public", FLAG, "let others see it", to=""),
+    Arg("--runtype", TEXT, "kind of access in the service's words: jupyter, ssh or args", None, face="sdk"),
+    *(Arg(f"--{name}", FLAG, f"{name} in the service's words, in place of the flags", None, face="sdk")
+      for name in ("use_ssh", "jup_direct", "ssh_direct", "use_jupyter_lab")),
+    Arg("--docker_login_repo", TEXT, "registry, in place of login", None, face="sdk"),
+    Arg("--extra_filters", OBJECT, "conditions in the service's words, in place of search_params", None, face="sdk"),
+    *(Arg(f"--{name}", FLAG, f"{name} in the service's words, in place of the flags", None, face="sdk")
+      for name in ("readme_visible", "private")))
+MARKET_OPTIONS = (
+    Arg("--verified", TEXT, "only verified machines, or only others", "all", choices=("true", "false", "all"), to=""),
+    Arg("--datacenter", TEXT, "only machines in data centres, or only others", "all", choices=("true", "false", "all"),
+        to=""))
+MARKET_SIZE = Arg("--num-gpus", TEXT, "only machines with so many GPUs", "all",
+    choices=("all", "1", "2", "4", "8", "other"), to="")
 
 
 # ---------------------------------------------------------------------------------------------------- THE TABLE
@@ -1017,7 +1192,7 @@ register("Search and rent",
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("create instance", "PUT /asks/{id}/", ONCE, "rent an offer: make an instance of it",
         Arg("id", ID, "the offer, from search offers", old="ID"),
-        *CREATE_OPTIONS, *WAIT,
+        *CREATE_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance", look="show instances",
         done="Instance {new_contract} is being made from offer {id}.",
         note="Prices are per hour and run from now on; `vastai destroy instance ID` ends them.",
@@ -1042,7 +1217,7 @@ register("Search and rent",
         Arg("--runtype", TEXT, "kind of access in the service's words", None, face="sdk", to=""),
         Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to=""),
         Arg("--query", OBJECT, "conditions in the service's words, in place of GPU, region and disk", None, face="sdk", to=""),
-        *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT,
+        *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", build="build_launch", run="run_create_instance", look="show instances",
         done="Instance {new_contract} is being made.",
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct", "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
@@ -1091,7 +1266,8 @@ register("Instances",
         ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Instances {ids} are destroyed.", look="show instances"),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, "stop and start the container, keeping its GPU",
         Arg("id", ID, "the instance", old="ID"), *SCHEDULE,
-        run="run_scheduled", done="Instance {id} is rebooting.", look="show instance"),
+        run="run_scheduled", look="show instance",
+        done="Instance {id} is rebooting, and job {scheduled_job_id} will do it again.|Instance {id} is rebooting."),
     Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, "make the container anew from its image, keeping its GPU",
         Arg("id", ID, "the instance", old="ID"),
         done="Instance {id} is being recycled.", look="show instance"),
@@ -1115,7 +1291,8 @@ register("Instances",
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, "change the bid of an interruptible instance",
         Arg("id", ID, "the instance", old="ID"),
         Arg("--price", PRICE, "new bid, $/hr; without it one that wins now", None), *SCHEDULE,
-        body={"client_id": "me"}, run="run_scheduled", done="The bid of instance {id} is changed.", look="show instance"),
+        body={"client_id": "me"}, run="run_scheduled", look="show instance",
+        done="Job {scheduled_job_id} will change the bid of instance {id}.|The bid of instance {id} is changed."),
     Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance and show what it prints",
         Arg("id", ID, "the instance", old="ID"),
         Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, RESULT_WAIT,
@@ -1153,6 +1330,232 @@ register("Instances",
         Arg("id", ID, "the instance"), Arg("--all", FLAG, "the proxy's address too", face="cli"),
         returns="text", run="run_address", look="show instances"))
 
+register("Templates",
+    Command("create template", "POST /template/", ONCE, "keep an image with its options and conditions as a template",
+        *TEMPLATE_OPTIONS,
+        build="build_template", look="search templates",
+        done="Template {template[id]} with the hash {template[hash_id]} is made.",
+        examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
+    Command("update template", "PUT /api/v1/template/", SAFE, "replace a template; it gets a new hash",
+        Arg("hash_id", NAME, "hash of the template", old="HASH_ID"),
+        *TEMPLATE_OPTIONS,
+        build="build_template", run="run_update_template", look="search templates",
+        done="Template {template[id]} is replaced; its hash is now {template[hash_id]}.",
+        note="Whatever is not given is empty in the new version: give all of it."),
+    Command("delete template", "DELETE /template/", SAFE, "delete a template of yours",
+        Arg("--template-id", ID, "id of the template", None),
+        Arg("--hash-id", TEXT, "hash of the template; goes before the id", None),
+        build="build_delete_template", look="search templates", done="{msg}|The template is deleted."))
+
+register("Volumes",
+    Command("search volumes", "POST /volumes/search/", SAFE, "offers of disk space on one machine",
+        Arg("query", QUERY, "conditions on the fields below", None, to=""),
+        *search_options(1.0, aliases=True),
+        returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
+        note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
+        examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
+    Command("search network-volumes", "POST /network_volumes/search/", SAFE,
+        "offers of disk space that a cluster shares",
+        Arg("query", QUERY, "conditions on the fields below", None, to=""),
+        *search_options(1.0, aliases=True),
+        returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
+        fields=VOLUME_FIELDS,
+        note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
+        examples=("'nw_disk_avg_bw>=1000' -o storage_cost",)),
+    Command("show volumes", "GET /volumes", SAFE, "your volumes",
+        Arg("-t --type", TEXT, "which ones", "all", choices=("all", "local", "network"), to=""),
+        returns="volumes[]", columns=VOLUME_COLUMNS, query={"owner": "me"}, run="run_show_volumes"),
+    Command("create volume", "PUT /volumes/", ONCE, "rent disk space: make a volume of an offer",
+        Arg("id", ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
+        look="show volumes", done="Volume {volume_name} is made.", examples=("555001 --size 100 --name data",)),
+    Command("create network-volume", "PUT /network_volumes/", ONCE,
+        "rent disk space in a cluster: make a volume of an offer",
+        Arg("id", ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
+        look="show volumes", done="Network volume {volume_name} is made."),
+    Command("clone volume", "POST /volumes/copy/", ONCE, "make a volume of an offer and copy another into it",
+        Arg("source", ID, "the volume to copy", key="src_id"),
+        Arg("dest", ID, "the offer, from search volumes", key="dst_id"),
+        Arg("-s --size", GB, "size, GB, from that of the source up; the same if not given", None),
+        Arg("-d --disable_compression", FLAG, "do not compress on the way"),
+        build="build_clone", look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
+    Command("delete volume", "DELETE /volumes/", SAFE, "delete a volume and its data; no instance may use it",
+        Arg("id", ID, "the volume", to="query"),
+        look="show volumes", done="Volume {id} is deleted."))
+
+register("Volumes (for hosts)",
+    Command("list volume", "POST /volumes/", ONCE, "offer disk space of a machine of yours",
+        Arg("id", ID, "the machine", key="machine"), VOLUME_SIZE,
+        Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10), OFFER_END,
+        build="build_offer_end", look="search volumes",
+        done="Disk space of machine {id} is offered at {price_disk} $/GB/month."),
+    Command("list volumes", "POST /volumes/", ONCE, "offer disk space of several machines of yours",
+        Arg("ids", IDS, "the machines", key="machine"), VOLUME_SIZE,
+        Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10), OFFER_END,
+        build="build_offer_end", look="search volumes",
+        done="Disk space of machines {ids} is offered at {price_disk} $/GB/month."),
+    Command("unlist volume", "POST /volumes/unlist", SAFE, "take an offer of disk space back",
+        Arg("id", ID, "the offer"),
+        look="search volumes", done="Volume offer {id} is taken back."),
+    Command("list network-volume", "POST /network_volumes/", ONCE, "offer space of a network disk of yours",
+        Arg("disk_id", ID, "the network disk, from show network-disks"),
+        Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
+        build="build_offer_end", look="search network-volumes",
+        done="Space of disk {disk_id} is offered at {price_disk} $/GB/month."),
+    Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, "take an offer of a network disk back",
+        Arg("id", ID, "the offer"),
+        look="search network-volumes", done="Network volume offer {id} is taken back."),
+    Command("show network-disks", "GET /network_disk/", SAFE, "your clusters' network disks and where they are mounted",
+        rows="data", columns=(("Cluster", "cluster_id", ""),), show="show_network_disk_tables"),
+    Command("add network-disk", "POST /network_disk/", ONCE, "attach a network disk to machines of a cluster",
+        Arg("machines", IDS, "the machines"),
+        Arg("mount_point", NAME, "where they mount it: /mnt/disk1"),
+        Arg("-d --disk_id", ID, "the disk, if it is known to the service already", None),
+        look="show network-disks", done="Network disk {disk_id} is attached to machines {machines}."))
+
+register("Copies and backups",
+    Command("copy", "PUT /commands/copy_direct/", ONCE,
+        "copy between instances, volumes, cloud storage and this computer",
+        Arg("src", NAME, "from where", to=""),
+        Arg("dst", NAME, "to where", to=""),
+        Arg("-i --identity", NAME, "file of the private SSH key", None, face="cli", to=""),
+        Arg("--exclude", TEXTS, "leave out what matches, as rsync has it; may be given again", None, face="cli",
+            again=True, to=""),
+        build="build_copy", run="run_copy", look="show instances",
+        done="{src} is copied to {dst}, at {dst_addr}.|{src} is copied from {src_addr} to {dst}."
+             "|{src} is being copied to {dst}; show instance tells how far it is.",
+        note="A place is ID:PATH or C.ID:PATH (an instance), V.ID:PATH (a volume), s3.ID:PATH, drive.ID:PATH … (a "
+             "connection, from show connections), vast.ID:PATH (a backup), local:PATH or PATH (this computer; needs "
+             "rsync and ssh). Do not copy to / or /root of an instance: its SSH keys are there.",
+        examples=("6003036:/workspace/ 6003038:/workspace/", "local:data C.6003036:/workspace/data --exclude '*.tmp'",
+                  "6003036:/workspace/out results", "s3.101:/data/ 6003036:/workspace/")),
+    Command("cancel copy", "DELETE /commands/copy_direct/", SAFE, "stop the copies to an instance",
+        Arg("dst", GIVEN_ID, "the instance that is copied to", name="dst_id", old="dst"),
+        body={"client_id": "me"}, look="show instances", done="The copies to {dst_id} are stopped."),
+    Command("cancel sync", "DELETE /commands/rclone/", SAFE, "stop the cloud copies to an instance",
+        Arg("dst", GIVEN_ID, "the instance that is copied to", name="dst_id", old="dst"),
+        body={"client_id": "me"}, look="show instances", done="The cloud copies to {dst_id} are stopped."),
+    Command("cloud copy", "POST /commands/rclone/", ONCE,
+        "copy between an instance and cloud storage, now or as a scheduled job",
+        Arg("--src", NAME, "path to copy from", required=True),
+        Arg("--dst", NAME, "path to copy to", "/workspace"),
+        Arg("--instance", GIVEN_ID, "the instance", None, key="instance_id"),
+        Arg("--connection", GIVEN_ID, "the cloud storage, from show connections", None, key="selected"),
+        Arg("--transfer", TEXT, "'Instance to Cloud' or 'Cloud to Instance'", "Instance to Cloud"),
+        Arg("--dry-run", FLAG, "only say what would be copied", to=""),
+        Arg("--size-only", FLAG, "compare sizes alone, not times or checksums", to=""),
+        Arg("--ignore-existing", FLAG, "leave alone what is there already", to=""),
+        Arg("--update", FLAG, "leave alone what is newer there", to=""),
+        Arg("--delete-excluded", FLAG, "delete there what the copy leaves out", to=""),
+        Arg("--flags", TEXTS, "rclone's options, in place of the five above", None, face="sdk"),
+        *SCHEDULE, YES,
+        build="build_cloud_copy", run="run_cloud_copy", look="show instance",
+        done="Job {scheduled_job_id} will copy {src} to {dst}."
+             "|The copy of {src} to {dst} has begun; show instance tells how far it is.",
+        note="A scheduled job copies from the instance to the cloud, without --end_date until its rental ends.",
+        examples=("--src /workspace/out --dst backups --instance 6003036 --connection 1001",
+                  "--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'",
+                  "--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3")),
+    Command("show connections", "GET /users/cloud_integrations/", SAFE, "your connections to cloud storage",
+        returns="[]", columns=(("ID", "id", ""), ("NAME", "name", ""), ("Cloud Type", "cloud_type", ""))),
+    Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE,
+        "push a container as an image to a registry",
+        Arg("instance_id", GIVEN_ID, "the instance", old="id"),
+        Arg("--repo", TEXT, "repository to push to: USER/NAME", None, key="personal_repo"),
+        Arg("--container_registry", NAME, "the registry", "docker.io"),
+        Arg("--docker_login_user", TEXT, "user at the registry", None),
+        Arg("--docker_login_pass", TEXT, "password or token at the registry", None, secret=True),
+        Arg("--pause", TRUTH, "hold the processes meanwhile: slower, but the image is consistent", True, to=""),
+        build="build_snapshot", look="show instance",
+        done="A snapshot of instance {instance_id} will be in {repo} at {container_registry} in some minutes."
+             "|A snapshot of instance {instance_id} will be at {container_registry} in some minutes."),
+    Command("show instance-backups", "GET /instance_backups/", SAFE,
+        "backups that Vast.ai made of your instances and volumes",
+        Arg("--contract-id", ID, "only this instance or volume", None),
+        returns="backups[]", columns=BACKUP_COLUMNS,
+        note="`vastai copy vast.CONTRACT:/upper/workspace ID:/workspace` restores an instance's files, "
+             "vast.CONTRACT:/ a volume's."),
+    Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE,
+        "files of a backup, with their addresses",
+        Arg("contract_id", ID, "the instance or volume"),
+        rows="files", columns=BACKUP_FILE_COLUMNS, show="show_backup_files", methods="instance_backup_files",
+        look="show instance-backups"))
+
+register("Deployments",
+    Command("show deployments", "GET /deployments", SAFE, "your serverless deployments",
+        returns="deployments[]", columns=DEPLOYMENT_COLUMNS),
+    Command("show deployment", "GET /deployment/{id}/", SAFE, "one deployment in full",
+        Arg("id", ID, "the deployment"),
+        returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
+    Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, "the versions of a deployment",
+        Arg("id", ID, "the deployment"),
+        returns="versions[]", look="show deployments",
+        columns=(("ID", "id", ""), ("Hash", "file_hash", ""), ("Healthy", "healthy", ""),
+            ("Created", "created_at", "minute"))),
+    Command("start deployment", "POST /deployment/{id}/start/", SAFE, "start a stopped deployment",
+        Arg("id", ID, "the deployment"),
+        look="show deployment", done="Deployment {id} is starting."),
+    Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, "stop a deployment; it can be started again",
+        Arg("id", ID, "the deployment"),
+        look="show deployment", done="Deployment {id} is stopping."),
+    Command("delete deployment", "DELETE /deployment/{id}/", SAFE, "delete a deployment by its id, or those of a name",
+        Arg("id", ID, "the deployment", None),
+        Arg("--name", NAME, "all deployments of this name", None),
+        Arg("--tag", TEXT, "of these only the one with this tag", None),
+        build="build_delete_deployment", look="show deployments",
+        done="Deployment {id} is deleted.|{count} deployments of the name {name} are deleted."
+             "|Deployment {name} is deleted."))
+
+register("Price increases",
+    Command("show pending-price-increases", "GET /instances/pending-price-increases/", SAFE,
+        "higher prices that hosts ask for your instances",
+        rows="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, show="show_price_increases"),
+    *(Command(f"{verb} price-increase", f"PUT /instances/{verb}-price-increase/", ONCE, summary,
+        Arg("ids", IDS, "the instances", face="cli", to=""),
+        Arg("instance_id", ID, "the instance", face="sdk", to=""),
+        YES,
+        run="run_price_increase", show="show_settled", look="show pending-price-increases")
+      for verb, summary in (("accept", "take the higher price and keep the instance for longer"),
+                            ("reject", "refuse the higher price; the rental ends when it was going to"))))
+
+register("Benchmarks",
+    Command("search benchmarks", "GET /benchmarks", SAFE, "results of benchmarks on machines",
+        Arg("query", QUERY, "conditions on the fields below", None, to=""),
+        Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", None, to=""),
+        Arg("-l --limit", COUNT, "one page of this many", None, to=""),
+        Arg("-t --next-token", TEXT, "the page behind an earlier one", None, name="after_token", old="next_token",
+            to=""),
+        Arg("-a --all", FLAG, "every page, also with --limit", name="all_pages", to=""),
+        returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", show="show_benchmarks",
+        fields=BENCHMARK_FIELDS,
+        examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=01/15/2026' --limit 20")),
+    Command("search benchmarks-v1", "GET /benchmarks", SAFE, "one page of benchmarks, as the service gives it",
+        Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, to=""),
+        build="build_params", face="sdk"))
+
+register("Market (for hosts)",
+    Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE,
+        "how many GPUs there are and are free, and their prices",
+        *MARKET_OPTIONS, MARKET_SIZE,
+        rows="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", show="show_market", aliases="metrics gpu"),
+    Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, "GPUs and their prices over time",
+        Arg("name", NAME, "models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
+        *MARKET_OPTIONS, MARKET_SIZE,
+        Arg("--start", COUNT, "first moment, unix seconds; a day before the last if not given", None),
+        Arg("--end", COUNT, "last moment, unix seconds; now if not given", None),
+        Arg("--step", COUNT, "seconds from one point to the next", None),
+        Arg("--full", FLAG, "show every point, not about 20", face="cli", to=""),
+        build="build_market", run="run_gpu_trends", show="show_gpu_trends", aliases="metrics gpu-trends",
+        examples=("RTX_5090 --verified true", "all --start 1773298800 --end 1773817200 --step 3600 --raw")),
+    Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, "where the GPUs are",
+        *MARKET_OPTIONS,
+        Arg("--rented", TEXT, "only those that are rented, or only others", "all", choices=("true", "false", "all"),
+            to=""),
+        Arg("--state", TEXT, "only those in this state", "all", choices=("all", "rented", "available", "unavailable"),
+            to=""),
+        Arg("--gpu", TEXT, "only these models: RTX_4090,H100_SXM", None, to=""),
+        rows="locations", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", show="show_market",
+        aliases="metrics gpu-locations"))
+
 register("Keys",
     Command("set api-key", "", SAFE, "keep the API key in a file of yours",
         Arg("new_api_key", NAME, "the key, or - to read it from stdin", name="api_key", old="new_api_key", secret=True),
@@ -1169,8 +1572,9 @@ register("Keys",
         run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance"),
     Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, "the SSH keys that an instance lets in",
         Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"),
-        returns="any", of="List[Dict[str, Any]]", columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
-    Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, "shut an SSH key out of an instance",
+        returns="any", of="List[Dict[str, Any]]", columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys",
+        look="show instances"),
+    Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, "lock an SSH key out",
         Arg("instance_id", ID, "the instance", old="id"),
         Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
         done="Key {ssh_key_id} is detached from instance {instance_id}.", look="show instance-ssh-keys"),
@@ -1192,8 +1596,8 @@ register("Keys",
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT, "limits for parts of the permissions, as the service's documentation has them", None),
         done="API key {id} is made: {key}", look="show api-keys",
-        note="The key is shown this once. A file such as {\"api\": {\"misc\": {}, \"user_read\": {}, \"instance_read\": {}}} lets it "
-             "look at your instances and nothing else.",
+        note="The key is shown this once. A file with {\"api\": {\"misc\": {}, \"user_read\": {}, \"instance_read\": {}}} "
+             "lets it look at your instances and nothing else.",
         examples=("--name ci --permission_file permissions.json",)),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, "end an API key",
         Arg("id", ID, "the key, from show api-keys"),
@@ -1202,7 +1606,7 @@ register("Keys",
         body={"client_id": "me"}, done="Your new API key: {new_api_key}", look="show user",
         note="Keep the new key with `vastai set api-key KEY`."),
     Command("set role", "", SAFE, "choose whose commands --help lists",
-        Arg("role", TEXT, "host: all of them; client: without those for owners of machines", choices=("host", "client")),
+        Arg("role", TEXT, "host: all; client: without those for owners of machines", choices=("host", "client")),
         returns="none", run="run_set_role", auth=False))
 
 register("Environment variables",
@@ -1225,46 +1629,48 @@ register("Two-factor authentication",
     Command("tfa login", "POST /tfa/", ONCE, "start a session on this machine with a code",
         *TFA_PROOF,
         build="build_tfa", run="run_tfa_login", show="show_tfa_login", look="tfa status",
-        note="The session's key lies beside the API key and is used instead of it until it expires. Codes by SMS and mail come "
-             "from `vastai tfa send-sms` and `vastai tfa send-email`.",
+        note="The session's key lies beside the API key and is used instead of it until it expires. Codes by SMS "
+             "and mail come from `vastai tfa send-sms` and `vastai tfa send-email`.",
         examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
     Command("tfa logout", "", SAFE, "end the session on this machine: delete its key",
         run="run_tfa_logout", auth=False, note="The service is not told; the API key is used again."),
     Command("tfa status", "GET /tfa/status/", SAFE, "your methods, and how many backup codes are left",
         show="show_tfa_status"),
     Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, "prove that it is you, before a method is added",
-        Arg("-c --code", NAME, "code of the second step", None, to="", secret=True),
-        Arg("-s --secret", NAME, "secret that the first step showed", None, to="", secret=True),
-        Arg("-bc --backup-code", NAME, "one of your backup codes, in place of a method", None, to="", secret=True),
-        Arg("-t --method-type", TEXT, "method that sends or shows the code; email if not given", None, to="", choices=TFA_METHODS),
+        Arg("-c --code", CODE, "code of the second step", None, to="", secret=True),
+        Arg("-s --secret", CODE, "secret that the first step showed", None, to="", secret=True),
+        Arg("-bc --backup-code", CODE, "one of your backup codes, in place of a method", None, to="", secret=True),
+        Arg("-t --method-type", TEXT, "method that sends or shows the code; email if not given", None, to="",
+            choices=TFA_METHODS),
         Arg("-id --method-id", TEXT_ID, "that method, where you have several of one kind", None, to=""),
         run="run_tfa_auth_new", look="tfa status",
         done="You may add a method now: `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
-        note="The first step sends a code and shows a secret, the second takes both. The command line asks for the code; with "
-             "--secret and --code it does the second step alone.",
-        examples=("", "-t totp", "--secret SECRET --code 123456")),
+        note="The first step sends a code and shows a secret, the second takes both. The command line asks for the "
+             "code; with --secret and --code it does the second step alone.",
+        examples=("-t totp", "--secret SECRET --code 123456")),
     Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, "get a secret for an authenticator app",
         columns=TOTP_CARD, look="tfa status",
         note="Give the app the secret, or the URI as a QR code; then `vastai tfa activate CODE --secret SECRET`."),
     Command("tfa send-sms", "POST /tfa/sms/", ONCE, "have a code sent by SMS",
         PHONE,
-        done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t sms` or `vastai tfa activate -t sms`.",
+        done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t sms` or `tfa activate -t sms`.",
         look="tfa status"),
     Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, "have the code sent by SMS once more",
-        Arg("-s --secret", NAME, "secret that tfa send-sms showed", required=True, secret=True),
+        Arg("-s --secret", CODE, "secret that tfa send-sms showed", required=True, secret=True),
         PHONE,
         done="The code is on its way again.", look="tfa status"),
     Command("tfa send-email", "POST /tfa/email/", ONCE, "have a code sent by mail",
         done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t email`.", look="tfa status"),
     Command("tfa activate", "POST /tfa/confirm-new/", ONCE, "add a method, with the first code from it",
         Arg("code", NAME, "code from the app or the SMS", secret=True),
-        Arg("--secret", NAME, "secret from tfa totp-setup or tfa send-sms", required=True, secret=True),
+        Arg("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", required=True, secret=True),
         Arg("-t --method-type", TEXT, "kind of method", "totp", key="tfa_method", choices=("sms", "totp")),
         Arg("--phone-number", TEXT, "its number, for sms: +12025550123", None),
         Arg("-l --label", TEXT, "a name for it", None),
         Arg("--method-id", TEXT_ID, "id of the method", None, key="tfa_method_id", face="sdk"),
         show="show_backup_codes", done="The method is active.", look="tfa status",
-        note="`vastai tfa auth-new` comes first. With your first method come backup codes; you are asked where to keep them.",
+        note="`vastai tfa auth-new` comes first. With your first method come backup codes; you are asked where to "
+             "keep them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
     Command("tfa update", "PUT /tfa/update/", SAFE, "rename a method, or make it the primary one",
         Arg("method_id", ID, "the method, from tfa status", key="tfa_method_id"),
@@ -1273,9 +1679,11 @@ register("Two-factor authentication",
         build="build_tfa_update", done="Method {method_id} is changed.", look="tfa status"),
     Command("tfa delete", "DELETE /tfa/", ONCE, "take a method away",
         *TFA_PROOF[:4],
-        Arg("--method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None, key="tfa_method_id"),
+        Arg("--method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
+            key="tfa_method_id"),
         Arg("-id --id-to-delete", ID, "the method to take away, from tfa status", None, key="target_id"),
-        ask="Take a method of two-factor authentication away?", build="build_tfa", show="show_tfa_delete", look="tfa status",
+        ask="Take a method of two-factor authentication away?", build="build_tfa", show="show_tfa_delete",
+        look="tfa status",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, "make new backup codes; the old ones end",
         *TFA_PROOF,
@@ -1294,10 +1702,12 @@ register("Teams",
     Command("invite member", "POST /team/invite/", ONCE, "invite somebody to your team by mail",
         Arg("--email", NAME, "address", required=True, to="query"),
         Arg("--role", NAME, "name of a role, from show team-roles", required=True, to="query"),
-        done="{email} is invited as {role}.", methods="invite_team_member", aliases="invite team-member", look="show members"),
+        done="{email} is invited as {role}.", methods="invite_team_member", aliases="invite team-member",
+        look="show members"),
     Command("remove member", "DELETE /team/members/{id}/", SAFE, "take somebody out of your team",
         Arg("id", ID, "the member, from show members", old="ID"),
-        done="Member {id} is removed.", methods="remove_team_member", aliases="remove team-member", look="show members"),
+        done="Member {id} is removed.", methods="remove_team_member", aliases="remove team-member",
+        look="show members"),
     Command("show team-roles", "GET /team/roles-full/", SAFE, "the roles of your team, and what they may do",
         returns="[]", columns=ROLE_COLUMNS),
     Command("show team-role", "GET /team/roles/{name}/", SAFE, "one role, and what it may do",
@@ -1326,8 +1736,8 @@ register("Machines (for hosts)",
     Command("list machine", "PUT /machines/create_asks/", SAFE, "offer a machine for rent, or change its prices",
         Arg("id", ID, "the machine", key="machine", old="machine_id"), *LISTING,
         show="show_listing", look="show machines",
-        note="Test the machine first: one that fails while it is rented loses reliability for good. Rentals that run go on "
-             "after the end date.",
+        note="Test the machine first: one that fails while it is rented loses reliability for good. Rentals that "
+             "run go on after the end date.",
         examples=("1234 -g 0.45 -s 0.15 -m 1 -e 12/31/2027", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
     Command("list machines", "PUT /machines/create_asks/", SAFE, "offer several machines on the same terms",
         Arg("ids", IDS, "the machines", to=""), *LISTING,
@@ -1335,13 +1745,13 @@ register("Machines (for hosts)",
     Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, "stop offering a machine; rentals that run go on",
         Arg("id", ID, "the machine", old="machine_id"),
         done="Machine {id} is no longer offered.", look="show machines"),
-    Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, "remove a machine that nobody rents, with its default jobs",
+    Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, "remove a machine that nobody rents",
         Arg("id", ID, "the machine", old="machine_id"),
         done="Machine {id} is deleted.", look="show machines"),
     Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, "delete expired storage on a machine",
         Arg("id", ID, "the machine", old="machine_id"),
         done="Machine {id} is cleaned up.", look="show machines"),
-    Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, "rearrange GPUs, so that larger offers become possible",
+    Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, "rearrange GPUs for larger offers",
         Arg("ids", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
         done="The offers of machines {ids} are rearranged: {summary}", look="show machines"),
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, "set the lowest bid for a machine's GPUs",
@@ -1350,25 +1760,29 @@ register("Machines (for hosts)",
         body={"client_id": "me"}, done="The lowest bid for machine {id} is changed.", look="show machines"),
     Command("set defjob", "PUT /machines/create_bids/", SAFE, "set the job that a machine runs while nobody rents it",
         Arg("id", ID, "the machine", key="machine", old="machine_id"),
-        *(Arg(arg.flags[-1], PRICE, arg.help, None) for arg in LISTING if arg.name in ("price_gpu", "price_inetu", "price_inetd")),
+        Arg("--price_gpu", PRICE, "price of a GPU, $/day", None),
+        Arg("--price_inetu", PRICE, "price of uploads, $/GB", None),
+        Arg("--price_inetd", PRICE, "price of downloads, $/GB", None),
         Arg("--image", TEXT, "Docker image", None),
         Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True),
-        show="show_listing", look="show machines", examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
+        show="show_listing", look="show machines",
+        examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, "end the default job of a machine",
         Arg("id", ID, "the machine", old="machine_id"),
         done="The default job of machine {id} is removed.", look="show machines"),
     Command("show maints", "GET /machines/maintenances", SAFE, "the maintenance windows of your machines",
         Arg("-i --ids", IDS, "the machines: 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
         query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS),
-    Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, "announce maintenance; those who rent the machine are told",
+    Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, "announce maintenance to a machine's renters",
         Arg("id", ID, "the machine", old="machine_id"),
         Arg("--sdate", NUMBER, "start, unix seconds", required=True),
         Arg("--duration", NUMBER, "length, hours", required=True),
-        Arg("--maintenance_category", TEXT, "power, internet, disk, gpu, software or other", "not provided", name="category",
-            key="maintenance_category", old="maintenance_category"),
-        body={"client_id": "me"}, look="show maints", examples=("1234 --sdate 1899900000 --duration 0.5 --maintenance_category power",),
-        ask="Tell all who rent machine {id} that it is down from {sdate} UTC for {duration} hours?",
-        done="Maintenance of machine {id} is announced for {sdate} UTC, {duration} hours."),
+        Arg("--maintenance_category", TEXT, "power, internet, disk, gpu, software or other", "not provided",
+            name="category", key="maintenance_category", old="maintenance_category"),
+        body={"client_id": "me"}, look="show maints",
+        examples=("1234 --sdate 1899900000 --duration 0.5 --maintenance_category power",),
+        ask="Tell all who rent machine {id} that it is down from {sdate} UTC for {duration:g} hours?",
+        done="Maintenance of machine {id} is announced for {sdate} UTC, {duration:g} hours."),
     Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, "call the maintenance of a machine off",
         Arg("id", ID, "the machine", old="machine_id"),
         body={"client_id": "me"}, build="build_machine_id", ask="Call all maintenance of machine {id} off?",
@@ -1414,8 +1828,11 @@ register("Account",
     Command("show user", "GET /users/current", SAFE, "your account and its credit",
         NO_QUIET,
         of="User", columns=USER_CARD, run="run_show_user"),
+    Command("show audit-logs", "GET /audit_logs/", SAFE, "what was done with your account, when and with which key",
+        returns="[]", columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, "change your account: address, thresholds, phone …",
-        Arg("--file", FILE_OBJECT, "file with a JSON object of what to change", required=True, name="params", key="*", secret=True),
+        Arg("--file", FILE_OBJECT, "file with a JSON object of what to change", required=True, name="params", key="*",
+            secret=True),
         done="The account is changed.", look="show user",
         note="Members: ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold, phone_number …",
@@ -1428,7 +1845,8 @@ register("Account",
         Arg("--username", NAME, "its name", required=True),
         Arg("--password", NAME, "its password", required=True, secret=True),
         Arg("--type", TEXT, "host for an account that only offers machines, else client", None, to=""),
-        body={"parent_id": "me"}, build="build_subaccount", done="Account {id} is made for {email}.", look="show subaccounts"),
+        body={"parent_id": "me"}, build="build_subaccount", done="Account {id} is made for {email}.",
+        look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, "addresses from which your account was used",
         query={"owner": "me"}, returns="results[]",
         columns=(("IP", "ip", ""), ("First seen", "first_seen", ""), ("From", "first_location", ""))))
@@ -1454,10 +1872,10 @@ register("Billing",
                   "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
     Command("show charges", "GET /charges/", SAFE, "one page of charges, as show_invoices_v1(charges=True) gives it",
         *PAGE_OPTIONS, build="build_billing", face="sdk"),
-    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, "the items of a period as a PDF file; returns its path",
+    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, "the items of a period as a PDF; returns its path",
         *ITEM_OPTIONS, PDF,
         query={"owner": "me"}, returns="text", run="run_pdf_invoices", face="sdk",
-        note="Without `pdf` the file is invoice_NUMBER….pdf in the current folder, named by the month, dates and kind."),
+        note="Without `pdf` it is invoice_NUMBER….pdf in the current folder, named by the month, dates and kind."),
     Command("search invoices", "GET /invoices", SAFE, "invoices that meet conditions",
         Arg("query", QUERY, "conditions on the fields below", None, to=""),
         returns="[]", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
@@ -1472,9 +1890,9 @@ register("Billing",
         query={"owner": "me"}, look="show instances",
         columns=(("Refundable $", "refundable_deposit", ".2f"), ("Discount $", "total_discount", ".2f"),
                  ("Months", "discount_months", ""))),
-    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, "give credit to another account; cannot be undone",
-        Arg("recipient_pos", NAME, "mail address or id of the account", None, face="cli", to=""),
-        Arg("amount_pos", PRICE, "dollars", None, face="cli", to=""),
+    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, "give credit to another account, for good",
+        Arg("recipient", NAME, "mail address or id of the account", None, face="cli", to="", name="recipient_pos"),
+        Arg("amount", PRICE, "dollars", None, face="cli", to="", name="amount_pos"),
         Arg("-r --recipient", NAME, "the same as an option", required=True, cli=None),
         Arg("-a --amount", PRICE, "the same as an option", required=True, cli=None),
         Arg("--skip", FLAG, "do not ask", face="cli", to=""), YES,
@@ -1486,23 +1904,23 @@ register("Billing",
         returns="contracts[]", face="sdk"))
 
 register("Scheduled jobs",
-    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, "requests that the service repeats at set times",
+    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, "requests that are repeated at set times",
         returns="[]", columns=JOB_COLUMNS),
     Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, "end a scheduled job",
         Arg("id", ID, "the job"),
         done="Scheduled job {id} is deleted.", look="show scheduled-jobs"),
-    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, "have the service repeat a request at set times",
+    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, "have a request repeated at set times",
         Arg("start_time", NUMBER, "first time, unix seconds"),
         Arg("end_time", NUMBER, "last time, unix seconds"),
         Arg("api_endpoint", NAME, "path of the request: /api/v0/instances/reboot/ID/"),
         Arg("request_method", NAME, "its method: PUT, POST …"),
         Arg("request_body", OBJECT, "its body"),
         Arg("frequency", NAME, "HOURLY, DAILY or WEEKLY"),
-        Arg("instance_id", ID, "the instance that it is about"),
+        Arg("instance_id", GIVEN_ID, "the instance that it is about"),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6 for WEEKLY, else None", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC, for DAILY and WEEKLY, else None", None),
         face="sdk", look="show scheduled-jobs"),
-    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, "change what the service repeats, or when",
+    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, "change what is repeated, or when",
         Arg("id", ID, "the job"),
         Arg("request_body", OBJECT, "body of the request"),
         Arg("start_time", NUMBER, "first time, unix seconds", None),
@@ -1510,7 +1928,7 @@ register("Scheduled jobs",
         Arg("api_endpoint", TEXT, "path of the request", None),
         Arg("request_method", TEXT, "its method", None),
         Arg("frequency", TEXT, "HOURLY, DAILY or WEEKLY", None),
-        Arg("instance_id", ID, "the instance that it is about", None),
+        Arg("instance_id", GIVEN_ID, "the instance that it is about", None),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC", None),
         face="sdk", look="show scheduled-jobs"))
@@ -1533,55 +1951,61 @@ register("Serverless",
         body={"client_id": "me"}, build="build_serverless", done="Endpoint {id} is deleted.", look="show endpoints"),
     Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, "logs of a serverless endpoint",
         Arg("id", ID, "the endpoint"), *LOG_OPTIONS,
-        body={"api_key": KEY}, strict=True, show="show_levels", look="show endpoints", examples=("4242 --level 3 --tail 200",)),
-    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, "instances that work for a serverless endpoint",
+        body={"api_key": KEY}, strict=True, show="show_levels", look="show endpoints",
+        examples=("4242 --level 3 --tail 200",)),
+    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, "instances that work for an endpoint",
         Arg("id", ID, "the endpoint"),
-        returns="workers[]", columns=WORKER_COLUMNS, strict=True, methods="get_endpoint_workers", look="show endpoints"),
+        returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
+        methods="get_endpoint_workers"),
     Command("show workergroups", "GET /autojobs/", SAFE, "groups of workers of your endpoints",
         returns="results[]", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
     Command("create workergroup", "POST /autojobs/", ONCE, "give a serverless endpoint workers",
-        *WORKERGROUP_OPTIONS, INSTANCE_OF_SCALER,
+        *WORKERGROUP_OPTIONS, SCALER,
         body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is made.", look="show workergroups",
         methods="create_autogroup create_autoscaler",
-        examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77 --gpu_ram 24")),
+        examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77")),
     Command("update workergroup", "PUT /autojobs/{id}/", SAFE, "change what workers a group has",
         Arg("id", ID, "the workergroup"), *WORKERGROUP_OPTIONS,
-        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is changed.", look="show workergroups",
-        methods="update_autogroup update_autoscaler",
-        note="The search conditions go out each time: give --search_params again, or the default ones take their place."),
+        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is changed.",
+        look="show workergroups", methods="update_autogroup update_autoscaler",
+        note="The search conditions go out each time: give --search_params again, or the usual ones take their place."),
     Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, "delete a workergroup; its instances stay",
         Arg("id", ID, "the workergroup"),
-        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is deleted.", look="show workergroups",
-        methods="delete_autogroup delete_autoscaler"),
+        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is deleted.",
+        look="show workergroups", methods="delete_autogroup delete_autoscaler"),
     Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, "logs of a workergroup",
         Arg("id", ID, "the workergroup"), *LOG_OPTIONS,
-        body={"api_key": KEY}, strict=True, show="show_levels", look="show workergroups", examples=("8001 --tail 200",)),
+        body={"api_key": KEY}, strict=True, show="show_levels", look="show workergroups",
+        examples=("8001 --tail 200",)),
     Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, "instances of a workergroup",
         Arg("id", ID, "the workergroup"),
-        returns="workers[]", columns=WORKER_COLUMNS, strict=True, methods="get_workergroup_workers", look="show workergroups"),
-    Command("update workers", "POST run:/update_workers/", ONCE, "bring the workers of a group up to date, one after the other",
+        returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show workergroups",
+        methods="get_workergroup_workers"),
+    Command("update workers", "POST run:/update_workers/", ONCE, "renew the workers of a group, one after the other",
         Arg("id", ID, "the workergroup", key="workergroup_id"),
         Arg("--cancel", FLAG, "stop an update that is going on", to=""),
-        body={"api_key": KEY}, strict=True, build="build_update_workers", show="show_update_workers", look="show workergroups"))
+        body={"api_key": KEY}, strict=True, build="build_update_workers", show="show_update_workers",
+        look="show workergroups"))
 
 register("Notifications",
     Command("show notification-types", "GET /notification-types/", SAFE, "kinds of notifications",
         returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
-    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, "which notifications you get, and how",
+    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, "which notifications you get",
         Arg("--user_id", ID, "the account; yours if not given", None),
         returns="notification_preferences", run="run_notifications", show="show_notifications"),
-    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, "choose notifications; replaces all choices",
-        Arg("notification_preferences", OBJECT, "JSON: {\"client\": {\"low_credit\": {\"email\": true, \"webhooks\": false}}}"),
+    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, "replace all those choices",
+        Arg("notification_preferences", OBJECT, 'JSON: {"client": {"low_credit": {"email": true, "webhooks": false}}}'),
         Arg("--user_id", ID, "the account; yours if not given", None),
-        returns="notification_preferences", run="run_notifications", show="show_notifications", look="show notifications",
-        note="`vastai show notifications --raw` prints the present choices in this form."),
+        returns="notification_preferences", run="run_notifications", show="show_notifications",
+        look="show notifications", note="`vastai show notifications --raw` prints the present choices in this form."),
     Command("show webhooks", "GET /webhooks/", SAFE, "addresses that get notifications",
         returns="webhooks[]", columns=WEBHOOK_COLUMNS),
     Command("create webhook", "POST /webhooks/", ONCE, "have notifications sent to an address of yours",
         Arg("webhook_url", NAME, "the address, https://…"),
         Arg("event_types", TEXTS, "keys from show notification-types, such as client:low_credit"),
         Arg("--name", TEXT, "a name of your own", None),
-        done=WEBHOOK_SECRET, look="show webhooks", examples=("https://example.com/hook client:low_credit client:outbid",)),
+        show="show_webhook_secret", look="show webhooks",
+        examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, "change a webhook",
         Arg("id", ID, "the webhook"),
         Arg("--webhook_url", NAME, "new address", None),
@@ -1593,7 +2017,7 @@ register("Notifications",
         done="Webhook {id} is deleted.", look="show webhooks"),
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, "give a webhook a new signing secret",
         Arg("id", ID, "the webhook"),
-        done=WEBHOOK_SECRET, look="show webhooks"),
+        show="show_webhook_secret", look="show webhooks"),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, "send a test to a webhook",
         Arg("id", ID, "the webhook"),
         done="A test is sent to webhook {id}.", look="show webhooks"))
@@ -1601,7 +2025,52 @@ register("Tools",
     Command("update", "", SAFE, "say how this copy is brought up to date",
         Arg("--check", FLAG, "only look"), returns="none", run="run_update", face="cli", auth=False),
     Command("uninstall", "", SAFE, "remove this copy, where pip installed it",
-        YES, returns="none", run="run_uninstall", face="cli", auth=False))
+        YES, returns="none", run="run_uninstall", face="cli", auth=False),
+    Command("help", "", SAFE, "explain a command; the same as its --help",
+        Arg("command", TEXTS, "the command, or its first word", None), returns="none", face="cli", auth=False),
+    Command("repl", "", SAFE, "read commands from a prompt, or a script of them from stdin, over one connection",
+        returns="none", face="cli", auth=False,
+        note="Options of every command that stand here hold for all of them. `exit`, `quit` or Ctrl-D ends.",
+        examples=("", "--raw < commands.txt")),
+    Command("completion", "", SAFE, "print a script that makes a shell complete commands, options and ids of instances",
+        Arg("shell", TEXT, "the shell", choices=("bash", "zsh", "fish")),
+        returns="text", run="run_completion", face="cli", auth=False,
+        note='For good: eval "$(vastai completion bash)" in ~/.bashrc, eval "$(vastai completion zsh)" in ~/.zshrc, '
+             "vastai completion fish | source in ~/.config/fish/config.fish.",
+        examples=("bash",)))
+
+register("Diagnostics",
+    Command("self-test machine", "", ONCE, "rent a machine of yours, run Vast.ai's tests on it and remove the instance",
+        Arg("machine_id", GIVEN_ID, "the machine", old="id"),
+        Arg("--debugging", FLAG, "each line of progress on stderr, to stay"),
+        Arg("--ignore-requirements", FLAG, "test also a machine that lacks something"),
+        Arg("--test-image", TEXT, "another test image; VAST_SELF_TEST_IMAGE names one, too", None),
+        Arg("--support-bundle-dir", TEXT, "folder of the diagnostics after a failure; /tmp if not given", None),
+        Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure; as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
+        run="run_self_test", show="show_self_test", look="show instances",
+        note="It costs a short rental, takes up to 25 minutes, and ends with status 1 where the machine fails."),
+    Command("dump-logs", "", SAFE, "an archive of diagnostics for Vast.ai's support, without secrets",
+        Arg("machine_id", GIVEN_ID, "the machine"),
+        Arg("--instance-id", ID, "also the logs of this instance", None),
+        Arg("--output-dir", NAME, "folder of the archive", "/tmp"),
+        Arg("--include-local-host-artifacts", FLAG, "also logs and settings of this computer; only on the host"),
+        run="run_dump_logs", show="show_bundle", look="show machines", examples=("4242 --instance-id 7000",)),
+    Command("run benchmarks", "", ONCE, "measure a template on several GPUs",
+        Arg("--template_hash", TEXT, "hash of the template", None),
+        Arg("--template_id", ID, "id of the template", None),
+        Arg("--gpus", TEXTS, "such as '2x RTX_4090, RTX_3090'; else RTX 5090, 4090, 3090, A6000", None, many=False),
+        Arg("--num_gpus", COUNT, "GPUs in each, where --gpus does not say", None),
+        Arg("--timeout", SECONDS, "seconds to wait for the measurements", 1800),
+        Arg("--no-cache", FLAG, "measure anew what was measured in the last 30 days"),
+        Arg("-y --yes", FLAG, "do not ask: rent what was not measured lately"),
+        Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
+        Arg("--autoscaler_url", TEXT, "address of its workers' list", None, hidden=True),
+        returns="[]", run="run_benchmarks", look="show endpoints",
+        columns=(("GPU", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0), ("Perf", "measured_perf", ".1f", 0),
+                 ("$/hr", "rental_dph", ".4f", 0), ("Perf/$", "perf_per_dollar", ".1f", 0), ("Status", "status", "")),
+        note="Rents real GPUs, after a question on the command line; a method call does not ask. All are given back at "
+             "the end. Perf/$ is performance for each $/hr.",
+        examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")))
 # fmt: on
 
 
@@ -1621,11 +2090,12 @@ class View:
 class Call:
     """One use of a command: who calls, which row, with what, from which face."""
 
-    __slots__ = ("cli", "client", "extra", "params", "row", "view")
+    __slots__ = ("cli", "client", "extra", "params", "row", "secrets", "view")
 
     def __init__(self, client: VastAI, row: Command, params: Row, view: View, cli: bool = False) -> None:
         self.client, self.row, self.params, self.view, self.cli = client, row, params, view, cli
         self.extra: Row = {}  # what a function of several steps leaves for the one that prints
+        self.secrets = client.secrets  # texts that no message may show; `exchange` adds those of the request
 
     def __getitem__(self, name: str) -> Any:
         return self.params.get(name)
@@ -1634,6 +2104,11 @@ class Call:
     def raw(self) -> bool:
         """Is the answer for a program, rather than for a reader?"""
         return self.view.form != "table"
+
+    @property
+    def whole(self) -> bool:
+        """Is the answer wanted as the service gave it, rather than its rows?"""
+        return self.view.form == "json" and not self.view.fields and not self.view.quiet
 
     def send(self, query: Optional[Row] = None, body: Optional[Row] = None, **params: Any) -> Any:
         """This row's own request, with members and parameters replaced; the part of the answer that it promises."""
@@ -1646,14 +2121,13 @@ class Call:
         call = Call(self.client, row, check(row, params, cli=False), View())
         answer = perform(call)
         if isinstance(answer, dict) and answer.get("success") is False:
-            raise refusal(row, answer)
+            raise refusal(row, answer, secrets=call.secrets)
         return answer
 
     def note(self, text: str) -> None:
         """Progress, for a person who watches a terminal."""
-        if not self.view.quiet and sys.stderr is not None and sys.stderr.isatty():
-            sys.stderr.write(f"\r\033[K{shown(text)}" if text else "\r\033[K")
-            sys.stderr.flush()
+        if not self.view.quiet and is_terminal(sys.stderr):
+            tell(f"\r\033[K{shown(text)}" if text else "\r\033[K")
 
 
 def bind(row: Command, args: Sequence[Any], given: Row) -> Row:
@@ -1705,7 +2179,7 @@ def convert(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
         for choice in (value if arg.kind is TEXTS else [value]) if arg.choices else ():
             if choice not in arg.choices:
                 raise UsageError(f"expected one of {', '.join(map(str, arg.choices))}, not {shown(str(choice))!r}"
-                                 + nearest(str(choice), arg.choices))
+                                 + nearest(str(choice), map(str, arg.choices)))
         return value
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}", command=row.name) from None
@@ -1739,8 +2213,9 @@ class Request:
 
 
 def _texts(value: Any) -> List[str]:
-    values = value.values() if isinstance(value, dict) else [value]
-    return [text for text in map(str, values) if len(text) > 3]
+    """The texts of a secret, one by one: shorter ones are found in any sentence and are not worth masking."""
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return [str(text) for text in values if isinstance(text, (str, int)) and len(str(text)) > 3 and text is not True]
 
 
 def request_of(call: Call, query: Optional[Row] = None, body: Optional[Row] = None) -> Request:
@@ -1759,7 +2234,7 @@ def request_of(call: Call, query: Optional[Row] = None, body: Optional[Row] = No
         globals()[row.build](call, slots["query"], slots["body"])
     slots["query"].update(query or {})
     slots["body"].update(body or {})
-    root, _, path = row.path.rpartition(":")
+    root, _, path = call.extra.get("path", row.path).rpartition(":")
     base = client.server_url
     if root == "run" and base == SERVER:
         base = SERVERLESS
@@ -1925,6 +2400,36 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
     start_up(call, body)
 
 
+def build_machine_id(call: Call, query: Row, body: Row) -> None:
+    body["machine_id"] = call["id"]
+
+
+def build_overlay(call: Call, query: Row, body: Row) -> None:
+    """A whole number is an overlay's id, anything else its name."""
+    overlay = call["overlay_identifier"]
+    number = overlay.isascii() and overlay.isdigit()
+    body.update({"overlay_id": int(overlay)} if number else {"overlay_name": overlay})
+
+
+def build_tfa(call: Call, query: Row, body: Row) -> None:
+    """Looks whether there is what proves who is asking: a code or a backup code, and of which method."""
+    method = call["method_type"]
+    problem = ""
+    if (call["code"] is None) == (call["backup_code"] is None):
+        problem = "give either --code or --backup-code"
+    elif call.cli and method and call["method_id"]:
+        problem = "--method-type does not go together with --method-id"
+    elif call.row.name == "tfa delete" and method in ("sms", "email") and not call["secret"]:
+        problem = f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows"
+    if problem:
+        raise UsageError(problem, command=call.row.name)
+
+
+def build_tfa_update(call: Call, query: Row, body: Row) -> None:
+    if call["label"] is None and call["set_primary"] is None:
+        raise UsageError("nothing to change: give --label or --set-primary", command=call.row.name)
+
+
 def build_logs(call: Call, query: Row, body: Row) -> None:
     if call["daemon_logs"]:
         body["daemon_logs"] = "true"
@@ -1959,13 +2464,14 @@ def build_billing(call: Call, query: Row, body: Row) -> None:
                              command=call.row.name) from None
     start, end = day("start_date"), day("end_date")
     if start is None:
-        end = int(time.time()) if end is None else end
+        end = end or int(time.time())
         start = end - week
     filters: Row = {"day" if charges else "when": {"gte": start, "lte": start + week if end is None else end}}
     names, types = (CHARGE_TYPES, call["charge_type"]) if charges else (INVOICE_TYPES, call["invoice_type"])
     if types:
         filters["type" if charges else "service"] = {"in": [names[name] for name in types]}
-    query.update(select_filters=filters, latest_first=call["latest_first"], limit=min(call["limit"], 100) if call["limit"] > 0 else 20)
+    limit = min(call["limit"], 100) if call["limit"] > 0 else 20
+    query.update(select_filters=filters, latest_first=call["latest_first"], limit=limit)
     if charges:
         query["format"] = call["format"]
     if call["next_token"]:
@@ -1984,6 +2490,115 @@ def build_serverless(call: Call, query: Row, body: Row) -> None:
 def build_update_workers(call: Call, query: Row, body: Row) -> None:
     if call["cancel"]:
         body["cancel_update"] = True
+
+
+def build_volume_search(call: Call, query: Row, body: Row) -> None:
+    """The body of a volume search; in the SDK a condition replaces the default ones on its field."""
+    given, start = call["query"], {}
+    if not call["no_default"]:
+        start = {"verified": {"eq": True}, "external": {"eq": False}, "disk_space": {"gte": 1}}
+    if isinstance(given, dict):
+        found = {**start, **given}
+    else:
+        found = parse_query(given, start if call.cli else {name: {} for name in start}, VOLUME_FIELDS, None,
+            MULTIPLIERS)
+    body.update(search_body(call, {name: conditions or start[name] for name, conditions in found.items()}))
+
+
+def build_template(call: Call, query: Row, body: Row) -> None:
+    """What the flags of a template mean in the service's words, which go first where the SDK gives them."""
+    ssh, jupyter, direct, login = call["ssh"], call["jupyter"], call["direct"], (call["login"] or "").split()
+    start = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
+    if call["no_default"] or not call.cli and call["search_params"] is None:
+        start = {}
+    made = {"jup_direct": jupyter and direct, "ssh_direct": ssh and direct, "use_ssh": ssh or jupyter,
+            "use_jupyter_lab": call["jupyter_lab"], "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
+            "docker_login_repo": login[0] if login else None, "readme_visible": not call["hide_readme"],
+            "extra_filters": parse_query(call["search_params"], start, OFFER_FIELDS, ALIASES, MULTIPLIERS),
+            "private": not call["public"]}
+    body.update({name: value for name, value in made.items() if name not in body})
+
+
+def build_delete_template(call: Call, query: Row, body: Row) -> None:
+    """The hash goes before the id."""
+    if not call["hash_id"] and call["template_id"] is None:
+        raise UsageError("give --template-id or --hash-id", command=call.row.name)
+    body.pop("template_id" if call["hash_id"] else "hash_id", None)
+
+
+def build_clone(call: Call, query: Row, body: Row) -> None:
+    if not call["disable_compression"]:
+        body.pop("disable_compression")
+
+
+def build_offer_end(call: Call, query: Row, body: Row) -> None:
+    """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it is given."""
+    if call.cli and call["end_date"] is not None:
+        try:
+            body["end_date"] = query_date(call["end_date"])
+        except ValueError:
+            raise UsageError(f"--end_date: expected MM/DD/YYYY or unix seconds, not {shown(call['end_date'])!r}",
+                             command=call.row.name) from None
+
+
+def build_snapshot(call: Call, query: Row, body: Row) -> None:
+    body.update(id=call["instance_id"], pause="true" if call["pause"] else "false")
+
+
+def place_of(call: Call, name: str) -> Tuple[Union[int, str, None], str]:
+    """(id, path) of one side of a copy; the id is None or "local" for this computer.  Raises UsageError."""
+    text = call[name]
+    id, colon, path = text.partition(":")
+
+    def on_drive(text: str) -> bool:  # C:\\data, C:/data
+        return text[1:2] == ":" and text[:1].isalpha() and text[2:3] in ("/", "\\")
+    if not colon or on_drive(text):
+        id, path = (int(text), "/") if text.isascii() and text.isdigit() and len(text) < 20 else (None, text)
+    bad = (":" in path and not (id in (None, "local") and on_drive(path)) or not path or "//" in path or id == ""
+           or path[0] == "-" or str(id)[0] == "-")
+    if bad:
+        raise UsageError(f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {shown(text)!r}",
+                         command=call.row.name)
+    return id, path
+
+
+def build_copy(call: Call, query: Row, body: Row) -> None:
+    """Both sides of a copy; one without an id goes to another address of the service."""
+    (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
+    if {src, dst} <= {None, "local"}:
+        raise UsageError("both sides are on this computer; one must be ID:PATH", command=call.row.name)
+    if call["exclude"] and not {src, dst} & {None, "local"}:
+        raise UsageError("--exclude is for copies from or to this computer", command=call.row.name)
+    body.update(client_id="me", src_id=src, dst_id=dst, src_path=src_path, dst_path=dst_path)
+    if None in (src, dst):
+        call.extra["path"] = "/commands/rsync/"
+
+
+def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
+    if call["instance"] is None or call["connection"] is None:
+        raise UsageError("give --instance and --connection", command=call.row.name)
+    way = call["transfer"].lower()
+    if way not in ("instance to cloud", "cloud to instance") or call["schedule"] and way[0] == "c":
+        more = ", which alone can be scheduled" if call["schedule"] else " or 'Cloud to Instance'"
+        raise UsageError(f"--transfer: expected 'Instance to Cloud'{more}, not {shown(call['transfer'])!r}",
+                         command=call.row.name)
+    names = ("dry_run", "size_only", "ignore_existing", "update", "delete_excluded")
+    body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
+
+
+def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
+    if (call["id"] is None) == (call["name"] is None) or call["id"] is not None and call["tag"] is not None:
+        raise UsageError("give the id of a deployment, or --name and perhaps --tag", command=call.row.name)
+    if call["name"] is not None:
+        call.extra["path"] = "/deployments/"
+
+
+def build_market(call: Call, query: Row, body: Row) -> None:
+    """The filters of market metrics in the service's words."""
+    query.update(verified={"true": "yes", "false": "no", "all": "all"}[call["verified"]], num_gpus=call["num_gpus"],
+                 hosting_type={"true": "secure_cloud", "false": "community", "all": "all"}[call["datacenter"]])
+    if call["name"]:
+        query["gpu_name"] = call["name"].replace("_", " ")
 
 
 def schedule_of(call: Call, request: Request) -> Row:
@@ -2040,7 +2655,7 @@ class Answer:
         """The answer parsed; ValueError where it is not JSON (NaN and Infinity are not)."""
         import json
         try:
-            return json.loads(self.content.decode("utf-8-sig"), parse_constant=_no_number)
+            return json.loads(self.content.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
@@ -2071,12 +2686,14 @@ def exchange(call: Call, request: Request) -> Answer:
     reset, a timeout or a cut answer only a row that is SAFE is; for the others that is OutcomeUnknownError.
     """
     client, row = call.client, call.row
+    call.secrets = request.secrets + client.secrets
     if client.explain:
         explain(client, request)
     if client.curl:
-        print(curl_of(client, request))
+        emit(curl_of(client, request) + "\n")
         raise NothingSent
     authorized(client, row)
+    sendable(request, row)
     for attempt in range(1, client.retry + 1):
         asked: Optional[float] = None  # the pause that the service asks for
         try:
@@ -2085,12 +2702,12 @@ def exchange(call: Call, request: Request) -> Answer:
             failure = unreached(client, row, "cannot reach", problem)
         except Unanswered as problem:
             if not row.safe:
-                raise unknown(row, str(problem)) from problem
+                raise unknown(row, str(problem), timed_out=_timed_out(problem.__cause__)) from problem
             failure = unreached(client, row, "no answer from", problem)
         else:
             if answer.status_code < 300:
                 return answer
-            answer = answer.masked([*request.secrets, *client.secrets])
+            answer = answer.masked(call.secrets)
             if answer.status_code in (502, 503, 504) and not row.safe:
                 raise unknown(row, f"HTTP {answer.status_code}", answer)
             failure, asked = http_error(client, row, answer)
@@ -2110,10 +2727,21 @@ def unreached(client: VastAI, row: Command, what: str, problem: Exception) -> Va
                    timed_out=_timed_out(problem.__cause__))
 
 
-def unknown(row: Command, reason: str, answer: Optional[Answer] = None) -> VastAIError:
+def unknown(row: Command, reason: str, answer: Optional[Answer] = None, **details: Any) -> VastAIError:
     return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})", command=row.name,
-                   status=answer.status_code if answer else 0, response=answer,
+                   status=answer.status_code if answer else 0, response=answer, **details,
                    hint=f"It may have been carried out. Look with `vastai {row.look or 'show audit-logs'}` before you try again.")
+
+
+def sendable(request: Request, row: Command) -> None:
+    """Raises UsageError where an argument holds what JSON does not: NaN, half a character, an object of the program."""
+    import json
+    try:
+        json.dumps([request.query, request.body], ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = shown(str(error), 200) if isinstance(error, TypeError) else type(error).__name__
+        raise UsageError("expected arguments that JSON can hold: text, finite numbers, true, false, null, lists and "
+                         f"objects ({reason})", command=row.name) from None
 
 
 def authorized(client: VastAI, row: Command) -> None:
@@ -2124,7 +2752,7 @@ def authorized(client: VastAI, row: Command) -> None:
             raise AuthError("no API key", command=row.name, hint=(
                 f"Looked for --api-key (api_key=), VAST_API_KEY, {config_file('vast_api_key')} and ~/.vast_api_key.\n"
                 "  Make a key at https://cloud.vast.ai/manage-keys/ and keep it with `vastai set api-key KEY`."))
-    elif not key.isascii() or not key.isprintable() or " " in key:
+    elif not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError("the API key has a blank, a line break or another character that no key has; it was not sent",
                          command=row.name, hint=f"It came from {client.key_origin}.")
 
@@ -2134,10 +2762,9 @@ def http_error(client: VastAI, row: Command, answer: Answer) -> Tuple[VastAIErro
     status, words = answer.status_code, service_words(answer)
     family: Type[VastAIError] = VastAIError
     details: Row = dict(command=row.name, status=status, response=answer)
-    key_is_bad = any(sign in words.lower() for sign in ("invalid user key", "session expired", "invalid api key"))
     asked = pause_asked(answer)
-    if status in (401, 403) or status in (404, 410) and key_is_bad:
-        family, details["hint"] = AuthError, auth_hint(client, words)
+    if status in (401, 403) or status in (404, 410) and key_refused(words):
+        family, details["hint"] = AuthError, code_hint(answer) or auth_hint(client, words)
     elif status in (404, 410):
         family = NotFoundError
         details["hint"] = f"`vastai {row.look}` shows what there is." if row.look else ""
@@ -2147,15 +2774,34 @@ def http_error(client: VastAI, row: Command, answer: Answer) -> Tuple[VastAIErro
         family, details["retry_after"] = RateLimitError, asked
         if "search_quota_exceeded" in answer.text:
             reset = answer.headers.get("X-RateLimit-Reset", "")
-            asked = details["retry_after"] = max(LONGEST_PAUSE + 1, float(reset) - time.time() if reset.isdigit() else 0)
-            words += f"; it is refilled at {utc_text(reset)} UTC" if reset.isdigit() else ""
-        elif asked is not None:
-            words += f"; try again in {asked:g} s"
-    elif status >= 500 and asked is not None and asked > LONGEST_PAUSE:
-        words += f"; try again in {asked:g} s"
+            if reset.isascii() and reset.isdigit() and len(reset) < 16:
+                asked = details["retry_after"] = max(0.0, float(reset) - time.time())
+                words += f"; it is refilled at {utc_text(reset)} UTC"
+            return raising(family, words, **details), LONGEST_PAUSE + 1
+    if asked is not None and (status == 429 or status >= 500 and asked > LONGEST_PAUSE):
+        words += f"; try again in {asked:.15g} s"
     if "credit" in words.lower() and family is VastAIError:
         details["hint"] = "Add credit at https://cloud.vast.ai/billing/; `vastai show user` shows what you have."
     return raising(family, words, **details), asked
+
+
+def key_refused(words: str) -> bool:
+    """Do the service's words say that the key, or the 2FA session, is no good?"""
+    return any(sign in words.lower() for sign in ("invalid user key", "session expired", "invalid api key"))
+
+
+def code_hint(answer: Answer) -> str:
+    """What to do when a code of two-factor authentication is refused; "" where it was something else."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return ""
+    if not isinstance(body, dict) or body.get("error") not in ("2fa_verification_failed", "tfa_locked", "2fa_expired"):
+        return ""
+    if body["error"] == "2fa_expired":
+        return "Code and secret have expired; `vastai tfa send-sms` or `vastai tfa send-email` sends others."
+    locked = f" Locked until {utc_text(body['locked_until'])} UTC." if body.get("locked_until") else ""
+    return f"Failed attempts: {body.get('fail_count') or 'some'}.{locked} `vastai tfa status` shows your methods."
 
 
 def service_words(answer: Answer) -> str:
@@ -2203,11 +2849,21 @@ def pause_asked(answer: Answer) -> Optional[float]:
             seconds = max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
         except (TypeError, ValueError, OverflowError, IndexError):
             return None
-    return seconds if 0 <= seconds < 1e9 else None
+    return seconds if seconds >= 0 else None
 
 
 def pick(call: Call, answer: Answer) -> Any:
     """The part of the answer that the row promises; raises where it is not there or says `"success": false`."""
+    try:
+        return promised(call, answer)
+    except VastAIError:
+        clean = answer.masked(call.secrets)
+        if clean.content == answer.content:
+            raise
+    return promised(call, clean)
+
+
+def promised(call: Call, answer: Answer) -> Any:
     row = call.row
     if answer.status_code == 204 and not answer.content and not row.is_list:
         return {}
@@ -2229,16 +2885,18 @@ def pick(call: Call, answer: Answer) -> Any:
     if member not in ("", "text", "none") and not (row.strict and isinstance(body, list)):  # a bare list, at times
         if not isinstance(body, dict) or member not in body:
             raise misread(row, answer, f"an answer without {member!r}")
-        part = body[member]
+        part: Any = body[member]
     else:
         part = body
     if not isinstance(part, list if row.is_list else dict) and not (part is None and member and not row.is_list):
-        raise misread(row, answer, f"{type(part).__name__} where a {'list' if row.is_list else 'JSON object'} is due")
+        found = "null" if part is None else f"a {type(part).__name__}"
+        raise misread(row, answer, f"{found} where a {'list' if row.is_list else 'JSON object'} is due")
     if row.is_list and not all(isinstance(item, dict) for item in part):
         raise misread(row, answer, "a list with something other than objects")
-    if row.rows and not (isinstance(part.get(row.rows), list) and all(isinstance(item, dict) for item in part[row.rows])):
+    rows: Any = dig(part, row.rows) if row.rows and dig(part, "success") is not False else []
+    if not isinstance(rows, list) or not all(isinstance(item, dict) for item in rows):
         raise misread(row, answer, f"an answer without a list {row.rows!r}")
-    return body if row.whole and call.cli and call.view.form == "json" and not call.view.fields else part
+    return body if row.whole and call.cli and call.whole else part
 
 
 def misread(row: Command, answer: Answer, what: str) -> VastAIError:
@@ -2248,9 +2906,9 @@ def misread(row: Command, answer: Answer, what: str) -> VastAIError:
                    status=answer.status_code, response=answer, hint=hint)
 
 
-def refusal(row: Command, body: Row, answer: Optional[Answer] = None) -> VastAIError:
+def refusal(row: Command, body: Row, answer: Optional[Answer] = None, secrets: Sequence[str] = ()) -> VastAIError:
     """The error of an answer that says `"success": false`."""
-    words = " ".join(shown(words_of(body), 500).split()) or "the service refused, without a reason"
+    words = " ".join(shown(masked(words_of(body), secrets), 500).split()) or "the service refused, without a reason"
     return raising(VastAIError, words, command=row.name, status=answer.status_code if answer else 0, response=answer)
 
 
@@ -2263,23 +2921,29 @@ def follow(client: VastAI, request: Request, row: Command) -> Answer:
     url, trusted, body = request.target, request.auth, request.body
 
     def stop(reason: str) -> VastAIError:
-        return raising(VastAIError, reason, command=row.name, status=answer.status_code, response=answer)
+        secrets = request.secrets + client.secrets
+        return raising(VastAIError, masked(f"the service redirects {reason}; not followed", secrets), command=row.name,
+                       status=answer.status_code, response=answer.masked(secrets))
     for _ in range(6):
         answer = transfer(client, request.method, url, body, trusted, fresh=not row.safe)
         target = answer.headers.get("Location")
         if answer.status_code not in (301, 302, 303, 307, 308) or not target:
             return answer
         if request.method != "GET" and answer.status_code not in (307, 308):
-            raise stop(f"the service redirects a {request.method} to {shown(target, 200)}; not followed")
-        old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe="%/:=&?~#+!$,;'@()*[]")))
-        if new.scheme not in ("http", "https") or old.scheme == "https" and new.scheme == "http":
-            raise stop(f"the service redirects to {shown(target, 200)}, which is not safe; not followed")
-        same = (old.scheme, old.netloc) == (new.scheme, new.netloc)
-        if not (same or old.scheme == new.scheme == "https" and _is_vast(old.hostname) and _is_vast(new.hostname)):
+            raise stop(f"a {request.method} to {shown(target, 200)}")
+        try:
+            old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe="%/:=&?~#+!$,;'@()*[]")))
+            places = [(at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme)) for at in (old, new)]
+        except ValueError:
+            raise stop(f"to {shown(target, 200)}, which is no address") from None
+        if new.scheme not in ("http", "https") or not new.hostname or old.scheme == "https" and new.scheme == "http":
+            raise stop(f"to {shown(target, 200)}, which is not safe")
+        if places[0] != places[1] and not (
+                old.scheme == new.scheme == "https" and _is_vast(old.hostname) and _is_vast(new.hostname)):
             trusted = False
             body = body and {k: v for k, v in body.items() if k != "api_key"}
         url = new._replace(fragment="").geturl()
-    raise stop(f"more than 5 redirects, the last to {shown(url, 200)}")
+    raise stop(f"more than 5 times, the last time to {shown(url, 200)}")
 
 
 def _is_vast(host: Optional[str]) -> bool:
@@ -2309,7 +2973,7 @@ def transfer(client: VastAI, method: str, url: str, body: Optional[Row], trusted
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            if reused and isinstance(error, ConnectionError):  # RemoteDisconnected is one, too
+            if reused and not _timed_out(error):
                 fresh = True
                 continue
             raise Unanswered(_reason(error)) from error
@@ -2351,7 +3015,7 @@ def read_whole(response: http.client.HTTPResponse) -> bytes:
         parts.append(part)
         size += len(part)
         if size > LARGEST_ANSWER:
-            raise IncompleteRead(b"", None)
+            raise OSError("the answer is too large")
     if response.length:
         raise IncompleteRead(b"", response.length)
     return b"".join(parts)
@@ -2368,7 +3032,7 @@ def unpacked(response: http.client.HTTPResponse, content: bytes) -> bytes:
     except zlib.error:
         return b"<bad gzip>"
     if not unpack.eof:
-        raise OSError("the answer was cut")
+        raise OSError("the answer is too large" if unpack.unconsumed_tail else "the answer was cut")
     return plain
 
 
@@ -2384,7 +3048,15 @@ class Timed:
         rest = self.deadline - time.monotonic()
         if rest <= 0:
             raise TimeoutError("timed out")
-        self.sock.settimeout(rest)
+        self.sock.settimeout(min(rest, LONGEST_TIMEOUT))
+
+    def quiet(self) -> bool:
+        """Is there nothing to read?  On an idle connection there is only an end, or an answer that nobody waits for."""
+        import select
+        try:
+            return not select.select([self.sock], [], [], 0)[0]
+        except (OSError, ValueError):  # too many files for select
+            return False
 
     def sendall(self, data: bytes) -> None:
         self.left()
@@ -2424,37 +3096,43 @@ class Pool:
 
     def take(self, url: str, headers: Dict[str, str], fresh: bool, timeout: float) -> Tuple[Any, bool, str]:
         """A connection for `url`, whether it was used before, and what to ask it for.  Raises Unsent."""
+        from http.client import HTTPException
         from urllib.parse import urlsplit
         if self.owner != os.getpid():  # after a fork the connections are the parent's
             self.idle, self.owner = {}, os.getpid()
         parts = urlsplit(url)
-        proxy = proxy_for(parts.scheme, parts.hostname or "")
+        proxy = proxy_for(parts.scheme, parts.netloc.rpartition("@")[2])
         place = (parts.scheme, parts.netloc, proxy)
-        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection = None if fresh else self.waiting(place)
+        reused = connection is not None
+        try:
+            if not reused:
+                connection = connect(parts, proxy, min(timeout, LONGEST_TIMEOUT))
+                connection.place = place
+        except (OSError, ValueError, HTTPException) as error:
+            raise Unsent(_reason(error)) from error
         if proxy and parts.scheme == "http":
-            target = url
             headers.update(proxy_headers(proxy))
+            return connection, reused, url
+        return connection, reused, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+    def waiting(self, place: Tuple[str, str, Optional[str]]) -> Any:
+        """A connection that waits for its next request and is still good, or None."""
         waiting = self.idle.setdefault(place, [])
-        while not fresh:
+        while True:
             try:
                 connection, since = waiting.pop()
             except IndexError:
-                break
-            if time.monotonic() - since < 50:  # servers close after 60 s or more
-                return connection, True, target
+                return None
+            if time.monotonic() - since < 50 and connection.sock.quiet():  # servers close after 60 s or more
+                return connection
             connection.close()
-        try:
-            connection = connect(parts, proxy, timeout)
-        except (OSError, ValueError) as error:
-            raise Unsent(_reason(error)) from error
-        connection.place = place
-        return connection, False, target
 
     def give(self, connection: Any, response: http.client.HTTPResponse) -> None:
         """Back into the pool after a whole answer, unless the service is going to close it."""
         response.close()
-        waiting = self.idle.get(connection.place)
-        if connection.sock is None or waiting is None or len(waiting) > 64:
+        waiting = self.idle.setdefault(connection.place, [])
+        if connection.sock is None or len(waiting) > 64:
             connection.close()
         else:
             waiting.append((connection, time.monotonic()))
@@ -2462,9 +3140,8 @@ class Pool:
     def close(self) -> None:
         idle, self.idle = self.idle, {}
         if self.owner == os.getpid():
-            for waiting in idle.values():
-                while waiting:
-                    waiting.pop()[0].close()
+            for connection, _ in [pair for waiting in list(idle.values()) for pair in waiting]:
+                connection.close()
 
 
 def connect(parts: Any, proxy: Optional[str], timeout: float) -> Any:
@@ -2472,18 +3149,14 @@ def connect(parts: Any, proxy: Optional[str], timeout: float) -> Any:
     import http.client
     from urllib.parse import urlsplit
     host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-    if proxy:
-        middle = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        if middle.scheme != "http" or not middle.hostname:
-            raise OSError(f"a proxy of kind {shown(middle.scheme)!r} is not supported; use an http:// one")
-        connection = http.client.HTTPConnection(middle.hostname, middle.port or 80, timeout=timeout)
-        if parts.scheme == "https":
-            connection.set_tunnel(host, port, proxy_headers(proxy))
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    near = proxy_place(proxy) if proxy else (host, port)
+    connection = http.client.HTTPConnection(*near, timeout=timeout)
     try:
         connection.connect()
         if parts.scheme == "https":
+            if proxy:
+                tunnel(Timed(connection.sock, timeout), f"[{host}]:{port}" if ":" in host else f"{host}:{port}", proxy)
+                connection.host, connection.port = host, port
             connection.sock.settimeout(timeout)
             connection.sock = tls_context().wrap_socket(connection.sock, server_hostname=host)
             connection.default_port = 443  # for the Host header
@@ -2492,6 +3165,18 @@ def connect(parts: Any, proxy: Optional[str], timeout: float) -> Any:
         raise
     connection.sock = Timed(connection.sock, timeout)
     return connection
+
+
+def tunnel(sock: Timed, place: str, proxy: str) -> None:
+    """Has the proxy connect to `place`; http.client's own way would let a slow proxy outlast the timeout."""
+    from http.client import HTTPResponse
+    headers = {"Host": place, **proxy_headers(proxy)}
+    sock.sendall("".join([f"CONNECT {place} HTTP/1.1\r\n", *(f"{k}: {v}\r\n" for k, v in headers.items()), "\r\n"]).encode())
+    answer = HTTPResponse(sock, method="CONNECT")  # type: ignore[arg-type]
+    answer.begin()
+    answer.close()
+    if answer.status != 200:
+        raise OSError(f"the proxy refuses: HTTP {answer.status} {answer.reason}")
 
 
 _contexts: Dict[Any, ssl.SSLContext] = {}
@@ -2504,7 +3189,10 @@ def tls_context() -> ssl.SSLContext:
     key = (bundle, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
     if key not in _contexts:
         place = {"capath" if os.path.isdir(bundle) else "cafile": bundle} if bundle else {}
-        _contexts[key] = ssl.create_default_context(**place)  # type: ignore[arg-type]
+        try:
+            _contexts[key] = ssl.create_default_context(**place)  # type: ignore[arg-type]
+        except OSError as error:
+            raise OSError(f"the certificates of REQUESTS_CA_BUNDLE cannot be read: {error.strerror or error}") from None
     return _contexts[key]
 
 
@@ -2519,10 +3207,26 @@ def proxy_for(scheme: str, host: str) -> Optional[str]:
     return proxies.get(scheme) or proxies.get("all")
 
 
+def proxy_parts(proxy: str) -> Any:
+    from urllib.parse import urlsplit
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def proxy_place(proxy: str) -> Tuple[str, int]:
+    """Host and port of a proxy.  Raises OSError, whose text has nothing of a password that was not quoted."""
+    try:
+        parts = proxy_parts(proxy)
+        if parts.scheme == "http" and parts.hostname:
+            return parts.hostname, parts.port or 80
+    except ValueError:
+        pass
+    raise OSError("the proxy of the environment must be a URL such as http://user:password@host:port") from None
+
+
 def proxy_headers(proxy: str) -> Dict[str, str]:
     from base64 import b64encode
-    from urllib.parse import unquote, urlsplit
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    from urllib.parse import unquote
+    parts = proxy_parts(proxy)
     if not parts.username:
         return {}
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -2544,8 +3248,7 @@ def explain(client: VastAI, request: Request) -> None:
         lines.append("Authorization: Bearer ***")
     if request.body is not None:
         lines += ["Content-Type: application/json", "", json.dumps(redacted(request), ensure_ascii=False)]
-    if sys.stderr is not None:
-        sys.stderr.write(shown_lines("\n".join(lines)) + "\n\n")
+    tell(shown_lines("\n".join(lines)) + "\n\n")
 
 
 def shown_lines(text: str) -> str:
@@ -2702,10 +3405,37 @@ def run_show_instance(call: Call) -> Optional[Row]:
 
 def run_create_instance(call: Call) -> Row:
     """One rental; with `wait` the instance that came of it stands under "instance"."""
-    answer: Row = call.send()
+    label = call["label"] or (f"vastai-{os.urandom(6).hex()}" if call["confirm"] else None)
+    begun = time.time()
+    try:
+        answer: Row = call.send(label=label or call["label"])
+    except OutcomeUnknownError as error:
+        if label:
+            look_for_instance(call, error, label, begun)
+        raise
     if call["wait"] and answer.get("success", True) and answer.get("new_contract") is not None:
         answer["instance"] = wait_for(call, answer["new_contract"], "running")
     return answer
+
+
+def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun: float) -> None:
+    """Adds to an error of unknown outcome what one look at the instances of its label shows."""
+    found: List[Any] = []
+    try:
+        for row in call.do("show_instances", label=[label]):
+            start = row.get("start_date")
+            if row.get("label") == label and not (isinstance(start, (int, float)) and start < begun - 60):  # clocks differ
+                found.append(row.get("id"))
+        words = f"There are {len(found)} new instances labelled {label!r}: {', '.join(map(str, found[:20]))}."
+        if len(found) == 1:
+            error.found = error.details["found"] = found[0]
+            words = f"Instance {found[0]}, labelled {label!r}, has appeared since: it is most likely the one."
+        elif not found:
+            words = f"No instance labelled {label!r} has appeared so far."
+    except VastAIError as problem:
+        words = f"The instances labelled {label!r} could not be listed: {problem.msg}."
+    error.hint = f"{shown(words, 1000)}\n  {error.hint}"
+    error.args = (str(error),)
 
 
 def run_destroy_instance(call: Call) -> Row:
@@ -2822,7 +3552,7 @@ def run_logs(call: Call) -> Any:
 def follow_logs(call: Call, text: str) -> None:
     """Prints logs as they come, until the instance is gone or has stopped."""
     last: List[str] = []
-    pause = 2.0
+    pause, over = 2.0, False
     while True:
         lines = text.splitlines()
         fresh = new_lines(last, lines)
@@ -2830,11 +3560,14 @@ def follow_logs(call: Call, text: str) -> None:
             emit("\n".join(fresh) + "\n", plain=True)
             sys.stdout.flush()
             last, pause = lines, 2.0
-        row = call.do("show_instance", id=call["instance_id"])
-        if row is None or row.get("actual_status") == "exited":
+        if over:
             return
         time.sleep(pause)
         pause = min(15.0, pause * 1.3)
+        row = call.do("show_instance", id=call["instance_id"])
+        if row is None:
+            return
+        over = row.get("actual_status") == "exited"  # looked at before the log, so that its end is not lost
         text = result_text(call, str(call.send(tail=call["tail"] or "1000")["result_url"]), call["max_wait"])
 
 
@@ -2970,13 +3703,19 @@ def addresses(row: Row) -> List[Tuple[str, int]]:
         found.append((row["ssh_host"], int(row["ssh_port"]) + ("jupyter" in str(row.get("image_runtype")))))
     good = []
     for host, port in found:
-        host = str(host).strip()
         try:
-            if host and host[0] != "-" and all(c.isascii() and c.isalnum() or c in ".-:" for c in host):
-                good.append((host, _whole(port)))
+            good.append((safe_host(host), _whole(port)))
         except (ValueError, AttributeError):
             continue
     return good
+
+
+def safe_host(host: Any) -> str:
+    """A host from the service as it may stand in a command, where it is not an option.  Raises ValueError."""
+    name = str(host or "").strip()
+    if not name or name[0] == "-" or not all(c.isascii() and c.isalnum() or c in ".-:" for c in name):
+        raise ValueError(name)
+    return name
 
 
 def run_show_user(call: Call) -> Row:
@@ -2998,7 +3737,7 @@ def run_notifications(call: Call) -> Any:
     return call.send(user_id=call.do("show_user")["id"] if user is None else user)
 
 
-def run_transfer_credit(call: Call) -> Row:
+def run_transfer_credit(call: Call) -> Any:
     """Asks, then gives credit away; on the command line options go before positions."""
     for name in ("recipient", "amount"):
         if call[name] is None:
@@ -3025,9 +3764,11 @@ def invoice_items(call: Call, inc_charges: Optional[bool]) -> Row:
     query: Row = {name: parse_when(date) if date else now[name] for name, date in dates.items()}
     call.extra["period"] = " - ".join(utc_text(moment, "%Y-%m-%d") for moment in query.values())
     answer = call.send(query=query if inc_charges is None else {**query, "inc_charges": inc_charges})
-    rows, kind = answer.get("invoices"), "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
+    kind = "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
+    rows = answer.get("invoices")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise VastAIError("the service gave an answer without a list of 'invoices'", command=call.row.name)
+    call.extra["current"] = answer.get("current")
     return {"invoices": [row for row in rows if kind in (None, row.get("type"))], "current": answer.get("current")}
 
 
@@ -3052,7 +3793,6 @@ def run_show_invoices(call: Call) -> Any:
     rows = billed(call, answer["invoices"])
     if call["pdf"]:
         write_invoice(call, call["pdf"], rows)
-    call.extra["current"] = answer["current"]
     return rows if call.cli else answer
 
 
@@ -3089,22 +3829,23 @@ def write_invoice(call: Call, path: str, rows: List[Row], title: str = "Invoice"
         remark(call, f"written to {path}")
 
 
-def run_show_invoices_v1(call: Call) -> Row:
+def run_show_invoices_v1(call: Call) -> Any:
     """A page of invoices or charges as it came; all pages of them where they are to become a PDF."""
     if call.cli and bool(call["invoices"]) == bool(call["charges"]):
         raise UsageError("give one of --invoices and --charges", command=call.row.name)
     inner = Call(call.client, METHODS["show_charges"], call.params, call.view, call.cli) if call["charges"] else call
     if not call["pdf"]:
-        answer: Row = inner.send()
+        answer = inner.send()
         bill_rows(call, answer)
-        return answer
+        return answer["results"] if call.view.fields else answer
     query = request_of(inner).query
     found = list(pages(inner, query, True))
     rows = [row for page in found for row in bill_rows(call, page)]
     period = query["select_filters"]["day" if call["charges"] else "when"]
     call.extra["period"] = " - ".join(utc_text(period[name], "%Y-%m-%d") for name in ("gte", "lte"))
-    items = [{"timestamp": row["start"] if isinstance(row.get("end"), str) else row.get("end"), "amount": row["amount"],
-              "description": row.get("description"), "type": "charge" if call["charges"] else "payment"} for row in rows]
+    kind = "charge" if call["charges"] else "payment"
+    items = [{"timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"), "type": kind,
+              "amount": row["amount"], "description": row.get("description") or row.get("source")} for row in rows]
     write_invoice(call, call["pdf"], items, "Charges" if call["charges"] else "Invoices")
     del found[0]["rows"]
     return {**found[0], "results": [row for page in found for row in page["results"]], "next_token": None,
@@ -3154,6 +3895,8 @@ def write_private(path: str, content: Union[str, bytes]) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
+        if folder == os.path.dirname(os.path.abspath(config_file("vast_api_key"))):
+            os.chmod(folder, 0o700)  # it may have been there
         handle, temporary = tempfile.mkstemp(dir=folder)  # made with mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
@@ -3170,7 +3913,7 @@ def run_set_api_key(call: Call) -> Optional[str]:
     """Keeps a key: on the command line in the key file, in the SDK in the client at hand."""
     key = call["api_key"].strip()
     if call.cli and key == "-":
-        key = (sys.stdin.readline() if sys.stdin else "").strip()
+        key = read_line() or ""
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError("an API key has no blanks, line breaks or letters outside ASCII", command=call.row.name)
     if not call.cli:
@@ -3222,15 +3965,328 @@ def run_create_ssh_key(call: Call) -> Row:
     return call.send(ssh_key=_read_file(path + ".pub").strip())
 
 
-def run_program(words: List[str], how_to_get: str, told: bool = True) -> None:
+def run_instance_ssh_keys(call: Call) -> List[Row]:
+    """The keys of an instance; the service gives them as a list or as the JSON text of one."""
+    answer = call.send()
+    keys = answer.get("ssh_keys") if isinstance(answer, dict) else answer
+    if isinstance(keys, str):
+        import json
+        try:
+            keys = json.loads(keys)
+        except (ValueError, RecursionError):
+            pass
+    return objects(call, keys)
+
+
+def objects(call: Call, value: Any) -> List[Row]:
+    """`value`, if it is a list of objects; an error if not."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise VastAIError("the service gave something other than a list of objects", command=call.row.name)
+    return value
+
+
+def run_set_role(call: Call) -> Optional[str]:
+    """Keeps the role that the overview of commands is for."""
+    write_private(config_file("vast_role"), call["role"])
+    return f"vastai --help lists the commands of a {call['role']} from now on" if call.cli else None
+
+
+def run_show_env_vars(call: Call) -> Row:
+    """The environment variables; without their values unless those are asked for."""
+    values = call.send() or {}
+    hidden = "*" * (5 if call.cli else 4)  # as the official client has it
+    return dict(values) if call["show_values"] else {name: hidden for name in values}
+
+
+def run_show_machine(call: Call) -> Any:
+    """One machine, which the service gives as a list of one; --raw prints that list."""
+    found = objects(call, call.send())
+    if call.cli and (found or call.raw):
+        return found
+    if not found:
+        raise NotFoundError(f"there is no machine {call['id']}", command=call.row.name,
+                            hint="`vastai show machines` shows yours.")
+    if len(found) > 1:
+        raise VastAIError(f"the service gave {len(found)} machines for {call['id']}", command=call.row.name)
+    return found[0]
+
+
+def run_list_machines(call: Call) -> List[Row]:
+    """One request for each machine; one that fails does not stop the others."""
+    terms = {arg.name: call[arg.name] for arg in LISTING}
+    answers, results = [], []
+    for id in call["ids"]:
+        call.note(f"machine {id} …")
+        try:
+            answers.append(call.do("list_machine", id=id, **terms))
+            results.append({**answers[-1], "id": id, "success": True})
+        except NothingSent:
+            continue
+        except VastAIError as error:
+            if isinstance(error, AuthError) and error.status != 403 and not results or len(call["ids"]) == 1:
+                raise
+            results.append({"id": id, "success": False, "status_code": error.status, "msg": error.msg})
+    call.note("")
+    if not results:
+        raise NothingSent
+    if len(answers) < len(results):
+        raise partial(call.row, results)
+    return answers
+
+
+def run_tfa_login(call: Call) -> Row:
+    """Proves who is there; the command line keeps the key of the session that this starts."""
+    answer: Row = call.send()
+    key = answer.get("session_key")
+    if not call.cli or not key:
+        return answer
+    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
+        raise VastAIError("the service gave a session key that cannot be one", command=call.row.name)
+    if key != call.client.api_key:
+        path = config_file("vast_tfa_key")
+        try:
+            write_private(path, key)
+        except UsageError as error:
+            raise VastAIError(f"the code was right, but {error.msg}", command=call.row.name) from None
+        call.extra["path"] = path
+        if call.client.creds_source in ("CODE", "ENV"):
+            warn("--api-key and VAST_API_KEY go before the session's key")
+    left = answer.get("backup_codes_remaining")
+    if isinstance(left, int) and left <= 3:
+        warn(f"{left} backup codes are left; `vastai tfa regen-codes` makes new ones")
+    return answer
+
+
+def run_tfa_logout(call: Call) -> Row:
+    """Deletes the key of the session, if there is one."""
+    path = config_file("vast_tfa_key")
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return {"success": True, "msg": "There was no 2FA session."}
+    except OSError as error:
+        raise VastAIError(f"cannot delete {path}: {error.strerror}", command=call.row.name) from None
+    return {"success": True, "msg": f"The 2FA session is over: {path} is deleted."}
+
+
+def run_tfa_auth_new(call: Call) -> Row:
+    """Both steps of the proof that a new method needs; in the SDK one of them, by what is given."""
+    code, secret = call["code"], call["secret"]
+    if (code is None) != (secret is None):
+        raise UsageError("--secret and --code go together", command=call.row.name)
+    if code is None:
+        keys = {"backup_code": "backup_code", "method_id": "tfa_method_id", "method_type": "tfa_method"}
+        given = {key: call[name] for name, key in keys.items() if call[name] is not None}
+        if call.cli and len(given) > 1:
+            raise UsageError("give one of --method-type, --method-id and --backup-code", command=call.row.name)
+        first = next(iter(given.items()), ("tfa_method", "email"))
+        answer: Row = call.send(body=dict([first]))
+        if not call.cli or call["backup_code"] and answer.get("msg") == "Authorization successful.":
+            return answer
+        secret = answer.get("secret")
+        if not isinstance(secret, str) or not secret:
+            raise VastAIError("the service gave no secret for the second step; start again", command=call.row.name)
+        if not call.raw:
+            emit(f"Secret: {shown(secret)}\n")
+        code = ask_line("Code:" if not call.raw else f"Secret: {secret}. Code:")
+        if not code:
+            raise VastAIError("no code was given", command=call.row.name,
+                              hint=f"`vastai tfa auth-new --secret {shown(secret)} --code CODE` goes on from here.")
+    done: Row = Call(call.client, AUTH_NEW_END, {"secret": secret, "code": code}, call.view, call.cli).send()
+    return done
+
+
+def run_update_template(call: Call) -> Row:
+    """Finds the template of a hash, one's own first, and replaces it."""
+    build_template(call, {}, {})  # what is wrong with the options is said before anything is sent
+    found = call.do("search_templates", query={"hash_id": {"eq": call["hash_id"]}})
+    if not found:
+        raise NotFoundError(f"no template has the hash {shown(call['hash_id'])}", command=call.row.name,
+                            hint="`vastai search templates` shows what there is; every update makes a new hash.")
+    if len(found) > 1:
+        me = call.do("show_user").get("id")
+        found = [row for row in found if me is not None and row.get("creator_id") == me] or found
+    answer: Row = call.send(body={"id": found[0].get("id")})
+    return answer
+
+
+def run_show_volumes(call: Call) -> List[Row]:
+    """The volumes with their age."""
+    rows = [tidy_instance(row) for row in call.send(query={"type": f"{call['type']}_volume"})]
+    return [stripped(row) for row in rows] if call.cli else rows
+
+
+def run_copy(call: Call) -> Row:
+    """Asks for a copy; where one side is this computer, rsync carries it out on the command line."""
+    (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
+    if (call["identity"] or "").startswith("-"):
+        raise UsageError("--identity: a file whose name begins with - needs ./ before it", command=call.row.name)
+    try:
+        answer: Row = call.send()
+    except VastAIError as error:
+        if "VMs" in error.msg:
+            error.hint = "Of a VM only the whole disk can be copied: leave the path out."
+        raise
+    if not call.cli or not {src, dst} & {None, "local"}:
+        return answer
+    upload = src in (None, "local")
+    side, id, path, here = ("dst", dst, dst_path, src_path) if upload else ("src", src, src_path, dst_path)
+    try:
+        host, port = safe_host(answer.get(f"{side}_addr")), _whole(answer.get(f"{side}_port"))
+    except (ValueError, AttributeError):
+        raise VastAIError("the service gave no usable address for rsync", command=call.row.name) from None
+    here = os.path.expanduser(here)
+    if not upload:
+        try:
+            os.makedirs(here, exist_ok=True)
+        except OSError as error:
+            raise VastAIError(f"cannot make the folder {shown(here)}: {error.strerror}",
+                command=call.row.name) from None
+    if os.name == "nt" and here[1:2] == ":":  # rsync would take C: for a host
+        here = f"/proc/cygdrive/{here[0]}/" + here[2:].replace("\\", "/").lstrip("/")
+    from shlex import quote
+    shell = " ".join(["ssh", *(["-i", quote(os.path.expanduser(call["identity"]))] if call["identity"] else []),
+                      "-p", str(port), "-o", "StrictHostKeyChecking=no"])
+    there = f"vastai_kaalia@{f'[{host}]' if ':' in host else host}::{id}/{path}"
+    run_program(["rsync", "-arz", "-v", "--progress", "--rsh=ssh", "-e", shell,
+                 *(f"--exclude={pattern}" for pattern in call["exclude"] or ()),
+                 *((here, there) if upload else (there, here))],
+                "Get it with `apt-get install rsync`, `brew install rsync` or, on Windows, in WSL.", aside=call.raw)
+    return answer
+
+
+def run_cloud_copy(call: Call) -> Row:
+    """Copies now, or makes the scheduled job that copies until the rental ends."""
+    if call["schedule"] is None:
+        answer: Row = call.send()
+        return answer
+    request, last = request_of(call), call["end_date"]
+    call.params["end_date"] = 4e9 if last is None else last
+    schedule_of(call, request)  # what is wrong with the times is said before anything is sent
+    instance = call.do("show_instance", id=call["instance"])
+    if instance is None:
+        raise NotFoundError(f"there is no instance {call['instance']}", command=call.row.name)
+    if instance.get("internet_up_cost_per_tb") is not None:
+        confirm(call, f"Upload costs {instance['internet_up_cost_per_tb']} $/TB each time. Schedule the copy?")
+    call.params["end_date"] = instance.get("end_date") if last is None else last
+    return make_job(call, schedule_of(call, request))
+
+
+def run_price_increase(call: Call) -> Row:
+    """Accepts or rejects what is pending for each instance.  In the SDK one instance, and the service's answer."""
+    ids = list(dict.fromkeys(call["ids"])) if call.cli else [call["instance_id"]]
+    verb, asks = call.row.name.split()[0], not call.view.confirmed and not call.client.curl
+    question = f"{verb.title()} the higher prices of instances {', '.join(map(str, ids))}? (--yes does not ask)"
+    at_terminal = is_terminal(sys.stdin) and not call.raw
+    if asks and not at_terminal:
+        confirm(call, question)
+    rows = call.do("show_pending_price_increases")["pending_price_increases"]
+    pending = {row.get("contract_id"): row for row in reversed(rows)}
+    if asks and at_terminal and call.cli:
+        emit_rows(call, [pending[id] for id in ids if id in pending], PRICE_INCREASE_COLUMNS)
+        confirm(call, question)
+    results: List[Row] = []
+    failures: List[VastAIError] = []
+    for id in ids:
+        number = pending.get(id, {}).get("pending_price_increase_id")
+        result = {"instance_id": id, "pending_price_increase_id": number}
+        try:
+            if number is None:
+                raise NotFoundError(f"no price increase is pending for instance {id}", command=call.row.name,
+                                    hint="`vastai show pending-price-increases` shows those that are.")
+            answer: Row = call.send(body={"pending_price_increase_id": number})
+            if not call.cli:
+                return answer
+            result.update({name: answer.get(name) for name in ("pending_price_increase_id", "contract_id")})
+            results.append({**result, "status": f"{verb}ed", "response": answer})
+        except VastAIError as error:
+            failures.append(error)
+            stale = number is None or error.status == 409 or (
+                error.status == 404 and dig(error.body, "error") == "no_pending_price_increase")
+            results.append({**result, "status": "stale" if stale else "failed", "error": error.msg})
+    if failures:
+        if len(ids) == 1:
+            raise failures[0]
+        failed = [str(result["instance_id"]) for result in results if "error" in result]
+        raise PartialError(f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", command=call.row.name,
+            results=results)
+    return {"success": True, "exit_code": 0, "requested": len(ids), "acted": len(ids), "stale": 0, "failed": 0,
+        "results": results}
+
+
+def run_search_benchmarks(call: Call) -> Any:
+    """The rows of all pages, or of one; --raw shows the page with its token."""
+    query: Row = {}
+    build_filter_search(call, query, {})
+    if call["order"] is not None:
+        order = [part if isinstance(part, dict) else {"col": part[0],
+            "dir": part[1]} for part in parse_order(call["order"])]
+        query["order_by"] = order
+    query.update({name: call[name] for name in ("limit", "after_token") if call[name] is not None})
+    everything = call["all_pages"] or call.cli and call["limit"] is None and call["after_token"] is None
+    rows: List[Row] = []
+    for page in pages(call, query, everything):
+        rows += page["rows"]
+        call.extra["next_token"] = page.get("next_token")
+        call.note(f"{len(rows)} benchmarks …")
+    call.note("")
+    if call.cli and call.whole and not everything:
+        return {"success": True, "benchmarks_found": len(rows), "benchmarks": rows,
+            "next_token": call.extra["next_token"]}
+    return rows
+
+
+def run_gpu_trends(call: Call) -> Any:
+    """{GPU: {stats, rows}} from the service's parallel lists, in the order that was asked for."""
+    answer = call.send()
+    if answer.get("needs_machine") or answer.get("success") is False:
+        return answer
+    gpus = {call["name"]: answer} if "supply_demand" in answer else answer.get("gpus")
+    if not isinstance(gpus, dict) or not all(isinstance(part, dict) for part in gpus.values()):
+        raise VastAIError("the service gave an answer without 'gpus'", command=call.row.name)
+    asked = [name.strip() for name in call["name"].replace("_", " ").split(",")]
+    result: Row = {}
+    for gpu in [*filter(gpus.__contains__, asked), *gpus]:
+        supply, prices = gpus[gpu].get("supply_demand") or {}, gpus[gpu].get("pricing") or {}
+        lists = {name: part.get(name) or [] for part,
+            names in ((supply, SUPPLY.values()), (prices, PRICES)) for name in names}
+        result[gpu] = {"stats": gpus[gpu].get("stats") or {}, "rows": [
+            {"date": utc_text(moment, "%Y-%m-%d %H:%M:%S"), "timestamp": moment,
+             **{name: values[at] if at < len(values) else None for name, values in lists.items()}}
+            for at, moment in enumerate(supply.get("timestamps") or ())]}
+    if call.whole or call.view.form == "table" and not call.view.fields:
+        return result
+    return [{"gpu": gpu, **row} for gpu, part in result.items() for row in part["rows"]]
+
+
+def run_gpu_locations(call: Call) -> Row:
+    """The places that the filters let through; the service knows no filters here."""
+    answer: Row = call.send()
+    if answer.get("needs_machine") or answer.get("success") is False:
+        return answer
+    gpus = {name.strip().replace("_", " ") for name in (call["gpu"] or "").split(",") if name.strip()}
+    rows = []
+    for row in answer["locations"]:
+        state = row.get("state") or ("rented" if row.get("rented") else "available")
+        facts = {"verified": bool(row.get("verified")), "datacenter": bool(row.get("datacenter")),
+            "rented": state == "rented"}
+        if (all(call[name] in ("all", str(fact).lower()) for name, fact in facts.items())
+                and call["state"] in ("all", state) and (not gpus or row.get("gpu_name") in gpus)):
+            rows.append(row if call.whole else {**row, "state": state})
+    return {"success": True, "locations": rows}
+
+
+def run_program(words: List[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
     """Runs another program with our own stdin, stdout and stderr.  Raises ProgramError with its exit status; not
-    `told` means that the status is a remote command's, and nothing to complain about."""
+    `told` means that the status is a remote command's, and nothing to complain about; `aside`, that its output goes to
+    stderr."""
     import subprocess
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
+    aside = (aside or words[0] == "ssh-keygen") and sys.stderr is not None
     try:
-        status = subprocess.run(words, stdout=sys.stderr if words[0] == "ssh-keygen" else None).returncode
+        status = subprocess.run(words, stdout=2 if aside else None).returncode
     except OSError:
         raise ProgramError(f"{words[0]} is not on this machine. {how_to_get}", exit_status=127) from None
     if status:
@@ -3249,14 +4305,657 @@ def confirm(call: Call, question: str) -> None:
 
 def agreed(question: str) -> bool:
     """Is the answer of a person, or of what stands in for one on stdin, y or yes?"""
-    if sys.stderr is not None:
-        sys.stderr.write(f"{shown(question, 500)} [y/N] ")
-        sys.stderr.flush()
+    return (ask_line(f"{question} [y/N]") or "").lower() in ("y", "yes")
+
+
+def ask_line(question: str) -> Optional[str]:
+    """Asks on stderr and reads one line from stdin, stripped; None at its end."""
+    tell(f"{shown(question, 500)} ")
+    return read_line()
+
+
+def read_line() -> Optional[str]:
+    """One line from stdin, stripped; None at its end, and where it cannot be read."""
     try:
-        answer = sys.stdin.readline() if sys.stdin else ""
+        line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
     except (OSError, ValueError):
-        answer = ""
-    return answer.strip().lower() in ("y", "yes")
+        return None
+    return line.strip() if line else None
+
+
+# Host diagnostics and benchmarks
+
+SECRET_NAME = r"(?:api[ _-]?key|token|secret|passw(?:or)?d|authorization|host_port_range)"
+SECRET_TEXT = (rf'(?i)({SECRET_NAME}[\w-]{{0,40}}\\{{0,2}}["\']?[ \t]{{0,8}}[=:][ \t]{{0,8}})'  # bounded, hence linear
+               r'(?:(?:bearer|basic)[ \t]{1,8})?(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\'[^\'\n]*\'?|[^\s,;]+)')
+LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
+LOCAL_ARTIFACTS = {
+    "dmesg-filtered.log": "dmesg -T", "nvidia-smi.txt": "nvidia-smi", "nvidia-smi-L.txt": "nvidia-smi -L",
+    "docker-info.txt": "docker info", "ip-addr.txt": "ip addr", "ss-tlnp-summary.txt": "ss -tlnp",
+    "etc-docker-daemon.json": "cat /etc/docker/daemon.json", "docker-mounts.txt": "cat /proc/mounts",
+    "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia --since -24h --no-pager"}
+
+
+def without_secrets(value: Any, secrets: Sequence[str]) -> Any:
+    """A text or JSON value with REDACTED for `secrets` and for what names such as token or password stand before."""
+    import re
+    if isinstance(value, dict):
+        return {without_secrets(str(name), secrets): "REDACTED" if re.search(SECRET_NAME, str(name), re.I) else
+                without_secrets(item, secrets) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(item, secrets) for item in value]
+    if not isinstance(value, str):
+        return value
+    for secret in secrets:
+        value = value.replace(secret, "REDACTED")
+    return re.sub(SECRET_TEXT, r"\1REDACTED", value)
+
+
+def instance_logs(call: Call, instance: int, files: Row, errors: List[Row]) -> None:
+    """Adds what the service tells of an instance to `files`, and what it does not tell to `errors`."""
+    logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
+    for name, method, params in (("show-instance.json", "show_instance", {"id": instance}),
+                                 ("container.log", "logs", logs),
+                                 ("daemon.log", "logs", {**logs, "daemon_logs": True})):
+        name = f"instance/{name}"
+        call.note(f"fetching {name} …")
+        try:  # past the check of parameters, which would make a text of the number
+            files[name] = perform(Call(call.client, METHODS[method], params, View()))
+        except VastAIError as error:
+            errors.append({"artifact": name, "error": error.msg})
+    call.note("")
+
+
+def local_artifacts(files: Row, errors: List[Row]) -> None:
+    """Adds what this machine tells of itself; of use on the host only."""
+    import glob
+    import subprocess
+    words = {"dmesg-filtered.log": ("warn", "err", "fail", "fault", "crit", "panic", "oops", "bug"),
+             "docker-mounts.txt": ("docker",)}
+    kaalia = {f"kaalia/{os.path.basename(path)}": f"tail -c {LOG_END} {path}"
+              for path in sorted(glob.glob("/var/lib/vastai_kaalia/kaalia.log*"))}
+    for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items():
+        try:
+            done = subprocess.run(line.split(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, timeout=10)
+        except (OSError, subprocess.TimeoutExpired) as failure:
+            reason = getattr(failure, "strerror", "") or "took more than 10 s"
+            errors.append({"artifact": f"host/{name}", "error": f"{line}: {reason}"})
+            continue
+        if done.returncode:
+            errors.append({"artifact": f"host/{name}", "error": f"{line}: status {done.returncode}"})
+        found = [text for text in done.stdout.decode("utf-8", "replace").splitlines()
+                 if any(word in text.lower() for word in words.get(name, ("",)))]
+        if name.startswith("ss-"):  # the other columns name processes
+            found = [" ".join(text.split()[:5]) for text in found]
+        files[f"host/{name}"] = "\n".join(found)
+
+
+def write_bundle(call: Call, folder: str, result: Row, lines: List[str], files: Row, errors: List[Row],
+                 local: bool = False) -> Row:
+    """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises UsageError."""
+    import io
+    import re
+    import tarfile
+    stamp, machine = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), str(call["machine_id"])
+    secrets = list(filter(None, [call.client.api_key, os.environ.get("VAST_API_KEY", "").strip()]))
+    members = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result, **files}
+    if local:
+        local_artifacts(members, errors)
+    names = sorted([*members, "manifest.json", "collection-errors.json"])
+    members["collection-errors.json"] = errors
+    members["manifest.json"] = {"bundle_version": 1, "machine_id": machine, "created_at_utc": stamp, "files": names,
+                                "collection_errors": errors, "includes_local_host_artifacts": local}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name in names:
+            clean = without_secrets(members[name], secrets)
+            data = (clean if isinstance(clean, str) else pretty(clean)).encode("utf-8", "replace")
+            data = data if name.endswith(".json") else data[-LOG_END:]
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime, member.mode = len(data), int(time.time()), 0o600
+            archive.addfile(member, io.BytesIO(data))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
+    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{name}_{stamp}.tar.gz")
+    write_private(path, packed.getvalue())
+    return {"path": path, "created_at_utc": stamp, "size_bytes": len(packed.getvalue()), "files": names,
+            "collection_errors": without_secrets(errors, secrets)}
+
+
+def run_dump_logs(call: Call) -> Row:
+    """The bundle alone, with the logs of an instance where one is named."""
+    files: Row = {}
+    errors: List[Row] = []
+    instance, local = call["instance_id"], call["include_local_host_artifacts"]
+    if instance is not None:
+        authorized(call.client, call.row)
+        instance_logs(call, instance, files, errors)
+    lines = [f"dump-logs for machine {call['machine_id']}; instance: {instance}; files of this machine: {local}"]
+    result = {"machine_id": str(call["machine_id"]), "stage": "manual_dump_logs", "instance_id": instance}
+    return write_bundle(call, call["output_dir"], result, lines, files, errors, local)
+
+
+def with_clean_up(call: Call, work: Callable[[], None], clean_up: Callable[[], None]) -> None:
+    """Runs `work`, and `clean_up` whatever happens: what is rented costs until it is given back.
+
+    On the command line SIGTERM and SIGHUP do as Ctrl-C.  One Ctrl-C in the clean-up begins it anew, the next ends it.
+    """
+    import signal
+    changed = {}
+    try:
+        for number in [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if call.cli and hasattr(signal, name)]:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                changed[number] = signal.signal(number, signal.default_int_handler)
+    except ValueError:  # not in the main thread
+        pass
+    try:
+        work()
+    finally:
+        try:
+            clean_up()
+        except KeyboardInterrupt:
+            if call.cli:
+                warn("giving back what is rented; another Ctrl-C leaves it there, and it goes on costing")
+            clean_up()
+        for number, handler in changed.items():
+            signal.signal(number, handler)
+        call.note("")
+
+
+def removed(call: Call, method: str, id: int) -> bool:
+    """Deletes a rented thing, in ten tries, 10 s apart; False where it may still be there."""
+    for attempt in range(10):
+        time.sleep(10 if attempt else 0)
+        try:
+            call.do(method, id=id)
+            return True
+        except NotFoundError:
+            return True
+        except VastAIError as error:
+            call.note(f"{error.command} {id}: {error.msg} (try {attempt + 1} of 10)")
+    return False
+
+
+STATUS_FAILURES = {
+    "docker_pull_failed": "pull|manifest|not found|unauthorized|denied|repository does not exist|no such image",
+    "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|exited|mount|entrypoint"}
+TEST_FAILURES = {
+    "nvml_failed": "nvml|nvidia-smi|driver/library version mismatch",
+    "nccl_failed": "nccl|unhandled system error|connection timed out|allreduce|peer access",
+    "ecc_failed": "ecc|volatile double bit|aggregate single bit",
+    "stress_gpu_burn_failed": "stress|gpu-burn|xid|thermal|power limit|burn-in|hardware error",
+    "resnet_failed": "resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror"}
+
+
+def failure_of(text: str, table: Dict[str, str], otherwise: str) -> str:
+    """The failure code of which a message has a word."""
+    return next((code for code, words in table.items() if any(w in text.lower() for w in words.split("|"))), otherwise)
+
+
+def figure(value: Any) -> float:
+    """A number of the service; 0 where there is none."""
+    try:
+        return _number(value)
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def requirements(offer: Row) -> List[Row]:
+    """What a machine must have to be verified, beside what it has."""
+    def has(name: str) -> float:
+        return figure(offer.get(name))
+    gpus, vram, ports = max(1, has("num_gpus")), has("gpu_total_ram"), has("direct_port_count")
+    each = vram / gpus / 1024 or has("gpu_ram") / (1024 if has("gpu_ram") >= 1024 else 1)
+    speed = min(500.0, max(100.0, 500 * vram / 1024 / 192))
+    rows = [("cuda.version", "CUDA version", has("cuda_max_good"), ">=", 11.8, "CUDA"),
+            ("reliability", "Reliability", has("reliability"), ">", 0.9, "ratio"),
+            ("network.direct_ports", "Open ports", ports, ">=", 3 * gpus, "ports"),
+            ("pcie.bandwidth", "PCIe bandwidth", has("pcie_bw"), ">", 2.85, "GB/s"),
+            ("network.download", "Download", has("inet_down"), ">=", speed, "Mb/s"),
+            ("network.upload", "Upload", has("inet_up"), ">=", speed, "Mb/s"),
+            ("gpu.ram", "Memory of each GPU", each, ">", 7, "GiB"),
+            ("system.ram", "Main memory", has("cpu_ram"), ">=", min(0.95 * vram, 2_000_000), "MiB"),
+            ("cpu.cores", "CPU cores", has("cpu_cores"), ">=", 2 * gpus, "cores")]
+    if ports > 64 * gpus:
+        rows.append(("network.direct_ports.recommended_max", "Ports that are of use", ports, "<=", 64 * gpus, "ports"))
+    return [{"id": id, "title": title, "actual": round(value, 3), "operator": sign, "required": round(due, 3),
+             "unit": unit, "status": "info" if sign == "<=" else
+             "pass" if value > due or (sign == ">=" and value == due) else "fail"}
+            for id, title, value, sign, due, unit in rows]
+
+
+def fetch_progress(ip: str, port: Any) -> Tuple[int, str]:
+    """Status and text of a test's own page, without the API key; hosts sign their certificates themselves."""
+    import http.client
+    import ipaddress
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection(str(ipaddress.ip_address(ip)), _whole(port), timeout=10, context=context)
+    try:
+        connection.connect()
+        connection.sock = Timed(connection.sock, 10)
+        connection.request("GET", "/progress")
+        response = connection.getresponse()
+        return response.status, response.read(1 << 20).decode("utf-8", "replace")
+    except http.client.HTTPException as error:
+        raise OSError(type(error).__name__) from None
+    finally:
+        connection.close()
+
+
+class Unfit(Exception):
+    """A self-test ends: failure code, stage and reason."""
+
+
+class SelfTest:
+    """One self-test: what it found, what it said, and the instance that it must not leave behind."""
+
+    __slots__ = ("bundle", "call", "errors", "files", "instance", "lines", "machine", "result")
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.machine, self.instance = call, str(call["machine_id"]), None
+        self.lines: List[str] = []
+        self.files: Row = {}
+        self.errors: List[Row] = []
+        switch = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower()
+        self.bundle = not call["no_support_bundle"] and switch not in ("0", "false", "no", "off")
+        self.result: Row = {
+            "success": False, "reason": "", "phase": "preflight", "stage": "select_offer", "checks": [], "offer": None,
+            "failure_code": None, "failure": None, "error": None, "machine_id": self.machine, "diagnostics": {},
+            "warning": "The requirements are ignored: to pass does not qualify the machine for verification."
+                       if call["ignore_requirements"] else None}
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+        if self.call["debugging"] and self.call.cli:
+            warn(shown(text, 500))
+        else:
+            self.call.note(text)
+
+    def run(self) -> None:
+        """The test; how it ends is in `result`."""
+        try:
+            offer = self.find_offer()
+            self.result.update(offer=offer, checks=requirements(offer))
+            missed = [f"{row['title']} {row['actual']:g}, due {row['operator']} {row['required']:g} {row['unit']}"
+                      for row in self.result["checks"] if row["status"] == "fail"]
+            if missed and not self.call["ignore_requirements"]:
+                raise Unfit("preflight_requirements_failed", "preflight_requirements", "; ".join(missed))
+            self.result.update(phase="rental", stage="create_instance")
+            self.rent(offer)
+            self.result.update(phase="wait", stage="wait_for_instance")
+            row = self.wait()
+            self.result.update(phase="test", stage="run_machinetester")
+            self.watch(row)
+            self.result.update(phase="complete", stage="complete", success=True)
+        except Unfit as failure:
+            self.fail(*failure.args)
+            if failure.args[1] == "startup" and failure.args[0] != "instance_start_timeout":
+                self.remove()  # at once; whether it is gone is looked at in the end
+
+    def fail(self, code: str, stage: str, reason: str) -> None:
+        self.say(f"{code}: {reason}")
+        self.result.update(success=False, failure_code=code, stage=stage, reason=reason,
+                           failure={"code": code, "stage": stage, "summary": reason})
+
+    def find_offer(self) -> Row:
+        """The machine's best offer, whoever rents parts of it."""
+        query = {"machine_id": {"eq": self.machine}, "verified": {"eq": "any"}, "rentable": {"eq": True},
+                 "rented": {"eq": "any"}}
+        reason = "the machine is not listed; `vastai list machine` makes offers"
+        try:
+            offers: List[Row] = self.call.do("search_offers", query=query, no_default=True)
+            if offers:
+                return max(offers, key=lambda row: figure(row.get("dlperf")))
+            if self.call.do("search_offers", query={**query, "rentable": {"eq": "any"}}, no_default=True):
+                raise Unfit("no_rentable_offer", "select_offer", "no offer of the machine can be rented now")
+            self.call.do("show_machine", id=self.machine)
+        except AuthError as error:
+            raise Unfit("api_permission_failed", "select_offer", error.msg) from None
+        except VastAIError as error:
+            if error.command != "show machine":
+                raise
+            reason = f"the machine has no offers, and is not among yours: {error.msg}"
+        raise Unfit("no_offer", "select_offer", reason)
+
+    def rent(self, offer: Row) -> None:
+        label, began = f"vast-self-test-machine-{self.machine}", time.time()
+        cap, cuda = offer.get("compute_cap") or 900, figure(offer.get("cuda_max_good"))
+        cuda = min(cuda, 11.8 if figure(cap) < 700 else 12.8 if figure(cap) < 750 else cuda)
+        image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE") or (
+            f"vastai/test:self-test-v2-cuda-{max((v for v in (11.8, 12.8, 13.0, 13.3) if v <= cuda), default=11.8)}")
+        self.result["diagnostics"]["image"] = image
+        self.say(f"renting offer {offer.get('id')} with {image}")
+        try:
+            answer = self.call.do("create_instance", id=offer.get("id"), image=image, disk=40, label=label,
+                                  env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
+                                  onstart_cmd="/verification/remote.sh", runtype="ssh_direc ssh_proxy")
+            self.instance = answer.get("new_contract")
+        except (OutcomeUnknownError, KeyboardInterrupt) as problem:
+            time.sleep(5)  # it may have been rented all the same: its label tells
+            for row in self.call.do("show_instances", label=[label]):
+                if row.get("label") == label and figure(row.get("start_date")) > began - 300:
+                    self.instance = row["id"]
+            if isinstance(problem, KeyboardInterrupt):
+                raise
+            raise Unfit("instance_create_failed", "create_instance", f"{problem.msg}; "
+                        f"`vastai show instances --label {label}` shows whether it is there") from None
+        except VastAIError as error:
+            self.result["error"] = error.msg
+            raise Unfit("instance_create_failed", "create_instance", error.msg) from None
+        if not self.instance:
+            raise Unfit("instance_create_missing_contract", "create_instance", "the service named no instance")
+
+    def look(self) -> Row:
+        """The instance as it is; {} where the service does not tell, which may pass."""
+        try:
+            return self.call.do("show_instance", id=self.instance) or {}
+        except VastAIError as error:
+            self.say(f"instance {self.instance}: {error.msg}")
+            return {}
+
+    def wait(self) -> Row:
+        """The instance, once it runs."""
+        signs = ("error", "failed", "failure", "exception", "traceback", "oci runtime", "permission denied")
+        end = time.monotonic() + 900
+        while time.monotonic() < end:
+            row = self.look()
+            states = row.get("intended_status"), row.get("actual_status")
+            told = str(row.get("status_msg") or "").strip()
+            code = failure_of(told, STATUS_FAILURES, "instance_status_error") if told else "daemon_startup_failed"
+            if any(sign in told.lower() for sign in signs):
+                raise Unfit(code, "startup", told)
+            if states[1] == "offline":
+                raise Unfit("instance_offline_before_test", "startup", "the instance went offline before the test")
+            if any(state in ("stopped", "exited") for state in states):
+                raise Unfit(code, "startup", f"the instance stopped before the test: {told or 'no reason given'}")
+            if states == ("running", "running"):
+                return row
+            self.say(f"instance {self.instance}: {states[1] or 'no state yet'} {told}")
+            time.sleep(max(0.0, min(10, end - time.monotonic())))
+        raise Unfit("instance_start_timeout", "startup", "the instance did not run within 900 s")
+
+    def watch(self, row: Row) -> None:
+        """Follows the page of the test, which grows by lines, to its DONE or ERROR."""
+        ip, ports = row.get("public_ipaddr"), row.get("ports") or {}
+        if not ip:
+            raise Unfit("missing_public_ip", "instance_network", "the instance has no public address")
+        port = (ports.get("5000/tcp") or [{}])[0].get("HostPort")
+        if not port:
+            raise Unfit("progress_port_not_mapped", "instance_network",
+                        f"port 5000 of the instance cannot be reached from outside, only: {', '.join(ports) or 'none'}")
+        time.sleep(15)
+        end, heard, stage, seen = time.monotonic() + 600, time.monotonic(), "", set()
+        page: Row = {"url": f"https://{ip}:{port}/progress", "attempts": 0, "reached": False, "last_error": ""}
+        self.result["diagnostics"]["progress_endpoint"] = page
+        while time.monotonic() < end:
+            state, text, page["last_error"] = self.look().get("actual_status"), "", ""
+            if state == "offline":
+                raise Unfit("instance_offline_before_test", "runtime", "the instance went offline during the test")
+            page["attempts"] += 1
+            try:
+                status, text = fetch_progress(str(ip).strip(), port)
+                page["last_error"] = "" if status == 200 else f"HTTP {status}"
+                page["reached"] = page["reached"] or status == 200
+            except (OSError, ValueError) as error:
+                page["last_error"] = _reason(error)
+            for line in () if page["last_error"] else map(str.strip, text.strip().splitlines()):
+                heard = time.monotonic()
+                if line in seen:
+                    continue
+                seen.add(line)
+                self.say(line)
+                if line == "DONE":
+                    return
+                if line.startswith("ERROR"):
+                    raise Unfit(failure_of(line, TEST_FAILURES, stage or "legacy_progress_error"),
+                                stage.replace("_failed", "") or "run_machinetester", line)
+                if line.lower().startswith("running "):
+                    stage = failure_of(line, TEST_FAILURES, "")
+            if state == "running" and time.monotonic() - heard >= 120:
+                if page["last_error"]:
+                    raise Unfit("progress_endpoint_lost" if page["reached"] else "progress_endpoint_unreachable",
+                                "runtime_connect", f"{page['url']} did not answer for 120 s: {page['last_error']}")
+                raise Unfit("progress_empty_timeout", "runtime_progress", f"{page['url']} was empty for 120 s")
+            time.sleep(max(0.0, min(20, end - time.monotonic())))
+        raise Unfit("runtime_test_timeout", "runtime", "the test was not done within 600 s")
+
+    def remove(self) -> None:
+        """Removes the instance unless it is gone; after a failure its logs are fetched first."""
+        if not self.instance:
+            return
+        try:
+            row = self.call.do("show_instance", id=self.instance)
+            state = row and (row.get("intended_status") or row.get("actual_status"))
+            if not row or state in ("destroyed", "terminated", "offline"):
+                return
+        except NotFoundError:
+            return
+        except VastAIError as error:  # what is not seen is not gone
+            self.say(error.msg)
+        if self.bundle and self.result["failure_code"] and not self.files and not self.errors:
+            instance_logs(self.call, self.instance, self.files, self.errors)
+        self.say(f"removing instance {self.instance}")
+        if not removed(self.call, "destroy_instance", self.instance):
+            self.fail("cleanup_failed", "cleanup", f"instance {self.instance} could not be removed and still costs: "
+                      f"vastai destroy instance {self.instance}. {self.result['reason']}")
+
+
+def run_self_test(call: Call) -> Row:
+    """Rents the machine, runs Vast.ai's tests on it and removes the instance, whatever happens."""
+    if not call.client.curl:
+        authorized(call.client, call.row)
+    test = SelfTest(call)
+    with_clean_up(call, test.run, test.remove)
+    if test.bundle and not test.result["success"]:
+        try:
+            test.result["diagnostics"]["support_bundle"] = write_bundle(
+                call, call["support_bundle_dir"] or "/tmp", test.result, test.lines, test.files, test.errors)
+        except UsageError as error:
+            test.result["diagnostics"]["support_bundle_error"] = error.msg
+    return test.result
+
+
+SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
+GPU_WORDS = {"ti": "Ti", "laptop": "laptop", "tesla": "Tesla", "titan": "Titan", "quadro": "Quadro", "radeon": "Radeon"}
+
+
+def gpu_specs(text: str, count: Optional[int], filters: Row) -> List[Tuple[str, int]]:
+    """(GPU, number) of `2x RTX_4090, rtx_3090`; without a text the usual ones, as many as the memory filter needs."""
+    found = []
+    for part in filter(None, (part.replace("_", " ").strip() for part in text.split(","))):
+        number, name = (count or 1), part
+        head, times, tail = part.lower().partition("x")
+        if times and head.strip().isdecimal() and len(head) < 6:
+            number, name = int(head), tail and part[-len(tail):]
+        words = [GPU_WORDS.get(word.lower()) or (word.upper() if word.islower() or word.istitle() else word)
+                 for word in name.split()]
+        if not words or not number:
+            raise UsageError(f"--gpus: expected names such as '2x RTX_4090, RTX_3090', not {shown(text)!r}")
+        found.append((" ".join(words).replace("ADA", "Ada"), number))
+    if text:
+        if not found:
+            raise UsageError("--gpus names no GPU")
+        return list(dict.fromkeys(found))
+    operator, least = next(iter((filters.get("gpu_total_ram") or {}).items()), ("", 0))
+    for name, memory in SWEEP.items():
+        need = {"gte": -(-figure(least) // memory), "gt": figure(least) // memory + 1}.get(operator, 1)
+        found.append((name, count or next((size for size in (1, 2, 4, 8) if size >= need), int(need))))
+    return found
+
+
+def run_benchmarks(call: Call) -> List[Row]:
+    """How fast a template is on some GPUs: from measurements of the last 30 days, else by renting each."""
+    hash_id, number = call["template_hash"], call["template_id"]
+    if number is None and not hash_id:
+        raise UsageError("which template? Give --template_hash or --template_id", command=call.row.name)
+    condition = {"hash_id": {"eq": hash_id}} if number is None else {"id": {"eq": number}}
+    template = next(iter(call.do("search_templates", query=condition)), None)
+    if template is None:
+        raise NotFoundError(f"there is no template {hash_id if number is None else number}", command=call.row.name)
+    try:
+        filters = _json_object(template.get("extra_filters") or {})
+    except ValueError:
+        filters = {}
+    specs = gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters)
+    skipped, cached, wanted = [], [], []
+    for spec in specs:
+        name, count = spec
+        call.note(f"{count}x {name} …")
+        gpu = {"gpu_name": {"eq": name}, "num_gpus": {"eq": count}}
+        perf, price = (0.0, 0.0) if call["no_cache"] else known_benchmark(call, template, gpu)
+        offers = call.do("search_offers", query={**filters, **gpu}, limit=1)
+        call.note("")
+        asks = perf and offers and call.cli and not call.raw and not call.view.confirmed
+        if perf and not (asks and agreed(f"{count}x {name}: {perf:.1f}, measured lately. Rent it to measure anew?")):
+            cached.append(benchmark(spec, "cached", perf, price))
+        elif offers:
+            wanted.append(spec)
+        else:
+            skipped.append(benchmark(spec, "skipped"))
+            reason = why_no_offer(call, filters, gpu)
+            if call.cli:
+                remark(call, f"{count}x {name} is left out: {reason}")
+    fresh: List[Row] = []
+    if wanted:
+        names = ", ".join(f"{count}x {name}" for name, count in wanted)
+        confirm(call, f"Rent {names} for up to {call['timeout'] / 60:g} minutes? This costs money.")
+        fresh = rent_and_measure(call, wanted)
+    return sorted(skipped + cached + fresh, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
+
+
+def benchmark(spec: Tuple[str, int], status: str, perf: float = 0, price: float = 0) -> Row:
+    """A row of the result; None for what is not known."""
+    return {"gpu_name": spec[0], "num_gpus": spec[1], "status": status, "measured_perf": perf or None,
+            "rental_dph": price or None, "perf_per_dollar": perf / price if perf and price else None}
+
+
+def known_benchmark(call: Call, template: Row, gpu: Row) -> Tuple[float, float]:
+    """The medians of what was measured: performance and $/hr; 0 where nothing was."""
+    from statistics import median
+    found: Dict[Any, Row] = {}
+    query = {"type": {"eq": "perf"}, **gpu, "last_update": {"gte": time.time() - 30 * 86400}}
+    for field, value in (("template_hash", template.get("hash_id")), ("template_id", template.get("id"))):
+        for row in call.do("search_benchmarks", query={**query, field: {"eq": value}}, limit=100,
+                           order=[{"col": "last_update", "dir": "desc"}]) if value else ():
+            if figure(row.get("value")) > 0:
+                found[row.get("id") or (len(found),)] = row
+    values = [figure(row["value"]) for row in found.values()]
+    prices = [price for price in (figure(row.get("dph_base")) for row in found.values()) if price > 0]
+    return median(values or [0.0]), median(prices or [0.0])
+
+
+def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
+    """Which filter of the template leaves no offer of a GPU."""
+    import operator
+    sample = next(iter(call.do("search_offers", query=gpu, limit=1)), None) if filters else None
+    if sample is None:
+        return "there are no offers of it"
+    compare = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le, "eq": operator.eq,
+               "neq": operator.ne}
+    for field, limits in filters.items():
+        try:
+            if all(compare[sign](float(sample[field]), float(limit)) for sign, limit in limits.items()):
+                continue
+        except (LookupError, TypeError, ValueError, AttributeError):
+            pass  # no numbers: the search tells
+        if not call.do("search_offers", query={field: limits, **gpu}, limit=1):
+            return f"the template asks for {field} {limits}, an offer of it has {sample.get(field)}"
+    return "no offer of it meets all filters of the template at once"
+
+
+def rent_and_measure(call: Call, specs: Sequence[Tuple[str, int]]) -> List[Row]:
+    """A serverless worker for each GPU, until it has measured itself or the time is over; then all are given back."""
+    rentals: List[Row] = [
+        {"spec": spec, "name": f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}", "state": "waiting",
+         "row": benchmark(spec, "timeout"), "endpoint": None, "workergroup": None, "workers": set()} for spec in specs]
+    prod = {"auto_instance": call["auto_instance"]} if call["auto_instance"] else {}
+    watcher = call if not call["autoscaler_url"] else Call(
+        VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry), call.row, {}, call.view)
+    chosen = "template_hash" if call["template_id"] is None else "template_id"
+
+    def create(rental: Row, kind: str, **params: Any) -> None:
+        rental[kind] = "?"  # from here on it may be there, whatever becomes of the answer
+        answer = call.do(f"create_{kind}", endpoint_name=rental["name"], **prod, **params)
+        rental[kind] = answer.get("result", answer.get("id")) or "?"
+        if rental[kind] == "?":
+            raise VastAIError(f"the service named no {kind}", command=call.row.name)
+
+    def look(rental: Row) -> List[Row]:
+        workers: List[Row] = watcher.do("get_endpoint_workers", id=rental["endpoint"])
+        rental["workers"].update(worker["id"] for worker in workers if worker.get("id"))
+        rental["state"] = ", ".join(str(worker.get("status")) for worker in workers) or "waiting"
+        return workers
+
+    def measured(rental: Row) -> bool:
+        for worker in look(rental):  # before a worker is idle, its measured_perf is an estimate
+            if worker.get("status") in ("idle", None) and figure(worker.get("measured_perf")) > 0:
+                row = call.do("show_instance", id=worker.get("id")) or {}
+                price = figure(row.get("dph_base")) or figure(row.get("dph_total"))
+                rental["row"] = benchmark(rental["spec"], "ok", figure(worker["measured_perf"]), price)
+                return True
+        return False
+
+    def give_back(rental: Row) -> None:
+        if isinstance(rental["workergroup"], int):
+            try:
+                look(rental)
+            except VastAIError:
+                pass
+        for kind in ("workergroup", "endpoint"):
+            try:
+                ids = [rental[kind]] if rental[kind] != "?" else [
+                    row["id"] for row in call.do(f"show_{kind}s") if row.get("endpoint_name") == rental["name"]]
+            except VastAIError:
+                continue
+            if rental[kind] is None or all(removed(call, f"delete_{kind}", id) for id in ids):
+                rental[kind] = None
+        for id in list(rental["workers"]):  # they outlive their workergroup
+            if removed(call, "destroy_instance", id):
+                rental["workers"].discard(id)
+
+    def work() -> None:
+        running: List[Row] = []
+        for rental in rentals:
+            try:
+                create(rental, "endpoint", cold_workers=1, max_workers=1, min_load=1.0)
+                name, count = rental["spec"]
+                create(rental, "workergroup", endpoint_id=rental["endpoint"], **{chosen: call[chosen]},
+                       search_params=f"gpu_name={name.replace(' ', '_')} num_gpus={count}")
+                running.append(rental)
+            except VastAIError as error:
+                if len(rentals) == 1:
+                    raise
+                rental["row"] = benchmark(rental["spec"], "failed")
+                if call.cli:
+                    remark(call, f"{rental['name']}: {error.msg}")
+        end = time.monotonic() + call["timeout"]
+        while running:
+            for rental in list(running):
+                try:
+                    done = measured(rental)
+                except VastAIError as error:
+                    done, rental["state"] = False, error.msg
+                if done:
+                    running.remove(rental)
+                    give_back(rental)
+            if time.monotonic() >= end:
+                return
+            call.note(", ".join(f"{rental['spec'][1]}x {rental['spec'][0]}: {rental['state']}" for rental in running))
+            time.sleep(max(0.0, min(10, end - time.monotonic())) if running else 0)
+
+    def clean_up() -> None:
+        for rental in rentals:
+            give_back(rental)
+
+    with_clean_up(call, work, clean_up)
+    rows = [rental["row"] for rental in rentals]
+    left = [f"{kind} {rental[kind]}" for rental in rentals for kind in ("workergroup", "endpoint") if rental[kind]]
+    left += [f"instance {id}" for rental in rentals for id in rental["workers"]]
+    if left:
+        raise PartialError(f"not deleted, and still costing: {', '.join(left)}", command=call.row.name, results=rows)
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------ VastAI
@@ -3332,6 +5031,75 @@ def docstring(row: Command) -> str:
                      + ("" if row.safe else ", never repeated once it may have been read"))
     lines.append(f"Command line: vastai {row.name}" if row.face != "sdk" else "Only in the SDK.")
     return "\n".join(lines)
+
+
+if TYPE_CHECKING:  # the rows that programs touch most, for type checkers; at run time they are plain dicts
+    Offer = TypedDict("Offer", {
+        "id": int, "ask_contract_id": int, "bundle_id": int, "machine_id": int, "host_id": int, "gpu_name": str,
+        "num_gpus": int, "gpu_ram": float, "gpu_total_ram": float, "gpu_arch": str, "gpu_frac": float,
+        "gpu_mem_bw": float, "gpu_max_power": float, "gpu_max_temp": float, "gpu_display_active": bool,
+        "gpu_ids": List[Any], "compute_cap": int, "cuda_max_good": float, "driver_version": str, "cpu_name": str,
+        "cpu_arch": str, "cpu_cores": int, "cpu_cores_effective": float, "cpu_ghz": float, "cpu_ram": float,
+        "has_avx": int, "mobo_name": str, "pci_gen": float, "pcie_bw": float, "bw_nvlink": float, "disk_name": str,
+        "disk_space": float, "disk_bw": float, "inet_up": float, "inet_down": float, "inet_up_cost": float,
+        "inet_down_cost": float, "storage_cost": float, "storage_total_cost": float, "dph_base": float,
+        "dph_total": float, "discounted_dph_total": float, "discount_rate": float, "credit_discount_max": float,
+        "min_bid": float, "is_bid": bool, "dlperf": float, "dlperf_per_dphtotal": float,
+        "flops_per_dphtotal": float, "total_flops": float, "score": float, "reliability": float,
+        "reliability2": float, "verification": str, "vericode": int, "rentable": bool, "rented": Optional[bool],
+        "external": Optional[bool], "datacenter": bool, "hosting_type": Optional[int], "geolocation": str,
+        "public_ipaddr": str, "static_ip": bool, "direct_port_count": int, "duration": float, "start_date": float,
+        "end_date": float, "os_version": str, "vms_enabled": bool, "cluster_id": Optional[int],
+        "webpage": Optional[str], "search": Dict[str, Any]})
+    Instance = TypedDict("Instance", {
+        "id": int, "actual_status": Optional[str], "intended_status": str, "cur_state": str, "next_state": str,
+        "status_msg": Optional[str], "label": Optional[str], "machine_id": int, "host_id": int, "bundle_id": int,
+        "image_uuid": str, "image_args": List[Any], "image_runtype": str, "template_id": Optional[int],
+        "template_hash_id": Optional[str], "template_name": Optional[str], "extra_env": Dict[str, str],
+        "onstart": Optional[str], "jupyter_token": str, "ssh_host": str, "ssh_idx": str, "ssh_port": int,
+        "public_ipaddr": str, "local_ipaddrs": Optional[str], "ports": Dict[str, Any], "direct_port_count": int,
+        "start_date": float, "end_date": Optional[float], "duration": float, "uptime_mins": Optional[float],
+        "gpu_name": str, "num_gpus": int, "gpu_ram": float, "gpu_frac": float, "gpu_util": Optional[float],
+        "gpu_temp": Optional[float], "cpu_name": str, "cpu_cores": int, "cpu_cores_effective": float,
+        "cpu_ram": float, "cpu_util": float, "mem_limit": Optional[float], "mem_usage": Optional[float],
+        "disk_name": str, "disk_space": float, "disk_usage": float, "disk_util": float,
+        "volume_info": Optional[List[Any]], "dph_base": float, "dph_total": float, "min_bid": float, "is_bid": bool,
+        "storage_cost": float, "inet_up": Optional[float], "inet_down": Optional[float], "reliability2": float,
+        "verification": str, "geolocation": str, "static_ip": bool, "instance": Dict[str, Any],
+        "webpage": Optional[str], "credit_balance": Optional[float]})
+    CreatedInstance = TypedDict("CreatedInstance", {
+        "success": bool, "new_contract": int, "msg": str, "instance": Instance})
+    Template = TypedDict("Template", {
+        "id": int, "hash_id": str, "name": str, "image": str, "tag": Optional[str], "creator_id": int,
+        "count_created": int, "created_at": float, "recent_create_date": Optional[float], "private": bool,
+        "recommended": bool, "recommended_disk_space": Optional[float], "runtype": str, "ssh_direct": bool,
+        "jup_direct": bool, "use_ssh": bool, "extra_filters": Any, "desc": Optional[str], "env": Optional[str],
+        "href": Optional[str], "readme": Optional[str]})
+    Volume = TypedDict("Volume", {
+        "id": int, "cluster_id": Optional[int], "label": Optional[str], "disk_space": float, "disk_name": str,
+        "status": str, "driver_version": str, "inet_up": float, "inet_down": float, "reliability2": float,
+        "start_date": float, "duration": float, "machine_id": int, "host_id": int, "verification": str,
+        "geolocation": str, "public_ipaddr": str, "instances": List[Any]})
+    Machine = TypedDict("Machine", {
+        "id": int, "num_gpus": int, "gpu_name": str, "gpu_occupancy": str, "disk_space": float, "hostname": str,
+        "driver_version": Optional[str], "reliability2": float, "verification": str, "public_ipaddr": Optional[str],
+        "geolocation": str, "num_reports": int, "listed": bool, "listed_gpu_cost": Optional[float],
+        "listed_inet_up_cost": float, "listed_inet_down_cost": float, "min_bid_price": float,
+        "credit_discount_max": float, "earn_hour": float, "clients": List[Any], "error_description": Optional[str]})
+    Endpoint = TypedDict("Endpoint", {
+        "id": int, "endpoint_name": Optional[str], "endpoint_state": str, "min_load": float, "target_util": float,
+        "cold_mult": float, "cold_workers": int, "max_workers": int, "user_id": int, "created_at": str})
+    Workergroup = TypedDict("Workergroup", {
+        "id": int, "endpoint_id": Optional[int], "endpoint_name": str, "template_hash": Optional[str],
+        "template_id": Optional[int], "search_query": Dict[str, Any], "launch_args": Optional[str], "gpu_ram": float})
+    User = TypedDict("User", {
+        "id": int, "username": str, "email": str, "fullname": str, "balance": float, "credit": float,
+        "balance_threshold": float, "balance_threshold_enabled": bool, "can_pay": bool, "has_billing": bool,
+        "last4": Optional[str], "ssh_key": Optional[str]})
+    Invoice = TypedDict("Invoice", {
+        "id": int, "description": str, "quantity": Optional[str], "rate": Optional[str], "amount": str,
+        "timestamp": Optional[float], "type": str, "instance_id": Optional[int]})
+
 
 
 class VastAI:
@@ -3465,6 +5233,28 @@ for method, command in METHODS.items():
 del method, command
 
 
+# ---------------------------------------------------------------------- names that programs for the official SDK import
+
+OTHER_NAMES = {"offers_fields": lambda: {name for name, _ in field_help(OFFER_FIELDS)}, "offers_alias": lambda: ALIASES,
+               "offers_mult": lambda: MULTIPLIERS}
+
+
+def __getattr__(name: str) -> Any:
+    """`from vastai import vastai_sdk`, `vastai.api.query.offers_fields`, and the row types, which are dicts."""
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]()
+    if name in ("api", "cli", "query", "sdk", "utils", "vastai_sdk"):
+        return sys.modules[__name__]
+    if name in {row.of for row in COMMANDS.values() if row.of}:
+        return dict
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if __name__ == "vastai":  # the official package's modules: this one answers for them
+    for module in ("sdk", "vastai_sdk", "utils", "api", "api.query", "cli", "cli.main"):
+        sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
+
+
 # ---------------------------------------------------------------------------------------------------- rendering
 
 def display(call: Call, answer: Any) -> None:
@@ -3474,8 +5264,9 @@ def display(call: Call, answer: Any) -> None:
         answer = answer.get(row.rows) or []
     rows = answer if isinstance(answer, list) else None
     if view.quiet and row.columns and isinstance(answer, (list, dict)):
-        name = row.columns[0][1] if row.rows else "id"
-        return emit("".join(f"{shown(str(item.get(name)), 0)}\n" for item in (rows if rows is not None else [answer])))
+        items: List[Row] = [answer] if rows is None else rows
+        name = "id" if not row.rows and any("id" in item for item in items) else row.columns[0][1]
+        return emit("".join(f"{shown(str(item.get(name)), 0)}\n" for item in items))
     if view.fields and isinstance(answer, (list, dict)):
         names = [name.strip() for name in view.fields.split(",") if name.strip()]
         if view.form in ("json", "jsonl"):
@@ -3489,7 +5280,7 @@ def display(call: Call, answer: Any) -> None:
         return emit(pretty(answer) + "\n")
     if view.form != "table" and isinstance(answer, (list, dict)):
         return emit_rows(call, rows if rows is not None else [answer], row.columns)
-    if row.show and not view.fields:
+    if row.show and not (isinstance(answer, dict) and answer.get("success") is False):
         return globals()[row.show](call, answer)
     if rows is not None and row.columns:
         return emit_rows(call, rows, row.columns)
@@ -3508,7 +5299,7 @@ def emit(text: str, plain: bool = False) -> None:
     out = sys.stdout
     if out is None:
         return
-    if plain and out.isatty():
+    if plain and is_terminal(out):
         text = shown_lines(text)
     try:
         out.write(text)
@@ -3540,18 +5331,28 @@ def pretty(value: Any, pad: str = "\n") -> str:
     return "{" + inner + ("," + inner).join(parts) + pad + "}"
 
 
+def filled(call: Call, text: str, answer: Row) -> str:
+    """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
+    words = {**answer, **{name: value for name, value in call.params.items() if value is not None}}
+    return text.format_map({name: ", ".join(map(str, value)) if isinstance(value, list) else
+                            text_of(value) if isinstance(value, dict) and f"{{{name}[" not in text else
+                            utc_text(value) if name.endswith("date") else value for name, value in words.items()})
+
+
 def sentence(call: Call, answer: Row) -> str:
     """What a command without rows says: its own sentence, the service's, or the answer itself."""
-    words = {**answer, **{name: value for name, value in call.params.items() if value is not None}}
-    if call.row.done:
+    for form in filter(None, call.row.done.split("|") if answer.get("success") is not False else ()):
         try:
-            text = call.row.done.format_map({k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in words.items()})
+            text = filled(call, form, answer)
             told = answer.get("msg")
-            return shown(text + (f" {told}" if isinstance(told, str) and told not in text else ""), 2000)
+            text += f" {told}" if isinstance(told, str) and told not in text else ""
+            return shown(masked(text, call.client.secrets), 2000)
         except (LookupError, ValueError, TypeError):
-            pass
+            continue
     told = answer.get("msg")
-    return shown(told, 2000) if isinstance(told, str) and told and len(answer) <= 2 else pretty(answer)
+    if isinstance(told, str) and told and len(answer) <= 2:
+        return shown(masked(told, call.client.secrets), 2000)
+    return pretty(answer)
 
 
 def emit_rows(call: Call, rows: List[Row], columns: Sequence[Any]) -> None:
@@ -3699,7 +5500,9 @@ def _weekday(row: Row, name: str) -> str:
 
 def _hour(row: Row, name: str) -> str:
     hour = row.get(name)
-    return "every hour" if hour is None else f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}" if hour in range(24) else text_of(hour)
+    if hour is None:
+        return "every hour"
+    return f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}" if hour in range(24) else text_of(hour)
 
 
 def _minute(row: Row, name: str) -> str:
@@ -3707,11 +5510,34 @@ def _minute(row: Row, name: str) -> str:
     return "every minute" if minute is None else text_of(minute).zfill(2)
 
 
+def _change(factor: float, digits: int) -> Callable[[Row, str], str]:
+    def cell(row: Row, name: str) -> str:
+        old, new = (f"{v * factor:.{digits}f}" if isinstance(v, (int, float)) else None
+                    for v in (row.get(f"old_{name}"), row.get(f"new_{name}")))
+        return f"{old or '?'} -> {new}" if new else "-"
+    return cell
+
+
+def _hours(row: Row, name: str) -> str:
+    since = row.get(name)
+    return f"{(time.time() - since) / 3600:.2f}" if isinstance(since, (int, float)) else "-"
+
+
+def _join(row: Row, name: str) -> str:
+    value = row.get(name)
+    return ", ".join(map(text_of, value)) or "-" if isinstance(value, list) else text_of(value) if value else "-"
+
+
 FORMATS: Dict[str, Callable[[Row, str], str]] = {
+    "first16": lambda row, name: text_of(str(row.get(name) or "-")[:16]), "slashed": _moment("%Y-%m-%d/%H:%M"),
+    "second": _moment("%Y-%m-%d %H:%M:%S"), "join": _join,
+    "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
     "weekday": _weekday, "hour": _hour, "min": _minute,
     "age": _age, "gpu": _gpu, "disk": _disk, "volumes": _volumes, "net": _net, "template": _template, "ssh": _ssh,
     "state": _state, "day": _moment("%Y-%m-%d"), "minute": _moment("%Y-%m-%d %H:%M"),
-    "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"),
+    "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"), "hours": _hours,
+    "unknown": lambda row, name: text_of(row.get(name) or "unknown"), "utc": _moment("%Y-%m-%d %H:%M UTC"),
+    "$/hr": _change(3600, 4), "$/month": _change(2592000, 4), "$/GB": _change(1, 4), "%": _change(100, 2),
 }
 COLORS = {"running": "32", "verified": "32", "active": "32", "loading": "33", "created": "33", "exited": "2", "stopped": "2",
           "offline": "31", "deverified": "31", "unverified": "33", "error": "31"}
@@ -3725,7 +5551,7 @@ def paint(text: str, form: str) -> str:
 
 def display_width(text: str) -> int:
     """Columns that a text takes on a terminal: wide letters two, combining ones none."""
-    if text.isascii():
+    if text.isascii() or len(text) > 10_000:  # wider than any terminal
         return len(text)
     from unicodedata import combining, east_asian_width
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
@@ -3830,8 +5656,8 @@ def colored() -> bool:
 
 def remark(call: Call, text: str) -> None:
     """A line beside the answer, on stderr."""
-    if not call.view.quiet and not call.client.quiet and sys.stderr is not None:
-        sys.stderr.write(shown(text, 1000) + "\n")
+    if not call.view.quiet and not call.client.quiet:
+        tell(shown(text, 1000) + "\n")
 
 
 def show_offers(call: Call, rows: List[Row]) -> None:
@@ -3879,6 +5705,118 @@ COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "im
                 "verification": "verified", "machine_id": "machine", "geolocation": "location", "status_msg": "msg"}
 
 
+def show_env_vars(call: Call, values: Row) -> None:
+    if call.view.quiet:
+        return emit("".join(f"{shown(name, 0)}\n" for name in values))
+    if not values:
+        return emit("No environment variables.\n")
+    emit_rows(call, [{"name": name, "value": value} for name, value in values.items()], ENV_COLUMNS)
+    return None if call["show_values"] else remark(call, "the values are hidden; --show-values shows them")
+
+
+TERMS = {"price_gpu": "{:g} $/GPU/hr", "price_disk": "storage {:g} $/GB/month", "price_inetu": "upload {:g} $/GB",
+         "price_inetd": "download {:g} $/GB", "price_min_bid": "bids from {:g} $/GPU/hr",
+         "min_chunk": "{} GPU(s) or more at once",
+         "discount_rate": "{:g} off if prepaid", "duration": "always {} ahead", "vol_size": "volumes up to {} GB",
+         "vol_price": "volumes {:g} $/GB/month"}
+
+
+def show_listing(call: Call, answers: Any) -> None:
+    """On which terms machines are offered, or run their default job."""
+    job = call.row.name == "set defjob"
+    terms = [form.format(call[name]) for name, form in TERMS.items() if call[name] is not None]
+    if call["end_date"] is not None:
+        terms.append(f"until {utc_text(call['end_date'])} UTC")
+    if job:
+        terms = [term.replace("/hr", "/day") for term in terms] + [call["image"]] * bool(call["image"])
+    for id, answer in zip(call["ids"] or [call["id"]], answers if isinstance(answers, list) else [answers]):
+        if answer.get("success") is False:
+            emit(f"Machine {id}: {shown(words_of(answer) or 'refused', 500)}\n")
+            continue
+        longer = answer.get("extended")
+        more = f" Rentals made longer: {longer}." if longer else ""
+        emit(shown(f"{'The default job of machine' if job else 'Machine'} {id} is {'set' if job else 'offered'}: "
+                   f"{', '.join(terms) or 'on the terms of the service'}.{more}", 2000) + "\n")
+
+
+def show_clusters(call: Call, answer: Row) -> None:
+    clusters = answer.get("clusters")
+    if not isinstance(clusters, dict):
+        raise VastAIError("the service gave an answer without 'clusters'", command=call.row.name)
+    rows = []
+    for id, cluster in clusters.items():
+        nodes = [node for node in (cluster or {}).get("nodes") or () if isinstance(node, dict)]
+        manager: Row = next((node for node in nodes if node.get("is_cluster_manager")), {})
+        rows.append({"id": id, "subnet": (cluster or {}).get("subnet"), "nodes": nodes,
+                     "manager": manager.get("machine_id"), "manager_ip": manager.get("local_ip"),
+                     "machine_ids": [node.get("machine_id") for node in nodes]})
+    if call.view.quiet:
+        return emit("".join(f"{shown(row['id'], 0)}\n" for row in rows))
+    return emit_rows(call, rows, CLUSTER_COLUMNS)
+
+
+def show_tfa_login(call: Call, answer: Row) -> None:
+    if not answer.get("session_key"):
+        return emit("The code was right, but the service gave no session key. Is an API key set?\n")
+    path = call.extra.get("path")
+    emit(f"The 2FA session has begun; its key is kept in {path}\n" if path else "The 2FA session goes on.\n")
+    left = answer.get("backup_codes_remaining")
+    return emit(f"Backup codes left: {text_of(left)}\n") if left is not None else None
+
+
+def show_tfa_status(call: Call, answer: Row) -> None:
+    """The methods, and how many backup codes there are; phone numbers only where a method needs one."""
+    methods = [{**row, "last_used": row.get("last_used") or None, "locked_until": row.get("locked_until") or None}
+               for row in objects(call, answer.get("methods") or [])]
+    if call.view.quiet:
+        return emit("".join(f"{shown(str(row.get('id')), 0)}\n" for row in methods))
+    if not methods:
+        return emit("Two-factor authentication is off.\n")
+    phones = any(row.get("method") == "sms" for row in methods)
+    emit_rows(call, methods, [column for column in TFA_COLUMNS if phones or column[1] != "phone_number"])
+    left = answer.get("backup_codes_remaining")
+    return emit(f"\nBackup codes left: {'-' if left is None else text_of(left)}\n")
+
+
+def show_tfa_delete(call: Call, answer: Row) -> None:
+    left = answer.get("remaining_methods")
+    rest = f"Methods left: {text_of(left)}." if left else "None is left: two-factor authentication is off."
+    emit(f"The method is deleted. {rest}\n")
+
+
+def show_backup_codes(call: Call, answer: Row) -> None:
+    """Asks where new backup codes shall go: to the screen only on demand, to the usual file where nobody answers."""
+    codes = answer.get("backup_codes")
+    if not codes or not isinstance(codes, list):
+        return emit(sentence(call, answer) + "\n")
+    lines = ["Backup codes of Vast.ai, each good for one login. All earlier ones are void.", *map(text_of, codes)]
+    text = "\n".join(lines) + "\n"
+    name = f"vastai_backup_codes_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}.txt"
+    usual = os.path.join(os.path.expanduser("~"), "Downloads", name)
+    question = f"{len(codes)} new backup codes. 1: keep them in {usual}, 2: in another file, 3: show them here."
+    while call.cli:
+        choice = ask_line(f"{question} 1, 2 or 3?")
+        path, question = usual, "Where shall the backup codes go?"
+        if choice == "2":
+            path = os.path.abspath(os.path.expanduser(ask_line("File:") or usual))
+            path = os.path.join(path, name) if os.path.isdir(path) else path
+        elif choice == "3" and agreed("Everybody who sees this screen can read them. Show them?"):
+            break
+        elif choice not in ("1", None):
+            continue
+        try:
+            if os.path.exists(path):
+                raise UsageError(f"{path} exists already")
+            write_private(path, text)
+            return emit(f"{len(codes)} backup codes are kept in {path}\n")
+        except UsageError as error:
+            if choice is None:
+                raise VastAIError(f"the new backup codes are lost: {error.msg}", command=call.row.name,
+                                  hint="`vastai tfa regen-codes` makes others.") from None
+            warn(error.msg)
+    return emit(text)
+
+
 def show_prepay(call: Call, answer: Row) -> None:
     """What a prepayment bought."""
     months, rate = answer.get("timescale"), answer.get("discount_rate")
@@ -3888,18 +5826,21 @@ def show_prepay(call: Call, answer: Row) -> None:
         emit(sentence(call, answer) + "\n")
 
 
-def show_items(call: Call, rows: List[Row]) -> None:
+def show_items(call: Call, answer: Any) -> None:
     """Invoice items, their sum, and what is not billed yet."""
+    rows = answer if isinstance(answer, list) else billed(call, answer["invoices"])
     emit_rows(call, rows, ITEM_COLUMNS)
     emit(f"Total: {sum(amount_of(row) or 0 for row in rows):.2f} $\n")
-    current = call.extra.get("current")
+    current = call.extra["current"]
     if isinstance(current, dict):
-        emit(f"Current: {', '.join(f'{text_of(name)} {text_of(value)}' for name, value in current.items())}\n")
+        words = [f"{text_of(k)} {text_of(round(v, 4) if isinstance(v, float) else v)}" for k, v in current.items()]
+        emit(f"Current: {', '.join(words)}\n")
 
 
 def show_billing(call: Call, answer: Row) -> None:
     """Pages of invoices or charges, each after a question."""
-    columns, count = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS, 0
+    columns: Sequence[Any] = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS
+    count = 0
     if call["charge_type"] and not {"s", "serverless"} & set(call["charge_type"]):
         columns = CHARGE_COLUMNS[:5]
     while True:
@@ -3911,7 +5852,7 @@ def show_billing(call: Call, answer: Row) -> None:
             emit("".join(charge_lines(call, rows, 0)))
         else:
             emit_rows(call, rows, columns)
-        remark(call, f"{count} of {answer.get('total', count)}")
+        remark(call, f"{count} of {answer.get('total', count)} results")
         if not token:
             return None
         emit(f"Next page: --next-token {shown(str(token), 0)}\n")
@@ -3925,8 +5866,8 @@ def charge_lines(call: Call, rows: List[Row], depth: int) -> Iterator[str]:
     """Charges as a tree; the parts of instances and volumes only with --verbose."""
     for row in rows:
         start, end = (utc_text(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end"))
-        words = [row.get("type") or "-", row.get("source"), formatter(CHARGE_COLUMNS[2])(row) + " $", row.get("description"),
-                 f"({start}{'' if start == end else f' to {end}'})"]
+        words = [row.get("type") or "-", row.get("source"), formatter(CHARGE_COLUMNS[2])(row) + " $",
+                 row.get("description"), f"({start}{'' if start == end else f' to {end}'})"]
         yield "  " * depth + "  ".join(text_of(word) for word in words if word) + "\n"
         if row.get("items") and (call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")):
             yield from charge_lines(call, bill_rows(call, {"results": row["items"]}), depth + 1)
@@ -3948,12 +5889,361 @@ def show_update_workers(call: Call, answer: Row) -> None:
          f"Workergroup {call['id']} is being updated{'' if count is None else f': {text_of(count)} workers'}.\n")
 
 
+def show_webhook_secret(call: Call, answer: Row) -> None:
+    number, secret = dig(answer, "webhook.id"), dig(answer, "webhook.webhook_secret")
+    emit(f"Webhook {text_of(number)} has the secret {text_of(secret)}; it is not shown again.\n" if secret else
+         pretty(answer) + "\n")
+
+
 def show_notifications(call: Call, answer: Row) -> None:
     """The choices as a table: a line for each kind."""
     rows = [{"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
             for context, kinds in answer.items() for kind, ways in (kinds if isinstance(kinds, dict) else {}).items()]
     ways = dict.fromkeys(name for row in rows for name in row if name != "key")
     emit_rows(call, rows, [("Key", "key", "", 0), *((name, name, "", 0) for name in ways)])
+
+
+# ---------------------------------------------------------------------------------------------- invoices as PDF
+# Letter pages in the two Helvetica faces that every viewer brings along, so nothing is embedded.
+
+# fmt: off
+# Advance widths in 1/1000 of the font size, from Adobe's metrics files: each letter stands for one code of
+# WinAnsiEncoding (cp1252), 32 to 255, and counts from "0" into the list of all widths that occur.
+_PDF_ADVANCES = (191, 222, 238, 260, 278, 280, 333, 334, 350, 355, 365, 370, 389, 400, 469, 474,
+                 500, 537, 556, 584, 611, 667, 722, 737, 778, 833, 834, 889, 944, 975, 1000, 1015)
+_PDF_WIDTHS = {
+    b"F1": "449BBKE066<C4644BBBBBBBBBB44CCCBOEEFFEDHF4@EBIFHEHFEDFELEED444>B6BB@BB4BB11@1IBBBB6@4B@F@@@737C8B81B6N"
+           "BB6NE6N8D8811668BN6N@6L8@E46BBBB3B6G;BC6G6=C666BA466:BJJJDEEEEEENFEEEE4444FFHHHHHCHFFFFEEDBBBBBBK@BBBB"
+           "4444BBBBBBBCDBBBB@B@",
+    b"F2": "46?BBKF266<C4644BBBBBBBBBB66CCCDMFFFFEDHF4BFDIFHEHFEDFELEED646CB6BDBDB6DD44B4KDDDD<B6DBHBB@<5<C8B84B@N"
+           "BB6NE6N8D8844@@8BN6NB6L8@E46BBBB5B6G;BC6G6=C666DB466:BJJJDFFFFFFNFEEEE4444FFHHHHHCHFFFFEEDBBBBBBKBBBBB"
+           "4444DDDDDDDCDDDDDBDB"}
+_PDF_STYLES = {  # font, size, colour
+    "brand": (b"F2", 22, b"0.06 0.20 0.38 rg"), "title": (b"F1", 22, b"0.50 g"), "label": (b"F2", 7, b"0.50 g"),
+    "body": (b"F1", 9, b"0.13 g"), "strong": (b"F2", 10, b"0.06 0.20 0.38 rg"), "note": (b"F1", 8, b"0.45 g"),
+    "credit": (b"F1", 9, b"0.05 0.43 0.25 rg")}
+_PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM, _PDF_LEADING = 54, 558, 730, 68, 12  # points, from the bottom left corner
+_PDF_COLUMNS = (  # heading, left and right edge; the numbers stand at the right one
+    (b"DATE", 54, 108), (b"DESCRIPTION", 114, 354), (b"QUANTITY", 360, 420), (b"RATE", 424, 484), (b"AMOUNT", 488, 558))
+_PDF_TEXT_LIMIT = 500  # characters of a description
+# fmt: on
+
+
+def _pdf_text(value: Any, limit: int = 80) -> bytes:
+    """At most `limit` characters of any value as a line of cp1252; for letters that it lacks, their base or `?`."""
+    from unicodedata import category, combining, normalize
+
+    def known(c: str) -> str:
+        if c.isspace() and category(c) in ("Cc", "Zs"):
+            return c if c == "\xa0" else " "
+        if category(c) in ("Cc", "Cf", "Zl", "Zp"):  # cp1252 has some of these, but they would leave no trace on paper
+            return "?"
+        bases = "".join(base for base in normalize("NFKD", c) if not combining(base)).strip()
+        found = [text for text in (c, bases) if text.encode("cp1252", "ignore").decode("cp1252") == text != ""]
+        return found[0] if found else "-" if c == "\u2212" else "?"  # a minus sign must not get lost
+    text = "" if value is None else str(value)
+    text = normalize("NFC", text if len(text) <= limit else text[:limit - 1] + "\u2026")
+    odd = {ord(c): known(c) for c in set(text) if not " " <= c <= "~"}
+    return b" ".join(text.translate(odd).encode("cp1252").split())
+
+
+def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
+    """A number, or a text that holds one, with at most `places` decimals; any other text stays as it is."""
+    from decimal import Decimal, InvalidOperation
+    text = _pdf_text(value)
+    try:
+        number = Decimal(text.decode("cp1252"))
+    except InvalidOperation:
+        return text
+    if not number.is_finite() or number.adjusted() >= 15:  # "1e999999" would become a million digits
+        return text
+    whole, _, part = f"{number.copy_abs():,.{places}f}".partition(".")
+    minus = "-" if number < 0 and whole + part.strip("0") != "0" else ""
+    part = part.rstrip("0").ljust(2 if unit else 0, "0")  # money shows its cents
+    return f"{minus}{unit}{whole}{'.' if part else ''}{part}".encode("cp1252")
+
+
+def _pdf_width(text: bytes, style: str) -> float:
+    """How many points wide a text is."""
+    font, size, _ = _PDF_STYLES[style]
+    letters = _PDF_WIDTHS[font]
+    return sum(_PDF_ADVANCES[ord(letters[code - 32]) - 48] for code in text) * size / 1000
+
+
+def _pdf_clip(text: bytes, style: str, width: float, mark: bytes = b"\x85") -> bytes:
+    """As much of a text as a width has room for; an ellipsis tells that something is missing."""
+    if _pdf_width(text, style) <= width:
+        return text
+    at, room = 0, width - _pdf_width(mark, style)
+    while _pdf_width(text[at:at + 1], style) <= room:
+        room -= _pdf_width(text[at:at + 1], style)
+        at += 1
+    return text[:at] + mark
+
+
+def _pdf_wrap(text: bytes, width: float) -> List[bytes]:
+    """The text as lines no wider than `width`, broken at blanks and inside words that are wider themselves."""
+    lines = [b""]
+    for word in text.split(b" "):
+        if lines[-1] and _pdf_width(lines[-1] + b" " + word, "body") <= width:
+            lines[-1] += b" " + word
+            continue
+        while _pdf_width(word, "body") > width:
+            lines.append(_pdf_clip(word, "body", width, b""))
+            word = word[len(lines[-1]):]
+        lines.append(word)
+    return [line for line in lines if line] or [b""]
+
+
+class _PdfPages:
+    """The pages of an invoice and a pen, which moves down the last one and goes on at the top of the next."""
+
+    def __init__(self, caption: bytes) -> None:
+        self.caption = caption  # what the later pages say at the top
+        self.page: List[bytes] = []  # the drawing commands of the page at hand
+        self.pages = [self.page]
+        self.y: float = _PDF_TOP
+        self.empty = True  # nothing but headings on this page yet
+
+    def write(self, x: float, text: bytes, style: str = "body", right: bool = False) -> None:
+        """Writes a text at the height of the pen, from `x` on or, with `right`, up to it."""
+        font, size, colour = _PDF_STYLES[style]
+        x = x - _pdf_width(text, style) if right else x
+        text = text.replace(b"\\", b"\\\\").replace(b"(", b"\\(").replace(b")", b"\\)")
+        self.page.append(b"BT /%b %d Tf %b %.2f %.2f Td (%b) Tj ET" % (font, size, colour, x, self.y, text))
+
+    def rule(self, grey: float, left: float = _PDF_LEFT) -> None:
+        """Draws a thin line at the height of the pen."""
+        self.page.append(b"%.2f G 0.5 w %.2f %.2f m %d %.2f l S" % (grey, left, self.y, _PDF_RIGHT, self.y))
+
+    def need(self, height: float, table: bool = True) -> None:
+        """Goes on to the next page if this one has less room than `height`, unless it has all of its room still."""
+        if self.y - height < _PDF_BOTTOM and not self.empty:
+            self.page, self.y, self.empty = [], _PDF_TOP, True
+            self.pages.append(self.page)
+            self.write(_PDF_LEFT, b"Vast.ai", "strong")
+            self.write(_PDF_RIGHT, self.caption, "note", right=True)
+            self.y -= 30
+            if table:
+                self.headings()
+
+    def headings(self) -> None:
+        for index, (heading, left, right) in enumerate(_PDF_COLUMNS):
+            self.write(right if index > 1 else left, heading, "label", right=index > 1)
+        self.y -= 7
+        self.rule(0.3)
+        self.y -= 14
+
+    def block(self, left: float, width: float, *parts: Tuple[bytes, Iterable[bytes]]) -> float:
+        """Writes labels, each over its lines if it has any, and puts the pen back; tells how low it was."""
+        top = self.y
+        for label, texts in parts:
+            lines = [line for text in texts if text for line in _pdf_wrap(text, width)]
+            for index, line in enumerate([label, *lines, b""] if lines else []):
+                self.write(left, line, "body" if index else "label")
+                self.y -= 13 if line else 6
+        self.y, low = top, self.y
+        return low
+
+    def row(self, row: Row) -> None:
+        """Writes a row of the table; its description takes as many lines as it needs."""
+        payment, moment = row.get("type") == "payment", row.get("timestamp")
+        numbers = [_pdf_number(row.get(name), places, unit) if name == "amount" or not payment else b""
+                   for name, places, unit in (("quantity", 4, ""), ("rate", 6, "$"), ("amount", 4, "$"))]
+        description = _pdf_text(row.get("description") or str(row.get("type") or "").capitalize(), _PDF_TEXT_LIMIT)
+        lines = _pdf_wrap(description, _PDF_COLUMNS[1][2] - _PDF_COLUMNS[1][1])
+        self.need(len(lines) * _PDF_LEADING)
+        for (_, left, right), text in zip(_PDF_COLUMNS[2:], numbers):
+            self.write(right, _pdf_clip(text, "body", right - left), "credit" if payment else "body", right=True)
+        date = _pdf_text(None if moment is None else utc_text(moment, "%Y-%m-%d"))
+        self.write(_PDF_LEFT, _pdf_clip(date, "note", 54), "note")
+        for line in lines:
+            self.need(_PDF_LEADING)
+            self.write(_PDF_COLUMNS[1][1], line)
+            self.y, self.empty = self.y - _PDF_LEADING, False
+        self.y += 7
+        self.rule(0.88)
+        self.y -= 13
+
+    def totals(self, totals: Sequence[Tuple[str, str]]) -> None:
+        """Writes the sums below the table, together if they fit on one page."""
+        self.y -= 8
+        self.need(len(totals) * 17 + 6, table=False)
+        self.y += 11
+        self.rule(0.3, _PDF_COLUMNS[2][1])
+        self.y -= 14
+        for label, text in totals:
+            self.need(17, table=False)
+            self.write(_PDF_COLUMNS[2][1], _pdf_clip(_pdf_text(label), "strong", 110), "strong")
+            self.write(_PDF_RIGHT, _pdf_clip(_pdf_text(text), "strong", 84), "strong", right=True)
+            self.y, self.empty = self.y - 17, False
+
+    def file(self, title: bytes) -> bytes:
+        """The finished document: numbers the pages and puts the objects behind each other."""
+        import zlib
+        kids = b" ".join(b"%d 0 R" % (6 + 2 * index) for index in range(len(self.pages)))
+        objects = [b"<< /Type /Catalog /Pages 2 0 R /Lang (en-US) /ViewerPreferences << /DisplayDocTitle true >> >>",
+                   b"<< /Type /Pages /Count %d /Kids [%b] /MediaBox [0 0 612 792] /Resources << /Font << /F1 4 0 R"
+                   b" /F2 5 0 R >> >> >>" % (len(self.pages), kids),
+                   b"<< /Title <%b> /Producer (vastai) >>"
+                   % ("\ufeff" + title.decode("cp1252")).encode("utf-16-be").hex().encode()]
+        objects += [b"<< /Type /Font /Subtype /Type1 /BaseFont /%b /Encoding /WinAnsiEncoding >>" % name
+                    for name in (b"Helvetica", b"Helvetica-Bold")]
+        for number, page in enumerate(self.pages, 1):
+            self.page, self.y = page, 40
+            self.write(_PDF_LEFT, b"All dates are in UTC.", "note")
+            self.write(_PDF_RIGHT, b"Page %d of %d" % (number, len(self.pages)), "note", right=True)
+            stream = zlib.compress(b"\n".join(page))
+            objects.append(b"<< /Type /Page /Parent 2 0 R /Contents %d 0 R >>" % (len(objects) + 2))
+            objects.append(b"<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream" % (len(stream), stream))
+        parts = [b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n"]  # four bytes above 127 tell every program that the file is binary
+        offsets, size = [], len(parts[0])
+        for number, content in enumerate(objects, 1):
+            parts.append(b"%d 0 obj\n%b\nendobj\n" % (number, content))
+            offsets.append(b"%010d 00000 n \n" % size)
+            size += len(parts[-1])
+        parts.append(b"xref\n0 %d\n0000000000 65535 f \n%btrailer\n<< /Size %d /Root 1 0 R /Info 3 0 R >>\n"
+                     b"startxref\n%d\n%%%%EOF\n" % (len(objects) + 1, b"".join(offsets), len(objects) + 1, size))
+        return b"".join(parts)
+
+
+def invoice_pdf(rows: Iterable[Row], user: Row, title: str = "Invoice", number: str = "", period: str = "",
+                totals: Sequence[Tuple[str, str]] = ()) -> bytes:
+    """An invoice as the bytes of a PDF file; the same arguments give the same bytes.
+
+    `rows` are the service's, in the order to show them: timestamp (unix seconds), description, quantity, rate, amount
+    (numbers, or texts, which stay as they are unless they hold a number) and type; a "payment" shows its amount alone.
+    `user` is the account that show_user gives.  `totals` are (label, text) below the table.  Every value may be missing
+    or null.  No sum is computed and no sign turned.
+    """
+    def field(name: str) -> bytes:
+        return _pdf_text(user.get(name))
+    heading, reference = _pdf_text(title), _pdf_text(number)
+    whole = b" ".join(filter(None, (heading, reference)))
+    pages = _PdfPages(_pdf_clip(whole, "note", 400))
+    pages.write(_PDF_LEFT, b"Vast.ai", "brand")
+    pages.write(_PDF_RIGHT, _pdf_clip(heading, "title", 380), "title", right=True)
+    pages.y -= 16
+    pages.rule(0.3)
+    pages.y -= 26
+    city = b" ".join(filter(None, (field("billaddress_city"), field("billaddress_zip"))))
+    pages.y = -18 + min(
+        pages.block(_PDF_LEFT, 170, (b"BILLED TO", [field("fullname") or field("username"), field("billaddress_line1"),
+                                                    field("billaddress_line2"), city, field("billaddress_country")])),
+        pages.block(240, 170, (b"ACCOUNT", dict.fromkeys((field("username"), field("email"))))),
+        pages.block(424, 134, (b"NUMBER", [reference]), (b"PERIOD", [_pdf_text(period)])))
+    pages.headings()
+    for row in rows:
+        pages.row(row)
+    if pages.empty and len(pages.pages) == 1:
+        pages.write(_PDF_COLUMNS[1][1], b"There is nothing in this period.", "note")
+        pages.y, pages.empty = pages.y - _PDF_LEADING, False
+    if totals:
+        pages.totals(totals)
+    return pages.file(whole)
+
+
+def show_network_disk_tables(call: Call, answer: Row) -> None:
+    """A table of disks and one of mounts for each cluster."""
+    for cluster in answer["data"]:
+        emit(f"Cluster {shown(str(cluster.get('cluster_id')))}\n")
+        emit_rows(call, cluster.get("network_disks") or [], (
+            ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"),
+            ("Total GB", "total_space", "{}")))
+        mounts = cluster.get("mounts") or {}
+        emit_rows(call, [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in cluster.get("machine_ids") or ()],
+                  (("Machine", "id", ""), ("Mounted at", "mount", "")))
+    if not answer["data"]:
+        emit("No network disks.\n")
+
+
+def show_backup_files(call: Call, answer: Row) -> None:
+    """The files with addresses that carry the token; an address is never cut."""
+    from urllib.parse import quote, urlsplit
+    token = answer.get("authorization_token")
+    emit(f"Token: {shown(str(token), 0)}\n"
+         f"It is in the addresses below, and good for {text_of(answer.get('expires_in_sec'))} seconds.\n")
+    if answer.get("truncated"):
+        emit("This list is truncated: the backup has more files. "
+             f"`vastai copy vast.{call['contract_id']}:/ ID:/PATH` restores them all.\n")
+    rows = [dict(row) for row in answer["files"]]
+    for row in rows:
+        if row.get("url") and token:
+            row["url"] += ("&" if urlsplit(row["url"]).query else "?") + "Authorization=" + quote(token, safe="")
+    lines, _ = table(rows, BACKUP_FILE_COLUMNS, None, False)
+    page_out(lines if rows else ["No files are in it yet."], call.view.full)
+
+
+def show_price_increases(call: Call, answer: Row) -> None:
+    rows = answer["pending_price_increases"]
+    if not rows:
+        return emit("No price increases are pending.\n")
+    emit_rows(call, rows, call.row.columns)
+    if answer.get("truncated"):
+        remark(call, "There are more: the service has truncated the list.")
+    return None
+
+
+def show_settled(call: Call, answer: Row) -> None:
+    """What became of each price increase."""
+    for result in answer.get("results") or [{"status": f"{call.row.name.split()[0]}ed", **answer}]:
+        number = text_of(result.get("pending_price_increase_id"))
+        emit(f"Instance {text_of(result.get('contract_id'))}: price increase {number} {result['status']}\n")
+    if call.row.name.startswith("accept"):
+        remark(call, "The new prices hold from the end of the current rental on.")
+
+
+def show_benchmarks(call: Call, rows: List[Row]) -> None:
+    emit_rows(call, rows, BENCHMARK_COLUMNS)
+    if call.extra.get("next_token") and not call["all_pages"]:
+        emit(f"Next page: --next-token {shown(str(call.extra['next_token']), 0)}\n")
+
+
+def show_market(call: Call, answer: Row) -> None:
+    if answer.get("needs_machine"):
+        return emit("There are no numbers for you: they are for hosts with a machine.\n")
+    return emit_rows(call, answer[call.row.rows], call.row.columns)
+
+
+def show_gpu_trends(call: Call, answer: Row) -> None:
+    """A table for each GPU; of 40 points and more only about 20."""
+    if answer.get("needs_machine"):
+        return show_market(call, answer)
+    call.view.full = call.view.full or bool(call["full"])
+    for gpu, part in answer.items():
+        stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
+        facts = ", ".join(f"{head} {text_of(part['stats'].get(name) or '-')}" for head, name in stats.items())
+        emit(f"{text_of(gpu)}: {facts}\n")
+        step = 1 if call["full"] else max(1, len(part["rows"]) // 20)
+        if not part["rows"]:
+            emit("no data\n")
+            continue
+        emit_rows(call, part["rows"][::step], GPU_TRENDS_COLUMNS)
+        if step > 1:
+            emit(f"Every {step}th of {len(part['rows'])} points; --full shows all.\n")
+    return None
+
+
+def show_self_test(call: Call, answer: Row) -> None:
+    """The requirements and what came of the test; why a machine failed follows on stderr."""
+    if answer["checks"]:
+        emit_rows(call, answer["checks"], (
+            ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Due", "required", ".6g"),
+            ("Unit", "unit", ""), ("", "status", "")))
+    if answer["warning"]:
+        emit(answer["warning"] + "\n")
+    if answer["success"]:
+        emit(f"Machine {shown(answer['machine_id'])} has passed.\n")
+    elif "support_bundle" in answer["diagnostics"]:
+        show_bundle(call, answer["diagnostics"]["support_bundle"])
+
+
+def show_bundle(call: Call, bundle: Row) -> None:
+    """Where the archive is, what is in it, and what could not be had."""
+    missing = [f"missing: {item['artifact']}: {item['error']}" for item in bundle["collection_errors"]]
+    lines = [f"Diagnostics: {bundle['path']}", *(f"  {name}" for name in bundle["files"]), *missing,
+             "Look through it before you send it to Vast.ai's support."]
+    emit("".join(shown(line, 500) + "\n" for line in lines))
 
 
 # ------------------------------------------------------------------------------------------------- command line
@@ -4001,7 +6291,7 @@ def find_command(argv: List[str]) -> Tuple[Optional[Command], List[str], List[st
     return None, argv, []
 
 
-def parse_line(row: Command, words: List[str]) -> Tuple[Row, Row]:
+def parse_line(row: Command, words: List[str], start: Optional[Row] = None) -> Tuple[Row, Row]:
     """The parameters of a command and the global options, from the words of a line.  Raises UsageError."""
     import argparse
 
@@ -4017,18 +6307,23 @@ def parse_line(row: Command, words: List[str]) -> Tuple[Row, Row]:
     for arg in [*mine, *everywhere]:
         if arg.option:
             add_option(parser, arg)
-    rest = next((i for i, word in enumerate(words) if word == "--args"), len(words)) if any(a.rest for a in mine) else len(words)
-    end = words.index("--") if "--" in words[:rest] else len(words)
+    takes_rest = any(arg.rest for arg in mine)
+    tail = next((words[at + 1:] for at, word in enumerate(words) if word == "--args" and takes_rest), None)
+    if tail is not None:  # argparse would look for options in there
+        words = words[:-len(tail) - 1]
+    end = words.index("--") if "--" in words else len(words)
     found, loose = parser.parse_known_args(words[:end])
     for word in loose:
         if word.startswith("-") and len(word) > 1 and not word[1:2].isdigit():
             known = {flag for arg in [*mine, *everywhere] for flag in arg.flags if arg.option}
             raise UsageError(f"no option {shown(word)!r}{nearest(canonical(word), known)}", command=row.name)
     given = vars(found)
+    if tail is not None:
+        given["args"] = tail
     given.update(positionals(row, [arg for arg in mine if not arg.option], loose + words[end + 1:]))
     names = {arg.name for arg in mine}
     common = {name: value for name, value in given.items() if name not in names}
-    return {name: value for name, value in given.items() if name in names}, check(GLOBAL_ARGS, common, cli=True)
+    return {name: value for name, value in given.items() if name in names}, check(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
 
 
 def add_option(parser: Any, arg: Arg) -> None:
@@ -4064,8 +6359,14 @@ def positionals(row: Command, args: List[Arg], words: List[str]) -> Row:
     return given
 
 
-def run_line(argv: List[str]) -> int:
-    """Runs one command line; returns its exit status or raises VastAIError."""
+def run_line(argv: List[str], start: Optional[Row] = None, pool: Optional[Pool] = None) -> int:
+    """Runs one command line; returns its exit status or raises VastAIError.
+
+    A prompt hands in the global options that hold where the line says nothing else, and the connections that it keeps.
+    """
+    if argv[:1] == ["__complete"]:
+        emit("".join(f"{word}\t{meaning}\n" if meaning else f"{word}\n" for word, meaning in complete(argv[1:])))
+        return 0
     row, words, lost = find_command(argv)
     asked = {canonical(word) for word in (words[:words.index("--")] if "--" in words else words)}
     if row is None:
@@ -4079,33 +6380,45 @@ def run_line(argv: List[str]) -> int:
     if {"-h", "--help"} & asked and "--args" not in asked:
         emit(command_help(row))
         return 0
-    given, common = parse_line(row, words)
+    if row.name == "help":
+        return run_line(["--help", *words])
+    given, common = parse_line(row, words, start)
     if common["version"]:
         emit(f"{__version__}\n")
         return 0
     form = "json" if common["raw"] else common.get("format", "table")
     view = View(form, common["fields"], common.get("quiet", False), common["full"], not common["no_color"], given.get("yes", False))
+    if row.name == "repl":
+        if start is not None:
+            raise UsageError("this is the prompt already", command=row.name)
+        return repl({**common, "raw": False, "format": form})
     params = check(row, given, cli=True)
-    client = VastAI(common["api_key"], common["url"], common["retry"], True, common["explain"], view.quiet, common["curl"],
-                    common["timeout"])
+    with client_of(common, pool) as client:
+        return answer_line(Call(client, row, params, view, cli=True))
+
+
+def client_of(common: Row, pool: Optional[Pool] = None) -> VastAI:
+    """The client that global options ask for, over connections of its own or over those of `pool`."""
+    client = VastAI(common["api_key"], common["url"], common["retry"], True, common["explain"], common["quiet"],
+                    common["curl"], common["timeout"])
     if client.creds_source == "FILE" or client.creds_source == "NONE":
         client.api_key, client.creds_source, client.key_origin = find_key(None, session=True)
-    with client:
-        return answer_line(Call(client, row, params, view, cli=True))
+    client.pool = pool or client.pool
+    return client
 
 
 def answer_line(call: Call) -> int:
     """Asks where the row says so, performs a call and shows its answer."""
     if call.row.ask and not call.client.curl:
-        words = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in call.params.items()}
-        confirm(call, call.row.ask.format_map(words))
+        if call.row.build:
+            request_of(call)  # what is wrong with the arguments shows before the question
+        confirm(call, filled(call, call.row.ask, {}))
     try:
         answer = perform(call)
     except NothingSent:
         return 0
-    except (AuthError, NotFoundError) as error:
-        if not isinstance(error, AuthError) or call.client.key_origin != config_file("vast_tfa_key") or (
-                "two factor" in error.msg.lower()):
+    except AuthError as error:
+        if call.client.key_origin != config_file("vast_tfa_key") or not key_refused(error.msg):
             raise
         os.unlink(call.client.key_origin)
         warn("the 2FA session has ended; going on with the API key. `vastai tfa login` starts another.")
@@ -4118,6 +6431,8 @@ def answer_line(call: Call) -> int:
     if call.row.returns == "text" and not call.raw and isinstance(answer, str):
         answer = reader_text(call, answer)
     display(call, answer)
+    if isinstance(answer, dict) and answer.get("success") is False:  # found out in several steps, and shown in full
+        raise VastAIError(str(answer.get("reason") or words_of(answer)), command=call.row.name)
     return 0
 
 
@@ -4154,6 +6469,8 @@ def overview(verb: str = "") -> str:
     """The commands in groups with a line each, fitted to the terminal; with a verb those that begin with it."""
     rows = [row for row in COMMANDS.values() if row.face != "sdk" and not row.hidden]
     rows = [row for row in rows if not verb or row.name.split()[0] == verb] or rows
+    if not verb and read_key(config_file("vast_role")) == "client":
+        rows = [row for row in rows if "host" not in row.group]
     width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
     lines = [] if verb else ["usage: vastai COMMAND [argument …] [option …]", "", "Rents GPUs at Vast.ai. "
                              "`vastai COMMAND --help` explains a command.", ""]
@@ -4229,6 +6546,315 @@ def meaning(arg: Arg) -> str:
     return text if default in (REQUIRED, None, False, "") else f"{text} (default {default})"
 
 
+# ------------------------------------------------------------------------------------------------------- shells
+# Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the table alone decides.
+
+FILES = "FILE"  # stands where a meaning would: names of files are due, and a shell knows those better than we do
+
+
+def complete(words: Sequence[str], start: Optional[Row] = None, pool: Optional[Pool] = None) -> List[Tuple[str, str]]:
+    """What the last of `words` (a line without its `vastai`) can become, each with its meaning or "".
+
+    Where files are due there is one pair, of what stands before the name and FILES.  `start`, `pool`: as for run_line.
+    """
+    *before, word = words or [""]
+    helping = before[:1] == ["help"]
+    row, rest, stem = find_command(before[helping:])
+    if row and before[-1] == row.name:
+        stem = [row.name]  # a command that is the first word of others, too
+    args = [arg for arg in row.args if arg.face != "sdk"] if row else []
+    taken = {flag for arg in args for flag in arg.flags if arg.option}
+    args = [] if helping else args + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
+    options = {canonical(flag): arg for arg in args if arg.option for flag in arg.flags}
+    seen: Dict[Arg, str] = {}
+    due, loose, behind = None, 0, False  # the option whose value comes next, words that stand alone, is it behind --?
+    for known in rest:
+        if known.startswith("-") and known != "-" and not behind:
+            behind, due = known == "--", options.get(canonical(known))
+            if due:
+                if due.rest:
+                    return []
+                seen[due] = known.partition("=")[2]
+                due = None if due.kind is FLAG or "=" in known else due
+        elif due:
+            seen[due] = known
+            due = due if due.many and not due.again else None
+        else:
+            loose += 1
+    head = word[:word.index("=") + 1] if word.startswith("--") and "=" in word and not behind else ""
+    dashed = word.startswith("-") and not head and not behind
+    alone = [arg for arg in args if not arg.option]
+    arg = options.get(canonical(word)) if head else due or next(
+        (arg for at, arg in enumerate(alone) if at == loose or arg.many), None)
+    found: List[Tuple[str, str]] = []
+    if not head and not due and (stem or not row):
+        found += next_words(stem)
+    if arg and not dashed:
+        service = {arg.name: value for arg, value in seen.items() if arg.name in ("api_key", "url")}
+        found += value_words(arg, row, {**(start or {}), **service}, pool)
+    if dashed or row and not (arg or word or stem):
+        for arg in (arg for arg in args if arg.option and not arg.hidden and (arg.again or arg not in seen)):
+            for flag in (*arg.flags, *arg.shortcuts):
+                forms = (flag, canonical(flag), flag[:2] + flag[2:].replace("-", "_"))
+                form = next((form for form in forms if form.startswith(word)), "")
+                if form.startswith("--") or form and form == word:
+                    meaning = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else arg.help
+                    found.append((form, meaning))
+    many = arg is not None and arg.many
+    return [(head + text, meaning) for text, meaning in found
+            if meaning == FILES or (head + text).startswith(word) and not (many and text in rest)]
+
+
+def next_words(stem: List[str]) -> List[Tuple[str, str]]:
+    """The words that go on from `stem` to the name of a command."""
+    found: Dict[str, str] = {}
+    for row in COMMANDS.values():
+        parts = row.name.split()
+        if row.face != "sdk" and not row.hidden and parts[:len(stem)] == stem and len(parts) > len(stem):
+            word, rest = parts[len(stem)], " ".join(parts[len(stem) + 1:])
+            if not rest or word not in found:
+                found[word] = rest or row.summary
+            elif len(found[word]) < 50:
+                found[word] += f", {rest}"
+    return list(found.items())
+
+
+def value_words(arg: Arg, row: Optional[Command], given: Row, pool: Optional[Pool]) -> List[Tuple[str, str]]:
+    """What an argument takes, as far as that can be told."""
+    if arg.choices or arg.kind is TRUTH:
+        return [(str(choice), "") for choice in arg.choices or ("true", "false")]
+    if row and row.fields and arg.kind in (QUERY, ORDER):
+        return field_help(row.fields)
+    if arg.kind in (ID, IDS) and arg.help.startswith("the instance"):  # no other property tells them from offers
+        return instance_ids(given, pool)
+    return [("", FILES)] if arg.kind.metavar == "FILE" or " file" in arg.help or "local path" in arg.help else []
+
+
+def instance_ids(given: Row, pool: Optional[Pool]) -> List[Tuple[str, str]]:
+    """Your instances: at most a minute old, asked for at most two seconds, none where that fails."""
+    import threading
+    found: List[Tuple[str, str]] = []
+
+    def ask() -> None:
+        try:
+            given.update(retry=1, timeout=2, explain=False, curl=False)
+            client = client_of(check(GLOBAL_ARGS, given, cli=True), pool)
+            from hashlib import sha256
+            whose = sha256(f"{client.server_url} {client.api_key}".encode()).hexdigest()[:24]
+            path = cache_file(f"instances-{whose}")
+            cached = os.path.exists(path) and 0 <= time.time() - os.stat(path).st_mtime < 60
+            if cached:
+                lines = _read_file(path).splitlines()
+            else:
+                row = METHODS["show_instances"]
+                rows = perform(Call(client, row, check(row, {}, cli=False), View(quiet=True)))
+                lines = ["\t".join([str(_whole(item["id"])), " ".join(shown(str(item[name])) for name in (
+                    "actual_status", "num_gpus", "gpu_name", "label") if item.get(name))]) for item in rows]
+            found[:] = [(line.partition("\t")[0], line.partition("\t")[2]) for line in lines]
+            if not cached:
+                write_private(path, "\n".join(lines))
+        except Exception:  # no key, no service, no room: nothing to offer, and nothing to say in the middle of a line
+            pass
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2)  # a look-up of the service's name knows no timeout
+    return found
+
+
+def cache_file(name: str) -> str:
+    """A file in this client's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "vastai", name)
+
+
+def run_completion(call: Call) -> str:
+    return SCRIPTS[call["shell"]]
+
+
+SCRIPTS = {"bash": r"""# Completion of vastai for bash; in ~/.bashrc: eval "$(vastai completion bash)"
+_vastai() {
+    local i line last=${COMP_WORDS[COMP_CWORD]} head words=()
+    for ((i = 1; i <= COMP_CWORD; i++)); do  # bash splits --a=b and a:b; that is undone
+        if [[ $i -gt 1 && (${COMP_WORDS[i]} == [=:]* || ${COMP_WORDS[i-1]} == *[=:]) ]]; then
+            words[${#words[@]}-1]+=${COMP_WORDS[i]}
+        else
+            words+=("${COMP_WORDS[i]}")
+        fi
+    done
+    [[ $last == [=:]* ]] && last=
+    i=$((${#words[@]} - 1)) head=${words[i]%"$last"} words[i]=${words[i]#[\'\"]}
+    head=${head#[\'\"]} COMPREPLY=()
+    while IFS= read -r line; do
+        if [[ $line == *$'\tFILE' ]]; then
+            compopt -o default 2> /dev/null || IFS=$'\n' COMPREPLY=($(compgen -f -- "$last"))
+        else
+            line=${line%%$'\t'*} COMPREPLY+=("${line#"$head"}")
+        fi
+    done < <("${COMP_WORDS[0]/#\~/$HOME}" __complete "${words[@]}" 2> /dev/null)
+}
+complete -F _vastai vastai vastai.py
+""", "zsh": r"""#compdef vastai vastai.py
+# Completion of vastai for zsh; in ~/.zshrc: eval "$(vastai completion zsh)"
+_vastai() {
+    local line
+    local -a found
+    for line in "${(@f)$("${(Q)words[1]/#\~/$HOME}" __complete "${(@Q)words[2,CURRENT-1]}" \
+                         "${(Q)PREFIX}" 2> /dev/null)}"; do
+        case $line in
+            (*$'\tFILE') compset -P '--*='; _files; return ;;
+            (?*$'\t'*) found+=("${${line%%$'\t'*}//:/\\:}:${line#*$'\t'}") ;;
+            (?*) found+=("${line//:/\\:}") ;;
+        esac
+    done
+    _describe vastai found
+}
+if [[ $funcstack[1] == _vastai ]]; then
+    _vastai "$@"
+else
+    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
+    compdef _vastai vastai vastai.py
+fi
+""", "fish": r"""# Completion of vastai for fish; in ~/.config/fish/config.fish: vastai completion fish | source
+function __vastai_complete
+    set -l words (commandline -opc)
+    set -l program (string replace -r '^~(?=/)' -- $HOME $words[1])
+    set -e words[1]
+    set -l last (commandline -ct)
+    for line in ($program __complete $words "$last" 2> /dev/null)
+        set -l parts (string split \t -- $line)
+        if test "$parts[2]" = FILE
+            set -l start (string length -- "$parts[1]")
+            __fish_complete_path (string sub -s (math $start + 1) -- "$last") | string replace -r '^' -- "$parts[1]"
+        else
+            printf '%s\n' $line
+        end
+    end
+end
+complete -c vastai -f -a '(__vastai_complete)'
+complete -c vastai.py -f -a '(__vastai_complete)'
+"""}
+
+
+class KeptPool(Pool):
+    """Connections that outlive the clients that use them."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        pass
+
+
+def repl(start: Row) -> int:
+    """Runs commands from stdin, each with the global options `start`, over one pool of connections.
+
+    At a terminal the answer is 0; of a script it is the status of the last command that failed.
+    """
+    import shlex
+    talking, pool, status, failed = is_terminal(sys.stdin), KeptPool(), 0, 0
+    editing = talking and is_terminal(sys.stdout)
+    remember = line_editor(start, pool) if editing else lambda line, words: None
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in sys.argv
+
+    def say(text: str) -> None:
+        if talking and sys.stderr is not None:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    while True:
+        prompt = f"vastai [{status}]> " if status else "vastai> "
+        try:
+            if not editing:
+                say(prompt)
+            line = input(prompt) + "\n" if editing else sys.stdin.readline()
+        except KeyboardInterrupt:
+            if not talking:
+                raise
+            say("\n")
+            continue
+        except (EOFError, OSError, ValueError, AttributeError):  # the end, or a stdin that is closed
+            line = ""
+        try:
+            words = [] if line.lstrip().startswith("#") else shlex.split(line)
+        except ValueError as error:
+            told = UsageError(f"cannot read the line: {str(error).lower()}")
+            status = failed = report(told, ["--raw"] if start["format"] == "json" else [])
+            continue
+        words = words[words[:1] == ["vastai"]:]
+        if not line or words in (["exit"], ["quit"]):
+            break
+        if words:
+            remember(line.rstrip("\n"), words)
+            status = guarded(words, start, pool)
+            failed = status or failed
+        if words and status == 130:
+            if not talking:
+                break
+            say("\n")
+    Pool.close(pool)
+    say("" if line else "\n")
+    return 0 if talking else failed
+
+
+def line_editor(start: Row, pool: Pool) -> Callable[[str, List[str]], None]:
+    """Gives input() editing, completion and a history where Python has readline; returns what remembers a line."""
+    import shlex
+    try:
+        import readline
+    except ImportError:
+        return lambda line, words: None
+    path = cache_file("history")
+    found: List[Tuple[str, str]] = []
+
+    def kept() -> List[str]:
+        try:
+            return _read_file(path).splitlines()[-1000:]
+        except UsageError:
+            return []
+
+    def offer(text: str, state: int) -> Optional[str]:
+        if not state:
+            try:
+                words = shlex.split(readline.get_line_buffer()[:readline.get_begidx()])
+                found[:] = complete([*words[words[:1] == ["vastai"]:], text], start, pool)
+            except Exception:  # an open quote; and nothing may be said in the middle of a line
+                found.clear()
+            if found and found[0][1] == FILES:
+                from glob import escape, glob
+                head = found[0][0]
+                names = glob(escape(os.path.expanduser(text[len(head):])) + "*")
+                found[:] = [(head + shlex.quote(name) + "/" * os.path.isdir(name), "") for name in sorted(names)]
+        word = found[state][0] if state < len(found) else None
+        return word if word is None or word.endswith("/") else word + " "
+
+    def remember(line: str, words: List[str]) -> None:
+        readline.add_history(line)
+        if not may_tell_secret(words):
+            try:
+                write_private(path, "\n".join([*kept()[-999:], line]) + "\n")
+            except (UsageError, ValueError):
+                pass
+
+    readline.set_auto_history(False)
+    readline.set_completer(offer)
+    readline.set_completer_delims(" \t\n")
+    readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
+    for line in kept():
+        readline.add_history(line)
+    return remember
+
+
+def may_tell_secret(words: List[str]) -> bool:
+    """Is a secret among the arguments of a line?  One that cannot be read counts as if."""
+    row, rest, _ = find_command(words)
+    try:
+        given, common = parse_line(row, rest) if row else ({}, {})
+    except UsageError:
+        return True
+    values = {**common, **given}
+    return not row or any(arg.secret and values.get(arg.name) is not None for arg in (*GLOBAL_ARGS.args, *row.args))
+
+
 # --------------------------------------------------------------------------------------------------------- main
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -4239,27 +6865,34 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         except (AttributeError, ValueError, OSError):
             pass
+    return guarded(words)
+
+
+def guarded(words: List[str], start: Optional[Row] = None, pool: Optional[Pool] = None) -> int:
+    """Runs a command line as run_line does and says what went wrong; returns the exit status."""
+    debug = os.environ.get("VASTAI_DEBUG")
     try:
-        status = run_line(words)
+        try:
+            status = run_line(words, start, pool)
+        except VastAIError as error:
+            if debug:
+                raise
+            status = report(error, ["--raw"] if start and start["format"] == "json" else words)
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
-    except VastAIError as error:
-        if os.environ.get("VASTAI_DEBUG"):
-            raise
-        return report(error, words)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return closed_pipe()
-    except OSError as error:
-        warn(f"cannot write the answer: {error.strerror or error}")
-        closed_pipe()
-        return 1
     except Exception as error:  # no traceback for a user; VASTAI_DEBUG=1 shows it
-        if os.environ.get("VASTAI_DEBUG"):
+        if debug:
             raise
-        warn(f"{type(error).__name__}: {shown(str(error), 300)} (a defect of this program; VASTAI_DEBUG=1 shows where)")
+        if isinstance(error, OSError):
+            warn(f"cannot use {shown(str(error.filename or 'stdout'), 300)}: {error.strerror or error}")
+            closed_pipe()
+        else:
+            warn(f"{type(error).__name__}: {shown(str(error), 300)} (a defect of this program; VASTAI_DEBUG=1 shows where)")
         return 1
 
 
@@ -4276,16 +6909,19 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
     """A failure on stderr, as text or, with --raw, as one JSON object."""
     if isinstance(error, PartialError) and sys.stdout is not None:
         emit(pretty(error.results) + "\n")
-    if sys.stderr is not None and error.msg:
+    if error.msg:
         import json
-        raw = "--raw" in words or "--format=json" in words
         told = {"error": True, "status_code": error.status, "msg": error.msg}
-        lines = json.dumps(told) if raw else "\n".join(shown_lines(line) for line in str(error).split("\n"))
-        try:
-            sys.stderr.write(lines + "\n")
-        except (OSError, ValueError):
-            pass
+        tell((json.dumps(told) if wants_json(words) else shown_lines(str(error))) + "\n")
     return error.exit_status
+
+
+def wants_json(words: Sequence[str]) -> bool:
+    """Does a line ask for JSON?  Also one that could not be parsed."""
+    flags = [canonical(word) for word in words]
+    pairs = zip(words, [*words[1:], ""])
+    return any(len(flag) > 3 and "--raw".startswith(flag) for flag in flags) or any(
+        word in ("--format=json", "--form=json") or word in ("--format", "--form") and value == "json" for word, value in pairs)
 
 
 if __name__ == "__main__":
