@@ -728,7 +728,7 @@ class Market:
     def store(self, text):
         """Puts a result where presigned URLs lead; like the real storage it takes a moment to appear there."""
         name = f"{digest('result', len(self.results))}.log"
-        self.results[name] = (self.now() + 0.4, text)
+        self.results[name] = (self.now() + min(0.4, self.boot / 2), text)
         return f"{self.url}/storage/{name}?X-Amz-Expires=300&X-Amz-Signature={digest(name)[:16]}%2B%3D"
 
 
@@ -1493,9 +1493,16 @@ def create_workergroup(market, call):
            "template_hash": None, "template_id": None, "search_params": "", "search_query": {}, "launch_args": None,
            "gpu_ram": 24, "created_at": market.now()}
     row.update((name, value) for name, value in body.items() if name in row and value is not None)
+    wanted = re.findall(r"(\w+)=(\S+)", row["search_params"])
     row.update(endpoint_id=endpoint["id"], endpoint_name=endpoint["endpoint_name"], user_id=market.user["id"],
+               search_query={field: {"eq": value.replace("_", " ")} for field, value in wanted},
                api_key=endpoint["api_key"])
-    return {"success": True, "id": market.add("workergroups", row)["id"]}
+    group = market.add("workergroups", row)
+    if endpoint["min_load"]:  # there is work from the first moment on, so its workers are rented at once
+        offers = select(market.rows("offers"), row["search_query"])
+        terms = {"label": endpoint["endpoint_name"], "image": "vastai/pytorch"}
+        group["instances"] = [new_instance(market, offer, terms).id for offer in offers[:endpoint["max_workers"]]]
+    return {"success": True, "id": group["id"]}
 
 
 def delete_workergroup(market, call, group_id):
@@ -1505,11 +1512,12 @@ def delete_workergroup(market, call, group_id):
 
 
 def workers_of(market, group):
-    """Two workers a group, which boot like instances do."""
+    """The rented workers of a group, else two cold ones; they boot like instances do, and then measure themselves."""
     ready = market.now() - group["created_at"] >= market.boot
-    return [{"id": group["id"] * 10 + nth, "status": "running" if ready else "loading", "gpu_name": "RTX 4090",
+    ids = group.get("instances", [group["id"] * 10, group["id"] * 10 + 1])
+    return [{"id": worker_id, "status": "idle" if ready else "loading", "gpu_name": "RTX 4090",
              "measured_perf": 152.3 + nth if ready else 0.0, "url": f"http://192.0.2.{10 + nth}:8000",
-             "created_at": market.stamp(group["created_at"])} for nth in range(2)]
+             "created_at": market.stamp(group["created_at"])} for nth, worker_id in enumerate(ids)]
 
 
 def unknown_group(kind, name):
@@ -1551,7 +1559,7 @@ def route_request(market, call):
     name, cost = call.need("endpoint", "cost")
     endpoint = find_endpoint(market, name=name)
     groups = [row for row in market.rows("workergroups") if endpoint and row["endpoint_id"] == endpoint["id"]]
-    ready = [worker for group in groups for worker in workers_of(market, group) if worker["status"] == "running"]
+    ready = [worker for group in groups for worker in workers_of(market, group) if worker["status"] == "idle"]
     answer = {"endpoint": name, "__request_id": digest("request", next(market.ids))}
     if not ready:
         return dict(answer, status="No worker is ready")

@@ -202,7 +202,7 @@ def _at_least(low: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]
 
 def _text(value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+        value = str(_number(value))
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
         raise ValueError(value)
     value.encode("utf-8")  # a lone surrogate (an argument in another encoding) cannot be sent as JSON
@@ -359,6 +359,14 @@ class Escapes(Dict[int, str] if TYPE_CHECKING else dict):  # type: ignore[misc]
 
 
 ESCAPES = Escapes()
+
+
+def described(value: Any) -> str:
+    """A value that cannot be used, in a few words."""
+    try:
+        return shown(repr(value))
+    except Exception:  # its own repr() fails, or it is nested or long beyond what Python shows
+        return f"this {type(value).__name__}"
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
@@ -1040,6 +1048,7 @@ WORKERGROUP_OPTIONS = (
 LOG_OPTIONS = (
     Arg("--level", COUNT, "how much to show: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
     Arg("--tail", COUNT, "lines from the end", None))
+WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}; it is not shown again."
 
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
@@ -1161,6 +1170,7 @@ MARKET_OPTIONS = (
     Arg("--verified", TEXT, "only verified machines, or only others", "all", choices=("true", "false", "all"), to=""),
     Arg("--datacenter", TEXT, "only machines in data centres, or only others", "all", choices=("true", "false", "all"),
         to=""))
+FOR_HOSTS = "There is nothing to show. These numbers are for hosts with a machine alone."
 MARKET_SIZE = Arg("--num-gpus", TEXT, "only machines with so many GPUs", "all",
     choices=("all", "1", "2", "4", "8", "other"), to="")
 
@@ -1276,18 +1286,19 @@ register("Instances",
         Arg("label", TEXT, "the name; '' takes it away"),
         done="The label of instance {id} is {label!r}.", look="show instances"),
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE, "change the template, image or start-up of an instance",
-        Arg("id", ID, "the instance", old="ID"),
+        Arg("id", ID, "the instance", old="ID", to="path body"),
         Arg("--template_id", ID, "id of the template", None),
         Arg("--template_hash_id", TEXT, "hash of the template", None),
         Arg("--image", TEXT, "Docker image", None),
         Arg("--args", TEXT, "arguments of the entrypoint", None),
         Arg("--env", OBJECT, "environment as JSON: '{\"KEY\": \"VALUE\"}'", None, secret=True),
         Arg("--onstart", TEXT, "commands to run when it starts", None),
-        build="build_id", done="Instance {id} is changed.", look="show instance"),
+        done="Instance {id} is changed.", look="show instance"),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, "pay a reserved instance in advance, for a discount",
         Arg("id", ID, "the instance", old="ID"),
         Arg("amount", PRICE, "dollars to pay"),
-        show="show_prepay", look="show deposit"),
+        done="Instance {id}: {amount} $ paid for {timescale:g} months, at a discount of {discount_rate:.1%}.",
+        look="show deposit"),
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, "change the bid of an interruptible instance",
         Arg("id", ID, "the instance", old="ID"),
         Arg("--price", PRICE, "new bid, $/hr; without it one that wins now", None), *SCHEDULE,
@@ -1377,7 +1388,7 @@ register("Volumes",
         Arg("dest", ID, "the offer, from search volumes", key="dst_id"),
         Arg("-s --size", GB, "size, GB, from that of the source up; the same if not given", None),
         Arg("-d --disable_compression", FLAG, "do not compress on the way"),
-        build="build_clone", look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
+        build="build_set_flags", look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
     Command("delete volume", "DELETE /volumes/", SAFE, "delete a volume and its data; no instance may use it",
         Arg("id", ID, "the volume", to="query"),
         look="show volumes", done="Volume {id} is deleted."))
@@ -1459,7 +1470,7 @@ register("Copies and backups",
         returns="[]", columns=(("ID", "id", ""), ("NAME", "name", ""), ("Cloud Type", "cloud_type", ""))),
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE,
         "push a container as an image to a registry",
-        Arg("instance_id", GIVEN_ID, "the instance", old="id"),
+        Arg("instance_id", GIVEN_ID, "the instance", old="id", key="id", to="path body"),
         Arg("--repo", TEXT, "repository to push to: USER/NAME", None, key="personal_repo"),
         Arg("--container_registry", NAME, "the registry", "docker.io"),
         Arg("--docker_login_user", TEXT, "user at the registry", None),
@@ -1508,7 +1519,7 @@ register("Deployments",
 register("Price increases",
     Command("show pending-price-increases", "GET /instances/pending-price-increases/", SAFE,
         "higher prices that hosts ask for your instances",
-        rows="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, show="show_price_increases"),
+        rows="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, done="No price increases are pending."),
     *(Command(f"{verb} price-increase", f"PUT /instances/{verb}-price-increase/", ONCE, summary,
         Arg("ids", IDS, "the instances", face="cli", to=""),
         Arg("instance_id", ID, "the instance", face="sdk", to=""),
@@ -1525,8 +1536,7 @@ register("Benchmarks",
         Arg("-t --next-token", TEXT, "the page behind an earlier one", None, name="after_token", old="next_token",
             to=""),
         Arg("-a --all", FLAG, "every page, also with --limit", name="all_pages", to=""),
-        returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", show="show_benchmarks",
-        fields=BENCHMARK_FIELDS,
+        returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", fields=BENCHMARK_FIELDS,
         examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=01/15/2026' --limit 20")),
     Command("search benchmarks-v1", "GET /benchmarks", SAFE, "one page of benchmarks, as the service gives it",
         Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, to=""),
@@ -1536,7 +1546,7 @@ register("Market (for hosts)",
     Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE,
         "how many GPUs there are and are free, and their prices",
         *MARKET_OPTIONS, MARKET_SIZE,
-        rows="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", show="show_market", aliases="metrics gpu"),
+        rows="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", done=FOR_HOSTS, aliases="metrics gpu"),
     Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, "GPUs and their prices over time",
         Arg("name", NAME, "models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
         *MARKET_OPTIONS, MARKET_SIZE,
@@ -1544,7 +1554,7 @@ register("Market (for hosts)",
         Arg("--end", COUNT, "last moment, unix seconds; now if not given", None),
         Arg("--step", COUNT, "seconds from one point to the next", None),
         Arg("--full", FLAG, "show every point, not about 20", face="cli", to=""),
-        build="build_market", run="run_gpu_trends", show="show_gpu_trends", aliases="metrics gpu-trends",
+        build="build_market", run="run_gpu_trends", show="show_gpu_trends", done=FOR_HOSTS, aliases="metrics gpu-trends",
         examples=("RTX_5090 --verified true", "all --start 1773298800 --end 1773817200 --step 3600 --raw")),
     Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, "where the GPUs are",
         *MARKET_OPTIONS,
@@ -1553,7 +1563,7 @@ register("Market (for hosts)",
         Arg("--state", TEXT, "only those in this state", "all", choices=("all", "rented", "available", "unavailable"),
             to=""),
         Arg("--gpu", TEXT, "only these models: RTX_4090,H100_SXM", None, to=""),
-        rows="locations", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", show="show_market",
+        rows="locations", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", done=FOR_HOSTS,
         aliases="metrics gpu-locations"))
 
 register("Keys",
@@ -1579,9 +1589,9 @@ register("Keys",
         Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
         done="Key {ssh_key_id} is detached from instance {instance_id}.", look="show instance-ssh-keys"),
     Command("update ssh-key", "PUT /ssh/{id}/", SAFE, "replace an SSH key of your account",
-        Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id"),
+        Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
         Arg("ssh_key", TEXT, "the new public key or its file"),
-        build="build_id", run="run_ssh_key", done="SSH key {id} is replaced.", look="show ssh-keys"),
+        run="run_ssh_key", done="SSH key {id} is replaced.", look="show ssh-keys"),
     Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, "take an SSH key out of your account",
         Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id"),
         done="SSH key {id} is deleted.", look="show ssh-keys"),
@@ -1628,7 +1638,10 @@ register("Environment variables",
 register("Two-factor authentication",
     Command("tfa login", "POST /tfa/", ONCE, "start a session on this machine with a code",
         *TFA_PROOF,
-        build="build_tfa", run="run_tfa_login", show="show_tfa_login", look="tfa status",
+        build="build_tfa", run="run_tfa_login", look="tfa status",
+        done="The 2FA session has begun; its key is kept in {kept_in}. Backup codes left: {backup_codes_remaining}"
+             "|The 2FA session has begun; its key is kept in {kept_in}."
+             "|The code was right, but there is no new session key.",
         note="The session's key lies beside the API key and is used instead of it until it expires. Codes by SMS "
              "and mail come from `vastai tfa send-sms` and `vastai tfa send-email`.",
         examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
@@ -1682,8 +1695,8 @@ register("Two-factor authentication",
         Arg("--method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
             key="tfa_method_id"),
         Arg("-id --id-to-delete", ID, "the method to take away, from tfa status", None, key="target_id"),
-        ask="Take a method of two-factor authentication away?", build="build_tfa", show="show_tfa_delete",
-        look="tfa status",
+        ask="Take a method of two-factor authentication away?", build="build_tfa",
+        done="The method is deleted; methods left: {remaining_methods}|The method is deleted.", look="tfa status",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, "make new backup codes; the old ones end",
         *TFA_PROOF,
@@ -1784,8 +1797,8 @@ register("Machines (for hosts)",
         ask="Tell all who rent machine {id} that it is down from {sdate} UTC for {duration:g} hours?",
         done="Maintenance of machine {id} is announced for {sdate} UTC, {duration:g} hours."),
     Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, "call the maintenance of a machine off",
-        Arg("id", ID, "the machine", old="machine_id"),
-        body={"client_id": "me"}, build="build_machine_id", ask="Call all maintenance of machine {id} off?",
+        Arg("id", ID, "the machine", old="machine_id", key="machine_id", to="path body"),
+        body={"client_id": "me"}, ask="Call all maintenance of machine {id} off?",
         done="The maintenance of machine {id} is called off.", look="show maints"),
     Command("reports", "GET /machines/{id}/reports/", SAFE, "what users have reported about a machine",
         Arg("id", ID, "the machine", old="machine_id"),
@@ -1827,7 +1840,7 @@ register("Clusters and overlays",
 register("Account",
     Command("show user", "GET /users/current", SAFE, "your account and its credit",
         NO_QUIET,
-        of="User", columns=USER_CARD, run="run_show_user"),
+        of="User", columns=USER_CARD, run="run_without_keys"),
     Command("show audit-logs", "GET /audit_logs/", SAFE, "what was done with your account, when and with which key",
         returns="[]", columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, "change your account: address, thresholds, phone …",
@@ -1935,20 +1948,20 @@ register("Scheduled jobs",
 
 register("Serverless",
     Command("show endpoints", "GET /endptjobs/", SAFE, "your serverless endpoints",
-        returns="results[]", columns=ENDPOINT_COLUMNS, run="run_show_endpoints"),
+        returns="results[]", columns=ENDPOINT_COLUMNS, run="run_without_keys"),
     Command("create endpoint", "POST /endptjobs/", ONCE, "make a serverless endpoint",
         *endpoint_options(0.0, 0.9, 2.5, 5, 20),
         body={"client_id": "me"}, done="Endpoint {result} is made.", look="show endpoints",
         examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, "change a serverless endpoint",
-        Arg("id", ID, "the endpoint"),
+        Arg("id", ID, "the endpoint", key="endptjob_id", to="path body"),
         *endpoint_options(None, None, None, None, None),
         Arg("--endpoint_state", TEXT, "what it shall do", None, choices=("active", "suspended", "stopped")),
-        body={"client_id": "me"}, build="build_serverless", done="Endpoint {id} is changed.", look="show endpoints",
+        body={"client_id": "me"}, done="Endpoint {id} is changed.", look="show endpoints",
         examples=("4242 --max_workers 5", "4242 --endpoint_state suspended")),
     Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, "delete a serverless endpoint and its workergroups",
-        Arg("id", ID, "the endpoint"),
-        body={"client_id": "me"}, build="build_serverless", done="Endpoint {id} is deleted.", look="show endpoints"),
+        Arg("id", ID, "the endpoint", key="endptjob_id", to="path body"),
+        body={"client_id": "me"}, done="Endpoint {id} is deleted.", look="show endpoints"),
     Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, "logs of a serverless endpoint",
         Arg("id", ID, "the endpoint"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, show="show_levels", look="show endpoints",
@@ -1965,14 +1978,13 @@ register("Serverless",
         methods="create_autogroup create_autoscaler",
         examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77")),
     Command("update workergroup", "PUT /autojobs/{id}/", SAFE, "change what workers a group has",
-        Arg("id", ID, "the workergroup"), *WORKERGROUP_OPTIONS,
+        Arg("id", ID, "the workergroup", key="autojob_id", to="path body"), *WORKERGROUP_OPTIONS,
         body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is changed.",
         look="show workergroups", methods="update_autogroup update_autoscaler",
         note="The search conditions go out each time: give --search_params again, or the usual ones take their place."),
     Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, "delete a workergroup; its instances stay",
-        Arg("id", ID, "the workergroup"),
-        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is deleted.",
-        look="show workergroups", methods="delete_autogroup delete_autoscaler"),
+        Arg("id", ID, "the workergroup", key="autojob_id", to="path body"),
+        body={"client_id": "me"}, done="Workergroup {id} is deleted.", look="show workergroups", methods="delete_autogroup delete_autoscaler"),
     Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, "logs of a workergroup",
         Arg("id", ID, "the workergroup"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, show="show_levels", look="show workergroups",
@@ -1983,9 +1995,10 @@ register("Serverless",
         methods="get_workergroup_workers"),
     Command("update workers", "POST run:/update_workers/", ONCE, "renew the workers of a group, one after the other",
         Arg("id", ID, "the workergroup", key="workergroup_id"),
-        Arg("--cancel", FLAG, "stop an update that is going on", to=""),
-        body={"api_key": KEY}, strict=True, build="build_update_workers", show="show_update_workers",
-        look="show workergroups"))
+        Arg("--cancel", FLAG, "stop an update that is going on", key="cancel_update"),
+        body={"api_key": KEY}, strict=True, build="build_set_flags", look="show workergroups",
+        done="Workergroup {id} is being updated: {workers_to_update} workers.|Update of workergroup {id} cancelled: "
+             "{cancelled}"))
 
 register("Notifications",
     Command("show notification-types", "GET /notification-types/", SAFE, "kinds of notifications",
@@ -2004,7 +2017,7 @@ register("Notifications",
         Arg("webhook_url", NAME, "the address, https://…"),
         Arg("event_types", TEXTS, "keys from show notification-types, such as client:low_credit"),
         Arg("--name", TEXT, "a name of your own", None),
-        show="show_webhook_secret", look="show webhooks",
+        done=WEBHOOK_SECRET, look="show webhooks",
         examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, "change a webhook",
         Arg("id", ID, "the webhook"),
@@ -2017,7 +2030,7 @@ register("Notifications",
         done="Webhook {id} is deleted.", look="show webhooks"),
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, "give a webhook a new signing secret",
         Arg("id", ID, "the webhook"),
-        show="show_webhook_secret", look="show webhooks"),
+        done=WEBHOOK_SECRET, look="show webhooks"),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, "send a test to a webhook",
         Arg("id", ID, "the webhook"),
         done="A test is sent to webhook {id}.", look="show webhooks"))
@@ -2031,7 +2044,7 @@ register("Tools",
     Command("repl", "", SAFE, "read commands from a prompt, or a script of them from stdin, over one connection",
         returns="none", face="cli", auth=False,
         note="Options of every command that stand here hold for all of them. `exit`, `quit` or Ctrl-D ends.",
-        examples=("", "--raw < commands.txt")),
+        examples=("--raw < commands.txt",)),
     Command("completion", "", SAFE, "print a script that makes a shell complete commands, options and ids of instances",
         Arg("shell", TEXT, "the shell", choices=("bash", "zsh", "fish")),
         returns="text", run="run_completion", face="cli", auth=False,
@@ -2184,7 +2197,7 @@ def convert(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}", command=row.name) from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        found = "" if arg.secret else f", not {shown(repr(value))}"
+        found = "" if arg.secret else f", not {described(value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}", command=row.name) from None
 
 
@@ -2228,8 +2241,9 @@ def request_of(call: Call, query: Optional[Row] = None, body: Optional[Row] = No
         if arg.key == "*":  # an object that is sent as it is, with its nulls
             slots[arg.to].update(value)
             given.update(value)
-        elif arg.to and value is not None:
-            slots[arg.to][arg.key if arg.to != "path" else arg.name] = value
+        elif value is not None:
+            for place in arg.to.split():
+                slots[place][arg.key if place != "path" else arg.name] = value
     if row.build:
         globals()[row.build](call, slots["query"], slots["body"])
     slots["query"].update(query or {})
@@ -2255,11 +2269,6 @@ def path_part(row: Command, name: str, value: Any) -> str:
     if not text or len(text) > 1000:
         raise UsageError(f"{name}: expected a name of 1 to 300 characters", command=row.name)
     return text.replace(".", "%2E") if text in (".", "..") else text
-
-
-def build_id(call: Call, query: Row, body: Row) -> None:
-    """The id goes into the body as well as the path."""
-    body["id"] = call["id"]
 
 
 def build_params(call: Call, query: Row, body: Row) -> None:
@@ -2400,10 +2409,6 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
     start_up(call, body)
 
 
-def build_machine_id(call: Call, query: Row, body: Row) -> None:
-    body["machine_id"] = call["id"]
-
-
 def build_overlay(call: Call, query: Row, body: Row) -> None:
     """A whole number is an overlay's id, anything else its name."""
     overlay = call["overlay_identifier"]
@@ -2479,17 +2484,16 @@ def build_billing(call: Call, query: Row, body: Row) -> None:
 
 
 def build_serverless(call: Call, query: Row, body: Row) -> None:
-    """The id once more under the service's own name, and the search conditions of a workergroup as text."""
-    if call["id"] is not None:
-        body["endptjob_id" if "endptjobs" in call.row.path else "autojob_id"] = call["id"]
-    if "search_params" in call.params:
-        default = "" if call["no_default"] else " verified=True rentable=True rented=False"
-        body["search_params"] = ((call["search_params"] or "") + default).strip()
+    """The search conditions of a workergroup, as text."""
+    default = "" if call["no_default"] else " verified=True rentable=True rented=False"
+    body["search_params"] = ((call["search_params"] or "") + default).strip()
 
 
-def build_update_workers(call: Call, query: Row, body: Row) -> None:
-    if call["cancel"]:
-        body["cancel_update"] = True
+def build_set_flags(call: Call, query: Row, body: Row) -> None:
+    """Flags that are not set are left out."""
+    for arg in call.row.args:
+        if call[arg.name] is False:
+            body.pop(arg.key, None)
 
 
 def build_volume_search(call: Call, query: Row, body: Row) -> None:
@@ -2526,11 +2530,6 @@ def build_delete_template(call: Call, query: Row, body: Row) -> None:
     body.pop("template_id" if call["hash_id"] else "hash_id", None)
 
 
-def build_clone(call: Call, query: Row, body: Row) -> None:
-    if not call["disable_compression"]:
-        body.pop("disable_compression")
-
-
 def build_offer_end(call: Call, query: Row, body: Row) -> None:
     """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it is given."""
     if call.cli and call["end_date"] is not None:
@@ -2542,7 +2541,7 @@ def build_offer_end(call: Call, query: Row, body: Row) -> None:
 
 
 def build_snapshot(call: Call, query: Row, body: Row) -> None:
-    body.update(id=call["instance_id"], pause="true" if call["pause"] else "false")
+    body["pause"] = "true" if call["pause"] else "false"
 
 
 def place_of(call: Call, name: str) -> Tuple[Union[int, str, None], str]:
@@ -2779,7 +2778,7 @@ def http_error(client: VastAI, row: Command, answer: Answer) -> Tuple[VastAIErro
                 words += f"; it is refilled at {utc_text(reset)} UTC"
             return raising(family, words, **details), LONGEST_PAUSE + 1
     if asked is not None and (status == 429 or status >= 500 and asked > LONGEST_PAUSE):
-        words += f"; try again in {asked:.15g} s"
+        words += f"; try again in {round(asked, 1):.15g} s"
     if "credit" in words.lower() and family is VastAIError:
         details["hint"] = "Add credit at https://cloud.vast.ai/billing/; `vastai show user` shows what you have."
     return raising(family, words, **details), asked
@@ -2968,9 +2967,12 @@ def transfer(client: VastAI, method: str, url: str, body: Optional[Row], trusted
     while True:
         connection, reused, target = client.pool.take(url, headers, fresh, client.timeout)
         try:
-            connection.sock.deadline = time.monotonic() + client.timeout
+            sock = connection.sock
+            sock.deadline = time.monotonic() + client.timeout
             connection.request(method, target, data, headers)
             response = connection.getresponse()
+            if sock.ended:  # http.client takes the end of the connection for the end of the headers
+                raise ConnectionError("the answer was cut")
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             if reused and not _timed_out(error):
@@ -3039,10 +3041,10 @@ def unpacked(response: http.client.HTTPResponse, content: bytes) -> bytes:
 class Timed:
     """A socket whose every wait counts against one deadline: a trickle of bytes cannot outlast the timeout."""
 
-    __slots__ = ("deadline", "sock")
+    __slots__ = ("deadline", "ended", "sock")
 
     def __init__(self, sock: Any, timeout: float) -> None:
-        self.sock, self.deadline = sock, time.monotonic() + timeout
+        self.sock, self.deadline, self.ended = sock, time.monotonic() + timeout, False
 
     def left(self) -> None:
         rest = self.deadline - time.monotonic()
@@ -3073,7 +3075,9 @@ class Timed:
 
             def readinto(reader, buffer: Any) -> Any:  # noqa: N805
                 self.left()
-                return raw.readinto(buffer)
+                count = raw.readinto(buffer)
+                self.ended = not count
+                return count
 
             def close(self) -> None:
                 raw.close()
@@ -3316,11 +3320,13 @@ def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
         request = request_of(call)
         request.query = query
         answer = exchange(call, request)
-        yield {**pick_page(call, answer), "rows": pick(call, answer) or []}
-        token = pick_page(call, answer).get("next_token")
+        rows = pick(call, answer) or []
+        page = pick_page(call, answer)
+        token = page.get("next_token")
+        yield {**page, "rows": rows}
         if not token or not everything:
             return
-        if token in seen:
+        if not isinstance(token, str) or token in seen:
             raise misread(call.row, answer, "the same page again")
         seen.add(token)
         query = {**query, "after_token": token}
@@ -3492,11 +3498,14 @@ def run_bulk(call: Call) -> Row:
     for at in range(0, len(ids), BULK):
         part = ids[at:at + BULK]
         try:
-            answers.append(call.send(body={key: part}))
-            results += [{"id": id, "success": answers[-1].get("success", True)} for id in part]
-        except (AuthError, UsageError):
-            raise
+            answer = call.send(body={key: part})
+            if answer.get("success") is False and len(ids) > BULK:
+                raise refusal(call.row, answer, secrets=call.secrets)
+            answers.append(answer)
+            results += [{"id": id, "success": answer.get("success", True)} for id in part]
         except VastAIError as error:
+            if isinstance(error, (AuthError, UsageError)) and not answers:
+                raise
             failures.append(error)
             results += [{"id": id, "success": False, "status_code": error.status, "msg": error.msg} for id in part]
     if failures:
@@ -3718,17 +3727,13 @@ def safe_host(host: Any) -> str:
     return name
 
 
-def run_show_user(call: Call) -> Row:
-    """The account, without its key."""
-    user = call.send()
-    user.pop("api_key", None)
-    return user
-
-
-def run_show_endpoints(call: Call) -> List[Row]:
-    """The endpoints without their keys."""
-    hidden = ("api_key", "auto_delete_in_seconds", "auto_delete_due_24h")
-    return [{name: value for name, value in row.items() if name not in hidden} for row in call.send()]
+def run_without_keys(call: Call) -> Any:
+    """The account or the endpoints, without their keys and what else is for the service alone."""
+    answer = call.send()
+    for row in answer if isinstance(answer, list) else [answer]:
+        for name in ("api_key", "auto_delete_in_seconds", "auto_delete_due_24h"):
+            row.pop(name, None)
+    return answer
 
 
 def run_notifications(call: Call) -> Any:
@@ -4048,7 +4053,7 @@ def run_tfa_login(call: Call) -> Row:
             write_private(path, key)
         except UsageError as error:
             raise VastAIError(f"the code was right, but {error.msg}", command=call.row.name) from None
-        call.extra["path"] = path
+        call.extra["kept_in"] = path
         if call.client.creds_source in ("CODE", "ENV"):
             warn("--api-key and VAST_API_KEY go before the session's key")
     left = answer.get("backup_codes_remaining")
@@ -5123,13 +5128,13 @@ class VastAI:
     def __init__(self, api_key: Optional[str] = None, server_url: Optional[str] = None, retry: int = 3, raw: bool = True,
                  explain: bool = False, quiet: bool = False, curl: bool = False, timeout: float = 120) -> None:
         self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
-        self.retry, self.timeout = retry, timeout
         try:
-            if _whole(retry) < 1 or not _number(timeout) > 0:
+            self.retry, self.timeout = _whole(retry), _number(timeout)
+            if self.retry < 1 or self.timeout <= 0:
                 raise ValueError
         except (ValueError, TypeError, AttributeError):
-            raise UsageError(f"retry is a number of attempts from 1, timeout seconds above 0; not {retry!r} and "
-                             f"{timeout!r}") from None
+            raise UsageError("expected a retry (a number of attempts) of 1 or more and a timeout (seconds) above 0, "
+                             f"not {described(retry)} and {described(timeout)}") from None
         self.server_url = checked_url(server_url or os.environ.get("VAST_URL", "").strip() or SERVER)
         self.user_agent = f"vastai/{__version__} (python {sys.version_info[0]}.{sys.version_info[1]})"
         self.pool = Pool()
@@ -5204,12 +5209,12 @@ def checked_url(url: str) -> str:
     from urllib.parse import urlsplit
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.username
+        good = parts.scheme in ("http", "https") and parts.hostname and not parts.query + parts.fragment and not parts.username
         good = good and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         good = False
     if not good:
-        raise UsageError(f"the server must be a URL such as {SERVER}, not {shown(url)!r}")
+        raise UsageError(f"the server must be a URL such as {SERVER}, not {described(url)}")
     return url.rstrip("/")
 
 
@@ -5280,10 +5285,16 @@ def display(call: Call, answer: Any) -> None:
         return emit(pretty(answer) + "\n")
     if view.form != "table" and isinstance(answer, (list, dict)):
         return emit_rows(call, rows if rows is not None else [answer], row.columns)
-    if row.show and not (isinstance(answer, dict) and answer.get("success") is False):
+    if row.show and not (row.path and isinstance(answer, dict) and answer.get("success") is False):
         return globals()[row.show](call, answer)
+    if row.rows and isinstance(answer, dict) and (answer.get(row.rows) or not row.done):
+        emit_rows(call, answer.get(row.rows) or [], row.columns)
+        return remark(call, "The service has truncated the list: there are more.") if answer.get("truncated") else None
     if rows is not None and row.columns:
-        return emit_rows(call, rows, row.columns)
+        emit_rows(call, rows, row.columns)
+        return next_page(call)
+    if isinstance(answer, dict) and row.rows:
+        return emit(sentence(call, {}) + "\n")
     if isinstance(answer, dict):
         return emit_card(call, answer) if row.columns else emit(sentence(call, answer) + "\n")
     if answer is None:
@@ -5291,6 +5302,12 @@ def display(call: Call, answer: Any) -> None:
     if isinstance(answer, str):
         return emit(answer if answer.endswith("\n") else answer + "\n", plain=True)
     return emit(pretty(answer) + "\n")
+
+
+def next_page(call: Call) -> None:
+    """Says how the page behind one of several is asked for."""
+    if call.extra.get("next_token"):
+        emit(f"Next page: --next-token {shown(str(call.extra['next_token']), 0)}\n")
 
 
 def emit(text: str, plain: bool = False) -> None:
@@ -5333,7 +5350,7 @@ def pretty(value: Any, pad: str = "\n") -> str:
 
 def filled(call: Call, text: str, answer: Row) -> str:
     """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
-    words = {**answer, **{name: value for name, value in call.params.items() if value is not None}}
+    words = {**answer, **call.extra, **{name: value for name, value in call.params.items() if value is not None}}
     return text.format_map({name: ", ".join(map(str, value)) if isinstance(value, list) else
                             text_of(value) if isinstance(value, dict) and f"{{{name}[" not in text else
                             utc_text(value) if name.endswith("date") else value for name, value in words.items()})
@@ -5375,7 +5392,7 @@ def emit_rows(call: Call, rows: List[Row], columns: Sequence[Any]) -> None:
     lines, dropped = table(rows, columns, terminal_width() if is_terminal(sys.stdout) else None, call.view.color and colored())
     page_out(lines, call.view.full)
     if dropped:
-        remark(call, f"hidden for lack of room: {', '.join(dropped)}; --fields or --format json shows all")
+        remark(call, clip(f"{len(dropped)} columns have no room here: {', '.join(dropped)}", terminal_width()))
     return None
 
 
@@ -5603,7 +5620,7 @@ def table(rows: List[Row], columns: Sequence[Any], width: Optional[int], bright:
         gaps = [" " * (room - size) for size in sizes]
         if bright and column[2] == "state":
             cells = [paint(cell, "state") for cell in cells]
-        if column[2][:1] in (".", "{") or column[0] == "ID":
+        if column[2][:1] in (".", "{") or all(map(_is_number, cells[1:])):
             cells = [gap + cell for gap, cell in zip(gaps, cells)]
         elif at < len(grid) - 1:
             cells = [cell + gap for gap, cell in zip(gaps, cells)]
@@ -5612,6 +5629,10 @@ def table(rows: List[Row], columns: Sequence[Any], width: Optional[int], bright:
     if bright and lines:
         lines[0] = f"\033[1m{lines[0]}\033[0m"
     return lines, dropped[::-1]
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell.replace(".", "", 1).isdigit()
 
 
 def page_out(lines: List[str], full: bool) -> None:
@@ -5663,14 +5684,16 @@ def remark(call: Call, text: str) -> None:
 def show_offers(call: Call, rows: List[Row]) -> None:
     """The table of a search; how many rows and which conditions on stderr."""
     emit_rows(call, rows, call.extra["columns"])
-    query = {k: v for k, v in call.extra["query"].items() if isinstance(v, dict) and k != "q"}
-    words = [f"{field} {operator} {value}" for field, ops in query.items() for operator, value in ops.items()]
+    signs = {name: sign if sign in "<=>=!=" else f" {sign} " for sign, name in reversed(list(OPERATORS.items()))}
+    query = call.extra["query"].get("q", call.extra["query"])
+    words = [f"{field}{signs.get(operator, operator)}{text_of(value)}" for field, conditions in query.items()
+             if isinstance(conditions, dict) for operator, value in conditions.items()]
     remark(call, f"{len(rows)} offers; conditions: {', '.join(words) or 'none'}")
 
 
 def show_instance_table(call: Call, rows: List[Row]) -> None:
     """The summary and table of show instances; what the filters can be is a second request, and no loss if it fails."""
-    page, token = call.extra.get("page", {}), call.extra.get("next_token")
+    page = call.extra.get("page", {})
     if call.cli:
         try:
             combinations = call.do("show_instance_filters")
@@ -5696,9 +5719,7 @@ def show_instance_table(call: Call, rows: List[Row]) -> None:
     total = page.get("total_instances") or len(rows)
     labels = ", ".join(f"{name or '(none)'} {count}" for name, count in (page.get("label_counts") or {}).items())
     remark(call, f"{len(rows)} of {total} instances, {cost:.4f} $/hr" + (f"; labels: {labels}" if labels else ""))
-    if token and not call["all"]:
-        emit(f"Next page: --next-token {shown(str(token), 0)}\n")
-    return None
+    return next_page(call)
 
 
 COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "image", "start_date": "age",
@@ -5755,15 +5776,6 @@ def show_clusters(call: Call, answer: Row) -> None:
     return emit_rows(call, rows, CLUSTER_COLUMNS)
 
 
-def show_tfa_login(call: Call, answer: Row) -> None:
-    if not answer.get("session_key"):
-        return emit("The code was right, but the service gave no session key. Is an API key set?\n")
-    path = call.extra.get("path")
-    emit(f"The 2FA session has begun; its key is kept in {path}\n" if path else "The 2FA session goes on.\n")
-    left = answer.get("backup_codes_remaining")
-    return emit(f"Backup codes left: {text_of(left)}\n") if left is not None else None
-
-
 def show_tfa_status(call: Call, answer: Row) -> None:
     """The methods, and how many backup codes there are; phone numbers only where a method needs one."""
     methods = [{**row, "last_used": row.get("last_used") or None, "locked_until": row.get("locked_until") or None}
@@ -5776,12 +5788,6 @@ def show_tfa_status(call: Call, answer: Row) -> None:
     emit_rows(call, methods, [column for column in TFA_COLUMNS if phones or column[1] != "phone_number"])
     left = answer.get("backup_codes_remaining")
     return emit(f"\nBackup codes left: {'-' if left is None else text_of(left)}\n")
-
-
-def show_tfa_delete(call: Call, answer: Row) -> None:
-    left = answer.get("remaining_methods")
-    rest = f"Methods left: {text_of(left)}." if left else "None is left: two-factor authentication is off."
-    emit(f"The method is deleted. {rest}\n")
 
 
 def show_backup_codes(call: Call, answer: Row) -> None:
@@ -5815,15 +5821,6 @@ def show_backup_codes(call: Call, answer: Row) -> None:
                                   hint="`vastai tfa regen-codes` makes others.") from None
             warn(error.msg)
     return emit(text)
-
-
-def show_prepay(call: Call, answer: Row) -> None:
-    """What a prepayment bought."""
-    months, rate = answer.get("timescale"), answer.get("discount_rate")
-    if isinstance(months, (int, float)) and isinstance(rate, (int, float)):
-        emit(f"Instance {call['id']}: {call['amount']:g} $ paid for {months:g} months, at a discount of {rate * 100:g} %.\n")
-    else:
-        emit(sentence(call, answer) + "\n")
 
 
 def show_items(call: Call, answer: Any) -> None:
@@ -5883,18 +5880,6 @@ def show_levels(call: Call, answer: Row) -> None:
         remark(call, f"nothing was logged at level {call['level']} ({level})")
 
 
-def show_update_workers(call: Call, answer: Row) -> None:
-    count = answer.get("workers_to_update")
-    emit(f"The update of workergroup {call['id']} is stopped.\n" if call["cancel"] else
-         f"Workergroup {call['id']} is being updated{'' if count is None else f': {text_of(count)} workers'}.\n")
-
-
-def show_webhook_secret(call: Call, answer: Row) -> None:
-    number, secret = dig(answer, "webhook.id"), dig(answer, "webhook.webhook_secret")
-    emit(f"Webhook {text_of(number)} has the secret {text_of(secret)}; it is not shown again.\n" if secret else
-         pretty(answer) + "\n")
-
-
 def show_notifications(call: Call, answer: Row) -> None:
     """The choices as a table: a line for each kind."""
     rows = [{"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
@@ -5904,29 +5889,23 @@ def show_notifications(call: Call, answer: Row) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- invoices as PDF
-# Letter pages in the two Helvetica faces that every viewer brings along, so nothing is embedded.
+# Letter pages in the two Helvetica faces that every viewer brings along, so nothing is embedded.  Bold text is measured
+# as if it were regular, which holds for digits.
 
-# fmt: off
 # Advance widths in 1/1000 of the font size, from Adobe's metrics files: each letter stands for one code of
 # WinAnsiEncoding (cp1252), 32 to 255, and counts from "0" into the list of all widths that occur.
 _PDF_ADVANCES = (191, 222, 238, 260, 278, 280, 333, 334, 350, 355, 365, 370, 389, 400, 469, 474,
                  500, 537, 556, 584, 611, 667, 722, 737, 778, 833, 834, 889, 944, 975, 1000, 1015)
-_PDF_WIDTHS = {
-    b"F1": "449BBKE066<C4644BBBBBBBBBB44CCCBOEEFFEDHF4@EBIFHEHFEDFELEED444>B6BB@BB4BB11@1IBBBB6@4B@F@@@737C8B81B6N"
-           "BB6NE6N8D8811668BN6N@6L8@E46BBBB3B6G;BC6G6=C666BA466:BJJJDEEEEEENFEEEE4444FFHHHHHCHFFFFEEDBBBBBBK@BBBB"
-           "4444BBBBBBBCDBBBB@B@",
-    b"F2": "46?BBKF266<C4644BBBBBBBBBB66CCCDMFFFFEDHF4BFDIFHEHFEDFELEED646CB6BDBDB6DD44B4KDDDD<B6DBHBB@<5<C8B84B@N"
-           "BB6NE6N8D8844@@8BN6NB6L8@E46BBBB5B6G;BC6G6=C666DB466:BJJJDFFFFFFNFEEEE4444FFHHHHHCHFFFFEEDBBBBBBKBBBBB"
-           "4444DDDDDDDCDDDDDBDB"}
+_PDF_WIDTHS = (
+    "449BBKE066<C4644BBBBBBBBBB44CCCBOEEFFEDHF4@EBIFHEHFEDFELEED444>B6BB@BB4BB11@1IBBBB6@4B@F@@@737C8B81B6NBB6NE6N8D88"
+    "11668BN6N@6L8@E46BBBB3B6G;BC6G6=C666BA466:BJJJDEEEEEENFEEEE4444FFHHHHHCHFFFFEEDBBBBBBK@BBBB4444BBBBBBBCDBBBB@B@")
 _PDF_STYLES = {  # font, size, colour
     "brand": (b"F2", 22, b"0.06 0.20 0.38 rg"), "title": (b"F1", 22, b"0.50 g"), "label": (b"F2", 7, b"0.50 g"),
     "body": (b"F1", 9, b"0.13 g"), "strong": (b"F2", 10, b"0.06 0.20 0.38 rg"), "note": (b"F1", 8, b"0.45 g"),
     "credit": (b"F1", 9, b"0.05 0.43 0.25 rg")}
-_PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM, _PDF_LEADING = 54, 558, 730, 68, 12  # points, from the bottom left corner
+_PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM = 54, 558, 730, 68  # points, from the bottom left corner
 _PDF_COLUMNS = (  # heading, left and right edge; the numbers stand at the right one
     (b"DATE", 54, 108), (b"DESCRIPTION", 114, 354), (b"QUANTITY", 360, 420), (b"RATE", 424, 484), (b"AMOUNT", 488, 558))
-_PDF_TEXT_LIMIT = 500  # characters of a description
-# fmt: on
 
 
 def _pdf_text(value: Any, limit: int = 80) -> bytes:
@@ -5934,13 +5913,12 @@ def _pdf_text(value: Any, limit: int = 80) -> bytes:
     from unicodedata import category, combining, normalize
 
     def known(c: str) -> str:
-        if c.isspace() and category(c) in ("Cc", "Zs"):
-            return c if c == "\xa0" else " "
-        if category(c) in ("Cc", "Cf", "Zl", "Zp"):  # cp1252 has some of these, but they would leave no trace on paper
+        if category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\t\n\r":  # they would leave no trace on paper
             return "?"
-        bases = "".join(base for base in normalize("NFKD", c) if not combining(base)).strip()
-        found = [text for text in (c, bases) if text.encode("cp1252", "ignore").decode("cp1252") == text != ""]
-        return found[0] if found else "-" if c == "\u2212" else "?"  # a minus sign must not get lost
+        for text in (c, "".join(base for base in normalize("NFKD", c) if not combining(base))):
+            if text and text.encode("cp1252", "ignore").decode("cp1252") == text:
+                return text
+        return "-" if c == "\u2212" else "?"  # a minus sign must not get lost
     text = "" if value is None else str(value)
     text = normalize("NFC", text if len(text) <= limit else text[:limit - 1] + "\u2026")
     odd = {ord(c): known(c) for c in set(text) if not " " <= c <= "~"}
@@ -5949,198 +5927,157 @@ def _pdf_text(value: Any, limit: int = 80) -> bytes:
 
 def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
     """A number, or a text that holds one, with at most `places` decimals; any other text stays as it is."""
-    from decimal import Decimal, InvalidOperation
     text = _pdf_text(value)
     try:
-        number = Decimal(text.decode("cp1252"))
-    except InvalidOperation:
+        number = round(float(text), places)
+    except (ValueError, OverflowError):
         return text
-    if not number.is_finite() or number.adjusted() >= 15:  # "1e999999" would become a million digits
+    if not abs(number) < 1e11:  # nor NaN
         return text
-    whole, _, part = f"{number.copy_abs():,.{places}f}".partition(".")
-    minus = "-" if number < 0 and whole + part.strip("0") != "0" else ""
+    whole, _, part = f"{abs(number):,.{places}f}".partition(".")
     part = part.rstrip("0").ljust(2 if unit else 0, "0")  # money shows its cents
-    return f"{minus}{unit}{whole}{'.' if part else ''}{part}".encode("cp1252")
+    return f"{'-' * (number < 0)}{unit}{whole}{'.' * bool(part)}{part}".encode()
 
 
 def _pdf_width(text: bytes, style: str) -> float:
     """How many points wide a text is."""
-    font, size, _ = _PDF_STYLES[style]
-    letters = _PDF_WIDTHS[font]
-    return sum(_PDF_ADVANCES[ord(letters[code - 32]) - 48] for code in text) * size / 1000
+    return sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text) * _PDF_STYLES[style][1] / 1000
 
 
-def _pdf_clip(text: bytes, style: str, width: float, mark: bytes = b"\x85") -> bytes:
-    """As much of a text as a width has room for; an ellipsis tells that something is missing."""
-    if _pdf_width(text, style) <= width:
+def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
+    """As much of a text as there is room for; an ellipsis tells that something is missing."""
+    if _pdf_width(text, style) <= room:
         return text
-    at, room = 0, width - _pdf_width(mark, style)
-    while _pdf_width(text[at:at + 1], style) <= room:
-        room -= _pdf_width(text[at:at + 1], style)
+    at = 0
+    while _pdf_width(text[:at + 1] + mark, style) <= room:
         at += 1
     return text[:at] + mark
 
 
-def _pdf_wrap(text: bytes, width: float) -> List[bytes]:
-    """The text as lines no wider than `width`, broken at blanks and inside words that are wider themselves."""
-    lines = [b""]
-    for word in text.split(b" "):
-        if lines[-1] and _pdf_width(lines[-1] + b" " + word, "body") <= width:
-            lines[-1] += b" " + word
-            continue
-        while _pdf_width(word, "body") > width:
-            lines.append(_pdf_clip(word, "body", width, b""))
-            word = word[len(lines[-1]):]
-        lines.append(word)
-    return [line for line in lines if line] or [b""]
+def _pdf_wrap(text: bytes, room: float) -> List[bytes]:
+    """The text as lines, broken at blanks and inside words that are wider themselves."""
+    lines = []
+    while text:
+        line = _pdf_cut(text, "body", room, b"")
+        line = line if line == text else text[:len(line) + 1].rpartition(b" ")[0] or line
+        lines.append(line)
+        text = text[len(line):].strip(b" ")
+    return lines or [b""]
 
 
 class _PdfPages:
-    """The pages of an invoice and a pen, which moves down the last one and goes on at the top of the next."""
+    """The drawing commands of each page, and a pen that moves down the last one."""
 
     def __init__(self, caption: bytes) -> None:
-        self.caption = caption  # what the later pages say at the top
-        self.page: List[bytes] = []  # the drawing commands of the page at hand
-        self.pages = [self.page]
-        self.y: float = _PDF_TOP
-        self.empty = True  # nothing but headings on this page yet
+        self.caption = caption  # the document's title, which stands at the top of the later pages
+        self.pages: List[List[bytes]] = [[]]
+        self.page, self.y = self.pages[0], float(_PDF_TOP)
 
-    def write(self, x: float, text: bytes, style: str = "body", right: bool = False) -> None:
-        """Writes a text at the height of the pen, from `x` on or, with `right`, up to it."""
-        font, size, colour = _PDF_STYLES[style]
+    def write(self, x: float, text: bytes, style: str = "body", room: float = 600, right: bool = False) -> None:
+        """Writes a text, cut to its room, at the height of the pen: from `x` on or, with `right`, up to it."""
+        (font, size, colour), text = _PDF_STYLES[style], _pdf_cut(text, style, room)
         x = x - _pdf_width(text, style) if right else x
         text = text.replace(b"\\", b"\\\\").replace(b"(", b"\\(").replace(b")", b"\\)")
         self.page.append(b"BT /%b %d Tf %b %.2f %.2f Td (%b) Tj ET" % (font, size, colour, x, self.y, text))
 
-    def rule(self, grey: float, left: float = _PDF_LEFT) -> None:
-        """Draws a thin line at the height of the pen."""
-        self.page.append(b"%.2f G 0.5 w %.2f %.2f m %d %.2f l S" % (grey, left, self.y, _PDF_RIGHT, self.y))
-
-    def need(self, height: float, table: bool = True) -> None:
-        """Goes on to the next page if this one has less room than `height`, unless it has all of its room still."""
-        if self.y - height < _PDF_BOTTOM and not self.empty:
-            self.page, self.y, self.empty = [], _PDF_TOP, True
-            self.pages.append(self.page)
-            self.write(_PDF_LEFT, b"Vast.ai", "strong")
-            self.write(_PDF_RIGHT, self.caption, "note", right=True)
-            self.y -= 30
-            if table:
-                self.headings()
+    def rule(self, grey: float, above: float, below: float) -> None:
+        """Draws a thin line, so far below what was written and above what comes."""
+        self.y -= above
+        self.page.append(b"%.2f G 0.5 w %d %.2f m %d %.2f l S" % (grey, _PDF_LEFT, self.y, _PDF_RIGHT, self.y))
+        self.y -= below
 
     def headings(self) -> None:
         for index, (heading, left, right) in enumerate(_PDF_COLUMNS):
             self.write(right if index > 1 else left, heading, "label", right=index > 1)
-        self.y -= 7
-        self.rule(0.3)
-        self.y -= 14
+        self.rule(0.3, 7, 14)
 
-    def block(self, left: float, width: float, *parts: Tuple[bytes, Iterable[bytes]]) -> float:
+    def need(self, height: float) -> None:
+        """Goes on to the next page where this one has less room."""
+        if self.y - height < _PDF_BOTTOM:
+            self.page, self.y = [], _PDF_TOP
+            self.pages.append(self.page)
+            self.write(_PDF_LEFT, b"Vast.ai", "strong")
+            self.write(_PDF_RIGHT, self.caption, "note", 400, right=True)
+            self.y -= 30
+            self.headings()
+
+    def block(self, left: float, room: float, *parts: Tuple[bytes, Iterable[bytes]]) -> float:
         """Writes labels, each over its lines if it has any, and puts the pen back; tells how low it was."""
         top = self.y
         for label, texts in parts:
-            lines = [line for text in texts if text for line in _pdf_wrap(text, width)]
+            lines = [line for text in texts if text for line in _pdf_wrap(text, room)]
             for index, line in enumerate([label, *lines, b""] if lines else []):
                 self.write(left, line, "body" if index else "label")
                 self.y -= 13 if line else 6
         self.y, low = top, self.y
         return low
 
-    def row(self, row: Row) -> None:
-        """Writes a row of the table; its description takes as many lines as it needs."""
-        payment, moment = row.get("type") == "payment", row.get("timestamp")
-        numbers = [_pdf_number(row.get(name), places, unit) if name == "amount" or not payment else b""
-                   for name, places, unit in (("quantity", 4, ""), ("rate", 6, "$"), ("amount", 4, "$"))]
-        description = _pdf_text(row.get("description") or str(row.get("type") or "").capitalize(), _PDF_TEXT_LIMIT)
-        lines = _pdf_wrap(description, _PDF_COLUMNS[1][2] - _PDF_COLUMNS[1][1])
-        self.need(len(lines) * _PDF_LEADING)
-        for (_, left, right), text in zip(_PDF_COLUMNS[2:], numbers):
-            self.write(right, _pdf_clip(text, "body", right - left), "credit" if payment else "body", right=True)
-        date = _pdf_text(None if moment is None else utc_text(moment, "%Y-%m-%d"))
-        self.write(_PDF_LEFT, _pdf_clip(date, "note", 54), "note")
-        for line in lines:
-            self.need(_PDF_LEADING)
-            self.write(_PDF_COLUMNS[1][1], line)
-            self.y, self.empty = self.y - _PDF_LEADING, False
-        self.y += 7
-        self.rule(0.88)
-        self.y -= 13
-
-    def totals(self, totals: Sequence[Tuple[str, str]]) -> None:
-        """Writes the sums below the table, together if they fit on one page."""
-        self.y -= 8
-        self.need(len(totals) * 17 + 6, table=False)
-        self.y += 11
-        self.rule(0.3, _PDF_COLUMNS[2][1])
-        self.y -= 14
-        for label, text in totals:
-            self.need(17, table=False)
-            self.write(_PDF_COLUMNS[2][1], _pdf_clip(_pdf_text(label), "strong", 110), "strong")
-            self.write(_PDF_RIGHT, _pdf_clip(_pdf_text(text), "strong", 84), "strong", right=True)
-            self.y, self.empty = self.y - 17, False
-
-    def file(self, title: bytes) -> bytes:
+    def file(self) -> bytes:
         """The finished document: numbers the pages and puts the objects behind each other."""
         import zlib
-        kids = b" ".join(b"%d 0 R" % (6 + 2 * index) for index in range(len(self.pages)))
-        objects = [b"<< /Type /Catalog /Pages 2 0 R /Lang (en-US) /ViewerPreferences << /DisplayDocTitle true >> >>",
+        count, title = len(self.pages), ("\ufeff" + self.caption.decode("cp1252")).encode("utf-16-be").hex().encode()
+        font = b"<< /Type /Font /Subtype /Type1 /BaseFont /%b /Encoding /WinAnsiEncoding >>"
+        objects = [b"<< /Type /Catalog /Pages 2 0 R /Lang (en-US) >>",
                    b"<< /Type /Pages /Count %d /Kids [%b] /MediaBox [0 0 612 792] /Resources << /Font << /F1 4 0 R"
-                   b" /F2 5 0 R >> >> >>" % (len(self.pages), kids),
-                   b"<< /Title <%b> /Producer (vastai) >>"
-                   % ("\ufeff" + title.decode("cp1252")).encode("utf-16-be").hex().encode()]
-        objects += [b"<< /Type /Font /Subtype /Type1 /BaseFont /%b /Encoding /WinAnsiEncoding >>" % name
-                    for name in (b"Helvetica", b"Helvetica-Bold")]
+                   b" /F2 5 0 R >> >> >>" % (count, b" ".join(b"%d 0 R" % (6 + 2 * index) for index in range(count))),
+                   b"<< /Title <%b> /Producer (vastai) >>" % title, font % b"Helvetica", font % b"Helvetica-Bold"]
         for number, page in enumerate(self.pages, 1):
             self.page, self.y = page, 40
             self.write(_PDF_LEFT, b"All dates are in UTC.", "note")
-            self.write(_PDF_RIGHT, b"Page %d of %d" % (number, len(self.pages)), "note", right=True)
+            self.write(_PDF_RIGHT, b"Page %d of %d" % (number, count), "note", right=True)
             stream = zlib.compress(b"\n".join(page))
-            objects.append(b"<< /Type /Page /Parent 2 0 R /Contents %d 0 R >>" % (len(objects) + 2))
-            objects.append(b"<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream" % (len(stream), stream))
-        parts = [b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n"]  # four bytes above 127 tell every program that the file is binary
-        offsets, size = [], len(parts[0])
+            objects += [b"<< /Type /Page /Parent 2 0 R /Contents %d 0 R >>" % (len(objects) + 2),
+                        b"<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream" % (len(stream), stream)]
+        data = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")  # bytes above 127 tell every program that the file is binary
+        table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
         for number, content in enumerate(objects, 1):
-            parts.append(b"%d 0 obj\n%b\nendobj\n" % (number, content))
-            offsets.append(b"%010d 00000 n \n" % size)
-            size += len(parts[-1])
-        parts.append(b"xref\n0 %d\n0000000000 65535 f \n%btrailer\n<< /Size %d /Root 1 0 R /Info 3 0 R >>\n"
-                     b"startxref\n%d\n%%%%EOF\n" % (len(objects) + 1, b"".join(offsets), len(objects) + 1, size))
-        return b"".join(parts)
+            table += b"%010d 00000 n \n" % len(data)
+            data += b"%d 0 obj\n%b\nendobj\n" % (number, content)
+        return bytes(data) + table + (b"trailer\n<< /Size %d /Root 1 0 R /Info 3 0 R >>\nstartxref\n%d\n%%%%EOF\n"
+                                      % (len(objects) + 1, len(data)))
 
 
 def invoice_pdf(rows: Iterable[Row], user: Row, title: str = "Invoice", number: str = "", period: str = "",
                 totals: Sequence[Tuple[str, str]] = ()) -> bytes:
     """An invoice as the bytes of a PDF file; the same arguments give the same bytes.
 
-    `rows` are the service's, in the order to show them: timestamp (unix seconds), description, quantity, rate, amount
-    (numbers, or texts, which stay as they are unless they hold a number) and type; a "payment" shows its amount alone.
-    `user` is the account that show_user gives.  `totals` are (label, text) below the table.  Every value may be missing
-    or null.  No sum is computed and no sign turned.
+    `rows` are the service's, in the order to show them; a "payment" shows its amount alone.  `user` is the account that
+    show_user gives.  `totals` are (label, text) below the table.  Every value may be missing, null or of any type.
     """
     def field(name: str) -> bytes:
         return _pdf_text(user.get(name))
-    heading, reference = _pdf_text(title), _pdf_text(number)
-    whole = b" ".join(filter(None, (heading, reference)))
-    pages = _PdfPages(_pdf_clip(whole, "note", 400))
+    pages = _PdfPages((_pdf_text(title) + b" " + _pdf_text(number)).strip())
     pages.write(_PDF_LEFT, b"Vast.ai", "brand")
-    pages.write(_PDF_RIGHT, _pdf_clip(heading, "title", 380), "title", right=True)
-    pages.y -= 16
-    pages.rule(0.3)
-    pages.y -= 26
-    city = b" ".join(filter(None, (field("billaddress_city"), field("billaddress_zip"))))
+    pages.write(_PDF_RIGHT, _pdf_text(title), "title", 380, right=True)
+    pages.rule(0.3, 16, 26)
+    city = (field("billaddress_city") + b" " + field("billaddress_zip")).strip()
     pages.y = -18 + min(
         pages.block(_PDF_LEFT, 170, (b"BILLED TO", [field("fullname") or field("username"), field("billaddress_line1"),
                                                     field("billaddress_line2"), city, field("billaddress_country")])),
         pages.block(240, 170, (b"ACCOUNT", dict.fromkeys((field("username"), field("email"))))),
-        pages.block(424, 134, (b"NUMBER", [reference]), (b"PERIOD", [_pdf_text(period)])))
+        pages.block(424, 134, (b"NUMBER", [_pdf_text(number)]), (b"PERIOD", [_pdf_text(period)])))
     pages.headings()
-    for row in rows:
-        pages.row(row)
-    if pages.empty and len(pages.pages) == 1:
-        pages.write(_PDF_COLUMNS[1][1], b"There is nothing in this period.", "note")
-        pages.y, pages.empty = pages.y - _PDF_LEADING, False
-    if totals:
-        pages.totals(totals)
-    return pages.file(whole)
+    left, right = _PDF_COLUMNS[1][1:]
+    for row in list(rows) or [{"description": "There is nothing in this period."}]:
+        payment, moment = row.get("type") == "payment", row.get("timestamp")
+        description = row.get("description") or str(row.get("type") or "").capitalize()
+        lines = _pdf_wrap(_pdf_text(description, 500), right - left)
+        pages.need(12 * len(lines))
+        for (_, start, end), name, places in zip(_PDF_COLUMNS[2:], ("quantity", "rate", "amount"), (4, 6, 4)):
+            if name == "amount" or not payment:
+                text = _pdf_number(row.get(name), places, "$" * (name != "quantity"))
+                pages.write(end, text, "credit" if payment else "body", end - start, right=True)
+        pages.write(_PDF_LEFT, b"" if moment is None else _pdf_text(utc_text(moment, "%Y-%m-%d")), "note", 54)
+        for line in lines:
+            pages.write(left, line)
+            pages.y -= 12
+        pages.rule(0.88, -7, 13)
+    for index, (label, total) in enumerate(totals):
+        pages.need(17 * (len(totals) - index))
+        pages.write(_PDF_COLUMNS[2][1], _pdf_text(label), "strong", 110)
+        pages.write(_PDF_RIGHT, _pdf_text(total), "strong", 84, right=True)
+        pages.y -= 17
+    return pages.file()
 
 
 def show_network_disk_tables(call: Call, answer: Row) -> None:
@@ -6174,16 +6111,6 @@ def show_backup_files(call: Call, answer: Row) -> None:
     page_out(lines if rows else ["No files are in it yet."], call.view.full)
 
 
-def show_price_increases(call: Call, answer: Row) -> None:
-    rows = answer["pending_price_increases"]
-    if not rows:
-        return emit("No price increases are pending.\n")
-    emit_rows(call, rows, call.row.columns)
-    if answer.get("truncated"):
-        remark(call, "There are more: the service has truncated the list.")
-    return None
-
-
 def show_settled(call: Call, answer: Row) -> None:
     """What became of each price increase."""
     for result in answer.get("results") or [{"status": f"{call.row.name.split()[0]}ed", **answer}]:
@@ -6193,22 +6120,10 @@ def show_settled(call: Call, answer: Row) -> None:
         remark(call, "The new prices hold from the end of the current rental on.")
 
 
-def show_benchmarks(call: Call, rows: List[Row]) -> None:
-    emit_rows(call, rows, BENCHMARK_COLUMNS)
-    if call.extra.get("next_token") and not call["all_pages"]:
-        emit(f"Next page: --next-token {shown(str(call.extra['next_token']), 0)}\n")
-
-
-def show_market(call: Call, answer: Row) -> None:
-    if answer.get("needs_machine"):
-        return emit("There are no numbers for you: they are for hosts with a machine.\n")
-    return emit_rows(call, answer[call.row.rows], call.row.columns)
-
-
 def show_gpu_trends(call: Call, answer: Row) -> None:
     """A table for each GPU; of 40 points and more only about 20."""
     if answer.get("needs_machine"):
-        return show_market(call, answer)
+        return emit(sentence(call, {}) + "\n")
     call.view.full = call.view.full or bool(call["full"])
     for gpu, part in answer.items():
         stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
@@ -6234,7 +6149,9 @@ def show_self_test(call: Call, answer: Row) -> None:
         emit(answer["warning"] + "\n")
     if answer["success"]:
         emit(f"Machine {shown(answer['machine_id'])} has passed.\n")
-    elif "support_bundle" in answer["diagnostics"]:
+    elif not call.cli:  # there an error says it
+        emit(f"Machine {shown(answer['machine_id'])} has failed: {shown(answer['reason'], 500)}\n")
+    if "support_bundle" in answer["diagnostics"]:
         show_bundle(call, answer["diagnostics"]["support_bundle"])
 
 
@@ -6425,7 +6342,7 @@ def answer_line(call: Call) -> int:
         call.client.api_key, call.client.creds_source, call.client.key_origin = find_key(None)
         answer = perform(call)
     if answer is None and call.row.returns not in ("none", "text"):
-        thing = next((f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args if arg.to == "path"), "such thing")
+        thing = next((f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args if "path" in arg.to), "such thing")
         raise NotFoundError(f"there is no {thing}", command=call.row.name,
                             hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "")
     if call.row.returns == "text" and not call.raw and isinstance(answer, str):
@@ -6922,6 +6839,9 @@ def wants_json(words: Sequence[str]) -> bool:
     pairs = zip(words, [*words[1:], ""])
     return any(len(flag) > 3 and "--raw".startswith(flag) for flag in flags) or any(
         word in ("--format=json", "--form=json") or word in ("--format", "--form") and value == "json" for word, value in pairs)
+
+
+main.main = main  # type: ignore[attr-defined]  # `import vastai.cli.main`: in the official package that is a module
 
 
 if __name__ == "__main__":
