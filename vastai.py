@@ -38,6 +38,7 @@ SERVERLESS = "https://run.vast.ai"  # logs and workers of endpoints; with anothe
 LONGEST_PAUSE = 60.0  # seconds: a service that asks for more is not waited for
 LONGEST_TIMEOUT = 1e6  # seconds that a socket can wait, on every system
 LARGEST_ANSWER = 1 << 28  # bytes, unpacked: more than any answer, less than the memory of a small container
+LAST_MOMENT = 64_000_000_000  # unix seconds, about the year 4000: what is later is no date, but a mistake
 LONGEST_TEXT = 100_000  # characters in one argument
 LONGEST_FILE = 10_000_000  # characters in a file that is sent
 BULK = 64  # ids that the service takes in one request
@@ -252,7 +253,8 @@ def _read_file(path: str) -> str:
         reason = "it is not a text file in UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", "")
         raise UsageError(f"cannot read the file {shown(str(path), 200)}: {reason or error}") from None
     if "\0" in text or len(text) > LONGEST_FILE:
-        raise UsageError(f"cannot read the file {shown(str(path), 200)}: it is not a text file of at most {LONGEST_FILE:,} characters")
+        raise UsageError(f"cannot read the file {shown(str(path), 200)}: it is not a text file of at most "
+                         f"{LONGEST_FILE:,} characters")
     return text
 
 
@@ -276,7 +278,19 @@ def _json_object(value: Any) -> Row:
         value = json.loads(value, parse_constant=_no_number)
     if not isinstance(value, dict):
         raise ValueError(value)
+    if not _is_json(value):
+        raise ValueError
     return value
+
+
+def _is_json(value: Any) -> bool:
+    """Can it be sent?  NaN, half a character and an object of the program cannot."""
+    import json
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _json_file(value: Any) -> Row:
@@ -306,9 +320,37 @@ def _any_of(*types: type) -> Callable[[Any], Any]:
     return lambda value: value if isinstance(value, types) else _text(value)
 
 
+def _when(value: Any) -> Any:
+    """A date as text, or unix seconds of this millennium or the two around it."""
+    if isinstance(value, str):
+        return _text(value)
+    if abs(_number(value)) > LAST_MOMENT:
+        raise ValueError
+    return value
+
+
+def _order(value: Any) -> Any:
+    """Text, or a list of pairs, {"col", "dir"} or texts."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            if not isinstance(part, (str, dict)) and [type(word) for word in part] != [str, str]:
+                raise ValueError
+        return value
+    return _text(value)
+
+
+def _slot(value: Any, last: int) -> Optional[int]:
+    """A day or an hour of a schedule; None for each."""
+    if value == "*":
+        return None
+    if not 0 <= _whole(value) <= last:
+        raise ValueError(value)
+    return _whole(value)
+
+
 def _as_given(value: Any) -> Any:
     """A value that goes out in the form it came in: text stays text, a number stays a number."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else _name(value)
+    return _whole(value) if isinstance(value, int) else _name(value)
 
 
 ID = Kind("int", _at_least(0, _whole), "an id (a whole number)", "ID")
@@ -325,7 +367,8 @@ NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} 
 GIVEN_ID = Kind("Union[int, str]", _as_given, "an id", "ID")
 TEXT_ID = Kind("str", _name, "an id", "ID")
 CODE = Kind("str", _name, "text that is not empty", "CODE")
-EXPIRY = Kind("Union[str, float]", _at_least(0, lambda value: query_date(value)), "MM/DD/YYYY or unix seconds", "DATE")
+EXPIRY = Kind("Union[str, float]", lambda value: _when(_at_least(0, query_date)(value)), "MM/DD/YYYY or unix seconds",
+    "DATE")
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
 IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
@@ -336,8 +379,12 @@ SCRIPT = Kind("str", _script, "a text file", "FILE")
 OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
 ENV = Kind("Union[str, Dict[str, str]]", _any_of(dict), "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
 QUERY = Kind("Union[str, Dict[str, Any]]", _any_of(dict, list, tuple), "conditions such as 'num_gpus>=2'", "QUERY")
-ORDER = Kind("Union[str, Sequence[Any]]", _any_of(list, tuple), "fields such as 'dph,num_gpus-'", "FIELDS")
-WHEN = Kind("Union[str, float]", _any_of(int, float), "a date such as 2026-01-31", "DATE")
+ORDER = Kind("Union[str, Sequence[Any]]", _order, "fields such as 'dph,num_gpus-', or a list of [field, direction]",
+    "FIELDS")
+DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
+HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
+DAY = Kind("Union[str, float]", lambda value: day_start(value), "YYYY-MM-DD or unix seconds", "DATE")
+WHEN = Kind("Union[str, float]", _when, "a date such as 2026-01-31", "DATE")
 
 
 def shown(text: str, limit: int = 80) -> str:
@@ -414,8 +461,8 @@ in a data centre; disk_bw: MB/s, disk speed; disk_space: GB, space that can be r
 driver; duration: days, longest rental; geolocation: text, country code; gpu_arch: text, nvidia or amd; has_avx:
 true/false, CPU with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download; inet_up: Mb/s,
 upload; machine_id: number, the machine; pci_gen: number, PCIe generation; pcie_bw: GB/s, PCIe bandwidth; reliability:
-0 to 1, uptime; storage_cost: $/GB/month, price; static_ip: true/false, address does not change; total_flops: TFLOPS, all
-GPUs; ubuntu_version: version, the host's system; verified: true/false, checked by Vast.ai"""
+0 to 1, uptime; storage_cost: $/GB/month, price; static_ip: true/false, address does not change; total_flops: TFLOPS,
+all GPUs; ubuntu_version: version, the host's system; verified: true/false, checked by Vast.ai"""
 BENCHMARK_FIELDS = """\
 contract_id: number, the instance that was measured; dph_base: $/hr, its price; gpu_name: text, model; id: number, the
 benchmark; image: text, its image; last_update: MM/DD/YYYY or unix seconds, when; launch_args: text, how it was started;
@@ -528,6 +575,14 @@ def _month_first(text: str) -> Tuple[int, int, int]:
     return int(year), int(month), int(day)
 
 
+def day_start(value: Union[str, float]) -> int:
+    """Unix seconds of YYYY-MM-DD in UTC, or such seconds as they are.  Raises ValueError."""
+    if not isinstance(value, str) or value.isdigit():
+        return int(_number(value))
+    year, month, day = map(_whole, value.split("-"))
+    return int(utc(year, month, day))
+
+
 def utc(*parts: int) -> float:
     """Unix seconds of a date and time in UTC.  Raises ValueError where there is no such day."""
     from datetime import datetime, timezone  # 3 ms: only for commands with dates
@@ -586,7 +641,7 @@ def _split_words(text: str) -> List[str]:
     return [w for w in [*words, "".join(word)] if w]
 
 
-# Countries of a region: `launch instance --region` takes the long names, `geolocation=EU georegion=true` the short ones.
+# Countries of a region: `launch instance --region` takes the long names, `geolocation=EU georegion=true` the short.
 REGIONS = {
     "North_America": "AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US",
     "South_America": "AR BO BR CL CO EC FK GF GY PY PE SR UY VE",
@@ -690,9 +745,10 @@ class Arg:
 
     `flags` is its spelling on the command line: "id" stands alone, "-l --limit" is an option; the last one names the
     keyword, unless `name` does.  `to` says where the value goes ("path", "query", "body" or "" for nowhere: a function
-    takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that programs use, `face` restricts it to "cli" or
-    "sdk", `cli` is the command line's default where it differs, `many` takes several words, `rest` the rest of the
-    line, `again` may be given again, `shortcuts` are flags that set a value ({"-b": "bid"}), `secret` is never shown.
+    takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that programs
+    use, `face` restricts it to "cli" or "sdk", `cli` is the command line's default where it differs, `many` takes several
+    words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a value
+    ({"-b": "bid"}), `secret` is never shown.
     """
 
     __slots__ = ("again", "choices", "cli", "default", "face", "flags", "help", "hidden", "key", "kind", "many", "name",
@@ -733,7 +789,7 @@ YES = Arg("-y --yes", FLAG, "do not ask", face="cli", to="")
 class Command:
     """One command: the name of both faces, the request, and what becomes of the answer.
 
-    `call` is "METHOD /path/{id}/" under /api/v0, or "METHOD run:/path/" on the serverless host.  `returns` says what the
+    `call` is "METHOD /path/{id}/" under /api/v0, or "METHOD run:/path/" on the serverless host.  `returns` is what the
     answer holds: "" the answer itself (a dict), "offers[]" the list under that name, "[]" a list, "user" the dict under
     that name, "text" a string, "any" whatever comes.  `of` names the TypedDict of a row.  `columns` are the table's,
     `done` is the sentence after success, or several with | between them of which the first that the answer can fill is
@@ -783,7 +839,7 @@ class Command:
         row = self.of or "Dict[str, Any]"
         plain = {"text": "str", "any": self.of or "Any", "none": "None"}.get(self.returns)
         if self.returns and not plain and not self.is_list:
-            return f"Union[{row}, Any]"  # None where the thing is gone; Any, as typeshed has it, spares the others a check
+            return f"Union[{row}, Any]"  # None where it is gone; Any, as typeshed has it, spares the others a check
         return plain or (f"List[{row}]" if self.is_list else row)
 
 
@@ -817,9 +873,9 @@ OFFER_COLUMNS = (
     ("RAM GB", "cpu_ram", ".1f/1000", 2), ("VRAM GB", "gpu_ram", ".1f/1000", 1), ("Disk GB", "disk_space", ".0f", 2),
     ("$/hr", "dph_total", ".4f", 0), ("DLP", "dlperf", ".1f", 3), ("DLP/$", "dlperf_per_dphtotal", ".2f", 5),
     ("score", "score", ".1f", 5), ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 4),
-    ("Down Mb/s", "inet_down", ".1f", 3), ("R %", "reliability", ".1f*100", 2), ("Max_Days", "duration", ".1f/86400", 4),
-    ("mach_id", "machine_id", "", 5), ("status", "verification", "state", 5), ("host_id", "host_id", "", 7),
-    ("ports", "direct_port_count", "", 6), ("country", "geolocation", "", 1))
+    ("Down Mb/s", "inet_down", ".1f", 3), ("R %", "reliability", ".1f*100", 2),
+    ("Max_Days", "duration", ".1f/86400", 4), ("mach_id", "machine_id", "", 5), ("status", "verification", "state", 5),
+    ("host_id", "host_id", "", 7), ("ports", "direct_port_count", "", 6), ("country", "geolocation", "", 1))
 RESERVED_COLUMNS = tuple(
     ("$/hr", "discounted_dph_total", ".4f", 0) if c[1] == "dph_total" else c
     for c in OFFER_COLUMNS if c[1] not in ("gpu_ram", "score"))
@@ -827,9 +883,10 @@ INSTANCE_CARD = (
     ("ID", "id", ""), ("Machine", "machine_id", ""), ("Status", "actual_status", "state"), ("Num", "num_gpus", "{}x"),
     ("Model", "gpu_name", ""), ("Util. %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
     ("RAM GB", "cpu_ram", ".1f/1000"), ("Storage GB", "disk_space", ".0f"), ("SSH Addr", "ssh_host", ""),
-    ("SSH Port", "ssh_port", ""), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""), ("Net up Mb/s", "inet_up", ".1f"),
-    ("Net down Mb/s", "inet_down", ".1f"), ("R %", "reliability2", ".1f*100"), ("Label", "label", ""),
-    ("age(hours)", "duration", ".2f/3600"), ("uptime(mins)", "uptime_mins", ".2f"), ("Message", "status_msg", ""))
+    ("SSH Port", "ssh_port", ""), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
+    ("Net up Mb/s", "inet_up", ".1f"), ("Net down Mb/s", "inet_down", ".1f"), ("R %", "reliability2", ".1f*100"),
+    ("Label", "label", ""), ("age(hours)", "duration", ".2f/3600"), ("uptime(mins)", "uptime_mins", ".2f"),
+    ("Message", "status_msg", ""))
 INSTANCE_COLUMNS = (
     ("ID", "id", "", 0), ("Status", "actual_status", "state", 0), ("Label", "label", "", 1), ("GPU", "gpu", "gpu", 0),
     ("Disk GB", "disk", "disk", 3), ("Volumes", "volumes", "volumes", 4), ("$/hr", "dph_total", ".4f", 0),
@@ -850,11 +907,13 @@ MACHINE_COLUMNS = (
     ("Host name", "hostname", "first16", 2), ("Driver", "driver_version", "", 5), ("Reliab.", "reliability2", ".4f", 3),
     ("Status", "verification", "state", 2), ("IP address", "public_ipaddr", "", 4), ("Location", "geolocation", "", 5),
     ("Reports", "num_reports", "", 6), ("GPU $/hr", "listed_gpu_cost", ".2f", 1),
-    ("Bid $/hr", "min_bid_price", ".2f", 1), ("Discount", "credit_discount_max", ".2f", 6), ("Up $/TB", "listed_inet_up_cost", ".2f*1024", 6),
-    ("Down $/TB", "listed_inet_down_cost", ".2f*1024", 6), ("Occupancy", "gpu_occupancy", "", 1))
+    ("Bid $/hr", "min_bid_price", ".2f", 1), ("Discount", "credit_discount_max", ".2f", 6),
+    ("Up $/TB", "listed_inet_up_cost", ".2f*1024", 6), ("Down $/TB", "listed_inet_down_cost", ".2f*1024", 6),
+    ("Occupancy", "gpu_occupancy", "", 1))
 MAINT_COLUMNS = (
     ("Machine", "machine_id", "", 0), ("Start (UTC)", "start_time", "slashed", 0),
-    ("End (UTC)", "end_time", "slashed", 0), ("Hours", "duration_hours", "", 1), ("Category", "maintenance_category", "", 2))
+    ("End (UTC)", "end_time", "slashed", 0), ("Hours", "duration_hours", "", 1),
+    ("Category", "maintenance_category", "", 2))
 REPORT_COLUMNS = (("Time", "created_at", "", 0), ("Problem", "problem", "", 0), ("Message", "message", "", 1))
 MEMBER_COLUMNS = (
     ("ID", "id", "", 0), ("User", "username", "", 0), ("Email", "email", "", 0), ("Name", "fullname", "", 2),
@@ -873,23 +932,24 @@ CLUSTER_COLUMNS = (
     ("Manager's IP", "manager_ip", "", 2), ("Machines", "machine_ids", "join", 0))
 OVERLAY_COLUMNS = (
     ("ID", "overlay_id", "", 0), ("Name", "name", "", 0), ("Subnet", "internal_subnet", "", 1),
-    ("Cluster", "cluster_id", "", 0),
-    ("Size", "instances", "count", 2), ("Instances", "instances", "join", 1))
+    ("Cluster", "cluster_id", "", 0), ("Size", "instances", "count", 2), ("Instances", "instances", "join", 1))
 TEMPLATE_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3), ("Hash", "hash_id", "", 0),
-    ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4), ("Creator", "creator_id", "", 4),
-    ("Created", "created_at", "day", 5))
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3),
+    ("Hash", "hash_id", "", 0), ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4),
+    ("Creator", "creator_id", "", 4), ("Created", "created_at", "day", 5))
 USER_CARD = (
-    ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Full name", "fullname", ""), ("Credit $", "credit", ".2f"),
-    ("Balance $", "balance", ".2f"), ("Alert below $", "balance_threshold", ".2f"), ("Alert on", "balance_threshold_enabled", ""),
-    ("Can pay", "can_pay", ""), ("Card", "last4", ""), ("Address", "billaddress_line1", ""), ("", "billaddress_line2", ""),
-    ("City", "billaddress_city", ""), ("Zip", "billaddress_zip", ""), ("Country", "billaddress_country", ""),
-    ("Billed", "billed_verified", ""), ("Billing expected", "billed_expected", ""), ("Paid", "paid_verified", ""),
-    ("Payment expected", "paid_expected", ""), ("Credit only", "billing_creditonly", ""), ("Billing set up", "has_billing", ""),
-    ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""), ("Email verified", "email_verified", ""),
-    ("Password reset", "password_resettable", ""), ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
-SUBACCOUNT_COLUMNS = (("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""),
-                      ("Credit $", "credit", ".2f"))
+    ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Full name", "fullname", ""),
+    ("Credit $", "credit", ".2f"), ("Balance $", "balance", ".2f"), ("Alert below $", "balance_threshold", ".2f"),
+    ("Alert on", "balance_threshold_enabled", ""), ("Can pay", "can_pay", ""), ("Card", "last4", ""),
+    ("Address", "billaddress_line1", ""), ("", "billaddress_line2", ""), ("City", "billaddress_city", ""),
+    ("Zip", "billaddress_zip", ""), ("Country", "billaddress_country", ""), ("Billed", "billed_verified", ""),
+    ("Billing expected", "billed_expected", ""), ("Paid", "paid_verified", ""),
+    ("Payment expected", "paid_expected", ""), ("Credit only", "billing_creditonly", ""),
+    ("Billing set up", "has_billing", ""), ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""),
+    ("Email verified", "email_verified", ""), ("Password reset", "password_resettable", ""),
+    ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
+SUBACCOUNT_COLUMNS = (
+    ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Credit $", "credit", ".2f"))
 ITEM_COLUMNS = (
     ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3),
     ("Amount $", "amount", "", 0), ("Timestamp", "timestamp", ".1f", 1), ("Type", "type", "", 1))
@@ -931,11 +991,11 @@ WEBHOOK_COLUMNS = (
 
 VOLUME_OFFER_COLUMNS = (
     ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 5), ("cpu_ghz", "cpu_ghz", ".1f", 6),
-    ("Disk B/W", "disk_bw", ".1f", 3),
-    ("Disk GB", "disk_space", ".0f", 0), ("Disk Name", "disk_name", "", 4), ("$/GB/month", "storage_cost", ".2f", 0),
-    ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3), ("Down Mb/s", "inet_down", ".1f", 3),
-    ("R %", "reliability", ".1f*100", 2), ("Max_Days", "duration", ".1f/86400", 4), ("mach_id", "machine_id", "", 1),
-    ("status", "verification", "state", 5), ("host_id", "host_id", "", 7), ("country", "geolocation", "", 1))
+    ("Disk B/W", "disk_bw", ".1f", 3), ("Disk GB", "disk_space", ".0f", 0), ("Disk Name", "disk_name", "", 4),
+    ("$/GB/month", "storage_cost", ".2f", 0), ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3),
+    ("Down Mb/s", "inet_down", ".1f", 3), ("R %", "reliability", ".1f*100", 2),
+    ("Max_Days", "duration", ".1f/86400", 4), ("mach_id", "machine_id", "", 1), ("status", "verification", "state", 5),
+    ("host_id", "host_id", "", 7), ("country", "geolocation", "", 1))
 NETWORK_VOLUME_OFFER_COLUMNS = tuple(c for c in VOLUME_OFFER_COLUMNS if c[1] in (
     "id", "disk_space", "storage_cost", "inet_up", "inet_down", "reliability", "duration", "verification",
     "host_id")) + (
@@ -943,12 +1003,11 @@ NETWORK_VOLUME_OFFER_COLUMNS = tuple(c for c in VOLUME_OFFER_COLUMNS if c[1] in 
     ("Max BW MiB/s", "nw_disk_max_bw", "", 5), ("Avg BW MiB/s", "nw_disk_avg_bw", "", 3))
 VOLUME_COLUMNS = (
     ("ID", "id", "", 0), ("Cluster ID", "cluster_id", "", 4), ("Name", "label", "", 0),
-    ("Disk GB", "disk_space", ".0f", 0),
-    ("Status", "status", "state", 0), ("Disk Name", "disk_name", "", 4), ("NV Driver", "driver_version", "", 6),
-    ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5), ("R %", "reliability2", ".1f*100", 5),
-    ("age(hours)", "duration", ".2f/3600", 2), ("mach_id", "machine_id", "", 1),
-    ("Verification", "verification", "state", 6),
-    ("host_id", "host_id", "", 6), ("country", "geolocation", "", 3), ("instances", "instances", "", 1))
+    ("Disk GB", "disk_space", ".0f", 0), ("Status", "status", "state", 0), ("Disk Name", "disk_name", "", 4),
+    ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
+    ("R %", "reliability2", ".1f*100", 5), ("age(hours)", "duration", ".2f/3600", 2), ("mach_id", "machine_id", "", 1),
+    ("Verification", "verification", "state", 6), ("host_id", "host_id", "", 6), ("country", "geolocation", "", 3),
+    ("instances", "instances", "", 1))
 BACKUP_COLUMNS = (
     ("ID", "id", ""), ("Contract", "contract_id", ""), ("Type", "type", "unknown"), ("Machine", "machine_id", ""),
     ("Status", "status", "state"), ("Age(hours)", "created_at", "hours"), ("Info", "info", ""))
@@ -956,44 +1015,39 @@ BACKUP_FILE_COLUMNS = (("Name", "name", ""), ("Size(MB)", "size", ".2f/1000000")
 BENCHMARK_COLUMNS = (
     ("ID", "id", "", 0), ("mach_id", "machine_id", "", 2), ("Model", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0),
     ("Value", "value", ".2f", 0), ("$/hr", "dph_base", ".4f", 0), ("Type", "type", "", 1),
-    ("Template", "template_hash", "", 3),
-    ("Templ_ID", "template_id", "", 3), ("contract", "contract_id", "", 5), ("Image", "image", "", 4),
-    ("Date", "last_update", "minute", 2))
+    ("Template", "template_hash", "", 3), ("Templ_ID", "template_id", "", 3), ("contract", "contract_id", "", 5),
+    ("Image", "image", "", 4), ("Date", "last_update", "minute", 2))
 GPU_METRICS_COLUMNS = (
     ("GPU", "gpu_name", "", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
-    ("Unrent", "unavailable", "", 3),
-    ("Usage%", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4), ("Avl/Ver", "avail_verified", "", 4),
-    ("Rnt/Unv", "rented_unverified", "", 5), ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3),
-    ("TFLOPS", "tflops", ".1f", 3), ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
+    ("Unrent", "unavailable", "", 3), ("Usage%", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
+    ("Avl/Ver", "avail_verified", "", 4), ("Rnt/Unv", "rented_unverified", "", 5),
+    ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3), ("TFLOPS", "tflops", ".1f", 3),
+    ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
     ("Med $/hr", "price_median", ".4f", 0), ("P90 $/hr", "price_p90", ".4f", 2))
-SUPPLY = {"Rnt/Ver": "rented_verified", "Avl/Ver": "avail_verified", "Rnt/Unv": "rented_unverified",
-    "Avl/Unv": "avail_unverified",
-          "Unr/Ver": "unavail_verified", "Unr/Unv": "unavail_unverified", "Total": "total"}
+SUPPLY = {
+    "Rnt/Ver": "rented_verified", "Avl/Ver": "avail_verified", "Rnt/Unv": "rented_unverified",
+    "Avl/Unv": "avail_unverified", "Unr/Ver": "unavail_verified", "Unr/Unv": "unavail_unverified", "Total": "total"}
 PRICES = ("rented_p10", "rented_median", "rented_p90", "avail_p10", "avail_median", "avail_p90")
 GPU_TRENDS_COLUMNS = (
     ("Date", "timestamp", "minute", 0), *((head, name, "", 2) for head, name in SUPPLY.items()),
     *((f"{name[0].upper()}.{name[-3:] if 'p' in name else 'med'} $/hr", name, ".4f", 1) for name in PRICES))
 GPU_LOCATION_COLUMNS = (
     ("GPU", "gpu_name", ""), ("City", "city", ""), ("CC", "country_code", ""), ("GPUs", "num_gpus", "{}"),
-    ("State", "state", "state"),
-    ("Verified", "verified", ""), ("Lat", "latitude", ".4f"), ("Lon", "longitude", ".4f"))
+    ("State", "state", "state"), ("Verified", "verified", ""), ("Lat", "latitude", ".4f"), ("Lon", "longitude", ".4f"))
 DEPLOYMENT_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("Tag", "tag", "", 0), ("Image", "image", "", 1),
-    ("Endpoint", "endpoint_id", "", 1),
-    ("Hash", "file_hash", "", 4), ("Version", "current_version_id", "", 2), ("TTL", "ttl", "", 5),
-    ("Created", "created_at", "minute", 3),
-    ("Updated", "updated_at", "minute", 4))
+    ("Endpoint", "endpoint_id", "", 1), ("Hash", "file_hash", "", 4), ("Version", "current_version_id", "", 2),
+    ("TTL", "ttl", "", 5), ("Created", "created_at", "minute", 3), ("Updated", "updated_at", "minute", 4))
 DEPLOYMENT_CARD = (
     *DEPLOYMENT_COLUMNS[:5], ("State", "endpoint_state", "state"), ("Workers", "worker_count", ""),
-    ("Hash", "file_hash", ""),
-    ("S3 key", "s3_key", ""), ("Version", "current_version_id", ""), ("Last healthy", "last_healthy_version_id", ""),
-    ("Storage", "storage", ""), *DEPLOYMENT_COLUMNS[7:])
+    ("Hash", "file_hash", ""), ("S3 key", "s3_key", ""), ("Version", "current_version_id", ""),
+    ("Last healthy", "last_healthy_version_id", ""), ("Storage", "storage", ""), *DEPLOYMENT_COLUMNS[7:])
 PRICE_INCREASE_COLUMNS = (
     ("Pending ID", "pending_price_increase_id", "", 0), ("Instance", "contract_id", "", 0), ("Host", "host_id", "", 3),
     ("Current end", "contract_end_date", "utc", 2), ("New end", "ask_end_date", "utc", 2),
-    ("GPU $/GPU/hr", "gpu_costpersec", "$/hr", 0),
-    ("Storage $/GB/month", "disk_ram_costpersec", "$/month", 1), ("Up $/GB", "bwu_cost", "$/GB", 1),
-    ("Down $/GB", "bwd_cost", "$/GB", 1), ("Platform fee %", "platform_fee", "%", 1))
+    ("GPU $/GPU/hr", "gpu_costpersec", "$/hr", 0), ("Storage $/GB/month", "disk_ram_costpersec", "$/month", 1),
+    ("Up $/GB", "bwu_cost", "$/GB", 1), ("Down $/GB", "bwd_cost", "$/GB", 1),
+    ("Platform fee %", "platform_fee", "%", 1))
 
 # Option groups that several commands share.
 
@@ -1011,14 +1065,6 @@ INVOICE_TYPES = {
 CHARGE_TYPES = {
     "instance": "instance", "volume": "volume", "serverless": "serverless",
     "i": "instance", "v": "volume", "s": "serverless"}
-PAGE_OPTIONS = (
-    Arg("-s --start-date", WHEN, "first day: YYYY-MM-DD or unix seconds", None, to=""),
-    Arg("-e --end-date", WHEN, "last day", None, to=""),
-    Arg("-l --limit", WHOLE, "rows of a page, 100 at most", 20, to=""),
-    Arg("-t --next-token", TEXT, "the page behind an earlier one", None, to=""),
-    Arg("--latest-first", FLAG, "newest first", to=""),
-    Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
-    Arg("-f --format", TEXT, "how to show charges", "table", choices=("table", "tree"), to=""))
 SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
 
 def endpoint_options(load: Optional[float], target: Optional[float], multiple: Optional[float], cold: Optional[int],
@@ -1063,11 +1109,12 @@ SCHEDULE = (
     Arg("--schedule", TEXT, "make a scheduled job of it", None, choices=("HOURLY", "DAILY", "WEEKLY"), to=""),
     Arg("--start_date", WHEN, "first day of the job, UTC; today if not given", None, to=""),
     Arg("--end_date", WHEN, "last day of the job, UTC; a week from now if not given", None, to=""),
-    Arg("--day", TEXT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to=""),
-    Arg("--hour", TEXT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to=""))
+    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to=""),
+    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to=""))
 
 LAUNCH_OPTIONS = (
-    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'", None, to="", secret=True),
+    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'", None, to="",
+        secret=True),
     Arg("--label", TEXT, "a name of your own for the instance", None),
     Arg("--extra", TEXT, "options for docker run", None, hidden=True),
     Arg("--onstart-cmd", TEXT, "commands to run when it starts", None, old="onstart entrypoint", to=""),
@@ -1081,7 +1128,8 @@ RUNTYPE_OPTIONS = (
     Arg("--jupyter", FLAG, "access by Jupyter", to=""),
     Arg("--direct", FLAG, "connect to the machine itself, not through a proxy; faster", to=""))
 ONSTART_OPTIONS = (
-    Arg("--onstart", SCRIPT, "a file with commands to run when it starts; goes before --onstart-cmd", None, face="cli", to=""),
+    Arg("--onstart", SCRIPT, "a file with commands to run when it starts; goes before --onstart-cmd", None, face="cli",
+        to=""),
     Arg("--entrypoint", TEXT, "same as --onstart-cmd", None, face="cli", to=""))
 CREATE_OPTIONS = (
     Arg("--image", TEXT, "Docker image; not needed with --template_hash", None),
@@ -1091,9 +1139,11 @@ CREATE_OPTIONS = (
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now"),
-    Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id", old="template_hash_id"),
+    Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id",
+        old="template_hash_id"),
     Arg("--user", TEXT, "user that commands in the container run as", None),
-    Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None, face="sdk", to=""),
+    Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None, face="sdk",
+        to=""),
     Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to=""),
     Arg("--volume-info", OBJECT, "volume in the service's words", None, face="sdk"),
     Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
@@ -1129,10 +1179,12 @@ TFA_PROOF = (
 PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "the second step of tfa auth-new",
     Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
+MACHINE = Arg("id", ID, "the machine", old="machine_id")
 RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
 MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
 WAIT = (Arg("--wait", FLAG, "wait until it is there", to=""), MAX_WAIT)
-CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes", to="")
+CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
+    to="")
 IDENTITY = Arg("-i --identity", TEXT, "file of the private SSH key", None, to="")
 
 VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, GB, whole", 15)
@@ -1185,11 +1237,14 @@ register("Search and rent",
                        "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to=""),
         *search_options(5.0, aliases=True),
         Arg("--new", FLAG, "ask the newer search service", face="cli", to=""),
-        Arg("--disable-bundling", FLAG, "list identical offers one by one (deprecated)", face="cli", hidden=True, to=""),
+        Arg("--disable-bundling", FLAG, "list identical offers one by one (deprecated)", face="cli", hidden=True,
+            to=""),
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", show="show_offers",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
-        note="Without --no-default the conditions verified=true external=false rentable=true hold; FIELD=any takes one away.",
-        examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph", "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
+        note="Without --no-default the conditions verified=true external=false rentable=true hold; FIELD=any takes one "
+             "away.",
+        examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph",
+                  "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
                   "--interruptible 'num_gpus>=4 inet_down>500'")),
     Command("search offers-new", "PUT /search/asks/", SAFE, "GPU offers, from the newer search service",
         Arg("query", QUERY, "conditions as for search offers", None, to=""),
@@ -1198,64 +1253,79 @@ register("Search and rent",
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", auth=False, face="sdk"),
     Command("search templates", "GET /template/", SAFE, "templates to start instances from",
         Arg("query", QUERY, "conditions on the fields below", None, to=""),
-        returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search", fields=TEMPLATE_FIELDS,
+        returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
+        fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("create instance", "PUT /asks/{id}/", ONCE, "rent an offer: make an instance of it",
         Arg("id", ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance", look="show instances",
+        of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance",
+        look="show instances",
         done="Instance {new_contract} is being made from offer {id}.",
         note="Prices are per hour and run from now on; `vastai destroy instance ID` ends them.",
-        examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct", "6995713 --template_hash 661d064bbda1f2a1 --label train",
+        examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct",
+                  "6995713 --template_hash 661d064bbda1f2a1 --label train",
                   "6995713 --image vllm/vllm-openai --env '-e HF_TOKEN=… -p 8000:8000' --args --model Qwen/Qwen3-8B")),
     Command("create instances", "POST /asks/bulk/", ONCE, "rent several offers with the same options",
         Arg("ids", IDS, "the offers, from search offers", to=""),
         *CREATE_OPTIONS,
         body={"client_id": "me"}, build="build_instance", run="run_bulk", look="show instances",
         done="Instances {new_contracts} are being made from offers {ids}."),
-    Command("launch instance", "PUT /launch_instance/", ONCE, "rent the best offer for a GPU: search and create in one call",
+    Command("launch instance", "PUT /launch_instance/", ONCE,
+        "rent the best offer for a GPU: search and create in one call",
         Arg("-g --gpu-name", NAME, "model, such as RTX_4090", required=True, to=""),
         Arg("-n --num-gpus", TEXT, "number of GPUs", required=True, to="", choices=("1", "2", "4", "8", "12", "14")),
         Arg("-i --image", TEXT, "Docker image", required=True),
-        Arg("-r --region", TEXT, "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]", None, to=""),
+        Arg("-r --region", TEXT, "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
+            None, to=""),
         Arg("-d --disk", GB, "disk space, GB", 10, cli=16.0),
-        Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending", "score-", to=""),
+        Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending", "score-",
+            to=""),
         Arg("--limit", COUNT, "offers to try", None, cli=3, to=""),
         *LAUNCH_OPTIONS,
         Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now"),
-        Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id", old="template_hash_id"),
+        Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id",
+            old="template_hash_id"),
         Arg("--runtype", TEXT, "kind of access in the service's words", None, face="sdk", to=""),
-        Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to=""),
-        Arg("--query", OBJECT, "conditions in the service's words, in place of GPU, region and disk", None, face="sdk", to=""),
+        Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True,
+            to=""),
+        Arg("--query", OBJECT, "conditions in the service's words, in place of GPU, region and disk", None, face="sdk",
+            to=""),
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", build="build_launch", run="run_create_instance", look="show instances",
         done="Instance {new_contract} is being made.",
-        examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct", "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
+        examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
+                  "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
 
 register("Instances",
     Command("show instances", "GET /api/v1/instances/", SAFE, "your instances",
         Arg("-s --status", TEXTS, "only these states: running, loading, exited, created", None, to=""),
         Arg("--label", TEXTS, "only these labels; '' for instances without one", None, to=""),
         Arg("--gpu-name", TEXTS, "only these models", None, to=""),
-        Arg("--verification", TEXTS, "only machines in these states", None, choices=("verified", "unverified", "deverified"), to=""),
+        Arg("--verification", TEXTS, "only machines in these states", None,
+            choices=("verified", "unverified", "deverified"), to=""),
         Arg("--order-by", TEXTS, "'COLUMN' or 'COLUMN desc'; may be given again", None, again=True, to=""),
         Arg("-l --limit", WHOLE, "one page of this many, 1 to 25", None, to=""),
         Arg("-t --next-token", TEXT, "the page behind an earlier one", None, to=""),
         Arg("-a --all", FLAG, "every page, also with --limit", to=""),
         Arg("-v --verbose", FLAG, "more columns", face="cli", to=""),
-        Arg("--cols", TEXT, "these columns: id,status,label,gpu,disk,volumes,dph,image,age,verified,machine,net,location,template,ssh,msg",
+        Arg("--cols", TEXT, "these columns: id,status,label,gpu,disk,volumes,dph,image,age,verified,machine,net,"
+                            "location,template,ssh,msg",
             None, face="cli", to=""),
-        returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances", show="show_instance_table",
+        returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
+        show="show_instance_table",
         aliases="show instances-v1",
         examples=("--status running", "--label train --order-by 'dph_total desc'", "--raw | jq '.[].ssh_host'")),
     Command("show instances-v1", "GET /api/v1/instances/", SAFE, "one page of instances, as the service gives it",
         Arg("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None, to=""),
         build="build_params", face="sdk"),
-    Command("show instance-filters", "GET /instances/filters/", SAFE, "the states, models and verifications of your instances",
+    Command("show instance-filters", "GET /instances/filters/", SAFE,
+        "the states, models and verifications of your instances",
         returns="filters[]", face="sdk"),
     Command("show instance", "GET /instances/{id}/", SAFE, "one instance in full",
         Arg("id", ID, "the instance", old="ID INSTANCE_ID"),
-        query={"owner": "me"}, returns="instances", of="Instance", columns=INSTANCE_CARD, run="run_show_instance", look="show instances"),
+        query={"owner": "me"}, returns="instances", of="Instance", columns=INSTANCE_CARD, run="run_show_instance",
+        look="show instances"),
     Command("start instance", "PUT /instances/{id}/", SAFE, "start a stopped instance",
         Arg("id", ID, "the instance", old="ID"),
         body={"state": "running"}, done="Instance {id} is starting.", look="show instances"),
@@ -1264,7 +1334,8 @@ register("Instances",
         body={"state": "stopped"}, done="Instance {id} is stopping.", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, "end an instance and delete its data",
         Arg("id", ID, "the instance", old="ID"), *WAIT,
-        ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Instance {id} is destroyed.", look="show instances"),
+        ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Instance {id} is destroyed.",
+        look="show instances"),
     Command("start instances", "PUT /instances/", SAFE, "start several stopped instances",
         Arg("ids", IDS, "the instances", to=""),
         body={"state": "running"}, run="run_bulk", done="Instances {ids} are starting.", look="show instances"),
@@ -1273,19 +1344,22 @@ register("Instances",
         body={"state": "stopped"}, run="run_bulk", done="Instances {ids} are stopping.", look="show instances"),
     Command("destroy instances", "DELETE /instances/", SAFE, "end several instances and delete their data",
         Arg("ids", IDS, "the instances", key="instance_ids", to=""),
-        ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Instances {ids} are destroyed.", look="show instances"),
+        ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Instances {ids} are destroyed.",
+        look="show instances"),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, "stop and start the container, keeping its GPU",
         Arg("id", ID, "the instance", old="ID"), *SCHEDULE,
         run="run_scheduled", look="show instance",
         done="Instance {id} is rebooting, and job {scheduled_job_id} will do it again.|Instance {id} is rebooting."),
-    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, "make the container anew from its image, keeping its GPU",
+    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE,
+        "make the container anew from its image, keeping its GPU",
         Arg("id", ID, "the instance", old="ID"),
         done="Instance {id} is being recycled.", look="show instance"),
     Command("label instance", "PUT /instances/{id}/", SAFE, "give an instance a name of your own",
         Arg("id", ID, "the instance", old="ID"),
         Arg("label", TEXT, "the name; '' takes it away"),
         done="The label of instance {id} is {label!r}.", look="show instances"),
-    Command("update instance", "PUT /instances/update_template/{id}/", SAFE, "change the template, image or start-up of an instance",
+    Command("update instance", "PUT /instances/update_template/{id}/", SAFE,
+        "change the template, image or start-up of an instance",
         Arg("id", ID, "the instance", old="ID", to="path body"),
         Arg("--template_id", ID, "id of the template", None),
         Arg("--template_hash_id", TEXT, "hash of the template", None),
@@ -1294,7 +1368,8 @@ register("Instances",
         Arg("--env", OBJECT, "environment as JSON: '{\"KEY\": \"VALUE\"}'", None, secret=True),
         Arg("--onstart", TEXT, "commands to run when it starts", None),
         done="Instance {id} is changed.", look="show instance"),
-    Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, "pay a reserved instance in advance, for a discount",
+    Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE,
+        "pay a reserved instance in advance, for a discount",
         Arg("id", ID, "the instance", old="ID"),
         Arg("amount", PRICE, "dollars to pay"),
         done="Instance {id}: {amount} $ paid for {timescale:g} months, at a discount of {discount_rate:.1%}.",
@@ -1307,7 +1382,8 @@ register("Instances",
     Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance and show what it prints",
         Arg("id", ID, "the instance", old="ID"),
         Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, RESULT_WAIT,
-        returns="text", run="run_scheduled", look="show instance", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
+        returns="text", run="run_scheduled", look="show instance",
+        examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, "what an instance has printed",
         Arg("instance_id", ID, "the instance", old="id ID INSTANCE_ID"),
         Arg("--tail", TEXT, "lines from the end", None),
@@ -1318,7 +1394,8 @@ register("Instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
     Command("wait instance", "", SAFE, "wait until an instance is running, or in another state",
         Arg("id", ID, "the instance"),
-        Arg("--status", TEXT, "the state to wait for", "running", choices=("running", "loading", "exited", "destroyed")),
+        Arg("--status", TEXT, "the state to wait for", "running",
+            choices=("running", "loading", "exited", "destroyed")),
         MAX_WAIT, Arg("--poll", SECONDS, "seconds between two looks, growing to three times that", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
         note="Ends at once where the state can no longer come. Status 9 when the time is over."),
@@ -1343,8 +1420,7 @@ register("Instances",
 
 register("Templates",
     Command("create template", "POST /template/", ONCE, "keep an image with its options and conditions as a template",
-        *TEMPLATE_OPTIONS,
-        build="build_template", look="search templates",
+        *TEMPLATE_OPTIONS, build="build_template", look="search templates",
         done="Template {template[id]} with the hash {template[hash_id]} is made.",
         examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
     Command("update template", "PUT /api/v1/template/", SAFE, "replace a template; it gets a new hash",
@@ -1390,8 +1466,7 @@ register("Volumes",
         Arg("-d --disable_compression", FLAG, "do not compress on the way"),
         build="build_set_flags", look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
     Command("delete volume", "DELETE /volumes/", SAFE, "delete a volume and its data; no instance may use it",
-        Arg("id", ID, "the volume", to="query"),
-        look="show volumes", done="Volume {id} is deleted."))
+        Arg("id", ID, "the volume", to="query"), look="show volumes", done="Volume {id} is deleted."))
 
 register("Volumes (for hosts)",
     Command("list volume", "POST /volumes/", ONCE, "offer disk space of a machine of yours",
@@ -1405,16 +1480,14 @@ register("Volumes (for hosts)",
         build="build_offer_end", look="search volumes",
         done="Disk space of machines {ids} is offered at {price_disk} $/GB/month."),
     Command("unlist volume", "POST /volumes/unlist", SAFE, "take an offer of disk space back",
-        Arg("id", ID, "the offer"),
-        look="search volumes", done="Volume offer {id} is taken back."),
+        Arg("id", ID, "the offer"), look="search volumes", done="Volume offer {id} is taken back."),
     Command("list network-volume", "POST /network_volumes/", ONCE, "offer space of a network disk of yours",
         Arg("disk_id", ID, "the network disk, from show network-disks"),
         Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
         build="build_offer_end", look="search network-volumes",
         done="Space of disk {disk_id} is offered at {price_disk} $/GB/month."),
     Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, "take an offer of a network disk back",
-        Arg("id", ID, "the offer"),
-        look="search network-volumes", done="Network volume offer {id} is taken back."),
+        Arg("id", ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is taken back."),
     Command("show network-disks", "GET /network_disk/", SAFE, "your clusters' network disks and where they are mounted",
         rows="data", columns=(("Cluster", "cluster_id", ""),), show="show_network_disk_tables"),
     Command("add network-disk", "POST /network_disk/", ONCE, "attach a network disk to machines of a cluster",
@@ -1481,33 +1554,27 @@ register("Copies and backups",
              "|A snapshot of instance {instance_id} will be at {container_registry} in some minutes."),
     Command("show instance-backups", "GET /instance_backups/", SAFE,
         "backups that Vast.ai made of your instances and volumes",
-        Arg("--contract-id", ID, "only this instance or volume", None),
-        returns="backups[]", columns=BACKUP_COLUMNS,
+        Arg("--contract-id", ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
         note="`vastai copy vast.CONTRACT:/upper/workspace ID:/workspace` restores an instance's files, "
              "vast.CONTRACT:/ a volume's."),
     Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE,
         "files of a backup, with their addresses",
-        Arg("contract_id", ID, "the instance or volume"),
-        rows="files", columns=BACKUP_FILE_COLUMNS, show="show_backup_files", methods="instance_backup_files",
-        look="show instance-backups"))
+        Arg("contract_id", ID, "the instance or volume"), rows="files", columns=BACKUP_FILE_COLUMNS,
+        show="show_backup_files", methods="instance_backup_files", look="show instance-backups"))
 
 register("Deployments",
     Command("show deployments", "GET /deployments", SAFE, "your serverless deployments",
         returns="deployments[]", columns=DEPLOYMENT_COLUMNS),
     Command("show deployment", "GET /deployment/{id}/", SAFE, "one deployment in full",
-        Arg("id", ID, "the deployment"),
-        returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
+        Arg("id", ID, "the deployment"), returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
     Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, "the versions of a deployment",
-        Arg("id", ID, "the deployment"),
-        returns="versions[]", look="show deployments",
+        Arg("id", ID, "the deployment"), returns="versions[]", look="show deployments",
         columns=(("ID", "id", ""), ("Hash", "file_hash", ""), ("Healthy", "healthy", ""),
             ("Created", "created_at", "minute"))),
     Command("start deployment", "POST /deployment/{id}/start/", SAFE, "start a stopped deployment",
-        Arg("id", ID, "the deployment"),
-        look="show deployment", done="Deployment {id} is starting."),
+        Arg("id", ID, "the deployment"), look="show deployment", done="Deployment {id} is starting."),
     Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, "stop a deployment; it can be started again",
-        Arg("id", ID, "the deployment"),
-        look="show deployment", done="Deployment {id} is stopping."),
+        Arg("id", ID, "the deployment"), look="show deployment", done="Deployment {id} is stopping."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, "delete a deployment by its id, or those of a name",
         Arg("id", ID, "the deployment", None),
         Arg("--name", NAME, "all deployments of this name", None),
@@ -1554,7 +1621,8 @@ register("Market (for hosts)",
         Arg("--end", COUNT, "last moment, unix seconds; now if not given", None),
         Arg("--step", COUNT, "seconds from one point to the next", None),
         Arg("--full", FLAG, "show every point, not about 20", face="cli", to=""),
-        build="build_market", run="run_gpu_trends", show="show_gpu_trends", done=FOR_HOSTS, aliases="metrics gpu-trends",
+        build="build_market", run="run_gpu_trends", show="show_gpu_trends", done=FOR_HOSTS,
+        aliases="metrics gpu-trends",
         examples=("RTX_5090 --verified true", "all --start 1773298800 --end 1773817200 --step 3600 --raw")),
     Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, "where the GPUs are",
         *MARKET_OPTIONS,
@@ -1581,9 +1649,8 @@ register("Keys",
         Arg("ssh_key", TEXT, "the public key or its file"),
         run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance"),
     Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, "the SSH keys that an instance lets in",
-        Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"),
-        returns="any", of="List[Dict[str, Any]]", columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys",
-        look="show instances"),
+        Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="List[Dict[str, Any]]",
+        columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
     Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, "lock an SSH key out",
         Arg("instance_id", ID, "the instance", old="id"),
         Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
@@ -1598,20 +1665,18 @@ register("Keys",
     Command("show api-keys", "GET /auth/apikeys/", SAFE, "the API keys of your account",
         returns="apikeys[]", columns=API_KEY_COLUMNS, whole=True),
     Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, "one API key: its name and what it may do",
-        Arg("id", ID, "the key, from show api-keys"),
-        columns=API_KEY_COLUMNS, look="show api-keys"),
+        Arg("id", ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
     Command("create api-key", "POST /auth/apikeys/", ONCE, "make an API key that may do only some things",
         Arg("--name", NAME, "a name for it", required=True),
         Arg("--permission_file", FILE_OBJECT, "file with its permissions as JSON; all of yours if not given", None,
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT, "limits for parts of the permissions, as the service's documentation has them", None),
         done="API key {id} is made: {key}", look="show api-keys",
-        note="The key is shown this once. A file with {\"api\": {\"misc\": {}, \"user_read\": {}, \"instance_read\": {}}} "
+        note='The key is shown this once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "lets it look at your instances and nothing else.",
         examples=("--name ci --permission_file permissions.json",)),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, "end an API key",
-        Arg("id", ID, "the key, from show api-keys"),
-        done="API key {id} is deleted.", look="show api-keys"),
+        Arg("id", ID, "the key, from show api-keys"), done="API key {id} is deleted.", look="show api-keys"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, "replace your main API key; the old one ends at once",
         body={"client_id": "me"}, done="Your new API key: {new_api_key}", look="show user",
         note="Keep the new key with `vastai set api-key KEY`."),
@@ -1632,13 +1697,11 @@ register("Environment variables",
         Arg("value", TEXT, "its new value", secret=True),
         done="{name} is changed.", look="show env-vars"),
     Command("delete env-var", "DELETE /secrets/", SAFE, "take an environment variable away",
-        Arg("name", NAME, "its name", key="key"),
-        done="{name} is deleted.", look="show env-vars"))
+        Arg("name", NAME, "its name", key="key"), done="{name} is deleted.", look="show env-vars"))
 
 register("Two-factor authentication",
     Command("tfa login", "POST /tfa/", ONCE, "start a session on this machine with a code",
-        *TFA_PROOF,
-        build="build_tfa", run="run_tfa_login", look="tfa status",
+        *TFA_PROOF, build="build_tfa", run="run_tfa_login", look="tfa status",
         done="The 2FA session has begun; its key is kept in {kept_in}. Backup codes left: {backup_codes_remaining}"
              "|The 2FA session has begun; its key is kept in {kept_in}."
              "|The code was right, but there is no new session key.",
@@ -1666,7 +1729,7 @@ register("Two-factor authentication",
         note="Give the app the secret, or the URI as a QR code; then `vastai tfa activate CODE --secret SECRET`."),
     Command("tfa send-sms", "POST /tfa/sms/", ONCE, "have a code sent by SMS",
         PHONE,
-        done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t sms` or `tfa activate -t sms`.",
+        done="A code is on its way. It goes with --secret {secret} to `tfa login -t sms` or `tfa activate -t sms`.",
         look="tfa status"),
     Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, "have the code sent by SMS once more",
         Arg("-s --secret", CODE, "secret that tfa send-sms showed", required=True, secret=True),
@@ -1718,14 +1781,12 @@ register("Teams",
         done="{email} is invited as {role}.", methods="invite_team_member", aliases="invite team-member",
         look="show members"),
     Command("remove member", "DELETE /team/members/{id}/", SAFE, "take somebody out of your team",
-        Arg("id", ID, "the member, from show members", old="ID"),
-        done="Member {id} is removed.", methods="remove_team_member", aliases="remove team-member",
-        look="show members"),
+        Arg("id", ID, "the member, from show members", old="ID"), done="Member {id} is removed.",
+        methods="remove_team_member", aliases="remove team-member", look="show members"),
     Command("show team-roles", "GET /team/roles-full/", SAFE, "the roles of your team, and what they may do",
         returns="[]", columns=ROLE_COLUMNS),
     Command("show team-role", "GET /team/roles/{name}/", SAFE, "one role, and what it may do",
-        Arg("name", NAME, "the role", old="NAME"),
-        columns=ROLE_COLUMNS, look="show team-roles"),
+        Arg("name", NAME, "the role", old="NAME"), columns=ROLE_COLUMNS, look="show team-roles"),
     Command("create team-role", "POST /team/roles/", ONCE, "make a role",
         Arg("--name", NAME, "its name", required=True, old="NAME"),
         Arg("--permissions", FILE_OBJECT, "file with its permissions as JSON", required=True),
@@ -1736,16 +1797,14 @@ register("Teams",
         Arg("--permissions", FILE_OBJECT, "file with its new permissions as JSON", None),
         done="Role {id} is changed.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, "delete a role",
-        Arg("name", NAME, "the role", old="NAME"),
-        done="Role {name} is deleted.", look="show team-roles"))
+        Arg("name", NAME, "the role", old="NAME"), done="Role {name} is deleted.", look="show team-roles"))
 
 register("Machines (for hosts)",
     Command("show machines", "GET /machines", SAFE, "the machines that you offer",
         query={"owner": "me"}, returns="machines[]", columns=MACHINE_COLUMNS, whole=True),
     Command("show machine", "GET /machines/{id}", SAFE, "one machine of yours",
-        Arg("id", ID, "the machine", old="Machine machine_id"),
-        query={"owner": "me"}, returns="any", of="Dict[str, Any]", columns=MACHINE_COLUMNS, run="run_show_machine",
-        look="show machines"),
+        Arg("id", ID, "the machine", old="Machine machine_id"), query={"owner": "me"}, returns="any",
+        of="Dict[str, Any]", columns=MACHINE_COLUMNS, run="run_show_machine", look="show machines"),
     Command("list machine", "PUT /machines/create_asks/", SAFE, "offer a machine for rent, or change its prices",
         Arg("id", ID, "the machine", key="machine", old="machine_id"), *LISTING,
         show="show_listing", look="show machines",
@@ -1756,19 +1815,16 @@ register("Machines (for hosts)",
         Arg("ids", IDS, "the machines", to=""), *LISTING,
         returns="[]", run="run_list_machines", show="show_listing", look="show machines"),
     Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, "stop offering a machine; rentals that run go on",
-        Arg("id", ID, "the machine", old="machine_id"),
-        done="Machine {id} is no longer offered.", look="show machines"),
+        MACHINE, done="Machine {id} is no longer offered.", look="show machines"),
     Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, "remove a machine that nobody rents",
-        Arg("id", ID, "the machine", old="machine_id"),
-        done="Machine {id} is deleted.", look="show machines"),
+        MACHINE, done="Machine {id} is deleted.", look="show machines"),
     Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, "delete expired storage on a machine",
-        Arg("id", ID, "the machine", old="machine_id"),
-        done="Machine {id} is cleaned up.", look="show machines"),
+        MACHINE, done="Machine {id} is cleaned up.", look="show machines"),
     Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, "rearrange GPUs for larger offers",
         Arg("ids", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
         done="The offers of machines {ids} are rearranged: {summary}", look="show machines"),
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, "set the lowest bid for a machine's GPUs",
-        Arg("id", ID, "the machine", old="machine_id"),
+        MACHINE,
         Arg("--price", PRICE, "lowest bid for a GPU, $/hr", None),
         body={"client_id": "me"}, done="The lowest bid for machine {id} is changed.", look="show machines"),
     Command("set defjob", "PUT /machines/create_bids/", SAFE, "set the job that a machine runs while nobody rents it",
@@ -1781,13 +1837,12 @@ register("Machines (for hosts)",
         show="show_listing", look="show machines",
         examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, "end the default job of a machine",
-        Arg("id", ID, "the machine", old="machine_id"),
-        done="The default job of machine {id} is removed.", look="show machines"),
+        MACHINE, done="The default job of machine {id} is removed.", look="show machines"),
     Command("show maints", "GET /machines/maintenances", SAFE, "the maintenance windows of your machines",
         Arg("-i --ids", IDS, "the machines: 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
         query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, "announce maintenance to a machine's renters",
-        Arg("id", ID, "the machine", old="machine_id"),
+        MACHINE,
         Arg("--sdate", NUMBER, "start, unix seconds", required=True),
         Arg("--duration", NUMBER, "length, hours", required=True),
         Arg("--maintenance_category", TEXT, "power, internet, disk, gpu, software or other", "not provided",
@@ -1801,19 +1856,17 @@ register("Machines (for hosts)",
         body={"client_id": "me"}, ask="Call all maintenance of machine {id} off?",
         done="The maintenance of machine {id} is called off.", look="show maints"),
     Command("reports", "GET /machines/{id}/reports/", SAFE, "what users have reported about a machine",
-        Arg("id", ID, "the machine", old="machine_id"),
-        returns="[]", columns=REPORT_COLUMNS, look="show machines"))
+        MACHINE, returns="[]", columns=REPORT_COLUMNS, look="show machines"))
 
 register("Clusters and overlays",
     Command("show clusters", "GET /clusters/", SAFE, "your clusters: machines in one local network",
-        show="show_clusters"),
+        columns=CLUSTER_COLUMNS, run="run_show_clusters"),
     Command("create cluster", "POST /cluster/", ONCE, "make a cluster",
         Arg("subnet", NAME, "local network of the machines: 10.0.0.0/24"),
         Arg("manager_id", ID, "machine that manages it"),
         done="The cluster is made.", look="show clusters"),
     Command("delete cluster", "DELETE /cluster/", SAFE, "delete a cluster",
-        Arg("cluster_id", ID, "the cluster", old="id"),
-        done="Cluster {cluster_id} is deleted.", look="show clusters"),
+        Arg("cluster_id", ID, "the cluster", old="id"), done="Cluster {cluster_id} is deleted.", look="show clusters"),
     Command("join cluster", "PUT /cluster/", SAFE, "add machines to a cluster",
         Arg("cluster_id", ID, "the cluster", old="id"),
         Arg("machine_ids", IDS, "the machines"),
@@ -1839,8 +1892,7 @@ register("Clusters and overlays",
 
 register("Account",
     Command("show user", "GET /users/current", SAFE, "your account and its credit",
-        NO_QUIET,
-        of="User", columns=USER_CARD, run="run_without_keys"),
+        NO_QUIET, of="User", columns=USER_CARD, run="run_without_keys"),
     Command("show audit-logs", "GET /audit_logs/", SAFE, "what was done with your account, when and with which key",
         returns="[]", columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, "change your account: address, thresholds, phone …",
@@ -1851,8 +1903,7 @@ register("Account",
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold, phone_number …",
         examples=("--file account.json",)),
     Command("show subaccounts", "GET /subaccounts", SAFE, "accounts that belong to yours",
-        NO_QUIET,
-        query={"owner": "me"}, returns="users[]", columns=SUBACCOUNT_COLUMNS),
+        NO_QUIET, query={"owner": "me"}, returns="users[]", columns=SUBACCOUNT_COLUMNS),
     Command("create subaccount", "POST /users/", ONCE, "make an account that belongs to yours",
         Arg("--email", NAME, "its mail address", required=True),
         Arg("--username", NAME, "its name", required=True),
@@ -1875,16 +1926,20 @@ register("Billing",
     Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, "invoices or charges, page by page",
         Arg("-i --invoices", FLAG, "payments, transfers and payouts", face="cli", to=""),
         Arg("-c --charges", FLAG, "what instances, volumes and endpoints have cost", to=""),
-        *PAGE_OPTIONS,
+        Arg("-s --start-date", DAY, "first day: YYYY-MM-DD or unix seconds", None, to=""),
+        Arg("-e --end-date", DAY, "last day", None, to=""),
+        Arg("-l --limit", WHOLE, "rows of a page, 100 at most", 20),
+        Arg("-t --next-token", TEXT, "the page behind an earlier one", None, key="after_token"),
+        Arg("--latest-first", FLAG, "newest first"),
+        Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
+        Arg("-f --format", TEXT, "how to show charges", "table", choices=("table", "tree"), to=""),
         Arg("-it --invoice-type", TEXTS, "only these invoices", None, choices=tuple(INVOICE_TYPES), to=""),
         Arg("-v --verbose", FLAG, "the parts of instances and volumes as well, in a tree", face="cli", to=""),
         PDF,
-        build="build_billing", run="run_show_invoices_v1", show="show_billing",
+        rows="results", build="build_billing", run="run_show_invoices_v1", show="show_billing",
         note="Without dates, the last 7 days; with one of them, 7 days from or up to it. Days are UTC.",
         examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
                   "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
-    Command("show charges", "GET /charges/", SAFE, "one page of charges, as show_invoices_v1(charges=True) gives it",
-        *PAGE_OPTIONS, build="build_billing", face="sdk"),
     Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, "the items of a period as a PDF; returns its path",
         *ITEM_OPTIONS, PDF,
         query={"owner": "me"}, returns="text", run="run_pdf_invoices", face="sdk",
@@ -1920,8 +1975,7 @@ register("Scheduled jobs",
     Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, "requests that are repeated at set times",
         returns="[]", columns=JOB_COLUMNS),
     Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, "end a scheduled job",
-        Arg("id", ID, "the job"),
-        done="Scheduled job {id} is deleted.", look="show scheduled-jobs"),
+        Arg("id", ID, "the job"), done="Scheduled job {id} is deleted.", look="show scheduled-jobs"),
     Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, "have a request repeated at set times",
         Arg("start_time", NUMBER, "first time, unix seconds"),
         Arg("end_time", NUMBER, "last time, unix seconds"),
@@ -1950,9 +2004,8 @@ register("Serverless",
     Command("show endpoints", "GET /endptjobs/", SAFE, "your serverless endpoints",
         returns="results[]", columns=ENDPOINT_COLUMNS, run="run_without_keys"),
     Command("create endpoint", "POST /endptjobs/", ONCE, "make a serverless endpoint",
-        *endpoint_options(0.0, 0.9, 2.5, 5, 20),
-        body={"client_id": "me"}, done="Endpoint {result} is made.", look="show endpoints",
-        examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
+        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, done="Endpoint {result} is made.",
+        look="show endpoints", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, "change a serverless endpoint",
         Arg("id", ID, "the endpoint", key="endptjob_id", to="path body"),
         *endpoint_options(None, None, None, None, None),
@@ -1967,8 +2020,7 @@ register("Serverless",
         body={"api_key": KEY}, strict=True, show="show_levels", look="show endpoints",
         examples=("4242 --level 3 --tail 200",)),
     Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, "instances that work for an endpoint",
-        Arg("id", ID, "the endpoint"),
-        returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
+        Arg("id", ID, "the endpoint"), returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
         methods="get_endpoint_workers"),
     Command("show workergroups", "GET /autojobs/", SAFE, "groups of workers of your endpoints",
         returns="results[]", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
@@ -1984,15 +2036,15 @@ register("Serverless",
         note="The search conditions go out each time: give --search_params again, or the usual ones take their place."),
     Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, "delete a workergroup; its instances stay",
         Arg("id", ID, "the workergroup", key="autojob_id", to="path body"),
-        body={"client_id": "me"}, done="Workergroup {id} is deleted.", look="show workergroups", methods="delete_autogroup delete_autoscaler"),
+        body={"client_id": "me"}, done="Workergroup {id} is deleted.", look="show workergroups",
+        methods="delete_autogroup delete_autoscaler"),
     Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, "logs of a workergroup",
         Arg("id", ID, "the workergroup"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, show="show_levels", look="show workergroups",
         examples=("8001 --tail 200",)),
     Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, "instances of a workergroup",
-        Arg("id", ID, "the workergroup"),
-        returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show workergroups",
-        methods="get_workergroup_workers"),
+        Arg("id", ID, "the workergroup"), returns="workers[]", columns=WORKER_COLUMNS, strict=True,
+        look="show workergroups", methods="get_workergroup_workers"),
     Command("update workers", "POST run:/update_workers/", ONCE, "renew the workers of a group, one after the other",
         Arg("id", ID, "the workergroup", key="workergroup_id"),
         Arg("--cancel", FLAG, "stop an update that is going on", key="cancel_update"),
@@ -2026,14 +2078,11 @@ register("Notifications",
         Arg("--name", TEXT, "new name", None),
         done="Webhook {id} is changed.", look="show webhooks"),
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, "delete a webhook",
-        Arg("id", ID, "the webhook"),
-        done="Webhook {id} is deleted.", look="show webhooks"),
+        Arg("id", ID, "the webhook"), done="Webhook {id} is deleted.", look="show webhooks"),
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, "give a webhook a new signing secret",
-        Arg("id", ID, "the webhook"),
-        done=WEBHOOK_SECRET, look="show webhooks"),
+        Arg("id", ID, "the webhook"), done=WEBHOOK_SECRET, look="show webhooks"),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, "send a test to a webhook",
-        Arg("id", ID, "the webhook"),
-        done="A test is sent to webhook {id}.", look="show webhooks"))
+        Arg("id", ID, "the webhook"), done="A test is sent to webhook {id}.", look="show webhooks"))
 register("Tools",
     Command("update", "", SAFE, "say how this copy is brought up to date",
         Arg("--check", FLAG, "only look"), returns="none", run="run_update", face="cli", auth=False),
@@ -2094,7 +2143,8 @@ class View:
 
     __slots__ = ("color", "cols", "confirmed", "fields", "form", "full", "quiet", "verbose")
 
-    def __init__(self, form: str = "json", fields: str = "", quiet: bool = False, full: bool = False, color: bool = True,
+    def __init__(self, form: str = "json", fields: str = "", quiet: bool = False,
+                 full: bool = False, color: bool = True,
                  confirmed: bool = False) -> None:
         self.form, self.fields, self.quiet, self.full, self.color = form, fields, quiet, full, color
         self.confirmed = confirmed
@@ -2232,7 +2282,7 @@ def _texts(value: Any) -> List[str]:
 
 
 def request_of(call: Call, query: Optional[Row] = None, body: Optional[Row] = None) -> Request:
-    """The request of a call, from its row and parameters alone.  None is left out: the service takes it as not given."""
+    """The request of a call, from its row and parameters alone.  None is left out, which means not given."""
     row, client = call.row, call.client
     slots: Dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
     given = set(row.body)  # members that go out even as null
@@ -2281,7 +2331,8 @@ def offer_query(call: Call) -> Row:
     """The conditions of an offers search, with their defaults and the two directives that are no fields."""
     query = call["query"]
     as_text = isinstance(query, (str, list, tuple)) or (call.cli and query is None)
-    start = {} if call["no_default"] else {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
+    start = {} if call["no_default"] else {"verified": {"eq": True}, "external": {"eq": False},
+                                           "rentable": {"eq": True}}
     if not as_text:
         if not call["no_default"]:
             start["rented"] = {"eq": False}
@@ -2343,7 +2394,8 @@ def start_up(call: Call, body: Row) -> None:
     if "PORTAL_CONFIG" in env and "jupyter" not in (runtype or "jupyter" * bool(call["template_hash"])):
         kept = [entry for entry in env["PORTAL_CONFIG"].split("|") if "jupyter" not in entry.lower()]
         if not kept:
-            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter", command=call.row.name)
+            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter",
+                             command=call.row.name)
         env["PORTAL_CONFIG"] = "|".join(kept)
     body["env"] = env
     body["onstart"] = call["onstart"] or call["onstart_cmd"] or call["entrypoint"]
@@ -2452,35 +2504,19 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
 
 
 def build_billing(call: Call, query: Row, body: Row) -> None:
-    """The query of show invoices-v1 and show charges: a period, types, a page."""
-    week, charges = 7 * 86400, call.row.name == "show charges"
-
-    def day(name: str) -> Optional[int]:
-        value = call[name]
-        if not value:
-            return None
-        try:
-            if not isinstance(value, str) or value.isdigit():
-                return int(_number(value))
-            year, month, day = value.split("-")
-            return int(utc(*map(_whole, (year, month, day))))
-        except (ValueError, OverflowError):
-            raise UsageError(f"{name}: expected YYYY-MM-DD or unix seconds, not {shown(str(value))!r}",
-                             command=call.row.name) from None
-    start, end = day("start_date"), day("end_date")
-    if start is None:
+    """A page of invoices or of charges: the period, its types."""
+    start, end, week, when, kind = call["start_date"], call["end_date"], 7 * 86400, "when", "service"
+    names, types = INVOICE_TYPES, call["invoice_type"]
+    if call["charges"]:
+        call.extra["path"], when, kind = "/charges/", "day", "type"
+        names, types, query["format"] = CHARGE_TYPES, call["charge_type"], call["format"]
+    if not start:
         end = end or int(time.time())
         start = end - week
-    filters: Row = {"day" if charges else "when": {"gte": start, "lte": start + week if end is None else end}}
-    names, types = (CHARGE_TYPES, call["charge_type"]) if charges else (INVOICE_TYPES, call["invoice_type"])
+    query["select_filters"] = {when: {"gte": start, "lte": end or start + week}}
     if types:
-        filters["type" if charges else "service"] = {"in": [names[name] for name in types]}
-    limit = min(call["limit"], 100) if call["limit"] > 0 else 20
-    query.update(select_filters=filters, latest_first=call["latest_first"], limit=limit)
-    if charges:
-        query["format"] = call["format"]
-    if call["next_token"]:
-        query["after_token"] = call["next_token"]
+        query["select_filters"][kind] = {"in": [names[name] for name in types]}
+    query["limit"] = min(call["limit"], 100) if call["limit"] > 0 else 20
 
 
 def build_serverless(call: Call, query: Row, body: Row) -> None:
@@ -2604,31 +2640,21 @@ def schedule_of(call: Call, request: Request) -> Row:
     """The job that repeats `request`, from the options of SCHEDULE.  Raises UsageError."""
     def bad(reason: str) -> UsageError:
         return UsageError(reason, command=call.row.name)
-
-    def slot(name: str, last: int) -> Optional[int]:
-        if call[name] == "*":
-            return None
-        try:
-            value = _whole(call[name])
-        except ValueError:
-            value = -1
-        if not 0 <= value <= last:
-            raise bad(f"--{name}: expected 0 to {last} or *, not {shown(str(call[name]))!r}")
-        return value
-    frequency, day, hour = call["schedule"], slot("day", 6), slot("hour", 23)
-    needs = {"HOURLY": (False, False), "DAILY": (False, True), "WEEKLY": (True, True)}[frequency]
-    if (day is not None, hour is not None) != needs:
-        words = {"HOURLY": "--day '*' --hour '*'", "DAILY": "--day '*' and an --hour", "WEEKLY": "a --day and an --hour"}
+    frequency, (day, hour) = call["schedule"], (
+        None if call[name] is None else int(call[name]) for name in ("day", "hour"))
+    if (day is not None, hour is not None) != (frequency == "WEEKLY", frequency != "HOURLY"):
+        words = {"HOURLY": "--day '*' --hour '*'", "DAILY": "--day '*' and an --hour",
+                 "WEEKLY": "a --day and an --hour"}
         raise bad(f"{frequency} needs {words[frequency]}")
     today = time.time() // 86400 * 86400
     start = today if call["start_date"] is None else parse_when(call["start_date"], "utc")
     end = today + 7 * 86400 if call["end_date"] is None else parse_when(call["end_date"], "utc")
     if not start < end:
         raise bad("--start_date must lie before --end_date")
-    instance = call["id"] if call["id"] is not None else call["instance"]
     return {"start_time": start, "end_time": end, "api_endpoint": request.url[len(call.client.server_url):],
             "request_method": request.method, "request_body": request.body, "day_of_the_week": day,
-            "hour_of_the_day": hour, "frequency": frequency, "instance_id": instance}
+            "hour_of_the_day": hour, "frequency": frequency,
+            "instance_id": call["instance"] if call["id"] is None else call["id"]}
 
 
 # ---------------------------------------------------------------------------------------------- transport
@@ -2727,20 +2753,17 @@ def unreached(client: VastAI, row: Command, what: str, problem: Exception) -> Va
 
 
 def unknown(row: Command, reason: str, answer: Optional[Answer] = None, **details: Any) -> VastAIError:
-    return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})", command=row.name,
+    return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})",
+                   command=row.name,
                    status=answer.status_code if answer else 0, response=answer, **details,
-                   hint=f"It may have been carried out. Look with `vastai {row.look or 'show audit-logs'}` before you try again.")
+                   hint=f"Was it carried out? Look with `vastai {row.look or 'show audit-logs'}` before you try again.")
 
 
 def sendable(request: Request, row: Command) -> None:
     """Raises UsageError where an argument holds what JSON does not: NaN, half a character, an object of the program."""
-    import json
-    try:
-        json.dumps([request.query, request.body], ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = shown(str(error), 200) if isinstance(error, TypeError) else type(error).__name__
-        raise UsageError("expected arguments that JSON can hold: text, finite numbers, true, false, null, lists and "
-                         f"objects ({reason})", command=row.name) from None
+    if not _is_json([request.query, request.body]):
+        raise UsageError("expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, dicts",
+                         command=row.name)
 
 
 def authorized(client: VastAI, row: Command) -> None:
@@ -2766,7 +2789,7 @@ def http_error(client: VastAI, row: Command, answer: Answer) -> Tuple[VastAIErro
         family, details["hint"] = AuthError, code_hint(answer) or auth_hint(client, words)
     elif status in (404, 410):
         family = NotFoundError
-        details["hint"] = f"`vastai {row.look}` shows what there is." if row.look else ""
+        details["hint"] = f"`vastai {row.look}` shows what there is." if row.look and row.safe else ""
     elif status == 407:
         family = NetworkError
     elif status == 429:
@@ -2876,12 +2899,12 @@ def promised(call: Call, answer: Answer) -> Any:
         raise refusal(row, body, answer)
     if row.strict and isinstance(body, str):
         raise raising(VastAIError, shown(body, 500), command=row.name, status=answer.status_code, response=answer)
-    member = row.returns[:-2] if row.is_list else row.returns
+    member = row.returns[:-2] if row.is_list else row.returns if row.returns not in ("text", "none") else ""
     if row.returns == "any":
         return body
-    if isinstance(body, str) and not row.returns:
+    if isinstance(body, str) and not row.returns and row.method != "GET":
         return {"success": True, "msg": body}  # some deletions are answered with a sentence
-    if member not in ("", "text", "none") and not (row.strict and isinstance(body, list)):  # a bare list, at times
+    if member and not (row.strict and isinstance(body, list)):  # a bare list, at times
         if not isinstance(body, dict) or member not in body:
             raise misread(row, answer, f"an answer without {member!r}")
         part: Any = body[member]
@@ -2932,7 +2955,8 @@ def follow(client: VastAI, request: Request, row: Command) -> Answer:
             raise stop(f"a {request.method} to {shown(target, 200)}")
         try:
             old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe="%/:=&?~#+!$,;'@()*[]")))
-            places = [(at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme)) for at in (old, new)]
+            places = [(at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme))
+                      for at in (old, new)]
         except ValueError:
             raise stop(f"to {shown(target, 200)}, which is no address") from None
         if new.scheme not in ("http", "https") or not new.hostname or old.scheme == "https" and new.scheme == "http":
@@ -3002,7 +3026,8 @@ def _reason(error: BaseException) -> str:
     """An OSError in words that a user can act on."""
     if _timed_out(error):
         return "timed out"
-    text = getattr(error, "verify_message", "") or getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = getattr(error, "verify_message", "") or getattr(error,
+                                                           "strerror", None) or str(error) or type(error).__name__
     return shown(str(text), 300)
 
 
@@ -3175,7 +3200,8 @@ def tunnel(sock: Timed, place: str, proxy: str) -> None:
     """Has the proxy connect to `place`; http.client's own way would let a slow proxy outlast the timeout."""
     from http.client import HTTPResponse
     headers = {"Host": place, **proxy_headers(proxy)}
-    sock.sendall("".join([f"CONNECT {place} HTTP/1.1\r\n", *(f"{k}: {v}\r\n" for k, v in headers.items()), "\r\n"]).encode())
+    sock.sendall("".join([f"CONNECT {place} HTTP/1.1\r\n", *(f"{k}: {v}\r\n" for k, v in headers.items()),
+                          "\r\n"]).encode())
     answer = HTTPResponse(sock, method="CONNECT")  # type: ignore[arg-type]
     answer.begin()
     answer.close()
@@ -3241,7 +3267,8 @@ def redacted(request: Request) -> Any:
     """The body with what is secret replaced by ***."""
     def hide(value: Any) -> Any:
         return {k: "***" for k in value} if isinstance(value, dict) else "***"
-    return request.body and {k: hide(v) if k in request.hidden and v is not None else v for k, v in request.body.items()}
+    return request.body and {name: hide(value) if name in request.hidden and value is not None else value
+                             for name, value in request.body.items()}
 
 
 def explain(client: VastAI, request: Request) -> None:
@@ -3338,10 +3365,10 @@ def pick_page(call: Call, answer: Answer) -> Row:
     return body if isinstance(body, dict) else {}
 
 
-SUMMARY_COLS = ["id", "actual_status", "label", "num_gpus", "gpu_name", "gpu_util", "disk_space", "disk_usage", "disk_util",
-                "volume_info", "dph_total", "image_uuid", "start_date", "verification"]
-DETAIL_COLS = ["machine_id", "template_id", "template_name", "geolocation", "inet_up", "inet_down", "ssh_host", "ssh_port",
-               "status_msg"]
+SUMMARY_COLS = ["id", "actual_status", "label", "num_gpus", "gpu_name", "gpu_util", "disk_space", "disk_usage",
+                "disk_util", "volume_info", "dph_total", "image_uuid", "start_date", "verification"]
+DETAIL_COLS = ["machine_id", "template_id", "template_name", "geolocation", "inet_up", "inet_down", "ssh_host",
+               "ssh_port", "status_msg"]
 
 
 def instance_filters(call: Call) -> Row:
@@ -3353,7 +3380,8 @@ def instance_filters(call: Call) -> Row:
         column, _, direction = text.strip().partition(" ")
         direction = direction.strip().lower() or "asc"
         if not column or direction not in ("asc", "desc"):
-            raise UsageError(f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {shown(text)!r}", command=call.row.name)
+            raise UsageError(f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {shown(text)!r}",
+                             command=call.row.name)
         order.append({"col": column, "dir": direction})
     if "id" not in [part["col"] for part in order]:
         order.append({"col": "id", "dir": "asc"})
@@ -3430,7 +3458,7 @@ def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun:
     try:
         for row in call.do("show_instances", label=[label]):
             start = row.get("start_date")
-            if row.get("label") == label and not (isinstance(start, (int, float)) and start < begun - 60):  # clocks differ
+            if row.get("label") == label and not (isinstance(start, (int, float)) and start < begun - 60):
                 found.append(row.get("id"))
         words = f"There are {len(found)} new instances labelled {label!r}: {', '.join(map(str, found[:20]))}."
         if len(found) == 1:
@@ -3480,11 +3508,14 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
         if row is None:
             raise NotFoundError(f"instance {id} is gone", command=call.row.name)
         if stopped or status != "destroyed" and told.lower().startswith("error"):
-            raise VastAIError(f"instance {id} cannot become {status}: it is {state or 'not started'}. {shown(told, 300)}".strip(),
-                              command=call.row.name, hint=f"`vastai logs {id}` may say why; it costs until it is destroyed.")
+            told = f" {shown(told, 300)}" * bool(told)
+            raise VastAIError(f"instance {id} cannot become {status}: it is {state or 'not started'}.{told}",
+                              command=call.row.name,
+                              hint=f"`vastai logs {id}` may say why; it costs until it is destroyed.")
         left = end - time.monotonic()
         if left <= 0:
-            raise WaitTimeoutError(f"instance {id} was not {status} after {call['max_wait']:g} s: it is {state or 'unknown'}",
+            raise WaitTimeoutError(f"instance {id} was not {status} after {call['max_wait']:g} s: "
+                                   f"it is {state or 'unknown'}",
                                    command=call.row.name, hint=f"`vastai wait instance {id}` goes on waiting.")
         call.note(f"instance {id}: {state or '…'}, {time.monotonic() - begun:.0f} s {told[:60]}")
         time.sleep(max(0.0, min(left, max(pause, asked))))
@@ -3512,7 +3543,8 @@ def run_bulk(call: Call) -> Row:
         raise failures[0] if not answers else partial(call.row, results)
     merged = dict(answers[0])
     for answer in answers[1:]:
-        merged.update({name: merged[name] + value if isinstance(value, list) and isinstance(merged.get(name), list) else value
+        merged.update({name: merged[name] + value if isinstance(value,
+                                                                list) and isinstance(merged.get(name), list) else value
                        for name, value in answer.items()})
     return merged
 
@@ -3520,7 +3552,8 @@ def run_bulk(call: Call) -> Row:
 def partial(row: Command, results: List[Row]) -> PartialError:
     """The error of several items of which some failed."""
     failed = [str(item.get("id")) for item in results if not item.get("success")]
-    return PartialError(f"{len(failed)} of {len(results)} failed: {', '.join(failed[:20])}", command=row.name, results=results)
+    return PartialError(f"{len(failed)} of {len(results)} failed: {', '.join(failed[:20])}", command=row.name,
+                        results=results)
 
 
 def run_scheduled(call: Call) -> Any:
@@ -3618,7 +3651,8 @@ def run_address(call: Call) -> str:
 def reachable(call: Call, row: Optional[Row], id: int) -> List[Tuple[str, int]]:
     """The SSH addresses of an instance.  Raises where there is no such instance or no address."""
     if not row:
-        raise NotFoundError(f"you have no instance {id}", command=call.row.name, hint="`vastai show instances` lists yours.")
+        raise NotFoundError(f"you have no instance {id}", command=call.row.name,
+                            hint="`vastai show instances` lists yours.")
     found = addresses(row)
     if not found:
         raise VastAIError(f"instance {id} has no SSH port yet; is it running?", command=call.row.name,
@@ -3642,7 +3676,8 @@ def ssh_target(call: Call, id: int) -> Tuple[str, int]:
 def ssh_options(call: Call) -> List[str]:
     """A new host key is taken without a question and kept; a changed one is refused.  The identity, if one is given."""
     identity = call["identity"]
-    return ["-o", "StrictHostKeyChecking=accept-new"] + ([] if identity is None else ["-i", os.path.expanduser(identity)])
+    return ["-o",
+            "StrictHostKeyChecking=accept-new"] + ([] if identity is None else ["-i", os.path.expanduser(identity)])
 
 
 HOW_TO_GET_SSH = "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH client of Windows."
@@ -3662,9 +3697,9 @@ def installation() -> Tuple[str, str]:
 
 
 def run_update(call: Call) -> None:
-    """Says how this copy is brought up to date; there is no place that it could safely fetch a newer one from itself."""
+    """Says how this copy is brought up to date; there is no place to fetch a newer one from safely."""
     how, place = installation()
-    advice = (f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came the first time"
+    advice = (f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came at first"
               if how == "pip" else "it is a file of its own: put the newer vastai.py in its place")
     raise VastAIError(f"this is vastai {__version__} in {place}; {advice}", command=call.row.name)
 
@@ -3681,7 +3716,8 @@ def run_uninstall(call: Call) -> None:
 
 def run_ssh(call: Call) -> None:
     host, port = ssh_target(call, call["id"])
-    run_program(["ssh", "-p", str(port), *ssh_options(call), f"root@{host}", *(call["command"] or ())], HOW_TO_GET_SSH, told=False)
+    run_program(["ssh", "-p", str(port), *ssh_options(call), f"root@{host}", *(call["command"] or ())], HOW_TO_GET_SSH,
+                told=False)
 
 
 def run_scp(call: Call) -> None:
@@ -3691,7 +3727,8 @@ def run_scp(call: Call) -> None:
         id, colon, path = place.partition(":")
         if colon and id.isascii() and id.isdigit():
             if port:
-                raise UsageError("one of the two is local; `vastai copy` copies between instances", command=call.row.name)
+                raise UsageError("one of the two is local; `vastai copy` copies between instances",
+                                 command=call.row.name)
             host, port = ssh_target(call, _whole(id))
             place = f"root@{f'[{host}]' if ':' in host else host}:{path}"
         elif place.startswith("-"):
@@ -3699,7 +3736,8 @@ def run_scp(call: Call) -> None:
         words.append(place)
     if not port:
         raise UsageError("one of the two is ID:PATH, such as 4242:/workspace/", command=call.row.name)
-    run_program(["scp", "-P", str(port), *ssh_options(call), *(["-r"] if call["recursive"] else []), "--", *words], HOW_TO_GET_SSH)
+    run_program(["scp", "-P", str(port), *ssh_options(call), *(["-r"] if call["recursive"] else []), "--", *words],
+                HOW_TO_GET_SSH)
 
 
 def addresses(row: Row) -> List[Tuple[str, int]]:
@@ -3736,10 +3774,29 @@ def run_without_keys(call: Call) -> Any:
     return answer
 
 
+def run_show_clusters(call: Call) -> Any:
+    """The answer, with a map of clusters; for tables their rows."""
+    answer = call.send()
+    if not isinstance(answer.get("clusters"), dict):
+        raise VastAIError("the service gave an answer without 'clusters'", command=call.row.name)
+    if not call.cli or call.whole:
+        return answer
+    rows = []
+    for id, cluster in answer["clusters"].items():
+        nodes = objects(call, dig(cluster, "nodes") or [])
+        manager = next((node for node in nodes if node.get("is_cluster_manager")), {})
+        rows.append({"id": id, "subnet": dig(cluster, "subnet"), "nodes": nodes, "manager": manager.get("machine_id"),
+                     "manager_ip": manager.get("local_ip"), "machine_ids": [node.get("machine_id") for node in nodes]})
+    return rows
+
+
 def run_notifications(call: Call) -> Any:
     """The notification choices of an account, of one's own unless another is named."""
-    user = call["user_id"]
-    return call.send(user_id=call.do("show_user")["id"] if user is None else user)
+    user = call.do("show_user").get("id") if call["user_id"] is None else call["user_id"]
+    if user is None:
+        raise VastAIError("the service did not say which account this is; name it with --user_id",
+                          command=call.row.name)
+    return call.send(user_id=user)
 
 
 def run_transfer_credit(call: Call) -> Any:
@@ -3762,19 +3819,16 @@ def amount_of(row: Row) -> Optional[float]:
         return None
 
 
-def invoice_items(call: Call, inc_charges: Optional[bool]) -> Row:
+def invoice_items(call: Call, **more: Any) -> Row:
     """`invoices` and `current` of a period; one's own zone holds for dates without one."""
-    dates = {name: call[option] for name, option in (("sdate", "start_date"), ("edate", "end_date"))}
-    now = {"sdate": time.time() - 86400, "edate": time.time()}
-    query: Row = {name: parse_when(date) if date else now[name] for name, date in dates.items()}
+    query: Row = {name: parse_when(call[option]) if call[option] else time.time() - ago
+                  for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0))}
     call.extra["period"] = " - ".join(utc_text(moment, "%Y-%m-%d") for moment in query.values())
-    answer = call.send(query=query if inc_charges is None else {**query, "inc_charges": inc_charges})
+    answer = call.send(query={**query, **more})
     kind = "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
-    rows = answer.get("invoices")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise VastAIError("the service gave an answer without a list of 'invoices'", command=call.row.name)
     call.extra["current"] = answer.get("current")
-    return {"invoices": [row for row in rows if kind in (None, row.get("type"))], "current": answer.get("current")}
+    return {"invoices": [row for row in objects(call, answer.get("invoices")) if kind in (None, row.get("type"))],
+            "current": answer.get("current")}
 
 
 def billed(call: Call, rows: List[Row]) -> List[Row]:
@@ -3792,12 +3846,11 @@ def billed(call: Call, rows: List[Row]) -> List[Row]:
 
 def run_show_invoices(call: Call) -> Any:
     """The items: on the command line those that count, in the SDK as they came, with what is not billed yet."""
-    answer = invoice_items(call, not call["only_credits"])
-    if not call.cli and not call["pdf"]:
-        return answer
-    rows = billed(call, answer["invoices"])
-    if call["pdf"]:
-        write_invoice(call, call["pdf"], rows)
+    answer = invoice_items(call, inc_charges=not call["only_credits"])
+    if call.cli or call["pdf"]:
+        rows = billed(call, answer["invoices"])
+        if call["pdf"]:
+            write_invoice(call, call["pdf"], rows)
     return rows if call.cli else answer
 
 
@@ -3806,11 +3859,10 @@ def run_pdf_invoices(call: Call) -> str:
     from datetime import datetime
     name = f"invoice_{invoice_number()}"
     for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
-        if date:
-            name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}"
+        name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}" if date else ""
     name += "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
     path = call["pdf"] or (name.replace(":", ".") if os.name == "nt" else name) + ".pdf"
-    write_invoice(call, path, billed(call, invoice_items(call, None)["invoices"]))
+    write_invoice(call, path, billed(call, invoice_items(call)["invoices"]))
     return str(path)
 
 
@@ -3838,30 +3890,23 @@ def run_show_invoices_v1(call: Call) -> Any:
     """A page of invoices or charges as it came; all pages of them where they are to become a PDF."""
     if call.cli and bool(call["invoices"]) == bool(call["charges"]):
         raise UsageError("give one of --invoices and --charges", command=call.row.name)
-    inner = Call(call.client, METHODS["show_charges"], call.params, call.view, call.cli) if call["charges"] else call
     if not call["pdf"]:
-        answer = inner.send()
-        bill_rows(call, answer)
-        return answer["results"] if call.view.fields else answer
-    query = request_of(inner).query
-    found = list(pages(inner, query, True))
-    rows = [row for page in found for row in bill_rows(call, page)]
-    period = query["select_filters"]["day" if call["charges"] else "when"]
+        return call.send()
+    query, results = request_of(call).query, []
+    for page in pages(call, query, True):
+        results += page["results"]
+    title, kind, when = ("Charges", "charge", "day") if call["charges"] else ("Invoices", "payment", "when")
+    period = query["select_filters"][when]
     call.extra["period"] = " - ".join(utc_text(period[name], "%Y-%m-%d") for name in ("gte", "lte"))
-    kind = "charge" if call["charges"] else "payment"
-    items = [{"timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"), "type": kind,
-              "amount": row["amount"], "description": row.get("description") or row.get("source")} for row in rows]
-    write_invoice(call, call["pdf"], items, "Charges" if call["charges"] else "Invoices")
-    del found[0]["rows"]
-    return {**found[0], "results": [row for page in found for row in page["results"]], "next_token": None,
-            "count": sum(len(page["results"]) for page in found)}
+    write_invoice(call, call["pdf"], [{
+        "timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"), "type": kind,
+        "amount": row["amount"], "description": row.get("description") or row.get("source")}
+        for row in bill_rows(call, results)], title)
+    return {"results": results, "count": len(results), "total": len(results), "next_token": None}
 
 
-def bill_rows(call: Call, answer: Row) -> List[Row]:
+def bill_rows(call: Call, results: List[Row]) -> List[Row]:
     """The results of a page as people read them: without zeros, payments as gains, `instance-12` in two parts."""
-    results = answer.get("results")
-    if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
-        raise VastAIError("the service gave an answer without a list of 'results'", command=call.row.name)
     rows = []
     for row in results:
         amount = amount_of(row)
@@ -3933,27 +3978,23 @@ def run_set_api_key(call: Call) -> Optional[str]:
     return f"The API key is kept in {path}"
 
 
-def public_key(text: str) -> str:
-    """A public SSH key from its text or its file.  Raises UsageError for a private key, and for what is no key."""
-    if not text.startswith("ssh") and os.path.exists(os.path.expanduser(text)):
+def run_ssh_key(call: Call) -> Any:
+    """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that it is given."""
+    text = call["ssh_key"]
+    if call.cli and not text.startswith("ssh") and os.path.exists(os.path.expanduser(text)):
         text = _read_file(text)
     if "PRIVATE KEY" in text:
-        raise UsageError("that is a private key; give the public one, the file that ends in .pub")
-    if not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
-        raise UsageError(f"{shown(text, 60)!r} is neither a public SSH key nor a file that holds one")
-    return text
+        raise UsageError("that is a private key; give the public one, from the file that ends in .pub",
+                         command=call.row.name)
+    if call.cli and not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
+        raise UsageError(f"{shown(text, 60)!r} is neither a public SSH key nor a file that holds one",
+                         command=call.row.name)
+    return call.send(ssh_key=text)
 
 
-def run_ssh_key(call: Call) -> Row:
-    """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that it is given."""
-    return call.send(ssh_key=public_key(call["ssh_key"]) if call.cli else call["ssh_key"])
-
-
-def run_create_ssh_key(call: Call) -> Row:
+def run_create_ssh_key(call: Call) -> Any:
     """Adds a public key, a given one or a new one from ssh-keygen."""
     if call["ssh_key"] is not None:
-        if "PRIVATE KEY" in call["ssh_key"]:
-            raise UsageError("that is a private key; give the public one", command=call.row.name)
         return run_ssh_key(call)
     path = os.path.expanduser(os.path.join("~", ".ssh", "id_ed25519"))
     existing = [name for name in (path, path + ".pub") if os.path.exists(name)]
@@ -4180,43 +4221,37 @@ def run_cloud_copy(call: Call) -> Row:
 def run_price_increase(call: Call) -> Row:
     """Accepts or rejects what is pending for each instance.  In the SDK one instance, and the service's answer."""
     ids = list(dict.fromkeys(call["ids"])) if call.cli else [call["instance_id"]]
-    verb, asks = call.row.name.split()[0], not call.view.confirmed and not call.client.curl
-    question = f"{verb.title()} the higher prices of instances {', '.join(map(str, ids))}? (--yes does not ask)"
-    at_terminal = is_terminal(sys.stdin) and not call.raw
-    if asks and not at_terminal:
-        confirm(call, question)
+    verb = call.row.name.split()[0]
+    if not call.client.curl:
+        confirm(call, f"{verb.title()} the higher prices of instances {', '.join(map(str, ids))}? (--yes does not ask)")
     rows = call.do("show_pending_price_increases")["pending_price_increases"]
-    pending = {row.get("contract_id"): row for row in reversed(rows)}
-    if asks and at_terminal and call.cli:
-        emit_rows(call, [pending[id] for id in ids if id in pending], PRICE_INCREASE_COLUMNS)
-        confirm(call, question)
+    numbers = {row.get("contract_id"): row.get("pending_price_increase_id") for row in reversed(rows)}
     results: List[Row] = []
     failures: List[VastAIError] = []
     for id in ids:
-        number = pending.get(id, {}).get("pending_price_increase_id")
-        result = {"instance_id": id, "pending_price_increase_id": number}
+        result = {"instance_id": id, "pending_price_increase_id": numbers.get(id)}
         try:
-            if number is None:
+            if numbers.get(id) is None:
                 raise NotFoundError(f"no price increase is pending for instance {id}", command=call.row.name,
                                     hint="`vastai show pending-price-increases` shows those that are.")
-            answer: Row = call.send(body={"pending_price_increase_id": number})
+            answer: Row = call.send(body={"pending_price_increase_id": numbers[id]})
             if not call.cli:
                 return answer
             result.update({name: answer.get(name) for name in ("pending_price_increase_id", "contract_id")})
             results.append({**result, "status": f"{verb}ed", "response": answer})
         except VastAIError as error:
             failures.append(error)
-            stale = number is None or error.status == 409 or (
-                error.status == 404 and dig(error.body, "error") == "no_pending_price_increase")
+            stale = (numbers.get(id) is None or error.status == 409
+                     or dig(error.body, "error") == "no_pending_price_increase")
             results.append({**result, "status": "stale" if stale else "failed", "error": error.msg})
+    if len(failures) == len(ids) == 1:
+        raise failures[0]
     if failures:
-        if len(ids) == 1:
-            raise failures[0]
         failed = [str(result["instance_id"]) for result in results if "error" in result]
         raise PartialError(f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", command=call.row.name,
-            results=results)
+                           results=results)
     return {"success": True, "exit_code": 0, "requested": len(ids), "acted": len(ids), "stale": 0, "failed": 0,
-        "results": results}
+            "results": results}
 
 
 def run_search_benchmarks(call: Call) -> Any:
@@ -4295,7 +4330,8 @@ def run_program(words: List[str], how_to_get: str, told: bool = True, aside: boo
     except OSError:
         raise ProgramError(f"{words[0]} is not on this machine. {how_to_get}", exit_status=127) from None
     if status:
-        raise ProgramError(f"{words[0]} ended with status {status}" * told, exit_status=status if status > 0 else 128 - status)
+        raise ProgramError(f"{words[0]} ended with status {status}" * told,
+                           exit_status=status if status > 0 else 128 - status)
 
 
 class ProgramError(VastAIError):
@@ -4334,10 +4370,11 @@ SECRET_NAME = r"(?:api[ _-]?key|token|secret|passw(?:or)?d|authorization|host_po
 SECRET_TEXT = (rf'(?i)({SECRET_NAME}[\w-]{{0,40}}\\{{0,2}}["\']?[ \t]{{0,8}}[=:][ \t]{{0,8}})'  # bounded, hence linear
                r'(?:(?:bearer|basic)[ \t]{1,8})?(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\'[^\'\n]*\'?|[^\s,;]+)')
 LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
+DMESG_WORDS = ("warn", "err", "fail", "fault", "crit", "panic", "oops", "bug")
 LOCAL_ARTIFACTS = {
     "dmesg-filtered.log": "dmesg -T", "nvidia-smi.txt": "nvidia-smi", "nvidia-smi-L.txt": "nvidia-smi -L",
     "docker-info.txt": "docker info", "ip-addr.txt": "ip addr", "ss-tlnp-summary.txt": "ss -tlnp",
-    "etc-docker-daemon.json": "cat /etc/docker/daemon.json", "docker-mounts.txt": "cat /proc/mounts",
+    "etc-docker-daemon.json": "cat /etc/docker/daemon.json", "docker-mounts.txt": "grep docker /proc/mounts",
     "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia --since -24h --no-pager"}
 
 
@@ -4345,145 +4382,123 @@ def without_secrets(value: Any, secrets: Sequence[str]) -> Any:
     """A text or JSON value with REDACTED for `secrets` and for what names such as token or password stand before."""
     import re
     if isinstance(value, dict):
-        return {without_secrets(str(name), secrets): "REDACTED" if re.search(SECRET_NAME, str(name), re.I) else
-                without_secrets(item, secrets) for name, item in value.items()}
+        return {name: "REDACTED" if re.search(SECRET_NAME, str(name), re.I) else without_secrets(item, secrets)
+                for name, item in value.items()}
     if isinstance(value, list):
         return [without_secrets(item, secrets) for item in value]
-    if not isinstance(value, str):
-        return value
-    for secret in secrets:
+    for secret in secrets if isinstance(value, str) else ():
         value = value.replace(secret, "REDACTED")
-    return re.sub(SECRET_TEXT, r"\1REDACTED", value)
+    return re.sub(SECRET_TEXT, r"\1REDACTED", value) if isinstance(value, str) else value
 
 
-def instance_logs(call: Call, instance: int, files: Row, errors: List[Row]) -> None:
-    """Adds what the service tells of an instance to `files`, and what it does not tell to `errors`."""
-    logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
-    for name, method, params in (("show-instance.json", "show_instance", {"id": instance}),
-                                 ("container.log", "logs", logs),
-                                 ("daemon.log", "logs", {**logs, "daemon_logs": True})):
-        name = f"instance/{name}"
-        call.note(f"fetching {name} …")
-        try:  # past the check of parameters, which would make a text of the number
-            files[name] = perform(Call(call.client, METHODS[method], params, View()))
-        except VastAIError as error:
-            errors.append({"artifact": name, "error": error.msg})
-    call.note("")
-
-
-def local_artifacts(files: Row, errors: List[Row]) -> None:
-    """Adds what this machine tells of itself; of use on the host only."""
-    import glob
+def output_of(line: str) -> str:
+    """What a program of this machine tells.  Raises OSError, and TimeoutExpired after 10 s."""
     import subprocess
-    words = {"dmesg-filtered.log": ("warn", "err", "fail", "fault", "crit", "panic", "oops", "bug"),
-             "docker-mounts.txt": ("docker",)}
-    kaalia = {f"kaalia/{os.path.basename(path)}": f"tail -c {LOG_END} {path}"
-              for path in sorted(glob.glob("/var/lib/vastai_kaalia/kaalia.log*"))}
-    for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items():
-        try:
-            done = subprocess.run(line.split(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, timeout=10)
-        except (OSError, subprocess.TimeoutExpired) as failure:
-            reason = getattr(failure, "strerror", "") or "took more than 10 s"
-            errors.append({"artifact": f"host/{name}", "error": f"{line}: {reason}"})
-            continue
-        if done.returncode:
-            errors.append({"artifact": f"host/{name}", "error": f"{line}: status {done.returncode}"})
-        found = [text for text in done.stdout.decode("utf-8", "replace").splitlines()
-                 if any(word in text.lower() for word in words.get(name, ("",)))]
-        if name.startswith("ss-"):  # the other columns name processes
-            found = [" ".join(text.split()[:5]) for text in found]
-        files[f"host/{name}"] = "\n".join(found)
+    done = subprocess.run(line.split(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          timeout=10)
+    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    if done.returncode:
+        raise OSError(f"{line}: status {done.returncode}: {' '.join(lines)[:300]}")
+    if line.startswith("ss "):  # the other columns name processes
+        return "\n".join(" ".join(text.split()[:5]) for text in lines)
+    words = DMESG_WORDS if line.startswith("dmesg") else ("",)
+    return "\n".join(text for text in lines if any(word in text.lower() for word in words))
 
 
-def write_bundle(call: Call, folder: str, result: Row, lines: List[str], files: Row, errors: List[Row],
-                 local: bool = False) -> Row:
+def write_bundle(call: Call, folder: str, result: Row, lines: List[str], instance: Any, local: bool = False) -> Row:
     """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises UsageError."""
+    import glob
     import io
     import re
+    import subprocess
     import tarfile
-    stamp, machine = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), str(call["machine_id"])
-    secrets = list(filter(None, [call.client.api_key, os.environ.get("VAST_API_KEY", "").strip()]))
-    members = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result, **files}
+    stamp, machine, errors = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), result["machine_id"], []
+    members: Row = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result}
+    logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
+    sources: List[Tuple[str, str, Any]] = [] if instance is None else [
+        ("instance/show-instance.json", "show_instance", {"id": instance}), ("instance/container.log", "logs", logs),
+        ("instance/daemon.log", "logs", {**logs, "daemon_logs": True})]
     if local:
-        local_artifacts(members, errors)
-    names = sorted([*members, "manifest.json", "collection-errors.json"])
+        kaalia = {f"kaalia/{os.path.basename(path)}": f"tail -c {LOG_END} {path}"
+                  for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*")}
+        sources += [(f"host/{name}", "", line) for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items()]
+    for name, method, source in sources:
+        call.note(f"fetching {name} …")
+        try:  # past the check of parameters, which would make a text of `tail`
+            members[name] = perform(Call(call.client, METHODS[method], source, View())) if method else output_of(source)
+        except (VastAIError, OSError, subprocess.TimeoutExpired) as error:
+            errors.append({"artifact": name, "error": getattr(error, "msg", "") or str(error)})
+    names = sorted([*members, "collection-errors.json", "manifest.json"])
     members["collection-errors.json"] = errors
     members["manifest.json"] = {"bundle_version": 1, "machine_id": machine, "created_at_utc": stamp, "files": names,
                                 "collection_errors": errors, "includes_local_host_artifacts": local}
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name in names:
-            clean = without_secrets(members[name], secrets)
+            clean = without_secrets(members[name], call.client.secrets)
             data = (clean if isinstance(clean, str) else pretty(clean)).encode("utf-8", "replace")
             data = data if name.endswith(".json") else data[-LOG_END:]
             member = tarfile.TarInfo(name)
             member.size, member.mtime, member.mode = len(data), int(time.time()), 0o600
             archive.addfile(member, io.BytesIO(data))
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
-    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{name}_{stamp}.tar.gz")
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
+    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
     write_private(path, packed.getvalue())
+    call.note("")
     return {"path": path, "created_at_utc": stamp, "size_bytes": len(packed.getvalue()), "files": names,
-            "collection_errors": without_secrets(errors, secrets)}
+            "collection_errors": without_secrets(errors, call.client.secrets)}
 
 
 def run_dump_logs(call: Call) -> Row:
     """The bundle alone, with the logs of an instance where one is named."""
-    files: Row = {}
-    errors: List[Row] = []
-    instance, local = call["instance_id"], call["include_local_host_artifacts"]
+    instance, machine = call["instance_id"], str(call["machine_id"])
     if instance is not None:
         authorized(call.client, call.row)
-        instance_logs(call, instance, files, errors)
-    lines = [f"dump-logs for machine {call['machine_id']}; instance: {instance}; files of this machine: {local}"]
-    result = {"machine_id": str(call["machine_id"]), "stage": "manual_dump_logs", "instance_id": instance}
-    return write_bundle(call, call["output_dir"], result, lines, files, errors, local)
+    result = {"machine_id": machine, "stage": "manual_dump_logs", "instance_id": instance}
+    return write_bundle(call, call["output_dir"], result, [f"dump-logs for machine {machine}; instance: {instance}"],
+                        instance, call["include_local_host_artifacts"])
 
 
-def with_clean_up(call: Call, work: Callable[[], None], clean_up: Callable[[], None]) -> None:
-    """Runs `work`, and `clean_up` whatever happens: what is rented costs until it is given back.
+def every(pause: float, limit: float) -> Iterator[None]:
+    """Comes round every `pause` seconds until `limit` seconds are over."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        yield
+        time.sleep(max(0, min(pause, end - time.monotonic())))
 
-    On the command line SIGTERM and SIGHUP do as Ctrl-C.  One Ctrl-C in the clean-up begins it anew, the next ends it.
-    """
-    import signal
-    changed = {}
+
+def surely(call: Call, clean_up: Callable[[], None]) -> None:
+    """Gives back what is rented, for it goes on costing; one Ctrl-C begins that anew, the next ends it."""
     try:
-        for number in [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if call.cli and hasattr(signal, name)]:
-            if signal.getsignal(number) is signal.SIG_DFL:
-                changed[number] = signal.signal(number, signal.default_int_handler)
-    except ValueError:  # not in the main thread
-        pass
-    try:
-        work()
-    finally:
-        try:
-            clean_up()
-        except KeyboardInterrupt:
-            if call.cli:
-                warn("giving back what is rented; another Ctrl-C leaves it there, and it goes on costing")
-            clean_up()
-        for number, handler in changed.items():
-            signal.signal(number, handler)
-        call.note("")
+        clean_up()
+    except KeyboardInterrupt:
+        if call.cli:
+            warn("giving back what is rented; another Ctrl-C leaves it there, and it goes on costing")
+        clean_up()
+    call.note("")
 
 
-def removed(call: Call, method: str, id: int) -> bool:
-    """Deletes a rented thing, in ten tries, 10 s apart; False where it may still be there."""
+def removed(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool:
+    """Deletes a rented thing, in ten tries, 10 s apart; one of unknown id, "?", by its name.  Is it gone?"""
     for attempt in range(10):
-        time.sleep(10 if attempt else 0)
+        time.sleep(10 if attempt else 5 if id == "?" else 0)
         try:
-            call.do(method, id=id)
+            ids = [id] if id != "?" else [row["id"] for row in call.do(f"show_{kind}s") if name in (
+                row.get("label"), row.get("endpoint_name")) and (row.get("start_date") or since) >= since]
+            for one in ids:
+                call.do(f"{'destroy' if kind == 'instance' else 'delete'}_{kind}", id=one)
             return True
         except NotFoundError:
             return True
         except VastAIError as error:
-            call.note(f"{error.command} {id}: {error.msg} (try {attempt + 1} of 10)")
+            call.note(f"{kind} {id}: {error.msg} (try {attempt + 1} of 10)")
     return False
 
 
 STATUS_FAILURES = {
     "docker_pull_failed": "pull|manifest|not found|unauthorized|denied|repository does not exist|no such image",
     "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|exited|mount|entrypoint"}
+STATUS_SIGNS = ("error", "failed", "failure", "exception", "traceback", "oci runtime", "permission denied")
 TEST_FAILURES = {
     "nvml_failed": "nvml|nvidia-smi|driver/library version mismatch",
     "nccl_failed": "nccl|unhandled system error|connection timed out|allreduce|peer access",
@@ -4497,56 +4512,24 @@ def failure_of(text: str, table: Dict[str, str], otherwise: str) -> str:
     return next((code for code, words in table.items() if any(w in text.lower() for w in words.split("|"))), otherwise)
 
 
-def figure(value: Any) -> float:
-    """A number of the service; 0 where there is none."""
-    try:
-        return _number(value)
-    except (ValueError, TypeError):
-        return 0.0
-
-
 def requirements(offer: Row) -> List[Row]:
     """What a machine must have to be verified, beside what it has."""
-    def has(name: str) -> float:
-        return figure(offer.get(name))
-    gpus, vram, ports = max(1, has("num_gpus")), has("gpu_total_ram"), has("direct_port_count")
-    each = vram / gpus / 1024 or has("gpu_ram") / (1024 if has("gpu_ram") >= 1024 else 1)
+    has = {name: value for name, value in offer.items() if value is not None}.get
+    gpus, ports = has("num_gpus") or 1, has("direct_port_count", 0)
+    vram, ram = has("gpu_total_ram", 0), has("gpu_ram", 0)
     speed = min(500.0, max(100.0, 500 * vram / 1024 / 192))
-    rows = [("cuda.version", "CUDA version", has("cuda_max_good"), ">=", 11.8, "CUDA"),
-            ("reliability", "Reliability", has("reliability"), ">", 0.9, "ratio"),
-            ("network.direct_ports", "Open ports", ports, ">=", 3 * gpus, "ports"),
-            ("pcie.bandwidth", "PCIe bandwidth", has("pcie_bw"), ">", 2.85, "GB/s"),
-            ("network.download", "Download", has("inet_down"), ">=", speed, "Mb/s"),
-            ("network.upload", "Upload", has("inet_up"), ">=", speed, "Mb/s"),
-            ("gpu.ram", "Memory of each GPU", each, ">", 7, "GiB"),
-            ("system.ram", "Main memory", has("cpu_ram"), ">=", min(0.95 * vram, 2_000_000), "MiB"),
-            ("cpu.cores", "CPU cores", has("cpu_cores"), ">=", 2 * gpus, "cores")]
+    rows = [("CUDA version", has("cuda_max_good", 0), ">=", 11.8, "CUDA"),
+            ("Reliability", has("reliability", 0), ">", 0.9, "ratio"), ("Open ports", ports, ">=", 3 * gpus, "ports"),
+            ("PCIe bandwidth", has("pcie_bw", 0), ">", 2.85, "GB/s"),
+            ("Download", has("inet_down", 0), ">=", speed, "Mb/s"), ("Upload", has("inet_up", 0), ">=", speed, "Mb/s"),
+            ("Memory of each GPU", vram / gpus / 1024 or ram / (1024 if ram >= 1024 else 1), ">", 7, "GiB"),
+            ("Main memory", has("cpu_ram", 0), ">=", min(0.95 * vram, 2_000_000), "MiB"),
+            ("CPU cores", has("cpu_cores", 0), ">=", 2 * gpus, "cores")]
     if ports > 64 * gpus:
-        rows.append(("network.direct_ports.recommended_max", "Ports that are of use", ports, "<=", 64 * gpus, "ports"))
-    return [{"id": id, "title": title, "actual": round(value, 3), "operator": sign, "required": round(due, 3),
-             "unit": unit, "status": "info" if sign == "<=" else
-             "pass" if value > due or (sign == ">=" and value == due) else "fail"}
-            for id, title, value, sign, due, unit in rows]
-
-
-def fetch_progress(ip: str, port: Any) -> Tuple[int, str]:
-    """Status and text of a test's own page, without the API key; hosts sign their certificates themselves."""
-    import http.client
-    import ipaddress
-    import ssl
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection(str(ipaddress.ip_address(ip)), _whole(port), timeout=10, context=context)
-    try:
-        connection.connect()
-        connection.sock = Timed(connection.sock, 10)
-        connection.request("GET", "/progress")
-        response = connection.getresponse()
-        return response.status, response.read(1 << 20).decode("utf-8", "replace")
-    except http.client.HTTPException as error:
-        raise OSError(type(error).__name__) from None
-    finally:
-        connection.close()
+        rows.append(("Ports that are of use", ports, "<=", 64 * gpus, "ports"))
+    return [{"title": title, "actual": round(value, 3), "operator": sign, "required": round(due, 3), "unit": unit,
+             "status": "info" if sign == "<=" else "pass" if value > due or (value, sign) == (due, ">=") else "fail"}
+            for title, value, sign, due, unit in rows]
 
 
 class Unfit(Exception):
@@ -4556,195 +4539,181 @@ class Unfit(Exception):
 class SelfTest:
     """One self-test: what it found, what it said, and the instance that it must not leave behind."""
 
-    __slots__ = ("bundle", "call", "errors", "files", "instance", "lines", "machine", "result")
-
     def __init__(self, call: Call) -> None:
-        self.call, self.machine, self.instance = call, str(call["machine_id"]), None
+        self.call, self.machine, self.began = call, str(call["machine_id"]), time.time()
+        self.label = f"vast-self-test-machine-{self.machine}"
         self.lines: List[str] = []
-        self.files: Row = {}
-        self.errors: List[Row] = []
-        switch = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower()
-        self.bundle = not call["no_support_bundle"] and switch not in ("0", "false", "no", "off")
+        self.instance: Any = None  # "?" while there may be one that the service has not named
+        self.row: Row = {}  # the instance as it was seen last
         self.result: Row = {
-            "success": False, "reason": "", "phase": "preflight", "stage": "select_offer", "checks": [], "offer": None,
-            "failure_code": None, "failure": None, "error": None, "machine_id": self.machine, "diagnostics": {},
+            "success": False, "reason": "", "phase": "", "stage": "", "failure_code": None, "failure": None,
+            "checks": [], "offer": None, "error": None, "machine_id": self.machine, "diagnostics": {},
             "warning": "The requirements are ignored: to pass does not qualify the machine for verification."
                        if call["ignore_requirements"] else None}
 
     def say(self, text: str) -> None:
         self.lines.append(text)
-        if self.call["debugging"] and self.call.cli:
-            warn(shown(text, 500))
-        else:
-            self.call.note(text)
+        (warn if self.call["debugging"] and self.call.cli else self.call.note)(shown(text, 500))
 
     def run(self) -> None:
         """The test; how it ends is in `result`."""
+        steps = {"preflight": self.choose, "rental": self.rent, "wait": self.wait, "test": self.watch}
         try:
-            offer = self.find_offer()
-            self.result.update(offer=offer, checks=requirements(offer))
-            missed = [f"{row['title']} {row['actual']:g}, due {row['operator']} {row['required']:g} {row['unit']}"
-                      for row in self.result["checks"] if row["status"] == "fail"]
-            if missed and not self.call["ignore_requirements"]:
-                raise Unfit("preflight_requirements_failed", "preflight_requirements", "; ".join(missed))
-            self.result.update(phase="rental", stage="create_instance")
-            self.rent(offer)
-            self.result.update(phase="wait", stage="wait_for_instance")
-            row = self.wait()
-            self.result.update(phase="test", stage="run_machinetester")
-            self.watch(row)
+            for phase, step in steps.items():
+                self.result["phase"] = phase
+                step()
             self.result.update(phase="complete", stage="complete", success=True)
         except Unfit as failure:
             self.fail(*failure.args)
-            if failure.args[1] == "startup" and failure.args[0] != "instance_start_timeout":
-                self.remove()  # at once; whether it is gone is looked at in the end
+            if self.result["stage"] == "startup" and self.result["failure_code"] != "instance_start_timeout":
+                self.finish()  # at once; whether it is gone is looked at in the end
 
     def fail(self, code: str, stage: str, reason: str) -> None:
         self.say(f"{code}: {reason}")
         self.result.update(success=False, failure_code=code, stage=stage, reason=reason,
                            failure={"code": code, "stage": stage, "summary": reason})
 
-    def find_offer(self) -> Row:
-        """The machine's best offer, whoever rents parts of it."""
-        query = {"machine_id": {"eq": self.machine}, "verified": {"eq": "any"}, "rentable": {"eq": True},
-                 "rented": {"eq": "any"}}
-        reason = "the machine is not listed; `vastai list machine` makes offers"
+    def choose(self) -> None:
+        """Finds the machine's best offer, whoever rents parts of it, and looks whether it is good enough."""
+        query: Row = {"machine_id": {"eq": self.machine}, "verified": {"eq": "any"}, "rentable": {"eq": True},
+                      "rented": {"eq": "any"}}
+        code, reason = "no_offer", "the machine is not listed; `vastai list machine` makes offers"
         try:
-            offers: List[Row] = self.call.do("search_offers", query=query, no_default=True)
-            if offers:
-                return max(offers, key=lambda row: figure(row.get("dlperf")))
-            if self.call.do("search_offers", query={**query, "rentable": {"eq": "any"}}, no_default=True):
-                raise Unfit("no_rentable_offer", "select_offer", "no offer of the machine can be rented now")
-            self.call.do("show_machine", id=self.machine)
-        except AuthError as error:
-            raise Unfit("api_permission_failed", "select_offer", error.msg) from None
-        except VastAIError as error:
-            if error.command != "show machine":
-                raise
-            reason = f"the machine has no offers, and is not among yours: {error.msg}"
-        raise Unfit("no_offer", "select_offer", reason)
+            offers = self.call.do("search_offers", query=query, no_default=True)
+            query["rentable"] = {"eq": "any"}
+            if not offers and self.call.do("search_offers", query=query, no_default=True):
+                code, reason = "no_rentable_offer", "no offer of the machine can be rented now"
+            elif not offers:
+                self.call.do("show_machine", id=self.machine)
+        except (AuthError, NotFoundError) as error:
+            offers, reason = [], error.msg
+            code = "api_permission_failed" if isinstance(error, AuthError) else code
+        if not offers:
+            raise Unfit(code, "select_offer", reason)
+        offer = max(offers, key=lambda row: row.get("dlperf") or 0)
+        self.result.update(offer=offer, checks=requirements(offer))
+        missed = [f"{row['title']} {row['actual']:g}, due {row['operator']} {row['required']:g} {row['unit']}"
+                  for row in self.result["checks"] if row["status"] == "fail"]
+        if missed and not self.call["ignore_requirements"]:
+            raise Unfit("preflight_requirements_failed", "preflight_requirements", "; ".join(missed))
 
-    def rent(self, offer: Row) -> None:
-        label, began = f"vast-self-test-machine-{self.machine}", time.time()
-        cap, cuda = offer.get("compute_cap") or 900, figure(offer.get("cuda_max_good"))
-        cuda = min(cuda, 11.8 if figure(cap) < 700 else 12.8 if figure(cap) < 750 else cuda)
+    def rent(self) -> None:
+        """Makes the instance, with the newest image that the machine can run."""
+        id, cap, cuda = (self.result["offer"].get(name) or 0 for name in ("id", "compute_cap", "cuda_max_good"))
+        cuda = min(cuda, 11.8 if 0 < cap < 700 else 12.8 if 0 < cap < 750 else cuda)
         image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE") or (
             f"vastai/test:self-test-v2-cuda-{max((v for v in (11.8, 12.8, 13.0, 13.3) if v <= cuda), default=11.8)}")
-        self.result["diagnostics"]["image"] = image
-        self.say(f"renting offer {offer.get('id')} with {image}")
+        self.say(f"renting offer {id} with {image}")
+        self.instance = "?"
         try:
-            answer = self.call.do("create_instance", id=offer.get("id"), image=image, disk=40, label=label,
-                                  env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
-                                  onstart_cmd="/verification/remote.sh", runtype="ssh_direc ssh_proxy")
-            self.instance = answer.get("new_contract")
-        except (OutcomeUnknownError, KeyboardInterrupt) as problem:
-            time.sleep(5)  # it may have been rented all the same: its label tells
-            for row in self.call.do("show_instances", label=[label]):
-                if row.get("label") == label and figure(row.get("start_date")) > began - 300:
-                    self.instance = row["id"]
-            if isinstance(problem, KeyboardInterrupt):
-                raise
-            raise Unfit("instance_create_failed", "create_instance", f"{problem.msg}; "
-                        f"`vastai show instances --label {label}` shows whether it is there") from None
+            self.instance = self.call.do(
+                "create_instance", id=id, image=image, disk=40, label=self.label, runtype="ssh_direc ssh_proxy",
+                env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234", onstart_cmd="/verification/remote.sh"
+            ).get("new_contract")
         except VastAIError as error:
+            self.instance = "?" if isinstance(error, OutcomeUnknownError) else None
             self.result["error"] = error.msg
             raise Unfit("instance_create_failed", "create_instance", error.msg) from None
         if not self.instance:
             raise Unfit("instance_create_missing_contract", "create_instance", "the service named no instance")
 
-    def look(self) -> Row:
-        """The instance as it is; {} where the service does not tell, which may pass."""
-        try:
-            return self.call.do("show_instance", id=self.instance) or {}
-        except VastAIError as error:
-            self.say(f"instance {self.instance}: {error.msg}")
-            return {}
+    def polled(self, pause: float, limit: float) -> Iterator[Row]:
+        """The instance as it is, time and again; {} where the service does not tell, which may pass."""
+        for _ in every(pause, limit):
+            self.row = {}
+            try:
+                self.row = self.call.do("show_instance", id=self.instance) or {}
+            except VastAIError as error:
+                self.say(f"instance {self.instance}: {error.msg}")
+            yield self.row
 
-    def wait(self) -> Row:
-        """The instance, once it runs."""
-        signs = ("error", "failed", "failure", "exception", "traceback", "oci runtime", "permission denied")
-        end = time.monotonic() + 900
-        while time.monotonic() < end:
-            row = self.look()
-            states = row.get("intended_status"), row.get("actual_status")
-            told = str(row.get("status_msg") or "").strip()
+    def wait(self) -> None:
+        """Waits until the instance runs."""
+        for row in self.polled(10, 900):
+            states, told = {row.get("intended_status"), row.get("actual_status")}, (row.get("status_msg") or "").strip()
             code = failure_of(told, STATUS_FAILURES, "instance_status_error") if told else "daemon_startup_failed"
-            if any(sign in told.lower() for sign in signs):
+            if any(sign in told.lower() for sign in STATUS_SIGNS):
                 raise Unfit(code, "startup", told)
-            if states[1] == "offline":
+            if row.get("actual_status") == "offline":
                 raise Unfit("instance_offline_before_test", "startup", "the instance went offline before the test")
-            if any(state in ("stopped", "exited") for state in states):
+            if states & {"stopped", "exited"}:
                 raise Unfit(code, "startup", f"the instance stopped before the test: {told or 'no reason given'}")
-            if states == ("running", "running"):
-                return row
-            self.say(f"instance {self.instance}: {states[1] or 'no state yet'} {told}")
-            time.sleep(max(0.0, min(10, end - time.monotonic())))
+            if states == {"running"}:
+                return
+            self.say(f"instance {self.instance}: {row.get('actual_status') or 'no state yet'} {told}")
         raise Unfit("instance_start_timeout", "startup", "the instance did not run within 900 s")
 
-    def watch(self, row: Row) -> None:
+    def watch(self) -> None:
         """Follows the page of the test, which grows by lines, to its DONE or ERROR."""
-        ip, ports = row.get("public_ipaddr"), row.get("ports") or {}
+        import ssl
+        from http.client import HTTPException
+        from urllib.request import urlopen
+        ip, ports = str(self.row.get("public_ipaddr") or "").strip(), self.row.get("ports") or {}
+        port = (ports.get("5000/tcp") or [{}])[0].get("HostPort")
         if not ip:
             raise Unfit("missing_public_ip", "instance_network", "the instance has no public address")
-        port = (ports.get("5000/tcp") or [{}])[0].get("HostPort")
         if not port:
             raise Unfit("progress_port_not_mapped", "instance_network",
                         f"port 5000 of the instance cannot be reached from outside, only: {', '.join(ports) or 'none'}")
         time.sleep(15)
-        end, heard, stage, seen = time.monotonic() + 600, time.monotonic(), "", set()
-        page: Row = {"url": f"https://{ip}:{port}/progress", "attempts": 0, "reached": False, "last_error": ""}
-        self.result["diagnostics"]["progress_endpoint"] = page
-        while time.monotonic() < end:
-            state, text, page["last_error"] = self.look().get("actual_status"), "", ""
-            if state == "offline":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their certificates themselves
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        heard, reached, page = time.monotonic(), False, f"https://{ip}:{port}/progress"
+        for row in self.polled(20, 600):
+            if row.get("actual_status") == "offline":
                 raise Unfit("instance_offline_before_test", "runtime", "the instance went offline during the test")
-            page["attempts"] += 1
+            text = problem = ""
             try:
-                status, text = fetch_progress(str(ip).strip(), port)
-                page["last_error"] = "" if status == 200 else f"HTTP {status}"
-                page["reached"] = page["reached"] or status == 200
-            except (OSError, ValueError) as error:
-                page["last_error"] = _reason(error)
-            for line in () if page["last_error"] else map(str.strip, text.strip().splitlines()):
+                with urlopen(page, timeout=10, context=context) as response:
+                    text, reached = response.read(1 << 20).decode("utf-8", "replace"), True
+            except (OSError, ValueError, HTTPException) as error:
+                problem = str(error) or type(error).__name__
+            for line in filter(None, map(str.strip, text.splitlines())):
                 heard = time.monotonic()
-                if line in seen:
-                    continue
-                seen.add(line)
-                self.say(line)
+                if line not in self.lines:
+                    self.say(line)
                 if line == "DONE":
                     return
                 if line.startswith("ERROR"):
-                    raise Unfit(failure_of(line, TEST_FAILURES, stage or "legacy_progress_error"),
-                                stage.replace("_failed", "") or "run_machinetester", line)
-                if line.lower().startswith("running "):
-                    stage = failure_of(line, TEST_FAILURES, "")
-            if state == "running" and time.monotonic() - heard >= 120:
-                if page["last_error"]:
-                    raise Unfit("progress_endpoint_lost" if page["reached"] else "progress_endpoint_unreachable",
-                                "runtime_connect", f"{page['url']} did not answer for 120 s: {page['last_error']}")
-                raise Unfit("progress_empty_timeout", "runtime_progress", f"{page['url']} was empty for 120 s")
-            time.sleep(max(0.0, min(20, end - time.monotonic())))
+                    raise Unfit(failure_of(line, TEST_FAILURES, "legacy_progress_error"), "runtime", line)
+            if row.get("actual_status") == "running" and time.monotonic() - heard >= 120:
+                if not problem:
+                    raise Unfit("progress_empty_timeout", "runtime_progress", f"{page} was empty for 120 s")
+                raise Unfit("progress_endpoint_lost" if reached else "progress_endpoint_unreachable",
+                            "runtime_connect", f"{page} did not answer for 120 s: {problem}")
         raise Unfit("runtime_test_timeout", "runtime", "the test was not done within 600 s")
 
-    def remove(self) -> None:
-        """Removes the instance unless it is gone; after a failure its logs are fetched first."""
-        if not self.instance:
-            return
+    def finish(self) -> None:
+        """Removes the instance unless it is gone; after a failure its diagnostics are written before."""
+        row: Any = self.instance and {"id": "?"}
         try:
-            row = self.call.do("show_instance", id=self.instance)
-            state = row and (row.get("intended_status") or row.get("actual_status"))
-            if not row or state in ("destroyed", "terminated", "offline"):
-                return
+            if row and self.instance != "?":
+                row = self.call.do("show_instance", id=self.instance)
         except NotFoundError:
             return
         except VastAIError as error:  # what is not seen is not gone
             self.say(error.msg)
-        if self.bundle and self.result["failure_code"] and not self.files and not self.errors:
-            instance_logs(self.call, self.instance, self.files, self.errors)
-        self.say(f"removing instance {self.instance}")
-        if not removed(self.call, "destroy_instance", self.instance):
-            self.fail("cleanup_failed", "cleanup", f"instance {self.instance} could not be removed and still costs: "
-                      f"vastai destroy instance {self.instance}. {self.result['reason']}")
+        gone = ("destroyed", "terminated", "offline")
+        if not row or (row.get("intended_status") or row.get("actual_status")) in gone:
+            return
+        try:
+            self.save(None if self.instance == "?" else self.instance)
+        finally:
+            self.say(f"removing instance {self.instance}")
+            if not removed(self.call, "instance", self.instance, self.label, self.began - 300):
+                self.fail("cleanup_failed", "cleanup", f"instance {self.instance} may be there and cost: `vastai "
+                          f"show instances --label {self.label}` shows it. {self.result['reason']}")
+
+    def save(self, instance: Optional[int] = None) -> None:
+        """Writes the diagnostics of a failure, once."""
+        call, notes = self.call, self.result["diagnostics"]
+        off = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower() in ("0", "false", "no", "off")
+        if self.result["failure_code"] and not (notes or off or call["no_support_bundle"]):
+            try:
+                notes["support_bundle"] = write_bundle(
+                    call, call["support_bundle_dir"] or "/tmp", self.result, self.lines, instance)
+            except UsageError as error:
+                notes["support_bundle_error"] = error.msg
 
 
 def run_self_test(call: Call) -> Row:
@@ -4752,13 +4721,11 @@ def run_self_test(call: Call) -> Row:
     if not call.client.curl:
         authorized(call.client, call.row)
     test = SelfTest(call)
-    with_clean_up(call, test.run, test.remove)
-    if test.bundle and not test.result["success"]:
-        try:
-            test.result["diagnostics"]["support_bundle"] = write_bundle(
-                call, call["support_bundle_dir"] or "/tmp", test.result, test.lines, test.files, test.errors)
-        except UsageError as error:
-            test.result["diagnostics"]["support_bundle_error"] = error.msg
+    try:
+        test.run()
+    finally:
+        surely(call, test.finish)
+    test.save()
     return test.result
 
 
@@ -4768,199 +4735,143 @@ GPU_WORDS = {"ti": "Ti", "laptop": "laptop", "tesla": "Tesla", "titan": "Titan",
 
 def gpu_specs(text: str, count: Optional[int], filters: Row) -> List[Tuple[str, int]]:
     """(GPU, number) of `2x RTX_4090, rtx_3090`; without a text the usual ones, as many as the memory filter needs."""
-    found = []
-    for part in filter(None, (part.replace("_", " ").strip() for part in text.split(","))):
-        number, name = (count or 1), part
-        head, times, tail = part.lower().partition("x")
-        if times and head.strip().isdecimal() and len(head) < 6:
-            number, name = int(head), tail and part[-len(tail):]
+    import re
+    limits = filters.get("gpu_total_ram") or {}
+    least = limits.get("gt", limits.get("gte", 0) - 1)  # MB; all cards must have more
+    specs = [(name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
+             for name, size in SWEEP.items() if not text]
+    for times, name in re.findall(r"(?i)[ _]*(?:(\d{1,4})[ _]*x[ _]*)?([^,]+)", text):
         words = [GPU_WORDS.get(word.lower()) or (word.upper() if word.islower() or word.istitle() else word)
-                 for word in name.split()]
-        if not words or not number:
-            raise UsageError(f"--gpus: expected names such as '2x RTX_4090, RTX_3090', not {shown(text)!r}")
-        found.append((" ".join(words).replace("ADA", "Ada"), number))
-    if text:
-        if not found:
-            raise UsageError("--gpus names no GPU")
-        return list(dict.fromkeys(found))
-    operator, least = next(iter((filters.get("gpu_total_ram") or {}).items()), ("", 0))
-    for name, memory in SWEEP.items():
-        need = {"gte": -(-figure(least) // memory), "gt": figure(least) // memory + 1}.get(operator, 1)
-        found.append((name, count or next((size for size in (1, 2, 4, 8) if size >= need), int(need))))
-    return found
+                 for word in name.replace("_", " ").split()]
+        specs += [(" ".join(words).replace("ADA", "Ada"), int(times or count or 1))] if words else []
+    if not specs:
+        raise UsageError("--gpus: expected names such as '2x RTX_4090, RTX_3090'")
+    return list(dict.fromkeys(specs))
 
 
 def run_benchmarks(call: Call) -> List[Row]:
     """How fast a template is on some GPUs: from measurements of the last 30 days, else by renting each."""
-    hash_id, number = call["template_hash"], call["template_id"]
-    if number is None and not hash_id:
+    field, value = ("hash_id", call["template_hash"]) if call["template_id"] is None else ("id", call["template_id"])
+    if value in (None, ""):
         raise UsageError("which template? Give --template_hash or --template_id", command=call.row.name)
-    condition = {"hash_id": {"eq": hash_id}} if number is None else {"id": {"eq": number}}
-    template = next(iter(call.do("search_templates", query=condition)), None)
+    template = next(iter(call.do("search_templates", query={field: {"eq": value}})), None)
     if template is None:
-        raise NotFoundError(f"there is no template {hash_id if number is None else number}", command=call.row.name)
-    try:
-        filters = _json_object(template.get("extra_filters") or {})
-    except ValueError:
-        filters = {}
-    specs = gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters)
-    skipped, cached, wanted = [], [], []
-    for spec in specs:
-        name, count = spec
+        raise NotFoundError(f"there is no template {value}", command=call.row.name)
+    filters = _json_object(template.get("extra_filters") or {})
+    rows, wanted = [], []
+    for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
         call.note(f"{count}x {name} …")
         gpu = {"gpu_name": {"eq": name}, "num_gpus": {"eq": count}}
-        perf, price = (0.0, 0.0) if call["no_cache"] else known_benchmark(call, template, gpu)
+        perf, price = (0, 0) if call["no_cache"] else known_benchmark(call, template, gpu)
         offers = call.do("search_offers", query={**filters, **gpu}, limit=1)
         call.note("")
-        asks = perf and offers and call.cli and not call.raw and not call.view.confirmed
-        if perf and not (asks and agreed(f"{count}x {name}: {perf:.1f}, measured lately. Rent it to measure anew?")):
-            cached.append(benchmark(spec, "cached", perf, price))
+        if perf and not (offers and call.cli and not call.raw and not call.view.confirmed and agreed(
+                f"{count}x {name}: {perf:.1f}, measured lately. Rent it to measure anew?")):
+            rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
-            wanted.append(spec)
+            wanted.append((name, count))
         else:
-            skipped.append(benchmark(spec, "skipped"))
+            rows.append(benchmark(name, count, "skipped"))
             reason = why_no_offer(call, filters, gpu)
             if call.cli:
                 remark(call, f"{count}x {name} is left out: {reason}")
-    fresh: List[Row] = []
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
         confirm(call, f"Rent {names} for up to {call['timeout'] / 60:g} minutes? This costs money.")
-        fresh = rent_and_measure(call, wanted)
-    return sorted(skipped + cached + fresh, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
+        rows += rent_and_measure(call, wanted)
+    return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
 
-def benchmark(spec: Tuple[str, int], status: str, perf: float = 0, price: float = 0) -> Row:
+def benchmark(name: str, count: int, status: str, perf: float = 0, price: float = 0) -> Row:
     """A row of the result; None for what is not known."""
-    return {"gpu_name": spec[0], "num_gpus": spec[1], "status": status, "measured_perf": perf or None,
+    return {"gpu_name": name, "num_gpus": count, "status": status, "measured_perf": perf or None,
             "rental_dph": price or None, "perf_per_dollar": perf / price if perf and price else None}
 
 
 def known_benchmark(call: Call, template: Row, gpu: Row) -> Tuple[float, float]:
     """The medians of what was measured: performance and $/hr; 0 where nothing was."""
     from statistics import median
-    found: Dict[Any, Row] = {}
+    found: Row = {}
     query = {"type": {"eq": "perf"}, **gpu, "last_update": {"gte": time.time() - 30 * 86400}}
     for field, value in (("template_hash", template.get("hash_id")), ("template_id", template.get("id"))):
-        for row in call.do("search_benchmarks", query={**query, field: {"eq": value}}, limit=100,
-                           order=[{"col": "last_update", "dir": "desc"}]) if value else ():
-            if figure(row.get("value")) > 0:
-                found[row.get("id") or (len(found),)] = row
-    values = [figure(row["value"]) for row in found.values()]
-    prices = [price for price in (figure(row.get("dph_base")) for row in found.values()) if price > 0]
-    return median(values or [0.0]), median(prices or [0.0])
+        found.update({row["id"]: row for row in call.do(
+            "search_benchmarks", query={**query, field: {"eq": value}}, limit=100,
+            order=[{"col": "last_update", "dir": "desc"}]) if (row.get("value") or 0) > 0} if value else {})
+    prices = [row["dph_base"] for row in found.values() if (row.get("dph_base") or 0) > 0]
+    return median([row["value"] for row in found.values()] or [0]), median(prices or [0])
 
 
 def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
     """Which filter of the template leaves no offer of a GPU."""
-    import operator
+    from operator import eq, ge, gt, le, lt, ne
     sample = next(iter(call.do("search_offers", query=gpu, limit=1)), None) if filters else None
     if sample is None:
         return "there are no offers of it"
-    compare = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le, "eq": operator.eq,
-               "neq": operator.ne}
+    compare = {"gt": gt, "gte": ge, "lt": lt, "lte": le, "eq": eq, "neq": ne}
     for field, limits in filters.items():
         try:
-            if all(compare[sign](float(sample[field]), float(limit)) for sign, limit in limits.items()):
-                continue
-        except (LookupError, TypeError, ValueError, AttributeError):
-            pass  # no numbers: the search tells
-        if not call.do("search_offers", query={field: limits, **gpu}, limit=1):
+            met = all(compare[sign](float(sample[field]), float(limit)) for sign, limit in limits.items())
+        except (LookupError, TypeError, ValueError):
+            met = False  # no numbers: the search tells
+        if not met and not call.do("search_offers", query={field: limits, **gpu}, limit=1):
             return f"the template asks for {field} {limits}, an offer of it has {sample.get(field)}"
     return "no offer of it meets all filters of the template at once"
 
 
-def rent_and_measure(call: Call, specs: Sequence[Tuple[str, int]]) -> List[Row]:
-    """A serverless worker for each GPU, until it has measured itself or the time is over; then all are given back."""
-    rentals: List[Row] = [
-        {"spec": spec, "name": f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}", "state": "waiting",
-         "row": benchmark(spec, "timeout"), "endpoint": None, "workergroup": None, "workers": set()} for spec in specs]
-    prod = {"auto_instance": call["auto_instance"]} if call["auto_instance"] else {}
+def rent_and_measure(call: Call, specs: List[Tuple[str, int]]) -> List[Row]:
+    """A serverless worker of each GPU measures itself, side by side, until all have or the time is over."""
+    rows = {spec: benchmark(*spec, "timeout") for spec in specs}
+    names = {spec: f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}" for spec in specs}
+    rented: Dict[Any, List[Tuple[str, Any]]] = {spec: [] for spec in specs}  # kinds and ids, as they are to be deleted
+    endpoints: Dict[Any, Any] = {}
     watcher = call if not call["autoscaler_url"] else Call(
         VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry), call.row, {}, call.view)
-    chosen = "template_hash" if call["template_id"] is None else "template_id"
 
-    def create(rental: Row, kind: str, **params: Any) -> None:
-        rental[kind] = "?"  # from here on it may be there, whatever becomes of the answer
-        answer = call.do(f"create_{kind}", endpoint_name=rental["name"], **prod, **params)
-        rental[kind] = answer.get("result", answer.get("id")) or "?"
-        if rental[kind] == "?":
-            raise VastAIError(f"the service named no {kind}", command=call.row.name)
+    def make(spec: Tuple[str, int], kind: str, **params: Any) -> Any:
+        rented[spec].insert(0, (kind, "?"))  # from here on it may be there, whatever becomes of the answer
+        answer = call.do(f"create_{kind}", endpoint_name=names[spec], auto_instance=call["auto_instance"], **params)
+        rented[spec][0] = (kind, answer.get("result", answer.get("id")) or "?")
+        return rented[spec][0][1]
 
-    def look(rental: Row) -> List[Row]:
-        workers: List[Row] = watcher.do("get_endpoint_workers", id=rental["endpoint"])
-        rental["workers"].update(worker["id"] for worker in workers if worker.get("id"))
-        rental["state"] = ", ".join(str(worker.get("status")) for worker in workers) or "waiting"
-        return workers
+    def look(spec: Tuple[str, int]) -> None:
+        try:
+            for worker in watcher.do("get_endpoint_workers", id=endpoints[spec]):
+                if ("instance", worker["id"]) not in rented[spec]:
+                    rented[spec].append(("instance", worker["id"]))  # it outlives its workergroup
+                if worker.get("status") == "idle" and (worker.get("measured_perf") or 0) > 0:  # else an estimate
+                    row = call.do("show_instance", id=worker["id"]) or {}
+                    price = row.get("dph_base") or row.get("dph_total") or 0
+                    rows[spec] = benchmark(*spec, "ok", worker["measured_perf"], price)
+        except VastAIError as error:
+            call.note(f"{names[spec]}: {error.msg}")
 
-    def measured(rental: Row) -> bool:
-        for worker in look(rental):  # before a worker is idle, its measured_perf is an estimate
-            if worker.get("status") in ("idle", None) and figure(worker.get("measured_perf")) > 0:
-                row = call.do("show_instance", id=worker.get("id")) or {}
-                price = figure(row.get("dph_base")) or figure(row.get("dph_total"))
-                rental["row"] = benchmark(rental["spec"], "ok", figure(worker["measured_perf"]), price)
-                return True
-        return False
+    def give_back(chosen: List[Tuple[str, int]]) -> None:
+        for spec in chosen:
+            if spec in endpoints and rows[spec]["status"] == "timeout":
+                look(spec)  # for workers that came last
+            rented[spec] = [thing for thing in rented[spec] if not removed(call, *thing, names[spec])]
 
-    def give_back(rental: Row) -> None:
-        if isinstance(rental["workergroup"], int):
-            try:
-                look(rental)
-            except VastAIError:
-                pass
-        for kind in ("workergroup", "endpoint"):
-            try:
-                ids = [rental[kind]] if rental[kind] != "?" else [
-                    row["id"] for row in call.do(f"show_{kind}s") if row.get("endpoint_name") == rental["name"]]
-            except VastAIError:
-                continue
-            if rental[kind] is None or all(removed(call, f"delete_{kind}", id) for id in ids):
-                rental[kind] = None
-        for id in list(rental["workers"]):  # they outlive their workergroup
-            if removed(call, "destroy_instance", id):
-                rental["workers"].discard(id)
-
-    def work() -> None:
-        running: List[Row] = []
-        for rental in rentals:
-            try:
-                create(rental, "endpoint", cold_workers=1, max_workers=1, min_load=1.0)
-                name, count = rental["spec"]
-                create(rental, "workergroup", endpoint_id=rental["endpoint"], **{chosen: call[chosen]},
-                       search_params=f"gpu_name={name.replace(' ', '_')} num_gpus={count}")
-                running.append(rental)
-            except VastAIError as error:
-                if len(rentals) == 1:
-                    raise
-                rental["row"] = benchmark(rental["spec"], "failed")
-                if call.cli:
-                    remark(call, f"{rental['name']}: {error.msg}")
-        end = time.monotonic() + call["timeout"]
-        while running:
-            for rental in list(running):
-                try:
-                    done = measured(rental)
-                except VastAIError as error:
-                    done, rental["state"] = False, error.msg
-                if done:
-                    running.remove(rental)
-                    give_back(rental)
-            if time.monotonic() >= end:
-                return
-            call.note(", ".join(f"{rental['spec'][1]}x {rental['spec'][0]}: {rental['state']}" for rental in running))
-            time.sleep(max(0.0, min(10, end - time.monotonic())) if running else 0)
-
-    def clean_up() -> None:
-        for rental in rentals:
-            give_back(rental)
-
-    with_clean_up(call, work, clean_up)
-    rows = [rental["row"] for rental in rentals]
-    left = [f"{kind} {rental[kind]}" for rental in rentals for kind in ("workergroup", "endpoint") if rental[kind]]
-    left += [f"instance {id}" for rental in rentals for id in rental["workers"]]
+    try:
+        chosen = "template_hash" if call["template_id"] is None else "template_id"
+        for spec in specs:
+            endpoints[spec] = make(spec, "endpoint", cold_workers=1, max_workers=1, min_load=1.0)
+            make(spec, "workergroup", endpoint_id=endpoints[spec], **{chosen: call[chosen]},
+                 search_params=f"gpu_name={spec[0].replace(' ', '_')} num_gpus={spec[1]}")
+        for _ in every(10, call["timeout"]):
+            for spec in specs:
+                if rows[spec]["status"] == "timeout":
+                    look(spec)
+            done = [spec for spec in specs if rows[spec]["status"] == "ok"]
+            give_back(done)
+            if len(done) == len(specs):
+                break
+            call.note(f"{len(done)} of {len(specs)} have measured themselves …")
+    finally:
+        surely(call, lambda: give_back(specs))
+    left, results = [f"{kind} {id}" for things in rented.values() for kind, id in things], list(rows.values())
     if left:
-        raise PartialError(f"not deleted, and still costing: {', '.join(left)}", command=call.row.name, results=rows)
-    return rows
+        raise PartialError(f"not deleted, and still costing: {', '.join(left)}", command=call.row.name, results=results)
+    return results
 
 
 # ------------------------------------------------------------------------------------------------------ VastAI
@@ -5125,7 +5036,8 @@ class VastAI:
     one call.
     """
 
-    def __init__(self, api_key: Optional[str] = None, server_url: Optional[str] = None, retry: int = 3, raw: bool = True,
+    def __init__(self, api_key: Optional[str] = None, server_url: Optional[str] = None,
+                 retry: int = 3, raw: bool = True,
                  explain: bool = False, quiet: bool = False, curl: bool = False, timeout: float = 120) -> None:
         self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
         try:
@@ -5181,7 +5093,8 @@ class VastAI:
     def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
         """A method call: binds, checks, performs; prints instead of returning where `raw` is off."""
         taken = {arg.name for arg in row.args}
-        now = {name: given.pop(name) for name in ("raw", "explain", "quiet", "curl") if name in given and name not in taken}
+        now = {name: given.pop(name) for name in ("raw", "explain",
+                                                  "quiet", "curl") if name in given and name not in taken}
         client = self
         if now.keys() - {"raw"}:
             client = VastAI.__new__(VastAI)
@@ -5209,7 +5122,8 @@ def checked_url(url: str) -> str:
     from urllib.parse import urlsplit
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and not parts.query + parts.fragment and not parts.username
+        good = (parts.scheme in ("http", "https") and parts.hostname and not parts.query + parts.fragment
+                and not parts.username)
         good = good and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
     except (ValueError, AttributeError, TypeError):
         good = False
@@ -5219,13 +5133,14 @@ def checked_url(url: str) -> str:
 
 
 def find_key(given: Optional[str], session: bool = False) -> Tuple[Optional[str], str, str]:
-    """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; blank ones count as absent."""
+    """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; a blank one is none."""
     if given is not None and str(given).strip():
         return given, "CODE", "--api-key or api_key="
     key = os.environ.get("VAST_API_KEY", "")
     if key.strip():
         return key, "ENV", "the environment variable VAST_API_KEY"
-    names = [config_file("vast_tfa_key")] * session + [config_file("vast_api_key"), os.path.expanduser("~/.vast_api_key")]
+    names = [*[config_file("vast_tfa_key")] * session, config_file("vast_api_key"),
+             os.path.expanduser("~/.vast_api_key")]
     for path in names:
         key = read_key(path) or ""
         if key:
@@ -5381,15 +5296,17 @@ def emit_rows(call: Call, rows: List[Row], columns: Sequence[Any]) -> None:
     if form in ("csv", "tsv"):
         import csv
         import io
-        names = [column[1] for column in columns] if call.view.fields else sorted({name for row in rows for name in row})
+        named = {name: "" for row in rows for name in row}
+        names = [column[1] for column in columns] if call.view.fields else sorted(named)
         out = io.StringIO()
         writer = csv.writer(out, "excel-tab" if form == "tsv" else "excel", lineterminator="\n")
         writer.writerow(names)
         for row in rows:
             values = [dig(row, name) if call.view.fields else row.get(name) for name in names]
-            writer.writerow([v if isinstance(v, (str, int, float)) or v is None else json.dumps(v, sort_keys=True) for v in values])
+            writer.writerow([json.dumps(v, sort_keys=True) if isinstance(v, (dict, list)) else v for v in values])
         return emit(out.getvalue())
-    lines, dropped = table(rows, columns, terminal_width() if is_terminal(sys.stdout) else None, call.view.color and colored())
+    lines, dropped = table(rows, columns, terminal_width() if is_terminal(sys.stdout) else None,
+                           call.view.color and colored())
     page_out(lines, call.view.full)
     if dropped:
         remark(call, clip(f"{len(dropped)} columns have no room here: {', '.join(dropped)}", terminal_width()))
@@ -5401,7 +5318,8 @@ def emit_card(call: Call, row: Row) -> None:
     cells = [(column[0], formatter(column)(row), column) for column in call.row.columns]
     wide = max(len(name) for name, _, _ in cells)
     bright = call.view.color and colored()
-    lines = [f"{name:<{wide}}  {paint(text, column[2]) if bright else text}" for name, text, column in cells if text != "-"]
+    lines = [f"{name:<{wide}}  {paint(text, column[2]) if bright else text}"
+             for name, text, column in cells if text != "-"]
     emit("\n".join(lines) + "\n" if lines else pretty(row) + "\n")
 
 
@@ -5504,10 +5422,7 @@ def _state(row: Row, name: str) -> str:
 
 
 def _moment(form: str) -> Callable[[Row, str], str]:
-    def cell(row: Row, name: str) -> str:
-        value = row.get(name)
-        return "-" if value is None or value == "" else text_of(utc_text(value, form))
-    return cell
+    return lambda row, name: text_of(utc_text(row[name], form)) if row.get(name) else "-"
 
 
 def _weekday(row: Row, name: str) -> str:
@@ -5556,8 +5471,8 @@ FORMATS: Dict[str, Callable[[Row, str], str]] = {
     "unknown": lambda row, name: text_of(row.get(name) or "unknown"), "utc": _moment("%Y-%m-%d %H:%M UTC"),
     "$/hr": _change(3600, 4), "$/month": _change(2592000, 4), "$/GB": _change(1, 4), "%": _change(100, 2),
 }
-COLORS = {"running": "32", "verified": "32", "active": "32", "loading": "33", "created": "33", "exited": "2", "stopped": "2",
-          "offline": "31", "deverified": "31", "unverified": "33", "error": "31"}
+COLORS = {"running": "32", "verified": "32", "active": "32", "loading": "33", "created": "33", "exited": "2",
+          "stopped": "2", "offline": "31", "deverified": "31", "unverified": "33", "error": "31"}
 
 
 def paint(text: str, form: str) -> str:
@@ -5712,7 +5627,8 @@ def show_instance_table(call: Call, rows: List[Row]) -> None:
         known = {COLUMN_NAMES.get(c[1], c[1]): c for c in INSTANCE_COLUMNS + INSTANCE_MORE}
         for name in call["cols"].split(","):
             if name.strip() not in known:
-                raise UsageError(f"--cols: there is no column {shown(name)!r}{nearest(name, known)}", command=call.row.name)
+                raise UsageError(f"--cols: there is no column {shown(name)!r}{nearest(name, known)}",
+                                 command=call.row.name)
         columns = tuple(known[name.strip()] for name in call["cols"].split(","))
     emit_rows(call, rows, columns)
     cost = sum(row["dph_total"] for row in rows if isinstance(row.get("dph_total"), (int, float)))
@@ -5735,59 +5651,24 @@ def show_env_vars(call: Call, values: Row) -> None:
     return None if call["show_values"] else remark(call, "the values are hidden; --show-values shows them")
 
 
-TERMS = {"price_gpu": "{:g} $/GPU/hr", "price_disk": "storage {:g} $/GB/month", "price_inetu": "upload {:g} $/GB",
-         "price_inetd": "download {:g} $/GB", "price_min_bid": "bids from {:g} $/GPU/hr",
-         "min_chunk": "{} GPU(s) or more at once",
-         "discount_rate": "{:g} off if prepaid", "duration": "always {} ahead", "vol_size": "volumes up to {} GB",
-         "vol_price": "volumes {:g} $/GB/month"}
-
-
 def show_listing(call: Call, answers: Any) -> None:
     """On which terms machines are offered, or run their default job."""
-    job = call.row.name == "set defjob"
-    terms = [form.format(call[name]) for name, form in TERMS.items() if call[name] is not None]
-    if call["end_date"] is not None:
-        terms.append(f"until {utc_text(call['end_date'])} UTC")
-    if job:
-        terms = [term.replace("/hr", "/day") for term in terms] + [call["image"]] * bool(call["image"])
+    terms = ", ".join(f"{arg.name} {utc_text(call[arg.name]) if arg.kind is EXPIRY else call[arg.name]}"
+                      for arg in call.row.args if arg.option and call[arg.name] is not None)
+    what = "The default job of machine {} is set" if call.row.name == "set defjob" else "Machine {} is offered"
     for id, answer in zip(call["ids"] or [call["id"]], answers if isinstance(answers, list) else [answers]):
-        if answer.get("success") is False:
-            emit(f"Machine {id}: {shown(words_of(answer) or 'refused', 500)}\n")
-            continue
-        longer = answer.get("extended")
-        more = f" Rentals made longer: {longer}." if longer else ""
-        emit(shown(f"{'The default job of machine' if job else 'Machine'} {id} is {'set' if job else 'offered'}: "
-                   f"{', '.join(terms) or 'on the terms of the service'}.{more}", 2000) + "\n")
-
-
-def show_clusters(call: Call, answer: Row) -> None:
-    clusters = answer.get("clusters")
-    if not isinstance(clusters, dict):
-        raise VastAIError("the service gave an answer without 'clusters'", command=call.row.name)
-    rows = []
-    for id, cluster in clusters.items():
-        nodes = [node for node in (cluster or {}).get("nodes") or () if isinstance(node, dict)]
-        manager: Row = next((node for node in nodes if node.get("is_cluster_manager")), {})
-        rows.append({"id": id, "subnet": (cluster or {}).get("subnet"), "nodes": nodes,
-                     "manager": manager.get("machine_id"), "manager_ip": manager.get("local_ip"),
-                     "machine_ids": [node.get("machine_id") for node in nodes]})
-    if call.view.quiet:
-        return emit("".join(f"{shown(row['id'], 0)}\n" for row in rows))
-    return emit_rows(call, rows, CLUSTER_COLUMNS)
+        longer = f". Rentals made longer: {answer['extended']}" if answer.get("extended") else ""
+        emit(shown(f"{what.format(id)}, {terms}{longer}", 2000) + "\n")
 
 
 def show_tfa_status(call: Call, answer: Row) -> None:
     """The methods, and how many backup codes there are; phone numbers only where a method needs one."""
-    methods = [{**row, "last_used": row.get("last_used") or None, "locked_until": row.get("locked_until") or None}
-               for row in objects(call, answer.get("methods") or [])]
-    if call.view.quiet:
-        return emit("".join(f"{shown(str(row.get('id')), 0)}\n" for row in methods))
+    methods = objects(call, answer.get("methods") or [])
+    phones = any(row.get("method") == "sms" for row in methods)
     if not methods:
         return emit("Two-factor authentication is off.\n")
-    phones = any(row.get("method") == "sms" for row in methods)
     emit_rows(call, methods, [column for column in TFA_COLUMNS if phones or column[1] != "phone_number"])
-    left = answer.get("backup_codes_remaining")
-    return emit(f"\nBackup codes left: {'-' if left is None else text_of(left)}\n")
+    return emit(f"\nBackup codes left: {text_of(answer.get('backup_codes_remaining', '-'))}\n")
 
 
 def show_backup_codes(call: Call, answer: Row) -> None:
@@ -5837,25 +5718,21 @@ def show_items(call: Call, answer: Any) -> None:
 def show_billing(call: Call, answer: Row) -> None:
     """Pages of invoices or charges, each after a question."""
     columns: Sequence[Any] = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS
-    count = 0
     if call["charge_type"] and not {"s", "serverless"} & set(call["charge_type"]):
         columns = CHARGE_COLUMNS[:5]
+    count = 0
     while True:
-        rows, token = bill_rows(call, answer), answer.get("next_token")
+        rows = bill_rows(call, answer["results"])
         count += len(answer["results"])
-        if not rows:
-            emit("Nothing in this period.\n")
-        elif call["charges"] and call["format"] == "tree":
+        if call["charges"] and call["format"] == "tree":
             emit("".join(charge_lines(call, rows, 0)))
-        else:
+        elif rows:
             emit_rows(call, rows, columns)
         remark(call, f"{count} of {answer.get('total', count)} results")
-        if not token:
-            return None
-        emit(f"Next page: --next-token {shown(str(token), 0)}\n")
-        if not call.cli or not agreed("Show the next page?"):
-            return None
-        call.params["next_token"] = str(token)
+        call.extra["next_token"] = call.params["next_token"] = answer.get("next_token")
+        next_page(call)
+        if not call["next_token"] or not call.cli or not agreed("Show the next page?"):
+            return
         answer = run_show_invoices_v1(call)
 
 
@@ -5867,7 +5744,7 @@ def charge_lines(call: Call, rows: List[Row], depth: int) -> Iterator[str]:
                  row.get("description"), f"({start}{'' if start == end else f' to {end}'})"]
         yield "  " * depth + "  ".join(text_of(word) for word in words if word) + "\n"
         if row.get("items") and (call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")):
-            yield from charge_lines(call, bill_rows(call, {"results": row["items"]}), depth + 1)
+            yield from charge_lines(call, bill_rows(call, objects(call, row["items"])), depth + 1)
 
 
 def show_levels(call: Call, answer: Row) -> None:
@@ -5904,7 +5781,7 @@ _PDF_STYLES = {  # font, size, colour
     "body": (b"F1", 9, b"0.13 g"), "strong": (b"F2", 10, b"0.06 0.20 0.38 rg"), "note": (b"F1", 8, b"0.45 g"),
     "credit": (b"F1", 9, b"0.05 0.43 0.25 rg")}
 _PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM = 54, 558, 730, 68  # points, from the bottom left corner
-_PDF_COLUMNS = (  # heading, left and right edge; the numbers stand at the right one
+_PDF_COLUMNS = (
     (b"DATE", 54, 108), (b"DESCRIPTION", 114, 354), (b"QUANTITY", 360, 420), (b"RATE", 424, 484), (b"AMOUNT", 488, 558))
 
 
@@ -6240,7 +6117,8 @@ def parse_line(row: Command, words: List[str], start: Optional[Row] = None) -> T
     given.update(positionals(row, [arg for arg in mine if not arg.option], loose + words[end + 1:]))
     names = {arg.name for arg in mine}
     common = {name: value for name, value in given.items() if name not in names}
-    return {name: value for name, value in given.items() if name in names}, check(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
+    return {name: value for name, value in given.items() if name in names}, check(GLOBAL_ARGS, {**(start or {}),
+                                                                                                **common}, cli=True)
 
 
 def add_option(parser: Any, arg: Arg) -> None:
@@ -6304,7 +6182,8 @@ def run_line(argv: List[str], start: Optional[Row] = None, pool: Optional[Pool] 
         emit(f"{__version__}\n")
         return 0
     form = "json" if common["raw"] else common.get("format", "table")
-    view = View(form, common["fields"], common.get("quiet", False), common["full"], not common["no_color"], given.get("yes", False))
+    view = View(form, common["fields"], common.get("quiet", False), common["full"], not common["no_color"],
+                given.get("yes", False))
     if row.name == "repl":
         if start is not None:
             raise UsageError("this is the prompt already", command=row.name)
@@ -6342,7 +6221,8 @@ def answer_line(call: Call) -> int:
         call.client.api_key, call.client.creds_source, call.client.key_origin = find_key(None)
         answer = perform(call)
     if answer is None and call.row.returns not in ("none", "text"):
-        thing = next((f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args if "path" in arg.to), "such thing")
+        named = [f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args if "path" in arg.to]
+        thing = [*named, "such thing"][0]
         raise NotFoundError(f"there is no {thing}", command=call.row.name,
                             hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "")
     if call.row.returns == "text" and not call.raw and isinstance(answer, str):
@@ -6419,7 +6299,8 @@ def command_help(row: Command) -> str:
     mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
     alone = [arg for arg in mine if not arg.option]
     usage = " ".join([f"usage: vastai {row.name}", *(placeholder(arg) for arg in alone),
-                      *(f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED), "[option …]"])
+                      *(f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED),
+                      "[option …]"])
     lines = [wrapped(usage, width, 7), "", wrapped(f"{row.summary[:1].upper()}{row.summary[1:]}.", width)]
     if row.note:
         lines += ["", wrapped(row.note, width)]
@@ -6428,9 +6309,10 @@ def command_help(row: Command) -> str:
         if args:
             lines += ["", f"{title}:", *(two_columns(spelling(arg), meaning(arg), 28, width) for arg in args)]
     if row.fields:
-        lines += ["", "Fields of the query:", *(two_columns(name, text, 28, width) for name, text in field_help(row.fields)), "",
-                  wrapped("Operators: >= > <= < = != in notin. A list is [A,B], a text with blanks \"A B\" or A_B; conditions "
-                          "stand side by side and all must hold.", width)]
+        lines += ["", "Fields of the query:",
+                  *(two_columns(name, text, 28, width) for name, text in field_help(row.fields)), "",
+                  wrapped("Operators: >= > <= < = != in notin. A list is [A,B], a text with blanks \"A B\" or A_B; "
+                          "conditions stand side by side and all must hold.", width)]
     if row.aliases:
         lines += ["", wrapped(f"Also: vastai {', vastai '.join(row.aliases)}", width)]
     if row.examples:
@@ -6451,7 +6333,8 @@ def spelling(arg: Arg) -> str:
     """An argument as it is typed."""
     if not arg.option:
         return placeholder(arg)
-    word = "{" + ",".join(map(str, arg.choices)) + "}" if 0 < len(str(arg.choices)) < 40 and arg.choices else arg.kind.metavar
+    few = arg.choices and len(str(arg.choices)) < 40
+    word = "{" + ",".join(map(str, arg.choices)) + "}" if few else arg.kind.metavar
     return ", ".join([*arg.flags, *arg.shortcuts]) + ("" if arg.kind is FLAG else " …" if arg.rest else f" {word}")
 
 
@@ -6782,7 +6665,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         except (AttributeError, ValueError, OSError):
             pass
-    return guarded(words)
+    status = guarded(words)
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        discard(sys.stderr)
+    return status
 
 
 def guarded(words: List[str], start: Optional[Row] = None, pool: Optional[Pool] = None) -> int:
@@ -6800,26 +6688,27 @@ def guarded(words: List[str], start: Optional[Row] = None, pool: Optional[Pool] 
         return status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return closed_pipe()
+    except BrokenPipeError:  # whoever read our output has enough
+        discard(sys.stdout)
+        return 0
     except Exception as error:  # no traceback for a user; VASTAI_DEBUG=1 shows it
         if debug:
             raise
         if isinstance(error, OSError):
             warn(f"cannot use {shown(str(error.filename or 'stdout'), 300)}: {error.strerror or error}")
-            closed_pipe()
+            discard(sys.stdout)
         else:
-            warn(f"{type(error).__name__}: {shown(str(error), 300)} (a defect of this program; VASTAI_DEBUG=1 shows where)")
+            warn(f"{type(error).__name__}: {shown(str(error), 300)} (a defect of this program; "
+                 "VASTAI_DEBUG=1 shows where)")
         return 1
 
 
-def closed_pipe() -> int:
-    """Whoever read our output has enough; the interpreter must not complain about it when it flushes at the end."""
+def discard(stream: Optional[TextIO]) -> None:
+    """Sends a stream that cannot be written to nowhere, or the interpreter would complain as it flushes at the end."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
     except (OSError, ValueError, AttributeError):
         pass
-    return 0
 
 
 def report(error: VastAIError, words: Sequence[str]) -> int:
@@ -6838,7 +6727,8 @@ def wants_json(words: Sequence[str]) -> bool:
     flags = [canonical(word) for word in words]
     pairs = zip(words, [*words[1:], ""])
     return any(len(flag) > 3 and "--raw".startswith(flag) for flag in flags) or any(
-        word in ("--format=json", "--form=json") or word in ("--format", "--form") and value == "json" for word, value in pairs)
+        word in ("--format=json", "--form=json") or word in ("--format",
+                                                             "--form") and value == "json" for word, value in pairs)
 
 
 main.main = main  # type: ignore[attr-defined]  # `import vastai.cli.main`: in the official package that is a module
