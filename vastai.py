@@ -146,7 +146,8 @@ def raising(family: Type[VastAIError], msg: str, **details: Any) -> VastAIError:
     other = getattr(sys.modules.get("requests"), name, None) if answered or timed_out is not None else None
     if not isinstance(other, type) or not issubclass(other, Exception):
         return family(msg, **details)
-    return type(family.__name__, (family, other), {"__module__": "vastai.requests"})(msg, **details)
+    error: VastAIError = type(family.__name__, (family, other), {"__module__": "vastai.requests"})(msg, **details)
+    return error
 
 
 def _unpickled(family: Type[VastAIError], msg: str, details: Dict[str, Any]) -> VastAIError:
@@ -175,10 +176,10 @@ def _whole(value: Any) -> int:
         return int(text)
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError(value)
-    value = int(value) if isinstance(value, float) else int(value.__index__())
-    if abs(value) >= 10**19:
+    number = int(value) if isinstance(value, float) else int(value.__index__())
+    if abs(number) >= 10**19:
         raise ValueError
-    return value
+    return number
 
 
 def _number(value: Any) -> float:
@@ -394,15 +395,15 @@ def shown(text: str, limit: int = 80) -> str:
     return text if text.isprintable() else text.translate(ESCAPES)
 
 
-class Escapes(Dict[int, str] if TYPE_CHECKING else dict):  # type: ignore[misc]
+class Escapes(dict):  # type: ignore[type-arg]
     """For str.translate: what each character is shown as, found out once; text of megabytes takes no time."""
 
     def __missing__(self, code: int) -> str:
         from unicodedata import category
         char = chr(code)
         unsafe = not char.isprintable() and category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs")
-        self[code] = char.encode("unicode_escape").decode() if unsafe else char
-        return self[code]
+        self[code] = text = char.encode("unicode_escape").decode() if unsafe else char
+        return text
 
 
 ESCAPES = Escapes()
@@ -515,7 +516,7 @@ def parse_query(query: Union[str, Sequence[str], None], start: Optional[Row] = N
             raise UsageError(f"unknown operator {shown(sign or word)!r} behind {shown(field)}; "
                              "there are >= > <= < = != in notin")
         field, at = (aliases or {}).get(field, field), match.end()
-        if field not in known and field not in ("georegion", "chunked", "rented"):
+        if field not in known and field not in result and field not in ("georegion", "chunked", "rented"):
             warn(f"the query has a field {shown(field)!r} that this client does not know{nearest(field, known)}")
         if value in ("any", "?", "*"):
             if operator != "eq":
@@ -629,7 +630,9 @@ def parse_env(text: Union[str, Dict[str, str], None]) -> Dict[str, str]:
 
 def _split_words(text: str) -> List[str]:
     """Words between blanks outside quotes; the quotes stay where they are."""
-    words, word, quote = [], [], ""
+    words: List[str] = []
+    word: List[str] = []
+    quote = ""
     for c in text:
         if c.isspace() and not quote:
             words.append("".join(word))
@@ -744,10 +747,10 @@ class Arg:
     """One argument of a command.
 
     `flags` is its spelling on the command line: "id" stands alone, "-l --limit" is an option; the last one names the
-    keyword, unless `name` does.  `to` says where the value goes ("path", "query", "body" or "" for nowhere: a function
-    takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that programs
-    use, `face` restricts it to "cli" or "sdk", `cli` is the command line's default where it differs, `many` takes several
-    words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a value
+    keyword, unless `name` does.  `to` says where the value goes ("path", "query", "body", "path body", or "" where a
+    function takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that programs
+    use, `face` restricts it to "cli" or "sdk", `cli` is the command line's default where it differs, `many` takes
+    several words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a value
     ({"-b": "bid"}), `secret` is never shown.
     """
 
@@ -1008,6 +1011,9 @@ VOLUME_COLUMNS = (
     ("R %", "reliability2", ".1f*100", 5), ("age(hours)", "duration", ".2f/3600", 2), ("mach_id", "machine_id", "", 1),
     ("Verification", "verification", "state", 6), ("host_id", "host_id", "", 6), ("country", "geolocation", "", 3),
     ("instances", "instances", "", 1))
+NETWORK_DISK_COLUMNS = (
+    ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"), ("Total GB", "total_space", "{}"))
+MOUNT_COLUMNS = (("Machine", "id", ""), ("Mounted at", "mount", ""))
 BACKUP_COLUMNS = (
     ("ID", "id", ""), ("Contract", "contract_id", ""), ("Type", "type", "unknown"), ("Machine", "machine_id", ""),
     ("Status", "status", "state"), ("Age(hours)", "created_at", "hours"), ("Info", "info", ""))
@@ -1274,7 +1280,7 @@ register("Search and rent",
     Command("launch instance", "PUT /launch_instance/", ONCE,
         "rent the best offer for a GPU: search and create in one call",
         Arg("-g --gpu-name", NAME, "model, such as RTX_4090", required=True, to=""),
-        Arg("-n --num-gpus", TEXT, "number of GPUs", required=True, to="", choices=("1", "2", "4", "8", "12", "14")),
+        Arg("-n --num-gpus", TEXT, "number of GPUs: 1, 2, 4, 8, 12 or 14", required=True, to=""),
         Arg("-i --image", TEXT, "Docker image", required=True),
         Arg("-r --region", TEXT, "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
             None, to=""),
@@ -1424,8 +1430,7 @@ register("Templates",
         done="Template {template[id]} with the hash {template[hash_id]} is made.",
         examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
     Command("update template", "PUT /api/v1/template/", SAFE, "replace a template; it gets a new hash",
-        Arg("hash_id", NAME, "hash of the template", old="HASH_ID"),
-        *TEMPLATE_OPTIONS,
+        Arg("hash_id", NAME, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
         build="build_template", run="run_update_template", look="search templates",
         done="Template {template[id]} is replaced; its hash is now {template[hash_id]}.",
         note="Whatever is not given is empty in the new version: give all of it."),
@@ -1436,15 +1441,13 @@ register("Templates",
 
 register("Volumes",
     Command("search volumes", "POST /volumes/search/", SAFE, "offers of disk space on one machine",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""),
-        *search_options(1.0, aliases=True),
+        Arg("query", QUERY, "conditions on the fields below", None, to=""), *search_options(1.0, aliases=True),
         returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
         examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
     Command("search network-volumes", "POST /network_volumes/search/", SAFE,
         "offers of disk space that a cluster shares",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""),
-        *search_options(1.0, aliases=True),
+        Arg("query", QUERY, "conditions on the fields below", None, to=""), *search_options(1.0, aliases=True),
         returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
         fields=VOLUME_FIELDS,
         note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
@@ -1491,8 +1494,7 @@ register("Volumes (for hosts)",
     Command("show network-disks", "GET /network_disk/", SAFE, "your clusters' network disks and where they are mounted",
         rows="data", columns=(("Cluster", "cluster_id", ""),), show="show_network_disk_tables"),
     Command("add network-disk", "POST /network_disk/", ONCE, "attach a network disk to machines of a cluster",
-        Arg("machines", IDS, "the machines"),
-        Arg("mount_point", NAME, "where they mount it: /mnt/disk1"),
+        Arg("machines", IDS, "the machines"), Arg("mount_point", NAME, "where they mount it: /mnt/disk1"),
         Arg("-d --disk_id", ID, "the disk, if it is known to the service already", None),
         look="show network-disks", done="Network disk {disk_id} is attached to machines {machines}."))
 
@@ -1576,8 +1578,7 @@ register("Deployments",
     Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, "stop a deployment; it can be started again",
         Arg("id", ID, "the deployment"), look="show deployment", done="Deployment {id} is stopping."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, "delete a deployment by its id, or those of a name",
-        Arg("id", ID, "the deployment", None),
-        Arg("--name", NAME, "all deployments of this name", None),
+        Arg("id", ID, "the deployment", None), Arg("--name", NAME, "all deployments of this name", None),
         Arg("--tag", TEXT, "of these only the one with this tag", None),
         build="build_delete_deployment", look="show deployments",
         done="Deployment {id} is deleted.|{count} deployments of the name {name} are deleted."
@@ -1620,7 +1621,6 @@ register("Market (for hosts)",
         Arg("--start", COUNT, "first moment, unix seconds; a day before the last if not given", None),
         Arg("--end", COUNT, "last moment, unix seconds; now if not given", None),
         Arg("--step", COUNT, "seconds from one point to the next", None),
-        Arg("--full", FLAG, "show every point, not about 20", face="cli", to=""),
         build="build_market", run="run_gpu_trends", show="show_gpu_trends", done=FOR_HOSTS,
         aliases="metrics gpu-trends",
         examples=("RTX_5090 --verified true", "all --start 1773298800 --end 1773817200 --step 3600 --raw")),
@@ -1641,19 +1641,16 @@ register("Keys",
     Command("show ssh-keys", "GET /ssh/", SAFE, "the SSH keys of your account",
         returns="[]", columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, "add an SSH key to your account",
-        Arg("ssh_key", TEXT, "the public key or its file; without it a new key is made with ssh-keygen", None),
-        YES,
+        Arg("ssh_key", TEXT, "the public key or its file; without it a new key is made with ssh-keygen", None), YES,
         run="run_create_ssh_key", done="The key is added.", look="show ssh-keys"),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, "let an SSH key into an instance",
-        Arg("instance_id", ID, "the instance", old="id"),
-        Arg("ssh_key", TEXT, "the public key or its file"),
+        Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key", TEXT, "the public key or its file"),
         run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance"),
     Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, "the SSH keys that an instance lets in",
         Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="List[Dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
     Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, "lock an SSH key out",
-        Arg("instance_id", ID, "the instance", old="id"),
-        Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
+        Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
         done="Key {ssh_key_id} is detached from instance {instance_id}.", look="show instance-ssh-keys"),
     Command("update ssh-key", "PUT /ssh/{id}/", SAFE, "replace an SSH key of your account",
         Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
@@ -1687,14 +1684,12 @@ register("Keys",
 register("Environment variables",
     Command("show env-vars", "GET /secrets/", SAFE, "the environment variables that your instances get",
         Arg("-s --show-values", FLAG, "show their values, too", to=""),
-        returns="secrets", run="run_show_env_vars", show="show_env_vars"),
+        returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars"),
     Command("create env-var", "POST /secrets/", ONCE, "add an environment variable for your instances",
-        Arg("name", NAME, "its name", key="key"),
-        Arg("value", TEXT, "its value", secret=True),
+        Arg("name", NAME, "its name", key="key"), Arg("value", TEXT, "its value", secret=True),
         done="{name} is added.", look="show env-vars"),
     Command("update env-var", "PUT /secrets/", SAFE, "change an environment variable",
-        Arg("name", NAME, "its name", key="key"),
-        Arg("value", TEXT, "its new value", secret=True),
+        Arg("name", NAME, "its name", key="key"), Arg("value", TEXT, "its new value", secret=True),
         done="{name} is changed.", look="show env-vars"),
     Command("delete env-var", "DELETE /secrets/", SAFE, "take an environment variable away",
         Arg("name", NAME, "its name", key="key"), done="{name} is deleted.", look="show env-vars"))
@@ -1732,8 +1727,7 @@ register("Two-factor authentication",
         done="A code is on its way. It goes with --secret {secret} to `tfa login -t sms` or `tfa activate -t sms`.",
         look="tfa status"),
     Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, "have the code sent by SMS once more",
-        Arg("-s --secret", CODE, "secret that tfa send-sms showed", required=True, secret=True),
-        PHONE,
+        Arg("-s --secret", CODE, "secret that tfa send-sms showed", required=True, secret=True), PHONE,
         done="The code is on its way again.", look="tfa status"),
     Command("tfa send-email", "POST /tfa/email/", ONCE, "have a code sent by mail",
         done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t email`.", look="tfa status"),
@@ -1792,8 +1786,7 @@ register("Teams",
         Arg("--permissions", FILE_OBJECT, "file with its permissions as JSON", required=True),
         done="Role {name} is made.", look="show team-roles"),
     Command("update team-role", "PUT /team/roles/{id}/", SAFE, "rename a role, or change what it may do",
-        Arg("id", ID, "the role, from show team-roles", old="ID"),
-        Arg("--name", NAME, "its new name", None),
+        Arg("id", ID, "the role, from show team-roles", old="ID"), Arg("--name", NAME, "its new name", None),
         Arg("--permissions", FILE_OBJECT, "file with its new permissions as JSON", None),
         done="Role {id} is changed.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, "delete a role",
@@ -1824,8 +1817,7 @@ register("Machines (for hosts)",
         Arg("ids", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
         done="The offers of machines {ids} are rearranged: {summary}", look="show machines"),
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, "set the lowest bid for a machine's GPUs",
-        MACHINE,
-        Arg("--price", PRICE, "lowest bid for a GPU, $/hr", None),
+        MACHINE, Arg("--price", PRICE, "lowest bid for a GPU, $/hr", None),
         body={"client_id": "me"}, done="The lowest bid for machine {id} is changed.", look="show machines"),
     Command("set defjob", "PUT /machines/create_bids/", SAFE, "set the job that a machine runs while nobody rents it",
         Arg("id", ID, "the machine", key="machine", old="machine_id"),
@@ -1868,23 +1860,19 @@ register("Clusters and overlays",
     Command("delete cluster", "DELETE /cluster/", SAFE, "delete a cluster",
         Arg("cluster_id", ID, "the cluster", old="id"), done="Cluster {cluster_id} is deleted.", look="show clusters"),
     Command("join cluster", "PUT /cluster/", SAFE, "add machines to a cluster",
-        Arg("cluster_id", ID, "the cluster", old="id"),
-        Arg("machine_ids", IDS, "the machines"),
+        Arg("cluster_id", ID, "the cluster", old="id"), Arg("machine_ids", IDS, "the machines"),
         done="Machines {machine_ids} are in cluster {cluster_id}.", look="show clusters"),
     Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, "take a machine out of its cluster",
-        Arg("cluster_id", ID, "the cluster"),
-        Arg("machine_id", ID, "the machine"),
+        Arg("cluster_id", ID, "the cluster"), Arg("machine_id", ID, "the machine"),
         Arg("new_manager_id", ID, "machine of the cluster that manages it from now on, if this one did", None),
         done="Machine {machine_id} is out of cluster {cluster_id}.", look="show clusters"),
     Command("show overlays", "GET /overlay/", SAFE, "your overlay networks: instances in one virtual network",
         returns="[]", columns=OVERLAY_COLUMNS),
     Command("create overlay", "POST /overlay/", ONCE, "make an overlay network on a cluster",
-        Arg("cluster_id", ID, "the cluster"),
-        Arg("name", NAME, "a name for it"),
+        Arg("cluster_id", ID, "the cluster"), Arg("name", NAME, "a name for it"),
         done="Overlay {name} is made.", look="show overlays"),
     Command("join overlay", "PUT /overlay/", SAFE, "add an instance to an overlay network",
-        Arg("name", NAME, "the overlay"),
-        Arg("instance_id", ID, "the instance", old="INSTANCE_ID"),
+        Arg("name", NAME, "the overlay"), Arg("instance_id", ID, "the instance", old="INSTANCE_ID"),
         done="Instance {instance_id} is in overlay {name}.", look="show overlays"),
     Command("delete overlay", "DELETE /overlay/", SAFE, "delete an overlay network, with its instances",
         Arg("overlay_identifier", TEXT_ID, "id or name of the overlay", to="", old="overlay_id overlay_name"),
@@ -1918,8 +1906,7 @@ register("Account",
 register("Billing",
     Command("show invoices", "GET /users/me/invoices", SAFE, "charges and payments, item by item",
         *ITEM_OPTIONS,
-        Arg("--instance_label", TEXT, "only charges of instances with this label", None, face="cli", to=""),
-        PDF,
+        Arg("--instance_label", TEXT, "only charges of instances with this label", None, face="cli", to=""), PDF,
         query={"owner": "me"}, columns=ITEM_COLUMNS, run="run_show_invoices", show="show_items",
         note="Without dates, the last day. `vastai show invoices-v1` is the newer one, with pages.",
         examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
@@ -1967,8 +1954,7 @@ register("Billing",
         body={"sender": "me"}, run="run_transfer_credit", done="{amount} $ went to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
     Command("fetch contracts", "POST /contracts/fetch/", SAFE, "contracts by label and id",
-        Arg("label", TEXT, "only with this label", None),
-        Arg("contract_ids", IDS, "only of these ids", None),
+        Arg("label", TEXT, "only with this label", None), Arg("contract_ids", IDS, "only of these ids", None),
         returns="contracts[]", face="sdk"))
 
 register("Scheduled jobs",
@@ -2035,9 +2021,8 @@ register("Serverless",
         look="show workergroups", methods="update_autogroup update_autoscaler",
         note="The search conditions go out each time: give --search_params again, or the usual ones take their place."),
     Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, "delete a workergroup; its instances stay",
-        Arg("id", ID, "the workergroup", key="autojob_id", to="path body"),
-        body={"client_id": "me"}, done="Workergroup {id} is deleted.", look="show workergroups",
-        methods="delete_autogroup delete_autoscaler"),
+        Arg("id", ID, "the workergroup", key="autojob_id", to="path body"), body={"client_id": "me"},
+        done="Workergroup {id} is deleted.", look="show workergroups", methods="delete_autogroup delete_autoscaler"),
     Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, "logs of a workergroup",
         Arg("id", ID, "the workergroup"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, show="show_levels", look="show workergroups",
@@ -2072,10 +2057,8 @@ register("Notifications",
         done=WEBHOOK_SECRET, look="show webhooks",
         examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, "change a webhook",
-        Arg("id", ID, "the webhook"),
-        Arg("--webhook_url", NAME, "new address", None),
-        Arg("--event_types", TEXTS, "new keys, in place of the old ones", None),
-        Arg("--name", TEXT, "new name", None),
+        Arg("id", ID, "the webhook"), Arg("--webhook_url", NAME, "new address", None),
+        Arg("--event_types", TEXTS, "new keys, in place of the old ones", None), Arg("--name", TEXT, "new name", None),
         done="Webhook {id} is changed.", look="show webhooks"),
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, "delete a webhook",
         Arg("id", ID, "the webhook"), done="Webhook {id} is deleted.", look="show webhooks"),
@@ -2083,23 +2066,6 @@ register("Notifications",
         Arg("id", ID, "the webhook"), done=WEBHOOK_SECRET, look="show webhooks"),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, "send a test to a webhook",
         Arg("id", ID, "the webhook"), done="A test is sent to webhook {id}.", look="show webhooks"))
-register("Tools",
-    Command("update", "", SAFE, "say how this copy is brought up to date",
-        Arg("--check", FLAG, "only look"), returns="none", run="run_update", face="cli", auth=False),
-    Command("uninstall", "", SAFE, "remove this copy, where pip installed it",
-        YES, returns="none", run="run_uninstall", face="cli", auth=False),
-    Command("help", "", SAFE, "explain a command; the same as its --help",
-        Arg("command", TEXTS, "the command, or its first word", None), returns="none", face="cli", auth=False),
-    Command("repl", "", SAFE, "read commands from a prompt, or a script of them from stdin, over one connection",
-        returns="none", face="cli", auth=False,
-        note="Options of every command that stand here hold for all of them. `exit`, `quit` or Ctrl-D ends.",
-        examples=("--raw < commands.txt",)),
-    Command("completion", "", SAFE, "print a script that makes a shell complete commands, options and ids of instances",
-        Arg("shell", TEXT, "the shell", choices=("bash", "zsh", "fish")),
-        returns="text", run="run_completion", face="cli", auth=False,
-        note='For good: eval "$(vastai completion bash)" in ~/.bashrc, eval "$(vastai completion zsh)" in ~/.zshrc, '
-             "vastai completion fish | source in ~/.config/fish/config.fish.",
-        examples=("bash",)))
 
 register("Diagnostics",
     Command("self-test machine", "", ONCE, "rent a machine of yours, run Vast.ai's tests on it and remove the instance",
@@ -2133,6 +2099,24 @@ register("Diagnostics",
         note="Rents real GPUs, after a question on the command line; a method call does not ask. All are given back at "
              "the end. Perf/$ is performance for each $/hr.",
         examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")))
+
+register("Tools",
+    Command("update", "", SAFE, "say how this copy is brought up to date",
+        Arg("--check", FLAG, "only look"), returns="none", run="run_update", face="cli", auth=False),
+    Command("uninstall", "", SAFE, "remove this copy, where pip installed it",
+        YES, returns="none", run="run_uninstall", face="cli", auth=False),
+    Command("help", "", SAFE, "explain a command; the same as its --help",
+        Arg("command", TEXTS, "the command, or its first word", None), returns="none", face="cli", auth=False),
+    Command("repl", "", SAFE, "read commands from a prompt, or a script of them from stdin, over one connection",
+        returns="none", face="cli", auth=False,
+        note="Options of every command that stand here hold for all of them. `exit`, `quit` or Ctrl-D ends.",
+        examples=("--raw < commands.txt",)),
+    Command("completion", "", SAFE, "print a script that makes a shell complete commands, options and ids of instances",
+        Arg("shell", TEXT, "the shell", choices=("bash", "zsh", "fish")),
+        returns="text", run="run_completion", face="cli", auth=False,
+        note='For good: eval "$(vastai completion bash)" in ~/.bashrc, eval "$(vastai completion zsh)" in ~/.zshrc, '
+             "vastai completion fish | source in ~/.config/fish/config.fish.",
+        examples=("bash",)))
 # fmt: on
 
 
@@ -2364,12 +2348,12 @@ def build_filter_search(call: Call, query: Row, body: Row) -> None:
     query.update(select_cols=["*"], select_filters=conditions)
 
 
-def runtype_of(call: Call, template: Any) -> Optional[str]:
+def runtype_of(call: Call, template: Any) -> Any:
     """The kind of access that the flags ask for, in the service's words; None leaves it to the template or service."""
     ssh, direct, args = call["ssh"], call["direct"], call["args"]
     jupyter = call["jupyter"] or bool(call["jupyter_lab"] or call["jupyter_dir"]) and not call["runtype"]
     if template:
-        return call["runtype"]
+        return call["runtype"] or None
     if call["runtype"]:
         if ssh or call["jupyter"] or direct:
             raise UsageError("runtype does not go together with ssh, jupyter or direct", command=call.row.name)
@@ -2445,6 +2429,8 @@ def volume_of(call: Call) -> Optional[Row]:
 def build_launch(call: Call, query: Row, body: Row) -> None:
     """The body of launch instance: the offers query and the instance in one."""
     conditions = call["query"]
+    if call.cli and call["num_gpus"] not in ("1", "2", "4", "8", "12", "14"):
+        raise UsageError("--num-gpus: expected 1, 2, 4, 8, 12 or 14", command=call.row.name)
     if conditions is None:
         region = REGIONS.get(call["region"] or "", call["region"])
         text = f'num_gpus={call["num_gpus"]} gpu_name="{call["gpu_name"]}"'
@@ -2470,16 +2456,13 @@ def build_overlay(call: Call, query: Row, body: Row) -> None:
 
 def build_tfa(call: Call, query: Row, body: Row) -> None:
     """Looks whether there is what proves who is asking: a code or a backup code, and of which method."""
-    method = call["method_type"]
-    problem = ""
+    method, name = call["method_type"], call.row.name
     if (call["code"] is None) == (call["backup_code"] is None):
-        problem = "give either --code or --backup-code"
-    elif call.cli and method and call["method_id"]:
-        problem = "--method-type does not go together with --method-id"
-    elif call.row.name == "tfa delete" and method in ("sms", "email") and not call["secret"]:
-        problem = f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows"
-    if problem:
-        raise UsageError(problem, command=call.row.name)
+        raise UsageError("give either --code or --backup-code", command=name)
+    if call.cli and method and call["method_id"]:
+        raise UsageError("--method-type does not go together with --method-id", command=name)
+    if name == "tfa delete" and method in ("sms", "email") and not call["secret"]:
+        raise UsageError(f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows", command=name)
 
 
 def build_tfa_update(call: Call, query: Row, body: Row) -> None:
@@ -2540,8 +2523,8 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
     if isinstance(given, dict):
         found = {**start, **given}
     else:
-        found = parse_query(given, start if call.cli else {name: {} for name in start}, VOLUME_FIELDS, None,
-            MULTIPLIERS)
+        empty: Row = {name: {} for name in start}
+        found = parse_query(given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS)
     body.update(search_body(call, {name: conditions or start[name] for name, conditions in found.items()}))
 
 
@@ -2569,11 +2552,7 @@ def build_delete_template(call: Call, query: Row, body: Row) -> None:
 def build_offer_end(call: Call, query: Row, body: Row) -> None:
     """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it is given."""
     if call.cli and call["end_date"] is not None:
-        try:
-            body["end_date"] = query_date(call["end_date"])
-        except ValueError:
-            raise UsageError(f"--end_date: expected MM/DD/YYYY or unix seconds, not {shown(call['end_date'])!r}",
-                             command=call.row.name) from None
+        body["end_date"] = convert(call.row, Arg("--end_date", EXPIRY), call["end_date"], True)
 
 
 def build_snapshot(call: Call, query: Row, body: Row) -> None:
@@ -2913,7 +2892,7 @@ def promised(call: Call, answer: Answer) -> Any:
     if not isinstance(part, list if row.is_list else dict) and not (part is None and member and not row.is_list):
         found = "null" if part is None else f"a {type(part).__name__}"
         raise misread(row, answer, f"{found} where a {'list' if row.is_list else 'JSON object'} is due")
-    if row.is_list and not all(isinstance(item, dict) for item in part):
+    if row.is_list and not all(isinstance(item, dict) for item in part or ()):
         raise misread(row, answer, "a list with something other than objects")
     rows: Any = dig(part, row.rows) if row.rows and dig(part, "success") is not False else []
     if not isinstance(rows, list) or not all(isinstance(item, dict) for item in rows):
@@ -3178,8 +3157,8 @@ def connect(parts: Any, proxy: Optional[str], timeout: float) -> Any:
     import http.client
     from urllib.parse import urlsplit
     host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-    near = proxy_place(proxy) if proxy else (host, port)
-    connection = http.client.HTTPConnection(*near, timeout=timeout)
+    near_host, near_port = proxy_place(proxy) if proxy else (host, port)
+    connection = http.client.HTTPConnection(near_host, near_port, timeout=timeout)
     try:
         connection.connect()
         if parts.scheme == "https":
@@ -3569,7 +3548,7 @@ def run_scheduled(call: Call) -> Any:
     return make_job(call, job)
 
 
-def make_job(call: Call, job: Row) -> Row:
+def make_job(call: Call, job: Row) -> Any:
     """Adds a scheduled job; where there is one for the instance already, asks whether to replace it."""
     try:
         return call.do("create_scheduled_job", **job)
@@ -4037,11 +4016,11 @@ def run_set_role(call: Call) -> Optional[str]:
     return f"vastai --help lists the commands of a {call['role']} from now on" if call.cli else None
 
 
-def run_show_env_vars(call: Call) -> Row:
+def run_show_env_vars(call: Call) -> Any:
     """The environment variables; without their values unless those are asked for."""
-    values = call.send() or {}
-    hidden = "*" * (5 if call.cli else 4)  # as the official client has it
-    return dict(values) if call["show_values"] else {name: hidden for name in values}
+    hidden = None if call["show_values"] else "*" * (5 if call.cli else 4)  # as the official client has it
+    values = {name: hidden or value for name, value in (call.send() or {}).items()}
+    return values if not call.cli or call.whole else [{"name": name, "value": value} for name, value in values.items()]
 
 
 def run_show_machine(call: Call) -> Any:
@@ -4108,10 +4087,10 @@ def run_tfa_logout(call: Call) -> Row:
     path = config_file("vast_tfa_key")
     try:
         os.unlink(path)
-    except FileNotFoundError:
-        return {"success": True, "msg": "There was no 2FA session."}
     except OSError as error:
-        raise VastAIError(f"cannot delete {path}: {error.strerror}", command=call.row.name) from None
+        if os.path.exists(path):
+            raise VastAIError(f"cannot delete {path}: {error.strerror}", command=call.row.name) from None
+        return {"success": True, "msg": "There was no 2FA session."}
     return {"success": True, "msg": f"The 2FA session is over: {path} is deleted."}
 
 
@@ -4122,11 +4101,10 @@ def run_tfa_auth_new(call: Call) -> Row:
         raise UsageError("--secret and --code go together", command=call.row.name)
     if code is None:
         keys = {"backup_code": "backup_code", "method_id": "tfa_method_id", "method_type": "tfa_method"}
-        given = {key: call[name] for name, key in keys.items() if call[name] is not None}
+        given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
         if call.cli and len(given) > 1:
             raise UsageError("give one of --method-type, --method-id and --backup-code", command=call.row.name)
-        first = next(iter(given.items()), ("tfa_method", "email"))
-        answer: Row = call.send(body=dict([first]))
+        answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
         if not call.cli or call["backup_code"] and answer.get("msg") == "Authorization successful.":
             return answer
         secret = answer.get("secret")
@@ -4186,8 +4164,7 @@ def run_copy(call: Call) -> Row:
         try:
             os.makedirs(here, exist_ok=True)
         except OSError as error:
-            raise VastAIError(f"cannot make the folder {shown(here)}: {error.strerror}",
-                command=call.row.name) from None
+            raise VastAIError(f"cannot make the folder {shown(here)}: {error.strerror}", command=call.row.name) from None
     if os.name == "nt" and here[1:2] == ":":  # rsync would take C: for a host
         here = f"/proc/cygdrive/{here[0]}/" + here[2:].replace("\\", "/").lstrip("/")
     from shlex import quote
@@ -4215,7 +4192,8 @@ def run_cloud_copy(call: Call) -> Row:
     if instance.get("internet_up_cost_per_tb") is not None:
         confirm(call, f"Upload costs {instance['internet_up_cost_per_tb']} $/TB each time. Schedule the copy?")
     call.params["end_date"] = instance.get("end_date") if last is None else last
-    return make_job(call, schedule_of(call, request))
+    job: Row = make_job(call, schedule_of(call, request))
+    return job
 
 
 def run_price_increase(call: Call) -> Row:
@@ -4259,9 +4237,8 @@ def run_search_benchmarks(call: Call) -> Any:
     query: Row = {}
     build_filter_search(call, query, {})
     if call["order"] is not None:
-        order = [part if isinstance(part, dict) else {"col": part[0],
-            "dir": part[1]} for part in parse_order(call["order"])]
-        query["order_by"] = order
+        query["order_by"] = [part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
+                             for part in parse_order(call["order"])]
     query.update({name: call[name] for name in ("limit", "after_token") if call[name] is not None})
     everything = call["all_pages"] or call.cli and call["limit"] is None and call["after_token"] is None
     rows: List[Row] = []
@@ -4271,8 +4248,7 @@ def run_search_benchmarks(call: Call) -> Any:
         call.note(f"{len(rows)} benchmarks …")
     call.note("")
     if call.cli and call.whole and not everything:
-        return {"success": True, "benchmarks_found": len(rows), "benchmarks": rows,
-            "next_token": call.extra["next_token"]}
+        return {"success": True, "benchmarks_found": len(rows), "benchmarks": rows, **call.extra}
     return rows
 
 
@@ -4288,8 +4264,7 @@ def run_gpu_trends(call: Call) -> Any:
     result: Row = {}
     for gpu in [*filter(gpus.__contains__, asked), *gpus]:
         supply, prices = gpus[gpu].get("supply_demand") or {}, gpus[gpu].get("pricing") or {}
-        lists = {name: part.get(name) or [] for part,
-            names in ((supply, SUPPLY.values()), (prices, PRICES)) for name in names}
+        lists = {name: (prices if name in PRICES else supply).get(name) or [] for name in (*SUPPLY.values(), *PRICES)}
         result[gpu] = {"stats": gpus[gpu].get("stats") or {}, "rows": [
             {"date": utc_text(moment, "%Y-%m-%d %H:%M:%S"), "timestamp": moment,
              **{name: values[at] if at < len(values) else None for name, values in lists.items()}}
@@ -4302,18 +4277,16 @@ def run_gpu_trends(call: Call) -> Any:
 def run_gpu_locations(call: Call) -> Row:
     """The places that the filters let through; the service knows no filters here."""
     answer: Row = call.send()
-    if answer.get("needs_machine") or answer.get("success") is False:
-        return answer
     gpus = {name.strip().replace("_", " ") for name in (call["gpu"] or "").split(",") if name.strip()}
     rows = []
-    for row in answer["locations"]:
+    for row in answer.get("locations") or ():
         state = row.get("state") or ("rented" if row.get("rented") else "available")
-        facts = {"verified": bool(row.get("verified")), "datacenter": bool(row.get("datacenter")),
-            "rented": state == "rented"}
+        facts = {"verified": row.get("verified") or False, "datacenter": row.get("datacenter") or False,
+                 "rented": state == "rented"}
         if (all(call[name] in ("all", str(fact).lower()) for name, fact in facts.items())
                 and call["state"] in ("all", state) and (not gpus or row.get("gpu_name") in gpus)):
             rows.append(row if call.whole else {**row, "state": state})
-    return {"success": True, "locations": rows}
+    return {**answer, "locations": rows}
 
 
 def run_program(words: List[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
@@ -4908,7 +4881,7 @@ class Method:
     __signature__ = property(lambda self: signature(self.row))
 
     @property
-    def __annotations__(self) -> Dict[str, Any]:  # type: ignore[override]
+    def __annotations__(self) -> Dict[str, Any]:
         result = {arg.name: arg.annotation for arg in self.row.args if arg.face != "cli"}
         return {**result, "return": self.row.annotation}
 
@@ -4916,7 +4889,7 @@ class Method:
 def signature(row: Command) -> Any:
     """The inspect.Signature of a row's method."""
     from inspect import Parameter, Signature
-    parameters = [Parameter("self", Parameter.POSITIONAL_ONLY)]
+    parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
     optional = False
     for arg in (arg for arg in row.args if arg.face != "cli"):
         kind = Parameter.KEYWORD_ONLY if optional and arg.default is REQUIRED else Parameter.POSITIONAL_OR_KEYWORD
@@ -5155,14 +5128,11 @@ del method, command
 
 # ---------------------------------------------------------------------- names that programs for the official SDK import
 
-OTHER_NAMES = {"offers_fields": lambda: {name for name, _ in field_help(OFFER_FIELDS)}, "offers_alias": lambda: ALIASES,
-               "offers_mult": lambda: MULTIPLIERS}
-
-
-def __getattr__(name: str) -> Any:
+def other_name(name: str) -> Any:
     """`from vastai import vastai_sdk`, `vastai.api.query.offers_fields`, and the row types, which are dicts."""
-    if name in OTHER_NAMES:
-        return OTHER_NAMES[name]()
+    if name.startswith("offers_"):
+        fields = {field for field, _ in field_help(OFFER_FIELDS)}
+        return {"offers_fields": fields, "offers_alias": ALIASES, "offers_mult": MULTIPLIERS}.get(name)
     if name in ("api", "cli", "query", "sdk", "utils", "vastai_sdk"):
         return sys.modules[__name__]
     if name in {row.of for row in COMMANDS.values() if row.of}:
@@ -5170,6 +5140,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+globals()["__getattr__"] = other_name  # not by its name: type checkers would take every misspelt name for good
 if __name__ == "vastai":  # the official package's modules: this one answers for them
     for module in ("sdk", "vastai_sdk", "utils", "api", "api.query", "cli", "cli.main"):
         sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
@@ -5179,44 +5150,40 @@ if __name__ == "vastai":  # the official package's modules: this one answers for
 
 def display(call: Call, answer: Any) -> None:
     """Prints what a command returned, in the form that was asked for."""
-    view, row = call.view, call.row
+    view, row, columns = call.view, call.row, call.row.columns
     if row.rows and isinstance(answer, dict) and (view.quiet or view.fields or view.form not in ("table", "json")):
         answer = answer.get(row.rows) or []
-    rows = answer if isinstance(answer, list) else None
-    if view.quiet and row.columns and isinstance(answer, (list, dict)):
-        items: List[Row] = [answer] if rows is None else rows
-        name = "id" if not row.rows and any("id" in item for item in items) else row.columns[0][1]
+    many, refused = isinstance(answer, list), isinstance(answer, dict) and answer.get("success") is False
+    items: List[Row] = answer if many else [answer] if isinstance(answer, dict) else []
+    if view.quiet and columns and (items or many):
+        name = "id" if not row.rows and any("id" in item for item in items) else columns[0][1]
         return emit("".join(f"{shown(str(item.get(name)), 0)}\n" for item in items))
-    if view.fields and isinstance(answer, (list, dict)):
+    if view.fields and (items or many):
         names = [name.strip() for name in view.fields.split(",") if name.strip()]
+        columns = tuple((name, name, "", 0) for name in names)
         if view.form in ("json", "jsonl"):
-            picked = [{name: dig(item, name) for name in names} for item in (rows if rows is not None else [answer])]
-            answer = picked if rows is not None else picked[0]
-            rows = rows and picked
-        else:
-            columns = tuple((name, name, "", 0) for name in names)
-            return emit_rows(call, rows if rows is not None else [answer], columns)
+            items = [{name: dig(item, name) for name in names} for item in items]
+            answer = items if many else items[0]
     if view.form == "json":
         return emit(pretty(answer) + "\n")
-    if view.form != "table" and isinstance(answer, (list, dict)):
-        return emit_rows(call, rows if rows is not None else [answer], row.columns)
-    if row.show and not (row.path and isinstance(answer, dict) and answer.get("success") is False):
-        return globals()[row.show](call, answer)
-    if row.rows and isinstance(answer, dict) and (answer.get(row.rows) or not row.done):
-        emit_rows(call, answer.get(row.rows) or [], row.columns)
-        return remark(call, "The service has truncated the list: there are more.") if answer.get("truncated") else None
-    if rows is not None and row.columns:
-        emit_rows(call, rows, row.columns)
-        return next_page(call)
-    if isinstance(answer, dict) and row.rows:
-        return emit(sentence(call, {}) + "\n")
-    if isinstance(answer, dict):
-        return emit_card(call, answer) if row.columns else emit(sentence(call, answer) + "\n")
-    if answer is None:
-        return None
-    if isinstance(answer, str):
-        return emit(answer if answer.endswith("\n") else answer + "\n", plain=True)
-    return emit(pretty(answer) + "\n")
+    if (items or many) and (view.fields or view.form != "table"):
+        return emit_rows(call, items, columns)
+    if row.show and not (row.path and refused):
+        globals()[row.show](call, answer)
+    elif row.rows and isinstance(answer, dict) and (answer.get(row.rows) or not row.done):
+        emit_rows(call, answer.get(row.rows) or [], columns)
+        if answer.get("truncated"):
+            remark(call, "The service has truncated the list: there are more.")
+    elif many and columns:
+        emit_rows(call, items, columns)
+        next_page(call)
+    elif isinstance(answer, dict):
+        emit_card(call, answer) if columns and not row.rows else emit(sentence(call, {} if row.rows else answer) + "\n")
+    elif isinstance(answer, str):
+        emit(answer if answer.endswith("\n") else answer + "\n", plain=True)
+    elif answer is not None:
+        emit(pretty(answer) + "\n")
+    return None
 
 
 def next_page(call: Call) -> None:
@@ -5249,7 +5216,8 @@ def pretty(value: Any, pad: str = "\n") -> str:
         if any(isinstance(item, (dict, list)) for item in value):
             return "[" + inner + ("," + inner).join(pretty(item, inner) for item in value) + pad + "]"
         return "[" + inner + json.dumps(value, separators=("," + inner, ": "))[1:-1] + pad + "]"
-    parts, run = [], {}
+    parts: List[str] = []
+    run: Row = {}
     for name in sorted(value):
         if isinstance(value[name], (dict, list)):
             if run:
@@ -5399,8 +5367,9 @@ def _volumes(row: Row, _: str) -> str:
     for volume in row.get("volume_info") or ():
         if isinstance(volume, dict):
             total, free = volume.get("total_space"), volume.get("avail_space")
-            numbers = isinstance(total, (int, float)) and isinstance(free, (int, float))
-            found.append(f"#{volume.get('id')}" + (f" {_usage(total - free, total)}" if numbers else ""))
+            found.append(f"#{volume.get('id')}")
+            if isinstance(total, (int, float)) and isinstance(free, (int, float)):
+                found[-1] += f" {_usage(total - free, total)}"
     return text_of(", ".join(found)) if found else "-"
 
 
@@ -5640,15 +5609,6 @@ def show_instance_table(call: Call, rows: List[Row]) -> None:
 
 COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "image", "start_date": "age",
                 "verification": "verified", "machine_id": "machine", "geolocation": "location", "status_msg": "msg"}
-
-
-def show_env_vars(call: Call, values: Row) -> None:
-    if call.view.quiet:
-        return emit("".join(f"{shown(name, 0)}\n" for name in values))
-    if not values:
-        return emit("No environment variables.\n")
-    emit_rows(call, [{"name": name, "value": value} for name, value in values.items()], ENV_COLUMNS)
-    return None if call["show_values"] else remark(call, "the values are hidden; --show-values shows them")
 
 
 def show_listing(call: Call, answers: Any) -> None:
@@ -5961,12 +5921,10 @@ def show_network_disk_tables(call: Call, answer: Row) -> None:
     """A table of disks and one of mounts for each cluster."""
     for cluster in answer["data"]:
         emit(f"Cluster {shown(str(cluster.get('cluster_id')))}\n")
-        emit_rows(call, cluster.get("network_disks") or [], (
-            ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"),
-            ("Total GB", "total_space", "{}")))
+        emit_rows(call, cluster.get("network_disks") or [], NETWORK_DISK_COLUMNS)
         mounts = cluster.get("mounts") or {}
         emit_rows(call, [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in cluster.get("machine_ids") or ()],
-                  (("Machine", "id", ""), ("Mounted at", "mount", "")))
+                  MOUNT_COLUMNS)
     if not answer["data"]:
         emit("No network disks.\n")
 
@@ -5993,26 +5951,21 @@ def show_settled(call: Call, answer: Row) -> None:
     for result in answer.get("results") or [{"status": f"{call.row.name.split()[0]}ed", **answer}]:
         number = text_of(result.get("pending_price_increase_id"))
         emit(f"Instance {text_of(result.get('contract_id'))}: price increase {number} {result['status']}\n")
-    if call.row.name.startswith("accept"):
-        remark(call, "The new prices hold from the end of the current rental on.")
 
 
 def show_gpu_trends(call: Call, answer: Row) -> None:
     """A table for each GPU; of 40 points and more only about 20."""
     if answer.get("needs_machine"):
         return emit(sentence(call, {}) + "\n")
-    call.view.full = call.view.full or bool(call["full"])
     for gpu, part in answer.items():
         stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
         facts = ", ".join(f"{head} {text_of(part['stats'].get(name) or '-')}" for head, name in stats.items())
         emit(f"{text_of(gpu)}: {facts}\n")
-        step = 1 if call["full"] else max(1, len(part["rows"]) // 20)
-        if not part["rows"]:
-            emit("no data\n")
-            continue
-        emit_rows(call, part["rows"][::step], GPU_TRENDS_COLUMNS)
-        if step > 1:
-            emit(f"Every {step}th of {len(part['rows'])} points; --full shows all.\n")
+        step = 1 if call.view.full else max(1, len(part["rows"]) // 20)
+        if part["rows"]:
+            emit_rows(call, part["rows"][::step], GPU_TRENDS_COLUMNS)
+        emit("no data\n" if not part["rows"] else "" if step == 1 else
+             f"Every {step}th of {len(part['rows'])} points; --full shows all.\n")
     return None
 
 
@@ -6052,7 +6005,7 @@ GLOBAL_ARGS = Command("vastai", "", SAFE, "",
     Arg("--format", TEXT, "shape of the answer", "table", choices=("table", "json", "jsonl", "csv", "tsv")),
     Arg("--fields", TEXT, "only these fields: id,gpu_name,a.b", ""),
     Arg("-q --quiet", FLAG, "ids alone, one a line; no remarks"),
-    Arg("--full", FLAG, "no pager"),
+    Arg("--full", FLAG, "no pager, and every point of show gpu-trends"),
     Arg("--explain", FLAG, "show each request on stderr"),
     Arg("--curl", FLAG, "print the request as a curl command and send nothing"),
     Arg("--no-color", FLAG, "no colour"),
@@ -6269,27 +6222,28 @@ def overview(verb: str = "") -> str:
     if not verb and read_key(config_file("vast_role")) == "client":
         rows = [row for row in rows if "host" not in row.group]
     width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
-    lines = [] if verb else ["usage: vastai COMMAND [argument …] [option …]", "", "Rents GPUs at Vast.ai. "
-                             "`vastai COMMAND --help` explains a command.", ""]
+    lines = [] if verb else ["usage: vastai COMMAND [argument …] [option …]", "",
+                             wrapped("Rents GPUs at Vast.ai. `vastai COMMAND --help` explains a command.", width), ""]
     group = ""
     for row in rows:
         if row.group != group:
             group = row.group
             lines += ([""] if lines and lines[-1] else []) + [group + ":"]
-        lines.append(two_columns(row.name, row.summary, wide, width))
-    lines += ["", "Options of every command:"]
-    lines += [two_columns(", ".join(arg.flags), arg.help, wide, width) for arg in GLOBAL_ARGS.args]
+        lines.append(clip(f"  {row.name:<{wide - 2}}{row.summary}", width))
+    if not verb:
+        lines += ["", "Options of every command:"]
+        lines += [two_columns(", ".join(arg.flags), arg.help, wide, width) for arg in GLOBAL_ARGS.args]
     return "\n".join(lines) + "\n"
 
 
 def two_columns(left: str, right: str, wide: int, width: int) -> str:
     """A name and what it means, the meaning wrapped in its own column."""
     if width - wide < 24:  # no room for two columns
-        return f"  {left}\n" + "\n".join(f"      {line.strip()}" for line in wrapped(right, width - 6).split("\n"))
+        return f"  {wrapped(left, width - 2, 6)}\n" + "\n".join(f"      {line.strip()}" for line in wrapped(right, width - 6).split("\n"))
     body = wrapped(right, width - wide).split("\n")
     head = f"  {left:<{wide - 2}}"
     if len(head) > wide:
-        return "\n".join([head.rstrip()] + [" " * wide + line.strip() for line in body])
+        return "\n".join(["  " + wrapped(left, width - 2, 6)] + [" " * wide + line.strip() for line in body])
     return "\n".join([head + body[0]] + [" " * wide + line.strip() for line in body[1:]])
 
 
