@@ -16,6 +16,7 @@ more than this file itself, and `--version`, `--help` and `import vastai` need n
 """
 from __future__ import annotations
 
+import io  # these four are there since the interpreter started
 import os
 import sys
 import time
@@ -748,9 +749,9 @@ class Arg:
 
     `flags` is its spelling on the command line: "id" stands alone, "-l --limit" is an option; the last one names the
     keyword, unless `name` does.  `to` says where the value goes ("path", "query", "body", "path body", or "" where a
-    function takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that programs
-    use, `face` restricts it to "cli" or "sdk", `cli` is the command line's default where it differs, `many` takes
-    several words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a value
+    function takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that
+    programs use, `face` restricts it to "cli" or "sdk", `cli` is the command line's default where it differs, `many`
+    takes several words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a value
     ({"-b": "bid"}), `secret` is never shown.
     """
 
@@ -1194,6 +1195,7 @@ CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find 
 IDENTITY = Arg("-i --identity", TEXT, "file of the private SSH key", None, to="")
 
 VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, GB, whole", 15)
+PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
 VOLUME_NAME = Arg("-n --name", NAME, "a name of your own", None)
 OFFER_END = Arg("-e --end_date", WHEN,
     "end of the offer, UTC: MM/DD/YYYY or unix seconds; the service chooses if not given", None)
@@ -1315,8 +1317,8 @@ register("Instances",
         Arg("-t --next-token", TEXT, "the page behind an earlier one", None, to=""),
         Arg("-a --all", FLAG, "every page, also with --limit", to=""),
         Arg("-v --verbose", FLAG, "more columns", face="cli", to=""),
-        Arg("--cols", TEXT, "these columns: id,status,label,gpu,disk,volumes,dph,image,age,verified,machine,net,"
-                            "location,template,ssh,msg",
+        Arg("--cols", TEXT, "these columns, with commas: id, status, label, gpu, disk, volumes, dph, image, age, "
+                            "verified, machine, net, location, template, ssh, msg",
             None, face="cli", to=""),
         returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
         show="show_instance_table",
@@ -1473,13 +1475,11 @@ register("Volumes",
 
 register("Volumes (for hosts)",
     Command("list volume", "POST /volumes/", ONCE, "offer disk space of a machine of yours",
-        Arg("id", ID, "the machine", key="machine"), VOLUME_SIZE,
-        Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10), OFFER_END,
+        Arg("id", ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         build="build_offer_end", look="search volumes",
         done="Disk space of machine {id} is offered at {price_disk} $/GB/month."),
     Command("list volumes", "POST /volumes/", ONCE, "offer disk space of several machines of yours",
-        Arg("ids", IDS, "the machines", key="machine"), VOLUME_SIZE,
-        Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10), OFFER_END,
+        Arg("ids", IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         build="build_offer_end", look="search volumes",
         done="Disk space of machines {ids} is offered at {price_disk} $/GB/month."),
     Command("unlist volume", "POST /volumes/unlist", SAFE, "take an offer of disk space back",
@@ -1704,7 +1704,8 @@ register("Two-factor authentication",
              "and mail come from `vastai tfa send-sms` and `vastai tfa send-email`.",
         examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
     Command("tfa logout", "", SAFE, "end the session on this machine: delete its key",
-        run="run_tfa_logout", auth=False, note="The service is not told; the API key is used again."),
+        run="run_tfa_logout", auth=False, done="{msg}",
+        note="The service is not told; the API key is used again."),
     Command("tfa status", "GET /tfa/status/", SAFE, "your methods, and how many backup codes are left",
         show="show_tfa_status"),
     Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, "prove that it is you, before a method is added",
@@ -3069,28 +3070,30 @@ class Timed:
         self.sock.sendall(data)
 
     def makefile(self, mode: str) -> Any:
-        import io
-
-        class Reader(io.RawIOBase):
-            """The raw end of the socket, with the clock looked at before each read."""
-
-            def readable(self) -> bool:
-                return True
-
-            def readinto(reader, buffer: Any) -> Any:  # noqa: N805
-                self.left()
-                count = raw.readinto(buffer)
-                self.ended = not count
-                return count
-
-            def close(self) -> None:
-                raw.close()
-                super().close()
-        raw = self.sock.makefile("rb", 0)
-        return io.BufferedReader(Reader(), 1 << 16)
+        return io.BufferedReader(TimedReader(self), 1 << 16)
 
     def close(self) -> None:
         self.sock.close()
+
+
+class TimedReader(io.RawIOBase):
+    """The reading end of a Timed socket: the clock is looked at before each read."""
+
+    def __init__(self, timed: Timed) -> None:
+        self.timed, self.raw = timed, timed.sock.makefile("rb", 0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> Any:
+        self.timed.left()
+        count = self.raw.readinto(buffer)
+        self.timed.ended = not count
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
 
 
 class Pool:
@@ -3207,7 +3210,7 @@ def tls_context() -> ssl.SSLContext:
 
 def proxy_for(scheme: str, host: str) -> Optional[str]:
     """The proxy that the environment names for a host; urllib.request is loaded only where it names any."""
-    if not any(name.lower().endswith("_proxy") and value for name, value in os.environ.items()):
+    if not any(os.environ.get(name) for way in (scheme, "all") for name in (f"{way}_proxy", f"{way}_PROXY".upper())):
         return None
     from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
     proxies = getproxies_environment()
@@ -4164,7 +4167,7 @@ def run_copy(call: Call) -> Row:
         try:
             os.makedirs(here, exist_ok=True)
         except OSError as error:
-            raise VastAIError(f"cannot make the folder {shown(here)}: {error.strerror}", command=call.row.name) from None
+            raise VastAIError(f"cannot make {shown(here)}: {error.strerror}", command=call.row.name) from None
     if os.name == "nt" and here[1:2] == ":":  # rsync would take C: for a host
         here = f"/proc/cygdrive/{here[0]}/" + here[2:].replace("\\", "/").lstrip("/")
     from shlex import quote
@@ -4381,7 +4384,6 @@ def output_of(line: str) -> str:
 def write_bundle(call: Call, folder: str, result: Row, lines: List[str], instance: Any, local: bool = False) -> Row:
     """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises UsageError."""
     import glob
-    import io
     import re
     import subprocess
     import tarfile
@@ -5263,7 +5265,6 @@ def emit_rows(call: Call, rows: List[Row], columns: Sequence[Any]) -> None:
         return emit("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     if form in ("csv", "tsv"):
         import csv
-        import io
         named = {name: "" for row in rows for name in row}
         names = [column[1] for column in columns] if call.view.fields else sorted(named)
         out = io.StringIO()
@@ -6239,7 +6240,8 @@ def overview(verb: str = "") -> str:
 def two_columns(left: str, right: str, wide: int, width: int) -> str:
     """A name and what it means, the meaning wrapped in its own column."""
     if width - wide < 24:  # no room for two columns
-        return f"  {wrapped(left, width - 2, 6)}\n" + "\n".join(f"      {line.strip()}" for line in wrapped(right, width - 6).split("\n"))
+        below = "\n".join(f"      {line.strip()}" for line in wrapped(right, width - 6).split("\n"))
+        return f"  {wrapped(left, width - 2, 6)}\n{below}"
     body = wrapped(right, width - wide).split("\n")
     head = f"  {left:<{wide - 2}}"
     if len(head) > wide:
@@ -6679,10 +6681,10 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
 def wants_json(words: Sequence[str]) -> bool:
     """Does a line ask for JSON?  Also one that could not be parsed."""
     flags = [canonical(word) for word in words]
-    pairs = zip(words, [*words[1:], ""])
-    return any(len(flag) > 3 and "--raw".startswith(flag) for flag in flags) or any(
-        word in ("--format=json", "--form=json") or word in ("--format",
-                                                             "--form") and value == "json" for word, value in pairs)
+    pairs = [f"{word} {value}" for word, value in zip(words, [*words[1:], ""])]
+    return (any(len(flag) > 3 and "--raw".startswith(flag) for flag in flags)
+            or not {"--format=json", "--form=json"}.isdisjoint(words)
+            or not {"--format json", "--form json"}.isdisjoint(pairs))
 
 
 main.main = main  # type: ignore[attr-defined]  # `import vastai.cli.main`: in the official package that is a module
