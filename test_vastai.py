@@ -22,27 +22,49 @@ from __future__ import annotations
 import argparse
 import base64
 import collections
+import contextlib
+import csv
+import email.utils
+import functools
 import gzip
 import hashlib
+import http.client
 import http.server
+import inspect
+import io
 import itertools
 import json
+import multiprocessing
 import operator
 import os
+import pickle
+import pydoc
 import random
 import re
+import select
 import shlex
+import shutil
 import signal
 import socket
 import socketserver
+import ssl
+import stat
+import statistics
+import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
 import traceback
+import types
 import unittest
 import urllib.parse
+import zlib
+from unittest import mock
+
+import vastai
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HOUR, DAY = 3600, 86400
@@ -179,7 +201,7 @@ def meets(field, have, op, want):
     return COMPARISONS[op](have, want)
 
 
-def select(rows, conditions):
+def matching(rows, conditions):
     """The rows that meet all of {field: {op: value}}; a field that no row knows is refused by name."""
     known = set(DERIVED).union(*rows)
     for field, tests in (conditions or {}).items():
@@ -781,7 +803,7 @@ def offers_for(market, body):
 
 def found(rows, body):
     """Conditions, order and limit of a search applied to its rows."""
-    rows = select(rows, {field: tests for field, tests in body.items() if field not in NOT_CONDITIONS})
+    rows = matching(rows, {field: tests for field, tests in body.items() if field not in NOT_CONDITIONS})
     limit = number(body.get("limit") or 64)
     if limit is None or limit < 1:
         raise Refusal(400, "invalid_args", f"Invalid limit {body['limit']!r}")
@@ -797,12 +819,12 @@ def searching(table):
 
 
 def search_templates(market, call):
-    rows = arranged(select(market.rows("templates"), call.query.get("select_filters")), call.query.get("order_by"))
+    rows = arranged(matching(market.rows("templates"), call.query.get("select_filters")), call.query.get("order_by"))
     return {"success": True, "templates_found": len(rows), "templates": columns(rows, call.query.get("select_cols"))}
 
 
 def search_benchmarks(market, call):
-    rows = arranged(select(market.rows("benchmarks"), call.query.get("select_filters")), call.query.get("order_by"))
+    rows = arranged(matching(market.rows("benchmarks"), call.query.get("select_filters")), call.query.get("order_by"))
     page, following = page_of(rows, call.query, 25, 100)
     return {"success": True, "benchmarks_found": len(rows), "next_token": following,
             "benchmarks": columns(page, call.query.get("select_cols"))}
@@ -896,7 +918,7 @@ def metrics_now(market, call):
     conditions = {field: {"eq": value} for field, value in wanted.items() if value is not None}
     if isinstance(call.query.get("num_gpus"), int):
         conditions["num_gpus"] = {"eq": call.query["num_gpus"]}
-    offers = select(market.rows("offers"), conditions)
+    offers = matching(market.rows("offers"), conditions)
     return {"success": True, "gpus": [metrics_of(model, [row for row in offers if row["gpu_name"] == model.name])
                                       for model in MODELS]}
 
@@ -970,7 +992,7 @@ def show_instance(market, call, instance_id):
 
 
 def show_instances(market, call):
-    rows = arranged(select(views(market), call.query.get("select_filters")), call.query.get("order_by"))
+    rows = arranged(matching(views(market), call.query.get("select_filters")), call.query.get("order_by"))
     page, following = page_of(rows, call.query, 25, 25)
     labels = collections.Counter(row["label"] or "" for row in rows)
     return {"success": True, "instances_found": len(page), "total_instances": len(rows), "label_counts": labels,
@@ -1499,7 +1521,7 @@ def create_workergroup(market, call):
                api_key=endpoint["api_key"])
     group = market.add("workergroups", row)
     if endpoint["min_load"]:  # there is work from the first moment on, so its workers are rented at once
-        offers = select(market.rows("offers"), row["search_query"])
+        offers = matching(market.rows("offers"), row["search_query"])
         terms = {"label": endpoint["endpoint_name"], "image": "vastai/pytorch"}
         group["instances"] = [new_instance(market, offer, terms).id for offer in offers[:endpoint["max_workers"]]]
     return {"success": True, "id": group["id"]}
@@ -1764,7 +1786,7 @@ def transfer_credit(market, call):
 
 
 def search_invoices(market, call):
-    rows = arranged(select(market.rows("payments"), call.query.get("select_filters")), call.query.get("order_by"))
+    rows = arranged(matching(market.rows("payments"), call.query.get("select_filters")), call.query.get("order_by"))
     return columns(rows, call.query.get("select_cols"))
 
 
@@ -1772,7 +1794,7 @@ def ledger(market, call, rows):
     """The paged answer that invoices and charges share."""
     for row in rows:
         row.update(when=row["start"], day=row["start"], service=row["metadata"].get("service"))
-    rows = select(rows, call.query.get("select_filters"))
+    rows = matching(rows, call.query.get("select_filters"))
     rows = arranged(rows, [["start", "desc" if call.query.get("latest_first") else "asc"]])
     page, following = page_of(rows, call.query, 20, 100)
     hidden = ("when", "day", "service")
@@ -2275,8 +2297,4377 @@ class SandboxHandler(http.server.BaseHTTPRequestHandler):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tests
+# What is written from the table: type stubs, the README's list of commands, the pinned surface
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def stub(name, row):
+    """The lines of one method for type checkers: signature, docstring, body."""
+    parameters, optional = ["self"], False
+    for arg in (arg for arg in row.args if arg.face != "cli"):
+        required = arg.default is vastai.REQUIRED
+        if optional and required:
+            parameters.append("*")
+        optional = optional or not required
+        parameters.append(f"{arg.name}: {arg.annotation}" + ("" if required else f" = {arg.default!r}"))
+    doc = f'"{row.summary[:1].upper()}{row.summary[1:]}."; ...'
+    head, tail = f"        def {name}(", f") -> {row.annotation}:"
+    line = f"{head}{', '.join(parameters)}{tail}"
+    if len(line) + len(doc) < 120:
+        return [f"{line} {doc}"]
+    lines, words = [head], [f"{part}," for part in parameters[:-1]] + [parameters[-1] + tail]
+    for word in [part for word in words for part in (word.replace(", ", ",\n").split("\n") if len(word) > 60 else [word])]:
+        if len(lines[-1]) + len(word) >= 119:
+            lines.append(" " * 16 + word)
+        else:
+            lines[-1] += word if lines[-1] == head else f" {word}"
+    return [*lines, f"            {doc}"]
+
+
+def stub_block():
+    """The block of vastai.py between `# stubs: begin` and `# stubs: end`."""
+    lines = ["    if TYPE_CHECKING:  # written by `python3 test_vastai.py stubs`"]
+    for name, row in vastai.METHODS.items():
+        lines += stub(name, row) if name == row.methods[0] else [f"        {name} = {row.methods[0]}"]
+    return "\n".join(lines) + "\n"
+
+
+def reference_block():
+    """The README's list of commands, a line each, by the groups of the help."""
+    lines, group = [], ""
+    for row in vastai.COMMANDS.values():
+        if row.hidden:
+            continue
+        if row.group != group:
+            group = row.group
+            lines += ["", f"### {group}", "", "| command | method | |", "| --- | --- | --- |"]
+        command = f"`vastai {row.name}`" if row.face != "sdk" else ""
+        method = f"`{row.methods[0]}()`" if row.face != "cli" else ""
+        lines.append(f"| {command} | {method} | {row.summary} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def surface_line(row):
+    """A command with everything that a caller can give it, in one line."""
+    words = [row.name, *(f"/{alias}" for alias in row.aliases), *(f"/{name}()" for name in row.methods[1:])]
+    words += {"sdk": ["(sdk)"], "cli": ["(cli)"]}.get(row.face, [])
+    for arg in row.args:
+        default = "" if arg.default is vastai.REQUIRED else f"={arg.default!r}"
+        default += "" if arg.cli == arg.default else f"|{arg.cli!r}"
+        marks = {"sdk": "(sdk)", "cli": "(cli)"}.get(arg.face, "") + "".join(f"/{old}" for old in arg.old)
+        flags = ",".join([*arg.flags, *arg.shortcuts])
+        choices = "{" + ",".join(map(str, arg.choices)) + "}" if arg.choices else ""
+        name = "" if arg.name == arg.flags[-1].lstrip("-").replace("-", "_") else f"->{arg.name}"
+        words.append(f"{flags}{name}:{arg.kind.metavar}{'+' * arg.many}{choices}{default}{marks}")
+    return " ".join(words) + f" -> {row.annotation}" + ("" if row.safe else " ONCE")
+
+
+def surface_block():
+    return "SURFACE = r'''\n" + "\n".join(surface_line(row) for row in vastai.COMMANDS.values()) + "\n'''\n"
+
+
+BLOCKS = {
+    "stubs": ("vastai.py", "    # stubs: begin\n", "    # stubs: end\n", stub_block),
+    "reference": ("README.md", "<!-- commands: begin -->\n", "<!-- commands: end -->\n", reference_block),
+    "surface": ("test_vastai.py", "# surface: begin\n", "# surface: end\n", surface_block),
+}
+
+
+def block(name, write=False):
+    """(what a generated block holds, what it should hold); with `write` it is brought up to date."""
+    file, begin, end, make = BLOCKS[name]
+    with open(os.path.join(HERE, file), encoding="utf-8") as source:
+        text = source.read()
+    before, _, rest = text.partition("\n" + begin)
+    found, _, after = rest.partition(end)
+    if write:
+        with open(os.path.join(HERE, file), "w", encoding="utf-8") as target:
+            target.write(f"{before}\n{begin}{make()}{end}{after}")
+    return found, make()
+
+
+def writer(name):
+    def write(arguments):
+        argparse.ArgumentParser(prog=f"test_vastai.py {name}", description=write.__doc__).parse_args(arguments)
+        block(name, write=True)
+        print(f"{BLOCKS[name][0]}: {name} written")
+        return 0
+    write.__doc__ = f"Write the {name} into {BLOCKS[name][0]}, from the table."
+    return write
+
+
+# surface: begin
+SURFACE = r'''
+search offers /search instances query:QUERY+=None -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False --new:TEXT=False(cli) --disable-bundling:TEXT=False(cli) -> list[Offer]
+search offers-new (sdk) query:QUERY+=None --type:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False -> list[Offer]
+search templates query:QUERY+=None -> list[Template]
+create instance id:ID/ID --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT+=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
+create instances ids:ID+ --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT+=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) -> dict[str, Any] ONCE
+launch instance -g,--gpu-name:NAME -n,--num-gpus:TEXT -i,--image:TEXT -r,--region:TEXT=None -d,--disk:GB=10|16.0 -o,--order:FIELDS='score-' --limit:N=None|3 --env:ENV=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --runtype:TEXT=None(sdk) --args:TEXT+=None --query:JSON=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
+show instances /show instances-v1 -s,--status:TEXT+=None --label:TEXT+=None --gpu-name:TEXT+=None --verification:TEXT+{verified,unverified,deverified}=None --order-by:TEXT+=None -l,--limit:N=None -t,--next-token:TEXT=None -a,--all:TEXT=False -v,--verbose:TEXT=False(cli) --cols:TEXT=None(cli) -> list[Instance]
+show instances-v1 (sdk) params:JSON=None -> dict[str, Any]
+show instance-filters (sdk) -> list[dict[str, Any]]
+show instance id:ID/ID/INSTANCE_ID -> Instance | Any
+start instance id:ID/ID -> dict[str, Any]
+stop instance id:ID/ID -> dict[str, Any]
+destroy instance id:ID/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any]
+start instances ids:ID+ -> dict[str, Any]
+stop instances ids:ID+ -> dict[str, Any]
+destroy instances ids:ID+ -y,--yes:TEXT=False(cli) -> dict[str, Any]
+reboot instance id:ID/ID --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any] ONCE
+recycle instance id:ID/ID -> dict[str, Any] ONCE
+label instance id:ID/ID label:TEXT -> dict[str, Any]
+update instance id:ID/ID --template_id:ID=None --template_hash_id:TEXT=None --image:TEXT=None --args:TEXT=None --env:JSON=None --onstart:TEXT=None -> dict[str, Any]
+prepay instance id:ID/ID amount:USD -> dict[str, Any] ONCE
+change bid id:ID/ID --price:USD=None --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any]
+execute id:ID/ID command:NAME/COMMAND --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' --max-wait:SECONDS=60 -> str ONCE
+logs instance_id:ID/id/ID/INSTANCE_ID --tail:TEXT=None --filter:TEXT=None --daemon-logs:TEXT=False --max-wait:SECONDS=60 -f,--follow:TEXT=False(cli) -> str
+wait instance id:ID --status:TEXT{running,loading,exited,destroyed}='running' --max-wait:SECONDS=600 --poll:SECONDS=5 -> Instance
+ssh (cli) id:ID command:TEXT+=None -i,--identity:TEXT=None -> None ONCE
+scp (cli) source:NAME target:NAME -i,--identity:TEXT=None -r,--recursive:TEXT=False -> None ONCE
+ssh-url id:ID --all:TEXT=False(cli) -> str
+scp-url id:ID --all:TEXT=False(cli) -> str
+create template --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) -> dict[str, Any] ONCE
+update template hash_id:NAME/HASH_ID --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) -> dict[str, Any]
+delete template --template-id:ID=None --hash-id:TEXT=None -> dict[str, Any]
+search volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
+search network-volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
+show volumes -t,--type:TEXT{all,local,network}='all' -> list[dict[str, Any]]
+create volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
+create network-volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
+clone volume source:ID dest:ID -s,--size:GB=None -d,--disable_compression:TEXT=False -> dict[str, Any] ONCE
+delete volume id:ID -> dict[str, Any]
+list volume id:ID -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
+list volumes ids:ID+ -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
+unlist volume id:ID -> dict[str, Any]
+list network-volume disk_id:ID -p,--price_disk:USD=0.15 -s,--size:GB=15 -e,--end_date:DATE=None -> dict[str, Any] ONCE
+unlist network-volume id:ID -> dict[str, Any]
+show network-disks -> dict[str, Any]
+add network-disk machines:ID+ mount_point:NAME -d,--disk_id:ID=None -> dict[str, Any] ONCE
+copy src:NAME dst:NAME -i,--identity:NAME=None(cli) --exclude:TEXT+=None(cli) -> dict[str, Any] ONCE
+cancel copy dst->dst_id:ID/dst -> dict[str, Any]
+cancel sync dst->dst_id:ID/dst -> dict[str, Any]
+cloud copy --src:NAME --dst:NAME='/workspace' --instance:ID=None --connection:ID=None --transfer:TEXT='Instance to Cloud' --dry-run:TEXT=False --size-only:TEXT=False --ignore-existing:TEXT=False --update:TEXT=False --delete-excluded:TEXT=False --flags:TEXT+=None(sdk) --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+show connections -> list[dict[str, Any]]
+take snapshot instance_id:ID/id --repo:TEXT=None --container_registry:NAME='docker.io' --docker_login_user:TEXT=None --docker_login_pass:TEXT=None --pause:true|false=True -> dict[str, Any] ONCE
+show instance-backups --contract-id:ID=None -> list[dict[str, Any]]
+show instance-backup-files /instance_backup_files() contract_id:ID -> dict[str, Any]
+show deployments -> list[dict[str, Any]]
+show deployment id:ID -> dict[str, Any] | Any
+show deployment-versions id:ID -> list[dict[str, Any]]
+start deployment id:ID -> dict[str, Any]
+stop deployment id:ID -> dict[str, Any]
+delete deployment id:ID=None --name:NAME=None --tag:TEXT=None -> dict[str, Any]
+show pending-price-increases -> dict[str, Any]
+accept price-increase ids:ID+(cli) instance_id:ID(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+reject price-increase ids:ID+(cli) instance_id:ID(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+search benchmarks query:QUERY+=None -o,--order:FIELDS=None -l,--limit:N=None -t,--next-token->after_token:TEXT=None/next_token -a,--all->all_pages:TEXT=False -> list[dict[str, Any]]
+search benchmarks-v1 (sdk) params:JSON=None -> dict[str, Any]
+show gpu-metrics /metrics gpu --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --num-gpus:TEXT{all,1,2,4,8,other}='all' -> dict[str, Any]
+show gpu-trends /metrics gpu-trends name:NAME='RTX 5090,RTX 4090,RTX 3090' --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --num-gpus:TEXT{all,1,2,4,8,other}='all' --start:N=None --end:N=None --step:N=None -> dict[str, Any]
+show gpu-locations /metrics gpu-locations --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --rented:TEXT{true,false,all}='all' --state:TEXT{all,rented,available,unavailable}='all' --gpu:TEXT=None -> dict[str, Any]
+set api-key new_api_key->api_key:NAME/new_api_key -> None
+show ssh-keys -> list[dict[str, Any]]
+create ssh-key ssh_key:TEXT=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+attach ssh instance_id:ID/id ssh_key:TEXT -> dict[str, Any]
+show instance-ssh-keys id:ID/ID/instance_id/INSTANCE_ID -> list[dict[str, Any]]
+detach ssh instance_id:ID/id ssh_key_id:ID -> dict[str, Any]
+update ssh-key id:ID/ssh_key_id ssh_key:TEXT -> dict[str, Any]
+delete ssh-key id:ID/ssh_key_id -> dict[str, Any]
+show api-keys -> list[dict[str, Any]]
+show api-key id:ID -> dict[str, Any]
+create api-key --name:NAME --permission_file->permissions:FILE=None/permission_file --key_params:TEXT=None -> dict[str, Any] ONCE
+delete api-key id:ID -> dict[str, Any]
+reset api-key -> dict[str, Any] ONCE
+set role role:TEXT{host,client} -> None
+show env-vars -s,--show-values:TEXT=False -> dict[str, Any] | Any
+create env-var name:NAME value:TEXT -> dict[str, Any] ONCE
+update env-var name:NAME value:TEXT -> dict[str, Any]
+delete env-var name:NAME -> dict[str, Any]
+tfa login -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -> dict[str, Any] ONCE
+tfa logout -> dict[str, Any]
+tfa status -> dict[str, Any]
+tfa auth-new -c,--code:CODE=None -s,--secret:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -id,--method-id:ID=None -> dict[str, Any] ONCE
+tfa totp-setup -> dict[str, Any] ONCE
+tfa send-sms -p,--phone-number:TEXT=None -> dict[str, Any] ONCE
+tfa resend-sms -s,--secret:CODE -p,--phone-number:TEXT=None -> dict[str, Any] ONCE
+tfa send-email -> dict[str, Any] ONCE
+tfa activate code:NAME --secret:CODE -t,--method-type:TEXT{sms,totp}='totp' --phone-number:TEXT=None -l,--label:TEXT=None --method-id:ID=None(sdk) -> dict[str, Any] ONCE
+tfa update method_id:ID -l,--label:TEXT=None -p,--set-primary:true|false=None -> dict[str, Any]
+tfa delete -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None --method-id:ID=None -id,--id-to-delete:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+tfa regen-codes -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+create team --team-name:NAME --transfer-credit:USD=0(cli) -> dict[str, Any] ONCE
+destroy team -> dict[str, Any]
+show members /show team-members /show_team_members() -> list[dict[str, Any]]
+invite member /invite team-member /invite_team_member() --email:NAME --role:NAME -> dict[str, Any] ONCE
+remove member /remove team-member /remove_team_member() id:ID/ID -> dict[str, Any]
+show team-roles -> list[dict[str, Any]]
+show team-role name:NAME/NAME -> dict[str, Any]
+create team-role --name:NAME/NAME --permissions:FILE -> dict[str, Any] ONCE
+update team-role id:ID/ID --name:NAME=None --permissions:FILE=None -> dict[str, Any]
+remove team-role name:NAME/NAME -> dict[str, Any]
+show machines -> list[dict[str, Any]]
+show machine id:ID/Machine/machine_id -> Dict[str, Any]
+list machine id:ID/machine_id -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> dict[str, Any]
+list machines ids:ID+ -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> list[dict[str, Any]]
+unlist machine id:ID/machine_id -> dict[str, Any]
+delete machine id:ID/machine_id -> dict[str, Any]
+cleanup machine id:ID/machine_id -> dict[str, Any]
+defrag machines ids:ID+/IDs/machine_ids -> dict[str, Any]
+set min-bid id:ID/machine_id --price:USD=None -> dict[str, Any]
+set defjob id:ID/machine_id --price_gpu:USD=None --price_inetu:USD=None --price_inetd:USD=None --image:TEXT=None --args:TEXT+=None -> dict[str, Any]
+remove defjob id:ID/machine_id -> dict[str, Any]
+show maints -i,--ids:ID/machine_ids -> list[dict[str, Any]]
+schedule maint id:ID/machine_id --sdate:N --duration:N --maintenance_category->category:TEXT='not provided'/maintenance_category -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+cancel maint id:ID/machine_id -y,--yes:TEXT=False(cli) -> dict[str, Any]
+reports id:ID/machine_id -> list[dict[str, Any]]
+show clusters -> dict[str, Any]
+create cluster subnet:NAME manager_id:ID -> dict[str, Any] ONCE
+delete cluster cluster_id:ID/id -> dict[str, Any]
+join cluster cluster_id:ID/id machine_ids:ID+ -> dict[str, Any]
+remove-machine-from-cluster cluster_id:ID machine_id:ID new_manager_id:ID=None -> dict[str, Any]
+show overlays -> list[dict[str, Any]]
+create overlay cluster_id:ID name:NAME -> dict[str, Any] ONCE
+join overlay name:NAME instance_id:ID/INSTANCE_ID -> dict[str, Any]
+delete overlay overlay_identifier:ID/overlay_id/overlay_name -> dict[str, Any]
+show user -q,--quiet:TEXT=False(cli) -> User
+show audit-logs -> list[dict[str, Any]]
+set user --file->params:FILE -> dict[str, Any]
+show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
+create subaccount --email:NAME --username:NAME --password:NAME --type:TEXT=None -> dict[str, Any] ONCE
+show ipaddrs -> list[dict[str, Any]]
+show invoices -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --instance_label:TEXT=None(cli) --pdf:FILE=None -> dict[str, Any]
+show invoices-v1 -i,--invoices:TEXT=False(cli) -c,--charges:TEXT=False -s,--start-date:DATE=None -e,--end-date:DATE=None -l,--limit:N=20 -t,--next-token:TEXT=None --latest-first:TEXT=False -ct,--charge-type:TEXT+{instance,volume,serverless,i,v,s}=None -f,--format:TEXT{table,tree}='table' -it,--invoice-type:TEXT+{transfers,stripe,bitpay,coinbase,crypto.com,reserved,payout_paypal,payout_wise}=None -v,--verbose:TEXT=False(cli) --pdf:FILE=None -> dict[str, Any]
+generate pdf-invoices (sdk) -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --pdf:FILE=None -> str
+search invoices query:QUERY+=None -> list[dict[str, Any]]
+show earnings -s,--start_date:DATE=None -e,--end_date:DATE=None -m,--machine_id:ID=None -q,--quiet:TEXT=False(cli) -> dict[str, Any]
+show deposit id:ID/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
+transfer credit recipient->recipient_pos:NAME=None(cli) amount->amount_pos:USD=None(cli) -r,--recipient:NAME|None -a,--amount:USD|None --skip:TEXT=False(cli) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+fetch contracts (sdk) label:TEXT=None contract_ids:ID+=None -> list[dict[str, Any]]
+show scheduled-jobs -> list[dict[str, Any]]
+delete scheduled-job id:ID -> dict[str, Any]
+create scheduled-job (sdk) start_time:N end_time:N api_endpoint:NAME request_method:NAME request_body:JSON frequency:NAME instance_id:ID day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any] ONCE
+update scheduled-job (sdk) id:ID request_body:JSON start_time:N=None end_time:N=None api_endpoint:TEXT=None request_method:TEXT=None frequency:TEXT=None instance_id:ID=None day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any]
+show endpoints -> list[dict[str, Any]]
+create endpoint --min_load:N=0.0 --min_cold_load:N=0.0 --target_util:N=0.9 --cold_mult:N=2.5 --cold_workers:N=5 --max_workers:N=20 --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
+update endpoint id:ID --min_load:N=None --min_cold_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' --endpoint_state:TEXT{active,suspended,stopped}=None -> dict[str, Any]
+delete endpoint id:ID -> dict[str, Any]
+get endpt-logs id:ID --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, Any]
+get endpt-workers /get_endpoint_workers() id:ID -> list[dict[str, Any]]
+show workergroups /show_autogroups() /show_autoscalers() -> list[dict[str, Any]]
+create workergroup /create_autogroup() /create_autoscaler() --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
+update workergroup /update_autogroup() /update_autoscaler() id:ID --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False -> dict[str, Any]
+delete workergroup /delete_autogroup() /delete_autoscaler() id:ID -> dict[str, Any]
+get wrkgrp-logs id:ID --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, Any]
+get wrkgrp-workers /get_workergroup_workers() id:ID -> list[dict[str, Any]]
+update workers id:ID --cancel:TEXT=False -> dict[str, Any] ONCE
+show notification-types -> list[dict[str, Any]]
+show notifications --user_id:ID=None -> dict[str, Any] | Any
+set notifications notification_preferences:JSON --user_id:ID=None -> dict[str, Any] | Any
+show webhooks -> list[dict[str, Any]]
+create webhook webhook_url:NAME event_types:TEXT+ --name:TEXT=None -> dict[str, Any] ONCE
+update webhook id:ID --webhook_url:NAME=None --event_types:TEXT+=None --name:TEXT=None -> dict[str, Any]
+delete webhook id:ID -> dict[str, Any]
+rotate webhook-secret id:ID -> dict[str, Any] ONCE
+test webhook id:ID -> dict[str, Any] ONCE
+self-test machine machine_id:ID/id --debugging:TEXT=False --ignore-requirements:TEXT=False --test-image:TEXT=None --support-bundle-dir:TEXT=None --no-support-bundle:TEXT=False -> dict[str, Any] ONCE
+dump-logs machine_id:ID --instance-id:ID=None --output-dir:NAME='/tmp' --include-local-host-artifacts:TEXT=False -> dict[str, Any]
+run benchmarks --template_hash:TEXT=None --template_id:ID=None --gpus:TEXT=None --num_gpus:N=None --timeout:SECONDS=1800 --no-cache:TEXT=False -y,--yes:TEXT=False --auto_instance:TEXT=None --autoscaler_url:TEXT=None -> list[dict[str, Any]] ONCE
+update (cli) --check:TEXT=False -> None
+uninstall (cli) -y,--yes:TEXT=False(cli) -> None
+help (cli) command:TEXT+=None -> None
+repl (cli) -> None
+completion (cli) shell:TEXT{bash,zsh,fish} -> str
+'''
+# surface: end
+
+
+class TableTest(unittest.TestCase):
+    """The table is complete, and what is written from it is fresh."""
+
+    maxDiff = None
+
+    def test_generated_blocks_are_fresh(self):
+        for name in BLOCKS:
+            with self.subTest(name):
+                found, due = block(name)
+                self.assertEqual(found, due, f"run `python3 test_vastai.py {name}`")
+
+    def test_every_row_is_complete(self):
+        for row in vastai.COMMANDS.values():
+            with self.subTest(row.name):
+                self.assertIs(type(row.safe), bool)
+                self.assertTrue(row.summary and not row.summary.endswith("."), row.summary)
+                self.assertTrue(row.safe or row.look or row.face == "cli", "an ONCE row says where the outcome shows")
+                for function in filter(None, (row.build, row.run, row.show)):
+                    self.assertTrue(callable(getattr(vastai, function, None)), function)
+                if row.method == "GET":
+                    self.assertTrue(row.safe, "a GET is safe to repeat")
+                if row.path:
+                    self.assertEqual(set(re.findall(r"{(\w+)}", row.path)), {a.name for a in row.args if "path" in a.to})
+                for arg in row.args:
+                    self.assertTrue(arg.help or arg.hidden, f"{arg.name} has no help")
+                    self.assertEqual(arg.name, arg.name.lower())
+                    if arg.default not in (vastai.REQUIRED, None):
+                        vastai.convert(row, arg, arg.default, False)
+                if row.is_list and row.face != "sdk":
+                    self.assertTrue(row.columns or row.show, "a list has columns")
+                elif not row.returns and row.face != "sdk" and row.name != "show earnings":  # a report, shown as JSON
+                    self.assertTrue(row.columns or row.done or row.show, "a command says something when it is done")
+
+    def test_no_keyword_means_two_things(self):
+        for row in vastai.COMMANDS.values():
+            names = [name for arg in row.args if arg.face != "cli" for name in (arg.name, *arg.old)]
+            self.assertEqual(sorted(set(names)), sorted(names), row.name)
+            flags = [flag for arg in row.args if arg.face != "sdk" for flag in (*arg.flags, *arg.shortcuts) if arg.option]
+            self.assertEqual(sorted(set(flags)), sorted(flags), row.name)
+
+    def test_every_command_explains_itself(self):
+        for width in (60, 100, 200):
+            for row in vastai.NAMES.values():
+                with mock.patch.dict(os.environ, COLUMNS=str(width)):
+                    text = vastai.command_help(row)
+                self.assertIn(row.name, text)
+                for line in text.split("\n"):
+                    if not line.startswith("  vastai "):  # an example can be pasted only whole
+                        self.assertLessEqual(len(line), max(width, 60), row.name)
+
+    def test_a_method_looks_like_a_function(self):
+        client = vastai.VastAI("key")
+        for name, row in vastai.METHODS.items():
+            method = getattr(client, name)
+            parameters = inspect.signature(method).parameters
+            self.assertEqual(list(parameters), [arg.name for arg in row.args if arg.face != "cli"], name)
+            self.assertEqual(list(inspect.signature(getattr(vastai.VastAI, name)).parameters)[0], "self")
+            self.assertEqual(method.__name__, name)
+            self.assertIs(pickle.loads(pickle.dumps(getattr(vastai.VastAI, name))), getattr(vastai.VastAI, name))
+            for arg in parameters:
+                self.assertIn(f"    {arg}: ", method.__doc__)
+            if row.path:
+                self.assertIn(row.method, method.__doc__)
+        self.assertIn("search_offers", dir(client))
+        self.assertIn("gpu_name", "".join(pydoc.render_doc(client.launch_instance)))
+        self.assertIn("create_instance(self, id", pydoc.plain(pydoc.render_doc(vastai.VastAI)))
+
+    def test_methods_refuse_what_a_function_refuses(self):
+        client = vastai.VastAI("key", "http://127.0.0.1:9")
+        for call in (lambda: client.create_instance(id=1, imgae="x"), client.create_instance, lambda: client.show_user(1),
+                     lambda: client.show_instance(1, id=2), lambda: client.label_instance(1)):
+            self.assertRaises(TypeError, call)
+        with self.assertRaisesRegex(TypeError, "did you mean 'image'"):
+            client.create_instance(id=1, imgae="x")
+
+    def test_methods_can_be_wrapped_patched_and_overridden(self):
+        with Sandbox() as box:
+            class Louder(vastai.VastAI):
+                def show_user(self):
+                    return {**super().show_user(), "loud": True}
+
+            self.assertTrue(Louder(box.key, box.url).show_user()["loud"])
+            wrapped = functools.wraps(vastai.VastAI.show_user)(lambda self: None)
+            self.assertEqual(wrapped.__name__, "show_user")
+            with mock.patch.object(vastai.VastAI, "show_user", return_value={"id": 1}):
+                self.assertEqual(vastai.VastAI("key").show_user(), {"id": 1})
+
+    def test_the_official_modules_names(self):
+        code = ("from vastai.sdk import VastAI; from vastai import vastai_sdk; from vastai.utils import parse_env\n"
+                "from vastai.api.query import parse_query, offers_fields, offers_alias, offers_mult\n"
+                "from vastai.cli.main import main; import vastai\n"
+                "assert vastai_sdk.VastAI is VastAI is vastai.VastAI and VastAI('key').client.api_key == 'key'\n"
+                "assert parse_query('gpu_ram>=24 dph<1', {}, offers_fields, offers_alias, offers_mult) == "
+                "{'gpu_ram': {'gte': 24000.0}, 'dph_total': {'lt': '1'}}\n"
+                "assert parse_env('-e A=1') == {'A': '1'}")
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the tests of commands share
+# ----------------------------------------------------------------------------------------------------------------------
+
+SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAnotherAnotherAnotherAnotherAn ada@home"
+FAKE_PROGRAM = """#!/bin/sh
+printf '%s\\n' "${0##*/}" "$@" >>"$FAKE_LOG"
+exit ${FAKE_STATUS:-0}
+"""
+
+
+def clean_environment(home, **more):
+    """The environment of a user who has nothing but the folder `home`."""
+    kept = {name: value for name, value in os.environ.items() if not (
+        name.startswith(("VAST", "XDG_")) or name.lower().endswith("_proxy") or name in ("PAGER", "COLUMNS"))}
+    return {**kept, "HOME": home, "USERPROFILE": home, "PYTHONIOENCODING": "utf-8", **more}
+
+
+class CommandCase(unittest.TestCase):
+    """A sandbox, an empty home, and both ways to run a line: in this process and in one of its own."""
+
+    maxDiff = None
+    box_options = {"boot": 0.3}
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.home = folder.name
+        self.box = Sandbox(**self.box_options)
+        self.addCleanup(self.box.close)
+        self.environment = clean_environment(self.home, VAST_URL=self.box.url, VAST_API_KEY=self.box.key)
+        patched = mock.patch.dict(os.environ, self.environment, clear=True)
+        patched.start()
+        self.addCleanup(patched.stop)
+        self.client = vastai.VastAI()
+        self.addCleanup(self.client.close)
+
+    def run_line(self, line, stdin="", **environment):
+        """(status, stdout, stderr) of a line for the shell, or of a list of words, run in this process."""
+        words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
+        out, err = io.StringIO(), io.StringIO()
+        with mock.patch.dict(os.environ, environment), mock.patch("sys.stdin", io.StringIO(stdin)), \
+                contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = vastai.main(words)
+        return status, out.getvalue(), err.getvalue()
+
+    def ok(self, line, **options):
+        """The stdout of a line that must succeed."""
+        status, out, err = self.run_line(line, **options)
+        self.assertEqual(status, 0, f"vastai {line}: {err}")
+        return out
+
+    def raw(self, line, **options):
+        return json.loads(self.ok(line + " --raw", **options))
+
+    def process(self, line, program="vastai.py", **options):
+        """The same in a process of its own."""
+        words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
+        options = {"env": self.environment, "input": "", **options}
+        done = subprocess.run([sys.executable, os.path.join(HERE, program), *words], capture_output=True,
+                              encoding="utf-8", timeout=30, **options)
+        return done.returncode, done.stdout, done.stderr
+
+    def fake_programs(self, *names):
+        """Programs in PATH that only write down how they were called; returns what reads that: words, one a line."""
+        folder, log = os.path.join(self.home, "bin"), os.path.join(self.home, "called")
+        os.makedirs(folder, exist_ok=True)
+        for name in names:
+            with open(os.path.join(folder, name), "w") as file:
+                file.write(FAKE_PROGRAM)
+            os.chmod(file.name, 0o755)
+        os.environ.update(PATH=folder + os.pathsep + os.environ["PATH"], FAKE_LOG=log)
+
+        def called():
+            with open(log) as file:
+                words = file.read().splitlines()
+            os.unlink(log)
+            return words
+        return called
+
+    def last(self, path):
+        """The newest request to a path."""
+        return next(request for request in reversed(self.box.requests) if re.fullmatch(path, request["path"]))
+
+    def cheapest(self, query="num_gpus=1", **options):
+        return self.client.search_offers(query=query, order="dph_total", **options)[0]["id"]
+
+    def rented(self, **options):
+        return self.client.create_instance(id=self.cheapest(), image="vastai/pytorch", **options)["new_contract"]
+
+    def assertReadable(self, text, what=""):
+        """Made for people: no ANSI codes, no control characters, nothing of Python in it."""
+        self.assertNotRegex(text, r"[\x00-\x09\x0b-\x1f\x7f]", what)
+        for sign in ("Traceback", "{'", "': ", "<class", "object at 0x"):
+            self.assertNotIn(sign, text, what)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Every command, once in both faces
+# ----------------------------------------------------------------------------------------------------------------------
+
+ANY = object()
+
+
+class Use:
+    """How a command is used: a line of words, and the arguments of its method; where there are none, the line's.
+
+    `before` gets (client, market) and prepares; `same` turns the method's result into what --raw prints (ANY: something
+    else), `exit` is the status, `stdin` what the command is told, `json` that JSON is what readers get as well.
+    """
+
+    def __init__(self, line="", *args, before=None, same=None, exit=0, stdin="", json=False, **given):
+        self.line, self.given = line, given
+        self.args = args or (() if given else tuple(shlex.split(line)))
+        self.before, self.same, self.exit, self.stdin, self.json = before, same, exit, stdin, json
+
+
+def uses(at, folder):
+    """{command: Use} for all of them; `at` is a market as it is at first, `folder` a place for files."""
+    def file(name, content):
+        path = os.path.join(folder, name)
+        with open(path, "w") as target:
+            target.write(content)
+        return path
+
+    def without(*names):
+        return lambda rows: [{name: value for name, value in row.items() if name not in names} for row in rows]
+
+    def first(table, rank=0):
+        return list(at.tables[table])[rank]
+
+    def bring(sdk, market):
+        """Makes the running instance's SSH port one that answers."""
+        instance = market.tables["instances"][running]
+        instance.offer["public_ipaddr"] = "127.0.0.1"
+        port = urllib.parse.urlsplit(sdk.server_url).port
+        instance.ports = lambda: {"22/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port)}]}
+
+    running, stopped = at.tables["instances"]
+    free = [row["id"] for row in at.rows("offers") if row["rentable"] and row["num_gpus"] == 1]
+    offer, machine, machine2 = free[0], first("machines"), first("machines", 1)
+    volume_offer, endpoint, group = first("volume_offers"), first("endpoints"), first("workergroups")
+    template, new, today = at.tables["templates"][88200]["hash_id"], next(at.ids), time.strftime("%Y-%m-%d")
+    permissions = {"api": {"misc": {}}}
+    permission_file, account = file("permissions.json", json.dumps(permissions)), {"fullname": "A. Example"}
+    job = dict(start_time=at.born, end_time=at.born + DAY, api_endpoint=f"/api/v0/instances/reboot/{running}/",
+               request_method="PUT", request_body={}, frequency="DAILY", instance_id=running, hour_of_the_day=3)
+    preferences = {"client": {"low_credit": {"email": True, "webhooks": False}}}
+    secret = {"secret": "5ec2e7", "code": "123456"}
+
+    def volume(sdk, market):
+        sdk.create_volume(volume_offer, size=20, name="data")
+
+    def webhook(sdk, market):
+        sdk.create_webhook("https://example.com/hook", ["client:low_credit"])
+
+    def maintenance(sdk, market):
+        sdk.schedule_maint(machine, at.born, 2)
+
+    def session(sdk, market):
+        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
+
+    def scheduled(sdk, market):
+        sdk.create_scheduled_job(**job)
+
+    return {
+        "search offers": Use("'gpu_name=RTX_4090 num_gpus=1' -o dph --limit 3", query="gpu_name=RTX_4090 num_gpus=1",
+                             order="dph", limit=3, same=without("datacenter")),
+        "search offers-new": Use(query="num_gpus=1", limit=2),
+        "search templates": Use("recommended=true"),
+        "create instance": Use(f"{offer} --image vastai/pytorch", offer, image="vastai/pytorch"),
+        "create instances": Use(f"{free[0]} {free[1]} --image vastai/pytorch", free[:2], image="vastai/pytorch"),
+        "launch instance": Use("-g RTX_4090 -n 1 -i vastai/pytorch", "RTX_4090", "1", "vastai/pytorch"),
+        "show instances": Use(),
+        "show instances-v1": Use(params={"limit": 1}),
+        "show instance-filters": Use(),
+        "show instance": Use(f"{running}"),
+        "start instance": Use(f"{stopped}"),
+        "stop instance": Use(f"{running}"),
+        "destroy instance": Use(f"{stopped} -y", stopped),
+        "start instances": Use(f"{running} {stopped}", [running, stopped]),
+        "stop instances": Use(f"{running} {stopped}", [running, stopped]),
+        "destroy instances": Use(f"{running} {stopped} -y", [running, stopped]),
+        "reboot instance": Use(f"{running}"),
+        "recycle instance": Use(f"{running}"),
+        "label instance": Use(f"{running} 'my own'"),
+        "update instance": Use(f"{running} --image vastai/base-image", running, image="vastai/base-image"),
+        "prepay instance": Use(f"{running} 5"),
+        "change bid": Use(f"{running} --price 0.9", running, 0.9),
+        "execute": Use(f"{running} 'ls -l /workspace' --max-wait 0.05", running, "ls -l /workspace", max_wait=0.05),
+        "logs": Use(f"{running} --tail 3 --filter loss --max-wait 0.05", running, tail="3", filter="loss",
+                    max_wait=0.05),
+        "wait instance": Use(f"{running}"),
+        "ssh": Use(f"{running} -- nvidia-smi -L", before=bring, same=ANY),
+        "scp": Use(f"{running}:/workspace/train.py {folder}", before=bring, same=ANY),
+        "ssh-url": Use(f"{running}"),
+        "scp-url": Use(f"{running}"),
+        "create template": Use("--name mine --image a/b --ssh", name="mine", image="a/b", ssh=True,
+                               same=ANY),  # the command line has conditions of its own
+        "update template": Use(f"{template} --name mine --image a/b", template, name="mine", image="a/b", same=ANY),
+        "delete template": Use(f"--hash-id {template}", hash_id=template),
+        "search volumes": Use("'disk_space>=10' --limit 2", query="disk_space>=10", limit=2),
+        "search network-volumes": Use("--limit 2", limit=2),
+        "show volumes": Use(before=volume),
+        "create volume": Use(f"{volume_offer} -s 20 -n data", volume_offer, 20, "data"),
+        "create network-volume": Use(f"{first('network_offers')}"),
+        "clone volume": Use(f"{new} {first('volume_offers', 1)}", before=volume),
+        "delete volume": Use(f"{new}", before=volume),
+        "list volume": Use(f"{machine} -s 20 -p 0.2", machine, 20, 0.2),
+        "list volumes": Use(f"{machine} {machine2}", [machine, machine2]),
+        "unlist volume": Use(f"{volume_offer}"),
+        "list network-volume": Use("77"),
+        "unlist network-volume": Use(f"{first('network_offers')}"),
+        "show network-disks": Use(),
+        "add network-disk": Use(f"{machine} {machine2} /mnt/disk2", [machine, machine2], "/mnt/disk2"),
+        "copy": Use(f"local:{folder} C.{running}:/workspace/data"),
+        "cancel copy": Use(f"{running}"),
+        "cancel sync": Use(f"{running}"),
+        "cloud copy": Use(f"--src /workspace --dst backups --instance {running} --connection 1001",
+                          src="/workspace", dst="backups", instance=running, connection=1001),
+        "show connections": Use(),
+        "take snapshot": Use(f"{running} --repo ada/train", running, repo="ada/train"),
+        "show instance-backups": Use(),
+        "show instance-backup-files": Use(f"{running}"),
+        "show deployments": Use(),
+        "show deployment": Use("644"),
+        "show deployment-versions": Use("644"),
+        "start deployment": Use("644"),
+        "stop deployment": Use("644"),
+        "delete deployment": Use("--name square", name="square"),
+        "show pending-price-increases": Use(),
+        "accept price-increase": Use(f"{running} -y", running, same=ANY),
+        "reject price-increase": Use(f"{running} -y", running, same=ANY),
+        "search benchmarks": Use("'gpu_name=RTX_4090'"),
+        "search benchmarks-v1": Use(params={"limit": 2}),
+        "show gpu-metrics": Use("--verified true", verified="true"),
+        "show gpu-trends": Use("RTX_4090 --step 21600", "RTX_4090", step=21600),
+        "show gpu-locations": Use("--gpu RTX_4090", gpu="RTX_4090"),
+        "set api-key": Use("another-key", same=ANY),
+        "show ssh-keys": Use(),
+        "create ssh-key": Use(f"'{SSH_KEY}'"),
+        "attach ssh": Use(f"{running} '{SSH_KEY}'"),
+        "show instance-ssh-keys": Use(f"{running}", before=lambda sdk, market: sdk.attach_ssh(running, SSH_KEY)),
+        "detach ssh": Use(f"{running} {new}", before=lambda sdk, market: sdk.attach_ssh(running, SSH_KEY)),
+        "update ssh-key": Use(f"321 '{SSH_KEY}'"),
+        "delete ssh-key": Use("321"),
+        "show api-keys": Use(same=lambda rows: {"apikeys": rows}),
+        "show api-key": Use("5150"),
+        "create api-key": Use(f"--name ci --permission_file {permission_file}", "ci", permissions),
+        "delete api-key": Use("5150"),
+        "reset api-key": Use(),
+        "set role": Use("client", same=ANY),
+        "show env-vars": Use(same=lambda names: dict.fromkeys(names, "*****")),
+        "create env-var": Use("NAME value"),
+        "update env-var": Use("HF_TOKEN other"),
+        "delete env-var": Use("HF_TOKEN"),
+        "tfa login": Use("-t totp -c 123456", code="123456", method_type="totp"),
+        "tfa logout": Use(before=session),
+        "tfa status": Use(),
+        "tfa auth-new": Use("--secret 5ec2e7 --code 123456", **secret),
+        "tfa totp-setup": Use(),
+        "tfa send-sms": Use("-p +12025550123", "+12025550123"),
+        "tfa resend-sms": Use("-s 5ec2e7", "5ec2e7"),
+        "tfa send-email": Use(),
+        "tfa activate": Use("123456 --secret 5ec2e7", **secret),
+        "tfa update": Use("77 -l spare", 77, "spare"),
+        "tfa delete": Use("-id 77 -t totp -c 123456 -y", code="123456", method_type="totp", id_to_delete=77),
+        "tfa regen-codes": Use("-c 123456 -y", code="123456", stdin="3\ny\n"),
+        "create team": Use("--team-name lab", "lab"),
+        "destroy team": Use(),
+        "show members": Use(),
+        "invite member": Use("--email kit@example.com --role developer", "kit@example.com", "developer"),
+        "remove member": Use("204456"),
+        "show team-roles": Use(),
+        "show team-role": Use("developer"),
+        "create team-role": Use(f"--name reader --permissions {permission_file}", "reader", permissions),
+        "update team-role": Use("91 --name reader", 91, "reader"),
+        "remove team-role": Use("developer"),
+        "show machines": Use(same=lambda rows: {"machines": rows}),
+        "show machine": Use(f"{machine}", same=lambda row: [row]),
+        "list machine": Use(f"{machine} -g 0.5 -m 1", machine, price_gpu=0.5, min_chunk=1),
+        "list machines": Use(f"{machine} {machine2} -g 0.5", [machine, machine2], price_gpu=0.5),
+        "unlist machine": Use(f"{machine}"),
+        "delete machine": Use(f"{machine2}"),
+        "cleanup machine": Use(f"{machine}"),
+        "defrag machines": Use(f"{machine} {machine2}", [machine, machine2]),
+        "set min-bid": Use(f"{machine} --price 0.1", machine, 0.1),
+        "set defjob": Use(f"{machine} --price_gpu 0.1 --image miner/xmr --args -o pool", machine, price_gpu=0.1,
+                          image="miner/xmr", args=["-o", "pool"]),
+        "remove defjob": Use(f"{machine}", before=lambda sdk, market: sdk.set_defjob(machine, image="miner/xmr")),
+        "show maints": Use(f"-i {machine}", [machine], before=maintenance),
+        "schedule maint": Use(f"{machine} --sdate 1899900000 --duration 0.5 -y", machine, 1899900000, 0.5),
+        "cancel maint": Use(f"{machine} -y", machine, before=maintenance),
+        "reports": Use(f"{machine}"),
+        "show clusters": Use(),
+        "create cluster": Use(f"10.12.0.0/24 {machine}"),
+        "delete cluster": Use("12"),
+        "join cluster": Use(f"12 {machine2}", 12, [machine2]),
+        "remove-machine-from-cluster": Use(f"12 {machine} {machine2}"),
+        "show overlays": Use(),
+        "create overlay": Use("12 mesh-b"),
+        "join overlay": Use(f"mesh-a {running}"),
+        "delete overlay": Use("mesh-a"),
+        "show user": Use(),
+        "show audit-logs": Use(before=lambda sdk, market: sdk.stop_instance(running)),
+        "set user": Use("--file " + file("account.json", json.dumps(account)), account),
+        "show subaccounts": Use(),
+        "create subaccount": Use("--email kit@example.com --username kit --password pass-word", "kit@example.com",
+                                 "kit", "pass-word"),
+        "show ipaddrs": Use(),
+        "show invoices": Use(f"-s {today}", start_date=today, same=lambda both: both["invoices"]),
+        "show invoices-v1": Use("-c", charges=True),
+        "generate pdf-invoices": Use(pdf=os.path.join(folder, "items.pdf")),
+        "search invoices": Use("'amount_cents>1000'"),
+        "show earnings": Use(f"-s 2026-01-01 -e 2026-01-03 -m {machine}", "2026-01-01", "2026-01-03", machine,
+                             json=True),
+        "show deposit": Use(f"{running}"),
+        "transfer credit": Use("grace@example.com 2 -y", "grace@example.com", 2),
+        "fetch contracts": Use("", "training", [running]),
+        "show scheduled-jobs": Use(before=scheduled),
+        "delete scheduled-job": Use(f"{new}", before=scheduled),
+        "create scheduled-job": Use(**job),
+        "update scheduled-job": Use("", new, {}, before=scheduled),
+        "show endpoints": Use(),
+        "create endpoint": Use("--endpoint_name chat --max_workers 3", endpoint_name="chat", max_workers=3),
+        "update endpoint": Use(f"{endpoint} --max_workers 3", endpoint, max_workers=3),
+        "delete endpoint": Use(f"{endpoint}"),
+        "get endpt-logs": Use(f"{endpoint}"),
+        "get endpt-workers": Use(f"{endpoint}"),
+        "show workergroups": Use(),
+        "create workergroup": Use(f"--endpoint_id {endpoint} --template_hash {template}", endpoint_id=endpoint,
+                                  template_hash=template),
+        "update workergroup": Use(f"{group} --gpu_ram 24", group, gpu_ram=24),
+        "delete workergroup": Use(f"{group}"),
+        "get wrkgrp-logs": Use(f"{group} --tail 2", group, tail=2),
+        "get wrkgrp-workers": Use(f"{group}"),
+        "update workers": Use(f"{group}"),
+        "show notification-types": Use(),
+        "show notifications": Use(before=lambda sdk, market: sdk.set_notifications(preferences)),
+        "set notifications": Use(f"'{json.dumps(preferences)}'", preferences),
+        "show webhooks": Use(before=webhook),
+        "create webhook": Use("https://example.com/hook client:low_credit client:outbid", "https://example.com/hook",
+                              ["client:low_credit", "client:outbid"]),
+        "update webhook": Use(f"{new + 1} --name pager", new + 1, name="pager", before=webhook),
+        "delete webhook": Use(f"{new + 1}", before=webhook),
+        "rotate webhook-secret": Use(f"{new + 1}", before=webhook),
+        "test webhook": Use(f"{new + 1}", before=webhook),
+        "self-test machine": Use("7 --no-support-bundle", 7, no_support_bundle=True, exit=1),
+        "dump-logs": Use(f"7 --output-dir {folder}", 7, output_dir=folder, same=ANY),
+        "run benchmarks": Use("--template_id 88203 --gpus RTX_4090 --no-cache -y", template_id=88203, gpus="RTX_4090",
+                              no_cache=True),
+        "help": Use("show instances", same=ANY),
+        "repl": Use(stdin=f"show instance {running}\nlabel instance {running} 'my own'\n\nexit\n", same=ANY),
+        "completion": Use("bash", same=ANY),
+        "update": Use("", exit=1),
+        "uninstall": Use("-y", exit=1),
+    }
+
+
+class EveryCommandTest(CommandCase):
+    """Each row of the table, called as a method, with --raw and plainly, against a service in the same state."""
+
+    def setUp(self):
+        super().setUp()
+        self.called = self.fake_programs("ssh", "scp", "rsync", "ssh-keygen")
+        self.born = int(time.time())
+        self.fresh()
+        self.uses = uses(self.fresh(), self.home)
+
+    def fresh(self):
+        """The service anew; its clock moves on a second each time it is looked at, so all times are the same again."""
+        clock = itertools.count(self.born)
+        with self.box.lock:
+            self.box.market = Market("sandbox-5f0c2a9be1d74386", 25.0, 1.0, lambda: float(next(clock)))
+            self.box.market.url = self.box.url
+        return self.box.market
+
+    def ready(self, use):
+        market = self.fresh()
+        if use.before:
+            use.before(self.client, market)
+
+    def test_every_command_has_a_use(self):
+        self.assertEqual(set(vastai.COMMANDS) - set(self.uses), set(), "commands without an entry in uses()")
+
+    def test_every_command(self):
+        for name, row in vastai.COMMANDS.items():
+            use = self.uses.get(name)
+            if use:
+                with self.subTest(name):
+                    self.check_command(row, use)
+
+    def test_every_list_in_every_format(self):
+        for name, row in vastai.COMMANDS.items():
+            if row.is_list and row.face != "sdk":
+                with self.subTest(name):
+                    use, printed = self.uses[name], {}
+                    for option in ("--format jsonl", "--format csv", "--format tsv", "-q"):
+                        self.ready(use)
+                        printed[option] = self.ok(f"{option} {name} {use.line}")
+                    rows = [json.loads(line) for line in printed["--format jsonl"].splitlines()]
+                    for form, dialect in (("csv", "excel"), ("tsv", "excel-tab")):
+                        found = list(csv.DictReader(io.StringIO(printed["--format " + form]), dialect=dialect))
+                        self.assertEqual([sorted(row) for row in found], [sorted(set().union(*rows))] * len(rows))
+                    if row.columns and "quiet" not in [arg.name for arg in row.args]:
+                        self.assertEqual(len(printed["-q"].splitlines()), len(rows))
+
+    def test_nonsense_from_the_service_is_an_error(self):
+        local = ("set api-key", "set role", "tfa logout", "dump-logs", "help", "repl", "completion")
+        hollow = {name: [{}] for row in vastai.COMMANDS.values()
+                  for name in (row.rows, row.is_list and row.returns[:-2]) if name}
+        hollow = json.dumps({**hollow, "clusters": {"1": None}, "secrets": {"A": None}, "invoices": [{}]})
+        for answer in ("null", '"text"', "{}", "[7]", "<html>", '{"success": false, "msg": "no"}', hollow):
+            self.box.failures.clear()
+            self.box.fail(".*", 200, answer, times=10 ** 9)
+            for name, row in vastai.COMMANDS.items():
+                if row.face != "sdk" and name != "run benchmarks":  # which looks for long for what it may have rented
+                    with self.subTest(name, answer=answer):
+                        waiting = " --max-wait 0" * ("max_wait" in [arg.name for arg in row.args])
+                        use = self.uses[name]
+                        status, out, err = self.run_line(f"{name} {use.line}{waiting}", stdin=use.stdin)
+                        self.assertNotRegex(out + err, "Traceback|defect of this program")
+                        if name not in local and answer not in ('"text"', "{}", hollow):
+                            self.assertNotEqual(status, 0, out)
+
+    def test_a_benchmark_gives_everything_back(self):
+        market = self.fresh()
+        before = {name: list(market.tables[name]) for name in ("instances", "endpoints", "workergroups")}
+        row, = self.client.run_benchmarks(template_id=88203, gpus="RTX_4090", no_cache=True)
+        self.assertEqual((row["status"], row["measured_perf"]), ("ok", 152.3))
+        self.assertAlmostEqual(row["perf_per_dollar"], row["measured_perf"] / row["rental_dph"])
+        self.assertEqual({name: list(market.tables[name]) for name in before}, before)
+        self.assertEqual(sum(call["path"].startswith("/api/v0/endptjobs/") for call in self.box.requests), 2)
+
+    def check_command(self, row, use):
+        result = ANY
+        if row.face != "cli":
+            self.ready(use)
+            result = getattr(self.client, row.methods[0])(*use.args, **use.given)
+            self.check_shape(row, result, use.exit)
+        if row.face == "sdk":
+            return
+        self.ready(use)
+        status, out, err = self.run_line(f"{row.name} --raw {use.line}", stdin=use.stdin)
+        self.assertEqual(status, use.exit, err)
+        self.assertNotIn("Traceback", err)
+        if use.exit:
+            self.assertTrue(json.loads(err)["error"])
+        if result is not ANY:
+            printed = json.loads(out)
+            if use.same is not ANY:
+                self.assertEqual(timeless(printed), timeless((use.same or (lambda same: same))(result)))
+        self.ready(use)
+        status, out, err = self.run_line(f"{row.name} {use.line}", stdin=use.stdin)
+        self.assertEqual(status, use.exit, err)
+        self.assertReadable(out + err, row.name)
+        if use.exit:
+            self.assertIn(row.name, err)
+        elif result is not ANY:
+            self.assertTrue(out.strip(), "a reader gets something to read")
+        self.assertEqual(out.startswith(("{", "[")), use.json, out)
+
+    def check_shape(self, row, result, exit):
+        if row.is_list:
+            self.assertIsInstance(result, list)
+            self.assertTrue(result, "nothing was found: the use of this command tests nothing")
+            self.assertTrue(all(isinstance(item, dict) for item in result))
+        elif row.returns == "none":
+            self.assertIsNone(result)
+        elif row.returns == "text":
+            self.assertIsInstance(result, str)
+        else:
+            self.assertIsInstance(result, (dict, list) if row.returns == "any" else dict)
+            if isinstance(result, dict):
+                self.assertEqual(result.get("success") is False, bool(exit), result)
+
+
+def timeless(value):
+    """An answer without the members that say how long ago something was, which the client works out."""
+    if isinstance(value, dict):
+        return {name: timeless(item) for name, item in value.items() if name != "duration"}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Searching, renting and giving back
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class RentalTest(CommandCase):
+    """What people come for, as the first examples of the documentation have it."""
+
+    def test_the_first_program(self):
+        client = vastai.VastAI(api_key="your-api-key")
+        offers = client.search_offers(limit=10)
+        self.assertEqual(len(offers), 10)
+        result = client.create_instance(id=offers[0]["id"], image="pytorch/pytorch:latest")
+        self.assertTrue(result.get("success"))
+        instances = client.show_instances()
+        self.assertIn(result["new_contract"], [inst["id"] for inst in instances])
+        self.assertIn("created", [inst["actual_status"] for inst in instances])
+        self.assertEqual(self.box.requests[0]["headers"].get("Authorization"), "Bearer your-api-key")
+        sent = self.last("/api/v0/asks/.*")["body"]
+        self.assertEqual((sent["image"], sent["client_id"], sent["env"]), ("pytorch/pytorch:latest", "me", {}))
+
+    def test_what_is_not_there(self):
+        self.assertIsNone(self.client.show_instance(id=99999))
+        with self.assertRaises(Exception) as caught:
+            self.client.destroy_instance(id=99999)
+        self.assertRegex(f"Error: {caught.exception}",
+                         r"(?s)^Error: destroy instance: HTTP 404: .*99999.*show instances")
+        for line in ("show instance 99999", "show instance 99999 --raw"):
+            status, out, err = self.run_line(line)
+            self.assertEqual((status, out), (4, ""))
+            self.assertIn("99999", err)
+
+    def test_a_search_filters_orders_and_limits(self):
+        found = self.client.search_offers(query="num_gpus >= 4 gpu_ram >= 24 dph_total < 2.0", order="dph_total")
+        self.assertTrue(found)
+        self.assertTrue(all(row["num_gpus"] >= 4 and row["gpu_ram"] >= 24000 and row["dph_total"] < 2 for row in found))
+        prices = [row["dph_total"] for row in found]
+        self.assertEqual(prices, sorted(prices))
+        self.assertEqual(self.last("/api/v0/bundles/")["body"], {
+            "verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}, "num_gpus": {"gte": "4"},
+            "gpu_ram": {"gte": 24000.0}, "dph_total": {"lt": "2.0"}, "order": [["dph_total", "asc"]],
+            "type": "on-demand", "allocated_storage": 5.0})
+        found = self.client.search_offers(query='geolocation in ["US", "CA"]')
+        self.assertEqual({row["geolocation"][-2:] for row in found}, {"US", "CA"})
+        found = self.client.search_offers(query="verified=any", order="dph_total-,id", limit=3)
+        self.assertEqual(len(found), 3)
+        self.assertEqual([row["id"] for row in found],
+                         [row["id"] for row in sorted(found, key=lambda row: -row["dph_total"])])
+        self.assertEqual([row["datacenter"] for row in found], [row["hosting_type"] == 1 for row in found])
+        self.assertEqual(self.client.search_offers("num_gpus=99"), [])
+        usual = len(self.client.search_offers())
+        self.assertGreater(len(self.client.search_offers(query="verified=any rentable=any")), usual)
+        self.assertGreater(len(self.client.search_offers(no_default=True)), usual)
+        bids = {row["id"]: row["dph_total"] for row in self.client.search_offers(type="interruptible")}
+        self.assertTrue(all(bids[row["id"]] < row["dph_total"] for row in self.client.search_offers()))
+        self.assertEqual(self.ok("search offers num_gpus=99").count("\n"), 1)
+
+    def test_a_rental_from_beginning_to_end(self):
+        id = self.rented(disk=32, label="mine", env={"A": "1"}, ssh=True, direct=True)
+        self.assertEqual(self.client.show_instance(id=id)["label"], "mine")
+        self.assertEqual(self.client.show_instance(id=id)["extra_env"], {"A": "1"})
+        self.assertIs(self.client.stop_instance(id=id)["success"], True)
+        self.assertEqual(self.client.show_instance(id)["actual_status"], "exited")
+        self.assertIs(self.client.start_instance(id=id)["success"], True)
+        self.assertEqual(self.client.wait_instance(id, poll=0.1)["actual_status"], "running")
+        self.assertIs(self.client.reboot_instance(id=id)["success"], True)
+        self.assertIn(self.client.show_instance(id)["actual_status"], ("created", "loading"))
+        self.client.label_instance(id, "")
+        self.assertEqual(self.client.show_instance(id)["label"], "")
+        self.assertIs(self.client.destroy_instance(id=id)["success"], True)
+        self.assertIsNone(self.client.show_instance(id))
+        self.assertNotIn(id, [row["id"] for row in self.client.show_instances()])
+
+    def test_waiting(self):
+        id = self.raw(f"create instance {self.cheapest()} --image a/b --wait --max-wait 20")["instance"]["id"]
+        self.assertEqual(self.client.show_instance(id)["actual_status"], "running")
+        self.box.market.boot = 1000
+        self.client.stop_instance(id)
+        self.client.start_instance(id)
+        status, out, err = self.run_line(f"wait instance {id} --max-wait 0.2 --poll 0.1")
+        self.assertEqual((status, out), (9, ""))
+        self.assertIn(f"wait instance {id}", err)
+        self.client.stop_instance(id)
+        status, _, err = self.run_line(f"wait instance {id} --poll 0.1 --max-wait 3")
+        self.assertEqual(status, 1, "a stopped instance never runs: waiting has no sense")
+        self.assertIn("exited", err)
+        self.assertEqual(self.client.wait_instance(id, status="exited")["actual_status"], "exited")
+        self.ok(f"destroy instance {id} -y --wait")
+        self.assertEqual(self.client.wait_instance(id, status="destroyed"), {"id": id, "actual_status": "destroyed"})
+        self.assertEqual(self.run_line(f"wait instance {id}")[0], 4)
+
+    def test_logs_are_followed_to_the_end(self):
+        id = next(iter(self.box.market.tables["instances"]))
+        with subprocess.Popen([sys.executable, os.path.join(HERE, "vastai.py"), "logs", str(id), "-f", "--tail", "3"],
+                              env=self.environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
+            watch = threading.Timer(20, process.kill)
+            watch.start()
+            seen = [process.stdout.readline() for _ in range(3)]
+            instance = self.box.market.tables["instances"][id]
+            instance.container_log = lambda now: [*map(str.rstrip, seen[1:]), "over"]
+            self.client.stop_instance(id)
+            rest = process.stdout.read()
+            watch.cancel()
+        self.assertRegex("".join(seen), r"(?s)step .*step .*step ")
+        self.assertEqual((process.returncode, rest), (0, "over\n"), "what it wrote last is not lost")
+        text = self.client.logs(id, tail="2")
+        self.assertEqual(len(text.splitlines()), 2)
+        self.assertNotIn("Authorization", self.last("/storage/.*")["headers"])
+        os.environ["VAST_API_KEY"] = self.box.market.key = "5ecret-k3y"
+        instance.container_log = lambda now: ["the key is 5ecret-k3y", "password=hush"]
+        bundle = self.raw(f"dump-logs 7 --instance-id {id} --output-dir {self.home}")
+        with tarfile.open(bundle["path"]) as archive:
+            texts = {name: archive.extractfile(name).read().decode() for name in archive.getnames()}
+        self.assertEqual(sorted(texts), bundle["files"])
+        self.assertIn("docker pull", texts["instance/daemon.log"])
+        for secret in ("5ecret-k3y", "hush", instance.row["jupyter_token"]):
+            self.assertNotIn(secret, "".join(texts.values()))
+
+    def test_refusals_are_said_in_the_services_words(self):
+        offer = self.cheapest()
+        for credit, expected in ((0.001, "lacks credit"), (25.0, "not available")):
+            self.box.market.user["credit"] = credit
+            if credit > 1:
+                self.client.create_instance(offer, image="vastai/pytorch")
+            with self.subTest(expected):
+                with self.assertRaises(vastai.VastAIError) as caught:
+                    self.client.create_instance(offer, image="vastai/pytorch")
+                self.assertIn(expected, str(caught.exception))
+                status, out, err = self.run_line(f"create instance {offer} --image vastai/pytorch --raw")
+                self.assertEqual((status, out), (4 if credit > 1 else 1, ""))
+                self.assertIn(expected, json.loads(err)["msg"])
+                self.assertEqual(json.loads(err)["status_code"], caught.exception.status)
+        self.assertNotIn("shows what there is", self.run_line(f"create instance {offer} --image vastai/pytorch")[2])
+        status, _, err = self.run_line(f"create instance {offer} --image x --bid_price -1")
+        self.assertEqual(status, 2)
+        self.assertIn("--bid_price", err)
+
+    def test_a_rate_limit_is_waited_for(self):
+        self.box.fail("POST /api/v0/bundles/", 429, "API requests too frequent: endpoint threshold=0.1", times=2)
+        self.assertTrue(self.client.search_offers(limit=1))
+        self.box.fail("POST /api/v0/bundles/", 429, {"msg": "slow down"}, {"Retry-After": "0"}, times=3)
+        with self.assertRaises(vastai.RateLimitError) as caught:
+            self.client.search_offers(limit=1)
+        self.assertEqual((caught.exception.status, caught.exception.exit_status), (429, 5))
+        self.assertIn("429", str(caught.exception))
+
+    def test_many_pages_are_one_list(self):
+        for offer in [row["id"] for row in self.client.search_offers(query="num_gpus<=2", limit=26)]:
+            self.box.market.user["credit"] = 100
+            self.client.create_instance(offer, image="vastai/pytorch")
+        everything = self.client.show_instances()
+        self.assertEqual([row["id"] for row in everything], sorted(self.box.market.tables["instances"]))
+        self.assertGreater(len(everything), 25)
+        page = self.raw("show instances --limit 5")
+        self.assertEqual(len(page["instances"]), 5)
+        second = self.raw(f"show instances -l 5 -t {page['next_token']}")["instances"]
+        self.assertEqual(second[0]["id"], everything[5]["id"])
+        self.assertEqual(len(self.client.show_instances(status=["exited"])), 1)
+
+    def test_where_the_key_comes_from(self):
+        xdg = os.path.join(self.home, "xdg")
+        places = {"tfa": os.path.join(xdg, "vastai", "vast_tfa_key"),
+                  "file": os.path.join(xdg, "vastai", "vast_api_key"), "old": os.path.join(self.home, ".vast_api_key")}
+        os.makedirs(os.path.dirname(places["file"]))
+
+        def used(line="show user", **environment):
+            self.run_line(line, XDG_CONFIG_HOME=xdg, **environment)
+            return self.box.requests[-1]["headers"].get("Authorization", "none").split()[-1]
+        for path in places.values():
+            with open(path, "w") as file:
+                file.write(" \n")  # blank counts as absent
+        before = len(self.box.requests)
+        status, out, err = self.run_line("show user", XDG_CONFIG_HOME=xdg, VAST_API_KEY=" ")
+        self.assertEqual((status, out, len(self.box.requests)), (3, "", before))
+        for words in (places["file"], "VAST_API_KEY", "~/.vast_api_key", "--api-key"):
+            self.assertIn(words, err)
+        self.assertEqual(used("search offers", VAST_API_KEY=""), "none")
+        for name in ("old", "file", "tfa"):  # each goes before those that were there
+            with open(places[name], "w") as file:
+                file.write(f"key-{name}\n")
+            self.assertEqual(used(VAST_API_KEY=""), f"key-{name}")
+        self.assertEqual(used(VAST_API_KEY="key-env"), "key-env")
+        self.assertEqual(used("show user --api-key key-code", VAST_API_KEY="key-env"), "key-code")
+        self.assertEqual(used("show user --api-key ''", VAST_API_KEY="key-env"), "key-env")
+        with mock.patch.dict(os.environ, XDG_CONFIG_HOME=xdg, VAST_API_KEY=""):
+            client = vastai.VastAI()
+            self.assertEqual((client.api_key, client.creds_source), ("key-file", "FILE"))
+        self.assertEqual([client.creds_source for client in (vastai.VastAI("k"), self.client, vastai.VastAI(" "))],
+                         ["CODE", "ENV", "ENV"])
+        self.ok("set api-key fresh-key", XDG_CONFIG_HOME=xdg, VAST_API_KEY="")
+        with open(places["file"]) as file:
+            self.assertEqual(file.read(), "fresh-key")
+        self.assertFalse(os.path.exists(places["old"]))
+        if os.name == "posix":
+            self.assertEqual(os.stat(places["file"]).st_mode & 0o777, 0o600)
+
+    def test_explain_shows_all_but_the_key(self):
+        key = "k3y-that-nobody-sees"
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()) as out:
+            vastai.VastAI(api_key=key, explain=True).search_offers(limit=1)
+        self.assertIn(f"POST {self.box.url}/api/v0/bundles/", err.getvalue())
+        self.assertIn('"limit": 1', err.getvalue())
+        self.assertEqual(out.getvalue(), "")
+        status, out, err = self.run_line("create instance 7 --image x --env '-e TOKEN=t0p' --login hush --explain "
+                                         f"--api-key {key}")
+        self.assertEqual(status, 4)
+        for secret in (key, "t0p", "hush"):
+            self.assertNotIn(secret, out + err)
+
+    def test_the_curl_line_does_the_same(self):
+        for line in ("show user", "search offers 'gpu_name=RTX_4090 num_gpus=1' --limit 2",
+                     "label instance {} \"it's $HOME\"", "create instance 7 --image x", "get endpt-logs 30000143"):
+            with self.subTest(line):
+                line = line.format(next(iter(self.box.market.tables["instances"])))
+                status, printed, err = self.run_line(line + " --curl")
+                self.assertEqual((status, err, self.box.key in printed), (0, "", False))
+                if not shutil.which("curl"):
+                    continue
+                done = subprocess.run(["sh", "-c", printed.replace("curl", "curl -s", 1)], env=self.environment,
+                                      stdout=subprocess.PIPE)
+                theirs = self.box.requests[-1]
+                self.run_line(line + " --raw")
+                ours = self.box.requests[-1]
+                self.assertEqual([theirs[part] for part in ("method", "path", "query", "body")],
+                                 [ours[part] for part in ("method", "path", "query", "body")])
+                self.assertEqual(theirs["headers"].get("Authorization"), ours["headers"].get("Authorization"))
+                self.assertIsInstance(json.loads(done.stdout), dict)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            self.assertIsNone(self.client.show_user(curl=True))
+        self.assertTrue(out.getvalue().startswith("curl -X GET "))
+
+    def test_formats_and_fields(self):
+        line = "search offers gpu_name=RTX_4090 -o dph --limit 2 --fields id,gpu_name,search.gpuCostPerHour"
+        rows = self.raw(line)
+        self.assertEqual([sorted(row) for row in rows], [["gpu_name", "id", "search.gpuCostPerHour"]] * 2)
+        self.assertEqual([json.loads(text) for text in self.ok(line + " --format jsonl").splitlines()], rows)
+        for form, dialect in (("csv", "excel"), ("tsv", "excel-tab")):
+            found = list(csv.reader(io.StringIO(self.ok(f"{line} --format {form}")), dialect))
+            self.assertEqual(found, [["id", "gpu_name", "search.gpuCostPerHour"]] + [
+                [str(row[name]) for name in ("id", "gpu_name", "search.gpuCostPerHour")] for row in rows])
+        self.assertEqual([text.split()[0] for text in self.ok(line).splitlines()],
+                         ["id", *(str(row["id"]) for row in rows)])
+        self.assertEqual(self.raw(line), json.loads(self.ok(line + " --format json")))
+        self.assertEqual(self.ok("show instances -q"), "".join(f"{id}\n" for id in self.box.market.tables["instances"]))
+        self.assertEqual(self.raw("show instance 30000074 --fields id,label"), {"id": 30000074, "label": "training"})
+        self.assertEqual(self.run_line("show instances --format xml")[0], 2)
+
+    def test_tables_in_a_pipe(self):
+        running, stopped = self.box.market.rows("instances")
+        running.row.update(label="日本語 e\u0301", image_uuid="\033[31mred\r\n\u202e\u2028x")
+        whole = stopped.view
+        stopped.view = lambda now, boot: dict(whole(now, boot), label=None, dph_total=None, image_uuid=None)
+        status, text, err = self.process("show instances")
+        self.assertEqual(status, 0, err)
+        self.assertReadable(text)
+        lines = text.splitlines()
+        self.assertEqual(len(lines), 3)
+        self.assertIn(r"\x1b[31mred\r\n\u202e\u2028x", text)
+        self.assertNotIn("None", text)
+        self.assertEqual(lines[2].split()[0], str(stopped.id))
+        self.assertRegex(lines[2], r"  -  .*  -  ")
+        column = lines[0].index("GPU")
+        wide = lines[1][:lines[1].index("1x")]
+        self.assertEqual(vastai.display_width(wide), column)
+        self.assertEqual(lines[2][column:column + 2], "1x")
+        status, out, err = self.process("show instances", env={**self.environment, "PYTHONIOENCODING": "ascii"})
+        self.assertEqual(status, 0, err)
+        self.assertIn(r"\u65e5", out)
+
+    def test_what_ssh_scp_and_rsync_are_told(self):
+        id = self.rented(ssh=True, direct=True)
+        self.client.wait_instance(id, poll=0.1)
+        instance, port = self.box.market.tables["instances"][id], urllib.parse.urlsplit(self.box.url).port
+        instance.offer["public_ipaddr"] = "127.0.0.1"
+        instance.ports = lambda: {"22/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port)}]}
+        called = self.fake_programs("ssh", "scp", "rsync")
+        options = ["-o", "StrictHostKeyChecking=accept-new"]
+        self.ok(f"ssh {id} -i key -- ls -l '/a b'")
+        self.assertEqual(called(), ["ssh", "-p", str(port), *options, "-i", "key", "root@127.0.0.1", "ls", "-l",
+                                    "/a b"])
+        self.ok(f"scp -r data {id}:/workspace/")
+        self.assertEqual(called(), ["scp", "-P", str(port), *options, "-r", "--", "data", "root@127.0.0.1:/workspace/"])
+        self.ok(f"copy local:{self.home}/ C.{id}:/workspace/data --exclude '*.tmp'")
+        words = called()
+        self.assertEqual(words[0], "rsync")
+        self.assertIn("--exclude=*.tmp", words)
+        self.assertEqual(words[-2:], [f"{self.home}/", f"vastai_kaalia@127.0.0.1::C.{id}//workspace/data"])
+        self.assertEqual(self.run_line(f"ssh {id}", FAKE_STATUS="7")[0], 7, "the status of the remote command")
+        self.assertEqual(self.run_line(f"ssh {id}", PATH=os.path.join(self.home, "nowhere"))[0], 127)
+        os.unlink(os.path.join(self.home, "called"))
+        self.assertEqual([self.run_line(f"scp -- -x {id}:/a")[0], self.run_line("scp a b")[0]], [2, 2])
+        instance.offer["public_ipaddr"] = instance.row["ssh_host"] = "-oProxyCommand=x"
+        for line in (f"ssh {id}", f"scp {id}:/a .", f"copy {id}:/a local:{self.home}/x"):
+            self.assertNotEqual(self.run_line(line)[0], 0, line)
+        self.assertFalse(os.path.exists(os.path.join(self.home, "called")), "nothing was run")
+
+    def test_questions(self):
+        id, line = self.rented(), "destroy instance {}"
+        for answer in ("", "n\n", "yeah\n", "\n"):
+            status, out, err = self.run_line(line.format(id), stdin=answer)
+            self.assertEqual((status, out), (2, ""))
+            self.assertIn(f"Destroy instance {id}", err)
+        self.assertIsNotNone(self.client.show_instance(id))
+        for answer in ("y\n", "YES\nn\n"):
+            self.ok(line.format(self.rented()), stdin=answer)
+        self.ok(line.format(id) + " --yes")
+
+    def test_several_instances_at_once(self):
+        ids = self.client.create_instances([row["id"] for row in self.client.search_offers("num_gpus=1", limit=3)],
+                                           image="vastai/pytorch")["new_contracts"]
+        self.ok(["stop", "instances", *ids])
+        self.assertEqual({self.client.show_instance(id)["actual_status"] for id in ids}, {"exited"})
+        self.ok(["destroy", "instances", *ids, "-y"])
+        self.assertEqual([self.client.show_instance(id) for id in ids], [None] * 3)
+
+    def test_scheduled_jobs_do_not_act_now(self):
+        id = next(iter(self.box.market.tables["instances"]))
+        self.ok(f"change bid {id} --price 0.5 --schedule DAILY --day '*' --hour 3")
+        self.assertFalse([request for request in self.box.requests if "bid_price" in request["path"]])
+        self.assertEqual(self.client.show_scheduled_jobs()[0]["hour_of_the_day"], 3)
+        status, _, err = self.run_line(f"reboot instance {id} --schedule DAILY --hour 25")
+        self.assertEqual(status, 2)
+        self.assertIn("--hour", err)
+
+    def test_the_program_in_a_process_of_its_own(self):
+        status, out, err = self.process("show user --raw")
+        self.assertEqual((status, json.loads(out)["username"], err), (0, "ada", ""))
+        self.assertNotIn(self.box.key, out)
+        script = "show user\nshow instance 99999\nshwo user\n\n# remark\nshow instances -q\nexit\nshow user\n"
+        status, out, err = self.process("repl", input=script)
+        self.assertEqual(out.splitlines()[-2:], [str(id) for id in self.box.market.tables["instances"]])
+        self.assertEqual((out.count("ada@example.com"), "99999" in err, "show user" in err), (1, True, True))
+        self.assertNotEqual(status, 0, "a script tells whether all of it went well")
+        done = subprocess.run([sys.executable, "-m", "vastai", "--version"], cwd=HERE, stdout=subprocess.PIPE)
+        self.assertEqual((done.returncode, done.stdout.decode().strip()), (0, vastai.__version__))
+        status, out, err = self.process("shwo instances")
+        self.assertEqual((status, out), (2, ""))
+        self.assertIn("did you mean 'show instances'", err)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Programs that were written for the official package
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class CompatTest(CommandCase):
+    """How published programs call us, re-created from their code."""
+
+    def script(self, code, **environment):
+        """Runs a program of its own that imports us; it fails by an exception."""
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, env={**self.environment, **environment},
+                              capture_output=True, encoding="utf-8", timeout=30)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def keep_key(self):
+        """The key in the usual file, and in no environment variable."""
+        os.makedirs(os.path.join(self.home, ".config", "vastai"))
+        with open(os.path.join(self.home, ".config", "vastai", "vast_api_key"), "w") as file:
+            file.write(self.box.key + "\n")
+        os.environ.pop("VAST_API_KEY")
+
+    def test_skypilot(self):
+        self.keep_key()
+        with mock.patch.dict(sys.modules, vastai_sdk=vastai):
+            import vastai_sdk as _vast
+            vast = _vast.VastAI()
+        self.assertEqual(vast.client.api_key, self.box.key)
+        vast.search_offers(query='georegion = true chunked = true geolocation="NA" gpu_name="RTX 4090" num_gpus=1 '
+                                 'disk_space>="16" cpu_ram>="16.0"', limit=10000)
+        sent = self.last("/api/v0/bundles/")["body"]
+        self.assertEqual((sent["gpu_name"], sent["geolocation"], sent["cpu_ram"], sent["disk_space"], sent["limit"]),
+                         ({"eq": "RTX 4090"}, {"in": ["CA", "US"]}, {"gte": 16000.0}, {"gte": "16"}, 10000))
+        self.assertFalse({"georegion", "chunked"} & set(sent))
+        found = vast.search_offers(query="georegion=true chunked=true")
+        self.assertTrue(found)
+        for row in found:
+            self.assertEqual((row["cpu_ram"], row["cpu_cores"], row["min_bid"], row["gpu_ram"] % 16), (65536, 32, 0, 0))
+            self.assertRegex(row["geolocation"], r", [A-Z]{2}, (NA|EU|AS)$")
+            self.assertGreater(row["search"]["totalHour"], 0)
+        new = vast.create_instance(
+            id=str(found[0]["id"]), image="vastai/pytorch", disk=20, label="sky-1", login=None, price=None,
+            env={"A": "b"}, onstart_cmd="true", cancel_unavail=True, user=None, extra=None, args=None, force=False,
+            python_utf8=False, lang_utf8=False, jupyter_lab=False, jupyter_dir=None, template_hash=None,
+            template_hash_id=None)["new_contract"]
+        template = self.box.market.tables["templates"][88200]["hash_id"]
+        other = vast.create_instance(id=self.cheapest(), template_hash=template,
+                                     template_hash_id=template)["new_contract"]
+        self.assertEqual(vast.show_instance(id=other)["template_hash_id"], template)
+        row = next(row for row in vast.show_instances() if row["label"] == "sky-1")
+        self.assertEqual(row["id"], vast.show_instance(id=new)["id"])
+        self.assertEqual(row["local_ipaddrs"], row["local_ipaddrs"].strip())
+        for method in (vast.stop_instance, vast.start_instance, vast.destroy_instance):
+            method(id=str(new))
+            with self.assertRaises(vastai.VastAIError):
+                method(id="999")
+        self.assertTrue(all(key["public_key"] for key in vast.show_ssh_keys()))
+        self.assertTrue(vast.create_ssh_key(ssh_key=SSH_KEY)["success"])
+
+    def test_errors_are_those_of_requests_too(self):
+        """For programs that have imported requests; a stand-in with its names serves as well."""
+        requests = types.ModuleType("requests")
+        requests.HTTPError = type("HTTPError", (OSError,), {})
+        requests.ConnectionError = type("ConnectionError", (OSError,), {})
+        requests.Timeout = type("Timeout", (OSError,), {})
+        self.box.fail("POST /api/v0/ssh/", 400, {"success": False, "error": "team_ssh_keys_not_supported", "msg": "no"})
+        with mock.patch.dict(sys.modules, requests=requests):
+            with self.assertRaises(requests.HTTPError) as caught:
+                self.client.create_ssh_key(ssh_key=SSH_KEY)
+            self.assertIn("team_ssh_keys_not_supported", caught.exception.response.text)
+            self.assertEqual(caught.exception.response.status_code, 400)
+            self.assertIsInstance(caught.exception, vastai.VastAIError)
+            self.assertIs(type(pickle.loads(pickle.dumps(caught.exception))), vastai.VastAIError)
+            self.assertRaises(requests.ConnectionError, vastai.VastAI("k", "http://127.0.0.1:9", retry=1).show_user)
+            self.box.fail("GET /api/v0/users/current/?", 429, "slow down")
+            with self.assertRaisesRegex(requests.HTTPError, "429"):
+                vastai.VastAI(retry=1).show_user()
+        self.assertNotIsInstance(vastai.raising(vastai.VastAIError, "x", response=caught.exception.response), OSError)
+
+    def test_ec2instance(self):
+        VastAI = vastai.VastAI
+        self.keep_key()
+        vast = VastAI(api_key=None)
+        for kind, order in (("on-demand", "dph_total"), ("bid", "min_bid")):
+            found = vast.search_offers(query="geolocation in [AT,DE,SE,US] cpu_ram>=12 rentable=true", type=kind,
+                                       order=order, limit=2000, storage=16.0, no_default=True)
+            self.assertTrue(found)
+            self.assertEqual([row[order] for row in found], sorted(row[order] for row in found))
+            names = ("id num_gpus gpu_name gpu_total_ram dlperf cpu_cores_effective cpu_ghz cpu_ram inet_up inet_down "
+                     "inet_up_cost inet_down_cost geolocation hosting_type vms_enabled compute_cap dph_total min_bid")
+            self.assertEqual(set(names.split()) - set(found[0]), set())
+        sent = self.last("/api/v0/bundles/")["body"]
+        self.assertEqual(sent, {"geolocation": {"in": ["AT", "DE", "SE", "US"]}, "cpu_ram": {"gte": 12000.0},
+                                "rentable": {"eq": True}, "order": [["min_bid", "asc"]], "type": "bid",
+                                "allocated_storage": 16.0, "limit": 2000})
+        answer = vast.create_instance(id=str(self.cheapest()), image="vastai/kvm", disk=16.0, env={"-p 22:22": "1"},
+                                      runtype="ssh_direct", onstart_cmd="true")
+        self.assertTrue(answer["success"])
+        self.assertEqual(vast.show_instance(int(answer["new_contract"]))["image_runtype"], "ssh_direct")
+        self.assertRaises(vastai.VastAIError, VastAI("revoked").show_instances)
+        self.assertRaises(vastai.VastAIError, vast.create_instance, id="1", image="x")
+        self.assertTrue(vast.destroy_instance(id=str(answer["new_contract"]))["success"])
+        os.unlink(os.path.join(self.home, ".config", "vastai", "vast_api_key"))
+        before = len(self.box.requests)
+        self.assertRaises(vastai.VastAIError, VastAI(api_key=None).show_instances)
+        self.assertEqual(len(self.box.requests), before)
+
+    def test_snakemake_plugin(self):
+        vast = vastai.VastAI(api_key=None, raw=True, quiet=True)
+        search = dict(type="on-demand", order="dph_total", storage=40.0)
+        self.assertFalse(vast.search_offers(query="num_gpus=99", limit=5, **search))
+        first, second = vast.search_offers(query="num_gpus=1", limit=2, **search)
+        common = dict(image="snakemake/snakemake", disk=40.0, label="smk", env={"A": "1"}, cancel_unavail=True)
+        job = vast.create_instance(id=first["id"], runtype="args", onstart_cmd="/bin/sh", args=["-c", "echo hi; exit"],
+                                   **common)["new_contract"]
+        sent = self.last("/api/v0/asks/.*")["body"]
+        self.assertEqual((sent["runtype"], sent["onstart"], sent["args"], sent["cancel_unavail"]),
+                         ("args", "/bin/sh", ["-c", "echo hi; exit"], True))
+        self.assertRaises(vastai.VastAIError, vast.create_instance, id=first["id"], runtype="args", **common)
+        session = vast.create_instance(id=second["id"], runtype="ssh_proxy", onstart_cmd="sleep 9",
+                                       **common)["new_contract"]
+        self.assertIn("ssh_host", vast.show_instance(int(session)))
+        vast.wait_instance(job, poll=0.1)
+        self.assertIsInstance(vast.logs(job, tail="10000"), str)
+        self.assertEqual(vast.logs(job, tail="50", filter="no such line"), "")
+        self.assertTrue(vast.attach_ssh(session, SSH_KEY)["success"])
+        self.assertTrue(vast.reboot_instance(job)["success"])
+        for id in (job, session):
+            vast.destroy_instance(id)
+        self.assertFalse(vast.show_instance(job))
+
+    def test_kestrel(self):
+        results = []
+
+        def work():
+            vast = vastai.VastAI(api_key="k")
+            found = vast.search_offers(query="gpu_ram >= 20 reliability > 0.9 cuda_vers >= 12.0 dph <= 1.0 "
+                                             "rentable = true")
+            found.sort(key=lambda row: (row["dph_total"], row["num_gpus"], row["reliability"]))
+            results.append(found)
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual([row["id"] for row in results[0]], [row["id"] for row in results[3]])
+        self.assertEqual(len(results), 4)
+        sent = self.last("/api/v0/bundles/")["body"]
+        self.assertEqual((sent["cuda_max_good"], sent["dph_total"]), ({"gte": "12.0"}, {"lte": "1.0"}))
+        vast = vastai.VastAI(api_key="k")
+        new = vast.create_instance(id=results[0][0]["id"], image="vastai/pytorch", disk=10, onstart=None,
+                                   label="kestrel", env="-e A=1 -e B=x", login=None)["new_contract"]
+        self.assertEqual(vast.show_instance(id=new)["extra_env"], {"A": "1", "B": "x"})
+        text = vast.create_instance(id=results[0][1]["id"], image="x/y", onstart="echo hi")
+        self.assertEqual(self.last("/api/v0/asks/.*")["body"]["onstart"], "echo hi")
+        self.assertIn("train.py", vast.execute(ID=new, COMMAND="ls /workspace"))
+        vast.wait_instance(new, poll=0.1)
+        self.assertRegex(vast.scp_url(id=new), r"^scp://root@[\w.]+:\d+$")
+        for id in (new, text["new_contract"]):
+            vast.destroy_instance(id=id)
+
+    def test_separateai(self):
+        offers = self.raw("search offers 'num_gpus=1 rentable=true' -o dph+")
+        self.assertEqual([row["dph_total"] for row in offers], sorted(row["dph_total"] for row in offers))
+        create = (f"create instance {offers[0]['id']} --image a/b --disk 40 --env '-p 8000:8000 -e K=V' "
+                  "--onstart-cmd 'run it' --label sep --raw")
+        id = json.loads(self.ok(create))["new_contract"]
+        self.assertEqual(self.last("/api/v0/asks/.*")["body"]["env"], {"-p 8000:8000": "1", "K": "V"})
+        status, out, err = self.process(create)
+        self.assertEqual((status, out), (4, ""))
+        self.assertRegex(err, r'"status_code": 4\d\d')
+        self.assertEqual(set(json.loads(err)), {"error", "status_code", "msg"})
+        self.ok(f"start instance {id}")
+        self.assertEqual(self.raw(f"show instance {id}")["label"], "sep")
+        self.assertIn(id, [row["id"] for row in self.raw("show instances")])
+        self.assertEqual(len(self.ok(f"logs {id} --tail 1").splitlines()), 1)
+        self.ok(f"destroy instance {id} -y")
+        self.assertEqual(self.run_line(f"show instance {id} --raw")[0], 4)
+
+    def test_names_that_are_imported(self):
+        self.script(
+            "from vastai.sdk import VastAI; from vastai import vastai_sdk, VastAI as V\n"
+            "from vastai.utils import parse_env\n"
+            "from vastai.api.query import parse_query, offers_fields, offers_alias, offers_mult\n"
+            "import vastai.cli.main; assert vastai.cli.main.main(['--version']) == 0\n"
+            "assert V is VastAI is vastai_sdk.VastAI\n"
+            "client = V(api_key='k'); assert client.client.api_key == client.api_key_access == 'k'\n"
+            "assert client.creds_source == 'CODE'\n"
+            "assert isinstance(client.show_instances(raw=True), list)")
+
+    def test_old_keywords(self):
+        query = dict(gpu_name="RTX_4090", num_gpus="1", image="a/b", disk=16, ssh=True, label="x")
+        self.assertIn("new_contract", self.client.launch_instance(onstart_cmd="true", **query))
+        sent = self.last("/api/v0/launch_instance/")["body"]
+        self.assertEqual((sent["q"]["gpu_name"], sent["onstart"], sent["runtype"]),
+                         ({"eq": "RTX 4090"}, "true", "ssh_proxy"))
+        template = self.box.market.tables["templates"][88200]["hash_id"]
+        for given, member, value in (
+                (dict(onstart="a", image="x"), "onstart", "a"), (dict(entrypoint="b", image="x"), "onstart", "b"),
+                (dict(template_hash_id=template), "template_hash_id", template)):
+            self.client.create_instance(ID=self.cheapest(), **given)
+            self.assertEqual(self.last("/api/v0/asks/.*")["body"][member], value)
+        self.assertEqual(len(self.client.show_instances(raw=True)), len(self.client.show_instances()))
+
+    def test_habits_on_the_command_line(self):
+        self.assertEqual(self.process("show user")[0], 0)
+        self.assertEqual(self.process("show user --api-key revoked")[0], 3)
+        self.assertEqual(self.raw("search offers --on-demand num_gpus=8"), json.loads(self.ok(
+            ["search offers", "num_gpus=8", "--raw"])))
+        lines, rows = self.ok("search offers num_gpus=1").splitlines(), self.client.search_offers("num_gpus=1")
+        self.assertEqual([line.split()[0] for line in lines], ["ID", *(str(row["id"]) for row in rows)])
+        script = os.path.join(self.home, "start.sh")
+        with open(script, "w") as file:
+            file.write("echo one\necho two\n")
+        id = self.raw(f"create instance {self.cheapest()} --image a/b --onstart {script} --ssh")["new_contract"]
+        sent = self.last("/api/v0/asks/.*")["body"]
+        self.assertEqual((sent["onstart"], sent["runtype"]), ("echo one\necho two\n", "ssh_proxy"))
+        self.assertEqual(self.process(f"destroy instance {id}")[0], 2, "no answer is no")
+        self.assertEqual(self.process(f"destroy instance {id}", input="y\n")[0], 0)
+        self.ok(f"create instance {self.cheapest()} --image a/b --raw --args --model Qwen/Qwen3-8B --raw -o x -- -h")
+        self.assertEqual(self.last("/api/v0/asks/.*")["body"]["args"],
+                         ["--model", "Qwen/Qwen3-8B", "--raw", "-o", "x", "--", "-h"])
+        for line in ("--raw show user", "show user --raw", "--url {} show user --raw"):
+            self.assertEqual(json.loads(self.ok(line.format(self.box.url)))["username"], "ada", line)
+        self.assertEqual(self.raw("show env-vars --show-values"), self.raw("show env-vars --show_values"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pure functions
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class PureTest(unittest.TestCase):
+    """What needs no service: queries, environments, orders, dates, places, tables."""
+
+    def test_queries(self):
+        def parse(text):
+            return vastai.parse_query(text, {}, vastai.OFFER_FIELDS, vastai.ALIASES, vastai.MULTIPLIERS)
+        for text, expected in (
+                ("", {}),
+                ("num_gpus>=2", {"num_gpus": {"gte": "2"}}),
+                ("num_gpus >= 2 num_gpus<8", {"num_gpus": {"gte": "2", "lt": "8"}}),
+                ("id>1 id<=2 id==3", {"id": {"gt": "1", "lte": "2", "eq": "3"}}),
+                ("id!=1", {"id": {"neq": "1"}}),
+                ("id gte 1 id lt 2", {"id": {"gte": "1", "lt": "2"}}),
+                ("id gt 1 id lte 2 id neq 3", {"id": {"gt": "1", "lte": "2", "neq": "3"}}),
+                ("id not eq 3", {"id": {"neq": "3"}}), ("id noteq 3 id eq 4", {"id": {"neq": "3", "eq": "4"}}),
+                ("gpu_name=RTX_4090", {"gpu_name": {"eq": "RTX 4090"}}),
+                ('gpu_name="RTX 4090" cpu_ram>="64.0"', {"gpu_name": {"eq": "RTX 4090"}, "cpu_ram": {"gte": 64000.0}}),
+                ('gpu_name in ["RTX 4090",H100_SXM]', {"gpu_name": {"in": ["RTX 4090", "H100 SXM"]}}),
+                ("geolocation notin [CN, VN]", {"geolocation": {"notin": ["CN", "VN"]}}),
+                ("geolocation not in [CN]", {"geolocation": {"notin": ["CN"]}}),
+                ("geolocation nin [CN]", {"geolocation": {"notin": ["CN"]}}),
+                ("geolocation in US", {"geolocation": {"in": ["US"]}}),
+                ("dph<1 cuda_vers>=12.1 dlperf_usd>5 flops_usd>6 display_active=false",
+                 {"dph_total": {"lt": "1"}, "cuda_max_good": {"gte": "12.1"}, "dlperf_per_dphtotal": {"gt": "5"},
+                  "flops_per_dphtotal": {"gt": "6"}, "gpu_display_active": {"eq": False}}),
+                ("gpu_ram>=24 gpu_total_ram>48 duration>=3",
+                 {"gpu_ram": {"gte": 24000.0}, "gpu_total_ram": {"gt": 48000.0}, "duration": {"gte": 259200.0}}),
+                ("verified=true external=False rented=None", {
+                    "verified": {"eq": True}, "external": {"eq": False}, "rented": {"eq": None}}),
+                ("driver_version>=570.124.4", {"driver_version": {"gte": 570124004}}),
+                ("reliability>0.98 reliability=any", {}),
+        ):
+            with self.subTest(text):
+                self.assertEqual(parse(text), expected)
+        start = {"verified": {"eq": True}}
+        self.assertEqual(vastai.parse_query("verified=any id=1", start), {"id": {"eq": "1"}})
+        self.assertEqual(vastai.parse_query(["id>1", "id<3"], start), {**start, "id": {"gt": "1", "lt": "3"}})
+        self.assertEqual(start, {"verified": {"eq": True}}, "what is given stays as it was")
+        for text, sign in (
+                ("num_gpus", "cannot read"), ("num_gpus>", "cannot read"), ("id=>1", "'=>'"), ("id about 1", "'about'"),
+                ("id>any", "goes with ="), ("gpu_ram>=lots", "expected a number"), ("gpu_name in []", "empty"),
+                ('gpu_name=""', "empty"), ("driver_version>5.1", "570.124.4"), ("gpu_ram>=nan", "a number"),
+                ("num_gpus>=1 ; rm", "; rm")):
+            with self.subTest(text), self.assertRaisesRegex(vastai.UsageError, re.escape(sign)):
+                parse(text)
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            parse("gpu_nmae=x")
+        self.assertIn("did you mean 'gpu_name'", err.getvalue())
+        begun = time.perf_counter()
+        self.assertRaises(vastai.UsageError, parse, "id " * 30000 + "!")
+        self.assertLess(time.perf_counter() - begun, 2)
+
+    def test_environments(self):
+        for text, expected in (
+                (None, {}), ("", {}), ({"A": "1"}, {"A": "1"}),
+                ("-e A=1 -e B='x y' -e C=a=b", {"A": "1", "B": "x y", "C": "a=b"}),
+                ("-p 8080:8080 -p 53:53/udp -v /data:/data -n mesh-a -h host",
+                 {"-p 8080:8080": "1", "-p 53:53/udp": "1", "-v /data:/data": "1", "-n mesh-a": "1", "-h": "host"}),
+                ("-p 80;reboot -v $(x):/y -n UP", {}), ("-e A -e", {}), ("--gpus all -e A=1", {"A": "1"})):
+            with self.subTest(text):
+                self.assertEqual(vastai.parse_env(text), expected)
+
+    def test_orders(self):
+        for text, expected in (
+                (None, [["score", "desc"]]), ("dph", [["dph_total", "asc"]]), ("dph+", [["dph_total", "asc"]]),
+                ("dph-", [["dph_total", "desc"]]), ("-dph", [["dph_total", "desc"]]), ("", []),
+                ("num_gpus-, dph", [["num_gpus", "desc"], ["dph_total", "asc"]]), ([["id", "asc"]], [["id", "asc"]])):
+            with self.subTest(text):
+                self.assertEqual(vastai.parse_order(text, vastai.ALIASES), expected)
+
+    def test_dates(self):
+        noon = 1767614400.0  # 2026-01-05 12:00 UTC
+        for text in ("2026-01-05 12:00", "2026-01-05T12:00:00Z", "2026-01-05 13:00+01:00", "01/05/2026 12:00",
+                     "5 January 2026 12pm", "Jan 5, 2026 12:00:00", "2026-01-05T12:00:00.000", "2026/01/05 12:00",
+                     noon, int(noon)):
+            with self.subTest(text):
+                self.assertEqual(vastai.parse_when(text, "utc"), noon)
+        self.assertEqual(vastai.parse_when("20260105", "utc"), noon - HOUR * 12)
+        for text in ("2026-02-30", "13/01/2026", "soon", "", "2026-01-05 25:00", "x" * 100, "٢٠٢٦-01-05"):
+            self.assertRaises(vastai.UsageError, vastai.parse_when, text)
+        self.assertEqual([vastai.query_date("01/05/2026"), vastai.query_date(str(noon))], [noon - HOUR * 12, noon])
+        for text in ("02/30/2026", "1/5/26", "nan", "2026-01-05"):
+            self.assertRaises(ValueError, vastai.query_date, text)
+        self.assertEqual([vastai.utc_text(noon), vastai.utc_text("soon"), vastai.span(93600), vastai.span(59)],
+                         ["2026-01-05 12:00", "soon", "1d 2h", "0m"])
+
+    def test_places(self):
+        countries = " ".join(vastai.REGIONS.values()).split()
+        self.assertEqual(sorted(set(countries)), sorted(countries), "no country is in two regions")
+        self.assertTrue(all(len(country) == 2 and country.isupper() for country in countries))
+        self.assertEqual(vastai.GEOREGIONS["NA"], "CA US")
+
+    def test_versions(self):
+        self.assertEqual(vastai.version_number("570.124.4"), 570124004)
+        for text in ("570.124", "570.124.4.1", "a.b.c", "570.1240.4", "570..4", "\u0665.1.1"):
+            self.assertRaises(vastai.UsageError, vastai.version_number, text)
+        self.assertEqual(len(vastai.__version__.split(".")), 3)
+
+    def test_tables(self):
+        rows = [{"id": 7, "name": "日本", "gpu": {"ram": 24}, "price": 0.12345},
+                {"id": 1234, "name": "e\u0301\tb", "price": None}, {"id": 9, "name": "", "gpu": None, "price": "dear"}]
+        columns = (("ID", "id", "", 0), ("Name", "name", "", 1), ("RAM", "gpu.ram", ".1f", 2),
+                   ("$", "price", ".2f/2", 3))
+        lines, dropped = vastai.table(rows, columns, None, False)
+        self.assertEqual(lines, ["  ID  Name   RAM     $", "   7  日本  24.0  0.06", "1234  e\u0301\\tb     -     -",
+                                 "   9  -        -  dear"])
+        self.assertEqual(dropped, [])
+        lines, dropped = vastai.table(rows, columns, 12, False)
+        self.assertEqual(dropped, ["RAM", "$"])
+        self.assertTrue(all(vastai.display_width(line) <= 12 for line in lines), lines)
+        self.assertTrue(vastai.table(rows, columns, None, True)[0][0].startswith("\033[1m"))
+        self.assertEqual([vastai.clip("日本語", 5), vastai.clip("abc", 3), vastai.display_width("e\u0301日")],
+                         ["日本…", "abc", 3])
+
+    def test_json_is_as_json_makes_it(self):
+        for value in ([], {}, [[]], {"b": 1, "a": [1, {"x": None}], "": "é\n"}, [1, [2, {}], "x"], "text", None, 1.5,
+                      {"a": {}, "b": [], "c": [{"d": [True]}]}):
+            self.assertEqual(vastai.pretty(value), json.dumps(value, indent=1, sort_keys=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: a server that does what a script says
+# ----------------------------------------------------------------------------------------------------------------------
+
+KEY = "key-8f3a52c1d97e4b60"
+# For 127.0.0.1, signed by itself, until 2125; of no use to anybody else.
+CERTIFICATE = """\
+MIIBbDCCARKgAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwIBcNMjAwMTAxMDAwMDAwWhgPMjEyNTAxMDEwMDAwMDBa
+MBQxEjAQBgNVBAMMCTEyNy4wLjAuMTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABOs9cspE+WQ1CfCWHS2BR1Gt7DPQrd8cRb9vpkvVOGK8ML+6
+M29CEL5pPaT5LocjECqVd4oLu3x5roKeQFtdfzujUzBRMA8GA1UdEQQIMAaHBH8AAAEwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAoQw
+HQYDVR0OBBYEFFAgs0WPTQcV8d5pFfZdgL9dAdqEMAoGCCqGSM49BAMCA0gAMEUCIQDd1YiHzHdYF3tGH85X3tueaV+duadF4woc8Oljq++iiQIg
+c4LOM9moo14bUpQl1EE5bzK9fq6hG5LAkWQPIze7sBE="""
+PRIVATE = """\
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgXIJZGjpHUqZSPC60bH/QEA2pUduyyKhu4/pQEumQRR2hRANCAATrPXLKRPlkNQnw
+lh0tgUdRrewz0K3fHEW/b6ZL1ThivDC/ujNvQhC+aT2k+S6HIxAqlXeKC7t8ea6CnkBbXX87"""
+
+
+def pem(kind, text):
+    return f"-----BEGIN {kind}-----\n" + "\n".join(re.findall(".{1,64}",
+                                                              text.replace("\n", ""))) + f"\n-----END {kind}-----\n"
+
+
+def reply(body=None, status=200, **headers):
+    """The bytes of an answer; `body` is bytes, text or what becomes JSON, `retry_after="1"` a header."""
+    data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body
+                                                                                                       or {}).encode()
+    headers = {"Content-Length": len(data), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value is not None)
+    return f"HTTP/1.1 {status} Some Words\r\n{head}\r\n".encode("latin-1") + data
+
+
+def hang_up(faulty, sock, request):
+    """Reads the request and closes."""
+
+
+def reset(faulty, sock, request):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def stall(faulty, sock, request):
+    faulty.over.wait(5)
+
+
+def cut(data):
+    """Sends this and closes."""
+    return lambda faulty, sock, request: sock.sendall(data)
+
+
+def stuck(data):
+    """Sends this and no more."""
+    def step(faulty, sock, request):
+        sock.sendall(data)
+        faulty.over.wait(5)
+    return step
+
+
+def trickle(data, pause=0.02):
+    def step(faulty, sock, request):
+        for at in range(len(data)):
+            if faulty.over.wait(pause):
+                break
+            sock.sendall(data[at:at + 1])
+    return step
+
+
+AT_ONCE = object()  # closes a new connection before it reads anything
+
+
+class Faulty:
+    """Does to each request what the next step of a script says; the last step goes on for ever.
+
+    A step is the bytes of an answer, or a function of (server, socket, request) that returns True if the connection
+    stays. `route` in place of a script gives the step for a request.
+    """
+
+    def __init__(self, *steps, tls=None, route=None):
+        self.steps, self.route, self.tls = list(steps), route, tls
+        self.requests, self.connections, self.sockets = [], 0, set()
+        self.lock, self.over = threading.Lock(), threading.Event()
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(256)
+        self.port = self.listener.getsockname()[1]
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.over.set()
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.hang_up()
+
+    def hang_up(self):
+        for sock in list(self.sockets):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self.listener.accept()
+                self.connections += 1
+                threading.Thread(target=self.talk, args=(sock,), daemon=True).start()
+
+    def talk(self, sock):
+        self.sockets.add(sock)
+        with contextlib.suppress(OSError, ValueError), sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls:
+                sock = self.tls.wrap_socket(sock, server_side=True)
+            with sock, sock.makefile("rb") as file:
+                while self.one(sock, file):
+                    pass
+
+    def one(self, sock, file):
+        """Serves one request of a connection; True if there may be another."""
+        if self.steps and self.steps[0] is AT_ONCE:
+            self.next()
+            return False
+        request = self.read(file)
+        if request is None:
+            return False
+        step = self.route(request) if self.route else self.next()
+        if not isinstance(step, bytes):
+            return step(self, sock, request)
+        sock.sendall(step)
+        return True
+
+    def next(self):
+        with self.lock:
+            return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+
+    def read(self, file):
+        line = file.readline().decode("latin-1").split()
+        if len(line) != 3:
+            return None
+        headers = {}
+        for header in iter(file.readline, b"\r\n"):
+            name, _, value = header.decode("latin-1").partition(":")
+            headers[name.strip().lower()] = value.strip()
+        body = file.read(int(headers.get("content-length", 0)))
+        request = {"method": line[0], "target": line[1], "path": line[1].partition("?")[0], "headers": headers,
+                   "body": body}
+        self.requests.append(request)
+        return request
+
+    @property
+    def writes(self):
+        return [(request["method"], request["target"], request["body"]) for request in self.requests
+                if request["method"] != "GET"]
+
+
+class FaultCase(unittest.TestCase):
+    """A test with a home of its own, no proxies, and no waiting between attempts."""
+
+    maxDiff = None
+
+    def setUp(self):
+        self.home = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.home, True)
+        kept = {name: value for name, value in os.environ.items()
+                if not name.upper().startswith(("VAST", "XDG", "HTTP", "ALL_PROXY", "NO_PROXY", "SSL_", "REQUESTS_",
+                                                "PYTHON"))}
+        kept.update(HOME=self.home, USERPROFILE=self.home, NO_COLOR="1", COLUMNS="100")
+        for patch in (mock.patch.dict(os.environ, kept, clear=True),
+                      mock.patch("random.uniform", lambda low, high: 0.0)):
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def serve(self, *steps, **options):
+        server = Faulty(*steps, **options)
+        self.addCleanup(server.__exit__)
+        return server
+
+    def client(self, server, **options):
+        client = vastai.VastAI(KEY, server if isinstance(server, str) else server.url, **{"timeout": 5, **options})
+        self.addCleanup(client.close)
+        return client
+
+    def error(self, call, *args, **given):
+        """The VastAIError of a call; any other outcome fails the test."""
+        try:
+            answer = call(*args, **given)
+        except vastai.VastAIError as error:
+            told = "".join(traceback.format_exception(type(error), error, error.__traceback__)) + repr(error)
+            self.assertNotIn(KEY, told)
+            return error
+        return self.fail(f"no error, but {answer!r}")
+
+    def cli(self, server, *words, stdin=""):
+        """(status, stdout, stderr) of a command line in this process."""
+        out, err = io.StringIO(), io.StringIO()
+        url = ["--url", server if isinstance(server, str) else server.url] if server else []
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("sys.stdin",
+                                                                                          io.StringIO(stdin)):
+            status = vastai.main([*words[:2], *url, "--api-key", KEY, *words[2:]])
+        self.assertNotIn(KEY, out.getvalue() + err.getvalue())
+        self.assertNotIn("Traceback", err.getvalue())
+        return status, out.getvalue(), err.getvalue()
+
+    def start(self, *words, before="", **options):
+        """A command line in a process of its own; `before` is a shell's redirections or an ulimit."""
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.Popen([sys.executable, os.path.join(HERE, "vastai.py"), *words], cwd=self.home, **options)
+
+    def run_line(self, *words, env=(), **options):
+        environment = {**os.environ, "VAST_API_KEY": KEY, **dict(env)}
+        process = self.start(*words, env={k: v for k, v in environment.items() if v is not None}, **options)
+        out, err = process.communicate(timeout=20)
+        for stream in (out or b"", err or b""):
+            self.assertNotIn(KEY.encode(), stream)
+            self.assertNotIn(b"Traceback", stream)
+        return process.returncode, (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: believable and bad arguments for every row of the table
+# ----------------------------------------------------------------------------------------------------------------------
+
+BELIEVABLE = {  # parameters whose kind does not say all that the command wants
+    "ssh_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test", "frequency": "DAILY", "src": "7:/a", "dst": "8:/b",
+              "sdate": "01/31/2026",
+    "duration": 2.0, "start_date": "2026-01-01", "end_date": "2026-02-01", "role": "client",
+              "url": "https://example.com/hook",
+    "events": ["instance.created"], "name": "a-name", "pubkey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test",
+}
+BESIDES = {  # parameters that a command does not require, but for another one
+    "delete template": {"template_id": 7}, "cloud copy": {"instance": 7, "connection": 8},
+           "delete deployment": {"id": 7},
+    "tfa login": {"code": "123456"}, "tfa update": {"label": "phone"}, "tfa delete": {"code": "123456"},
+    "tfa regen-codes": {"code": "123456"},
+}
+
+
+def believable(row, face, folder):
+    """Arguments with which a command can be called, the required ones alone."""
+    path = os.path.join(folder, "object.json")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"api": {}}')
+    given = dict(BESIDES.get(row.name, {}))
+    for arg in row.args:
+        if arg.face in ("", face) and arg.name not in given and (arg.default if face == "sdk"
+                                                                 else arg.cli) is vastai.REQUIRED:
+            for value in [*filter(None, [BELIEVABLE.get(arg.name)]), *arg.choices[:1], [7], 7, "7", "text", True,
+                          {"a": 1}, path]:
+                with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, vastai.VastAIError):
+                    vastai.convert(row, arg, value, face == "cli")
+                    given[arg.name] = value
+                    break
+            else:
+                raise AssertionError(f"no value for {row.name} {arg.name}")
+    return given
+
+
+def line_of(row, given):
+    """The same arguments as words of a command line."""
+    words = row.name.split()
+    for arg in row.args:
+        if arg.name in given:
+            value = given[arg.name]
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = json.dumps(value) if isinstance(value, dict) else text
+            words += [f"{arg.flags[-1]}={text}"] if arg.option else [text]
+    return words
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: the transport
+# ----------------------------------------------------------------------------------------------------------------------
+
+USER, RENTED = {"id": 7, "username": "u"}, {"success": True, "new_contract": 77}
+LONG = json.dumps({"success": True, "text": "x" * 5000}).encode()
+CHUNKED = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+PACKED = gzip.compress(LONG)
+GZIP = {"Content_Encoding": "gzip"}
+LOST = {  # no whole answer came
+    "closes at once": AT_ONCE,
+    "hangs up": hang_up,
+    "resets": reset,
+    "half a status line": cut(b"HTTP/1."),
+    "half the headers": cut(b"HTTP/1.1 200 OK\r\nContent-Le"),
+    "no HTTP": cut(b"220 mail.example.com ESMTP\r\n\r\n"),
+    "cut body": cut(reply(LONG)[:-100]),
+    "no body": cut(reply(LONG)[:-len(LONG)]),
+    "cut chunk": cut(CHUNKED.encode() + b"100\r\n{\"id\""),
+    "cut between chunks": cut(CHUNKED.encode() + b"2\r\n{}\r\n"),
+    "bad chunk size": cut(CHUNKED.encode() + b"zz\r\n{}\r\n0\r\n\r\n"),
+    "cut gzip": reply(PACKED[:-20], **GZIP),
+    "502": reply("<html>Bad Gateway</html>", 502),
+    "503": reply({"msg": "busy"}, 503),
+    "504": reply("", 504),
+}
+SLOW = {
+    "stalls": stall,
+    "stalls in the headers": stuck(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n"),
+    "stalls in the body": stuck(reply(LONG)[:-100]),
+    "trickles headers": trickle(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 500),
+    "trickles a body": trickle(reply(LONG)),
+    "goes on with 100": stuck(b"HTTP/1.1 100 Continue\r\n\r\n" * 50),
+}
+UNREADABLE = {  # a whole answer that nobody can read: never repeated, never taken for empty
+    "HTML": reply("<!DOCTYPE html><html><body>Welcome</body></html>"),
+    "nothing": reply(b""),
+    "cut JSON without a length": cut(b'HTTP/1.1 200 OK\r\n\r\n{"id": 7, "na'),
+    "NaN": reply('{"id": NaN}'),
+    "Infinity": reply('{"id": -Infinity}'),
+    "a number beyond all": reply('{"id": 1e999}'),
+    "a number of 9000 digits": reply('{"id": ' + "9" * 9000 + "}") if hasattr(sys, "get_int_max_str_digits")
+              else reply("{"),
+    "deep": reply("[" * 200_000),
+    "bad gzip": reply(b"\x1f\x8b\x08" + bytes(range(100)), **GZIP),
+    "no gzip at all": reply({"id": 7}, **GZIP),
+    "bytes": reply(bytes(range(128, 256)) * 9),
+    "a list": reply("[]"),
+    "a list of objects": reply('[{"id": 7}]'),
+    "a number": reply("42"),
+}
+
+
+class TestLostAnswers(FaultCase):
+    """What is safe to repeat is repeated, what is not is sent once; the exception tells them apart."""
+
+    def calls(self, client):
+        return [("safe", client.show_user, ()), ("safe list", client.show_ssh_keys, ()),
+                ("safe write", client.label_instance, (7, "x")),
+                ("once", client.reboot_instance, (7,)), ("once, path", client.create_instance, (7, "image")),
+                ("once, no id", client.create_team, ("t",))]
+
+    def test_lost(self):
+        for fault, step in LOST.items():
+            server = self.serve(step)
+            for name, call, args in self.calls(self.client(server)):
+                with self.subTest(fault=fault, call=name):
+                    del server.requests[:]
+                    server.connections = 0
+                    error = self.error(call, *args)
+                    count = server.connections if fault == "closes at once" else len(server.requests)
+                    if name.startswith("once"):
+                        self.assertEqual((type(error), error.exit_status, count), (vastai.OutcomeUnknownError, 7, 1))
+                        self.assertRegex(str(error), "`vastai (show|list|tfa) [a-z-]+")
+                    elif fault.isdigit():
+                        self.assertEqual((type(error), error.status, count), (vastai.VastAIError, int(fault), 3))
+                    else:
+                        self.assertEqual((type(error), error.exit_status, count), (vastai.NetworkError, 6, 3))
+
+    def test_slow(self):
+        def attempt(fault, step, name):
+            server = self.serve(step)
+            client = self.client(server, timeout=0.25, retry=2)
+            call, args = {name: (call, args) for name, call, args in self.calls(client)}[name]
+            begun = time.monotonic()
+            error = self.error(call, *args)
+            results.append((fault, name, type(error), len(server.requests), time.monotonic() - begun, str(error)))
+        results = []
+        threads = [threading.Thread(target=attempt, args=(*item, name)) for item in SLOW.items()
+                   for name in ("safe", "once")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(len(results), 2 * len(SLOW))
+        for fault, name, family, count, seconds, text in results:
+            with self.subTest(fault=fault, call=name):
+                self.assertIs(family, vastai.NetworkError if name == "safe" else vastai.OutcomeUnknownError)
+                self.assertEqual(count, 2 if name == "safe" else 1)
+                self.assertLess(seconds, 1.5)
+                self.assertIn("timed out", text)
+
+    def test_unreadable(self):
+        for fault, step in UNREADABLE.items():
+            server = self.serve(step)
+            for name, call, args in self.calls(self.client(server)):
+                if name == "safe list" and fault.startswith("a list"):
+                    continue
+                with self.subTest(fault=fault, call=name):
+                    del server.requests[:]
+                    error = self.error(call, *args)
+                    self.assertEqual((type(error), error.exit_status, len(server.requests)), (vastai.VastAIError, 1, 1))
+                    self.assertLess(len(str(error)), 500)
+
+    def test_not_a_list(self):
+        for body in ("null", "{}", '{"instances": null}', '{"instances": {}}', '{"instances": [1]}',
+                     '{"instances": [null]}', '"none"'):
+            server = self.serve(reply(body))
+            for call in (self.client(server).show_instances, self.client(server).show_ssh_keys,
+                         self.client(server).search_templates):
+                with self.subTest(body=body):
+                    self.assertIs(type(self.error(call)), vastai.VastAIError)
+
+    def test_pages(self):
+        """All pages to the end, but a token that comes again or is none is an error."""
+        page = {"instances": [{"id": 1}], "success": True}
+        for token in (7, ["x"], {"a": 1}, True):
+            self.assertIs(type(self.error(self.client(self.serve(reply({**page,
+                                                                        "next_token": token}))).show_instances)),
+                          vastai.VastAIError)
+        self.assertIn("same page", str(self.error(self.client(self.serve(reply({**page,
+                                                                                "next_token": "x"}))).show_instances)))
+        server = self.serve(reply({**page, "next_token": "x"}), hang_up, reply({**page, "next_token": "y"}),
+                            reply(page))
+        self.assertEqual(len(self.client(server).show_instances()), 3)
+
+    def test_recovers(self):
+        for fault, step in LOST.items():
+            with self.subTest(fault=fault):
+                server = self.serve(step, step, reply(USER))
+                self.assertEqual(self.client(server).show_user()["id"], 7)
+
+    def test_refused(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+            for call, args in ((self.client(url).show_user, ()), (self.client(url).create_instance, (7, "image"))):
+                error = self.error(call, *args)
+                self.assertIs(type(error), vastai.NetworkError)
+                self.assertIn("refused", str(error).lower())
+
+    def test_reached_in_the_end(self):
+        """What has not been sent may be tried again, whatever it is."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        ready = []
+        def listen(seconds):
+            if not ready:
+                ready.append(self.serve(reply(RENTED)))
+                relay = socket.socket()
+                self.addCleanup(relay.close)
+                relay.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                relay.bind(("127.0.0.1", port))
+                relay.listen(5)
+                ready[0].listener, old = relay, ready[0].listener
+                self.addCleanup(old.close)
+                threading.Thread(target=ready[0].accept, daemon=True).start()
+            return 0.0
+        with mock.patch("random.uniform", lambda low, high: listen(high)):
+            answer = self.client(f"http://127.0.0.1:{port}").create_instance(7, "image")
+        self.assertEqual((answer["new_contract"], len(ready[0].requests)), (77, 1))
+
+    def test_statuses_in_every_order(self):
+        for row in itertools.product((429, 500, 502, 503, 504), repeat=3):
+            for safe in (True, False):
+                with self.subTest(row=row, safe=safe):
+                    server = self.serve(*(reply({"msg": f"no {status}"}, status) for status in row))
+                    client = self.client(server)
+                    call = client.show_user if safe else functools.partial(client.create_instance, 7, "image")
+                    again = (429, 502, 503, 504) if safe else (429,)
+                    sent = next((at for at, status in enumerate(row, 1) if status not in again), 3)
+                    last = row[sent - 1]
+                    family = (vastai.RateLimitError if last == 429 else vastai.VastAIError if safe or last == 500
+                              else vastai.OutcomeUnknownError)
+                    error = self.error(call)
+                    self.assertEqual((type(error), error.status, len(server.requests)), (family, last, sent))
+                server.__exit__()
+
+    def test_every_row(self):
+        """For every row: sent once or at most `retry` times, and the right exception."""
+        faults = {"hangs up": hang_up, "503": reply("", 503)}
+        for fault, step in faults.items():
+            server = self.serve(step)
+            client = self.client(server, retry=2)
+            for row in vastai.COMMANDS.values():
+                if not row.path or row.face == "cli":
+                    continue
+                with self.subTest(fault=fault, command=row.name):
+                    del server.requests[:]
+                    error = self.error(getattr(client, row.methods[0]), **believable(row, "sdk", self.home))
+                    place = re.compile(re.sub(r"\\{\w+\\}", "[^/?]+", re.escape(row.path.rpartition(":")[2])) + "$")
+                    own = [request for request in server.requests if request["method"] == row.method
+                           and place.search(request["path"])]
+                    self.assertTrue(server.requests)
+                    self.assertLessEqual(len(server.requests), 4)
+                    if own and not row.safe:
+                        self.assertEqual((type(error), len(own)), (vastai.OutcomeUnknownError, 1))
+                        self.assertIn("vastai", error.hint)
+                        self.assertEqual(len(server.writes), len(set(server.writes)))
+                    else:
+                        self.assertIs(type(error), vastai.VastAIError if fault == "503" else vastai.NetworkError)
+                        self.assertLessEqual(len(own), 2)
+
+
+class TestRetryAfter(FaultCase):
+    def waits(self, *answers, call=None):
+        """How long a safe call waits between its attempts, and what became of it."""
+        pauses, server = [], self.serve(*answers)
+        client = self.client(server)
+        with mock.patch.object(time, "sleep", lambda seconds: pauses.append(seconds)):
+            try:
+                result = (call or vastai.VastAI.show_user)(client)
+            except vastai.VastAIError as error:
+                result = error
+        return pauses, result
+
+    def test_honoured(self):
+        date = email.utils.formatdate(time.time() + 30, usegmt=True)
+        for value, low, high in (("1", 1, 1), ("0.05", 0.05, 0.05), (" 7 ", 7, 7), ("60", 60, 60), ("0", 0, 0),
+                                 (date, 28, 30),
+                                 (email.utils.formatdate(0, usegmt=True), 0, 0)):
+            for status in (429, 503):
+                with self.subTest(value=value, status=status):
+                    pauses, result = self.waits(reply("", status, Retry_After=value), reply(USER))
+                    self.assertEqual(result["id"], 7)
+                    self.assertTrue(low <= pauses[0] <= high, pauses)
+
+    def test_ignored(self):
+        for value in ("-1", "inf", "-inf", "nan", "Infinity", "soon", "", "1e400", "1_0", "0x10", "\u0661", "9" * 500,
+                      "Mon", "Mon, 99 Foo 2026",
+                      "Fri, 31 Dec 99999 23:59:59 GMT", "12 monkeys"):
+            with self.subTest(value=value):
+                header = value.encode("utf-8").decode("latin-1")
+                pauses, result = self.waits(reply("", 429, Retry_After=header), reply(USER))
+                self.assertEqual((result["id"], pauses), (7, [0.0]))
+
+    def test_too_long(self):
+        date = email.utils.formatdate(time.time() + 7200, usegmt=True)
+        for value, seconds in (("61", 61), ("86400", 86400), ("1e12", 1e12), (date, 7200)):
+            pauses, error = self.waits(reply({"msg": "slow down"}, 429, Retry_After=value))
+            self.assertEqual((type(error), pauses), (vastai.RateLimitError, []))
+            self.assertAlmostEqual(error.retry_after, seconds, delta=5)
+            self.assertRegex(str(error), r"slow down; try again in [\d.]+ s$")
+        pauses, error = self.waits(reply("", 503, Retry_After="3600"))
+        self.assertEqual((type(error), error.status, pauses), (vastai.VastAIError, 503, []))
+        self.assertIn("3600 s", str(error))
+
+    def test_threshold_in_the_text(self):
+        text = "API requests too frequent: endpoint threshold="
+        for tail, pause in (("1.0", 1.0), ("4.0", 4.0), ("2", 2.0), ("0.5\n", 0.5), ("3.", 3.0), ("-1", 0.0),
+                            ("", 0.0), ("x", 0.0), ("1.2.3", 0.0)):
+            with self.subTest(tail=tail):
+                pauses, result = self.waits(reply(text + tail, 429), reply(USER))
+                self.assertEqual((result["id"], pauses), (7, [pause]))
+
+    def test_last_attempt(self):
+        pauses, error = self.waits(reply("", 429, Retry_After="2"))
+        self.assertEqual((type(error), error.retry_after, pauses), (vastai.RateLimitError, 2, [2, 2]))
+
+    def test_quota(self):
+        body = {"success": False, "error": "search_quota_exceeded", "msg": "Daily search quota exceeded"}
+        pauses, error = self.waits(reply(body, 429), call=lambda client: client.search_offers())
+        self.assertEqual((type(error), error.exit_status, error.retry_after, pauses),
+                         (vastai.RateLimitError, 5, None, []))
+        pauses, error = self.waits(reply(body, 429, X_RateLimit_Reset=str(int(time.time()) + 3000)),
+                                   call=lambda client: client.search_offers())
+        self.assertAlmostEqual(error.retry_after, 3000, delta=5)
+        self.assertIn("UTC", str(error))
+        for junk in ("\u00b2", "9" * 400, "-5", "nan"):
+            pauses, error = self.waits(reply(body, 429, X_RateLimit_Reset=junk),
+                                       call=lambda client: client.search_offers())
+            self.assertEqual((type(error), pauses), (vastai.RateLimitError, []))
+
+    def test_backoff(self):
+        tops = []
+        with mock.patch("random.uniform", lambda low, high: tops.append((low, high)) or 0.0):
+            self.error(self.client(self.serve(hang_up), retry=11).show_user)
+        self.assertEqual(tops, [(0, min(60.0, 0.25 * 2 ** n)) for n in range(10)])
+
+
+class TestRedirects(FaultCase):
+    def chain(self, *steps, call=None, **options):
+        server = self.serve(*steps, **options)
+        return server, self.client(server)
+
+    def test_followed(self):
+        for status in (301, 302, 303, 307, 308):
+            with self.subTest(status=status):
+                server, client = self.chain(reply("", status, Location="/api/v0/there?x=1#part"), reply(USER))
+                self.assertEqual(client.show_user()["id"], 7)
+                self.assertEqual([request["target"] for request in server.requests][1], "/api/v0/there?x=1")
+                self.assertEqual({request["headers"].get("authorization") for request in server.requests},
+                                 {f"Bearer {KEY}"})
+
+    def test_of_a_write(self):
+        for status in (301, 302, 303, 307, 308):
+            for call in ("label_instance", "create_team"):
+                with self.subTest(status=status, call=call):
+                    server, client = self.chain(reply("", status, Location="/there"), reply({"success": True}))
+                    args = (7, "x") if call == "label_instance" else ("t",)
+                    if status < 307:
+                        error = self.error(getattr(client, call), *args)
+                        self.assertEqual((type(error), error.status, error.exit_status, len(server.requests)),
+                                         (vastai.VastAIError, status, 1, 1))
+                    else:
+                        getattr(client, call)(*args)
+                        first, second = server.requests
+                        self.assertEqual((first["method"], first["body"]), (second["method"], second["body"]))
+
+    def test_elsewhere(self):
+        """Another port or host is another service: it gets no key, neither in the header nor in the body, and it cannot
+        get it by sending the client back."""
+        other = self.serve(reply(USER))
+        for host in (f"127.0.0.1:{other.port}", f"localhost:{other.port}", f"user@127.0.0.1:{other.port}"):
+            server, client = self.chain(reply("", 307, Location=f"http://{host}/x"))
+            client.show_user()
+            self.assertNotIn("authorization", other.requests[-1]["headers"])
+        home = self.serve(reply(USER))
+        other = self.serve(reply("", 302, Location=f"{home.url}/back"))
+        server, client = self.chain(reply("", 302, Location=f"{other.url}/x"))
+        client.show_user()
+        self.assertNotIn("authorization", home.requests[-1]["headers"])
+        rows = [row for row in vastai.COMMANDS.values() if vastai.KEY in row.body.values() and row.face != "cli"]
+        for row in rows:
+            other = self.serve(reply({}))
+            server, client = self.chain(reply("", 308, Location=f"{other.url}/x"))
+            with contextlib.suppress(vastai.VastAIError):
+                getattr(client, row.methods[0])(**believable(row, "sdk", self.home))
+            self.assertIn(KEY.encode(), server.requests[0]["body"])
+            self.assertNotIn(KEY.encode(), other.requests[0]["body"])
+
+    def test_same_place(self):
+        for same, old, new in ((True, "https://console.vast.ai/a", "https://run.vast.ai/b"),
+                               (True, "https://vast.ai", "https://vast.ai:443/x"),
+                               (False, "http://console.vast.ai/", "http://run.vast.ai/"),
+                               (False, "https://console.vast.ai", "https://evilvast.ai"),
+                               (False, "https://console.vast.ai", "https://vast.ai.example"),
+                               (False, "https://a.example/", "https://b.example/"),
+                               (False, "http://console.vast.ai/", "https://console.vast.ai/"),
+                               (True, "http://h.example", "http://H.EXAMPLE:80/x"),
+                               (False, "http://h.example", "http://h.example:81/x")):
+            seen = []
+            def transfer(client, method, url, body, trusted, fresh, seen=seen, new=new):
+                seen.append(trusted)
+                return vastai.Answer(*((302, {"Location": new}) if len(seen) == 1 else (200, {})), b"{}", url)
+            with self.subTest(old=old, new=new), mock.patch.object(vastai, "transfer",
+                                                                   transfer):  # no such hosts in a test
+                vastai.follow(self.client("http://unused"), vastai.Request("GET", old, {}, None),
+                              vastai.COMMANDS["show user"])
+                self.assertEqual(seen, [True, same])
+
+    def test_not_followed(self):
+        for target in ("file:///etc/passwd", "ftp://127.0.0.1/x", "javascript:alert(1)", "http://[::1",
+                       "http://h:99999/",
+                       "http://h:port/", "gopher://x", "data:,x"):
+            with self.subTest(target=target):
+                server, client = self.chain(reply("", 302, Location=target))
+                error = self.error(client.show_user)
+                self.assertEqual((type(error), error.exit_status, error.status, len(server.requests)),
+                                 (vastai.VastAIError, 1, 302, 1))
+        server, client = self.chain(reply({"msg": "gone away"}, 302))
+        self.assertIn("gone away", str(self.error(client.show_user)))
+
+    def test_loops(self):
+        server, client = self.chain(reply("", 302, Location="/round"))
+        error = self.error(client.show_user)
+        self.assertEqual((type(error), error.exit_status, len(server.requests)), (vastai.VastAIError, 1, 6))
+        server, client = self.chain(*[reply("", 302, Location=f"/{n}") for n in range(5)], reply(USER))
+        self.assertEqual(client.show_user()["id"], 7)
+        server, client = self.chain(*[reply("", 307, Location=f"/{n}") for n in range(6)], reply(USER))
+        error = self.error(client.create_team, "t")
+        self.assertEqual((type(error), len(server.requests)), (vastai.VastAIError, 6))
+
+    def test_lost_behind_one(self):
+        server, client = self.chain(reply("", 307, Location="/there"), hang_up)
+        self.assertIs(type(self.error(client.create_team, "t")), vastai.OutcomeUnknownError)
+        self.assertEqual(len(server.requests), 2)
+
+    def test_key_in_the_address(self):
+        client = self.chain(reply("", 302, Location=f"ftp://x/{KEY}"))[1]
+        self.assertIn("***", str(self.error(client.show_user)))
+
+    def test_hostile_address(self):
+        server, client = self.chain(reply("", 302, Location="/a b\u00e9\x7f\x01%zz"), reply(USER))
+        self.assertEqual(client.show_user()["id"], 7)
+        self.assertTrue(server.requests[1]["target"].isascii())
+
+
+class TestConnections(FaultCase):
+    def test_reused(self):
+        server = self.serve(reply(USER))
+        client = self.client(server)
+        for _ in range(5):
+            client.show_user()
+        self.assertEqual(server.connections, 1)
+        client.close()
+        client.show_user()
+        self.assertEqual(server.connections, 2)
+
+    def test_closed_meanwhile(self):
+        """A safe request does not notice, even with a single attempt; a write never rides on an idle connection."""
+        server = self.serve(reply(USER))
+        client = self.client(server, retry=1)
+        for _ in range(3):
+            client.show_user()
+            server.hang_up()
+        self.assertEqual((server.connections, len(server.requests)), (3, 3))
+        self.assertEqual(client.show_user()["id"], 7)
+        client.create_team("t")
+        client.create_team("t")
+        self.assertEqual(server.connections, 6)
+
+    def test_closed_when_asked(self):
+        """The connection looks alive, and is closed as soon as the request comes."""
+        server = self.serve(reply(USER), hang_up, reply({"id": 8}))
+        client = self.client(server, retry=1)
+        self.assertEqual([client.show_user()["id"], client.show_user()["id"]], [7, 8])
+
+    def test_answer_that_nobody_asked_for(self):
+        """Bytes that are left on a connection are never taken for the answer to the next request."""
+        server = self.serve(reply(USER) + reply({"id": 666}) * 9, reply({"id": 8}), reply({"id": 9}))
+        client = self.client(server)
+        self.assertEqual([client.show_user()["id"] for _ in range(3)], [7, 8, 9])
+        def afterwards(faulty, sock, request):
+            sock.sendall(reply(USER))
+            time.sleep(0.05)
+            sock.sendall(reply({"id": 666}))
+            return True
+        client = self.client(self.serve(afterwards, reply({"id": 8})))
+        first = client.show_user()["id"]
+        time.sleep(0.15)
+        self.assertEqual((first, client.show_user()["id"]), (7, 8))
+        late = self.serve(trickle(reply({"id": 666}), 0.004), reply({"id": 8}))
+        client = self.client(late, timeout=0.1, retry=1)
+        self.assertIs(type(self.error(client.show_user)), vastai.NetworkError)
+        self.assertEqual(client.show_user()["id"], 8)
+
+    def test_connection_close(self):
+        server = self.serve(reply(USER, Connection="close"))
+        client = self.client(server)
+        client.show_user()
+        client.show_user()
+        self.assertEqual(server.connections, 2)
+
+    def test_forms_of_a_body(self):
+        chunks = b'3\r\n{"i\r\n5;x=y\r\nd": 7\r\n1\r\n}\r\n0\r\n\r\n'
+        for name, step in {"chunked": CHUNKED.encode() + chunks,
+                           "until the end": cut(b'HTTP/1.1 200 OK\r\n\r\n{"id": 7}'),
+                           "HTTP/1.0": cut(b'HTTP/1.0 200 OK\r\n\r\n{"id": 7}'),
+                           "BOM": reply(b'\xef\xbb\xbf{"id": 7}'), "gzip": reply(gzip.compress(b'{"id": 7}'), **GZIP),
+                           "100 first": b"HTTP/1.1 100 Continue\r\n\r\n" + reply(USER),
+                           "slow": trickle(reply(USER), 0.001)}.items():
+            with self.subTest(form=name):
+                self.assertEqual(self.client(self.serve(step)).show_user()["id"], 7)
+
+    def test_what_is_sent(self):
+        server = self.serve(reply({"success": True}))
+        self.client(server).label_instance(7, "ä/?…")
+        request = server.requests[0]
+        self.assertEqual(json.loads(request["body"].decode("utf-8")), {"label": "ä/?…"})
+        self.assertEqual({name: request["headers"].get(name) for name in ("accept-encoding", "authorization",
+                                                                          "content-type")},
+                         {"accept-encoding": "gzip", "authorization": f"Bearer {KEY}",
+                          "content-type": "application/json"})
+        self.assertRegex(request["headers"]["user-agent"], r"^vastai/[\d.]+ \(python 3\.\d+\)$")
+        self.assertNotIn(KEY, request["target"])
+        for name in ("a/b", "..", ".", "a?b#c", "ä", "%2f", "a b"):
+            self.client(server).show_team_role(name)
+            self.assertEqual(urllib.parse.unquote(server.requests[-1]["path"].split("/")[5]), name)
+            self.assertEqual(server.requests[-1]["path"].count("/"), 6)
+            self.assertNotIn("/../", server.requests[-1]["path"])
+
+
+class TestProxies(FaultCase):
+    def proxy(self, accepts=True):
+        """A proxy: passes plain requests on and CONNECTs, if it likes the password."""
+        def route(request):
+            if request["headers"].get("proxy-authorization") != "Basic dXNlcjpwYXNzL3dvcmQ=":  # user:pass/word
+                return reply("who are you?", 407)
+            if request["method"] == "CONNECT":
+                return tunnel
+            return reply({"id": 7})
+
+        def tunnel(faulty, sock, request):
+            host, _, port = request["target"].rpartition(":")
+            with socket.create_connection((host, int(port))) as far:
+                sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                pair = {sock: far, far: sock}
+                while True:
+                    for end in select.select(list(pair), [], [], 5)[0]:
+                        data = end.recv(65536)
+                        if not data:
+                            return
+                        pair[end].sendall(data)
+        return self.serve(route=route)
+
+    def use(self, **variables):
+        patch = mock.patch.dict(os.environ, variables)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def test_plain(self):
+        proxy, server = self.proxy(), self.serve(reply({"id": 8}))
+        self.use(HTTP_PROXY=f"http://user:pass%2Fword@127.0.0.1:{proxy.port}")
+        self.assertEqual(self.client(server).show_user()["id"], 7)
+        self.assertEqual(proxy.requests[0]["target"].split("?")[0], server.url + "/api/v0/users/current")
+        self.assertEqual(proxy.requests[0]["headers"]["host"], f"127.0.0.1:{server.port}")
+        self.use(NO_PROXY="127.0.0.1")
+        self.assertEqual(self.client(server).show_user()["id"], 8)
+        self.assertNotIn("proxy-authorization", server.requests[0]["headers"])
+        self.use(NO_PROXY=f"localhost,127.0.0.1:{server.port}")
+        self.assertEqual(self.client(server).show_user()["id"], 8)
+        self.use(NO_PROXY="*.example.com")
+        self.assertEqual(self.client(server).show_user()["id"], 7)
+
+    def test_connect(self):
+        proxy, server = self.proxy(), self.serve(reply({"id": 8}), tls=server_context(self.home))
+        self.use(HTTPS_PROXY=f"http://user:pass%2Fword@127.0.0.1:{proxy.port}",
+                 SSL_CERT_FILE=os.path.join(self.home, "ca.pem"))
+        client = self.client(server)
+        self.assertEqual([client.show_user()["id"] for _ in range(3)], [8, 8, 8])
+        self.assertEqual([request["method"] for request in proxy.requests], ["CONNECT"])
+        self.assertNotIn("authorization", proxy.requests[0]["headers"])
+        self.assertNotIn("proxy-authorization", server.requests[0]["headers"])
+        self.assertEqual(server.requests[0]["headers"]["host"], f"127.0.0.1:{server.port}")
+        self.assertEqual(client.create_team("t"), {"id": 8})
+
+    def test_all_proxy(self):
+        proxy = self.proxy()
+        self.use(ALL_PROXY=f"user:pass%2Fword@127.0.0.1:{proxy.port}")
+        self.assertEqual(self.client("http://service.example").show_user()["id"], 7)
+
+    def test_refuses(self):
+        proxy, server = self.proxy(), self.serve(reply(USER))
+        self.use(ALL_PROXY=f"http://user:sesame@127.0.0.1:{proxy.port}")
+        for url in (server.url, "https://127.0.0.1:1"):
+            for name, args in (("show_user", ()), ("create_team", ("t",))):
+                error = self.error(getattr(self.client(url), name), *args)
+                self.assertEqual((type(error), error.exit_status), (vastai.NetworkError, 6))
+                self.assertNotIn("sesame", "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        self.assertEqual(server.requests, [])
+
+    def test_broken(self):
+        for step in (cut(b"SSH-2.0-x\r\n"), hang_up, reset, cut(b"HTTP/1.1 "), stall, reply("", 302, Location="/x"),
+                     trickle(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 99)):
+            proxy = self.serve(step)
+            self.use(HTTPS_PROXY=proxy.url)
+            begun = time.monotonic()
+            error = self.error(self.client("https://127.0.0.1:1", timeout=0.2, retry=1).create_team, "t")
+            self.assertIs(type(error), vastai.NetworkError)
+            self.assertLess(time.monotonic() - begun, 0.9)
+
+    def test_no_proxy_at_all(self):
+        for proxy in ("http://user:se/same@127.0.0.1:1", "http://[::1", "http://h:sesame", "socks5://127.0.0.1:9",
+                      "http://", "ftp://x", "http:///x"):
+            self.use(ALL_PROXY=proxy)
+            for url in ("http://service.example", "https://service.example"):
+                error = self.error(self.client(url).show_user)
+                self.assertIs(type(error), vastai.NetworkError)
+                self.assertNotIn("same", str(error))
+
+
+def server_context(folder):
+    """A server's TLS context; its authority is left in the folder as ca.pem."""
+    for name, kind, text in (("ca.pem", "CERTIFICATE", CERTIFICATE), ("key.pem", "PRIVATE " + "KEY", PRIVATE)):
+        with open(os.path.join(folder, name), "w", encoding="ascii") as file:
+            file.write(pem(kind, text))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(os.path.join(folder, "ca.pem"), os.path.join(folder, "key.pem"))
+    return context
+
+
+class TestTls(FaultCase):
+    def setUp(self):
+        super().setUp()
+        self.server = self.serve(reply(USER), tls=server_context(self.home))
+        self.authority = os.path.join(self.home, "ca.pem")
+
+    def test_unknown_issuer(self):
+        for call, args in ((self.client(self.server).show_user, ()), (self.client(self.server).create_team, ("t",))):
+            error = self.error(call, *args)
+            self.assertEqual((type(error), error.exit_status), (vastai.NetworkError, 6))
+            self.assertIn("certificate", str(error))
+        self.assertEqual(self.server.requests, [])
+
+    def test_authorities(self):
+        folder = os.path.join(self.home, "authorities")
+        os.mkdir(folder)
+        for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+            with mock.patch.dict(os.environ, {variable: self.authority}):
+                self.assertEqual(self.client(self.server).show_user()["id"], 7)
+        with mock.patch.dict(os.environ, {"REQUESTS_CA_BUNDLE": self.authority}):
+            error = self.error(self.client(self.server.url.replace("127.0.0.1", "localhost")).show_user)  # another name
+            self.assertIs(type(error), vastai.NetworkError)
+        for missing in (os.path.join(self.home, "none.pem"), os.path.join(self.home, "key.pem")):
+            with mock.patch.dict(os.environ, {"REQUESTS_CA_BUNDLE": missing}):
+                self.assertIn("REQUESTS_CA_BUNDLE", str(self.error(self.client(self.server).show_user)))
+        with mock.patch.dict(os.environ, {"SSL_CERT_DIR": folder,
+                                          "SSL_CERT_FILE": os.path.join(self.home, "none.pem")}):
+            self.assertIs(type(self.error(self.client(self.server).show_user)), vastai.NetworkError)
+
+    def test_faults(self):
+        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": self.authority}):
+            client = self.client(self.server, retry=1)
+            client.show_user()
+            self.server.hang_up()
+            self.assertEqual(client.show_user()["id"], 7)
+            for step in (hang_up, reset, cut(reply(LONG)[:-9])):
+                server = self.serve(step, tls=server_context(self.home))
+                self.assertIs(type(self.error(self.client(server).show_user)), vastai.NetworkError)
+                self.assertEqual(len(server.requests), 3)
+                self.assertIs(type(self.error(self.client(server).create_team, "t")), vastai.OutcomeUnknownError)
+                self.assertEqual(len(server.requests), 4)
+            server = self.serve(stuck(reply(LONG)[:-9]), tls=server_context(self.home))
+            self.assertIn("timed out", str(self.error(self.client(server, timeout=0.2, retry=1).show_user)))
+
+    def test_downgrade(self):
+        plain = self.serve(reply(USER))
+        server = self.serve(reply("", 302, Location=plain.url), tls=server_context(self.home))
+        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": self.authority}):
+            error = self.error(self.client(server).show_user)
+        self.assertEqual((type(error), error.status, plain.requests), (vastai.VastAIError, 302, []))
+
+    def test_not_tls(self):
+        plain = self.serve(cut(b"HTTP/1.1 400 Bad\r\n\r\n"))
+        error = self.error(self.client(plain.url.replace("http:", "https:"), timeout=0.3, retry=1).create_team, "t")
+        self.assertIs(type(error), vastai.NetworkError)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: what the caller learns
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class TestExitStatuses(FaultCase):
+    def test_table(self):
+        refused = {"success": False, "error": "invalid_args", "msg": "no_such_ask"}
+        for status, family, steps, words in (
+                (0, None, [reply({"success": True})], "label instance 7 x"),
+                (1, "VastAIError", [reply(refused, 400)], "label instance 7 x"),
+                (1, "VastAIError", [reply({"msg": "oops"}, 500)], "label instance 7 x"),
+                (1, None, [reply(refused)], "label instance 7 x"),
+                (1, "VastAIError", [reply("<html>")], "show ssh-keys"),
+                (1, "VastAIError", [reply("", 302, Location="https://x/")], "label instance 7 x"),
+                (2, "UsageError", [], "label instance x x"),
+                (3, "AuthError", [reply({"msg": "This action requires login"}, 401)], "show ssh-keys"),
+                (3, "AuthError", [reply({"msg": "two factor needed"}, 403)], "show ssh-keys"),
+                (3, "AuthError", [reply({"msg": "Invalid user key"}, 404)], "show ssh-keys"),
+                (4, "NotFoundError", [reply({"msg": "no such"}, 404)], "label instance 7 x"),
+                (4, "NotFoundError", [reply({"msg": "no such"}, 410)], "label instance 7 x"),
+                (4, None, [reply({"instances": None})], "show instance 7"),
+                (5, "RateLimitError", [reply("", 429, Retry_After="0")], "label instance 7 x"),
+                (5, "RateLimitError", [reply("", 429, Retry_After="999")], "create team --team-name t"),
+                (6, "NetworkError", [hang_up], "label instance 7 x"),
+                (6, "NetworkError", [reply("", 407)], "create team --team-name t"),
+                (7, "OutcomeUnknownError", [hang_up], "create team --team-name t"),
+                (7, "OutcomeUnknownError", [reply("", 503)], "reboot instance 7"),
+                (8, "PartialError", [reply({"success": True}), reply("", 500)],
+                 "stop instances " + " ".join(map(str, range(1, 66)))),
+                (9, "WaitTimeoutError", [reply({"success": True, "result_url": "http://127.0.0.1:1/x"})],
+                 "logs 7 --max-wait 0"),
+                (9, "WaitTimeoutError", [reply({"instances": {"id": 7, "actual_status": "loading"}})],
+                 "wait instance 7 --max-wait 0")):
+            with self.subTest(status=status, words=words[:40]):
+                server = self.serve(*steps or [hang_up])
+                got, out, err = self.cli(server, *words.split())
+                self.assertEqual(got, status, err)
+                self.assertEqual(bool(err), bool(status))
+                if status not in (0, 8):
+                    self.assertEqual(out, "")
+                server = self.serve(*steps or [hang_up])
+                got, out, err = self.cli(server, *words.split(), "--raw")
+                self.assertEqual(got, status)
+                if status:
+                    told = json.loads(err)
+                    self.assertEqual((sorted(told), told["error"]), (["error", "msg", "status_code"], True))
+                if status == 8:
+                    self.assertEqual([item["id"] for item in json.loads(out) if not item["success"]], [65])
+                if family:
+                    self.assertTrue(issubclass(getattr(vastai, family), vastai.VastAIError))
+                    self.assertEqual(getattr(vastai, family).exit_status, status)
+
+    def test_asked_for_json(self):
+        """Also where the line cannot be understood."""
+        for words in ("label instance x x --format json", "label instance x x --format=json", "show nothing --raw",
+                      "--ra label instance x x",
+                      "label instance 7 --raw --bad-option"):
+            status, out, err = self.cli("http://127.0.0.1:9", *words.split())
+            self.assertEqual((status, out, json.loads(err)["error"]), (2, "", True))
+        for words in ("show nothing", "show instance x --format csv"):
+            self.assertFalse(self.cli("http://127.0.0.1:9", *words.split())[2].startswith("{"))
+
+    def test_families(self):
+        for family, base in (("UsageError", ValueError), ("NotFoundError", LookupError), ("NetworkError", OSError),
+                             ("WaitTimeoutError", TimeoutError)):
+            self.assertTrue(issubclass(getattr(vastai, family), base))
+
+    def test_an_error_tells(self):
+        error = self.error(self.client(self.serve(reply({"success": False, "error": "e", "msg": "in their words"},
+                                                        400))).label_instance, 7, "x")
+        self.assertEqual((error.status, error.msg, error.body["error"], error.command),
+                         (400, "in their words", "e", "label instance"))
+        self.assertEqual((error.response.status_code, error.response.ok, error.response.json()["error"],
+                          error.response.headers["content-length"]),
+                         (400, False, "e", "57"))
+        self.assertIn("label instance: HTTP 400: in their words", str(error))
+
+    def test_success_false(self):
+        body = {"success": False, "msg": "not today"}
+        client = self.client(self.serve(reply(body)))
+        self.assertEqual(client.label_instance(7, "x"), body)
+        for call in (client.show_ssh_keys, client.show_instances, lambda: client.logs(7)):
+            self.assertIn("not today", str(self.error(call)))
+
+    def test_pickled(self):
+        server = self.serve(reply({"msg": "x"}, 429, Retry_After="90"))
+        unknown = vastai.OutcomeUnknownError("m", command="c", found=7)
+        for error in (self.error(self.client(server).show_user), unknown, vastai.PartialError("m", results=[{"id": 1}]),
+                      self.error(self.client(self.serve(hang_up)).show_user), vastai.UsageError("m", hint="h")):
+            again = pickle.loads(pickle.dumps(error))
+            self.assertEqual((type(again), str(again), again.status, again.body, again.hint),
+                             (type(error), str(error), error.status, error.body, error.hint))
+            for name in ("retry_after", "found", "results"):
+                self.assertEqual(getattr(again, name, None), getattr(error, name, None))
+            self.assertNotIn(KEY.encode(), pickle.dumps(error))
+
+
+class TestRequestsLibrary(FaultCase):
+    """Where the program has imported `requests`, our exceptions are its exceptions too."""
+
+    SCRIPT = """
+import sys, types
+sys.path.insert(0, {here!r})
+import {library}, vastai, pickle
+requests = {library}
+client = vastai.VastAI("k" * 20, {url!r}, retry=1, timeout=0.3)
+for number, expected in enumerate([requests.HTTPError, requests.ConnectionError, requests.Timeout] * 2):
+    try:
+        client.create_team("t") if number > 2 else client.show_user()
+    except expected as error:
+        assert isinstance(error, vastai.VastAIError), type(error)
+        assert isinstance(error, requests.RequestException), type(error)
+        if expected is requests.HTTPError:
+            assert error.response is not None and error.response.status_code == error.status, error.response
+        again = pickle.loads(pickle.dumps(error))
+        assert str(again) == str(error)
+        print(type(error).__name__)
+try:
+    client.show_instance("x")
+except requests.RequestException:
+    raise AssertionError
+except ValueError:
+    print("ValueError")
+assert "requests" == {library!r} or "requests" not in sys.modules
+"""
+    FAKE = """
+class RequestException(IOError):
+    def __init__(self, *args, **given):
+        self.response, self.request = given.pop("response", None), given.pop("request", None)
+        super().__init__(*args, **given)
+class HTTPError(RequestException): pass
+class ConnectionError(RequestException): pass
+class Timeout(RequestException): pass
+"""
+
+    def run_script(self, path="", library="requests"):
+        server = self.serve(reply({"msg": "no"}, 500, Connection="close"), hang_up, stall, reply("", 502), hang_up,
+                            stall)
+        done = subprocess.run([sys.executable, "-c", self.SCRIPT.format(here=HERE, url=server.url, library=library)],
+                              capture_output=True, env={**os.environ, "PYTHONPATH": path}, timeout=20)
+        self.assertEqual(done.stderr.decode(), "")
+        self.assertEqual(done.stdout.decode().split(), ["VastAIError", "NetworkError",
+                                                        "NetworkError"] + ["OutcomeUnknownError"] * 3 + ["ValueError"])
+
+    def test_stand_in(self):
+        with open(os.path.join(self.home, "requests.py"), "w", encoding="utf-8") as file:
+            file.write(self.FAKE)
+        self.run_script(self.home)
+
+    def test_real(self):
+        probe = "import requests; print(requests.__file__)"
+        done = subprocess.run([sys.executable, "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if done.returncode:
+            self.skipTest("requests is not installed here")
+        self.run_script(os.path.dirname(os.path.dirname(done.stdout.decode().strip())))
+
+    def test_something_else_of_that_name(self):
+        for other in (mock.Mock(spec=[]), mock.Mock(HTTPError=7, ConnectionError="x", Timeout=None), None):
+            with mock.patch.dict(sys.modules, requests=other):
+                self.assertIs(type(self.error(self.client(self.serve(hang_up), retry=1).show_user)),
+                              vastai.NetworkError)
+                self.assertIs(type(self.error(self.client(self.serve(reply("", 400))).show_user)), vastai.VastAIError)
+
+
+class TestUnknownRental(FaultCase):
+    """After a rental without an answer there is one look at the instances of its label."""
+
+    def rent(self, rows, call="create_instance", fault=hang_up, **given):
+        """The error of a rental, and the requests that were made; `rows` gives the instances for a label."""
+        def route(request):
+            if request["method"] == "GET":
+                query = urllib.parse.parse_qs(urllib.parse.urlsplit(request["target"]).query)
+                filters = json.loads(query["select_filters"][0])
+                found = rows(filters["label"]["in"][0])
+                return found if isinstance(found, bytes) else reply({"instances": found, "success": True})
+            return fault
+        server = self.serve(route=route)
+        args = (6995713, "image") if call == "create_instance" else ("RTX_4090", "1", "image")
+        error = self.error(getattr(self.client(server), call), *args, **given)
+        self.assertIs(type(error), vastai.OutcomeUnknownError)
+        self.assertEqual(len(server.writes), 1)
+        return error, server.requests
+
+    def test_found(self):
+        for call in ("create_instance", "launch_instance"):
+            error, requests = self.rent(lambda label: [{"id": 4242, "label": label, "start_date": time.time()}], call,
+                                        label="train")
+            self.assertEqual((error.found, [request["method"] for request in requests]), (4242, ["PUT", "GET"]))
+            self.assertRegex(str(error), r"4242.*'train'")
+            error, _ = self.rent(lambda label: [{"id": 4242, "label": label, "start_date": None}], call,
+                                 fault=reply("", 504), label="train")
+            self.assertEqual((error.found, error.status), (4242, 504))
+
+    def test_not_found(self):
+        old = {"id": 1, "label": "train", "start_date": time.time() - 86400}
+        for rows in ([], [old], [{"id": 2, "label": "other"}]):
+            error, _ = self.rent(lambda label, rows=rows: rows, label="train")
+            self.assertIsNone(error.found)
+            self.assertRegex(str(error), "No instance labelled 'train'")
+            self.assertIn("vastai show instances", str(error))
+
+    def test_ambiguous(self):
+        error, _ = self.rent(lambda label: [{"id": n, "label": label} for n in (3, 4)], label="train")
+        self.assertIsNone(error.found)
+        self.assertRegex(str(error), "2 new instances.* 3, 4")
+
+    def test_could_not_look(self):
+        for rows in (reply("", 500), reply("<html>"), reply({"instances": None}), reply({"instances": [3]})):
+            error, _ = self.rent(lambda label, rows=rows: rows, label="train")
+            self.assertIsNone(error.found)
+            self.assertIn("could not be listed", str(error))
+
+    def test_confirm(self):
+        labels = []
+        for _ in range(2):
+            error, requests = self.rent(lambda label: labels.append(label) or [{"id": 5, "label": label}], confirm=True)
+            self.assertEqual((error.found, json.loads(requests[0]["body"])["label"]), (5, labels[-1]))
+        self.assertRegex(labels[0], "^vastai-[0-9a-f]{8,}$")
+        self.assertNotEqual(*labels)
+        error, requests = self.rent(lambda label: [], confirm=True, label="mine")
+        self.assertEqual(json.loads(requests[0]["body"])["label"], "mine")
+
+    def test_without_a_label(self):
+        error, requests = self.rent(lambda label: self.fail("looked"))
+        self.assertEqual((error.found, len(requests)), (None, 1))
+
+    def test_command_line(self):
+        def route(request):
+            return reply({"instances": [{"id": 4242, "label": "train"}]}) if request["method"] == "GET" else hang_up
+        status, out, err = self.cli(self.serve(route=route), "create", "instance", "7", "--image", "i", "--label",
+                                    "train")
+        self.assertEqual((status, out), (7, ""))
+        self.assertIn("4242", err)
+
+    def test_answered(self):
+        server = self.serve(reply(RENTED))
+        self.assertEqual(self.client(server).create_instance(7, "image", label="train", confirm=True), RENTED)
+        self.assertEqual(len(server.requests), 1)
+
+
+class TestManyItems(FaultCase):
+    IDS = list(range(1, 201))  # 64 + 64 + 64 + 8
+
+    def results(self, call, steps, **given):
+        server = self.serve(*steps)
+        error = self.error(getattr(self.client(server), call), self.IDS, **given)
+        return error, server
+
+    def test_some_fail(self):
+        for call in ("start_instances", "stop_instances", "destroy_instances"):
+            error, server = self.results(call, [reply({"success": True}), reply({"msg": "no"}, 500),
+                                                reply({"success": True})])
+            self.assertEqual((type(error), error.exit_status, len(server.requests)), (vastai.PartialError, 8, 4))
+            self.assertEqual([item["id"] for item in error.results], self.IDS)
+            self.assertEqual([item["id"] for item in error.results if not item["success"]], list(range(65, 129)))
+            self.assertRegex(str(error), "64 of 200 failed: 65, 66")
+
+    def test_rentals_are_not_multiplied(self):
+        for fault in (hang_up, reset, reply("", 503)):
+            error, server = self.results("create_instances", [reply(RENTED), fault, reply(RENTED)], image="i")
+            self.assertEqual((type(error), len(server.requests)), (vastai.PartialError, 4))
+            self.assertEqual(len(server.writes), len(set(server.writes)))
+            self.assertIn("unknown", json.dumps(error.results))
+
+    def test_all_fail(self):
+        error, server = self.results("create_instances", [hang_up], image="i")
+        self.assertIs(type(error), vastai.OutcomeUnknownError)
+        self.assertEqual(len(server.writes), len(set(server.writes)))
+        error, server = self.results("stop_instances", [reply({"msg": "who?"}, 401)])
+        self.assertEqual((type(error), len(server.requests)), (vastai.AuthError, 1))
+
+    def test_key_revoked_meanwhile(self):
+        error, _ = self.results("stop_instances", [reply({"success": True}), reply({"msg": "who?"}, 401)])
+        self.assertEqual((type(error), sum(item["success"] for item in error.results)), (vastai.PartialError, 64))
+
+    def test_machines(self):
+        server = self.serve(reply({"success": True}), reply({"msg": "no"}, 404), reply({"success": True}))
+        error = self.error(self.client(server).list_machines, [1, 2, 3], price_gpu=0.5)
+        self.assertIs(type(error), vastai.PartialError)
+        self.assertEqual(len([item for item in error.results if not item.get("success")]), 1)
+
+    def test_reported(self):
+        status, out, err = self.cli(self.serve(reply({"success": True}), reply("", 500)), "stop", "instances",
+                                    *map(str, self.IDS[:70]))
+        self.assertEqual((status, len(json.loads(out))), (8, 70))
+        self.assertIn("6 of 70 failed", err)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: threads and processes
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class TestConcurrency(FaultCase):
+    def echo(self, request):
+        """The number that a request names, by way of a fault at times."""
+        number = int(request["path"].split("/")[4])
+        count = self.seen[number] = self.seen.get(number, 0) + 1
+        faults = [hang_up, reset, reply("", 503), reply("", 429, Retry_After="0"), cut(reply(LONG)[:-9]),
+                  reply({"msg": f"no {number}"}, 400)]
+        if number % 4 == 0 and count == 1:
+            return faults[number // 4 % len(faults)]
+        return reply({"instances": {"id": number}}, **({"Connection": "close"} if number % 7 == 0 else {}))
+
+    def test_threads(self):
+        self.seen = {}
+        server = self.serve(route=self.echo)
+        client, wrong = self.client(server), []
+        before = (threading.active_count(), open_files())
+
+        def work(thread):
+            for number in range(thread * 20, thread * 20 + 20):
+                try:
+                    if client.show_instance(number)["id"] != number:
+                        wrong.append(number)
+                except vastai.VastAIError as error:
+                    if error.msg != f"no {number}" or number % 24 != 20:
+                        wrong.append(error)
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(wrong, [])
+        self.assertEqual(len(self.seen), 64 * 20)
+        client.close()
+        server.hang_up()
+        for _ in range(200):
+            if threading.active_count() <= before[0] and (open_files() or 0) <= (before[1] or 0):
+                break
+            time.sleep(0.01)
+        self.assertLessEqual(threading.active_count(), before[0])
+        if before[1] is not None:
+            self.assertLessEqual(open_files(), before[1])
+
+    def test_closed_while_used(self):
+        server = self.serve(reply(USER))
+        client, errors = self.client(server), []
+
+        def work():
+            try:
+                for _ in range(30):
+                    client.show_user()
+            except Exception as error:  # noqa: BLE001
+                errors.append(error)
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            client.close()
+            time.sleep(0.001)
+        self.assertEqual(errors, [])
+
+    def test_no_leak_after_faults(self):
+        server = self.serve(*LOST.values(), *UNREADABLE.values(), hang_up)
+        client = self.client(server, retry=1)
+        client.close()
+        before = open_files()
+        if before is None:
+            self.skipTest("nothing tells how many files are open here")
+        for _ in range(len(LOST) + len(UNREADABLE)):
+            self.error(client.show_user)
+        client.close()
+        server.__exit__()
+        for _ in range(200):
+            if open_files() <= before:
+                break
+            time.sleep(0.01)
+        self.assertLessEqual(open_files(), before)
+
+    def test_with(self):
+        server = self.serve(reply(USER))
+        with vastai.VastAI(KEY, server.url) as client:
+            self.assertIsInstance(client, vastai.VastAI)
+            client.show_user()
+            self.assertEqual([len(waiting) for waiting in client.pool.idle.values()], [1])
+        self.assertEqual(client.pool.idle, {})
+
+    def test_pickled_client(self):
+        client = self.client(self.serve(reply(USER)), retry=7)
+        client.show_user()
+        again = pickle.loads(pickle.dumps(client))
+        self.assertEqual((again.retry, again.show_user()["id"]), (7, 7))
+        again.close()
+        self.assertNotIn(KEY, repr(client) + str(client))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork here")
+    def test_fork(self):
+        """Parent and child use the client after a fork; neither gets the other's answers."""
+        script = """
+import os, sys
+sys.path.insert(0, %r)
+import vastai
+client = vastai.VastAI("k" * 20, %r)
+client.show_instance(1)
+child = os.fork()
+base = 1000 if child else 2000
+good = all(client.show_instance(number)["id"] == number for number in range(base, base + 100))
+if not child:
+    os._exit(not good)
+assert good and os.waitpid(child, 0)[1] == 0
+assert client.show_instance(5)["id"] == 5
+print("good")
+"""
+        server = self.serve(route=lambda request: reply({"instances": {"id": int(request["path"].split("/")[4])}}))
+        done = subprocess.run([sys.executable, "-c", script % (HERE, server.url)], capture_output=True, timeout=20)
+        self.assertEqual((done.stdout.split(), done.stderr), ([b"good"], b""))
+        self.assertEqual(server.connections, 2)
+
+    def test_spawn(self):
+        script = """
+import multiprocessing, sys
+sys.path.insert(0, %r)
+import vastai
+if __name__ == "__main__":
+    client = vastai.VastAI("k" * 20, %r)
+    client.show_instance(1)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        print([row["id"] for row in pool.map(client.show_instance, [5, 6, 7])])
+        try:
+            pool.apply(client.show_instance, ("x",))
+        except vastai.UsageError as error:
+            print(error.exit_status)
+"""
+        path = os.path.join(self.home, "spawns.py")
+        server = self.serve(route=lambda request: reply({"instances": {"id": int(request["path"].split("/")[4])}}))
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(script % (HERE, server.url))
+        done = subprocess.run([sys.executable, path], capture_output=True, timeout=20)
+        self.assertEqual((done.stdout.decode().splitlines(), done.stderr), (["[5, 6, 7]", "2"], b""))
+
+
+def open_files():
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: secrets and hostile text
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class TestSecrets(FaultCase):
+    SECRETS = {"env": "-e TOKEN=s3cr3t-env-value -p 80:80", "login": "-u me -p s3cr3t-login registry.example"}
+
+    def test_echoed(self):
+        """What the service says is shown without the key, in every exception and on the command line."""
+        echo = {"success": False, "error": "x", "msg": f"bad key {KEY} s3cr3t-env-value"}
+        for step in (reply(echo, 400), reply(echo, 401), reply(echo, 429, Retry_After="99"), reply(echo, 503),
+                     reply(echo),
+                     reply(f"you are {KEY}, s3cr3t-env-value"), reply([f"{KEY} s3cr3t-env-value"]),
+                     reply({"msg": KEY}, 302)):
+            server = self.serve(step)
+            client = self.client(server)
+            for call in (client.show_ssh_keys, client.show_instances, functools.partial(client.logs, 7),
+                         functools.partial(client.create_env_var, "name", "s3cr3t-env-value"),
+                         functools.partial(client.create_instance, 7, "image", **self.SECRETS)):
+                with contextlib.suppress(AttributeError, KeyError):
+                    try:
+                        call()
+                    except vastai.VastAIError as error:
+                        told = "".join(traceback.format_exception(type(error), error,
+                                                                  error.__traceback__)) + repr(error) + repr(error.body)
+                        told += error.response.text if error.response else ""
+                        self.assertNotIn(KEY, told)
+                        if error.command in ("create env-var", "create instance"):
+                            self.assertNotIn("s3cr3t", told)
+            for words in (["label", "instance", "7", "x"], ["create", "env-var", "a", "s3cr3t-env-value"]):
+                for more in ([], ["--raw"]):
+                    told = "".join(self.cli(server, *words, *more)[1:])
+                    self.assertTrue("env-var" not in words or "s3cr3t" not in told)
+
+    def test_explain_and_curl(self):
+        server = self.serve(reply({"success": True}))
+        for row in vastai.COMMANDS.values():
+            if not row.path or row.run or row.face == "cli":
+                continue
+            given = {**believable(row, "sdk", self.home)}
+            secret = [arg for arg in row.args if arg.secret and arg.face != "cli" and arg.kind.annotation == "str"]
+            given.update({arg.name: f"-u me -p s3cr3t{n} registry" if arg.name == "login" else f"s3cr3t{n}" for n,
+                          arg in enumerate(secret)})
+            out, err = io.StringIO(), io.StringIO()
+            with self.subTest(command=row.name), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                with contextlib.suppress(vastai.VastAIError):
+                    getattr(self.client(server, explain=True), row.methods[0])(**given)
+                with contextlib.suppress(vastai.VastAIError):
+                    self.assertIsNone(getattr(self.client(server, curl=True), row.methods[0])(**given))
+                self.assertNotIn("s3cr3t", out.getvalue() + err.getvalue())
+                self.assertNotIn(KEY, out.getvalue() + err.getvalue())
+
+    def test_explain_of_a_rental(self):
+        server = self.serve(reply(RENTED))
+        status, out, err = self.cli(server, "create", "instance", "7", "--image", "i", "--env", self.SECRETS["env"],
+                                    "--login", self.SECRETS["login"], "--explain")
+        self.assertEqual(status, 0)
+        self.assertNotIn("s3cr3t", out + err)
+        self.assertIn("TOKEN", err)
+        self.assertIn("s3cr3t-env-value", server.requests[0]["body"].decode())
+
+    def test_bad_values_are_not_repeated(self):
+        for row in vastai.COMMANDS.values():
+            for arg in row.args:
+                if arg.secret and arg.face != "cli" and row.face != "cli":
+                    given = {**believable(row, "sdk", self.home), arg.name: ["s3cr3t", object()]}
+                    with self.assertRaises((vastai.UsageError, TypeError)) as caught:
+                        getattr(self.client("http://127.0.0.1:9"), row.methods[0])(**given)
+                    self.assertNotIn("s3cr3t", str(caught.exception))
+
+    def test_keys_that_cannot_be(self):
+        server = self.serve(reply(USER))
+        for key in ("two words", "tail\n", "\thead", "line\r\nX-Injected: 1", "schl\u00fcssel", "zero\u200bwidth",
+                    "nul\0", "\x7f"):
+            for name in ("show_user", "search_offers"):
+                with self.assertRaises(vastai.UsageError) as caught:
+                    getattr(vastai.VastAI(key, server.url), name)()
+                self.assertNotIn(key, str(caught.exception))
+                self.assertIn("api_key=", str(caught.exception))
+            with mock.patch.dict(os.environ, VAST_API_KEY=key.replace("\0", " ")), self.assertRaises(vastai.UsageError):
+                vastai.VastAI(server_url=server.url).show_user()
+        for key in (7, b"bytes", ["list"]):
+            with self.assertRaises((vastai.UsageError, TypeError)):
+                vastai.VastAI(key, server.url).show_user()
+        for key in ("", " ", "\n"):
+            with self.assertRaises(vastai.AuthError):
+                vastai.VastAI(key, server.url).show_user()
+        self.assertEqual(server.requests, [])
+
+    def test_key_file(self):
+        folder = os.path.join(self.home, ".config", "vastai")
+        old_mask = os.umask(0)
+        try:
+            os.makedirs(folder, 0o755)
+            status, _, err = self.cli(None, "set", "api-key", "-", stdin=f"  {KEY}\n")
+        finally:
+            os.umask(old_mask)
+        self.assertEqual(status, 0, err)
+        path = os.path.join(folder, "vast_api_key")
+        with open(path, encoding="ascii") as file:
+            self.assertEqual(file.read(), KEY)
+        self.assertEqual(os.listdir(folder), ["vast_api_key"])
+        if os.name == "posix":
+            self.assertEqual([stat.S_IMODE(os.stat(place).st_mode) for place in (folder, path)], [0o700, 0o600])
+        self.assertEqual((vastai.VastAI().api_key, vastai.VastAI().creds_source), (KEY, "FILE"))
+        for bad in ("", "two words\n", "schl\u00fcssel\n", "\x1b[31m\n"):
+            self.assertEqual(self.cli(None, "set", "api-key", "-", stdin=bad)[0], 2)
+        with open(path, encoding="ascii") as file:
+            self.assertEqual(file.read(), KEY)
+
+    def test_key_file_that_cannot_be(self):
+        with open(os.path.join(self.home, "file"), "w", encoding="ascii"):
+            pass
+        for config in (os.path.join(self.home, "file"), "/dev/null/x"):
+            with mock.patch.dict(os.environ, XDG_CONFIG_HOME=config):
+                status, out, err = self.cli(None, "set", "api-key", "new-key-1234567890")
+                self.assertEqual((status, out), (2, ""))
+                self.assertIn("cannot write", err)
+                self.assertNotIn("new-key", err)
+
+    @unittest.skipUnless(os.name == "posix", "scripts as programs")
+    def test_process_list(self):
+        """A program that a command starts finds the key neither in its arguments nor in its environment."""
+        folder = os.path.join(self.home, "bin")
+        os.mkdir(folder)
+        for name in ("ssh-keygen", "ssh", "scp", "rsync"):
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                file.write(f'#!/bin/sh\necho "$0" "$@" >> {self.home}/log\nexit 3\n')
+            os.chmod(file.name, 0o755)
+        row = {"id": 7, "ssh_host": "ssh5.vast.ai", "ssh_port": 22022, "actual_status": "running",
+               "image_runtype": "ssh"}
+        server = self.serve(route=lambda request: reply({"instances": row if "/7/" in request["path"] else [row],
+                                                         "success": True}))
+        for words in ("create ssh-key", "ssh 7", "scp 7:/a ."):
+            self.run_line(*words.split(), "--url", server.url, env={"PATH": folder + os.pathsep + os.environ["PATH"]})
+        with open(os.path.join(self.home, "log"), encoding="utf-8") as file:
+            text = file.read()
+        self.assertNotIn(KEY, text)
+        self.assertEqual(len(text.splitlines()), 3)
+
+
+HOSTILE = {
+    "escape": "\x1b[2J\x1b]0;owned\x07\x1b[31mred", "newline": "one\r\ntwo\nthree",
+           "bidi": "abc\u202egpj.exe\u2066\u2069", "c1": "\x9b2J\x85",
+    "separators": "a\u2028b\u2029c", "backspaces": "good\b\b\b\bevil", "format": "a\u200b\u200d\ufeff\U000e0041b",
+           "nul": "a\0b", "tab": "a\tb",
+    "half": "a\ud800b", "wide": "\u4e16\u754c" * 5, "combining": "e" + "\u0301" * 500, "long": "x" * 10_000_000,
+           "long wide": "\u4e16" * 300_000,
+    "long control": "\x1b" * 100_000,
+}
+UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e"
+                    "\u2060-\u2069\ufeff\U000e0001-\U000e007f\ud800-\udfff]")
+
+
+class TestHostileText(FaultCase):
+    def check(self, text, lines=None):
+        if not text.replace("\n", "").isprintable():  # fast for megabytes
+            self.assertIsNone(UNSAFE.search(text), repr(text[:300]))
+        if lines:
+            self.assertEqual(text.count("\n"), lines, text[:2000])
+
+    def test_tables(self):
+        for name, text in HOSTILE.items():
+            rows = [{"id": 1, "name": text, "label": text, "actual_status": text[:100], "image": text[:100]},
+                    {"id": 2, text[:100]: text[:100]}]
+            with self.subTest(text=name):
+                begun = time.monotonic()
+                server = self.serve(reply({"templates": rows, "instances": rows, "success": True}))
+                status, out, err = self.cli(server, "search", "templates")
+                self.assertEqual(status, 0, err)
+                self.check(out, 3)
+                status, out, err = self.cli(server, "show", "instances")
+                self.assertEqual(status, 0, err)
+                self.check(out, 3)
+                self.check(err)
+                self.assertLess(time.monotonic() - begun, 5)
+
+    def test_cards_and_sentences(self):
+        for name, text in HOSTILE.items():
+            with self.subTest(text=name):
+                begun = time.monotonic()
+                status, out, err = self.cli(self.serve(reply({"id": 7, "username": text, "email": text,
+                                                              "fullname": text})), "show", "user")
+                self.assertEqual(status, 0, err)
+                self.check(out, 4)
+                status, out, err = self.cli(self.serve(reply({"success": True, "msg": text})), "label", "instance",
+                                            "7", "x")
+                self.assertEqual(status, 0, err)
+                self.check(out, 1)
+                self.assertLess(time.monotonic() - begun, 3)
+
+    def test_errors(self):
+        for name, text in HOSTILE.items():
+            steps = [reply({"success": False, "error": text, "msg": text}, 400),
+                     reply({"success": False, "msg": text}), reply({"detail": text}, 403)]
+            if name != "half":
+                steps += [reply(text, 400), reply(text)]
+            if len(text) < 100:
+                target = text.replace("\r", "").replace("\n", "").encode("utf-8", "replace").decode("latin-1")
+                steps += [reply("", 302, Location=target)]
+            for step in steps:
+                with self.subTest(text=name, step=step[:30]):
+                    begun = time.monotonic()
+                    server = self.serve(step)
+                    status, out, err = self.cli(server, "show", "ssh-keys")
+                    self.assertEqual((out, status > 0), ("", True))
+                    self.check(err)
+                    self.assertLess(err.count("\n"), 4)
+                    self.assertLess(len(err), 3000)
+                    self.check(str(self.error(self.client(server).show_ssh_keys)))
+                    self.assertLess(time.monotonic() - begun, 3)
+
+    def test_own_words(self):
+        for name, text in HOSTILE.items():
+            if len(text) < 1000 and name != "nul":
+                for words in ([text], ["show", text], ["show", "instance", text], ["search", "offers", f"{text}=1"],
+                              ["label", "instance", "7", "x", f"--{text}"],
+                              ["show", "user", f"--{text}"], ["show", "instances", "--cols", text],
+                              ["create", "instance", "7", "--onstart", text],
+                              ["show", "user", "--url", text]):
+                    with self.subTest(text=name, words=words):
+                        out, err = io.StringIO(), io.StringIO()
+                        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                            vastai.main([*words, "--api-key", KEY, "--url=http://127.0.0.1:9", "--retry", "1"])
+                        self.check(err.getvalue())
+                        self.check(out.getvalue())
+
+    @unittest.skipUnless(hasattr(os, "openpty"), "no terminals here")
+    def test_terminal(self):
+        """Through a terminal nothing of the service's moves the cursor, logs included; a pipe gets logs as they are."""
+        text = HOSTILE["escape"] + "\r\n" + HOSTILE["bidi"]
+        def route(request):
+            if "request_logs" in request["path"]:
+                return reply({"success": True, "result_url": f"http://{request['headers']['host']}/logs"})
+            if request["path"] == "/logs":
+                return reply(text)
+            return reply({"instances": [{"id": 1, "label": text, "actual_status": text, "status_msg": text}],
+                          "success": True, "msg": text, "id": 7, "username": text})
+        server = self.serve(route=route)
+        for words in ("logs 7", "show instances --verbose", "show user", "label instance 7 x"):
+            with self.subTest(words=words):
+                shown = self.on_terminal(*words.split(), "--url", server.url)
+                shown = re.sub("\x1b\\[(\\d+)?m|\r\x1b\\[K", "", shown).replace("\r\n",
+                                                                                "\n")  # our own colours and progress
+                self.check(shown)
+                self.assertIn("owned", shown)
+        self.assertIn("\x1b[2J", self.run_line("logs", "7", "--url", server.url)[1])
+
+    def on_terminal(self, *words, size=(24, 100)):
+        """What a command writes to a terminal that is its stdout and stderr."""
+        import fcntl
+        import termios
+        near, far = os.openpty()
+        fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+        process = self.start(*words, env={**environment, "VAST_API_KEY": KEY, "TERM": "xterm",
+                                          "PYTHONIOENCODING": "utf-8"}, stdout=far, stderr=far)
+        os.close(far)
+        parts = []
+        with contextlib.suppress(OSError):
+            while True:
+                part = os.read(near, 65536)
+                if not part:
+                    break
+                parts.append(part)
+        os.close(near)
+        process.wait(20)
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def test_no_slow_expressions(self):
+        """Adversarial queries, environments, dates and orders: no time is quadratic in what can be given."""
+        size = 100_000
+        for text in ("a" * size, "a " * (size // 2), "a" + " " * size, "a" + " " * size + "!", "a" + "=" * size,
+                     "a=" + "[" * size, "a=[x " * (size // 5),
+                     'a="x ' * (size // 5), "a=" + "[x]" * (size // 3), "a not" + " " * size + "x",
+                     "a in " + "[x," * (size // 3), "a>=" * (size // 3),
+                     "num_gpus=1 " * (size // 11), '"' * size, "a not in" * (size // 8), " " * size,
+                     "a=[" + "x " * (size // 2), "a=1" + " " * size + "b"):
+            for parse in (vastai.parse_query, vastai.parse_env, vastai.parse_order, vastai.parse_when,
+                          vastai.query_date, lambda text: vastai.nearest(text, vastai.NAMES)):
+                begun = time.process_time()
+                with contextlib.suppress(ValueError, vastai.VastAIError), contextlib.redirect_stderr(io.StringIO()):
+                    parse(text)
+                self.assertLess(time.process_time() - begun, 1, (text[:20], parse))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: wrong use
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Odd:
+    """What no argument can be; even its repr is of no help."""
+
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+NESTED = functools.reduce(lambda inner, _: [inner], range(50_000), [])
+NEVER = (Odd(), float("nan"), "\ud800", "\0", "x" * 200_000, {"a": Odd()})  # whatever the kind
+BAD = (-float("inf"), b"7", 10 ** 5000, 1j, {"a": float("nan")}, [float("inf")], [Odd()], NESTED, "/", 3.5,
+       True)  # where the kind refuses it
+BAD_TEXT = ("x" * 200_000, "\udcff", "\0")
+
+
+class TestBadInput(FaultCase):
+    """For every parameter of every row, in both faces: refused with a sentence, nothing sent, nothing written."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = self.serve(reply({"msg": "should not have been sent"}, 418))
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder, True)
+
+    def tearDown(self):
+        self.assertEqual(os.listdir(self.home), [])
+
+    def refused(self, text, row):
+        sent, self.server.requests = self.server.requests, []
+        self.assertEqual(sent, [])
+        self.assertNotIn(KEY, text)
+        self.assertLess(len(text), 600)
+        self.assertNotIn("defect", text)
+        self.assertTrue(text.isprintable() or "\n" in text, text)
+        self.assertRegex(text, r"expected|cannot|required|unexpected|must|not |no |give|needs|at most|did you mean")
+
+    def taken(self, kind, value):
+        with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+            json.dumps(kind.convert(value), allow_nan=False)
+            return True
+        return False
+
+    def test_sdk(self):
+        client, seen, kinds = self.client(self.server), 0, set()
+        for row in vastai.COMMANDS.values():
+            if row.face == "cli":
+                continue
+            good = believable(row, "sdk", self.folder)
+            for arg in row.args:
+                if arg.face == "cli":
+                    continue
+                refused = [] if arg.kind in kinds else [value for value in BAD if not self.taken(arg.kind, value)]
+                kinds.add(arg.kind)
+                for value in [*NEVER, *refused]:
+                    with self.subTest(command=row.name, argument=arg.name, value=type(value)):
+                        with self.assertRaises((vastai.UsageError, TypeError)) as caught:
+                            getattr(client, row.methods[0])(**{**good, arg.name: value})
+                        self.refused(str(caught.exception), row)
+                        seen += 1
+        self.assertGreater(seen, 2000)
+
+    def test_numbers(self):
+        """Ids, counts, prices and sizes, in both faces."""
+        bad = {"ID": ("-1", "1.5", "\u0661\u0662", "\uff17", "1e3", "", " ", "0x10", "nan", "inf", "9" * 30, "7 8"),
+               "N": ("-1", "\u0661", "nan", "inf", "", "1e999", "1_0", "--"),
+               "USD": ("-0.01", "nan", "-inf", "free", "", "\u0661", "$1"),
+               "GB": ("-1", "nan", "1e400", "")}
+        kinds = [vastai.ID, vastai.COUNT, vastai.NUMBER, vastai.PRICE, vastai.GB, vastai.IDS]
+        seen, rng = set(), random.Random(3)
+        for row in vastai.COMMANDS.values():
+            good = believable(row, "cli", self.folder)
+            for arg in row.args:
+                if arg.kind in kinds and not arg.rest:
+                    texts = bad[arg.kind.metavar]
+                    for text in texts if arg.kind not in seen else rng.sample(texts, 2):
+                        if arg.kind is vastai.IDS and text == "7 8":
+                            continue
+                        if arg.face != "sdk" and row.face != "sdk":
+                            with self.subTest(command=row.name, argument=arg.name, text=text):
+                                status, out, err = self.cli(self.server, *line_of(row, {**good, arg.name: text}))
+                                self.assertEqual((status, out), (2, ""))
+                                self.refused(err.strip(), row)
+                        if arg.face != "cli" and row.face != "cli":
+                            with self.subTest(command=row.name, argument=arg.name,
+                                              text=text), self.assertRaises(vastai.UsageError):
+                                getattr(self.client(self.server),
+                                        row.methods[0])(**{**believable(row, "sdk", self.folder), arg.name: text})
+                    seen.add(arg.kind)
+
+    def test_command_lines(self):
+        for row in vastai.COMMANDS.values():
+            if row.face == "sdk" or row.name in ("help", "repl"):
+                continue
+            good = believable(row, "cli", self.folder)
+            lines = [[*line_of(row, good), "--no-such-option"],
+                     [*line_of(row, good), *["surplus"] * 9]] if not any(arg.many or arg.rest
+                                                                         for arg in row.args) else []
+            lines += [line_of(row, {name: value for name, value in good.items() if name != arg.name})
+                      for arg in row.args if arg.name in good
+                      and arg.cli is vastai.REQUIRED and arg.option]
+            lines += [line_of(row, {**good, arg.name: text}) for arg in row.args if arg.face != "sdk"
+                      and arg.kind is not vastai.FLAG and not arg.rest
+                      for text in BAD_TEXT]
+            for line in lines:
+                with self.subTest(line=[word[:50] for word in line]):
+                    status, out, err = self.cli(self.server, *line)
+                    self.assertEqual((status, out), (2, ""))
+                    self.refused(err.strip(), row)
+
+    def test_files(self):
+        binary, zeros = os.path.join(self.folder, "binary"), os.path.join(self.folder, "zeros")
+        with open(binary, "wb") as file:
+            file.write(bytes(range(256)) * 100)
+        with open(zeros, "wb") as file:
+            file.write(bytes(1000))
+        bad = ["/nonexistent/x", self.folder, binary, zeros, "\0", ""] + ["/dev/zero"] * os.path.exists("/dev/zero")
+        lines = (["create", "instance", "7", "--image", "i", "--onstart"],
+                 ["create", "team-role", "--name", "n", "--permissions"],
+                 ["create", "api-key", "--name", "n", "--permission_file"])
+        for line in lines:
+            for path in bad:
+                with self.subTest(line=line, path=path):
+                    status, out, err = self.cli(self.server, *line, path)
+                    self.assertEqual((status, out), (2, ""))
+                    self.refused(err.strip(), None)
+
+    def test_dates(self):
+        for text in ("2026-02-30", "13/13/2026", "tomorrow", "2026-01-05T25:00", "", "9" * 50, "0000-00-00",
+                     "\u0662\u0660\u0662\u0666-01-01", "2026-01-05Z99",
+                     "99999-01-01", "1e99"):
+            for line in (["show", "audit-logs", "--after"], ["reboot", "instance", "7", "--schedule", "DAILY",
+                                                             "--day=*", "--hour", "1", "--end_date"],
+                         ["list", "machine", "7", "--price_gpu", "1", "--end_date"],
+                         ["show", "charges", "--start-date"]):
+                row = vastai.NAMES.get(" ".join(line[:2]))
+                if row is None or not any(line[-1] in arg.flags for arg in row.args):
+                    continue
+                with self.subTest(line=line, text=text):
+                    status, out, err = self.cli(self.server, *line[:-1], f"{line[-1]}={text}")
+                    self.assertEqual((status, out), (2, ""))
+                    self.refused(err.strip(), row)
+
+    def test_client(self):
+        for given in ({"retry": 0}, {"retry": -1}, {"retry": "x"}, {"retry": 1.5}, {"retry": None}, {"timeout": 0},
+                      {"timeout": -1}, {"timeout": float("nan")},
+                      {"timeout": float("inf")}, {"timeout": "soon"}, {"server_url": "ftp://x"},
+                      {"server_url": "console.vast.ai"}, {"server_url": "http://"},
+                      {"server_url": "http://x y"}, {"server_url": "http://u:p@h"}, {"server_url": "http://h?x=1"},
+                      {"server_url": "http://h/#x"},
+                      {"server_url": "http://h:0"}, {"server_url": "http://h:99999"}, {"server_url": "http://h:x"},
+                      {"server_url": "http://[::1"},
+                      {"server_url": "http://h\n"}, {"server_url": "http://h\u00e4"}):
+            with self.subTest(given=given), self.assertRaises(vastai.UsageError):
+                vastai.VastAI(KEY, **given)
+        self.assertIsInstance(vastai.VastAI(KEY, retry="5").retry, int)
+        for text in ("x", "0", "-1", "1.5", ""):
+            self.assertEqual(self.cli(self.server, "show", "user", f"--retry={text}")[0], 2)
+        self.assertEqual(self.cli("ftp://x", "show", "user")[0], 2)
+
+    def test_methods(self):
+        client = self.client(self.server)
+        for call in (lambda: client.show_instance(), lambda: client.show_instance(1, 2),
+                     lambda: client.show_instance(1, id=2), lambda: client.show_instance(ident=1),
+                     lambda: client.no_such_method):
+            with self.assertRaises((TypeError, AttributeError)):
+                call()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: processes, signals, streams, homes
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@unittest.skipUnless(os.name == "posix", "signals and redirections of POSIX")
+class TestProcesses(FaultCase):
+    def shell(self, line, env=()):
+        """A shell line in which "vastai" is this program: (exit status, stdout, stderr)."""
+        program = f"{sys.executable} {os.path.join(HERE, 'vastai.py')}"
+        environment = {**os.environ, "VAST_API_KEY": KEY, **dict(env)}
+        done = subprocess.run(["/bin/sh", "-c", line.replace("vastai", program)], stdin=subprocess.DEVNULL,
+                              capture_output=True, timeout=20, cwd=self.home,
+                              env={k: v for k, v in environment.items() if v is not None})
+        out, err = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        self.assertNotIn("Traceback", err)
+        self.assertNotIn("Exception ignored", err)
+        return done.returncode, out, err
+
+    def interrupt(self, *words, ready, stdin=subprocess.DEVNULL):
+        process = self.start(*words, stdin=stdin, env={**os.environ, "VAST_API_KEY": KEY})
+        for _ in range(1000):
+            if ready(process):
+                break
+            time.sleep(0.005)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+        return process.returncode, out, err
+
+    def test_interrupted(self):
+        stalled = self.serve(stall)
+        half = self.serve(stuck(reply(LONG)[:-9]))
+        paused = self.serve(reply("", 429, Retry_After="50"))
+        waiting = self.serve(reply({"instances": {"id": 7, "actual_status": "loading"}}))
+        for server, words in ((stalled, "show user"), (stalled, "create team --team-name t"),
+                              (half, "show user --raw"), (paused, "show user"),
+                              (waiting, "wait instance 7")):
+            with self.subTest(words=words):
+                del server.requests[:]
+                self.assertEqual(self.interrupt(*words.split(), "--url", server.url, ready=lambda process,
+                                                server=server: server.requests), (130, b"", b""))
+        status, out, err = self.interrupt("destroy", "instance", "7", "--url", "http://127.0.0.1:9",
+                                          stdin=subprocess.PIPE,
+                                          ready=lambda process: select.select([process.stderr], [], [], 0)[0])
+        self.assertEqual((status, out, b"Traceback" in err), (130, b"", False))
+
+    def test_head(self):
+        server = self.serve(reply([{"id": n, "public_key": "x" * 500} for n in range(2000)]))
+        for form in ("", "--raw"):
+            _, out, err = self.shell(f"vastai show ssh-keys --url {server.url} {form} | head -2")
+            self.assertEqual((out.count("\n"), err), (2, ""))
+        self.assertEqual(self.shell("vastai --help | head -1")[1:],
+                         ("usage: vastai COMMAND [argument …] [option …]\n", ""))
+        for words in (f"show ssh-keys --fields id --url {server.url}", "--help", "show nothing 2>&1"):
+            self.assertEqual(self.shell(f"vastai {words} | true"), (0, "", ""))
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "no /dev/full here")
+    def test_full_disk(self):
+        server = self.serve(reply([{"id": n} for n in range(9)]))
+        for line in (f"vastai show ssh-keys --url {server.url} >/dev/full",
+                     f"vastai show ssh-keys --raw --url {server.url} >/dev/full", "vastai --help >/dev/full",
+                     "vastai --version >/dev/full"):
+            status, out, err = self.shell(line)
+            self.assertEqual((status, out), (1, ""))
+            self.assertRegex(err, "^vastai: .*[Nn]o space")
+        status, out, err = self.shell(f"vastai show ssh-keys --explain --url {server.url} 2>/dev/full")
+        self.assertEqual((status, out.count("\n")), (0, 10))
+        self.assertEqual(self.shell("vastai show nothing 2>/dev/full")[0], 2)
+
+    def test_closed_streams(self):
+        server = self.serve(reply([{"id": n} for n in range(9)]))
+        command = f"vastai show ssh-keys --url {server.url}"
+        for streams in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+            status, out, err = self.shell(f"{command} --explain {streams}")
+            self.assertEqual((status, bool(out), bool(err)), (0, ">&-" not in streams.split(), "2>&-" not in streams))
+            for words, status in (("show instance", 2), ("--help", 0),
+                                  ("destroy instance 7", 2))[:3 if streams[0] == "<" else 1]:
+                self.assertEqual(self.shell(f"vastai {words} {streams}")[0], status)
+
+    def test_no_streams_in_process(self):
+        server = self.serve(reply([{"id": 7}]), reply({"success": True}))
+        for words, status in ((["show", "ssh-keys"], 0), (["show", "ssh-keys", "--raw"], 1), (["show", "nothing"], 2),
+                              (["--help"], 0), (["destroy", "instance", "7"], 2),
+                              (["show", "ssh-keys", "--explain"], 1), (["label", "instance", "7", "x"], 0),
+                              (["set", "api-key", "-"], 2)):
+            with mock.patch.multiple(sys, stdout=None, stderr=None, stdin=None):
+                got = vastai.main([*words, "--url", server.url, "--api-key", KEY])
+            self.assertEqual(got, status)
+        closed = io.StringIO()
+        closed.close()
+        with mock.patch.multiple(sys, stdout=closed, stderr=closed, stdin=closed):
+            self.assertEqual(vastai.main(["show", "nothing"]), 2)
+
+    def test_homes(self):
+        server = self.serve(reply(USER))
+        blocked = os.path.join(self.home, "blocked")
+        os.mkdir(blocked, 0o000)
+        self.addCleanup(os.chmod, blocked, 0o700)
+        for env in ({"HOME": None}, {"HOME": ""}, {"HOME": "/dev/null"}, {"HOME": blocked}):
+            with self.subTest(env=env):
+                status, out, err = self.run_line("show", "user", "--url", server.url, env=env)
+                self.assertEqual((status, err), (0, ""))
+        self.assertEqual(self.run_line("set", "api-key", "new-key-123456789", env={"HOME": "/dev/null"})[0], 2)
+        status, out, err = self.run_line("show", "user", env={"HOME": "/nonexistent", "VAST_API_KEY": None})
+        self.assertEqual((status, out), (3, ""))
+        self.assertIn("VAST_API_KEY", err)
+
+    def test_encodings(self):
+        name = "Jos\u00e9 \u4e16\u754c \U0001f600"
+        server = self.serve(reply([{"id": 7, "public_key": name}]))
+        for env in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "cp1252"},
+                    {"PYTHONIOENCODING": "ascii:strict"}):
+            with self.subTest(env=env):
+                status, out, err = self.run_line("show", "ssh-keys", "--url", server.url, env=env)
+                self.assertEqual((status, err), (0, ""))
+                self.assertIn("7", out)
+                self.assertEqual(self.run_line("show", "instances", "--help", env=env)[0], 0)
+        self.assertIn("Jos\\xe9", self.run_line("show", "ssh-keys", "--format", "csv", "--url", server.url,
+                                                env={"PYTHONIOENCODING": "ascii"})[1])
+        self.assertEqual(self.run_line("show", "\u4e16", env={"PYTHONIOENCODING": "ascii"})[0], 2)
+
+    def test_debug(self):
+        process = self.start("show", "instance", "x", env={**os.environ, "VASTAI_DEBUG": "1", "VAST_API_KEY": KEY})
+        err = process.communicate(timeout=20)[1]
+        self.assertEqual((process.returncode, b"Traceback" in err, KEY.encode() in err), (1, True, False))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: at random
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class TestAtRandom(FaultCase):
+    """Generated sequences of faults against what the contract says of them."""
+
+    ANSWERS = {200: None, 400: "VastAIError", 401: "AuthError", 403: "AuthError", 404: "NotFoundError",
+               410: "NotFoundError", 418: "VastAIError", 500: "VastAIError",
+               501: "VastAIError"}
+
+    def expected(self, names, safe, retry):
+        """(the exception's name or None, how many requests): the whole of the rules, once more."""
+        sent = 0
+        for attempt in range(1, retry + 1):
+            name = names[min(attempt, len(names)) - 1]
+            sent += name != "closes at once"
+            if name in self.ANSWERS:
+                return self.ANSWERS[name], sent
+            if name == 429:
+                last = "RateLimitError"
+            elif not safe:
+                return "OutcomeUnknownError", sent
+            else:
+                last = "VastAIError" if str(name).isdigit() else "NetworkError"
+        return last, sent
+
+    def test_sequences(self):
+        rng = random.Random(2026)
+        ways = {**{int(name) if name.isdigit() else name: step for name, step in LOST.items()},
+                **{status: reply({"msg": "m"}, status) for status in self.ANSWERS},
+                429: reply("", 429, Retry_After="0")}
+        common = [name for name in ways if name not in self.ANSWERS]
+        for number in range(250):
+            names = [rng.choice(common if rng.random() < 0.8 else list(ways))
+                     for _ in range(rng.randrange(1, 7))] + [rng.choice(list(self.ANSWERS))]
+            safe, retry = rng.random() < 0.5, rng.randrange(1, 8)
+            with self.subTest(number=number, names=names, safe=safe, retry=retry):
+                server = self.serve(*(ways[name] for name in names))
+                client = self.client(server, retry=retry)
+                server.steps = [  # or an answer lost on a kept connection would be asked for once more, on a new one
+                    step.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) if isinstance(step, bytes) else step
+                    for step in server.steps]
+                call, args = rng.choice([(client.show_user, ()), (client.label_instance, (7, "x"))] if safe else
+                                        [(client.create_team, ("t",)), (client.create_instance, (7, "i")),
+                                         (client.reboot_instance, (7,))])
+                begun = time.monotonic()
+                try:
+                    call(*args)
+                    family = None
+                except vastai.VastAIError as error:
+                    family = type(error).__name__
+                    self.assertNotIn(KEY, str(error) + repr(error.body))
+                self.assertEqual((family, len(server.requests)), self.expected(names, safe, retry))
+                self.assertLess(time.monotonic() - begun, 2)
+                for request in server.requests:
+                    self.assertEqual(request["headers"]["authorization"], f"Bearer {KEY}")
+                    self.assertNotIn(KEY, request["target"] + request["body"].decode())
+            server.__exit__()
+
+    def test_garbage(self):
+        """Answers with random damage: an answer or a VastAIError, nothing else, and no more requests than allowed."""
+        rng = random.Random(7)
+        whole = [reply({"id": 7, "text": "x" * 50}), reply(gzip.compress(json.dumps(USER).encode()), **GZIP),
+                 reply("", 302, Location="/x"), reply("", 429, Retry_After="0"),
+                 CHUNKED.encode() + b'9\r\n{"id": 7}\r\n0\r\n\r\n']
+        server = self.serve(hang_up)
+        client = self.client(server, retry=2, timeout=0.5)
+        for number in range(300):
+            data = bytearray(rng.choice(whole))
+            for _ in range(rng.randrange(1, 6)):
+                at = rng.randrange(len(data))
+                data[at:at + rng.randrange(3)] = bytes(rng.randrange(256) for _ in range(rng.randrange(3)))
+            server.steps, server.requests = [cut(bytes(data))], []
+            call = client.show_user if number % 2 else lambda: client.create_team("t")
+            with self.subTest(number=number, data=bytes(data)):
+                try:
+                    self.assertIsInstance(call(), dict)
+                except vastai.VastAIError as error:
+                    self.assertNotIsInstance(error, vastai.UsageError)
+                posts = [request for request in server.requests if request["method"] == "POST"
+                         and request["path"].endswith("/team/")]
+                self.assertLessEqual(len(posts), 2 if b"429" in data[:20] or b"307" in data[:20] else 1)
+                self.assertLessEqual(len(server.requests), 12)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tests: completion and the prompt
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A program on a terminal of its own, to be typed at."""
+
+    # A process of its own, as forking one that has threads may hang; a background test has SIGINT ignored.
+    START = ("import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+             "tty = os.open(sys.argv[1], os.O_RDWR); [os.dup2(tty, number) for number in range(3)];"
+             "os.execvp(sys.argv[2], sys.argv[2:])")
+
+    def __init__(self, words, env):
+        import pty
+        self.descriptor, inner = pty.openpty()
+        self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self.START, os.ttyname(inner), *words],
+                                        env=env, start_new_session=True)
+        self.inner, self.text = inner, ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.descriptor)
+        os.close(self.inner)
+
+    def expect(self, wanted, seconds=8):
+        """Reads on until `wanted` has appeared; returns all up to there."""
+        import select
+        end = time.monotonic() + seconds
+        while wanted not in self.text:
+            if not select.select([self.descriptor], [], [], max(0, end - time.monotonic()))[0]:
+                raise AssertionError(f"no {wanted!r} in {self.text!r}")
+            self.text += os.read(self.descriptor, 65536).decode("utf-8", "replace")
+        before, _, self.text = self.text.partition(wanted)
+        return before
+
+    def type(self, text):
+        os.write(self.descriptor, text.encode())
+
+    def status(self):
+        """The exit status, once it has ended by itself."""
+        return self.process.wait(8)
+
+
+class ShellCase(unittest.TestCase):
+    """A home of its own, a `vastai` on the path, a sandbox and a service that never answers."""
+
+    def setUp(self):
+        self.box = Sandbox(boot=0)
+        self.addCleanup(self.box.close)
+        home = tempfile.TemporaryDirectory()
+        self.addCleanup(home.cleanup)
+        self.home = home.name
+        self.cache = os.path.join(self.home, "cache", "vastai")
+        program = os.path.join(self.home, "vastai")
+        with open(program, "w") as file:
+            folder = os.path.dirname(os.path.abspath(vastai.__file__))
+            code = f"import sys; sys.path.insert(0, {folder!r}); import vastai; sys.exit(vastai.main())"
+            file.write(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n')
+        os.chmod(program, 0o755)
+        self.env = {"PATH": self.home + os.pathsep + os.environ["PATH"], "HOME": self.home, "TERM": "dumb",
+                    "XDG_CACHE_HOME": os.path.join(self.home, "cache"), "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull,
+                    "XDG_CONFIG_HOME": os.path.join(self.home, "config"), "ZDOTDIR": self.home,
+                    "VAST_URL": self.box.url, "VAST_API_KEY": self.box.key}
+
+    def silent_service(self):
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        return "http://127.0.0.1:%d" % listener.getsockname()[1]
+
+    def vastai(self, *words, text="", **env):
+        return subprocess.run([os.path.join(self.home, "vastai"), *words], env={**self.env, **env}, input=text,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+
+    def offered(self, *words, **env):
+        """{candidate: meaning} as a shell gets it."""
+        answer = self.vastai("__complete", *words, **env)
+        self.assertEqual("", answer.stderr)
+        return dict(line.partition("\t")[::2] for line in answer.stdout.splitlines())
+
+    def rented(self):
+        """The ids of the sandbox's two instances."""
+        with vastai.VastAI(api_key=self.box.key, server_url=self.box.url) as client:
+            ids = sorted(row["id"] for row in client.show_instances())
+            client.label_instance(ids[0], "a:b\tc")
+        return list(map(str, ids))
+
+    def asked(self):
+        return sum(call["path"] == "/api/v1/instances/" for call in self.box.requests)
+
+
+class CompleteTest(unittest.TestCase):
+    """The one function behind every shell."""
+
+    def words(self, line):
+        return [word for word, _ in vastai.complete(line.split(" "))]
+
+    def test_names(self):
+        self.assertIn("search", self.words(""))
+        self.assertIn("logs", self.words("l"))
+        self.assertEqual(len(set(self.words(""))), len(self.words("")))
+        self.assertEqual(["offers"], self.words("search o"))
+        self.assertEqual(["instance", "instances"], self.words("--raw --url http://x:1 destroy i"))
+        self.assertEqual({"instance", "template"}, {"instance", "template"} & set(self.words("update ")))
+        for line in ("nonsense ", "nonsense x", "search offers-new", "show instances-v", "-x nonsense y z"):
+            self.assertEqual([], self.words(line))
+        meanings = dict(vastai.complete(["search", ""]))
+        self.assertEqual(vastai.COMMANDS["search offers"].summary, meanings["offers"])
+
+    def test_every_command_is_reached(self):
+        for row in vastai.COMMANDS.values():
+            if row.face != "sdk" and not row.hidden:
+                words = row.name.split()
+                for count in range(len(words)):
+                    self.assertIn(words[count], dict(vastai.complete([*words[:count], words[count][:2]])), row.name)
+                    self.assertIn(words[count], dict(vastai.complete(["help", *words[:count], ""])), row.name)
+                for arg in row.args:
+                    flag = arg.flags[-1]
+                    if flag.startswith("--") and arg.face != "sdk" and not arg.hidden:
+                        self.assertEqual(arg.help, dict(vastai.complete([*words, flag]))[flag], row.name)
+
+    def test_options(self):
+        self.assertEqual(["--type", "--timeout"], self.words("search offers --t"))
+        self.assertEqual(["--template_hash"], self.words("create instance 7 --templ"))
+        self.assertEqual(["--template-hash"], self.words("create instance 7 --template-"))
+        self.assertEqual([], self.words("search offers --raw --ra"), "once is enough")
+        self.assertNotIn("--disable-bundling", self.words("search offers --"))
+        self.assertIn("--raw", self.words("show user "))
+        self.assertEqual(["-o"], self.words("search offers -o"))
+        self.assertIn("--api-key", self.words("-"))
+        self.assertEqual([], self.words("create instance 7 --args --"))
+        self.assertEqual([], self.words("create instance -- --"))
+
+    def test_values(self):
+        self.assertEqual(["bid"], self.words("search offers --type b"))
+        self.assertEqual(["--type=bid"], self.words("search offers --type=b"))
+        self.assertEqual(["table", "json", "jsonl", "csv", "tsv"], self.words("--format "))
+        self.assertEqual(["bash", "zsh", "fish"], self.words("completion "))
+        self.assertEqual([], self.words("completion bash x"))
+        self.assertEqual([], self.words("search offers --limit "))
+        self.assertEqual(["unverified", "deverified"], [word for word in self.words(
+            "show instances --verification verified ") if not word.startswith("-")])
+        self.assertIn("gpu_name", self.words("search offers num_gpus=1 gpu_n"))
+        self.assertIn("dph_total", self.words("search offers -o dp"))
+
+    def test_files(self):
+        self.assertEqual([("", "FILE")], vastai.complete(["create", "instance", "7", "--onstart", "a"]))
+        self.assertEqual([("--onstart=", "FILE")], vastai.complete(["create", "instance", "7", "--onstart=a"]))
+        self.assertEqual([], vastai.complete(["create", "instance", "7", "--image", "a"]))
+
+    def test_help_goes_no_further_than_a_name(self):
+        self.assertEqual(["offers"], self.words("help search o"))
+        self.assertEqual([], self.words("help search offers "))
+        self.assertEqual([], self.words("help search offers --"))
+
+    def test_where_ids_are_due(self):
+        due = {row.name for row in vastai.COMMANDS.values() for arg in row.args
+               if arg.kind in (vastai.ID, vastai.IDS) and arg.help.startswith("the instance")}
+        self.assertLessEqual({"show instance", "start instances", "execute", "logs", "ssh", "ssh-url"}, due)
+        self.assertFalse({"create instance", "create instances", "launch instance", "show machine"} & due)
+        missed = {row.name for row in vastai.COMMANDS.values() if "instance" in row.name and row.face != "sdk"
+                  for arg in row.args if arg.name in ("id", "ids") and row.name not in due}
+        self.assertEqual({"create instance", "create instances"}, missed)
+
+    def test_no_line_breaks_it(self):
+        for line in ("=", "--=", "-", "--", "-- --", "help help ", "help -- ", "--url", "--format=", "--retry x show ",
+                     "search offers --order=x=", "repl ", "search offers \0", "ünï 世界"):
+            vastai.complete(line.split(" "))
+        self.assertTrue(vastai.complete([]))
+
+
+class CompletionOfIdsTest(ShellCase):
+    """Ids come from the service, or from a cache of a minute."""
+
+    def test_ids_and_their_cache(self):
+        ids = self.rented()
+        before = self.asked()
+        found = self.offered("stop", "instance", "")
+        self.assertEqual(ids, sorted(found))
+        self.assertIn("RTX", found[ids[0]])
+        self.assertIn(r"a:b\tc", found[ids[0]])
+        self.assertEqual({ids[1]}, set(self.offered("destroy", "instances", ids[0], "")))
+        self.assertEqual({ids[0]}, set(self.offered("logs", ids[0])))
+        self.assertEqual({}, self.offered("create", "instance", ""))
+        self.assertEqual(1, self.asked() - before)
+        names = os.listdir(self.cache)
+        self.assertEqual(1, len(names))
+        path = os.path.join(self.cache, names[0])
+        self.assertEqual(0o600, os.stat(path).st_mode & 0o777)
+        with open(path) as file:
+            self.assertNotIn(self.box.key, file.read() + path)
+        self.offered("--api-key", "another-key-5678", "stop", "instance", "")
+        self.assertEqual(2, self.asked() - before, "another key, another cache")
+        os.utime(path, (time.time() - 61, time.time() - 61))
+        self.offered("ssh", "")
+        self.assertEqual(3, self.asked() - before, "a minute later")
+
+    def test_failure_is_silent(self):
+        self.assertEqual({}, self.offered("stop", "instance", "", VAST_URL="http://127.0.0.1:9"))
+        self.assertEqual({}, self.offered("stop", "instance", "", VAST_URL="nonsense"))
+        self.assertEqual({}, self.offered("stop", "instance", "", VAST_API_KEY=""))
+        self.box.fail("GET /api/v1/instances/", 500)
+        self.assertEqual({}, self.offered("stop", "instance", ""))
+        self.assertEqual(2, len(self.offered("stop", "instance", "", XDG_CACHE_HOME=os.devnull)))
+
+    def test_a_service_that_does_not_answer(self):
+        since = time.monotonic()
+        self.assertEqual({}, self.offered("stop", "instance", "", VAST_URL=self.silent_service()))
+        self.assertLess(time.monotonic() - since, 4)
+
+    def test_little_is_loaded(self):
+        code = ("import sys; sys.path.insert(0, sys.argv[1]); import vastai;"
+                "vastai.main(['__complete', 'search', 'o']);"
+                "print(sorted({'argparse', 'json', 're', 'socket', 'threading'} & set(sys.modules)))")
+        folder = os.path.dirname(os.path.abspath(vastai.__file__))
+        out = subprocess.run([sys.executable, "-I", "-S", "-c", code, folder], stdout=subprocess.PIPE, timeout=9).stdout
+        self.assertEqual(["offers\tGPU offers that can be rented", "[]"], out.decode().splitlines())
+
+    def test_help_is_the_help(self):
+        self.assertEqual(self.vastai("search", "offers", "--help").stdout,
+                         self.vastai("help", "search", "offers").stdout)
+        self.assertEqual(self.vastai("--help").stdout, self.vastai("help").stdout)
+        self.assertIn("offers", self.vastai("help", "search").stdout)
+        self.assertEqual(2, self.vastai("completion", "tcsh").returncode)
+
+
+def shell(name):
+    """Skips a test where that shell is not installed, or where there are no terminals to drive it with."""
+    from shutil import which
+    return unittest.skipUnless(which(name) and os.name == "posix", f"{name} is not installed")
+
+
+class ShellsTest(ShellCase):
+    """The scripts in the shells that they are for."""
+
+    @shell("bash")
+    def test_bash(self):
+        ids = self.rented()
+        with Terminal(["bash", "--norc", "--noprofile", "-i"], {**self.env, "PS1": "$ "}) as terminal:
+            terminal.type('bind "set enable-bracketed-paste off"; eval "$(vastai completion bash)"; cd; '
+                          'PS1=READ; PS1+="Y> "\n')
+            terminal.expect("READY> ")
+            for typed, becomes in (("vastai sear", "vastai search "), ("offers --format=cs", "offers --format=csv "),
+                                   ("--ful", "--full "), ("--url http://x:1 'gpu_nam", "--url http://x:1 'gpu_name' ")):
+                terminal.type(typed + "\t")
+                terminal.expect(becomes)
+            terminal.type("\x15\r")
+            terminal.expect("READY> ")
+            os.mkdir(os.path.join(self.home, "my dir"))
+            with open(os.path.join(self.home, "my dir", "start.sh"), "w"):
+                pass
+            for typed, becomes in (("~/vastai help show conn", "help show connections "),
+                                   ("vastai create instance 5 --onstart=my\tst", "--onstart=my\\ dir/start.sh "),
+                                   (f"vastai destroy instances {ids[0]} {ids[1][:-1]}", f"{ids[0]} {ids[1]} "),
+                                   (f"vastai stop instance {ids[0]} nothing", "nothing\x07")):
+                terminal.type(typed + "\t")
+                terminal.expect(becomes)
+                terminal.type("\x15\r")
+                terminal.expect("READY> ")
+
+    @shell("zsh")
+    def test_zsh(self):
+        ids = self.rented()
+        with Terminal(["zsh", "-f", "-i"], {**self.env, "PS1": "% "}) as terminal:
+            terminal.type("unset zle_bracketed_paste; setopt nobeep; autoload -Uz compinit; compinit -D; cd; "
+                          'eval "$(vastai completion zsh)"; PS1=READ; PS1+="Y> "\r')
+            terminal.expect("READY> ")
+            open(os.path.join(self.home, "start it.sh"), "w").close()
+            for typed, becomes in (("vastai search off", "offers "), ("vastai show user --format=cs", "--format=csv "),
+                                   ("~/vastai help show conn", "connections "), (f"vastai logs {ids[1][:-1]}", ids[1]),
+                                   ("vastai create instance 5 --onstart=sta", "start\\ it.sh"),
+                                   ("vastai stop i\t", "several")):
+                terminal.type(typed + "\t")
+                terminal.expect(becomes)
+                terminal.type("\x15\r")
+                terminal.expect("READY> ")
+
+    @shell("fish")
+    def test_fish(self):
+        ids = self.rented()
+        open(os.path.join(self.home, "start.sh"), "w").close()
+        lines = ("vastai search o", "vastai show user --format=cs", "~/vastai help show conn", "vastai logs ",
+                 "vastai create instance 5 --onstart=star", "vastai create instance 5 --onstart star",
+                 "vastai nonsense ")
+        script = "cd; vastai completion fish | source; " + "; echo ---; ".join(f"complete -C '{it}'" for it in lines)
+        out = subprocess.run(["fish", "--no-config", "-c", script], env=self.env, stdout=subprocess.PIPE,
+                             timeout=30).stdout
+        found = [[line.split("\t") for line in part.split("\n") if line] for part in out.decode().split("---\n")]
+        self.assertEqual([["offers", "GPU offers that can be rented"]], found[0])
+        self.assertEqual([["--format=csv"]], found[1])
+        self.assertEqual("connections", found[2][0][0])
+        self.assertEqual(ids, sorted(row[0] for row in found[3]))
+        self.assertEqual(["--onstart=start.sh", "start.sh"], [found[4][0][0], found[5][0][0]])
+        self.assertEqual([], found[6])
+
+
+class ReplTest(ShellCase):
+    """Many commands in one process."""
+
+    def test_a_script(self):
+        connections, accept = [], self.box.server.get_request
+        self.box.server.get_request = lambda: connections.append(accept()) or connections[-1]
+        script = ("# a remark that isn't read\n\nshow user --fields id\n"
+                  "vastai search offers 'num_gpus=1' --limit 1 --format csv --fields id\nshow instance 999\n"
+                  "help search offers\nrepl\nshow ssh-keys 'open\nnonsense\nshow user --raw --fields id\n")
+        done = self.vastai("--quiet", "repl", text=script)
+        self.assertEqual(2, done.returncode, "the last that failed")
+        self.assertEqual(1, len(connections), "one connection for all")
+        self.assertIn("no closing quotation", done.stderr)
+        self.assertIn("prompt already", done.stderr)
+        self.assertIn("usage: vastai search offers", done.stdout)
+        self.assertNotIn("vastai>", done.stdout + done.stderr)
+        self.assertFalse(os.path.exists(os.path.join(self.cache, "history")))
+
+    def test_statuses_and_ends(self):
+        self.assertEqual(0, self.vastai("repl", text="show user\nexit\nnonsense\n").returncode)
+        self.assertEqual(0, self.vastai("repl", text="").returncode)
+        self.assertEqual(4, self.vastai("repl", text="show instance 999\nquit\n").returncode)
+        self.assertEqual(4, self.vastai("repl", text="show instance 999\nshow user\n", HOME="/no").returncode)
+
+    def test_global_options_hold(self):
+        nowhere = "http://127.0.0.1:9"
+        script = "show user --fields id\nshow user --fields id --format csv\nshow instance 999\nshow 'x\n"
+        done = self.vastai("--raw", "--url", self.box.url, "repl", "--api-key", "another-key-5678", text=script,
+                           VAST_URL=nowhere)
+        self.assertIn('{\n "id": ', done.stdout)
+        self.assertIn("\nid\n", done.stdout)
+        self.assertEqual([True] * 2, [json.loads(line)["error"] for line in done.stderr.splitlines()])
+        self.assertEqual("Bearer another-key-5678", self.box.requests[-1]["headers"]["Authorization"])
+        self.assertEqual(2, self.vastai("repl", "--retry", "x", text="show user\n").returncode)
+        self.assertEqual(0, self.vastai("--curl", "repl", text="reboot instance 5\n", VAST_URL=nowhere).returncode)
+
+    def test_answers_to_questions_come_from_the_script(self):
+        first, second = self.rented()
+        script = f"destroy instance {first}\ny\ndestroy instance {second}\nn\n"
+        self.assertEqual(2, self.vastai("repl", text=script).returncode)
+        self.assertEqual([second], self.vastai("show", "instances", "-q").stdout.split())
+
+    @unittest.skipUnless(os.name == "posix", "needs a terminal")
+    def test_at_a_terminal(self):
+        try:
+            import readline  # noqa: F401
+        except ImportError:
+            self.skipTest("this Python has no readline")
+        with Terminal(["vastai", "repl"], self.env) as terminal:
+            terminal.expect("vastai> ")
+            terminal.type("sho\tuser --fiel\tid\n")
+            terminal.expect("show user --fields id")
+            terminal.expect("vastai> ")
+            terminal.type("show instance 999\n")
+            terminal.expect("vastai [4]> ")
+            terminal.type("show user 'half a li")
+            terminal.expect("half a li")
+            time.sleep(0.2)  # Python loses a Ctrl-C that comes in the moment before it waits
+            terminal.type("\x03")
+            terminal.expect("vastai [4]> ")
+            terminal.type(f"show user --url {self.silent_service()}\n")
+            time.sleep(0.5)
+            terminal.type("\x03")
+            terminal.expect("vastai [130]> ")
+            terminal.type("set api-key topsecret1\n")
+            terminal.expect("vastai> ")
+            terminal.type("vastai show user --api-k topsecret2 --fields id\n")
+            terminal.expect("vastai> ")
+            terminal.type("set api-kye topsecret3\n")
+            terminal.expect("vastai [2]> ")
+            terminal.type("\x04")
+            self.assertEqual(0, terminal.status())
+        path = os.path.join(self.cache, "history")
+        self.assertEqual(0o600, os.stat(path).st_mode & 0o777)
+        with open(path) as file:
+            kept = file.read()
+        self.assertNotIn("topsecret", kept)
+        self.assertEqual(["show", "user", "--fields", "id", "show", "instance", "999", "show"], kept.split()[:8])
+        with Terminal(["vastai", "repl"], {**self.env, "XDG_CACHE_HOME": os.devnull}) as terminal:
+            terminal.expect("vastai> ")
+            terminal.type("show user --fields id\nexit\n")
+            self.assertEqual(0, terminal.status())
+        with Terminal(["vastai", "repl"], self.env) as terminal:
+            terminal.expect("vastai> ")
+            terminal.type("\x1b[A" * 2)
+            terminal.expect("show instance 999")
+            terminal.type("\x15quit\n")
+            self.assertEqual(0, terminal.status())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tests: invoices as PDF
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class PdfTest(unittest.TestCase):
+    """The invoice as a PDF, read back by its cross-reference table."""
+
+    USER = {"username": "jdoe", "email": "jane@example.com", "fullname": "Jane Doe", "billaddress_line1": "12 Long St",
+            "billaddress_line2": None, "billaddress_city": "Malm\u00f6", "billaddress_zip": "211 20"}
+
+    @staticmethod
+    def row(**changes):
+        return {"description": "GPU hours", "quantity": "24.000", "rate": "0.2000", "amount": "4.800",
+                "timestamp": 1714521600, "type": "charge", **changes}
+
+    def objects(self, data):
+        """Return the content of every object, found by the offsets of the table alone."""
+        self.assertTrue(data.startswith(b"%PDF-1.4\n") and data.endswith(b"%%EOF\n"))
+        start = int(data[data.rindex(b"startxref\n") + 10:].split()[0])
+        head, count = data[start:].split(b"\n", 2)[:2]
+        self.assertEqual(b"xref", head)
+        first = start + len(head) + len(count) + 2
+        size = int(count.split()[1])
+        entries = [data[first + 20 * index:first + 20 * index + 20] for index in range(size)]
+        self.assertEqual(b"0000000000 65535 f \n", entries[0])
+        self.assertTrue(data[first + 20 * size:].startswith(b"trailer\n<< /Size %d " % size))
+        found = {}
+        for number, entry in enumerate(entries[1:], 1):
+            self.assertEqual(b" 00000 n \n", entry[10:])
+            mark = b"%d 0 obj\n" % number
+            offset = int(entry[:10])
+            self.assertEqual(mark, data[offset:offset + len(mark)])
+            end = entries[number + 1][:10] if number + 1 < size else b"%d" % start
+            self.assertTrue(data[:int(end)].endswith(b"\nendobj\n"))
+            found[number] = data[offset + len(mark):int(end) - 8]
+        return found
+
+    def pages(self, data):
+        """Return a list per page of its texts as (font, size, x, y, text)."""
+        result = []
+        objects = self.objects(data)
+        for kid in re.findall(rb"(\d+) 0 R", re.search(rb"/Kids \[(.*?)\]", objects[2]).group(1)):
+            content = objects[int(re.search(rb"/Contents (\d+) 0 R", objects[int(kid)]).group(1))]
+            length = int(re.search(rb"/Length (\d+)", content).group(1))
+            packed = content[content.index(b"stream\n") + 7:content.rindex(b"\nendstream")]
+            self.assertEqual(length, len(packed))
+            texts = re.findall(rb"^BT /(F\d) (\d+) Tf [\d. ]+ r?g ([\d.-]+) ([\d.-]+) Td \((.*)\) Tj ET$",
+                               zlib.decompress(packed), re.M)
+            result.append([(font.decode(), int(size), float(x), float(y),
+                            re.sub(rb"\\(.)", rb"\1", text).decode("cp1252")) for font, size, x, y, text in texts])
+        self.assertIn(b"/Count %d " % len(result), objects[2])
+        return result
+
+    def texts(self, *arguments, **options):
+        return [text[-1] for page in self.pages(vastai.invoice_pdf(*arguments, **options)) for text in page]
+
+    def description(self, value):
+        """Return the lines in which a description shows."""
+        page = self.pages(vastai.invoice_pdf([self.row(description=value)], {}))[0]
+        return [text for _, size, x, _, text in page if (size, x) == (9, 114)]
+
+    def test_header_and_totals(self):
+        texts = self.texts([self.row()], self.USER, number="24293", period="May 2024", totals=[("Total", "$4.80")])
+        for text in ("Vast.ai", "Invoice", "24293", "May 2024", "Jane Doe", "12 Long St", "Malm\u00f6 211 20", "jdoe",
+                     "jane@example.com", "2024-05-01", "GPU hours", "24", "$0.20", "$4.80", "Total", "Page 1 of 1"):
+            self.assertIn(text, texts)
+        self.assertEqual(2, texts.count("$4.80"))
+        self.assertNotIn("None", texts)
+
+    def test_the_same_input_gives_the_same_bytes(self):
+        first, second = (vastai.invoice_pdf([self.row()], self.USER) for _ in range(2))
+        self.assertEqual(first, second)
+        self.assertNotIn(b"CreationDate", first)
+
+    def test_information_dictionary(self):
+        data = vastai.invoice_pdf([], {}, title="Invoice \u20ac", number="7)")
+        number = int(re.search(rb"/Info (\d+) 0 R", data).group(1))
+        information = self.objects(data)[number]
+        title = bytes.fromhex(re.search(rb"/Title <([0-9a-f]+)>", information).group(1).decode())
+        self.assertEqual("Invoice \u20ac 7)", title.decode("utf-16"))
+        self.assertIn(b"/Producer (vastai)", information)
+
+    def test_nothing_in_the_period(self):
+        self.assertIn("There is nothing in this period.", self.texts([], {}))
+        self.assertNotIn("There is nothing in this period.", self.texts([{}], {}))
+
+    def test_null_and_missing_values(self):
+        nothing = dict.fromkeys(("description", "quantity", "rate", "amount", "timestamp", "type"))
+        texts = self.texts([{}, nothing], dict.fromkeys(self.USER))
+        self.assertNotIn("None", texts)
+        self.assertNotIn("BILLED TO", texts)
+
+    def test_payment_shows_its_amount_alone(self):
+        texts = self.texts([self.row(type="payment", description=None, amount=-50, quantity=1, rate=7)], {})
+        self.assertIn("Payment", texts)
+        self.assertIn("-$50.00", texts)
+        self.assertNotIn("$7.00", texts)
+
+    def test_amounts(self):
+        for value, shown in (("4.800", "$4.80"), (0.1 + 0.2, "$0.30"), ("1234567.125", "$1,234,567.125"), (0, "$0.00"),
+                             (-0.00001, "$0.00"), ("-3", "-$3.00"), ("$5 off", "$5 off"), ("NaN", "NaN"),
+                             ("\u22125 EUR", "-5 EUR"), ("1e999999999", "1e999999999"), ("1e-999999999", "$0.00"),
+                             (float("inf"), "inf"), (True, "True")):
+            with self.subTest(value=value):
+                self.assertIn(shown, self.texts([self.row(amount=value)], {}))
+
+    def test_dates(self):
+        for value, shown in ((0, "1970-01-01"), ("1714607999.9", "2024-05-01"), (-1, "1969-12-31"), (1e30, "1e+30"),
+                             ("soon", "soon"), (float("nan"), "nan")):
+            with self.subTest(value=value):
+                self.assertIn(shown, self.texts([self.row(timestamp=value)], {}))
+
+    def test_characters(self):
+        for value, shown in (
+                ("caf\u00e9 \u20ac \u2026", "caf\u00e9 \u20ac \u2026"), ("e\u0301", "\u00e9"), ("\u0107\ufb01", "cfi"),
+                ("\u0141\u00f3d\u017a", "?\u00f3dz"), ("\u4e2d\U0001f600", "??"), ("\u2153", "?"), ("\u0301", "?"),
+                ("a\nb\r\nc\td", "a b c d"), ("a\u2003b", "a b"), ("a\x00\x1b\x7f\x81b", "a????b"),
+                ("a\u200b\u202e\u00ad\u2028\u2029b", "a?????b"), ("\udc80", "?"), ("(\\) \\n \\", "(\\) \\n \\")):
+            with self.subTest(value=value):
+                self.assertEqual([shown], self.description(value))
+
+    def test_numbers_end_at_the_right_edge(self):
+        units = {".": 278, ",": 278, "-": 333}  # a digit and "$" are 556
+        rows = [self.row(quantity=quantity, rate=quantity, amount=quantity) for quantity in ("1.5", "-1234.25", "777")]
+        ends = set()
+        for _, size, x, _, text in self.pages(vastai.invoice_pdf(rows, {}))[0]:
+            if size == 9 and x > 354:
+                ends.add(round(x + sum(units.get(letter, 556) for letter in text) * size / 1000))
+        self.assertEqual({420, 484, 558}, ends)
+
+    def test_long_numbers_stay_in_their_column(self):
+        page = self.pages(vastai.invoice_pdf([self.row(quantity="9" * 1000, amount="8" * 1000)], {}))[0]
+        for digit, left in (("9", 360), ("8", 488)):
+            (x, text), = [(text[2], text[-1]) for text in page if text[-1].startswith(digit * 2)]
+            self.assertGreaterEqual(x, left)
+            self.assertTrue(text.endswith("\u2026"))
+
+    def test_long_descriptions_wrap(self):
+        words = " ".join(f"word{index}" for index in range(40))
+        lines = self.description(words)
+        self.assertGreater(len(lines), 3)
+        self.assertEqual(words, " ".join(lines))
+        lines = self.description("tiny " + "W" * 100)
+        self.assertEqual("tiny", lines[0])
+        self.assertEqual("W" * 100, "".join(lines[1:]))
+        self.assertLessEqual(max(map(len, lines)), 28)  # 28 times 0.944 times 9 points is less than 240
+
+    def test_descriptions_are_cut(self):
+        shown = "".join(self.description("x" * 10 ** 6))
+        self.assertEqual("x" * 499 + "\u2026", shown)
+        self.assertEqual("x" * 500, "".join(self.description("x" * 500)))
+
+    def test_pages(self):
+        rows = [self.row(description=f"row {index} " + "long " * (index % 40), amount=index) for index in range(150)]
+        pages = self.pages(vastai.invoice_pdf(iter(rows), self.USER, number="9", totals=[("Sum", "1"), ("Total", "2")]))
+        self.assertGreater(len(pages), 3)
+        shown = []
+        for number, page in enumerate(pages, 1):
+            texts = [text[-1] for text in page]
+            self.assertEqual(1, texts.count("DESCRIPTION"))
+            self.assertIn(f"Page {number} of {len(pages)}", texts)
+            self.assertEqual(number > 1, "Invoice 9" in texts)
+            self.assertTrue(all(y >= 60 for *_, y, text in page if text not in texts[-2:]))
+            heights = {text[-1]: text[3] for text in page}
+            for text in texts:
+                if text.startswith("row "):
+                    index = text.split()[1]
+                    shown.append(int(index))
+                    self.assertEqual(heights[text], heights[f"${index}.00"])
+            first = next(text for text in page if text[2] == 114 and text[1] == 9)
+            self.assertTrue(first[-1].startswith("row "))  # no row begins on one page and ends on the next
+        self.assertEqual(list(range(150)), shown)
+        self.assertEqual(["Sum", "1", "Total", "2"], [text[-1] for text in pages[-1]][-6:-2])
+
+    def test_totals_stay_together(self):
+        for count in range(20, 40):
+            totals = [(f"label {index}", f"{index}") for index in range(5)]
+            pages = self.pages(vastai.invoice_pdf([self.row()] * count, {}, totals=totals))
+            self.assertIn(5, [sum(text[-1].startswith("label ") for text in page) for page in pages])
+
+    def test_many_rows_take_linear_time(self):
+        started = time.monotonic()
+        data = vastai.invoice_pdf((self.row(description=f"Instance {index}") for index in range(10000)), self.USER)
+        self.assertLess(time.monotonic() - started, 20)
+        self.assertEqual(10000, sum(text[-1].startswith("Instance ") for page in self.pages(data) for text in page))
+
+    def test_hostile_texts(self):
+        huge = "\u0142(\\ \x00" * 200000
+        row = dict.fromkeys(("description", "quantity", "rate", "amount", "timestamp", "type"), huge)
+        started = time.monotonic()
+        data = vastai.invoice_pdf([row] * 50, dict.fromkeys(self.USER, huge), title=huge, number=huge, period=huge,
+                                  totals=[(huge, huge)] * 100)
+        self.assertLess(time.monotonic() - started, 20)
+        for page in self.pages(data):
+            self.assertTrue(all(54 <= x <= 558 and 40 <= y <= 730 for _, _, x, y, _ in page))
+
+    @unittest.skipUnless(shutil.which("qpdf"), "needs qpdf")
+    def test_qpdf_finds_no_fault(self):
+        for count in (0, 1, 200):
+            with self.subTest(rows=count), tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "invoice.pdf")
+                with open(path, "wb") as file:
+                    file.write(vastai.invoice_pdf([self.row()] * count, self.USER, totals=[("Total", "$1")]))
+                done = subprocess.run(["qpdf", "--check", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                self.assertEqual(0, done.returncode, done.stdout)
+                self.assertNotIn(b"WARNING", done.stdout)
+
+    @unittest.skipUnless(shutil.which("pdftotext"), "needs pdftotext")
+    def test_pdftotext_gives_every_row_back(self):
+        rows = [self.row(description=f"Label (no. {index}) \\ caf\u00e9", amount=index + 0.5) for index in range(100)]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "invoice.pdf")
+            with open(path, "wb") as file:
+                file.write(vastai.invoice_pdf(rows, self.USER))
+            done = subprocess.run(["pdftotext", "-layout", "-enc", "UTF-8", path, "-"], stdout=subprocess.PIPE)
+        lines = [" ".join(line.split()) for line in done.stdout.decode("utf-8").splitlines()]
+        for index in range(100):
+            self.assertIn(f"2024-05-01 Label (no. {index}) \\ caf\u00e9 24 $0.20 ${index}.50", lines)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Benchmark: what a user waits for, beside hand-written floors and, if there is one, the official client
+# ----------------------------------------------------------------------------------------------------------------------
+
+FLOOR_REQUEST = """
+import http.client, json
+connection = http.client.HTTPConnection("127.0.0.1", {port})
+connection.request("GET", "/api/v1/instances/?limit=25", headers={{"Authorization": "Bearer bench-key"}})
+print(json.dumps(json.loads(connection.getresponse().read())["instances"], indent=1, sort_keys=True))
+"""
+CALLS = """
+import json, statistics, sys, time
+{setup}
+times = []
+for _ in range(300):
+    began = time.perf_counter()
+    call()
+    times.append(time.perf_counter() - began)
+print(statistics.median(times[20:]))
+"""
+FLOOR_CALL = """
+import http.client
+connection = http.client.HTTPConnection("127.0.0.1", {port})
+def call():
+    connection.request("GET", "/api/v1/instances/?limit=25", headers={{"Authorization": "Bearer bench-key"}})
+    return json.loads(connection.getresponse().read())
+"""
+OUR_CALL = """
+from vastai import VastAI
+client = VastAI("bench-key", "http://127.0.0.1:{port}")
+call = lambda: client.show_instances_v1({{"limit": 25}})
+"""
+THREADED = """
+import concurrent.futures, time
+from vastai import VastAI
+client = VastAI("bench-key", "http://127.0.0.1:{port}")
+with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    began = time.perf_counter()
+    list(pool.map(lambda _: client.show_instances_v1({{"limit": 25}}), range(200)))
+    print(time.perf_counter() - began)
+"""
+
+
+class BenchHandler(http.server.BaseHTTPRequestHandler):
+    """Canned answers, as fast as the standard library sends them: instances, or 5,000 offers."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(self.server.delay)
+        data = self.server.offers if "bundles" in self.path else self.server.instances
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+                         % (len(data), data))
+
+    do_POST = do_PUT = do_GET
+
+
+class BenchServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, delay=0.0):
+        super().__init__(("127.0.0.1", 0), BenchHandler)
+        self.delay = delay
+        with Sandbox() as box:
+            client = vastai.VastAI(box.key, box.url)
+            rows, offers = client.show_instances(), client.search_offers()
+        self.instances = json.dumps({"success": True, "instances": rows, "next_token": None}).encode()
+        self.offers = json.dumps({"offers": [dict(offers[i % len(offers)], id=10**7 + i) for i in range(5000)]}).encode()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def port(self):
+        return self.server_address[1]
+
+
+def measured(command, env):
+    """(seconds, peak MiB, what it printed) of one process."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=env["HOME"])
+    output = process.stdout.read()
+    process.stdout.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    if status:
+        raise SystemExit(f"{command} ended with status {status}")
+    return time.perf_counter() - began, usage.ru_maxrss / 1024, output
+
+
+def bench_rows(python, official, port, slow):
+    """(what, unit, most, {who: command}, how to read a run) of each row."""
+    def seconds(run):
+        return run[0] * 1000
+
+    def printed(run):
+        return float(run[2]) * 1000
+
+    def official_cli(*words):
+        return [os.path.join(official, "bin", "vastai"), "--url", f"http://127.0.0.1:{port}", *words] if official else None
+
+    def official_code(code):
+        return [os.path.join(official, "bin", "python"), "-c", code] if official else None
+    ours = [python, "-m", "vastai"]
+    plain = [python, "-c", "pass"]
+    process = {"floor": [python, "-c", FLOOR_REQUEST.format(port=port)], "ours": [*ours, "show", "instances", "--raw"],
+               "official": official_cli("show", "instances", "--raw")}
+    ideal = [python, "-c", f"print({-(-200 // 16) * 0.05})"]
+    call = "from vastai import VastAI\nclient = VastAI('bench-key', 'http://127.0.0.1:%d')\n" % port
+    return [
+        ("show instances --raw, process", "ms", "1.25 x floor", process, seconds),
+        ("  its peak memory", "MiB", "1.2 x floor", process, lambda run: run[1]),
+        ("--version, vastai script", "ms", "1.5 x floor", {"floor": plain, "ours": [
+            python, "-c", "import sys; sys.argv[1:] = ['--version']; from vastai import main; sys.exit(main())"],
+            "official": official_cli("--version")}, seconds),
+        ("--version, python -m", "ms", "", {"floor": [python, "-m", "empty"], "ours": [*ours, "--version"]}, seconds),
+        ("--help, python -m", "ms", "2 x floor", {"floor": plain, "ours": [*ours, "--help"],
+                                                  "official": official_cli("--help")}, seconds),
+        ("from vastai import VastAI", "ms", "0.8 x floor", {
+            "floor": [python, "-c", "import json, http.client"], "ours": [python, "-c", "from vastai import VastAI"],
+            "official": official_code("from vastai import VastAI")}, seconds),
+        ("one call, kept-alive", "ms", "1.5 x floor", {
+            "floor": [python, "-c", CALLS.format(setup=FLOOR_CALL.format(port=port))],
+            "ours": [python, "-c", CALLS.format(setup=OUR_CALL.format(port=port))],
+            "official": official_code(CALLS.format(setup=call + "call = lambda: client.show_instances_v1({'limit': 25})"))},
+         printed),
+        ("200 calls, 16 threads, 50 ms", "ms", "1.10 x ideal", {
+            "floor": ideal, "ours": [python, "-c", THREADED.format(port=slow)],
+            "official": official_code(THREADED.format(port=slow))}, printed),
+        ("search offers, 5,000 rows, table", "ms", "0.2 x official", {
+            "ours": [*ours, "search", "offers"], "official": official_cli("search", "offers")}, seconds),
+        ("search offers, 5,000 rows, JSON", "ms", "0.2 x official", {
+            "ours": [*ours, "search", "offers", "--raw"], "official": official_cli("search", "offers", "--raw")}, seconds),
+    ]
+
+
+def bench(arguments):
+    """Measure start-up, memory, calls and rendering, in turns with floors; asserts nothing."""
+    parser = argparse.ArgumentParser(prog="test_vastai.py bench", description=bench.__doc__)
+    parser.add_argument("--runs", type=int, default=11, help="runs of each command")
+    parser.add_argument("--official", metavar="VENV", help="virtual environment with the official client")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    options = parser.parse_args(arguments)
+    results = []
+    with tempfile.TemporaryDirectory() as home:
+        fast, slow = BenchServer(), BenchServer(0.05)
+        shutil.copy(os.path.join(HERE, "vastai.py"), home)
+        with open(os.path.join(home, "empty.py"), "w"):
+            pass
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("VAST", "PYTHON"))}
+        env.update(HOME=home, VAST_URL=f"http://127.0.0.1:{fast.port}", VAST_API_KEY="bench-key", VASTAI_NO_UPDATE_CHECK="1")
+        subprocess.run([sys.executable, "-c", "import vastai, empty"], env=env, cwd=home, check=True)  # writes the .pyc
+        for what, unit, most, commands, read in bench_rows(sys.executable, options.official, fast.port, slow.port):
+            figures = {who: [] for who, command in commands.items() if command}
+            for _ in range(options.runs):
+                for who in figures:
+                    figures[who].append(read(measured(commands[who], env)))
+            results.append({"what": what, "unit": unit, "target": most, "figures": figures})
+            print_bench_row(results[-1])
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+    return 0
+
+
+def print_bench_row(result):
+    print(f"{result['what']}   (at most {result['target']})" if result["target"] else result["what"])
+    middle = {who: statistics.median(values) for who, values in result["figures"].items()}
+    base = middle.get("floor") or middle.get("official") or middle["ours"]
+    for who, values in result["figures"].items():
+        print(f"    {who:<9} median {middle[who]:9.2f} {result['unit']:<3}  min {min(values):9.2f}  max {max(values):9.2f}"
+              f"  x {middle[who] / base:.2f}", flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2366,7 +6757,7 @@ def walk_through(walk):
     walk.run("search offers 'gpu_nmae=RTX_4090'", status=1, expect="gpu_nmae")
 
 
-SUBCOMMANDS = {"demo": demo, "sandbox": sandbox}
+SUBCOMMANDS = {"demo": demo, "sandbox": sandbox, "bench": bench, **{name: writer(name) for name in BLOCKS}}
 
 
 def main(argv):

@@ -25,14 +25,14 @@ TYPE_CHECKING: bool = False  # as typing's own, without importing typing, which 
 if TYPE_CHECKING:
     import http.client
     import ssl
-    from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, NoReturn, Optional, Sequence, TextIO
-    from typing import Tuple, Type, TypedDict, Union
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, NoReturn, Optional  # noqa: I001
+    from typing import Sequence, TextIO, TypedDict
 
     Row = Dict[str, Any]  # one JSON object of the service
 
 __version__ = "1.0.0"
-__all__ = ["VastAI", "VastAIError", "UsageError", "AuthError", "NotFoundError", "RateLimitError", "NetworkError",
-           "OutcomeUnknownError", "PartialError", "WaitTimeoutError", "main"]
+__all__ = ["AuthError", "NetworkError", "NotFoundError", "OutcomeUnknownError", "PartialError", "RateLimitError",
+           "UsageError", "VastAI", "VastAIError", "WaitTimeoutError", "main"]
 
 SERVER = "https://console.vast.ai"
 SERVERLESS = "https://run.vast.ai"  # logs and workers of endpoints; with another --url they are on that one
@@ -56,7 +56,7 @@ class VastAIError(Exception):
 
     exit_status = 1
 
-    def __init__(self, msg: str, *, command: str = "", status: int = 0, response: Optional[Answer] = None,
+    def __init__(self, msg: str, *, command: str = "", status: int = 0, response: Answer | None = None,
                  hint: str = "", **details: Any) -> None:
         self.msg, self.command, self.status, self.response, self.hint = msg, command, status, response, hint
         self.details = details
@@ -105,7 +105,7 @@ class RateLimitError(VastAIError):
     """HTTP 429 after the last attempt, or a spent daily quota; `retry_after` is seconds or None."""
 
     exit_status = 5
-    retry_after: Optional[float] = None
+    retry_after: float | None = None
 
 
 class NetworkError(VastAIError, OSError):
@@ -121,14 +121,14 @@ class OutcomeUnknownError(VastAIError):
     """
 
     exit_status = 7
-    found: Optional[int] = None
+    found: int | None = None
 
 
 class PartialError(VastAIError):
     """Some of several items failed; `results` has an entry for each."""
 
     exit_status = 8
-    results: List[Row] = []
+    results: list[Row] = []
 
 
 class WaitTimeoutError(VastAIError, TimeoutError):
@@ -137,7 +137,7 @@ class WaitTimeoutError(VastAIError, TimeoutError):
     exit_status = 9
 
 
-def raising(family: Type[VastAIError], msg: str, **details: Any) -> VastAIError:
+def raising(family: type[VastAIError], msg: str, **details: Any) -> VastAIError:
     """An error of `family`, also one of `requests` where the program at hand has imported that library.
 
     Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we never import it.
@@ -151,7 +151,7 @@ def raising(family: Type[VastAIError], msg: str, **details: Any) -> VastAIError:
     return error
 
 
-def _unpickled(family: Type[VastAIError], msg: str, details: Dict[str, Any]) -> VastAIError:
+def _unpickled(family: type[VastAIError], msg: str, details: dict[str, Any]) -> VastAIError:
     return family(msg, **details)
 
 
@@ -230,9 +230,9 @@ def _truth(value: Any) -> bool:
     return _flag(value)
 
 
-def _items(convert: Callable[[Any], Any]) -> Callable[[Any], List[Any]]:
+def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     """A list of what `convert` takes, from a list, from one item, or from a text with commas."""
-    def checked(value: Any) -> List[Any]:
+    def checked(value: Any) -> list[Any]:
         if isinstance(value, str):
             value = value.split(",") if convert is not _text else [value]
         elif isinstance(value, (bytes, bytearray, dict)):  # items of these are no items of the caller's
@@ -341,7 +341,7 @@ def _order(value: Any) -> Any:
     return _text(value)
 
 
-def _slot(value: Any, last: int) -> Optional[int]:
+def _slot(value: Any, last: int) -> int | None:
     """A day or an hour of a schedule; None for each."""
     if value == "*":
         return None
@@ -366,27 +366,27 @@ GIVEN_GB = Kind("float", lambda value: (GB.convert(value), value)[1], "a size in
 SECONDS = Kind("float", _at_least(0, _number), "seconds, 0 or more", "SECONDS")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
-GIVEN_ID = Kind("Union[int, str]", _as_given, "an id", "ID")
+GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
 TEXT_ID = Kind("str", _name, "an id", "ID")
 CODE = Kind("str", _name, "text that is not empty", "CODE")
-EXPIRY = Kind("Union[str, float]", lambda value: _when(_at_least(0, query_date)(value)), "MM/DD/YYYY or unix seconds",
+EXPIRY = Kind("str | float", lambda value: _when(_at_least(0, query_date)(value)), "MM/DD/YYYY or unix seconds",
     "DATE")
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
 IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
 TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts")
-OBJECT = Kind("Dict[str, Any]", _json_object, "a JSON object", "JSON")
-FILE_OBJECT = Kind("Union[Dict[str, Any], str]", _json_file, "a file with a JSON object", "FILE")
+OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
+FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE")
 SCRIPT = Kind("str", _script, "a text file", "FILE")
 OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
-ENV = Kind("Union[str, Dict[str, str]]", _any_of(dict), "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
-QUERY = Kind("Union[str, Dict[str, Any]]", _any_of(dict, list, tuple), "conditions such as 'num_gpus>=2'", "QUERY")
-ORDER = Kind("Union[str, Sequence[Any]]", _order, "fields such as 'dph,num_gpus-', or a list of [field, direction]",
+ENV = Kind("str | dict[str, str]", _any_of(dict), "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
+QUERY = Kind("str | dict[str, Any]", _any_of(dict, list, tuple), "conditions such as 'num_gpus>=2'", "QUERY")
+ORDER = Kind("str | Sequence[Any]", _order, "fields such as 'dph,num_gpus-', or a list of [field, direction]",
     "FIELDS")
 DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
-DAY = Kind("Union[str, float]", lambda value: day_start(value), "YYYY-MM-DD or unix seconds", "DATE")
-WHEN = Kind("Union[str, float]", _when, "a date such as 2026-01-31", "DATE")
+DAY = Kind("str | float", lambda value: day_start(value), "YYYY-MM-DD or unix seconds", "DATE")
+WHEN = Kind("str | float", _when, "a date such as 2026-01-31", "DATE")
 
 
 def shown(text: str, limit: int = 80) -> str:
@@ -414,7 +414,7 @@ def described(value: Any) -> str:
     """A value that cannot be used, in a few words."""
     try:
         return shown(repr(value))
-    except Exception:  # its own repr() fails, or it is nested or long beyond what Python shows
+    except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested or long beyond what Python shows
         return f"this {type(value).__name__}"
 
 
@@ -487,14 +487,14 @@ text, at Stripe; error: text, what failed; paypal_email: text, at PayPal; transf
 true/false, failed; refunded: true/false, paid back; is_check: true/false, a check"""
 
 
-def field_help(fields: str) -> List[Tuple[str, str]]:
+def field_help(fields: str) -> list[tuple[str, str]]:
     """(name, meaning) of each field of one of the descriptions above."""
     pairs = " ".join(fields.split()).split("; ")
     return [(name, meaning) for name, _, meaning in (pair.partition(": ") for pair in pairs)]
 
 
-def parse_query(query: Union[str, Sequence[str], None], start: Optional[Row] = None, fields: str = OFFER_FIELDS,
-                aliases: Optional[Dict[str, str]] = None, multipliers: Optional[Dict[str, float]] = None,
+def parse_query(query: str | Sequence[str] | None, start: Row | None = None, fields: str = OFFER_FIELDS,
+                aliases: dict[str, str] | None = None, multipliers: dict[str, float] | None = None,
                 dates: Sequence[str] = ()) -> Row:
     """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises UsageError.
 
@@ -529,7 +529,7 @@ def parse_query(query: Union[str, Sequence[str], None], start: Optional[Row] = N
     return result
 
 
-def _query_value(field: str, operator: str, raw: str, scale: Optional[float], is_date: bool) -> Any:
+def _query_value(field: str, operator: str, raw: str, scale: float | None, is_date: bool) -> Any:
     """The value of one condition as it is sent: text, but for literals, multiplied fields, versions and dates."""
     def one(text: str) -> Any:
         text = text.replace("_", " ").strip('"')
@@ -570,14 +570,14 @@ def query_date(text: str) -> float:
         return utc(*_month_first(text))
 
 
-def _month_first(text: str) -> Tuple[int, int, int]:
+def _month_first(text: str) -> tuple[int, int, int]:
     month, day, year = text.split("/")
     if not (text.isascii() and len(text) <= 10 and len(year) == 4):
         raise ValueError(text)
     return int(year), int(month), int(day)
 
 
-def day_start(value: Union[str, float]) -> int:
+def day_start(value: str | float) -> int:
     """Unix seconds of YYYY-MM-DD in UTC, or such seconds as they are.  Raises ValueError."""
     if not isinstance(value, str) or value.isdigit():
         return int(_number(value))
@@ -591,7 +591,7 @@ def utc(*parts: int) -> float:
     return datetime(*parts, tzinfo=timezone.utc).timestamp()  # type: ignore[arg-type,misc]
 
 
-def parse_order(order: Union[str, Sequence[Any], None], aliases: Optional[Dict[str, str]] = None) -> List[Any]:
+def parse_order(order: str | Sequence[Any] | None, aliases: dict[str, str] | None = None) -> list[Any]:
     """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; a list goes out as it is."""
     if order is None or not isinstance(order, str):
         return [["score", "desc"]] if order is None else list(order)
@@ -604,7 +604,7 @@ def parse_order(order: Union[str, Sequence[Any], None], aliases: Optional[Dict[s
     return result
 
 
-def parse_env(text: Union[str, Dict[str, str], None]) -> Dict[str, str]:
+def parse_env(text: str | dict[str, str] | None) -> dict[str, str]:
     """Docker-style options as the service stores them: {"KEY": "VALUE", "-p 80:80": "1", "-h": "host"}.
 
     Takes `-e K=V`, `-p PORTS`, `-v MOUNT`, `-n NAME` and `-h HOST`; anything else is skipped.  A dict is returned as
@@ -613,7 +613,7 @@ def parse_env(text: Union[str, Dict[str, str], None]) -> Dict[str, str]:
     if not text or not isinstance(text, str):
         return dict(text or {})
     allowed = {"-p": "0123456789:tcpud/", "-v": None, "-n": "abcdefghijklmnopqrstuvwxyz0123456789-"}
-    result: Dict[str, str] = {}
+    result: dict[str, str] = {}
     words = iter(_split_words(text))
     for option in words:
         value = next(words, "") if option in ("-e", "-p", "-v", "-n", "-h") else ""
@@ -624,15 +624,15 @@ def parse_env(text: Union[str, Dict[str, str], None]) -> Dict[str, str]:
             result["-h"] = value
         elif option in allowed and value:
             letters = allowed[option]
-            if all(c in letters if letters else c.isascii() and c.isalnum() or c in ":./_" for c in value):
+            if all(c in letters if letters else (c.isascii() and c.isalnum()) or c in ":./_" for c in value):
                 result[f"{option} {value}"] = "1"
     return result
 
 
-def _split_words(text: str) -> List[str]:
+def _split_words(text: str) -> list[str]:
     """Words between blanks outside quotes; the quotes stay where they are."""
-    words: List[str] = []
-    word: List[str] = []
+    words: list[str] = []
+    word: list[str] = []
     quote = ""
     for c in text:
         if c.isspace() and not quote:
@@ -670,7 +670,7 @@ GEOREGIONS = {
 }
 
 
-def parse_when(value: Union[str, float], zone: str = "local") -> float:
+def parse_when(value: str | float, zone: str = "local") -> float:
     """Unix seconds of a date as people write it; without an offset it is in `zone`, "local" or "utc".
 
     2026-01-05, 2026-01-05 13:00[:00], ISO with T, Z or an offset, 01/05/2026 10:46 (month first), 20260315,
@@ -691,7 +691,7 @@ def parse_when(value: Union[str, float], zone: str = "local") -> float:
              " %I:%M %p", " %I:%M:%S %p", " %I %p")
     for form in (day + clock + offset for day in days for clock in times for offset in ("", "%z", " %z")):
         try:
-            moment = datetime.strptime(text, form)
+            moment = datetime.strptime(text, form)  # noqa: DTZ007 - without an offset it is local
             if moment.tzinfo is None and zone == "utc":
                 moment = moment.replace(tzinfo=timezone.utc)
             return moment.timestamp()
@@ -760,8 +760,8 @@ class Arg:
 
     def __init__(self, flags: str, kind: Kind = TEXT, help: str = "", default: Any = REQUIRED, *, name: str = "",
                  key: str = "", to: str = "auto", old: str = "", face: str = "", cli: Any = REQUIRED,
-                 choices: Tuple[Any, ...] = (), many: Optional[bool] = None, rest: bool = False, again: bool = False,
-                 shortcuts: Optional[Dict[str, str]] = None, secret: bool = False, hidden: bool = False,
+                 choices: tuple[Any, ...] = (), many: bool | None = None, rest: bool = False, again: bool = False,
+                 shortcuts: dict[str, str] | None = None, secret: bool = False, hidden: bool = False,
                  required: bool = False) -> None:
         self.flags, self.kind, self.help, self.to, self.face = flags.split(), kind, help, to, face
         self.option = flags.startswith("-")
@@ -781,7 +781,7 @@ class Arg:
         if self.choices:
             text = f"Literal[{', '.join(map(repr, self.choices))}]"
             text = f"Sequence[{text}]" if self.kind is TEXTS else text
-        return f"Optional[{text}]" if self.default is None else text
+        return f"{text} | None" if self.default is None else text
 
     def label(self, cli: bool) -> str:
         return self.flags[-1] if cli else self.name
@@ -809,10 +809,10 @@ class Command:
                  "run", "safe", "show", "strict", "summary", "whole")
 
     def __init__(self, name: str, call: str, safe: bool, summary: str, *args: Arg, returns: str = "", of: str = "",
-                 columns: Tuple[Any, ...] = (), rows: str = "", done: str = "", ask: str = "", look: str = "",
+                 columns: tuple[Any, ...] = (), rows: str = "", done: str = "", ask: str = "", look: str = "",
                  aliases: str = "",
-                 methods: str = "", query: Optional[Row] = None, body: Optional[Row] = None, build: str = "",
-                 run: str = "", show: str = "", note: str = "", examples: Tuple[str, ...] = (), fields: str = "",
+                 methods: str = "", query: Row | None = None, body: Row | None = None, build: str = "",
+                 run: str = "", show: str = "", note: str = "", examples: tuple[str, ...] = (), fields: str = "",
                  face: str = "", auth: bool = True, whole: bool = False, strict: bool = False,
                  hidden: bool = False) -> None:
         self.name, self.call, self.safe, self.summary, self.args = name, call, safe, summary, args
@@ -840,16 +840,16 @@ class Command:
     @property
     def annotation(self) -> str:
         """The type that the method returns."""
-        row = self.of or "Dict[str, Any]"
+        row = self.of or "dict[str, Any]"
         plain = {"text": "str", "any": self.of or "Any", "none": "None"}.get(self.returns)
         if self.returns and not plain and not self.is_list:
-            return f"Union[{row}, Any]"  # None where it is gone; Any, as typeshed has it, spares the others a check
-        return plain or (f"List[{row}]" if self.is_list else row)
+            return f"{row} | Any"  # None where it is gone; Any, as typeshed has it, spares the others a check
+        return plain or (f"list[{row}]" if self.is_list else row)
 
 
-COMMANDS: Dict[str, Command] = {}  # name -> row, in the order of the help
-NAMES: Dict[str, Command] = {}  # every spelling on the command line -> row
-METHODS: Dict[str, Command] = {}  # every spelling in the SDK -> row
+COMMANDS: dict[str, Command] = {}  # name -> row, in the order of the help
+NAMES: dict[str, Command] = {}  # every spelling on the command line -> row
+METHODS: dict[str, Command] = {}  # every spelling in the SDK -> row
 
 
 def register(group: str, *rows: Command) -> None:
@@ -1074,8 +1074,8 @@ CHARGE_TYPES = {
     "i": "instance", "v": "volume", "s": "serverless"}
 SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
 
-def endpoint_options(load: Optional[float], target: Optional[float], multiple: Optional[float], cold: Optional[int],
-                     most: Optional[int]) -> Tuple[Arg, ...]:
+def endpoint_options(load: float | None, target: float | None, multiple: float | None, cold: int | None,
+                     most: int | None) -> tuple[Arg, ...]:
     return (
         Arg("--min_load", NUMBER, "lowest load to be ready for, in units of performance a second (tokens/s)", load),
         Arg("--min_cold_load", NUMBER, "the same, with workers that still have to start counted", load),
@@ -1105,7 +1105,7 @@ WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}
 
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
-def search_options(storage: float, *, aliases: bool) -> Tuple[Arg, ...]:
+def search_options(storage: float, *, aliases: bool) -> tuple[Arg, ...]:
     return (
         Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", "score-", to=""),
         Arg("--limit", COUNT, "rows at most; 0 for as many as the service gives", None, to=""),
@@ -1647,7 +1647,7 @@ register("Keys",
         Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key", TEXT, "the public key or its file"),
         run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance"),
     Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, "the SSH keys that an instance lets in",
-        Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="List[Dict[str, Any]]",
+        Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
     Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, "lock an SSH key out",
         Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
@@ -2158,7 +2158,7 @@ class Call:
         """Is the answer wanted as the service gave it, rather than its rows?"""
         return self.view.form == "json" and not self.view.fields and not self.view.quiet
 
-    def send(self, query: Optional[Row] = None, body: Optional[Row] = None, **params: Any) -> Any:
+    def send(self, query: Row | None = None, body: Row | None = None, **params: Any) -> Any:
         """This row's own request, with members and parameters replaced; the part of the answer that it promises."""
         call = Call(self.client, self.row, {**self.params, **params}, self.view, self.cli)
         return pick(call, exchange(call, request_of(call, query, body)))
@@ -2244,7 +2244,7 @@ class Request:
 
     __slots__ = ("auth", "body", "hidden", "method", "query", "secrets", "url")
 
-    def __init__(self, method: str, url: str, query: Row, body: Optional[Row], auth: bool = True,
+    def __init__(self, method: str, url: str, query: Row, body: Row | None, auth: bool = True,
                  hidden: Sequence[str] = ()) -> None:
         self.method, self.url, self.query, self.body, self.auth, self.hidden = method, url, query, body, auth, hidden
         self.secrets = [text for name in hidden for text in _texts((body or {}).get(name))]
@@ -2260,16 +2260,16 @@ class Request:
         return f"{self.url}?{urlencode(pairs, quote_via=quote)}"
 
 
-def _texts(value: Any) -> List[str]:
+def _texts(value: Any) -> list[str]:
     """The texts of a secret, one by one: shorter ones are found in any sentence and are not worth masking."""
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
     return [str(text) for text in values if isinstance(text, (str, int)) and len(str(text)) > 3 and text is not True]
 
 
-def request_of(call: Call, query: Optional[Row] = None, body: Optional[Row] = None) -> Request:
+def request_of(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
     """The request of a call, from its row and parameters alone.  None is left out, which means not given."""
     row, client = call.row, call.client
-    slots: Dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
+    slots: dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
     given = set(row.body)  # members that go out even as null
     for arg in row.args:
         value = call[arg.name]
@@ -2352,7 +2352,7 @@ def build_filter_search(call: Call, query: Row, body: Row) -> None:
 def runtype_of(call: Call, template: Any) -> Any:
     """The kind of access that the flags ask for, in the service's words; None leaves it to the template or service."""
     ssh, direct, args = call["ssh"], call["direct"], call["args"]
-    jupyter = call["jupyter"] or bool(call["jupyter_lab"] or call["jupyter_dir"]) and not call["runtype"]
+    jupyter = call["jupyter"] or (bool(call["jupyter_lab"] or call["jupyter_dir"]) and not call["runtype"])
     if template:
         return call["runtype"] or None
     if call["runtype"]:
@@ -2401,7 +2401,7 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
         body["volume_info"] = volume
 
 
-def volume_of(call: Call) -> Optional[Row]:
+def volume_of(call: Call) -> Row | None:
     """`volume_info` from the volume options."""
     create, link, path, name = call["create_volume"], call["link_volume"], call["mount_path"], call["volume_label"]
 
@@ -2533,7 +2533,7 @@ def build_template(call: Call, query: Row, body: Row) -> None:
     """What the flags of a template mean in the service's words, which go first where the SDK gives them."""
     ssh, jupyter, direct, login = call["ssh"], call["jupyter"], call["direct"], (call["login"] or "").split()
     start = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
-    if call["no_default"] or not call.cli and call["search_params"] is None:
+    if call["no_default"] or (not call.cli and call["search_params"] is None):
         start = {}
     made = {"jup_direct": jupyter and direct, "ssh_direct": ssh and direct, "use_ssh": ssh or jupyter,
             "use_jupyter_lab": call["jupyter_lab"], "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
@@ -2560,7 +2560,7 @@ def build_snapshot(call: Call, query: Row, body: Row) -> None:
     body["pause"] = "true" if call["pause"] else "false"
 
 
-def place_of(call: Call, name: str) -> Tuple[Union[int, str, None], str]:
+def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
     """(id, path) of one side of a copy; the id is None or "local" for this computer.  Raises UsageError."""
     text = call[name]
     id, colon, path = text.partition(":")
@@ -2569,7 +2569,7 @@ def place_of(call: Call, name: str) -> Tuple[Union[int, str, None], str]:
         return text[1:2] == ":" and text[:1].isalpha() and text[2:3] in ("/", "\\")
     if not colon or on_drive(text):
         id, path = (int(text), "/") if text.isascii() and text.isdigit() and len(text) < 20 else (None, text)
-    bad = (":" in path and not (id in (None, "local") and on_drive(path)) or not path or "//" in path or id == ""
+    bad = ((":" in path and not (id in (None, "local") and on_drive(path))) or not path or "//" in path or id == ""
            or path[0] == "-" or str(id)[0] == "-")
     if bad:
         raise UsageError(f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {shown(text)!r}",
@@ -2593,7 +2593,7 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
     if call["instance"] is None or call["connection"] is None:
         raise UsageError("give --instance and --connection", command=call.row.name)
     way = call["transfer"].lower()
-    if way not in ("instance to cloud", "cloud to instance") or call["schedule"] and way[0] == "c":
+    if way not in ("instance to cloud", "cloud to instance") or (call["schedule"] and way[0] == "c"):
         more = ", which alone can be scheduled" if call["schedule"] else " or 'Cloud to Instance'"
         raise UsageError(f"--transfer: expected 'Instance to Cloud'{more}, not {shown(call['transfer'])!r}",
                          command=call.row.name)
@@ -2602,7 +2602,7 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
 
 
 def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
-    if (call["id"] is None) == (call["name"] is None) or call["id"] is not None and call["tag"] is not None:
+    if (call["id"] is None) == (call["name"] is None) or (call["id"] is not None and call["tag"] is not None):
         raise UsageError("give the id of a deployment, or --name and perhaps --tag", command=call.row.name)
     if call["name"] is not None:
         call.extra["path"] = "/deployments/"
@@ -2659,8 +2659,10 @@ class Answer:
     def json(self) -> Any:
         """The answer parsed; ValueError where it is not JSON (NaN and Infinity are not)."""
         import json
+        exact = _finite if len(self.content) < 1 << 18 else None  # a call for each number takes longer than the rest
+        content = self.content[3:] if self.content[:3] == b"\xef\xbb\xbf" else self.content
         try:
-            return json.loads(self.content.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+            return json.loads(content.decode(), parse_constant=_no_number, parse_float=exact)
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
@@ -2700,7 +2702,7 @@ def exchange(call: Call, request: Request) -> Answer:
     authorized(client, row)
     sendable(request, row)
     for attempt in range(1, client.retry + 1):
-        asked: Optional[float] = None  # the pause that the service asks for
+        asked: float | None = None  # the pause that the service asks for
         try:
             answer = follow(client, request, row)
         except Unsent as problem:
@@ -2716,7 +2718,7 @@ def exchange(call: Call, request: Request) -> Answer:
             if answer.status_code in (502, 503, 504) and not row.safe:
                 raise unknown(row, f"HTTP {answer.status_code}", answer)
             failure, asked = http_error(client, row, answer)
-            if answer.status_code not in (429, 502, 503, 504) or asked is not None and asked > LONGEST_PAUSE:
+            if answer.status_code not in (429, 502, 503, 504) or (asked is not None and asked > LONGEST_PAUSE):
                 raise failure
         if attempt == client.retry:
             raise failure
@@ -2732,7 +2734,7 @@ def unreached(client: VastAI, row: Command, what: str, problem: Exception) -> Va
                    timed_out=_timed_out(problem.__cause__))
 
 
-def unknown(row: Command, reason: str, answer: Optional[Answer] = None, **details: Any) -> VastAIError:
+def unknown(row: Command, reason: str, answer: Answer | None = None, **details: Any) -> VastAIError:
     return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})",
                    command=row.name,
                    status=answer.status_code if answer else 0, response=answer, **details,
@@ -2759,13 +2761,13 @@ def authorized(client: VastAI, row: Command) -> None:
                          command=row.name, hint=f"It came from {client.key_origin}.")
 
 
-def http_error(client: VastAI, row: Command, answer: Answer) -> Tuple[VastAIError, Optional[float]]:
+def http_error(client: VastAI, row: Command, answer: Answer) -> tuple[VastAIError, float | None]:
     """The exception of a refused request, and the pause in seconds that the service asks for, if it does."""
     status, words = answer.status_code, service_words(answer)
-    family: Type[VastAIError] = VastAIError
+    family: type[VastAIError] = VastAIError
     details: Row = dict(command=row.name, status=status, response=answer)
     asked = pause_asked(answer)
-    if status in (401, 403) or status in (404, 410) and key_refused(words):
+    if status in (401, 403) or (status in (404, 410) and key_refused(words)):
         family, details["hint"] = AuthError, code_hint(answer) or auth_hint(client, words)
     elif status in (404, 410):
         family = NotFoundError
@@ -2780,7 +2782,7 @@ def http_error(client: VastAI, row: Command, answer: Answer) -> Tuple[VastAIErro
                 asked = details["retry_after"] = max(0.0, float(reset) - time.time())
                 words += f"; it is refilled at {utc_text(reset)} UTC"
             return raising(family, words, **details), LONGEST_PAUSE + 1
-    if asked is not None and (status == 429 or status >= 500 and asked > LONGEST_PAUSE):
+    if asked is not None and (status == 429 or (status >= 500 and asked > LONGEST_PAUSE)):
         words += f"; try again in {round(asked, 1):.15g} s"
     if "credit" in words.lower() and family is VastAIError:
         details["hint"] = "Add credit at https://cloud.vast.ai/billing/; `vastai show user` shows what you have."
@@ -2837,7 +2839,7 @@ def auth_hint(client: VastAI, words: str) -> str:
             "keys are made at https://cloud.vast.ai/manage-keys/.")
 
 
-def pause_asked(answer: Answer) -> Optional[float]:
+def pause_asked(answer: Answer) -> float | None:
     """Seconds that the service asks to wait: Retry-After (seconds or a date), or the threshold that its text names."""
     text = (answer.headers.get("Retry-After") or "").strip()
     if not text and answer.status_code == 429:
@@ -2908,7 +2910,7 @@ def misread(row: Command, answer: Answer, what: str) -> VastAIError:
                    status=answer.status_code, response=answer, hint=hint)
 
 
-def refusal(row: Command, body: Row, answer: Optional[Answer] = None, secrets: Sequence[str] = ()) -> VastAIError:
+def refusal(row: Command, body: Row, answer: Answer | None = None, secrets: Sequence[str] = ()) -> VastAIError:
     """The error of an answer that says `"success": false`."""
     words = " ".join(shown(masked(words_of(body), secrets), 500).split()) or "the service refused, without a reason"
     return raising(VastAIError, words, command=row.name, status=answer.status_code if answer else 0, response=answer)
@@ -2939,7 +2941,7 @@ def follow(client: VastAI, request: Request, row: Command) -> Answer:
                       for at in (old, new)]
         except ValueError:
             raise stop(f"to {shown(target, 200)}, which is no address") from None
-        if new.scheme not in ("http", "https") or not new.hostname or old.scheme == "https" and new.scheme == "http":
+        if new.scheme not in ("http", "https") or not new.hostname or (old.scheme == "https" and new.scheme == "http"):
             raise stop(f"to {shown(target, 200)}, which is not safe")
         if places[0] != places[1] and not (
                 old.scheme == new.scheme == "https" and _is_vast(old.hostname) and _is_vast(new.hostname)):
@@ -2949,11 +2951,11 @@ def follow(client: VastAI, request: Request, row: Command) -> Answer:
     raise stop(f"more than 5 times, the last time to {shown(url, 200)}")
 
 
-def _is_vast(host: Optional[str]) -> bool:
+def _is_vast(host: str | None) -> bool:
     return host == "vast.ai" or (host or "").endswith(".vast.ai")
 
 
-def transfer(client: VastAI, method: str, url: str, body: Optional[Row], trusted: bool, fresh: bool) -> Answer:
+def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: bool, fresh: bool) -> Answer:
     """One request over one connection, kept alive where the row is safe.  Raises Unsent or Unanswered.
 
     A connection that lay idle may have been closed by the service, which shows only when it is used; what must not be
@@ -2998,7 +3000,7 @@ def transfer(client: VastAI, method: str, url: str, body: Optional[Row], trusted
         return Answer(response.status, response.headers, content, url)
 
 
-def _timed_out(error: Optional[BaseException]) -> bool:
+def _timed_out(error: BaseException | None) -> bool:
     return isinstance(error, TimeoutError) or type(error).__name__ == "timeout"  # socket.timeout, before 3.10
 
 
@@ -3102,10 +3104,10 @@ class Pool:
     __slots__ = ("idle", "owner")
 
     def __init__(self) -> None:
-        self.idle: Dict[Tuple[str, str, Optional[str]], List[Any]] = {}
+        self.idle: dict[tuple[str, str, str | None], list[Any]] = {}
         self.owner = os.getpid()
 
-    def take(self, url: str, headers: Dict[str, str], fresh: bool, timeout: float) -> Tuple[Any, bool, str]:
+    def take(self, url: str, headers: dict[str, str], fresh: bool, timeout: float) -> tuple[Any, bool, str]:
         """A connection for `url`, whether it was used before, and what to ask it for.  Raises Unsent."""
         from http.client import HTTPException
         from urllib.parse import urlsplit
@@ -3127,7 +3129,7 @@ class Pool:
             return connection, reused, url
         return connection, reused, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
-    def waiting(self, place: Tuple[str, str, Optional[str]]) -> Any:
+    def waiting(self, place: tuple[str, str, str | None]) -> Any:
         """A connection that waits for its next request and is still good, or None."""
         waiting = self.idle.setdefault(place, [])
         while True:
@@ -3155,10 +3157,9 @@ class Pool:
                 connection.close()
 
 
-def connect(parts: Any, proxy: Optional[str], timeout: float) -> Any:
+def connect(parts: Any, proxy: str | None, timeout: float) -> Any:
     """A connection to the service, through the proxy if there is one, and with TLS for https."""
     import http.client
-    from urllib.parse import urlsplit
     host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     near_host, near_port = proxy_place(proxy) if proxy else (host, port)
     connection = http.client.HTTPConnection(near_host, near_port, timeout=timeout)
@@ -3191,7 +3192,7 @@ def tunnel(sock: Timed, place: str, proxy: str) -> None:
         raise OSError(f"the proxy refuses: HTTP {answer.status} {answer.reason}")
 
 
-_contexts: Dict[Any, ssl.SSLContext] = {}
+_contexts: dict[Any, ssl.SSLContext] = {}
 
 
 def tls_context() -> ssl.SSLContext:
@@ -3208,7 +3209,7 @@ def tls_context() -> ssl.SSLContext:
     return _contexts[key]
 
 
-def proxy_for(scheme: str, host: str) -> Optional[str]:
+def proxy_for(scheme: str, host: str) -> str | None:
     """The proxy that the environment names for a host; urllib.request is loaded only where it names any."""
     if not any(os.environ.get(name) for way in (scheme, "all") for name in (f"{way}_proxy", f"{way}_PROXY".upper())):
         return None
@@ -3224,7 +3225,7 @@ def proxy_parts(proxy: str) -> Any:
     return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
 
 
-def proxy_place(proxy: str) -> Tuple[str, int]:
+def proxy_place(proxy: str) -> tuple[str, int]:
     """Host and port of a proxy.  Raises OSError, whose text has nothing of a password that was not quoted."""
     try:
         parts = proxy_parts(proxy)
@@ -3235,7 +3236,7 @@ def proxy_place(proxy: str) -> Tuple[str, int]:
     raise OSError("the proxy of the environment must be a URL such as http://user:password@host:port") from None
 
 
-def proxy_headers(proxy: str) -> Dict[str, str]:
+def proxy_headers(proxy: str) -> dict[str, str]:
     from base64 import b64encode
     from urllib.parse import unquote
     parts = proxy_parts(proxy)
@@ -3248,7 +3249,7 @@ def proxy_headers(proxy: str) -> Dict[str, str]:
 def redacted(request: Request) -> Any:
     """The body with what is secret replaced by ***."""
     def hide(value: Any) -> Any:
-        return {k: "***" for k in value} if isinstance(value, dict) else "***"
+        return dict.fromkeys(value, "***") if isinstance(value, dict) else "***"
     return request.body and {name: hide(value) if name in request.hidden and value is not None else value
                              for name, value in request.body.items()}
 
@@ -3291,7 +3292,7 @@ def perform(call: Call) -> Any:
     return globals()[call.row.run](call) if call.row.run else call.send()
 
 
-def run_search_offers(call: Call) -> List[Row]:
+def run_search_offers(call: Call) -> list[Row]:
     """The rows of an offers search; for the SDK with `datacenter`, and with what the two directives ask for."""
     kind = "bid" if call["type"] == "interruptible" else call["type"]
     more = {"disable_bundling": True} if call["disable_bundling"] else {}
@@ -3300,7 +3301,7 @@ def run_search_offers(call: Call) -> List[Row]:
         call = Call(call.client, METHODS["search_offers_new"], call.params, call.view, call.cli)
     if call.row.method == "PUT":
         body = {"select_cols": ["*"], "q": body}
-    rows: List[Row] = call.send(body=body)
+    rows: list[Row] = call.send(body=body)
     call.extra.update(query=body, columns=RESERVED_COLUMNS if kind == "reserved" else OFFER_COLUMNS)
     if call.cli and not (call.extra.get("georegion") or call.extra.get("chunked")):
         return rows
@@ -3313,7 +3314,7 @@ def run_search_offers(call: Call) -> List[Row]:
     return list(filter(None, map(chunk, rows))) if call.extra.get("chunked") else rows
 
 
-def chunk(row: Row) -> Optional[Row]:
+def chunk(row: Row) -> Row | None:
     """An offer rounded down to a common size, so that many machines look alike; None where it is too small."""
     sizes = {"cpu_ram": 65536, "cpu_cores": 32, "min_bid": 0}
     if any(row.get(name) is not None and row[name] < size for name, size in sizes.items()):
@@ -3382,7 +3383,7 @@ def run_show_instances(call: Call) -> Any:
         query["after_token"] = call["next_token"]
     if call.cli and (not call.raw or call.view.quiet):
         query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if call["verbose"] or call["cols"] else [])
-    rows: List[Row] = []
+    rows: list[Row] = []
     for page in pages(call, query, not one_page):
         rows += page.pop("rows")
         call.extra.setdefault("page", page)
@@ -3413,7 +3414,7 @@ def stripped(value: Any) -> Any:
     return [stripped(item) for item in value] if isinstance(value, list) else value
 
 
-def run_show_instance(call: Call) -> Optional[Row]:
+def run_show_instance(call: Call) -> Row | None:
     """One instance, or None where it is gone."""
     row = call.send()
     return row and tidy_instance(row)
@@ -3436,7 +3437,7 @@ def run_create_instance(call: Call) -> Row:
 
 def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun: float) -> None:
     """Adds to an error of unknown outcome what one look at the instances of its label shows."""
-    found: List[Any] = []
+    found: list[Any] = []
     try:
         for row in call.do("show_instances", label=[label]):
             start = row.get("start_date")
@@ -3489,7 +3490,7 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
         stopped = status in ("running", "loading") and state == "exited" and row.get("intended_status") == "stopped"
         if row is None:
             raise NotFoundError(f"instance {id} is gone", command=call.row.name)
-        if stopped or status != "destroyed" and told.lower().startswith("error"):
+        if stopped or (status != "destroyed" and told.lower().startswith("error")):
             told = f" {shown(told, 300)}" * bool(told)
             raise VastAIError(f"instance {id} cannot become {status}: it is {state or 'not started'}.{told}",
                               command=call.row.name,
@@ -3531,7 +3532,7 @@ def run_bulk(call: Call) -> Row:
     return merged
 
 
-def partial(row: Command, results: List[Row]) -> PartialError:
+def partial(row: Command, results: list[Row]) -> PartialError:
     """The error of several items of which some failed."""
     failed = [str(item.get("id")) for item in results if not item.get("success")]
     return PartialError(f"{len(failed)} of {len(results)} failed: {', '.join(failed[:20])}", command=row.name,
@@ -3575,7 +3576,7 @@ def run_logs(call: Call) -> Any:
 
 def follow_logs(call: Call, text: str) -> None:
     """Prints logs as they come, until the instance is gone or has stopped."""
-    last: List[str] = []
+    last: list[str] = []
     pause, over = 2.0, False
     while True:
         lines = text.splitlines()
@@ -3595,7 +3596,7 @@ def follow_logs(call: Call, text: str) -> None:
         text = result_text(call, str(call.send(tail=call["tail"] or "1000")["result_url"]), call["max_wait"])
 
 
-def new_lines(last: List[str], lines: List[str]) -> List[str]:
+def new_lines(last: list[str], lines: list[str]) -> list[str]:
     """The lines behind those that were there before; the log's beginning moves on, so they may stand further up."""
     for at in range(len(lines), 0, -1):
         if last and lines[at - 1] == last[-1] and lines[max(0, at - len(last)):at] == last[-at:]:
@@ -3630,7 +3631,7 @@ def run_address(call: Call) -> str:
     return "\n".join(found if call["all"] else found[:1])
 
 
-def reachable(call: Call, row: Optional[Row], id: int) -> List[Tuple[str, int]]:
+def reachable(call: Call, row: Row | None, id: int) -> list[tuple[str, int]]:
     """The SSH addresses of an instance.  Raises where there is no such instance or no address."""
     if not row:
         raise NotFoundError(f"you have no instance {id}", command=call.row.name,
@@ -3642,7 +3643,7 @@ def reachable(call: Call, row: Optional[Row], id: int) -> List[Tuple[str, int]]:
     return found
 
 
-def ssh_target(call: Call, id: int) -> Tuple[str, int]:
+def ssh_target(call: Call, id: int) -> tuple[str, int]:
     """The first SSH address of an instance that answers; the last one if none does, for ssh to say why."""
     import socket
     found = reachable(call, call.do("show_instance", id=id), id)
@@ -3655,7 +3656,7 @@ def ssh_target(call: Call, id: int) -> Tuple[str, int]:
     return found[-1]
 
 
-def ssh_options(call: Call) -> List[str]:
+def ssh_options(call: Call) -> list[str]:
     """A new host key is taken without a question and kept; a changed one is refused.  The identity, if one is given."""
     identity = call["identity"]
     return ["-o",
@@ -3665,7 +3666,7 @@ def ssh_options(call: Call) -> List[str]:
 HOW_TO_GET_SSH = "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH client of Windows."
 
 
-def installation() -> Tuple[str, str]:
+def installation() -> tuple[str, str]:
     """How this copy came here ("pip" or "file"), and where it is."""
     from importlib.metadata import PackageNotFoundError, distribution
     place = os.path.realpath(__file__)
@@ -3722,7 +3723,7 @@ def run_scp(call: Call) -> None:
                 HOW_TO_GET_SSH)
 
 
-def addresses(row: Row) -> List[Tuple[str, int]]:
+def addresses(row: Row) -> list[tuple[str, int]]:
     """Where an instance listens for SSH: direct first, then the proxy; hosts and ports that can be used as they are."""
     found = []
     mapped = (row.get("ports") or {}).get("22/tcp") or []
@@ -3742,7 +3743,7 @@ def addresses(row: Row) -> List[Tuple[str, int]]:
 def safe_host(host: Any) -> str:
     """A host from the service as it may stand in a command, where it is not an option.  Raises ValueError."""
     name = str(host or "").strip()
-    if not name or name[0] == "-" or not all(c.isascii() and c.isalnum() or c in ".-:" for c in name):
+    if not name or name[0] == "-" or not all((c.isascii() and c.isalnum()) or c in ".-:" for c in name):
         raise ValueError(name)
     return name
 
@@ -3793,7 +3794,7 @@ def run_transfer_credit(call: Call) -> Any:
     return call.send()
 
 
-def amount_of(row: Row) -> Optional[float]:
+def amount_of(row: Row) -> float | None:
     """The amount of an invoice item, which the service gives as text; None where it cannot be read."""
     try:
         return float(_number(row.get("amount")))
@@ -3813,7 +3814,7 @@ def invoice_items(call: Call, **more: Any) -> Row:
             "current": answer.get("current")}
 
 
-def billed(call: Call, rows: List[Row]) -> List[Row]:
+def billed(call: Call, rows: list[Row]) -> list[Row]:
     """Items that are not 0, between the given dates (here UTC holds), and of instances with the given label."""
     start, end = (parse_when(date, "utc") if date else limit for date, limit in
                   ((call["start_date"], float("-inf")), (call["end_date"], float("inf"))))
@@ -3841,7 +3842,7 @@ def run_pdf_invoices(call: Call) -> str:
     from datetime import datetime
     name = f"invoice_{invoice_number()}"
     for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
-        name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}" if date else ""
+        name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}" if date else ""  # noqa: DTZ006
     name += "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
     path = call["pdf"] or (name.replace(":", ".") if os.name == "nt" else name) + ".pdf"
     write_invoice(call, path, billed(call, invoice_items(call)["invoices"]))
@@ -3854,10 +3855,10 @@ def invoice_number() -> int:
     return 12 * today.tm_year + today.tm_mon - 1
 
 
-def write_invoice(call: Call, path: str, rows: List[Row], title: str = "Invoice") -> None:
+def write_invoice(call: Call, path: str, rows: list[Row], title: str = "Invoice") -> None:
     """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind."""
     user = Call(call.client, METHODS["show_user"], {}, View()).send(query={"owner": "me"})
-    sums: Dict[str, float] = {}
+    sums: dict[str, float] = {}
     for row in rows:
         kind = "Payments" if row.get("type") == "payment" else "Charges"
         sums[kind] = sums.get(kind, 0) + (amount_of(row) or 0)
@@ -3887,7 +3888,7 @@ def run_show_invoices_v1(call: Call) -> Any:
     return {"results": results, "count": len(results), "total": len(results), "next_token": None}
 
 
-def bill_rows(call: Call, results: List[Row]) -> List[Row]:
+def bill_rows(call: Call, results: list[Row]) -> list[Row]:
     """The results of a page as people read them: without zeros, payments as gains, `instance-12` in two parts."""
     rows = []
     for row in results:
@@ -3912,7 +3913,7 @@ def config_file(name: str) -> str:
     return os.path.join(base, "vastai", name)
 
 
-def read_key(path: str) -> Optional[str]:
+def read_key(path: str) -> str | None:
     """The text of a key file, stripped; None where there is none that can be read."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -3921,7 +3922,7 @@ def read_key(path: str) -> Optional[str]:
         return None
 
 
-def write_private(path: str, content: Union[str, bytes]) -> None:
+def write_private(path: str, content: str | bytes) -> None:
     """Writes a file of mode 0600 in a folder of mode 0700, whole or not at all.  Raises UsageError."""
     import tempfile
     folder = os.path.dirname(os.path.abspath(path))
@@ -3941,7 +3942,7 @@ def write_private(path: str, content: Union[str, bytes]) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
-def run_set_api_key(call: Call) -> Optional[str]:
+def run_set_api_key(call: Call) -> str | None:
     """Keeps a key: on the command line in the key file, in the SDK in the client at hand."""
     key = call["api_key"].strip()
     if call.cli and key == "-":
@@ -3993,7 +3994,7 @@ def run_create_ssh_key(call: Call) -> Any:
     return call.send(ssh_key=_read_file(path + ".pub").strip())
 
 
-def run_instance_ssh_keys(call: Call) -> List[Row]:
+def run_instance_ssh_keys(call: Call) -> list[Row]:
     """The keys of an instance; the service gives them as a list or as the JSON text of one."""
     answer = call.send()
     keys = answer.get("ssh_keys") if isinstance(answer, dict) else answer
@@ -4006,14 +4007,14 @@ def run_instance_ssh_keys(call: Call) -> List[Row]:
     return objects(call, keys)
 
 
-def objects(call: Call, value: Any) -> List[Row]:
+def objects(call: Call, value: Any) -> list[Row]:
     """`value`, if it is a list of objects; an error if not."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise VastAIError("the service gave something other than a list of objects", command=call.row.name)
     return value
 
 
-def run_set_role(call: Call) -> Optional[str]:
+def run_set_role(call: Call) -> str | None:
     """Keeps the role that the overview of commands is for."""
     write_private(config_file("vast_role"), call["role"])
     return f"vastai --help lists the commands of a {call['role']} from now on" if call.cli else None
@@ -4039,7 +4040,7 @@ def run_show_machine(call: Call) -> Any:
     return found[0]
 
 
-def run_list_machines(call: Call) -> List[Row]:
+def run_list_machines(call: Call) -> list[Row]:
     """One request for each machine; one that fails does not stop the others."""
     terms = {arg.name: call[arg.name] for arg in LISTING}
     answers, results = [], []
@@ -4051,7 +4052,7 @@ def run_list_machines(call: Call) -> List[Row]:
         except NothingSent:
             continue
         except VastAIError as error:
-            if isinstance(error, AuthError) and error.status != 403 and not results or len(call["ids"]) == 1:
+            if (isinstance(error, AuthError) and error.status != 403 and not results) or len(call["ids"]) == 1:
                 raise
             results.append({"id": id, "success": False, "status_code": error.status, "msg": error.msg})
     call.note("")
@@ -4108,7 +4109,7 @@ def run_tfa_auth_new(call: Call) -> Row:
         if call.cli and len(given) > 1:
             raise UsageError("give one of --method-type, --method-id and --backup-code", command=call.row.name)
         answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
-        if not call.cli or call["backup_code"] and answer.get("msg") == "Authorization successful.":
+        if not call.cli or (call["backup_code"] and answer.get("msg") == "Authorization successful."):
             return answer
         secret = answer.get("secret")
         if not isinstance(secret, str) or not secret:
@@ -4137,7 +4138,7 @@ def run_update_template(call: Call) -> Row:
     return answer
 
 
-def run_show_volumes(call: Call) -> List[Row]:
+def run_show_volumes(call: Call) -> list[Row]:
     """The volumes with their age."""
     rows = [tidy_instance(row) for row in call.send(query={"type": f"{call['type']}_volume"})]
     return [stripped(row) for row in rows] if call.cli else rows
@@ -4207,8 +4208,8 @@ def run_price_increase(call: Call) -> Row:
         confirm(call, f"{verb.title()} the higher prices of instances {', '.join(map(str, ids))}? (--yes does not ask)")
     rows = call.do("show_pending_price_increases")["pending_price_increases"]
     numbers = {row.get("contract_id"): row.get("pending_price_increase_id") for row in reversed(rows)}
-    results: List[Row] = []
-    failures: List[VastAIError] = []
+    results: list[Row] = []
+    failures: list[VastAIError] = []
     for id in ids:
         result = {"instance_id": id, "pending_price_increase_id": numbers.get(id)}
         try:
@@ -4243,8 +4244,8 @@ def run_search_benchmarks(call: Call) -> Any:
         query["order_by"] = [part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
                              for part in parse_order(call["order"])]
     query.update({name: call[name] for name in ("limit", "after_token") if call[name] is not None})
-    everything = call["all_pages"] or call.cli and call["limit"] is None and call["after_token"] is None
-    rows: List[Row] = []
+    everything = call["all_pages"] or (call.cli and call["limit"] is None and call["after_token"] is None)
+    rows: list[Row] = []
     for page in pages(call, query, everything):
         rows += page["rows"]
         call.extra["next_token"] = page.get("next_token")
@@ -4272,7 +4273,7 @@ def run_gpu_trends(call: Call) -> Any:
             {"date": utc_text(moment, "%Y-%m-%d %H:%M:%S"), "timestamp": moment,
              **{name: values[at] if at < len(values) else None for name, values in lists.items()}}
             for at, moment in enumerate(supply.get("timestamps") or ())]}
-    if call.whole or call.view.form == "table" and not call.view.fields:
+    if call.whole or (call.view.form == "table" and not call.view.fields):
         return result
     return [{"gpu": gpu, **row} for gpu, part in result.items() for row in part["rows"]]
 
@@ -4292,7 +4293,7 @@ def run_gpu_locations(call: Call) -> Row:
     return {**answer, "locations": rows}
 
 
-def run_program(words: List[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
+def run_program(words: list[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
     """Runs another program with our own stdin, stdout and stderr.  Raises ProgramError with its exit status; not
     `told` means that the status is a remote command's, and nothing to complain about; `aside`, that its output goes to
     stderr."""
@@ -4325,13 +4326,13 @@ def agreed(question: str) -> bool:
     return (ask_line(f"{question} [y/N]") or "").lower() in ("y", "yes")
 
 
-def ask_line(question: str) -> Optional[str]:
+def ask_line(question: str) -> str | None:
     """Asks on stderr and reads one line from stdin, stripped; None at its end."""
     tell(f"{shown(question, 500)} ")
     return read_line()
 
 
-def read_line() -> Optional[str]:
+def read_line() -> str | None:
     """One line from stdin, stripped; None at its end, and where it cannot be read."""
     try:
         line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
@@ -4381,7 +4382,7 @@ def output_of(line: str) -> str:
     return "\n".join(text for text in lines if any(word in text.lower() for word in words))
 
 
-def write_bundle(call: Call, folder: str, result: Row, lines: List[str], instance: Any, local: bool = False) -> Row:
+def write_bundle(call: Call, folder: str, result: Row, lines: list[str], instance: Any, local: bool = False) -> Row:
     """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises UsageError."""
     import glob
     import re
@@ -4390,7 +4391,7 @@ def write_bundle(call: Call, folder: str, result: Row, lines: List[str], instanc
     stamp, machine, errors = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), result["machine_id"], []
     members: Row = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result}
     logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
-    sources: List[Tuple[str, str, Any]] = [] if instance is None else [
+    sources: list[tuple[str, str, Any]] = [] if instance is None else [
         ("instance/show-instance.json", "show_instance", {"id": instance}), ("instance/container.log", "logs", logs),
         ("instance/daemon.log", "logs", {**logs, "daemon_logs": True})]
     if local:
@@ -4482,12 +4483,12 @@ TEST_FAILURES = {
     "resnet_failed": "resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror"}
 
 
-def failure_of(text: str, table: Dict[str, str], otherwise: str) -> str:
+def failure_of(text: str, table: dict[str, str], otherwise: str) -> str:
     """The failure code of which a message has a word."""
     return next((code for code, words in table.items() if any(w in text.lower() for w in words.split("|"))), otherwise)
 
 
-def requirements(offer: Row) -> List[Row]:
+def requirements(offer: Row) -> list[Row]:
     """What a machine must have to be verified, beside what it has."""
     has = {name: value for name, value in offer.items() if value is not None}.get
     gpus, ports = has("num_gpus") or 1, has("direct_port_count", 0)
@@ -4517,7 +4518,7 @@ class SelfTest:
     def __init__(self, call: Call) -> None:
         self.call, self.machine, self.began = call, str(call["machine_id"]), time.time()
         self.label = f"vast-self-test-machine-{self.machine}"
-        self.lines: List[str] = []
+        self.lines: list[str] = []
         self.instance: Any = None  # "?" while there may be one that the service has not named
         self.row: Row = {}  # the instance as it was seen last
         self.result: Row = {
@@ -4679,7 +4680,7 @@ class SelfTest:
                 self.fail("cleanup_failed", "cleanup", f"instance {self.instance} may be there and cost: `vastai "
                           f"show instances --label {self.label}` shows it. {self.result['reason']}")
 
-    def save(self, instance: Optional[int] = None) -> None:
+    def save(self, instance: int | None = None) -> None:
         """Writes the diagnostics of a failure, once."""
         call, notes = self.call, self.result["diagnostics"]
         off = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower() in ("0", "false", "no", "off")
@@ -4708,7 +4709,7 @@ SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 4
 GPU_WORDS = {"ti": "Ti", "laptop": "laptop", "tesla": "Tesla", "titan": "Titan", "quadro": "Quadro", "radeon": "Radeon"}
 
 
-def gpu_specs(text: str, count: Optional[int], filters: Row) -> List[Tuple[str, int]]:
+def gpu_specs(text: str, count: int | None, filters: Row) -> list[tuple[str, int]]:
     """(GPU, number) of `2x RTX_4090, rtx_3090`; without a text the usual ones, as many as the memory filter needs."""
     import re
     limits = filters.get("gpu_total_ram") or {}
@@ -4724,7 +4725,7 @@ def gpu_specs(text: str, count: Optional[int], filters: Row) -> List[Tuple[str, 
     return list(dict.fromkeys(specs))
 
 
-def run_benchmarks(call: Call) -> List[Row]:
+def run_benchmarks(call: Call) -> list[Row]:
     """How fast a template is on some GPUs: from measurements of the last 30 days, else by renting each."""
     field, value = ("hash_id", call["template_hash"]) if call["template_id"] is None else ("id", call["template_id"])
     if value in (None, ""):
@@ -4763,7 +4764,7 @@ def benchmark(name: str, count: int, status: str, perf: float = 0, price: float 
             "rental_dph": price or None, "perf_per_dollar": perf / price if perf and price else None}
 
 
-def known_benchmark(call: Call, template: Row, gpu: Row) -> Tuple[float, float]:
+def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
     """The medians of what was measured: performance and $/hr; 0 where nothing was."""
     from statistics import median
     found: Row = {}
@@ -4793,22 +4794,22 @@ def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
     return "no offer of it meets all filters of the template at once"
 
 
-def rent_and_measure(call: Call, specs: List[Tuple[str, int]]) -> List[Row]:
+def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
     """A serverless worker of each GPU measures itself, side by side, until all have or the time is over."""
     rows = {spec: benchmark(*spec, "timeout") for spec in specs}
     names = {spec: f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}" for spec in specs}
-    rented: Dict[Any, List[Tuple[str, Any]]] = {spec: [] for spec in specs}  # kinds and ids, as they are to be deleted
-    endpoints: Dict[Any, Any] = {}
+    rented: dict[Any, list[tuple[str, Any]]] = {spec: [] for spec in specs}  # kinds and ids, as they are to be deleted
+    endpoints: dict[Any, Any] = {}
     watcher = call if not call["autoscaler_url"] else Call(
         VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry), call.row, {}, call.view)
 
-    def make(spec: Tuple[str, int], kind: str, **params: Any) -> Any:
+    def make(spec: tuple[str, int], kind: str, **params: Any) -> Any:
         rented[spec].insert(0, (kind, "?"))  # from here on it may be there, whatever becomes of the answer
         answer = call.do(f"create_{kind}", endpoint_name=names[spec], auto_instance=call["auto_instance"], **params)
         rented[spec][0] = (kind, answer.get("result", answer.get("id")) or "?")
         return rented[spec][0][1]
 
-    def look(spec: Tuple[str, int]) -> None:
+    def look(spec: tuple[str, int]) -> None:
         try:
             for worker in watcher.do("get_endpoint_workers", id=endpoints[spec]):
                 if ("instance", worker["id"]) not in rented[spec]:
@@ -4820,7 +4821,7 @@ def rent_and_measure(call: Call, specs: List[Tuple[str, int]]) -> List[Row]:
         except VastAIError as error:
             call.note(f"{names[spec]}: {error.msg}")
 
-    def give_back(chosen: List[Tuple[str, int]]) -> None:
+    def give_back(chosen: list[tuple[str, int]]) -> None:
         for spec in chosen:
             if spec in endpoints and rows[spec]["status"] == "timeout":
                 look(spec)  # for workers that came last
@@ -4864,7 +4865,7 @@ class Method:
             return self.name if name == "__name__" else f"VastAI.{self.name}"
         raise AttributeError(name)
 
-    def __get__(self, client: Optional[VastAI], owner: Any = None) -> Any:
+    def __get__(self, client: VastAI | None, owner: Any = None) -> Any:
         if client is None:
             return self
         from types import MethodType  # loaded with the interpreter
@@ -4879,11 +4880,11 @@ class Method:
     def __repr__(self) -> str:
         return f"<function VastAI.{self.name}>"
 
-    __doc__ = property(lambda self: docstring(self.row))  # type: ignore[assignment]
+    __doc__ = property(lambda self: docstring(self.row))
     __signature__ = property(lambda self: signature(self.row))
 
     @property
-    def __annotations__(self) -> Dict[str, Any]:
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         result = {arg.name: arg.annotation for arg in self.row.args if arg.face != "cli"}
         return {**result, "return": self.row.annotation}
 
@@ -5011,7 +5012,7 @@ class VastAI:
     one call.
     """
 
-    def __init__(self, api_key: Optional[str] = None, server_url: Optional[str] = None,
+    def __init__(self, api_key: str | None = None, server_url: str | None = None,
                  retry: int = 3, raw: bool = True,
                  explain: bool = False, quiet: bool = False, curl: bool = False, timeout: float = 120) -> None:
         self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
@@ -5028,7 +5029,7 @@ class VastAI:
         self.api_key, self.creds_source, self.key_origin = find_key(api_key)
 
     @property
-    def api_key_access(self) -> Optional[str]:
+    def api_key_access(self) -> str | None:
         """Another name for `api_key`."""
         return self.api_key
 
@@ -5038,7 +5039,7 @@ class VastAI:
         return self
 
     @property
-    def secrets(self) -> List[str]:
+    def secrets(self) -> list[str]:
         """The texts that no message may show."""
         return [self.api_key] if self.api_key and len(self.api_key) >= 8 else []
 
@@ -5089,6 +5090,440 @@ class VastAI:
         return None
 
     # stubs: begin
+    if TYPE_CHECKING:  # written by `python3 test_vastai.py stubs`
+        def search_offers(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
+                'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] = 'score-',
+                limit: int | None = None, storage: float = 5.0, no_default: bool = False) -> list[Offer]:
+            "GPU offers that can be rented."; ...
+        def search_offers_new(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
+                'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] = 'score-',
+                limit: int | None = None, storage: float = 5.0, no_default: bool = False) -> list[Offer]:
+            "GPU offers, from the newer search service."; ...
+        def search_templates(self, query: str | dict[str, Any] | None = None) -> list[Template]:
+            "Templates to start instances from."; ...
+        def create_instance(self, id: int, image: str | None = None, disk: float = 10,
+                env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
+                extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
+                python_utf8: bool = False, lang_utf8: bool = False, jupyter_lab: bool = False,
+                jupyter_dir: str | None = None, force: bool = False, cancel_unavail: bool = False,
+                template_hash: str | None = None, user: str | None = None, runtype: str | None = None,
+                args: Sequence[str] | None = None, volume_info: dict[str, Any] | None = None,
+                bid_price: float | None = None, ssh: bool = False, jupyter: bool = False, direct: bool = False,
+                create_volume: int | None = None, link_volume: int | None = None, volume_size: float | None = None,
+                mount_path: str | None = None, volume_label: str | None = None, wait: bool = False,
+                max_wait: float = 600, confirm: bool = False) -> CreatedInstance:
+            "Rent an offer: make an instance of it."; ...
+        def create_instances(self, ids: Sequence[int], image: str | None = None, disk: float = 10,
+                env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
+                extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
+                python_utf8: bool = False, lang_utf8: bool = False, jupyter_lab: bool = False,
+                jupyter_dir: str | None = None, force: bool = False, cancel_unavail: bool = False,
+                template_hash: str | None = None, user: str | None = None, runtype: str | None = None,
+                args: Sequence[str] | None = None, volume_info: dict[str, Any] | None = None,
+                bid_price: float | None = None, ssh: bool = False, jupyter: bool = False, direct: bool = False,
+                create_volume: int | None = None, link_volume: int | None = None, volume_size: float | None = None,
+                mount_path: str | None = None, volume_label: str | None = None) -> dict[str, Any]:
+            "Rent several offers with the same options."; ...
+        def launch_instance(self, gpu_name: str, num_gpus: str, image: str, region: str | None = None,
+                disk: float = 10, order: str | Sequence[Any] = 'score-', limit: int | None = None,
+                env: str | dict[str, str] | None = None, label: str | None = None, extra: str | None = None,
+                onstart_cmd: str | None = None, login: str | None = None, python_utf8: bool = False,
+                lang_utf8: bool = False, jupyter_lab: bool = False, jupyter_dir: str | None = None,
+                cancel_unavail: bool = False, template_hash: str | None = None, runtype: str | None = None,
+                args: Sequence[str] | None = None, query: dict[str, Any] | None = None, ssh: bool = False,
+                jupyter: bool = False, direct: bool = False, wait: bool = False, max_wait: float = 600,
+                confirm: bool = False) -> CreatedInstance:
+            "Rent the best offer for a GPU: search and create in one call."; ...
+        def show_instances(self, status: Sequence[str] | None = None, label: Sequence[str] | None = None,
+                gpu_name: Sequence[str] | None = None, verification: Sequence[Literal['verified', 'unverified',
+                'deverified']] | None = None, order_by: Sequence[str] | None = None, limit: int | None = None,
+                next_token: str | None = None, all: bool = False) -> list[Instance]:
+            "Your instances."; ...
+        def show_instances_v1(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
+            "One page of instances, as the service gives it."; ...
+        def show_instance_filters(self) -> list[dict[str, Any]]:
+            "The states, models and verifications of your instances."; ...
+        def show_instance(self, id: int) -> Instance | Any: "One instance in full."; ...
+        def start_instance(self, id: int) -> dict[str, Any]: "Start a stopped instance."; ...
+        def stop_instance(self, id: int) -> dict[str, Any]:
+            "Stop an instance; its storage is kept and still costs."; ...
+        def destroy_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
+            "End an instance and delete its data."; ...
+        def start_instances(self, ids: Sequence[int]) -> dict[str, Any]: "Start several stopped instances."; ...
+        def stop_instances(self, ids: Sequence[int]) -> dict[str, Any]: "Stop several instances."; ...
+        def destroy_instances(self, ids: Sequence[int]) -> dict[str, Any]:
+            "End several instances and delete their data."; ...
+        def reboot_instance(self, id: int, schedule: Literal['HOURLY', 'DAILY', 'WEEKLY'] | None = None,
+                start_date: str | float | None = None, end_date: str | float | None = None, day: str = '0',
+                hour: str = '0') -> dict[str, Any]:
+            "Stop and start the container, keeping its GPU."; ...
+        def recycle_instance(self, id: int) -> dict[str, Any]:
+            "Make the container anew from its image, keeping its GPU."; ...
+        def label_instance(self, id: int, label: str) -> dict[str, Any]: "Give an instance a name of your own."; ...
+        def update_instance(self, id: int, template_id: int | None = None, template_hash_id: str | None = None,
+                image: str | None = None, args: str | None = None, env: dict[str, Any] | None = None,
+                onstart: str | None = None) -> dict[str, Any]:
+            "Change the template, image or start-up of an instance."; ...
+        def prepay_instance(self, id: int, amount: float) -> dict[str, Any]:
+            "Pay a reserved instance in advance, for a discount."; ...
+        def change_bid(self, id: int, price: float | None = None, schedule: Literal['HOURLY', 'DAILY',
+                'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
+                day: str = '0', hour: str = '0') -> dict[str, Any]:
+            "Change the bid of an interruptible instance."; ...
+        def execute(self, id: int, command: str, schedule: Literal['HOURLY', 'DAILY', 'WEEKLY'] | None = None,
+                start_date: str | float | None = None, end_date: str | float | None = None, day: str = '0',
+                hour: str = '0', max_wait: float = 60) -> str:
+            "Run ls, rm or du in an instance and show what it prints."; ...
+        def logs(self, instance_id: int, tail: str | None = None, filter: str | None = None, daemon_logs: bool = False,
+                max_wait: float = 60) -> str:
+            "What an instance has printed."; ...
+        def wait_instance(self, id: int, status: Literal['running', 'loading', 'exited', 'destroyed'] = 'running',
+                max_wait: float = 600, poll: float = 5) -> Instance:
+            "Wait until an instance is running, or in another state."; ...
+        def ssh_url(self, id: int) -> str: "The address for ssh."; ...
+        def scp_url(self, id: int) -> str: "The address for scp."; ...
+        def create_template(self, name: str | None = None, image: str | None = None, image_tag: str | None = None,
+                href: str | None = None, repo: str | None = None, login: str | None = None, env: str | None = None,
+                ssh: bool = False, jupyter: bool = False, direct: bool = False, jupyter_dir: str | None = None,
+                jupyter_lab: bool = False, onstart_cmd: str | None = None, search_params: str | None = None,
+                no_default: bool = False, disk_space: float | None = None, readme: str | None = None,
+                hide_readme: bool = False, desc: str | None = None, public: bool = False, runtype: str | None = None,
+                use_ssh: bool | None = None, jup_direct: bool | None = None, ssh_direct: bool | None = None,
+                use_jupyter_lab: bool | None = None, docker_login_repo: str | None = None,
+                extra_filters: dict[str, Any] | None = None, readme_visible: bool | None = None,
+                private: bool | None = None) -> dict[str, Any]:
+            "Keep an image with its options and conditions as a template."; ...
+        def update_template(self, hash_id: str, name: str | None = None, image: str | None = None,
+                image_tag: str | None = None, href: str | None = None, repo: str | None = None,
+                login: str | None = None, env: str | None = None, ssh: bool = False, jupyter: bool = False,
+                direct: bool = False, jupyter_dir: str | None = None, jupyter_lab: bool = False,
+                onstart_cmd: str | None = None, search_params: str | None = None, no_default: bool = False,
+                disk_space: float | None = None, readme: str | None = None, hide_readme: bool = False,
+                desc: str | None = None, public: bool = False, runtype: str | None = None, use_ssh: bool | None = None,
+                jup_direct: bool | None = None, ssh_direct: bool | None = None, use_jupyter_lab: bool | None = None,
+                docker_login_repo: str | None = None, extra_filters: dict[str, Any] | None = None,
+                readme_visible: bool | None = None, private: bool | None = None) -> dict[str, Any]:
+            "Replace a template; it gets a new hash."; ...
+        def delete_template(self, template_id: int | None = None, hash_id: str | None = None) -> dict[str, Any]:
+            "Delete a template of yours."; ...
+        def search_volumes(self, query: str | dict[str, Any] | None = None, order: str | Sequence[Any] = 'score-',
+                limit: int | None = None, storage: float = 1.0, no_default: bool = False) -> list[dict[str, Any]]:
+            "Offers of disk space on one machine."; ...
+        def search_network_volumes(self, query: str | dict[str, Any] | None = None,
+                order: str | Sequence[Any] = 'score-', limit: int | None = None, storage: float = 1.0,
+                no_default: bool = False) -> list[dict[str, Any]]:
+            "Offers of disk space that a cluster shares."; ...
+        def show_volumes(self, type: Literal['all', 'local', 'network'] = 'all') -> list[dict[str, Any]]:
+            "Your volumes."; ...
+        def create_volume(self, id: int, size: float = 15, name: str | None = None) -> dict[str, Any]:
+            "Rent disk space: make a volume of an offer."; ...
+        def create_network_volume(self, id: int, size: float = 15, name: str | None = None) -> dict[str, Any]:
+            "Rent disk space in a cluster: make a volume of an offer."; ...
+        def clone_volume(self, source: int, dest: int, size: float | None = None,
+                disable_compression: bool = False) -> dict[str, Any]:
+            "Make a volume of an offer and copy another into it."; ...
+        def delete_volume(self, id: int) -> dict[str, Any]: "Delete a volume and its data; no instance may use it."; ...
+        def list_volume(self, id: int, size: float = 15, price_disk: float = 0.1,
+                end_date: str | float | None = None) -> dict[str, Any]:
+            "Offer disk space of a machine of yours."; ...
+        def list_volumes(self, ids: Sequence[int], size: float = 15, price_disk: float = 0.1,
+                end_date: str | float | None = None) -> dict[str, Any]:
+            "Offer disk space of several machines of yours."; ...
+        def unlist_volume(self, id: int) -> dict[str, Any]: "Take an offer of disk space back."; ...
+        def list_network_volume(self, disk_id: int, price_disk: float = 0.15, size: float = 15,
+                end_date: str | float | None = None) -> dict[str, Any]:
+            "Offer space of a network disk of yours."; ...
+        def unlist_network_volume(self, id: int) -> dict[str, Any]: "Take an offer of a network disk back."; ...
+        def show_network_disks(self) -> dict[str, Any]: "Your clusters' network disks and where they are mounted."; ...
+        def add_network_disk(self, machines: Sequence[int], mount_point: str,
+                disk_id: int | None = None) -> dict[str, Any]:
+            "Attach a network disk to machines of a cluster."; ...
+        def copy(self, src: str, dst: str) -> dict[str, Any]:
+            "Copy between instances, volumes, cloud storage and this computer."; ...
+        def cancel_copy(self, dst_id: int | str) -> dict[str, Any]: "Stop the copies to an instance."; ...
+        def cancel_sync(self, dst_id: int | str) -> dict[str, Any]: "Stop the cloud copies to an instance."; ...
+        def cloud_copy(self, src: str, dst: str = '/workspace', instance: int | str | None = None,
+                connection: int | str | None = None, transfer: str = 'Instance to Cloud', dry_run: bool = False,
+                size_only: bool = False, ignore_existing: bool = False, update: bool = False,
+                delete_excluded: bool = False, flags: Sequence[str] | None = None, schedule: Literal['HOURLY', 'DAILY',
+                'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
+                day: str = '0', hour: str = '0') -> dict[str, Any]:
+            "Copy between an instance and cloud storage, now or as a scheduled job."; ...
+        def show_connections(self) -> list[dict[str, Any]]: "Your connections to cloud storage."; ...
+        def take_snapshot(self, instance_id: int | str, repo: str | None = None, container_registry: str = 'docker.io',
+                docker_login_user: str | None = None, docker_login_pass: str | None = None,
+                pause: bool = True) -> dict[str, Any]:
+            "Push a container as an image to a registry."; ...
+        def show_instance_backups(self, contract_id: int | None = None) -> list[dict[str, Any]]:
+            "Backups that Vast.ai made of your instances and volumes."; ...
+        def show_instance_backup_files(self, contract_id: int) -> dict[str, Any]:
+            "Files of a backup, with their addresses."; ...
+        instance_backup_files = show_instance_backup_files
+        def show_deployments(self) -> list[dict[str, Any]]: "Your serverless deployments."; ...
+        def show_deployment(self, id: int) -> dict[str, Any] | Any: "One deployment in full."; ...
+        def show_deployment_versions(self, id: int) -> list[dict[str, Any]]: "The versions of a deployment."; ...
+        def start_deployment(self, id: int) -> dict[str, Any]: "Start a stopped deployment."; ...
+        def stop_deployment(self, id: int) -> dict[str, Any]: "Stop a deployment; it can be started again."; ...
+        def delete_deployment(self, id: int | None = None, name: str | None = None,
+                tag: str | None = None) -> dict[str, Any]:
+            "Delete a deployment by its id, or those of a name."; ...
+        def show_pending_price_increases(self) -> dict[str, Any]:
+            "Higher prices that hosts ask for your instances."; ...
+        def accept_price_increase(self, instance_id: int) -> dict[str, Any]:
+            "Take the higher price and keep the instance for longer."; ...
+        def reject_price_increase(self, instance_id: int) -> dict[str, Any]:
+            "Refuse the higher price; the rental ends when it was going to."; ...
+        def search_benchmarks(self, query: str | dict[str, Any] | None = None,
+                order: str | Sequence[Any] | None = None, limit: int | None = None, after_token: str | None = None,
+                all_pages: bool = False) -> list[dict[str, Any]]:
+            "Results of benchmarks on machines."; ...
+        def search_benchmarks_v1(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
+            "One page of benchmarks, as the service gives it."; ...
+        def show_gpu_metrics(self, verified: Literal['true', 'false', 'all'] = 'all',
+                datacenter: Literal['true', 'false', 'all'] = 'all', num_gpus: Literal['all', '1', '2', '4', '8',
+                'other'] = 'all') -> dict[str, Any]:
+            "How many GPUs there are and are free, and their prices."; ...
+        def show_gpu_trends(self, name: str = 'RTX 5090,RTX 4090,RTX 3090',
+                verified: Literal['true', 'false', 'all'] = 'all', datacenter: Literal['true', 'false', 'all'] = 'all',
+                num_gpus: Literal['all', '1', '2', '4', '8', 'other'] = 'all', start: int | None = None,
+                end: int | None = None, step: int | None = None) -> dict[str, Any]:
+            "GPUs and their prices over time."; ...
+        def show_gpu_locations(self, verified: Literal['true', 'false', 'all'] = 'all',
+                datacenter: Literal['true', 'false', 'all'] = 'all', rented: Literal['true', 'false', 'all'] = 'all',
+                state: Literal['all', 'rented', 'available', 'unavailable'] = 'all',
+                gpu: str | None = None) -> dict[str, Any]:
+            "Where the GPUs are."; ...
+        def set_api_key(self, api_key: str) -> None: "Keep the API key in a file of yours."; ...
+        def show_ssh_keys(self) -> list[dict[str, Any]]: "The SSH keys of your account."; ...
+        def create_ssh_key(self, ssh_key: str | None = None) -> dict[str, Any]: "Add an SSH key to your account."; ...
+        def attach_ssh(self, instance_id: int, ssh_key: str) -> dict[str, Any]: "Let an SSH key into an instance."; ...
+        def show_instance_ssh_keys(self, id: int) -> list[dict[str, Any]]: "The SSH keys that an instance lets in."; ...
+        def detach_ssh(self, instance_id: int, ssh_key_id: int) -> dict[str, Any]: "Lock an SSH key out."; ...
+        def update_ssh_key(self, id: int, ssh_key: str) -> dict[str, Any]: "Replace an SSH key of your account."; ...
+        def delete_ssh_key(self, id: int) -> dict[str, Any]: "Take an SSH key out of your account."; ...
+        def show_api_keys(self) -> list[dict[str, Any]]: "The API keys of your account."; ...
+        def show_api_key(self, id: int) -> dict[str, Any]: "One API key: its name and what it may do."; ...
+        def create_api_key(self, name: str, permissions: dict[str, Any] | str | None = None,
+                key_params: str | None = None) -> dict[str, Any]:
+            "Make an API key that may do only some things."; ...
+        def delete_api_key(self, id: int) -> dict[str, Any]: "End an API key."; ...
+        def reset_api_key(self) -> dict[str, Any]: "Replace your main API key; the old one ends at once."; ...
+        def set_role(self, role: Literal['host', 'client']) -> None: "Choose whose commands --help lists."; ...
+        def show_env_vars(self, show_values: bool = False) -> dict[str, Any] | Any:
+            "The environment variables that your instances get."; ...
+        def create_env_var(self, name: str, value: str) -> dict[str, Any]:
+            "Add an environment variable for your instances."; ...
+        def update_env_var(self, name: str, value: str) -> dict[str, Any]: "Change an environment variable."; ...
+        def delete_env_var(self, name: str) -> dict[str, Any]: "Take an environment variable away."; ...
+        def tfa_login(self, code: str | None = None, backup_code: str | None = None,
+                method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
+                method_id: str | None = None) -> dict[str, Any]:
+            "Start a session on this machine with a code."; ...
+        def tfa_logout(self) -> dict[str, Any]: "End the session on this machine: delete its key."; ...
+        def tfa_status(self) -> dict[str, Any]: "Your methods, and how many backup codes are left."; ...
+        def tfa_auth_new(self, code: str | None = None, secret: str | None = None, backup_code: str | None = None,
+                method_type: Literal['email', 'sms', 'totp'] | None = None,
+                method_id: str | None = None) -> dict[str, Any]:
+            "Prove that it is you, before a method is added."; ...
+        def tfa_totp_setup(self) -> dict[str, Any]: "Get a secret for an authenticator app."; ...
+        def tfa_send_sms(self, phone_number: str | None = None) -> dict[str, Any]: "Have a code sent by SMS."; ...
+        def tfa_resend_sms(self, secret: str, phone_number: str | None = None) -> dict[str, Any]:
+            "Have the code sent by SMS once more."; ...
+        def tfa_send_email(self) -> dict[str, Any]: "Have a code sent by mail."; ...
+        def tfa_activate(self, code: str, secret: str, method_type: Literal['sms', 'totp'] = 'totp',
+                phone_number: str | None = None, label: str | None = None,
+                method_id: str | None = None) -> dict[str, Any]:
+            "Add a method, with the first code from it."; ...
+        def tfa_update(self, method_id: int, label: str | None = None,
+                set_primary: bool | None = None) -> dict[str, Any]:
+            "Rename a method, or make it the primary one."; ...
+        def tfa_delete(self, code: str | None = None, backup_code: str | None = None,
+                method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
+                method_id: str | None = None, id_to_delete: int | None = None) -> dict[str, Any]:
+            "Take a method away."; ...
+        def tfa_regen_codes(self, code: str | None = None, backup_code: str | None = None,
+                method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
+                method_id: str | None = None) -> dict[str, Any]:
+            "Make new backup codes; the old ones end."; ...
+        def create_team(self, team_name: str) -> dict[str, Any]: "Make your account a team."; ...
+        def destroy_team(self) -> dict[str, Any]: "Dissolve your team."; ...
+        def show_members(self) -> list[dict[str, Any]]: "The members of your team."; ...
+        show_team_members = show_members
+        def invite_member(self, email: str, role: str) -> dict[str, Any]: "Invite somebody to your team by mail."; ...
+        invite_team_member = invite_member
+        def remove_member(self, id: int) -> dict[str, Any]: "Take somebody out of your team."; ...
+        remove_team_member = remove_member
+        def show_team_roles(self) -> list[dict[str, Any]]: "The roles of your team, and what they may do."; ...
+        def show_team_role(self, name: str) -> dict[str, Any]: "One role, and what it may do."; ...
+        def create_team_role(self, name: str, permissions: dict[str, Any] | str) -> dict[str, Any]: "Make a role."; ...
+        def update_team_role(self, id: int, name: str | None = None, permissions: dict[str,
+                Any] | str | None = None) -> dict[str, Any]:
+            "Rename a role, or change what it may do."; ...
+        def remove_team_role(self, name: str) -> dict[str, Any]: "Delete a role."; ...
+        def show_machines(self) -> list[dict[str, Any]]: "The machines that you offer."; ...
+        def show_machine(self, id: int) -> Dict[str, Any]: "One machine of yours."; ...
+        def list_machine(self, id: int, price_gpu: float | None = None, price_disk: float | None = None,
+                price_inetu: float | None = None, price_inetd: float | None = None, price_min_bid: float | None = None,
+                min_chunk: int = 1, end_date: str | float | None = None, discount_rate: float | None = None,
+                duration: str | None = None, vol_size: int | None = None,
+                vol_price: float | None = None) -> dict[str, Any]:
+            "Offer a machine for rent, or change its prices."; ...
+        def list_machines(self, ids: Sequence[int], price_gpu: float | None = None, price_disk: float | None = None,
+                price_inetu: float | None = None, price_inetd: float | None = None, price_min_bid: float | None = None,
+                min_chunk: int = 1, end_date: str | float | None = None, discount_rate: float | None = None,
+                duration: str | None = None, vol_size: int | None = None,
+                vol_price: float | None = None) -> list[dict[str, Any]]:
+            "Offer several machines on the same terms."; ...
+        def unlist_machine(self, id: int) -> dict[str, Any]: "Stop offering a machine; rentals that run go on."; ...
+        def delete_machine(self, id: int) -> dict[str, Any]: "Remove a machine that nobody rents."; ...
+        def cleanup_machine(self, id: int) -> dict[str, Any]: "Delete expired storage on a machine."; ...
+        def defrag_machines(self, ids: Sequence[int]) -> dict[str, Any]: "Rearrange GPUs for larger offers."; ...
+        def set_min_bid(self, id: int, price: float | None = None) -> dict[str, Any]:
+            "Set the lowest bid for a machine's GPUs."; ...
+        def set_defjob(self, id: int, price_gpu: float | None = None, price_inetu: float | None = None,
+                price_inetd: float | None = None, image: str | None = None,
+                args: Sequence[str] | None = None) -> dict[str, Any]:
+            "Set the job that a machine runs while nobody rents it."; ...
+        def remove_defjob(self, id: int) -> dict[str, Any]: "End the default job of a machine."; ...
+        def show_maints(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+            "The maintenance windows of your machines."; ...
+        def schedule_maint(self, id: int, sdate: float, duration: float,
+                category: str = 'not provided') -> dict[str, Any]:
+            "Announce maintenance to a machine's renters."; ...
+        def cancel_maint(self, id: int) -> dict[str, Any]: "Call the maintenance of a machine off."; ...
+        def reports(self, id: int) -> list[dict[str, Any]]: "What users have reported about a machine."; ...
+        def show_clusters(self) -> dict[str, Any]: "Your clusters: machines in one local network."; ...
+        def create_cluster(self, subnet: str, manager_id: int) -> dict[str, Any]: "Make a cluster."; ...
+        def delete_cluster(self, cluster_id: int) -> dict[str, Any]: "Delete a cluster."; ...
+        def join_cluster(self, cluster_id: int, machine_ids: Sequence[int]) -> dict[str, Any]:
+            "Add machines to a cluster."; ...
+        def remove_machine_from_cluster(self, cluster_id: int, machine_id: int,
+                new_manager_id: int | None = None) -> dict[str, Any]:
+            "Take a machine out of its cluster."; ...
+        def show_overlays(self) -> list[dict[str, Any]]: "Your overlay networks: instances in one virtual network."; ...
+        def create_overlay(self, cluster_id: int, name: str) -> dict[str, Any]:
+            "Make an overlay network on a cluster."; ...
+        def join_overlay(self, name: str, instance_id: int) -> dict[str, Any]:
+            "Add an instance to an overlay network."; ...
+        def delete_overlay(self, overlay_identifier: str) -> dict[str, Any]:
+            "Delete an overlay network, with its instances."; ...
+        def show_user(self) -> User: "Your account and its credit."; ...
+        def show_audit_logs(self) -> list[dict[str, Any]]:
+            "What was done with your account, when and with which key."; ...
+        def set_user(self, params: dict[str, Any] | str) -> dict[str, Any]:
+            "Change your account: address, thresholds, phone …."; ...
+        def show_subaccounts(self) -> list[dict[str, Any]]: "Accounts that belong to yours."; ...
+        def create_subaccount(self, email: str, username: str, password: str,
+                type: str | None = None) -> dict[str, Any]:
+            "Make an account that belongs to yours."; ...
+        def show_ipaddrs(self) -> list[dict[str, Any]]: "Addresses from which your account was used."; ...
+        def show_invoices(self, start_date: str | float | None = None, end_date: str | float | None = None,
+                only_charges: bool = False, only_credits: bool = False, pdf: str | None = None) -> dict[str, Any]:
+            "Charges and payments, item by item."; ...
+        def show_invoices_v1(self, charges: bool = False, start_date: str | float | None = None,
+                end_date: str | float | None = None, limit: int = 20, next_token: str | None = None,
+                latest_first: bool = False, charge_type: Sequence[Literal['instance', 'volume', 'serverless', 'i', 'v',
+                's']] | None = None, format: Literal['table', 'tree'] = 'table',
+                invoice_type: Sequence[Literal['transfers', 'stripe', 'bitpay', 'coinbase', 'crypto.com', 'reserved',
+                'payout_paypal', 'payout_wise']] | None = None, pdf: str | None = None) -> dict[str, Any]:
+            "Invoices or charges, page by page."; ...
+        def generate_pdf_invoices(self, start_date: str | float | None = None, end_date: str | float | None = None,
+                only_charges: bool = False, only_credits: bool = False, pdf: str | None = None) -> str:
+            "The items of a period as a PDF; returns its path."; ...
+        def search_invoices(self, query: str | dict[str, Any] | None = None) -> list[dict[str, Any]]:
+            "Invoices that meet conditions."; ...
+        def show_earnings(self, start_date: str | float | None = None, end_date: str | float | None = None,
+                machine_id: int | None = None) -> dict[str, Any]:
+            "What your machines have earned."; ...
+        def show_deposit(self, id: int) -> dict[str, Any]: "Deposit and discount of a reserved instance."; ...
+        def transfer_credit(self, recipient: str, amount: float) -> dict[str, Any]:
+            "Give credit to another account, for good."; ...
+        def fetch_contracts(self, label: str | None = None,
+                contract_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+            "Contracts by label and id."; ...
+        def show_scheduled_jobs(self) -> list[dict[str, Any]]: "Requests that are repeated at set times."; ...
+        def delete_scheduled_job(self, id: int) -> dict[str, Any]: "End a scheduled job."; ...
+        def create_scheduled_job(self, start_time: float, end_time: float, api_endpoint: str, request_method: str,
+                request_body: dict[str, Any], frequency: str, instance_id: int | str,
+                day_of_the_week: int | None = None, hour_of_the_day: int | None = None) -> dict[str, Any]:
+            "Have a request repeated at set times."; ...
+        def update_scheduled_job(self, id: int, request_body: dict[str, Any], start_time: float | None = None,
+                end_time: float | None = None, api_endpoint: str | None = None, request_method: str | None = None,
+                frequency: str | None = None, instance_id: int | str | None = None, day_of_the_week: int | None = None,
+                hour_of_the_day: int | None = None) -> dict[str, Any]:
+            "Change what is repeated, or when."; ...
+        def show_endpoints(self) -> list[dict[str, Any]]: "Your serverless endpoints."; ...
+        def create_endpoint(self, min_load: float = 0.0, min_cold_load: float = 0.0, target_util: float = 0.9,
+                cold_mult: float = 2.5, cold_workers: int = 5, max_workers: int = 20, endpoint_name: str | None = None,
+                max_queue_time: float | None = None, target_queue_time: float | None = None,
+                inactivity_timeout: int | None = None, auto_instance: str = 'prod') -> dict[str, Any]:
+            "Make a serverless endpoint."; ...
+        def update_endpoint(self, id: int, min_load: float | None = None, min_cold_load: float | None = None,
+                target_util: float | None = None, cold_mult: float | None = None, cold_workers: int | None = None,
+                max_workers: int | None = None, endpoint_name: str | None = None, max_queue_time: float | None = None,
+                target_queue_time: float | None = None, inactivity_timeout: int | None = None,
+                auto_instance: str = 'prod', endpoint_state: Literal['active', 'suspended',
+                'stopped'] | None = None) -> dict[str, Any]:
+            "Change a serverless endpoint."; ...
+        def delete_endpoint(self, id: int) -> dict[str, Any]: "Delete a serverless endpoint and its workergroups."; ...
+        def get_endpt_logs(self, id: int, level: Literal[0, 1, 2, 3] = 1, tail: int | None = None) -> dict[str, Any]:
+            "Logs of a serverless endpoint."; ...
+        def get_endpt_workers(self, id: int) -> list[dict[str, Any]]: "Instances that work for an endpoint."; ...
+        get_endpoint_workers = get_endpt_workers
+        def show_workergroups(self) -> list[dict[str, Any]]: "Groups of workers of your endpoints."; ...
+        show_autogroups = show_workergroups
+        show_autoscalers = show_workergroups
+        def create_workergroup(self, template_hash: str | None = None, template_id: int | None = None,
+                search_params: str | None = None, launch_args: str | None = None, endpoint_name: str | None = None,
+                endpoint_id: int | None = None, gpu_ram: float | None = None, no_default: bool = False,
+                auto_instance: str = 'prod') -> dict[str, Any]:
+            "Give a serverless endpoint workers."; ...
+        create_autogroup = create_workergroup
+        create_autoscaler = create_workergroup
+        def update_workergroup(self, id: int, template_hash: str | None = None, template_id: int | None = None,
+                search_params: str | None = None, launch_args: str | None = None, endpoint_name: str | None = None,
+                endpoint_id: int | None = None, gpu_ram: float | None = None,
+                no_default: bool = False) -> dict[str, Any]:
+            "Change what workers a group has."; ...
+        update_autogroup = update_workergroup
+        update_autoscaler = update_workergroup
+        def delete_workergroup(self, id: int) -> dict[str, Any]: "Delete a workergroup; its instances stay."; ...
+        delete_autogroup = delete_workergroup
+        delete_autoscaler = delete_workergroup
+        def get_wrkgrp_logs(self, id: int, level: Literal[0, 1, 2, 3] = 1, tail: int | None = None) -> dict[str, Any]:
+            "Logs of a workergroup."; ...
+        def get_wrkgrp_workers(self, id: int) -> list[dict[str, Any]]: "Instances of a workergroup."; ...
+        get_workergroup_workers = get_wrkgrp_workers
+        def update_workers(self, id: int, cancel: bool = False) -> dict[str, Any]:
+            "Renew the workers of a group, one after the other."; ...
+        def show_notification_types(self) -> list[dict[str, Any]]: "Kinds of notifications."; ...
+        def show_notifications(self, user_id: int | None = None) -> dict[str, Any] | Any:
+            "Which notifications you get."; ...
+        def set_notifications(self, notification_preferences: dict[str, Any],
+                user_id: int | None = None) -> dict[str, Any] | Any:
+            "Replace all those choices."; ...
+        def show_webhooks(self) -> list[dict[str, Any]]: "Addresses that get notifications."; ...
+        def create_webhook(self, webhook_url: str, event_types: Sequence[str],
+                name: str | None = None) -> dict[str, Any]:
+            "Have notifications sent to an address of yours."; ...
+        def update_webhook(self, id: int, webhook_url: str | None = None, event_types: Sequence[str] | None = None,
+                name: str | None = None) -> dict[str, Any]:
+            "Change a webhook."; ...
+        def delete_webhook(self, id: int) -> dict[str, Any]: "Delete a webhook."; ...
+        def rotate_webhook_secret(self, id: int) -> dict[str, Any]: "Give a webhook a new signing secret."; ...
+        def test_webhook(self, id: int) -> dict[str, Any]: "Send a test to a webhook."; ...
+        def self_test_machine(self, machine_id: int | str, debugging: bool = False, ignore_requirements: bool = False,
+                test_image: str | None = None, support_bundle_dir: str | None = None,
+                no_support_bundle: bool = False) -> dict[str, Any]:
+            "Rent a machine of yours, run Vast.ai's tests on it and remove the instance."; ...
+        def dump_logs(self, machine_id: int | str, instance_id: int | None = None, output_dir: str = '/tmp',
+                include_local_host_artifacts: bool = False) -> dict[str, Any]:
+            "An archive of diagnostics for Vast.ai's support, without secrets."; ...
+        def run_benchmarks(self, template_hash: str | None = None, template_id: int | None = None,
+                gpus: Sequence[str] | None = None, num_gpus: int | None = None, timeout: float = 1800,
+                no_cache: bool = False, yes: bool = False, auto_instance: str | None = None,
+                autoscaler_url: str | None = None) -> list[dict[str, Any]]:
+            "Measure a template on several GPUs."; ...
     # stubs: end
 
 
@@ -5107,7 +5542,7 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def find_key(given: Optional[str], session: bool = False) -> Tuple[Optional[str], str, str]:
+def find_key(given: str | None, session: bool = False) -> tuple[str | None, str, str]:
     """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; a blank one is none."""
     if given is not None and str(given).strip():
         return given, "CODE", "--api-key or api_key="
@@ -5156,7 +5591,7 @@ def display(call: Call, answer: Any) -> None:
     if row.rows and isinstance(answer, dict) and (view.quiet or view.fields or view.form not in ("table", "json")):
         answer = answer.get(row.rows) or []
     many, refused = isinstance(answer, list), isinstance(answer, dict) and answer.get("success") is False
-    items: List[Row] = answer if many else [answer] if isinstance(answer, dict) else []
+    items: list[Row] = answer if many else [answer] if isinstance(answer, dict) else []
     if view.quiet and columns and (items or many):
         name = "id" if not row.rows and any("id" in item for item in items) else columns[0][1]
         return emit("".join(f"{shown(str(item.get(name)), 0)}\n" for item in items))
@@ -5218,7 +5653,7 @@ def pretty(value: Any, pad: str = "\n") -> str:
         if any(isinstance(item, (dict, list)) for item in value):
             return "[" + inner + ("," + inner).join(pretty(item, inner) for item in value) + pad + "]"
         return "[" + inner + json.dumps(value, separators=("," + inner, ": "))[1:-1] + pad + "]"
-    parts: List[str] = []
+    parts: list[str] = []
     run: Row = {}
     for name in sorted(value):
         if isinstance(value[name], (dict, list)):
@@ -5257,7 +5692,7 @@ def sentence(call: Call, answer: Row) -> str:
     return pretty(answer)
 
 
-def emit_rows(call: Call, rows: List[Row], columns: Sequence[Any]) -> None:
+def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
     """Rows as a table, CSV, TSV or one JSON object a line."""
     import json
     form = call.view.form
@@ -5430,7 +5865,7 @@ def _join(row: Row, name: str) -> str:
     return ", ".join(map(text_of, value)) or "-" if isinstance(value, list) else text_of(value) if value else "-"
 
 
-FORMATS: Dict[str, Callable[[Row, str], str]] = {
+FORMATS: dict[str, Callable[[Row, str], str]] = {
     "first16": lambda row, name: text_of(str(row.get(name) or "-")[:16]), "slashed": _moment("%Y-%m-%d/%H:%M"),
     "second": _moment("%Y-%m-%d %H:%M:%S"), "join": _join,
     "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
@@ -5472,7 +5907,7 @@ def clip(text: str, width: int) -> str:
     return "".join(kept) + "…"
 
 
-def table(rows: List[Row], columns: Sequence[Any], width: Optional[int], bright: bool) -> Tuple[List[str], List[str]]:
+def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool) -> tuple[list[str], list[str]]:
     """The lines of a table, and the headers of columns that a terminal `width` columns wide has no room for.
 
     Without a width nothing is cut and no column goes; a cell of more than 200 columns is not aligned to.
@@ -5483,7 +5918,7 @@ def table(rows: List[Row], columns: Sequence[Any], width: Optional[int], bright:
         sizes = list(map(len, cells)) if all(map(str.isascii, cells)) else list(map(display_width, cells))
         widest = max(sizes)
         grid.append([column, cells, sizes, widest if widest <= 200 else max([sizes[0], *filter((200).__ge__, sizes)])])
-    dropped: List[str] = []
+    dropped: list[str] = []
     if width is not None:
         while sum(part[3] + 2 for part in grid) - 2 > width:
             last = max(range(len(grid)), key=lambda i: (grid[i][0][3:] or (1,))[0] * 100 + i)
@@ -5520,7 +5955,7 @@ def _is_number(cell: str) -> bool:
     return cell == "-" or cell.replace(".", "", 1).isdigit()
 
 
-def page_out(lines: List[str], full: bool) -> None:
+def page_out(lines: list[str], full: bool) -> None:
     """Lines to stdout; through $PAGER where there are more than a terminal shows."""
     text = "\n".join(lines) + "\n"
     pager = os.environ.get("PAGER", "").strip()
@@ -5536,7 +5971,7 @@ def page_out(lines: List[str], full: bool) -> None:
     return None
 
 
-def is_terminal(stream: Optional[TextIO]) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -5566,7 +6001,7 @@ def remark(call: Call, text: str) -> None:
         tell(shown(text, 1000) + "\n")
 
 
-def show_offers(call: Call, rows: List[Row]) -> None:
+def show_offers(call: Call, rows: list[Row]) -> None:
     """The table of a search; how many rows and which conditions on stderr."""
     emit_rows(call, rows, call.extra["columns"])
     signs = {name: sign if sign in "<=>=!=" else f" {sign} " for sign, name in reversed(list(OPERATORS.items()))}
@@ -5576,7 +6011,7 @@ def show_offers(call: Call, rows: List[Row]) -> None:
     remark(call, f"{len(rows)} offers; conditions: {', '.join(words) or 'none'}")
 
 
-def show_instance_table(call: Call, rows: List[Row]) -> None:
+def show_instance_table(call: Call, rows: list[Row]) -> None:
     """The summary and table of show instances; what the filters can be is a second request, and no loss if it fails."""
     page = call.extra.get("page", {})
     if call.cli:
@@ -5697,7 +6132,7 @@ def show_billing(call: Call, answer: Row) -> None:
         answer = run_show_invoices_v1(call)
 
 
-def charge_lines(call: Call, rows: List[Row], depth: int) -> Iterator[str]:
+def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
     """Charges as a tree; the parts of instances and volumes only with --verbose."""
     for row in rows:
         start, end = (utc_text(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end"))
@@ -5792,7 +6227,7 @@ def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> byt
     return text[:at] + mark
 
 
-def _pdf_wrap(text: bytes, room: float) -> List[bytes]:
+def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
     """The text as lines, broken at blanks and inside words that are wider themselves."""
     lines = []
     while text:
@@ -5808,7 +6243,7 @@ class _PdfPages:
 
     def __init__(self, caption: bytes) -> None:
         self.caption = caption  # the document's title, which stands at the top of the later pages
-        self.pages: List[List[bytes]] = [[]]
+        self.pages: list[list[bytes]] = [[]]
         self.page, self.y = self.pages[0], float(_PDF_TOP)
 
     def write(self, x: float, text: bytes, style: str = "body", room: float = 600, right: bool = False) -> None:
@@ -5839,7 +6274,7 @@ class _PdfPages:
             self.y -= 30
             self.headings()
 
-    def block(self, left: float, room: float, *parts: Tuple[bytes, Iterable[bytes]]) -> float:
+    def block(self, left: float, room: float, *parts: tuple[bytes, Iterable[bytes]]) -> float:
         """Writes labels, each over its lines if it has any, and puts the pen back; tells how low it was."""
         top = self.y
         for label, texts in parts:
@@ -5876,7 +6311,7 @@ class _PdfPages:
 
 
 def invoice_pdf(rows: Iterable[Row], user: Row, title: str = "Invoice", number: str = "", period: str = "",
-                totals: Sequence[Tuple[str, str]] = ()) -> bytes:
+                totals: Sequence[tuple[str, str]] = ()) -> bytes:
     """An invoice as the bytes of a PDF file; the same arguments give the same bytes.
 
     `rows` are the service's, in the order to show them; a "payment" shows its amount alone.  `user` is the account that
@@ -6020,7 +6455,7 @@ def canonical(word: str) -> str:
     return word.partition("=")[0].replace("_", "-") if word.startswith("--") else word
 
 
-def find_command(argv: List[str]) -> Tuple[Optional[Command], List[str], List[str]]:
+def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]:
     """The command that a line names, the line without its name, and the words that should have named one."""
     valued = {flag for arg in GLOBAL_ARGS.args if arg.kind is not FLAG for flag in arg.flags}
     at = 0
@@ -6039,7 +6474,7 @@ def find_command(argv: List[str]) -> Tuple[Optional[Command], List[str], List[st
     return None, argv, []
 
 
-def parse_line(row: Command, words: List[str], start: Optional[Row] = None) -> Tuple[Row, Row]:
+def parse_line(row: Command, words: list[str], start: Row | None = None) -> tuple[Row, Row]:
     """The parameters of a command and the global options, from the words of a line.  Raises UsageError."""
     import argparse
 
@@ -6080,7 +6515,7 @@ def add_option(parser: Any, arg: Arg) -> None:
     import argparse
     flags = list(dict.fromkeys(f for flag in arg.flags for f in (flag, flag[:2] + flag[2:].replace("_", "-"),
                                                                  flag[:2] + flag[2:].replace("-", "_"))))
-    kept: Dict[str, Any] = {"dest": arg.name, "default": argparse.SUPPRESS}
+    kept: dict[str, Any] = {"dest": arg.name, "default": argparse.SUPPRESS}
     if arg.kind is FLAG:
         kept["action"] = "store_true"
     elif arg.rest:
@@ -6094,7 +6529,7 @@ def add_option(parser: Any, arg: Arg) -> None:
         parser.add_argument(flag, dest=arg.name, action="store_const", const=value, default=argparse.SUPPRESS)
 
 
-def positionals(row: Command, args: List[Arg], words: List[str]) -> Row:
+def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
     """Words without a dash, given to the arguments that stand alone, in their order."""
     given: Row = {}
     for at, arg in enumerate(args):
@@ -6108,7 +6543,7 @@ def positionals(row: Command, args: List[Arg], words: List[str]) -> Row:
     return given
 
 
-def run_line(argv: List[str], start: Optional[Row] = None, pool: Optional[Pool] = None) -> int:
+def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
     """Runs one command line; returns its exit status or raises VastAIError.
 
     A prompt hands in the global options that hold where the line says nothing else, and the connections that it keeps.
@@ -6147,7 +6582,7 @@ def run_line(argv: List[str], start: Optional[Row] = None, pool: Optional[Pool] 
         return answer_line(Call(client, row, params, view, cli=True))
 
 
-def client_of(common: Row, pool: Optional[Pool] = None) -> VastAI:
+def client_of(common: Row, pool: Pool | None = None) -> VastAI:
     """The client that global options ask for, over connections of its own or over those of `pool`."""
     client = VastAI(common["api_key"], common["url"], common["retry"], True, common["explain"], common["quiet"],
                     common["curl"], common["timeout"])
@@ -6195,7 +6630,7 @@ def reader_text(call: Call, text: str) -> str:
     return text.replace(str(path).rstrip("/"), "") if path else text
 
 
-def lost_command(words: List[str]) -> str:
+def lost_command(words: list[str]) -> str:
     """What to say of words that name no command."""
     verb = [name for name in NAMES if name.split()[0] == words[0]]
     if verb and len(words) == 1:
@@ -6207,7 +6642,7 @@ def lost_command(words: List[str]) -> str:
 
 def wrapped(text: str, width: int, indent: int = 0) -> str:
     """A text in lines of at most `width` columns, all but the first indented; textwrap would load re."""
-    lines: List[str] = []
+    lines: list[str] = []
     for word in text.split():
         if lines and len(lines[-1]) + 1 + len(word) <= width:
             lines[-1] += " " + word
@@ -6308,7 +6743,7 @@ def meaning(arg: Arg) -> str:
 FILES = "FILE"  # stands where a meaning would: names of files are due, and a shell knows those better than we do
 
 
-def complete(words: Sequence[str], start: Optional[Row] = None, pool: Optional[Pool] = None) -> List[Tuple[str, str]]:
+def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None = None) -> list[tuple[str, str]]:
     """What the last of `words` (a line without its `vastai`) can become, each with its meaning or "".
 
     Where files are due there is one pair, of what stands before the name and FILES.  `start`, `pool`: as for run_line.
@@ -6322,7 +6757,7 @@ def complete(words: Sequence[str], start: Optional[Row] = None, pool: Optional[P
     taken = {flag for arg in args for flag in arg.flags if arg.option}
     args = [] if helping else args + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
     options = {canonical(flag): arg for arg in args if arg.option for flag in arg.flags}
-    seen: Dict[Arg, str] = {}
+    seen: dict[Arg, str] = {}
     due, loose, behind = None, 0, False  # the option whose value comes next, words that stand alone, is it behind --?
     for known in rest:
         if known.startswith("-") and known != "-" and not behind:
@@ -6342,28 +6777,28 @@ def complete(words: Sequence[str], start: Optional[Row] = None, pool: Optional[P
     alone = [arg for arg in args if not arg.option]
     arg = options.get(canonical(word)) if head else due or next(
         (arg for at, arg in enumerate(alone) if at == loose or arg.many), None)
-    found: List[Tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
     if not head and not due and (stem or not row):
         found += next_words(stem)
     if arg and not dashed:
         service = {arg.name: value for arg, value in seen.items() if arg.name in ("api_key", "url")}
         found += value_words(arg, row, {**(start or {}), **service}, pool)
-    if dashed or row and not (arg or word or stem):
+    if dashed or (row and not (arg or word or stem)):
         for arg in (arg for arg in args if arg.option and not arg.hidden and (arg.again or arg not in seen)):
             for flag in (*arg.flags, *arg.shortcuts):
                 forms = (flag, canonical(flag), flag[:2] + flag[2:].replace("-", "_"))
                 form = next((form for form in forms if form.startswith(word)), "")
-                if form.startswith("--") or form and form == word:
+                if form.startswith("--") or (form and form == word):
                     meaning = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else arg.help
                     found.append((form, meaning))
     many = arg is not None and arg.many
     return [(head + text, meaning) for text, meaning in found
-            if meaning == FILES or (head + text).startswith(word) and not (many and text in rest)]
+            if meaning == FILES or ((head + text).startswith(word) and not (many and text in rest))]
 
 
-def next_words(stem: List[str]) -> List[Tuple[str, str]]:
+def next_words(stem: list[str]) -> list[tuple[str, str]]:
     """The words that go on from `stem` to the name of a command."""
-    found: Dict[str, str] = {}
+    found: dict[str, str] = {}
     for row in COMMANDS.values():
         parts = row.name.split()
         if row.face != "sdk" and not row.hidden and parts[:len(stem)] == stem and len(parts) > len(stem):
@@ -6375,7 +6810,7 @@ def next_words(stem: List[str]) -> List[Tuple[str, str]]:
     return list(found.items())
 
 
-def value_words(arg: Arg, row: Optional[Command], given: Row, pool: Optional[Pool]) -> List[Tuple[str, str]]:
+def value_words(arg: Arg, row: Command | None, given: Row, pool: Pool | None) -> list[tuple[str, str]]:
     """What an argument takes, as far as that can be told."""
     if arg.choices or arg.kind is TRUTH:
         return [(str(choice), "") for choice in arg.choices or ("true", "false")]
@@ -6386,10 +6821,10 @@ def value_words(arg: Arg, row: Optional[Command], given: Row, pool: Optional[Poo
     return [("", FILES)] if arg.kind.metavar == "FILE" or " file" in arg.help or "local path" in arg.help else []
 
 
-def instance_ids(given: Row, pool: Optional[Pool]) -> List[Tuple[str, str]]:
+def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
     """Your instances: at most a minute old, asked for at most two seconds, none where that fails."""
     import threading
-    found: List[Tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
 
     def ask() -> None:
         try:
@@ -6409,7 +6844,7 @@ def instance_ids(given: Row, pool: Optional[Pool]) -> List[Tuple[str, str]]:
             found[:] = [(line.partition("\t")[0], line.partition("\t")[2]) for line in lines]
             if not cached:
                 write_private(path, "\n".join(lines))
-        except Exception:  # no key, no service, no room: nothing to offer, and nothing to say in the middle of a line
+        except Exception:  # noqa: BLE001 - no key, no service: nothing to offer, and nothing to say amid a line
             pass
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -6552,7 +6987,7 @@ def repl(start: Row) -> int:
     return 0 if talking else failed
 
 
-def line_editor(start: Row, pool: Pool) -> Callable[[str, List[str]], None]:
+def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
     """Gives input() editing, completion and a history where Python has readline; returns what remembers a line."""
     import shlex
     try:
@@ -6560,20 +6995,20 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, List[str]], None]:
     except ImportError:
         return lambda line, words: None
     path = cache_file("history")
-    found: List[Tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
 
-    def kept() -> List[str]:
+    def kept() -> list[str]:
         try:
             return _read_file(path).splitlines()[-1000:]
         except UsageError:
             return []
 
-    def offer(text: str, state: int) -> Optional[str]:
+    def offer(text: str, state: int) -> str | None:
         if not state:
             try:
                 words = shlex.split(readline.get_line_buffer()[:readline.get_begidx()])
                 found[:] = complete([*words[words[:1] == ["vastai"]:], text], start, pool)
-            except Exception:  # an open quote; and nothing may be said in the middle of a line
+            except Exception:  # noqa: BLE001 - an open quote; nothing may be said amid a line
                 found.clear()
             if found and found[0][1] == FILES:
                 from glob import escape, glob
@@ -6583,7 +7018,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, List[str]], None]:
         word = found[state][0] if state < len(found) else None
         return word if word is None or word.endswith("/") else word + " "
 
-    def remember(line: str, words: List[str]) -> None:
+    def remember(line: str, words: list[str]) -> None:
         readline.add_history(line)
         if not may_tell_secret(words):
             try:
@@ -6600,7 +7035,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, List[str]], None]:
     return remember
 
 
-def may_tell_secret(words: List[str]) -> bool:
+def may_tell_secret(words: list[str]) -> bool:
     """Is a secret among the arguments of a line?  One that cannot be read counts as if."""
     row, rest, _ = find_command(words)
     try:
@@ -6613,7 +7048,7 @@ def may_tell_secret(words: List[str]) -> bool:
 
 # --------------------------------------------------------------------------------------------------------- main
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line: runs `argv` (sys.argv without its first word, if not given) and returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -6629,7 +7064,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return status
 
 
-def guarded(words: List[str], start: Optional[Row] = None, pool: Optional[Pool] = None) -> int:
+def guarded(words: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
     """Runs a command line as run_line does and says what went wrong; returns the exit status."""
     debug = os.environ.get("VASTAI_DEBUG")
     try:
@@ -6659,7 +7094,7 @@ def guarded(words: List[str], start: Optional[Row] = None, pool: Optional[Pool] 
         return 1
 
 
-def discard(stream: Optional[TextIO]) -> None:
+def discard(stream: TextIO | None) -> None:
     """Sends a stream that cannot be written to nowhere, or the interpreter would complain as it flushes at the end."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
