@@ -25,10 +25,14 @@ TYPE_CHECKING: bool = False  # as typing's own, without importing typing, which 
 if TYPE_CHECKING:
     import http.client
     import ssl
-    from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, NoReturn, Optional  # noqa: I001
-    from typing import Sequence, TextIO, TypedDict
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, NoReturn, Optional, Sequence, TextIO
+    from typing import TypedDict
 
     Row = Dict[str, Any]  # one JSON object of the service
+
+if __name__ == "__main__":
+    import gc
+    gc.set_threshold(100_000)  # looking for garbage among the rows, which stay, would take a tenth of a short process
 
 __version__ = "1.0.0"
 __all__ = ["AuthError", "NetworkError", "NotFoundError", "OutcomeUnknownError", "PartialError", "RateLimitError",
@@ -414,7 +418,7 @@ def described(value: Any) -> str:
     """A value that cannot be used, in a few words."""
     try:
         return shown(repr(value))
-    except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested or long beyond what Python shows
+    except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested beyond what Python shows
         return f"this {type(value).__name__}"
 
 
@@ -763,10 +767,11 @@ class Arg:
                  choices: tuple[Any, ...] = (), many: bool | None = None, rest: bool = False, again: bool = False,
                  shortcuts: dict[str, str] | None = None, secret: bool = False, hidden: bool = False,
                  required: bool = False) -> None:
-        self.flags, self.kind, self.help, self.to, self.face = flags.split(), kind, help, to, face
-        self.option = flags.startswith("-")
-        self.name = name or self.flags[-1].lstrip("-").replace("-", "_")
-        self.key, self.old, self.choices = key or self.name, old.split(), choices
+        self.flags = words = flags.split()
+        self.kind, self.help, self.to, self.face, self.choices = kind, help, to, face, choices
+        self.option = flags[0] == "-"
+        self.name = name = name or words[-1].lstrip("-").replace("-", "_")
+        self.key, self.old = key or name, old.split() if old else ()
         if default is REQUIRED and self.option and not required:
             default = False if kind is FLAG else None
         self.default = default
@@ -1000,9 +1005,9 @@ VOLUME_OFFER_COLUMNS = (
     ("Down Mb/s", "inet_down", ".1f", 3), ("R %", "reliability", ".1f*100", 2),
     ("Max_Days", "duration", ".1f/86400", 4), ("mach_id", "machine_id", "", 1), ("status", "verification", "state", 5),
     ("host_id", "host_id", "", 7), ("country", "geolocation", "", 1))
-NETWORK_VOLUME_OFFER_COLUMNS = tuple(c for c in VOLUME_OFFER_COLUMNS if c[1] in (
-    "id", "disk_space", "storage_cost", "inet_up", "inet_down", "reliability", "duration", "verification",
-    "host_id")) + (
+NETWORK_VOLUME_OFFER_COLUMNS = (
+    *(c for c in VOLUME_OFFER_COLUMNS if c[1] in ("id", "disk_space", "storage_cost", "inet_up", "inet_down",
+                                                  "reliability", "duration", "verification", "host_id")),
     ("cluster_id", "cluster_id", "", 2), ("country", "geolocation", "", 1), ("Min BW MiB/s", "nw_disk_min_bw", "", 5),
     ("Max BW MiB/s", "nw_disk_max_bw", "", 5), ("Avg BW MiB/s", "nw_disk_avg_bw", "", 3))
 VOLUME_COLUMNS = (
@@ -1798,7 +1803,7 @@ register("Machines (for hosts)",
         query={"owner": "me"}, returns="machines[]", columns=MACHINE_COLUMNS, whole=True),
     Command("show machine", "GET /machines/{id}", SAFE, "one machine of yours",
         Arg("id", ID, "the machine", old="Machine machine_id"), query={"owner": "me"}, returns="any",
-        of="Dict[str, Any]", columns=MACHINE_COLUMNS, run="run_show_machine", look="show machines"),
+        of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", look="show machines"),
     Command("list machine", "PUT /machines/create_asks/", SAFE, "offer a machine for rent, or change its prices",
         Arg("id", ID, "the machine", key="machine", old="machine_id"), *LISTING,
         show="show_listing", look="show machines",
@@ -2208,16 +2213,22 @@ def check(row: Command, params: Row, cli: bool) -> Row:
             default = None
         value = params.get(arg.name, default)
         if value is REQUIRED:
-            raise UsageError(f"{arg.label(cli)} is required", command=row.name)
+            raise missing(row, arg, cli)
         if value is None and default is not None:
             if default is REQUIRED:
-                raise UsageError(f"{arg.label(cli)} is required", command=row.name)
+                raise missing(row, arg, cli)
             value = default
         if arg.name not in params and value is default:
             result[arg.name] = value
             continue
         result[arg.name] = None if value is None else convert(row, arg, value, cli)
     return result
+
+
+def missing(row: Command, arg: Arg, cli: bool) -> UsageError:
+    hint = f"{usage_of(row)}\n  `vastai {row.name} --help` explains it." if cli else ""
+    return UsageError(f"{arg.label(cli) if arg.option or not cli else placeholder(arg)} is required ({arg.help})",
+                      command=row.name, hint=hint)
 
 
 def convert(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
@@ -2321,7 +2332,7 @@ def offer_query(call: Call) -> Row:
     if not as_text:
         if not call["no_default"]:
             start["rented"] = {"eq": False}
-        return {**start, **(query or {})}
+        return {**start, **(call["query"] or {})}
     result = parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS)
     call.extra["georegion"] = result.pop("georegion", None) == {"eq": True}
     call.extra["chunked"] = result.pop("chunked", None) == {"eq": True}
@@ -3486,10 +3497,10 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
         if state == status:
             call.note("")
             return {"id": id, "actual_status": status} if row is None else row
-        told = str((row or {}).get("status_msg") or "").strip()
-        stopped = status in ("running", "loading") and state == "exited" and row.get("intended_status") == "stopped"
         if row is None:
             raise NotFoundError(f"instance {id} is gone", command=call.row.name)
+        told = str(row.get("status_msg") or "").strip()
+        stopped = status in ("running", "loading") and state == "exited" and row.get("intended_status") == "stopped"
         if stopped or (status != "destroyed" and told.lower().startswith("error")):
             told = f" {shown(told, 300)}" * bool(told)
             raise VastAIError(f"instance {id} cannot become {status}: it is {state or 'not started'}.{told}",
@@ -3830,10 +3841,9 @@ def billed(call: Call, rows: list[Row]) -> list[Row]:
 def run_show_invoices(call: Call) -> Any:
     """The items: on the command line those that count, in the SDK as they came, with what is not billed yet."""
     answer = invoice_items(call, inc_charges=not call["only_credits"])
-    if call.cli or call["pdf"]:
-        rows = billed(call, answer["invoices"])
-        if call["pdf"]:
-            write_invoice(call, call["pdf"], rows)
+    rows = billed(call, answer["invoices"]) if call.cli or call["pdf"] else []
+    if call["pdf"]:
+        write_invoice(call, call["pdf"], rows)
     return rows if call.cli else answer
 
 
@@ -5361,7 +5371,7 @@ class VastAI:
             "Rename a role, or change what it may do."; ...
         def remove_team_role(self, name: str) -> dict[str, Any]: "Delete a role."; ...
         def show_machines(self) -> list[dict[str, Any]]: "The machines that you offer."; ...
-        def show_machine(self, id: int) -> Dict[str, Any]: "One machine of yours."; ...
+        def show_machine(self, id: int) -> Machine: "One machine of yours."; ...
         def list_machine(self, id: int, price_gpu: float | None = None, price_disk: float | None = None,
                 price_inetu: float | None = None, price_inetd: float | None = None, price_min_bid: float | None = None,
                 min_chunk: int = 1, end_date: str | float | None = None, discount_rate: float | None = None,
@@ -5591,7 +5601,7 @@ def display(call: Call, answer: Any) -> None:
     if row.rows and isinstance(answer, dict) and (view.quiet or view.fields or view.form not in ("table", "json")):
         answer = answer.get(row.rows) or []
     many, refused = isinstance(answer, list), isinstance(answer, dict) and answer.get("success") is False
-    items: list[Row] = answer if many else [answer] if isinstance(answer, dict) else []
+    items: Any = answer if many else [answer] if isinstance(answer, dict) else []
     if view.quiet and columns and (items or many):
         name = "id" if not row.rows and any("id" in item for item in items) else columns[0][1]
         return emit("".join(f"{shown(str(item.get(name)), 0)}\n" for item in items))
@@ -5709,11 +5719,15 @@ def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
             values = [dig(row, name) if call.view.fields else row.get(name) for name in names]
             writer.writerow([json.dumps(v, sort_keys=True) if isinstance(v, (dict, list)) else v for v in values])
         return emit(out.getvalue())
-    lines, dropped = table(rows, columns, terminal_width() if is_terminal(sys.stdout) else None,
-                           call.view.color and colored())
+    width = terminal_width() if is_terminal(sys.stdout) else None
+    if not rows and width is not None:
+        return remark(call, f"No {call.row.name.split()[-1].replace('-', ' ')}.")
+    lines, dropped = table(rows, columns, width, call.view.color and colored())
     page_out(lines, call.view.full)
-    if dropped:
-        remark(call, clip(f"{len(dropped)} columns have no room here: {', '.join(dropped)}", terminal_width()))
+    if dropped and not call.extra.get("dropped"):  # once, also where several tables follow each other
+        call.extra["dropped"] = dropped
+        remark(call, clip(f"No room for {', '.join(dropped)}", max(24, terminal_width() - 28))
+               + " (a pipe shows all columns)")
     return None
 
 
@@ -5910,7 +5924,8 @@ def clip(text: str, width: int) -> str:
 def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool) -> tuple[list[str], list[str]]:
     """The lines of a table, and the headers of columns that a terminal `width` columns wide has no room for.
 
-    Without a width nothing is cut and no column goes; a cell of more than 200 columns is not aligned to.
+    By rank, every column comes that still fits, a long text with 16 places; what is left over goes to those.  Without
+    a width nothing is cut and no column goes; a cell of more than 200 places is not aligned to.
     """
     grid = []
     for column in columns:
@@ -5920,20 +5935,24 @@ def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bo
         grid.append([column, cells, sizes, widest if widest <= 200 else max([sizes[0], *filter((200).__ge__, sizes)])])
     dropped: list[str] = []
     if width is not None:
-        while sum(part[3] + 2 for part in grid) - 2 > width:
-            last = max(range(len(grid)), key=lambda i: (grid[i][0][3:] or (1,))[0] * 100 + i)
-            if not (grid[last][0][3:] or (1,))[0] or len(grid) == 1:
-                break
-            dropped.append(grid.pop(last)[0][0])
-        for part in grid:
-            part[3] = min(part[3], max(8, width))
-        while sum(part[3] + 2 for part in grid) - 2 > width:
+        left, kept = width + 2, []
+        for part in sorted(grid, key=lambda part: (part[0][3:] or (1,))[0]):
+            rank, number = (part[0][3:] or (1,))[0], part[0][2][:1] in (".", "{") or all(map(_is_number, part[1][1:]))
+            least = part[3] if number or part[3] <= (24 if rank else 40) else max(16 if rank else 40, part[2][0])
+            if kept and least + 2 > left and rank:
+                dropped.append(part[0][0])
+            else:
+                left -= least + 2
+                kept.append(part)
+                part.append(least)
+        for part in kept:
+            left, part[3] = left - max(0, min(left, part[3] - part[4])), part[4] + max(0, min(left, part[3] - part[4]))
+        grid = [part for part in grid if part in kept]
+        while left < 0 and max(part[3] for part in grid) > 8:
             broad = max(grid, key=lambda part: part[3])
-            if broad[3] <= 8:
-                break
-            broad[3] -= 1
+            broad[3], left = broad[3] - 1, left + 1
     output = []
-    for at, (column, cells, sizes, room) in enumerate(grid):
+    for at, (column, cells, sizes, room, *_) in enumerate(grid):
         if width is not None and max(sizes) > room:
             cells = [clip(cell, room) for cell in cells]
             sizes = list(map(display_width, cells))
@@ -5948,11 +5967,11 @@ def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bo
     lines = ["  ".join(line) for line in zip(*output)]
     if bright and lines:
         lines[0] = f"\033[1m{lines[0]}\033[0m"
-    return lines, dropped[::-1]
+    return lines, dropped
 
 
 def _is_number(cell: str) -> bool:
-    return cell == "-" or cell.replace(".", "", 1).isdigit()
+    return cell == "-" or cell[cell[:1] == "-":].replace(".", "", 1).isdigit()
 
 
 def page_out(lines: list[str], full: bool) -> None:
@@ -6006,21 +6025,31 @@ def show_offers(call: Call, rows: list[Row]) -> None:
     emit_rows(call, rows, call.extra["columns"])
     signs = {name: sign if sign in "<=>=!=" else f" {sign} " for sign, name in reversed(list(OPERATORS.items()))}
     query = call.extra["query"].get("q", call.extra["query"])
-    words = [f"{field}{signs.get(operator, operator)}{text_of(value)}" for field, conditions in query.items()
+    words = [f"{field}{signs.get(operator, operator)}{as_typed(field, value)}" for field, conditions in query.items()
              if isinstance(conditions, dict) for operator, value in conditions.items()]
-    remark(call, f"{len(rows)} offers; conditions: {', '.join(words) or 'none'}")
+    more = ", as many as --limit lets through" if len(rows) == call["limit"] else ""
+    remark(call, f"{len(rows)} offer{'s' * (len(rows) != 1)}{more}; conditions: {' '.join(words) or 'none'}")
+
+
+def as_typed(field: str, value: Any) -> str:
+    """The value of a condition as a query has it: in the units of the help, and in one word."""
+    if isinstance(value, list):
+        return f"[{','.join(as_typed(field, item) for item in value)}]"
+    if isinstance(value, float) and field in MULTIPLIERS:
+        value = f"{value / MULTIPLIERS[field]:g}"
+    return text_of(str(value).lower() if isinstance(value, bool) else value).replace(" ", "_")
 
 
 def show_instance_table(call: Call, rows: list[Row]) -> None:
     """The summary and table of show instances; what the filters can be is a second request, and no loss if it fails."""
     page = call.extra.get("page", {})
+    filters = []
     if call.cli:
         try:
             combinations = call.do("show_instance_filters")
-            for name in ("actual_status", "gpu_name", "verification"):
-                values = sorted({str(row[name]) for row in combinations if row.get(name)})
-                if values and is_terminal(sys.stderr):
-                    remark(call, f"{name}: {', '.join(values)}")
+            for name, option in (("actual_status", "status"), ("gpu_name", "gpu-name"), ("verification",) * 2):
+                values = sorted({repr(str(row[name])) for row in combinations if row.get(name)})
+                filters += [f"--{option} {'|'.join(values)}"] if len(values) > 1 else []
         except VastAIError:
             pass
     if not rows:
@@ -6040,6 +6069,8 @@ def show_instance_table(call: Call, rows: list[Row]) -> None:
     total = page.get("total_instances") or len(rows)
     labels = ", ".join(f"{name or '(none)'} {count}" for name, count in (page.get("label_counts") or {}).items())
     remark(call, f"{len(rows)} of {total} instances, {cost:.4f} $/hr" + (f"; labels: {labels}" if labels else ""))
+    if filters and is_terminal(sys.stderr):
+        remark(call, "To see fewer: " + " ".join(filters))
     return next_page(call)
 
 
@@ -6401,7 +6432,7 @@ def show_gpu_trends(call: Call, answer: Row) -> None:
         if part["rows"]:
             emit_rows(call, part["rows"][::step], GPU_TRENDS_COLUMNS)
         emit("no data\n" if not part["rows"] else "" if step == 1 else
-             f"Every {step}th of {len(part['rows'])} points; --full shows all.\n")
+             f"One point in {step} of {len(part['rows'])}; --full shows all.\n")
     return None
 
 
@@ -6637,7 +6668,7 @@ def lost_command(words: list[str]) -> str:
         return f"{words[0]} what? There {'is' if len(verb) == 1 else 'are'}:\n" + overview(words[0]).rstrip()
     name = " ".join(words)
     close = nearest(name, NAMES) or nearest(words[0], {n.split()[0] for n in NAMES})
-    return f"no command {shown(name)!r}{close}; `vastai --help` lists them"
+    return f"no command {shown(name)!r}{close or ';'} `vastai --help` lists them"
 
 
 def wrapped(text: str, width: int, indent: int = 0) -> str:
@@ -6668,7 +6699,7 @@ def overview(verb: str = "") -> str:
         lines.append(clip(f"  {row.name:<{wide - 2}}{row.summary}", width))
     if not verb:
         lines += ["", "Options of every command:"]
-        lines += [two_columns(", ".join(arg.flags), arg.help, wide, width) for arg in GLOBAL_ARGS.args]
+        lines += [two_columns(spelling(arg), meaning(arg), wide, width) for arg in GLOBAL_ARGS.args]
     return "\n".join(lines) + "\n"
 
 
@@ -6689,16 +6720,14 @@ def command_help(row: Command) -> str:
     width = min(terminal_width(), 120)
     mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
     alone = [arg for arg in mine if not arg.option]
-    usage = " ".join([f"usage: vastai {row.name}", *(placeholder(arg) for arg in alone),
-                      *(f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED),
-                      "[option …]"])
-    lines = [wrapped(usage, width, 7), "", wrapped(f"{row.summary[:1].upper()}{row.summary[1:]}.", width)]
+    lines = [wrapped(usage_of(row), width, 7), "", wrapped(f"{row.summary[:1].upper()}{row.summary[1:]}.", width)]
     if row.note:
         lines += ["", wrapped(row.note, width)]
     options = [arg for arg in mine if arg.option]
     for title, args in (("Arguments", alone), ("Options", options)):
         if args:
-            lines += ["", f"{title}:", *(two_columns(spelling(arg), meaning(arg), 28, width) for arg in args)]
+            pairs = [pair for arg in args for pair in [(spelling(arg), meaning(arg)), *short_ways(arg)]]
+            lines += ["", f"{title}:", *(two_columns(name, text, 28, width) for name, text in pairs)]
     if row.fields:
         lines += ["", "Fields of the query:",
                   *(two_columns(name, text, 28, width) for name, text in field_help(row.fields)), "",
@@ -6714,6 +6743,13 @@ def command_help(row: Command) -> str:
     return "\n".join(lines) + "\n"
 
 
+def usage_of(row: Command) -> str:
+    mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
+    return " ".join([f"usage: vastai {row.name}", *(placeholder(arg) for arg in mine if not arg.option),
+                     *(f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED),
+                     *["[option …]"] * any(arg.option for arg in mine)])
+
+
 def placeholder(arg: Arg) -> str:
     word = arg.flags[0].upper().replace("_", "-")
     word = f"{word} …" if arg.many else word
@@ -6724,17 +6760,28 @@ def spelling(arg: Arg) -> str:
     """An argument as it is typed."""
     if not arg.option:
         return placeholder(arg)
-    few = arg.choices and len(str(arg.choices)) < 40
-    word = "{" + ",".join(map(str, arg.choices)) + "}" if few else arg.kind.metavar
-    return ", ".join([*arg.flags, *arg.shortcuts]) + ("" if arg.kind is FLAG else " …" if arg.rest else f" {word}")
+    word = "{" + ",".join(map(str, arg.choices)) + "}" if _few(arg) else arg.kind.metavar
+    word += " …" if arg.many else ""
+    return ", ".join(arg.flags) + ("" if arg.kind is FLAG else " …" if arg.rest else f" {word}")
 
 
 def meaning(arg: Arg) -> str:
-    default = arg.cli
-    text = arg.help
-    if arg.choices and len(str(arg.choices)) >= 40:
-        text += f" (one of {', '.join(map(str, arg.choices))})"
-    return text if default in (REQUIRED, None, False, "") else f"{text} (default {default})"
+    """What an argument's help says, with its choices where those did not stand beside it, and its default."""
+    facts = [f"one of {', '.join(map(str, arg.choices))}"] if arg.choices and not _few(arg) else []
+    if arg.cli not in (REQUIRED, None, False, ""):
+        facts.append(f"default {arg.cli:g}" if isinstance(arg.cli, float) else f"default {arg.cli}")
+    return f"{arg.help} ({'; '.join(facts)})" if facts else arg.help
+
+
+def _few(arg: Arg) -> bool:
+    return bool(arg.choices) and len(str(arg.choices)) < 40
+
+
+def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
+    """The flags that stand for a value of an option, and what they stand for."""
+    for value in dict.fromkeys(arg.shortcuts.values()):
+        flags = [flag for flag, meant in arg.shortcuts.items() if meant == value]
+        yield ", ".join(flags), f"same as {arg.flags[-1]} {value}"
 
 
 # ------------------------------------------------------------------------------------------------------- shells
@@ -6944,7 +6991,7 @@ def repl(start: Row) -> int:
     talking, pool, status, failed = is_terminal(sys.stdin), KeptPool(), 0, 0
     editing = talking and is_terminal(sys.stdout)
     remember = line_editor(start, pool) if editing else lambda line, words: None
-    if hasattr(sys.stdin, "reconfigure"):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # as in sys.argv
 
     def say(text: str) -> None:
@@ -7052,10 +7099,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line: runs `argv` (sys.argv without its first word, if not given) and returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        except (AttributeError, ValueError, OSError):
-            pass
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            stream.reconfigure(errors="backslashreplace")
     status = guarded(words)
     try:
         sys.stderr.flush()
