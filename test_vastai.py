@@ -2400,8 +2400,9 @@ SURFACE = r'''
 search offers /search instances query:QUERY+=None -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False --new:TEXT=False(cli) --disable-bundling:TEXT=False(cli) -> list[Offer]
 search offers-new (sdk) query:QUERY+=None --type:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False -> list[Offer]
 search templates query:QUERY+=None -> list[Template]
-create instance id:ID/ID --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT+=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
-create instances ids:ID+ --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT+=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) -> dict[str, Any] ONCE
+show template id:ID -> Template
+create instance id:ID/ID --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT+=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
+create instances ids:ID+ --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT+=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None -> dict[str, Any] ONCE
 launch instance -g,--gpu-name:NAME -n,--num-gpus:TEXT -i,--image:TEXT -r,--region:TEXT=None -d,--disk:GB=10|16.0 -o,--order:FIELDS='score-' --limit:N=None|3 --env:ENV=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --runtype:TEXT=None(sdk) --args:TEXT+=None --query:JSON=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
 show instances /show instances-v1 -s,--status:TEXT+=None --label:TEXT+=None --gpu-name:TEXT+=None --verification:TEXT+{verified,unverified,deverified}=None --order-by:TEXT+=None -l,--limit:N=None -t,--next-token:TEXT=None -a,--all:TEXT=False -v,--verbose:TEXT=False(cli) --cols:TEXT=None(cli) -> list[Instance]
 show instances-v1 (sdk) params:JSON=None -> dict[str, Any]
@@ -2426,12 +2427,12 @@ ssh (cli) id:ID command:TEXT+=None -i,--identity:TEXT=None -> None ONCE
 scp (cli) source:NAME target:NAME -i,--identity:TEXT=None -r,--recursive:TEXT=False -> None ONCE
 ssh-url id:ID --all:TEXT=False(cli) -> str
 scp-url id:ID --all:TEXT=False(cli) -> str
-create template --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) -> dict[str, Any] ONCE
-update template hash_id:NAME/HASH_ID --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) -> dict[str, Any]
+create template --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any] ONCE
+update template hash_id:NAME/HASH_ID --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any]
 delete template --template-id:ID=None --hash-id:TEXT=None -> dict[str, Any]
 search volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
 search network-volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
-show volumes -t,--type:TEXT{all,local,network}='all' -> list[dict[str, Any]]
+show volumes -t,--type:TEXT{all,local,network}='all' -> list[Volume]
 create volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
 create network-volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
 clone volume source:ID dest:ID -s,--size:GB=None -d,--disable_compression:TEXT=False -> dict[str, Any] ONCE
@@ -2475,7 +2476,7 @@ update ssh-key id:ID/ssh_key_id ssh_key:TEXT -> dict[str, Any]
 delete ssh-key id:ID/ssh_key_id -> dict[str, Any]
 show api-keys -> list[dict[str, Any]]
 show api-key id:ID -> dict[str, Any]
-create api-key --name:NAME --permission_file->permissions:FILE=None/permission_file --key_params:TEXT=None -> dict[str, Any] ONCE
+create api-key --name:NAME --permission_file->permissions:FILE=None/permission_file --key_params:JSON=None -> dict[str, Any] ONCE
 delete api-key id:ID -> dict[str, Any]
 reset api-key -> dict[str, Any] ONCE
 set role role:TEXT{host,client} -> None
@@ -2495,7 +2496,7 @@ tfa activate code:NAME --secret:CODE -t,--method-type:TEXT{sms,totp}='totp' --ph
 tfa update method_id:ID -l,--label:TEXT=None -p,--set-primary:true|false=None -> dict[str, Any]
 tfa delete -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None --method-id:ID=None -id,--id-to-delete:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 tfa regen-codes -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-create team --team-name:NAME --transfer-credit:USD=0(cli) -> dict[str, Any] ONCE
+create team --team-name:NAME --transfer-credit:USD=0 -> dict[str, Any] ONCE
 destroy team -> dict[str, Any]
 show members /show team-members /show_team_members() -> list[dict[str, Any]]
 invite member /invite team-member /invite_team_member() --email:NAME --role:NAME -> dict[str, Any] ONCE
@@ -2505,8 +2506,8 @@ show team-role name:NAME/NAME -> dict[str, Any]
 create team-role --name:NAME/NAME --permissions:FILE -> dict[str, Any] ONCE
 update team-role id:ID/ID --name:NAME=None --permissions:FILE=None -> dict[str, Any]
 remove team-role name:NAME/NAME -> dict[str, Any]
-show machines -> list[dict[str, Any]]
-show machine id:ID/Machine/machine_id -> Dict[str, Any]
+show machines -> list[Machine]
+show machine id:ID/Machine/machine_id -> Machine
 list machine id:ID/machine_id -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> dict[str, Any]
 list machines ids:ID+ -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> list[dict[str, Any]]
 unlist machine id:ID/machine_id -> dict[str, Any]
@@ -2517,7 +2518,7 @@ set min-bid id:ID/machine_id --price:USD=None -> dict[str, Any]
 set defjob id:ID/machine_id --price_gpu:USD=None --price_inetu:USD=None --price_inetd:USD=None --image:TEXT=None --args:TEXT+=None -> dict[str, Any]
 remove defjob id:ID/machine_id -> dict[str, Any]
 show maints -i,--ids:ID/machine_ids -> list[dict[str, Any]]
-schedule maint id:ID/machine_id --sdate:N --duration:N --maintenance_category->category:TEXT='not provided'/maintenance_category -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+schedule maint id:ID/machine_id --sdate:DATE --duration:N --maintenance_category->category:TEXT='not provided'/maintenance_category -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 cancel maint id:ID/machine_id -y,--yes:TEXT=False(cli) -> dict[str, Any]
 reports id:ID/machine_id -> list[dict[str, Any]]
 show clusters -> dict[str, Any]
@@ -2538,8 +2539,8 @@ show ipaddrs -> list[dict[str, Any]]
 show invoices -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --instance_label:TEXT=None(cli) --pdf:FILE=None -> dict[str, Any]
 show invoices-v1 -i,--invoices:TEXT=False(cli) -c,--charges:TEXT=False -s,--start-date:DATE=None -e,--end-date:DATE=None -l,--limit:N=20 -t,--next-token:TEXT=None --latest-first:TEXT=False -ct,--charge-type:TEXT+{instance,volume,serverless,i,v,s}=None -f,--format:TEXT{table,tree}='table' -it,--invoice-type:TEXT+{transfers,stripe,bitpay,coinbase,crypto.com,reserved,payout_paypal,payout_wise}=None -v,--verbose:TEXT=False(cli) --pdf:FILE=None -> dict[str, Any]
 generate pdf-invoices (sdk) -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --pdf:FILE=None -> str
-search invoices query:QUERY+=None -> list[dict[str, Any]]
-show earnings -s,--start_date:DATE=None -e,--end_date:DATE=None -m,--machine_id:ID=None -q,--quiet:TEXT=False(cli) -> dict[str, Any]
+search invoices query:QUERY+=None -> list[Invoice]
+show earnings -s,--start_date:DATE=None -e,--end_date:DATE=None -m,--machine_id:ID=None -q,--quiet:TEXT=False(cli) --last_days:N=None --user_id:ID='me' -> dict[str, Any]
 show deposit id:ID/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
 transfer credit recipient->recipient_pos:NAME=None(cli) amount->amount_pos:USD=None(cli) -r,--recipient:NAME|None -a,--amount:USD|None --skip:TEXT=False(cli) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 fetch contracts (sdk) label:TEXT=None contract_ids:ID+=None -> list[dict[str, Any]]
@@ -2547,19 +2548,20 @@ show scheduled-jobs -> list[dict[str, Any]]
 delete scheduled-job id:ID -> dict[str, Any]
 create scheduled-job (sdk) start_time:N end_time:N api_endpoint:NAME request_method:NAME request_body:JSON frequency:NAME instance_id:ID day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any] ONCE
 update scheduled-job (sdk) id:ID request_body:JSON start_time:N=None end_time:N=None api_endpoint:TEXT=None request_method:TEXT=None frequency:TEXT=None instance_id:ID=None day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any]
-show endpoints -> list[dict[str, Any]]
+show endpoints -> list[Endpoint]
 create endpoint --min_load:N=0.0 --min_cold_load:N=0.0 --target_util:N=0.9 --cold_mult:N=2.5 --cold_workers:N=5 --max_workers:N=20 --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
 update endpoint id:ID --min_load:N=None --min_cold_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' --endpoint_state:TEXT{active,suspended,stopped}=None -> dict[str, Any]
 delete endpoint id:ID -> dict[str, Any]
-get endpt-logs id:ID --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, Any]
+get endpt-logs id:ID=None --level:N{0,1,2,3}=1 --tail:N=None --endpoint:NAME=None -> dict[str, Any]
 get endpt-workers /get_endpoint_workers() id:ID -> list[dict[str, Any]]
-show workergroups /show_autogroups() /show_autoscalers() -> list[dict[str, Any]]
-create workergroup /create_autogroup() /create_autoscaler() --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
-update workergroup /update_autogroup() /update_autoscaler() id:ID --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False -> dict[str, Any]
+show workergroups /show_autogroups() /show_autoscalers() -> list[Workergroup]
+create workergroup /create_autogroup() /create_autoscaler() --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --min_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --test_workers:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
+update workergroup /update_autogroup() /update_autoscaler() id:ID --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --min_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --test_workers:N=None -> dict[str, Any]
 delete workergroup /delete_autogroup() /delete_autoscaler() id:ID -> dict[str, Any]
 get wrkgrp-logs id:ID --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, Any]
 get wrkgrp-workers /get_workergroup_workers() id:ID -> list[dict[str, Any]]
 update workers id:ID --cancel:TEXT=False -> dict[str, Any] ONCE
+route endpoint:NAME cost:N -> dict[str, Any] ONCE
 show notification-types -> list[dict[str, Any]]
 show notifications --user_id:ID=None -> dict[str, Any] | Any
 set notifications notification_preferences:JSON --user_id:ID=None -> dict[str, Any] | Any

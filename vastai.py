@@ -335,6 +335,16 @@ def _when(value: Any) -> Any:
     return value
 
 
+def _moment(value: Any) -> float:
+    """Unix seconds as they are, or those of a date, which is in UTC where it does not say."""
+    try:
+        return float(NUMBER.convert(value)) if isinstance(value, str) else _number(NUMBER.convert(_when(value)))
+    except ValueError:
+        if not isinstance(value, str) or value.strip()[:1] in ("-", "+"):
+            raise
+    return parse_when(value, "utc")
+
+
 def _order(value: Any) -> Any:
     """Text, or a list of pairs, {"col", "dir"} or texts."""
     if isinstance(value, (list, tuple)):
@@ -384,6 +394,8 @@ FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON objec
 SCRIPT = Kind("str", _script, "a text file", "FILE")
 OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
 ENV = Kind("str | dict[str, str]", _any_of(dict), "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
+TEXT_OR_OBJECT = Kind("str | dict[str, Any]", lambda value: (_text if isinstance(value, str) else _json_object)(value),
+    "text, or a JSON object", "JSON")
 QUERY = Kind("str | dict[str, Any]", _any_of(dict, list, tuple), "conditions such as 'num_gpus>=2'", "QUERY")
 ORDER = Kind("str | Sequence[Any]", _order, "fields such as 'dph,num_gpus-', or a list of [field, direction]",
     "FIELDS")
@@ -391,6 +403,7 @@ DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
 DAY = Kind("str | float", lambda value: day_start(value), "YYYY-MM-DD or unix seconds", "DATE")
 WHEN = Kind("str | float", _when, "a date such as 2026-01-31", "DATE")
+MOMENT = Kind("float | str", _moment, "unix seconds, or a date such as 2026-01-31T14:00", "DATE")
 
 
 def shown(text: str, limit: int = 80) -> str:
@@ -423,9 +436,13 @@ def described(value: Any) -> str:
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
-    """`text` without the caller's secrets, should the service echo one."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
+    """`text` without the caller's secrets, should the service echo one; nor as JSON writes them."""
+    import json
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        forms = [secret] if secret.isalnum() and secret.isascii() else [
+            json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)] + [secret]
+        for form in forms:
+            text = text.replace(form, "***")
     return text
 
 
@@ -878,28 +895,28 @@ def register(group: str, *rows: Command) -> None:
 # fmt: off
 OFFER_COLUMNS = (
     ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 4), ("N", "num_gpus", "{}x", 0), ("Model", "gpu_name", "", 0),
-    ("PCIE", "pcie_bw", ".1f", 5), ("cpu_ghz", "cpu_ghz", ".1f", 6), ("vCPUs", "cpu_cores_effective", ".1f", 3),
+    ("PCIe GB/s", "pcie_bw", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6), ("vCPUs", "cpu_cores_effective", ".1f", 3),
     ("RAM GB", "cpu_ram", ".1f/1000", 2), ("VRAM GB", "gpu_ram", ".1f/1000", 1), ("Disk GB", "disk_space", ".0f", 2),
-    ("$/hr", "dph_total", ".4f", 0), ("DLP", "dlperf", ".1f", 3), ("DLP/$", "dlperf_per_dphtotal", ".2f", 5),
-    ("score", "score", ".1f", 5), ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 4),
-    ("Down Mb/s", "inet_down", ".1f", 3), ("R %", "reliability", ".1f*100", 2),
-    ("Max_Days", "duration", ".1f/86400", 4), ("mach_id", "machine_id", "", 5), ("status", "verification", "state", 5),
-    ("host_id", "host_id", "", 7), ("ports", "direct_port_count", "", 6), ("country", "geolocation", "", 1))
+    ("$/hr", "dph_total", ".4f", 0), ("DLPerf", "dlperf", ".1f", 3), ("DLP/$", "dlperf_per_dphtotal", ".2f", 5),
+    ("Score", "score", ".1f", 5), ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 4),
+    ("Down Mb/s", "inet_down", ".1f", 3), ("Rel. %", "reliability", ".1f*100", 2),
+    ("Max days", "duration", ".1f/86400", 4), ("Machine", "machine_id", "", 5), ("Status", "verification", "state", 5),
+    ("Host", "host_id", "", 7), ("Ports", "direct_port_count", "", 6), ("Location", "geolocation", "", 1))
 RESERVED_COLUMNS = tuple(
     ("$/hr", "discounted_dph_total", ".4f", 0) if c[1] == "dph_total" else c
     for c in OFFER_COLUMNS if c[1] not in ("gpu_ram", "score"))
 INSTANCE_CARD = (
-    ("ID", "id", ""), ("Machine", "machine_id", ""), ("Status", "actual_status", "state"), ("Num", "num_gpus", "{}x"),
-    ("Model", "gpu_name", ""), ("Util. %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
-    ("RAM GB", "cpu_ram", ".1f/1000"), ("Storage GB", "disk_space", ".0f"), ("SSH Addr", "ssh_host", ""),
-    ("SSH Port", "ssh_port", ""), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
-    ("Net up Mb/s", "inet_up", ".1f"), ("Net down Mb/s", "inet_down", ".1f"), ("R %", "reliability2", ".1f*100"),
-    ("Label", "label", ""), ("age(hours)", "duration", ".2f/3600"), ("uptime(mins)", "uptime_mins", ".2f"),
+    ("ID", "id", ""), ("Machine", "machine_id", ""), ("Status", "actual_status", "state"), ("GPUs", "num_gpus", "{}x"),
+    ("Model", "gpu_name", ""), ("GPU use %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
+    ("RAM GB", "cpu_ram", ".1f/1000"), ("Disk GB", "disk_space", ".0f"), ("SSH host", "ssh_host", ""),
+    ("SSH port", "ssh_port", ""), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
+    ("Up Mb/s", "inet_up", ".1f"), ("Down Mb/s", "inet_down", ".1f"), ("Reliability %", "reliability2", ".1f*100"),
+    ("Label", "label", ""), ("Age hours", "duration", ".2f/3600"), ("Uptime minutes", "uptime_mins", ".2f"),
     ("Message", "status_msg", ""))
 INSTANCE_COLUMNS = (
     ("ID", "id", "", 0), ("Status", "actual_status", "state", 0), ("Label", "label", "", 1), ("GPU", "gpu", "gpu", 0),
     ("Disk GB", "disk", "disk", 3), ("Volumes", "volumes", "volumes", 4), ("$/hr", "dph_total", ".4f", 0),
-    ("Image", "image_uuid", "", 2), ("Age", "start_date", "age", 2), ("Verified", "verification", "state", 5))
+    ("Image", "image_uuid", "", 2), ("Age", "start_date", "age", 1), ("Verified", "verification", "state", 5))
 INSTANCE_MORE = (
     ("Machine", "machine_id", "", 5), ("Net Mb/s", "net", "net", 6), ("Location", "geolocation", "", 5),
     ("Template", "template", "template", 6), ("SSH", "ssh", "ssh", 4), ("Msg", "status_msg", "", 6))
@@ -946,6 +963,13 @@ TEMPLATE_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3),
     ("Hash", "hash_id", "", 0), ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4),
     ("Creator", "creator_id", "", 4), ("Created", "created_at", "day", 5))
+TEMPLATE_CARD = (
+    *TEMPLATE_COLUMNS[:2], ("Description", "desc", ""), *TEMPLATE_COLUMNS[2:4], ("Hash", "hash_id", ""),
+    ("Disk GB", "recommended_disk_space", ".0f"), ("Starts as", "runtype", ""), ("SSH", "use_ssh", ""),
+    ("SSH direct", "ssh_direct", ""), ("Jupyter direct", "jup_direct", ""), ("JupyterLab", "use_jupyter_lab", ""),
+    ("Environment", "env", ""), ("On start", "onstart", ""), ("Conditions", "extra_filters", ""),
+    ("Registry", "docker_login_repo", ""), ("Private", "private", ""), ("Creator", "creator_id", ""),
+    ("Instances made", "count_created", ""), ("Created", "created_at", "day"), ("Link", "href", ""))
 USER_CARD = (
     ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Full name", "fullname", ""),
     ("Credit $", "credit", ".2f"), ("Balance $", "balance", ".2f"), ("Alert below $", "balance_threshold", ".2f"),
@@ -999,39 +1023,39 @@ WEBHOOK_COLUMNS = (
     ("Changed", "updated_at", "minute", 2))
 
 VOLUME_OFFER_COLUMNS = (
-    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 5), ("cpu_ghz", "cpu_ghz", ".1f", 6),
-    ("Disk B/W", "disk_bw", ".1f", 3), ("Disk GB", "disk_space", ".0f", 0), ("Disk Name", "disk_name", "", 4),
-    ("$/GB/month", "storage_cost", ".2f", 0), ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3),
-    ("Down Mb/s", "inet_down", ".1f", 3), ("R %", "reliability", ".1f*100", 2),
-    ("Max_Days", "duration", ".1f/86400", 4), ("mach_id", "machine_id", "", 1), ("status", "verification", "state", 5),
-    ("host_id", "host_id", "", 7), ("country", "geolocation", "", 1))
+    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6),
+    ("Disk MB/s", "disk_bw", ".1f", 3), ("Disk GB", "disk_space", ".0f", 0), ("Disk name", "disk_name", "", 4),
+    ("$/GB/month", "storage_cost", ".2f", 0), ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3),
+    ("Down Mb/s", "inet_down", ".1f", 3), ("Rel. %", "reliability", ".1f*100", 2),
+    ("Max days", "duration", ".1f/86400", 4), ("Machine", "machine_id", "", 1), ("Status", "verification", "state", 5),
+    ("Host", "host_id", "", 7), ("Location", "geolocation", "", 1))
 NETWORK_VOLUME_OFFER_COLUMNS = (
     *(c for c in VOLUME_OFFER_COLUMNS if c[1] in ("id", "disk_space", "storage_cost", "inet_up", "inet_down",
                                                   "reliability", "duration", "verification", "host_id")),
-    ("cluster_id", "cluster_id", "", 2), ("country", "geolocation", "", 1), ("Min BW MiB/s", "nw_disk_min_bw", "", 5),
+    ("Cluster", "cluster_id", "", 2), ("Location", "geolocation", "", 1), ("Min BW MiB/s", "nw_disk_min_bw", "", 5),
     ("Max BW MiB/s", "nw_disk_max_bw", "", 5), ("Avg BW MiB/s", "nw_disk_avg_bw", "", 3))
 VOLUME_COLUMNS = (
-    ("ID", "id", "", 0), ("Cluster ID", "cluster_id", "", 4), ("Name", "label", "", 0),
-    ("Disk GB", "disk_space", ".0f", 0), ("Status", "status", "state", 0), ("Disk Name", "disk_name", "", 4),
-    ("NV Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
-    ("R %", "reliability2", ".1f*100", 5), ("age(hours)", "duration", ".2f/3600", 2), ("mach_id", "machine_id", "", 1),
-    ("Verification", "verification", "state", 6), ("host_id", "host_id", "", 6), ("country", "geolocation", "", 3),
-    ("instances", "instances", "", 1))
+    ("ID", "id", "", 0), ("Cluster", "cluster_id", "", 4), ("Name", "label", "", 0),
+    ("Disk GB", "disk_space", ".0f", 0), ("Status", "status", "state", 0), ("Disk name", "disk_name", "", 4),
+    ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
+    ("Rel. %", "reliability2", ".1f*100", 5), ("Age hours", "duration", ".2f/3600", 2),
+    ("Machine", "machine_id", "", 1), ("Verified", "verification", "state", 6), ("Host", "host_id", "", 6),
+    ("Location", "geolocation", "", 3), ("Instances", "instances", "", 1))
 NETWORK_DISK_COLUMNS = (
     ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"), ("Total GB", "total_space", "{}"))
 MOUNT_COLUMNS = (("Machine", "id", ""), ("Mounted at", "mount", ""))
 BACKUP_COLUMNS = (
     ("ID", "id", ""), ("Contract", "contract_id", ""), ("Type", "type", "unknown"), ("Machine", "machine_id", ""),
-    ("Status", "status", "state"), ("Age(hours)", "created_at", "hours"), ("Info", "info", ""))
-BACKUP_FILE_COLUMNS = (("Name", "name", ""), ("Size(MB)", "size", ".2f/1000000"), ("URL", "url", ""))
+    ("Status", "status", "state"), ("Age hours", "created_at", "hours"), ("Info", "info", ""))
+BACKUP_FILE_COLUMNS = (("Name", "name", ""), ("Size MB", "size", ".2f/1000000"), ("URL", "url", ""))
 BENCHMARK_COLUMNS = (
-    ("ID", "id", "", 0), ("mach_id", "machine_id", "", 2), ("Model", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0),
+    ("ID", "id", "", 0), ("Machine", "machine_id", "", 2), ("Model", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0),
     ("Value", "value", ".2f", 0), ("$/hr", "dph_base", ".4f", 0), ("Type", "type", "", 1),
-    ("Template", "template_hash", "", 3), ("Templ_ID", "template_id", "", 3), ("contract", "contract_id", "", 5),
-    ("Image", "image", "", 4), ("Date", "last_update", "minute", 2))
+    ("Template", "template_hash", "", 3), ("Template ID", "template_id", "", 3), ("Instance", "contract_id", "", 5),
+    ("Image", "image", "", 4), ("Date (UTC)", "last_update", "minute", 2))
 GPU_METRICS_COLUMNS = (
     ("GPU", "gpu_name", "", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
-    ("Unrent", "unavailable", "", 3), ("Usage%", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
+    ("Unrent", "unavailable", "", 3), ("Usage %", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
     ("Avl/Ver", "avail_verified", "", 4), ("Rnt/Unv", "rented_unverified", "", 5),
     ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3), ("TFLOPS", "tflops", ".1f", 3),
     ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
@@ -1102,15 +1126,20 @@ WORKERGROUP_OPTIONS = (
     Arg("--endpoint_name", TEXT, "the endpoint, by name", None),
     Arg("--endpoint_id", ID, "the endpoint, by id", None),
     Arg("--gpu_ram", GB, "GPU memory that a worker needs, GB", None),
-    Arg("-n --no-default", FLAG, "without verified=True rentable=True rented=False in the search", to=""))
+    Arg("-n --no-default", FLAG, "without verified=True rentable=True rented=False in the search", to=""),
+    *(arg for arg in endpoint_options(None, None, None, None, None)
+      if arg.name in ("min_load", "target_util", "cold_mult", "cold_workers", "max_workers")),
+    Arg("--test_workers", COUNT, "workers to measure the template on", None))
 LOG_OPTIONS = (
     Arg("--level", COUNT, "how much to show: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
     Arg("--tail", COUNT, "lines from the end", None))
+ROUTE_CARD = (("Worker", "url", ""), ("Status", "status", ""), ("Cost", "cost", ""), ("Request", "reqnum", ""),
+    ("Signature", "signature", ""))
 WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}; it is not shown again."
 
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
-def search_options(storage: float, *, aliases: bool) -> tuple[Arg, ...]:
+def search_options(storage: float) -> tuple[Arg, ...]:
     return (
         Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", "score-", to=""),
         Arg("--limit", COUNT, "rows at most; 0 for as many as the service gives", None, to=""),
@@ -1165,7 +1194,10 @@ CREATE_OPTIONS = (
     Arg("--volume-size", GB, "size of the new volume, GB; 15 if not given", None, to=""),
     Arg("--mount-path", TEXT, "where to mount the volume", None, to=""),
     Arg("--volume-label", TEXT, "a name for the new volume", None, to=""),
-    *ONSTART_OPTIONS)
+    *ONSTART_OPTIONS,
+    Arg("--target_state", TEXT, "state to begin in", None, choices=("running", "stopped")),
+    Arg("--vm", FLAG, "the image is that of a virtual machine", to=""),
+    Arg("--args_str", TEXT, "arguments of the image's entrypoint as one text, in place of --args", None))
 LISTING = (
     Arg("-g --price_gpu", PRICE, "price of a GPU, $/hr", None),
     Arg("-s --price_disk", PRICE, "price of storage, $/GB/month; the service takes 0.10 if not given", None),
@@ -1230,7 +1262,11 @@ TEMPLATE_OPTIONS = (
     Arg("--docker_login_repo", TEXT, "registry, in place of login", None, face="sdk"),
     Arg("--extra_filters", OBJECT, "conditions in the service's words, in place of search_params", None, face="sdk"),
     *(Arg(f"--{name}", FLAG, f"{name} in the service's words, in place of the flags", None, face="sdk")
-      for name in ("readme_visible", "private")))
+      for name in ("readme_visible", "private")),
+    Arg("--docker_login_user", TEXT, "user at the registry", None, face="sdk"),
+    Arg("--docker_login_pass", TEXT, "password or token at the registry", None, face="sdk", secret=True),
+    Arg("--args_str", TEXT, "arguments of the image's entrypoint, for runtype args", None, face="sdk"),
+    Arg("--volume_info", OBJECT, "volume that the console suggests, in the service's words", None, face="sdk"))
 MARKET_OPTIONS = (
     Arg("--verified", TEXT, "only verified machines, or only others", "all", choices=("true", "false", "all"), to=""),
     Arg("--datacenter", TEXT, "only machines in data centres, or only others", "all", choices=("true", "false", "all"),
@@ -1248,7 +1284,7 @@ register("Search and rent",
         Arg("-t --type", TEXT, "kind of rental; interruptible is another word for bid", "on-demand", choices=DEMAND,
             shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
                        "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to=""),
-        *search_options(5.0, aliases=True),
+        *search_options(5.0),
         Arg("--new", FLAG, "ask the newer search service", face="cli", to=""),
         Arg("--disable-bundling", FLAG, "list identical offers one by one (deprecated)", face="cli", hidden=True,
             to=""),
@@ -1262,30 +1298,37 @@ register("Search and rent",
     Command("search offers-new", "PUT /search/asks/", SAFE, "GPU offers, from the newer search service",
         Arg("query", QUERY, "conditions as for search offers", None, to=""),
         Arg("--type", TEXT, "kind of rental", "on-demand", choices=DEMAND, to=""),
-        *search_options(5.0, aliases=True),
+        *search_options(5.0),
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", auth=False, face="sdk"),
     Command("search templates", "GET /template/", SAFE, "templates to start instances from",
         Arg("query", QUERY, "conditions on the fields below", None, to=""),
         returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
         fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
+    Command("show template", "GET /template/", SAFE, "one template in full",
+        Arg("id", TEXT_ID, "its hash or id, from search templates", to=""), of="Template",
+        columns=TEMPLATE_CARD, run="run_show_template", look="search templates",
+        examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
     Command("create instance", "PUT /asks/{id}/", ONCE, "rent an offer: make an instance of it",
         Arg("id", ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance",
         look="show instances",
-        done="Instance {new_contract} is being made from offer {id}.",
-        note="Prices are per hour and run from now on; `vastai destroy instance ID` ends them.",
+        done="Instance {new_contract} is being made from offer {id}. `vastai wait instance {new_contract}` waits for "
+             "it, `vastai destroy instance {new_contract}` ends it and its costs.",
+        note="It costs from now on, until `vastai destroy instance ID`. The service answers before the instance runs: "
+             "--wait, or `vastai wait instance ID`, waits for that, and `vastai ssh ID` opens a shell then.",
         examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct",
                   "6995713 --template_hash 661d064bbda1f2a1 --label train",
-                  "6995713 --image vllm/vllm-openai --env '-e HF_TOKEN=… -p 8000:8000' --args --model Qwen/Qwen3-8B")),
+                  "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
     Command("create instances", "POST /asks/bulk/", ONCE, "rent several offers with the same options",
         Arg("ids", IDS, "the offers, from search offers", to=""),
         *CREATE_OPTIONS,
         body={"client_id": "me"}, build="build_instance", run="run_bulk", look="show instances",
-        done="Instances {new_contracts} are being made from offers {ids}."),
+        done="Instances {new_contracts} are being made from offers {ids}. `vastai show instances` shows them.",
+        examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
     Command("launch instance", "PUT /launch_instance/", ONCE,
-        "rent the best offer for a GPU: search and create in one call",
+        "search offers for a GPU and rent the best one",
         Arg("-g --gpu-name", NAME, "model, such as RTX_4090", required=True, to=""),
         Arg("-n --num-gpus", TEXT, "number of GPUs: 1, 2, 4, 8, 12 or 14", required=True, to=""),
         Arg("-i --image", TEXT, "Docker image", required=True),
@@ -1306,7 +1349,8 @@ register("Search and rent",
             to=""),
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", build="build_launch", run="run_create_instance", look="show instances",
-        done="Instance {new_contract} is being made.",
+        done="Instance {new_contract} is being made. `vastai wait instance {new_contract}` waits for it, "
+             "`vastai destroy instance {new_contract}` ends it and its costs.",
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
                   "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
 
@@ -1338,17 +1382,17 @@ register("Instances",
     Command("show instance", "GET /instances/{id}/", SAFE, "one instance in full",
         Arg("id", ID, "the instance", old="ID INSTANCE_ID"),
         query={"owner": "me"}, returns="instances", of="Instance", columns=INSTANCE_CARD, run="run_show_instance",
-        look="show instances"),
+        look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
     Command("start instance", "PUT /instances/{id}/", SAFE, "start a stopped instance",
         Arg("id", ID, "the instance", old="ID"),
         body={"state": "running"}, done="Instance {id} is starting.", look="show instances"),
-    Command("stop instance", "PUT /instances/{id}/", SAFE, "stop an instance; its storage is kept and still costs",
+    Command("stop instance", "PUT /instances/{id}/", SAFE, "stop an instance; its storage goes on costing",
         Arg("id", ID, "the instance", old="ID"),
         body={"state": "stopped"}, done="Instance {id} is stopping.", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, "end an instance and delete its data",
         Arg("id", ID, "the instance", old="ID"), *WAIT,
         ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Instance {id} is destroyed.",
-        look="show instances"),
+        look="show instances", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, "start several stopped instances",
         Arg("ids", IDS, "the instances", to=""),
         body={"state": "running"}, run="run_bulk", done="Instances {ids} are starting.", look="show instances"),
@@ -1364,15 +1408,15 @@ register("Instances",
         run="run_scheduled", look="show instance",
         done="Instance {id} is rebooting, and job {scheduled_job_id} will do it again.|Instance {id} is rebooting."),
     Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE,
-        "make the container anew from its image, keeping its GPU",
+        "make the container anew, keeping its GPU",
         Arg("id", ID, "the instance", old="ID"),
         done="Instance {id} is being recycled.", look="show instance"),
     Command("label instance", "PUT /instances/{id}/", SAFE, "give an instance a name of your own",
         Arg("id", ID, "the instance", old="ID"),
         Arg("label", TEXT, "the name; '' takes it away"),
-        done="The label of instance {id} is {label!r}.", look="show instances"),
+        done="The label of instance {id} is {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE,
-        "change the template, image or start-up of an instance",
+        "change template, image or start-up of an instance",
         Arg("id", ID, "the instance", old="ID", to="path body"),
         Arg("--template_id", ID, "id of the template", None),
         Arg("--template_hash_id", TEXT, "hash of the template", None),
@@ -1391,8 +1435,9 @@ register("Instances",
         Arg("id", ID, "the instance", old="ID"),
         Arg("--price", PRICE, "new bid, $/hr; without it one that wins now", None), *SCHEDULE,
         body={"client_id": "me"}, run="run_scheduled", look="show instance",
-        done="Job {scheduled_job_id} will change the bid of instance {id}.|The bid of instance {id} is changed."),
-    Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance and show what it prints",
+        done="Job {scheduled_job_id} will change the bid of instance {id}.|The bid of instance {id} is now {price} "
+             "$/hr.|The bid of instance {id} is changed.", examples=("4242 --price 0.35", "4242")),
+    Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance",
         Arg("id", ID, "the instance", old="ID"),
         Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, RESULT_WAIT,
         returns="text", run="run_scheduled", look="show instance",
@@ -1405,14 +1450,15 @@ register("Instances",
         Arg("-f --follow", FLAG, "go on printing what comes, until the instance stops", face="cli", to=""),
         returns="text", build="build_logs", run="run_logs", look="show instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
-    Command("wait instance", "", SAFE, "wait until an instance is running, or in another state",
+    Command("wait instance", "", SAFE, "wait until an instance runs, or has another state",
         Arg("id", ID, "the instance"),
         Arg("--status", TEXT, "the state to wait for", "running",
             choices=("running", "loading", "exited", "destroyed")),
         MAX_WAIT, Arg("--poll", SECONDS, "seconds between two looks, growing to three times that", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
-        note="Ends at once where the state can no longer come. Status 9 when the time is over."),
-    Command("ssh", "", ONCE, "open a shell in an instance, or run a command there",
+        note="Ends at once where the state can no longer come. Status 9 when the time is over.",
+        examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
+    Command("ssh", "", ONCE, "open a shell in an instance, or run a command",
         Arg("id", ID, "the instance"),
         Arg("command", TEXTS, "the command; behind -- if it has options", None), IDENTITY,
         returns="none", run="run_ssh", face="cli", look="show instances",
@@ -1426,13 +1472,13 @@ register("Instances",
         examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
     Command("ssh-url", "", SAFE, "the address for ssh",
         Arg("id", ID, "the instance"), Arg("--all", FLAG, "the proxy's address too", face="cli"),
-        returns="text", run="run_address", look="show instances"),
+        returns="text", run="run_address", look="show instances", examples=("4242", "4242 --all")),
     Command("scp-url", "", SAFE, "the address for scp",
         Arg("id", ID, "the instance"), Arg("--all", FLAG, "the proxy's address too", face="cli"),
         returns="text", run="run_address", look="show instances"))
 
 register("Templates",
-    Command("create template", "POST /template/", ONCE, "keep an image with its options and conditions as a template",
+    Command("create template", "POST /template/", ONCE, "keep an image with its options as a template",
         *TEMPLATE_OPTIONS, build="build_template", look="search templates",
         done="Template {template[id]} with the hash {template[hash_id]} is made.",
         examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
@@ -1448,25 +1494,25 @@ register("Templates",
 
 register("Volumes",
     Command("search volumes", "POST /volumes/search/", SAFE, "offers of disk space on one machine",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""), *search_options(1.0, aliases=True),
+        Arg("query", QUERY, "conditions on the fields below", None, to=""), *search_options(1.0),
         returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
         examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
     Command("search network-volumes", "POST /network_volumes/search/", SAFE,
         "offers of disk space that a cluster shares",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""), *search_options(1.0, aliases=True),
+        Arg("query", QUERY, "conditions on the fields below", None, to=""), *search_options(1.0),
         returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
         fields=VOLUME_FIELDS,
         note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
         examples=("'nw_disk_avg_bw>=1000' -o storage_cost",)),
     Command("show volumes", "GET /volumes", SAFE, "your volumes",
         Arg("-t --type", TEXT, "which ones", "all", choices=("all", "local", "network"), to=""),
-        returns="volumes[]", columns=VOLUME_COLUMNS, query={"owner": "me"}, run="run_show_volumes"),
-    Command("create volume", "PUT /volumes/", ONCE, "rent disk space: make a volume of an offer",
+        returns="volumes[]", of="Volume", columns=VOLUME_COLUMNS, query={"owner": "me"}, run="run_show_volumes"),
+    Command("create volume", "PUT /volumes/", ONCE, "rent disk space on one machine",
         Arg("id", ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
         look="show volumes", done="Volume {volume_name} is made.", examples=("555001 --size 100 --name data",)),
     Command("create network-volume", "PUT /network_volumes/", ONCE,
-        "rent disk space in a cluster: make a volume of an offer",
+        "rent disk space that a cluster shares",
         Arg("id", ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
         look="show volumes", done="Network volume {volume_name} is made."),
     Command("clone volume", "POST /volumes/copy/", ONCE, "make a volume of an offer and copy another into it",
@@ -1475,7 +1521,7 @@ register("Volumes",
         Arg("-s --size", GB, "size, GB, from that of the source up; the same if not given", None),
         Arg("-d --disable_compression", FLAG, "do not compress on the way"),
         build="build_set_flags", look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
-    Command("delete volume", "DELETE /volumes/", SAFE, "delete a volume and its data; no instance may use it",
+    Command("delete volume", "DELETE /volumes/", SAFE, "delete an unused volume and its data",
         Arg("id", ID, "the volume", to="query"), look="show volumes", done="Volume {id} is deleted."))
 
 register("Volumes (for hosts)",
@@ -1496,7 +1542,7 @@ register("Volumes (for hosts)",
         done="Space of disk {disk_id} is offered at {price_disk} $/GB/month."),
     Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, "take an offer of a network disk back",
         Arg("id", ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is taken back."),
-    Command("show network-disks", "GET /network_disk/", SAFE, "your clusters' network disks and where they are mounted",
+    Command("show network-disks", "GET /network_disk/", SAFE, "network disks of your clusters, and their mounts",
         rows="data", columns=(("Cluster", "cluster_id", ""),), show="show_network_disk_tables"),
     Command("add network-disk", "POST /network_disk/", ONCE, "attach a network disk to machines of a cluster",
         Arg("machines", IDS, "the machines"), Arg("mount_point", NAME, "where they mount it: /mnt/disk1"),
@@ -1505,7 +1551,7 @@ register("Volumes (for hosts)",
 
 register("Copies and backups",
     Command("copy", "PUT /commands/copy_direct/", ONCE,
-        "copy between instances, volumes, cloud storage and this computer",
+        "copy among instances, volumes, cloud, this computer",
         Arg("src", NAME, "from where", to=""),
         Arg("dst", NAME, "to where", to=""),
         Arg("-i --identity", NAME, "file of the private SSH key", None, face="cli", to=""),
@@ -1526,7 +1572,7 @@ register("Copies and backups",
         Arg("dst", GIVEN_ID, "the instance that is copied to", name="dst_id", old="dst"),
         body={"client_id": "me"}, look="show instances", done="The cloud copies to {dst_id} are stopped."),
     Command("cloud copy", "POST /commands/rclone/", ONCE,
-        "copy between an instance and cloud storage, now or as a scheduled job",
+        "copy between an instance and cloud storage",
         Arg("--src", NAME, "path to copy from", required=True),
         Arg("--dst", NAME, "path to copy to", "/workspace"),
         Arg("--instance", GIVEN_ID, "the instance", None, key="instance_id"),
@@ -1547,7 +1593,7 @@ register("Copies and backups",
                   "--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'",
                   "--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3")),
     Command("show connections", "GET /users/cloud_integrations/", SAFE, "your connections to cloud storage",
-        returns="[]", columns=(("ID", "id", ""), ("NAME", "name", ""), ("Cloud Type", "cloud_type", ""))),
+        returns="[]", columns=(("ID", "id", ""), ("Name", "name", ""), ("Type", "cloud_type", ""))),
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE,
         "push a container as an image to a registry",
         Arg("instance_id", GIVEN_ID, "the instance", old="id", key="id", to="path body"),
@@ -1560,7 +1606,7 @@ register("Copies and backups",
         done="A snapshot of instance {instance_id} will be in {repo} at {container_registry} in some minutes."
              "|A snapshot of instance {instance_id} will be at {container_registry} in some minutes."),
     Command("show instance-backups", "GET /instance_backups/", SAFE,
-        "backups that Vast.ai made of your instances and volumes",
+        "backups of your instances and volumes",
         Arg("--contract-id", ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
         note="`vastai copy vast.CONTRACT:/upper/workspace ID:/workspace` restores an instance's files, "
              "vast.CONTRACT:/ a volume's."),
@@ -1598,8 +1644,8 @@ register("Price increases",
         Arg("instance_id", ID, "the instance", face="sdk", to=""),
         YES,
         run="run_price_increase", show="show_settled", look="show pending-price-increases")
-      for verb, summary in (("accept", "take the higher price and keep the instance for longer"),
-                            ("reject", "refuse the higher price; the rental ends when it was going to"))))
+      for verb, summary in (("accept", "take the higher price and keep the instance longer"),
+                            ("reject", "refuse the higher price; the rental ends as agreed"))))
 
 register("Benchmarks",
     Command("search benchmarks", "GET /benchmarks", SAFE, "results of benchmarks on machines",
@@ -1610,6 +1656,7 @@ register("Benchmarks",
             to=""),
         Arg("-a --all", FLAG, "every page, also with --limit", name="all_pages", to=""),
         returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", fields=BENCHMARK_FIELDS,
+        strict=True,
         examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=01/15/2026' --limit 20")),
     Command("search benchmarks-v1", "GET /benchmarks", SAFE, "one page of benchmarks, as the service gives it",
         Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, to=""),
@@ -1617,7 +1664,7 @@ register("Benchmarks",
 
 register("Market (for hosts)",
     Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE,
-        "how many GPUs there are and are free, and their prices",
+        "how many GPUs there are, are free, and cost",
         *MARKET_OPTIONS, MARKET_SIZE,
         rows="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", done=FOR_HOSTS, aliases="metrics gpu"),
     Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, "GPUs and their prices over time",
@@ -1642,15 +1689,17 @@ register("Market (for hosts)",
 register("Keys",
     Command("set api-key", "", SAFE, "keep the API key in a file of yours",
         Arg("new_api_key", NAME, "the key, or - to read it from stdin", name="api_key", old="new_api_key", secret=True),
-        returns="none", run="run_set_api_key", auth=False),
+        returns="none", run="run_set_api_key", auth=False, examples=("- < key.txt",),
+        note="A key comes from https://cloud.vast.ai/manage-keys/. As an argument it would stay in the shell's history."),
     Command("show ssh-keys", "GET /ssh/", SAFE, "the SSH keys of your account",
         returns="[]", columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, "add an SSH key to your account",
         Arg("ssh_key", TEXT, "the public key or its file; without it a new key is made with ssh-keygen", None), YES,
-        run="run_create_ssh_key", done="The key is added.", look="show ssh-keys"),
+        run="run_create_ssh_key", done="The key is added.", look="show ssh-keys", examples=("~/.ssh/id_ed25519.pub", "")),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, "let an SSH key into an instance",
         Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key", TEXT, "the public key or its file"),
-        run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance"),
+        run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance",
+        examples=("4242 ~/.ssh/id_ed25519.pub",)),
     Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, "the SSH keys that an instance lets in",
         Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
@@ -1672,14 +1721,14 @@ register("Keys",
         Arg("--name", NAME, "a name for it", required=True),
         Arg("--permission_file", FILE_OBJECT, "file with its permissions as JSON; all of yours if not given", None,
             name="permissions", key="permissions", old="permission_file"),
-        Arg("--key_params", TEXT, "limits for parts of the permissions, as the service's documentation has them", None),
+        Arg("--key_params", TEXT_OR_OBJECT, "limits for parts of the permissions, as the service's documentation has them", None),
         done="API key {id} is made: {key}", look="show api-keys",
         note='The key is shown this once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "lets it look at your instances and nothing else.",
         examples=("--name ci --permission_file permissions.json",)),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, "end an API key",
         Arg("id", ID, "the key, from show api-keys"), done="API key {id} is deleted.", look="show api-keys"),
-    Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, "replace your main API key; the old one ends at once",
+    Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, "replace your main API key; the old one ends now",
         body={"client_id": "me"}, done="Your new API key: {new_api_key}", look="show user",
         note="Keep the new key with `vastai set api-key KEY`."),
     Command("set role", "", SAFE, "choose whose commands --help lists",
@@ -1730,7 +1779,8 @@ register("Two-factor authentication",
         note="Give the app the secret, or the URI as a QR code; then `vastai tfa activate CODE --secret SECRET`."),
     Command("tfa send-sms", "POST /tfa/sms/", ONCE, "have a code sent by SMS",
         PHONE,
-        done="A code is on its way. It goes with --secret {secret} to `tfa login -t sms` or `tfa activate -t sms`.",
+        done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t sms` or `vastai tfa "
+             "activate -t sms`.",
         look="tfa status"),
     Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, "have the code sent by SMS once more",
         Arg("-s --secret", CODE, "secret that tfa send-sms showed", required=True, secret=True), PHONE,
@@ -1769,7 +1819,7 @@ register("Two-factor authentication",
 register("Teams",
     Command("create team", "POST /team/", ONCE, "make your account a team",
         Arg("--team-name", NAME, "its name", required=True),
-        Arg("--transfer-credit", PRICE, "dollars of yours that the team gets", 0, face="cli"),
+        Arg("--transfer-credit", PRICE, "dollars of yours that the team gets", 0),
         done="Team {team_name} is made.", look="show members"),
     Command("destroy team", "DELETE /team/", SAFE, "dissolve your team",
         done="The team is dissolved.", look="show members"),
@@ -1800,10 +1850,11 @@ register("Teams",
 
 register("Machines (for hosts)",
     Command("show machines", "GET /machines", SAFE, "the machines that you offer",
-        query={"owner": "me"}, returns="machines[]", columns=MACHINE_COLUMNS, whole=True),
+        query={"owner": "me"}, returns="machines[]", of="Machine", columns=MACHINE_COLUMNS, whole=True),
     Command("show machine", "GET /machines/{id}", SAFE, "one machine of yours",
         Arg("id", ID, "the machine", old="Machine machine_id"), query={"owner": "me"}, returns="any",
-        of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", look="show machines"),
+        of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", show="show_cards",
+        look="show machines"),
     Command("list machine", "PUT /machines/create_asks/", SAFE, "offer a machine for rent, or change its prices",
         Arg("id", ID, "the machine", key="machine", old="machine_id"), *LISTING,
         show="show_listing", look="show machines",
@@ -1825,7 +1876,7 @@ register("Machines (for hosts)",
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, "set the lowest bid for a machine's GPUs",
         MACHINE, Arg("--price", PRICE, "lowest bid for a GPU, $/hr", None),
         body={"client_id": "me"}, done="The lowest bid for machine {id} is changed.", look="show machines"),
-    Command("set defjob", "PUT /machines/create_bids/", SAFE, "set the job that a machine runs while nobody rents it",
+    Command("set defjob", "PUT /machines/create_bids/", SAFE, "set what a machine runs while nobody rents it",
         Arg("id", ID, "the machine", key="machine", old="machine_id"),
         Arg("--price_gpu", PRICE, "price of a GPU, $/day", None),
         Arg("--price_inetu", PRICE, "price of uploads, $/GB", None),
@@ -1841,7 +1892,7 @@ register("Machines (for hosts)",
         query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, "announce maintenance to a machine's renters",
         MACHINE,
-        Arg("--sdate", NUMBER, "start, unix seconds", required=True),
+        Arg("--sdate", MOMENT, "start, UTC: unix seconds, or a date such as 2026-01-31T14:00", required=True),
         Arg("--duration", NUMBER, "length, hours", required=True),
         Arg("--maintenance_category", TEXT, "power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
@@ -1872,7 +1923,7 @@ register("Clusters and overlays",
         Arg("cluster_id", ID, "the cluster"), Arg("machine_id", ID, "the machine"),
         Arg("new_manager_id", ID, "machine of the cluster that manages it from now on, if this one did", None),
         done="Machine {machine_id} is out of cluster {cluster_id}.", look="show clusters"),
-    Command("show overlays", "GET /overlay/", SAFE, "your overlay networks: instances in one virtual network",
+    Command("show overlays", "GET /overlay/", SAFE, "your overlays: virtual networks of instances",
         returns="[]", columns=OVERLAY_COLUMNS),
     Command("create overlay", "POST /overlay/", ONCE, "make an overlay network on a cluster",
         Arg("cluster_id", ID, "the cluster"), Arg("name", NAME, "a name for it"),
@@ -1887,7 +1938,7 @@ register("Clusters and overlays",
 register("Account",
     Command("show user", "GET /users/current", SAFE, "your account and its credit",
         NO_QUIET, of="User", columns=USER_CARD, run="run_without_keys"),
-    Command("show audit-logs", "GET /audit_logs/", SAFE, "what was done with your account, when and with which key",
+    Command("show audit-logs", "GET /audit_logs/", SAFE, "what was done with your account, and when",
         returns="[]", columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, "change your account: address, thresholds, phone …",
         Arg("--file", FILE_OBJECT, "file with a JSON object of what to change", required=True, name="params", key="*",
@@ -1939,12 +1990,14 @@ register("Billing",
         note="Without `pdf` it is invoice_NUMBER….pdf in the current folder, named by the month, dates and kind."),
     Command("search invoices", "GET /invoices", SAFE, "invoices that meet conditions",
         Arg("query", QUERY, "conditions on the fields below", None, to=""),
-        returns="[]", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
+        returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=01/01/2026'", "'is_credit=true'")),
-    Command("show earnings", "GET /users/me/machine-earnings", SAFE, "what your machines have earned",
+    Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, "what your machines have earned",
         Arg("-s --start_date", WHEN, "first day; the last day if not given", None, to=""),
         Arg("-e --end_date", WHEN, "last day", None, to=""),
         Arg("-m --machine_id", ID, "only this machine", None, to=""), NO_QUIET,
+        Arg("--last_days", COUNT, "the last so many days, in place of the dates", None),
+        Arg("--user_id", GIVEN_ID, "the account", "me"),
         query={"owner": "me"}, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, "deposit and discount of a reserved instance",
         Arg("id", ID, "the instance", old="Id ID"), NO_QUIET,
@@ -1994,7 +2047,7 @@ register("Scheduled jobs",
 
 register("Serverless",
     Command("show endpoints", "GET /endptjobs/", SAFE, "your serverless endpoints",
-        returns="results[]", columns=ENDPOINT_COLUMNS, run="run_without_keys"),
+        returns="results[]", of="Endpoint", columns=ENDPOINT_COLUMNS, run="run_without_keys"),
     Command("create endpoint", "POST /endptjobs/", ONCE, "make a serverless endpoint",
         *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, done="Endpoint {result} is made.",
         look="show endpoints", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
@@ -2008,14 +2061,15 @@ register("Serverless",
         Arg("id", ID, "the endpoint", key="endptjob_id", to="path body"),
         body={"client_id": "me"}, done="Endpoint {id} is deleted.", look="show endpoints"),
     Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, "logs of a serverless endpoint",
-        Arg("id", ID, "the endpoint"), *LOG_OPTIONS,
-        body={"api_key": KEY}, strict=True, show="show_levels", look="show endpoints",
+        Arg("id", ID, "the endpoint", None), *LOG_OPTIONS,
+        Arg("--endpoint", NAME, "the endpoint by its name, in place of the id", None),
+        body={"api_key": KEY}, strict=True, build="build_endpoint_logs", show="show_levels", look="show endpoints",
         examples=("4242 --level 3 --tail 200",)),
     Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, "instances that work for an endpoint",
         Arg("id", ID, "the endpoint"), returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
         methods="get_endpoint_workers"),
     Command("show workergroups", "GET /autojobs/", SAFE, "groups of workers of your endpoints",
-        returns="results[]", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
+        returns="results[]", of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
     Command("create workergroup", "POST /autojobs/", ONCE, "give a serverless endpoint workers",
         *WORKERGROUP_OPTIONS, SCALER,
         body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is made.", look="show workergroups",
@@ -2041,7 +2095,11 @@ register("Serverless",
         Arg("--cancel", FLAG, "stop an update that is going on", key="cancel_update"),
         body={"api_key": KEY}, strict=True, build="build_set_flags", look="show workergroups",
         done="Workergroup {id} is being updated: {workers_to_update} workers.|Update of workergroup {id} cancelled: "
-             "{cancelled}"))
+             "{cancelled}"),
+    Command("route", "POST run:/route/", ONCE, "the address of a worker that is free for a request to an endpoint",
+        Arg("endpoint", NAME, "the endpoint, by name"),
+        Arg("cost", NUMBER, "load of the request, in the endpoint's units, such as tokens"),
+        columns=ROUTE_CARD, strict=True, look="show endpoints", examples=("chat 242",)))
 
 register("Notifications",
     Command("show notification-types", "GET /notification-types/", SAFE, "kinds of notifications",
@@ -2074,7 +2132,7 @@ register("Notifications",
         Arg("id", ID, "the webhook"), done="A test is sent to webhook {id}.", look="show webhooks"))
 
 register("Diagnostics",
-    Command("self-test machine", "", ONCE, "rent a machine of yours, run Vast.ai's tests on it and remove the instance",
+    Command("self-test machine", "", ONCE, "rent a machine of yours and run Vast.ai's tests",
         Arg("machine_id", GIVEN_ID, "the machine", old="id"),
         Arg("--debugging", FLAG, "each line of progress on stderr, to stay"),
         Arg("--ignore-requirements", FLAG, "test also a machine that lacks something"),
@@ -2083,12 +2141,13 @@ register("Diagnostics",
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure; as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
         run="run_self_test", show="show_self_test", look="show instances",
         note="It costs a short rental, takes up to 25 minutes, and ends with status 1 where the machine fails."),
-    Command("dump-logs", "", SAFE, "an archive of diagnostics for Vast.ai's support, without secrets",
+    Command("dump-logs", "", SAFE, "pack diagnostics for Vast.ai's support",
         Arg("machine_id", GIVEN_ID, "the machine"),
         Arg("--instance-id", ID, "also the logs of this instance", None),
         Arg("--output-dir", NAME, "folder of the archive", "/tmp"),
         Arg("--include-local-host-artifacts", FLAG, "also logs and settings of this computer; only on the host"),
-        run="run_dump_logs", show="show_bundle", look="show machines", examples=("4242 --instance-id 7000",)),
+        run="run_dump_logs", show="show_bundle", look="show machines", examples=("4242 --instance-id 7000",),
+        note="The archive holds no keys, passwords or other secrets that could be recognized."),
     Command("run benchmarks", "", ONCE, "measure a template on several GPUs",
         Arg("--template_hash", TEXT, "hash of the template", None),
         Arg("--template_id", ID, "id of the template", None),
@@ -2113,11 +2172,11 @@ register("Tools",
         YES, returns="none", run="run_uninstall", face="cli", auth=False),
     Command("help", "", SAFE, "explain a command; the same as its --help",
         Arg("command", TEXTS, "the command, or its first word", None), returns="none", face="cli", auth=False),
-    Command("repl", "", SAFE, "read commands from a prompt, or a script of them from stdin, over one connection",
+    Command("repl", "", SAFE, "read commands from a prompt, or a script of them",
         returns="none", face="cli", auth=False,
         note="Options of every command that stand here hold for all of them. `exit`, `quit` or Ctrl-D ends.",
         examples=("--raw < commands.txt",)),
-    Command("completion", "", SAFE, "print a script that makes a shell complete commands, options and ids of instances",
+    Command("completion", "", SAFE, "print the script that makes a shell complete words",
         Arg("shell", TEXT, "the shell", choices=("bash", "zsh", "fish")),
         returns="text", run="run_completion", face="cli", auth=False,
         note='For good: eval "$(vastai completion bash)" in ~/.bashrc, eval "$(vastai completion zsh)" in ~/.zshrc, '
@@ -2131,7 +2190,7 @@ register("Tools",
 class View:
     """How an answer is shown: format, fields, colour … and what a caller set for one use."""
 
-    __slots__ = ("color", "cols", "confirmed", "fields", "form", "full", "quiet", "verbose")
+    __slots__ = ("color", "confirmed", "fields", "form", "full", "quiet")
 
     def __init__(self, form: str = "json", fields: str = "", quiet: bool = False,
                  full: bool = False, color: bool = True,
@@ -2171,11 +2230,7 @@ class Call:
     def do(self, name: str, **params: Any) -> Any:
         """Another row, from the same client, as the SDK would call it; a refusal raises."""
         row = METHODS[name]
-        call = Call(self.client, row, check(row, params, cli=False), View())
-        answer = perform(call)
-        if isinstance(answer, dict) and answer.get("success") is False:
-            raise refusal(row, answer, secrets=call.secrets)
-        return answer
+        return perform(Call(self.client, row, check(row, params, cli=False), View()))
 
     def note(self, text: str) -> None:
         """Progress, for a person who watches a terminal."""
@@ -2362,7 +2417,7 @@ def build_filter_search(call: Call, query: Row, body: Row) -> None:
 
 def runtype_of(call: Call, template: Any) -> Any:
     """The kind of access that the flags ask for, in the service's words; None leaves it to the template or service."""
-    ssh, direct, args = call["ssh"], call["direct"], call["args"]
+    ssh, direct, args = call["ssh"], call["direct"], call["args_str"] if call["args"] is None else call["args"]
     jupyter = call["jupyter"] or (bool(call["jupyter_lab"] or call["jupyter_dir"]) and not call["runtype"])
     if template:
         return call["runtype"] or None
@@ -2410,6 +2465,8 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
     volume = volume_of(call)
     if volume:
         body["volume_info"] = volume
+    if call["vm"]:
+        body["vm"] = True
 
 
 def volume_of(call: Call) -> Row | None:
@@ -2493,9 +2550,15 @@ def build_subaccount(call: Call, query: Row, body: Row) -> None:
 
 def build_earnings(call: Call, query: Row, body: Row) -> None:
     """The period in days since 1970, with fractions; the service wants `machid` even when it is null."""
-    for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
-        query[name] = (parse_when(date) if date else time.time() - 86400) / 86400
-    query["machid"] = call["machine_id"]
+    if call["last_days"] is None:
+        query["machid"] = None
+        for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
+            days = (parse_when(date) if date else time.time() - 86400) / 86400
+            query[name] = int(days) if days == int(days) else days
+    elif call["start_date"] or call["end_date"]:
+        raise UsageError("give dates or --last_days, not both", command=call.row.name)
+    if call["machine_id"] is not None:
+        query["machid"] = call["machine_id"]
 
 
 def build_billing(call: Call, query: Row, body: Row) -> None:
@@ -2518,6 +2581,11 @@ def build_serverless(call: Call, query: Row, body: Row) -> None:
     """The search conditions of a workergroup, as text."""
     default = "" if call["no_default"] else " verified=True rentable=True rented=False"
     body["search_params"] = ((call["search_params"] or "") + default).strip()
+
+
+def build_endpoint_logs(call: Call, query: Row, body: Row) -> None:
+    if (call["id"] is None) == (call["endpoint"] is None):
+        raise UsageError("give the endpoint's id, or its name as --endpoint", command=call.row.name)
 
 
 def build_set_flags(call: Call, query: Row, body: Row) -> None:
@@ -2679,10 +2747,9 @@ class Answer:
 
     def masked(self, secrets: Iterable[str]) -> Answer:
         """The answer without the caller's secrets, should the service echo one."""
-        content = self.content
-        for secret in secrets:
-            content = content.replace(secret.encode(), b"***")
-        return Answer(self.status_code, self.headers, content, self.url)
+        content = self.content.decode("utf-8", "surrogateescape")
+        return Answer(self.status_code, self.headers, masked(content, secrets).encode("utf-8", "surrogateescape"),
+                      self.url)
 
 
 class Unsent(Exception):
@@ -2764,9 +2831,9 @@ def authorized(client: VastAI, row: Command) -> None:
     key = client.api_key
     if not key:
         if row.auth:
-            raise AuthError("no API key", command=row.name, hint=(
-                f"Looked for --api-key (api_key=), VAST_API_KEY, {config_file('vast_api_key')} and ~/.vast_api_key.\n"
-                "  Make a key at https://cloud.vast.ai/manage-keys/ and keep it with `vastai set api-key KEY`."))
+            raise AuthError("no API key: there is no --api-key (api_key=), no VAST_API_KEY, and no key in "
+                            f"{config_file('vast_api_key')} or ~/.vast_api_key", command=row.name,
+                            hint="Make one at https://cloud.vast.ai/manage-keys/; `vastai set api-key KEY` keeps it.")
     elif not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError("the API key has a blank, a line break or another character that no key has; it was not sent",
                          command=row.name, hint=f"It came from {client.key_origin}.")
@@ -2888,7 +2955,7 @@ def promised(call: Call, answer: Answer) -> Any:
         raise misread(row, answer, "an answer that is not JSON") from None
     if isinstance(body, dict) and row.strict and body.get("error"):
         raise refusal(row, body, answer)
-    if isinstance(body, dict) and body.get("success") is False and (call.cli or row.returns):
+    if isinstance(body, dict) and body.get("success") is False:
         raise refusal(row, body, answer)
     if row.strict and isinstance(body, str):
         raise raising(VastAIError, shown(body, 500), command=row.name, status=answer.status_code, response=answer)
@@ -2908,7 +2975,7 @@ def promised(call: Call, answer: Answer) -> Any:
         raise misread(row, answer, f"{found} where a {'list' if row.is_list else 'JSON object'} is due")
     if row.is_list and not all(isinstance(item, dict) for item in part or ()):
         raise misread(row, answer, "a list with something other than objects")
-    rows: Any = dig(part, row.rows) if row.rows and dig(part, "success") is not False else []
+    rows: Any = dig(part, row.rows) if row.rows else []
     if not isinstance(rows, list) or not all(isinstance(item, dict) for item in rows):
         raise misread(row, answer, f"an answer without a list {row.rows!r}")
     return body if row.whole and call.cli and call.whole else part
@@ -2921,10 +2988,10 @@ def misread(row: Command, answer: Answer, what: str) -> VastAIError:
                    status=answer.status_code, response=answer, hint=hint)
 
 
-def refusal(row: Command, body: Row, answer: Answer | None = None, secrets: Sequence[str] = ()) -> VastAIError:
+def refusal(row: Command, body: Row, answer: Answer) -> VastAIError:
     """The error of an answer that says `"success": false`."""
-    words = " ".join(shown(masked(words_of(body), secrets), 500).split()) or "the service refused, without a reason"
-    return raising(VastAIError, words, command=row.name, status=answer.status_code if answer else 0, response=answer)
+    words = " ".join(shown(words_of(body), 500).split()) or "the service refused, without a reason"
+    return raising(VastAIError, words, command=row.name, status=answer.status_code, response=answer)
 
 
 def follow(client: VastAI, request: Request, row: Command) -> Answer:
@@ -3019,9 +3086,8 @@ def _reason(error: BaseException) -> str:
     """An OSError in words that a user can act on."""
     if _timed_out(error):
         return "timed out"
-    text = getattr(error, "verify_message", "") or getattr(error,
-                                                           "strerror", None) or str(error) or type(error).__name__
-    return shown(str(text), 300)
+    words = (getattr(error, "verify_message", ""), getattr(error, "strerror", ""), str(error), type(error).__name__)
+    return shown(str(next(filter(None, words))), 300)
 
 
 def read_whole(response: http.client.HTTPResponse) -> bytes:
@@ -3441,7 +3507,7 @@ def run_create_instance(call: Call) -> Row:
         if label:
             look_for_instance(call, error, label, begun)
         raise
-    if call["wait"] and answer.get("success", True) and answer.get("new_contract") is not None:
+    if call["wait"] and answer.get("new_contract") is not None:
         answer["instance"] = wait_for(call, answer["new_contract"], "running")
     return answer
 
@@ -3468,7 +3534,7 @@ def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun:
 
 def run_destroy_instance(call: Call) -> Row:
     answer: Row = call.send()
-    if call["wait"] and answer.get("success", True):
+    if call["wait"]:
         wait_for(call, call["id"], "destroyed")
     return answer
 
@@ -3523,11 +3589,8 @@ def run_bulk(call: Call) -> Row:
     for at in range(0, len(ids), BULK):
         part = ids[at:at + BULK]
         try:
-            answer = call.send(body={key: part})
-            if answer.get("success") is False and len(ids) > BULK:
-                raise refusal(call.row, answer, secrets=call.secrets)
-            answers.append(answer)
-            results += [{"id": id, "success": answer.get("success", True)} for id in part]
+            answers.append(call.send(body={key: part}))
+            results += [{"id": id, "success": True} for id in part]
         except VastAIError as error:
             if isinstance(error, (AuthError, UsageError)) and not answers:
                 raise
@@ -3537,9 +3600,9 @@ def run_bulk(call: Call) -> Row:
         raise failures[0] if not answers else partial(call.row, results)
     merged = dict(answers[0])
     for answer in answers[1:]:
-        merged.update({name: merged[name] + value if isinstance(value,
-                                                                list) and isinstance(merged.get(name), list) else value
-                       for name, value in answer.items()})
+        for name, value in answer.items():
+            both = isinstance(value, list) and isinstance(merged.get(name), list)
+            merged[name] = merged[name] + value if both else value
     return merged
 
 
@@ -4137,15 +4200,25 @@ def run_tfa_auth_new(call: Call) -> Row:
 def run_update_template(call: Call) -> Row:
     """Finds the template of a hash, one's own first, and replaces it."""
     build_template(call, {}, {})  # what is wrong with the options is said before anything is sent
-    found = call.do("search_templates", query={"hash_id": {"eq": call["hash_id"]}})
+    answer: Row = call.send(body={"id": template_of(call, "hash_id", call["hash_id"]).get("id")})
+    return answer
+
+
+def run_show_template(call: Call) -> Row:
+    name = "id" if call["id"].isdigit() and len(call["id"]) < 16 else "hash_id"
+    return template_of(call, name, int(call["id"]) if name == "id" else call["id"])
+
+
+def template_of(call: Call, name: str, value: Any) -> Row:
+    """The template with this id or hash; of several with one hash one's own."""
+    found: list[Row] = call.do("search_templates", query={name: {"eq": value}})
     if not found:
-        raise NotFoundError(f"no template has the hash {shown(call['hash_id'])}", command=call.row.name,
+        raise NotFoundError(f"no template has the {name[:4].strip()} {shown(str(value))}", command=call.row.name,
                             hint="`vastai search templates` shows what there is; every update makes a new hash.")
     if len(found) > 1:
         me = call.do("show_user").get("id")
         found = [row for row in found if me is not None and row.get("creator_id") == me] or found
-    answer: Row = call.send(body={"id": found[0].get("id")})
-    return answer
+    return found[0]
 
 
 def run_show_volumes(call: Call) -> list[Row]:
@@ -4269,7 +4342,7 @@ def run_search_benchmarks(call: Call) -> Any:
 def run_gpu_trends(call: Call) -> Any:
     """{GPU: {stats, rows}} from the service's parallel lists, in the order that was asked for."""
     answer = call.send()
-    if answer.get("needs_machine") or answer.get("success") is False:
+    if answer.get("needs_machine"):
         return answer
     gpus = {call["name"]: answer} if "supply_demand" in answer else answer.get("gpus")
     if not isinstance(gpus, dict) or not all(isinstance(part, dict) for part in gpus.values()):
@@ -4338,7 +4411,7 @@ def agreed(question: str) -> bool:
 
 def ask_line(question: str) -> str | None:
     """Asks on stderr and reads one line from stdin, stripped; None at its end."""
-    tell(f"{shown(question, 500)} ")
+    tell(shown(question, 500) + (" " if is_terminal(sys.stdin) else "\n"))  # what a pipe answers ends no line
     return read_line()
 
 
@@ -4999,8 +5072,10 @@ if TYPE_CHECKING:  # the rows that programs touch most, for type checkers; at ru
         "balance_threshold": float, "balance_threshold_enabled": bool, "can_pay": bool, "has_billing": bool,
         "last4": Optional[str], "ssh_key": Optional[str]})
     Invoice = TypedDict("Invoice", {
-        "id": int, "description": str, "quantity": Optional[str], "rate": Optional[str], "amount": str,
-        "timestamp": Optional[float], "type": str, "instance_id": Optional[int]})
+        "id": int, "user_id": int, "when": float, "paid_on": Optional[float], "payment_expected": Optional[float],
+        "amount_cents": float, "original_amount": Optional[float], "balance_before": float, "balance_after": float,
+        "is_credit": bool, "is_delayed": bool, "is_check": bool, "failed": bool, "refunded": bool, "service": str,
+        "event_id": Optional[str], "error": Optional[str], "extra": Any, "paypal_email": Optional[str]})
 
 
 
@@ -5079,8 +5154,7 @@ class VastAI:
     def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
         """A method call: binds, checks, performs; prints instead of returning where `raw` is off."""
         taken = {arg.name for arg in row.args}
-        now = {name: given.pop(name) for name in ("raw", "explain",
-                                                  "quiet", "curl") if name in given and name not in taken}
+        now = {name: given.pop(name) for name in ("raw", "explain", "quiet", "curl") if name in given.keys() - taken}
         client = self
         if now.keys() - {"raw"}:
             client = VastAI.__new__(VastAI)
@@ -5091,6 +5165,11 @@ class VastAI:
             answer = perform(call)
         except NothingSent:
             return None
+        except VastAIError as error:
+            refused = error.status == 200 and dig(error.body, "success") is False
+            if not refused or row.is_list or row.returns in ("text", "any") or (row.strict and "error" in error.body):
+                raise
+            answer = error.body  # for `if result.get("success"): …`
         finally:
             if client is not self:
                 del client.__dict__["pool"]  # it belongs to self
@@ -5111,6 +5190,7 @@ class VastAI:
             "GPU offers, from the newer search service."; ...
         def search_templates(self, query: str | dict[str, Any] | None = None) -> list[Template]:
             "Templates to start instances from."; ...
+        def show_template(self, id: str) -> Template: "One template in full."; ...
         def create_instance(self, id: int, image: str | None = None, disk: float = 10,
                 env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
                 extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
@@ -5120,8 +5200,10 @@ class VastAI:
                 args: Sequence[str] | None = None, volume_info: dict[str, Any] | None = None,
                 bid_price: float | None = None, ssh: bool = False, jupyter: bool = False, direct: bool = False,
                 create_volume: int | None = None, link_volume: int | None = None, volume_size: float | None = None,
-                mount_path: str | None = None, volume_label: str | None = None, wait: bool = False,
-                max_wait: float = 600, confirm: bool = False) -> CreatedInstance:
+                mount_path: str | None = None, volume_label: str | None = None,
+                target_state: Literal['running', 'stopped'] | None = None, vm: bool = False,
+                args_str: str | None = None, wait: bool = False, max_wait: float = 600,
+                confirm: bool = False) -> CreatedInstance:
             "Rent an offer: make an instance of it."; ...
         def create_instances(self, ids: Sequence[int], image: str | None = None, disk: float = 10,
                 env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
@@ -5132,7 +5214,9 @@ class VastAI:
                 args: Sequence[str] | None = None, volume_info: dict[str, Any] | None = None,
                 bid_price: float | None = None, ssh: bool = False, jupyter: bool = False, direct: bool = False,
                 create_volume: int | None = None, link_volume: int | None = None, volume_size: float | None = None,
-                mount_path: str | None = None, volume_label: str | None = None) -> dict[str, Any]:
+                mount_path: str | None = None, volume_label: str | None = None,
+                target_state: Literal['running', 'stopped'] | None = None, vm: bool = False,
+                args_str: str | None = None) -> dict[str, Any]:
             "Rent several offers with the same options."; ...
         def launch_instance(self, gpu_name: str, num_gpus: str, image: str, region: str | None = None,
                 disk: float = 10, order: str | Sequence[Any] = 'score-', limit: int | None = None,
@@ -5143,7 +5227,7 @@ class VastAI:
                 args: Sequence[str] | None = None, query: dict[str, Any] | None = None, ssh: bool = False,
                 jupyter: bool = False, direct: bool = False, wait: bool = False, max_wait: float = 600,
                 confirm: bool = False) -> CreatedInstance:
-            "Rent the best offer for a GPU: search and create in one call."; ...
+            "Search offers for a GPU and rent the best one."; ...
         def show_instances(self, status: Sequence[str] | None = None, label: Sequence[str] | None = None,
                 gpu_name: Sequence[str] | None = None, verification: Sequence[Literal['verified', 'unverified',
                 'deverified']] | None = None, order_by: Sequence[str] | None = None, limit: int | None = None,
@@ -5155,8 +5239,7 @@ class VastAI:
             "The states, models and verifications of your instances."; ...
         def show_instance(self, id: int) -> Instance | Any: "One instance in full."; ...
         def start_instance(self, id: int) -> dict[str, Any]: "Start a stopped instance."; ...
-        def stop_instance(self, id: int) -> dict[str, Any]:
-            "Stop an instance; its storage is kept and still costs."; ...
+        def stop_instance(self, id: int) -> dict[str, Any]: "Stop an instance; its storage goes on costing."; ...
         def destroy_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
             "End an instance and delete its data."; ...
         def start_instances(self, ids: Sequence[int]) -> dict[str, Any]: "Start several stopped instances."; ...
@@ -5167,13 +5250,12 @@ class VastAI:
                 start_date: str | float | None = None, end_date: str | float | None = None, day: str = '0',
                 hour: str = '0') -> dict[str, Any]:
             "Stop and start the container, keeping its GPU."; ...
-        def recycle_instance(self, id: int) -> dict[str, Any]:
-            "Make the container anew from its image, keeping its GPU."; ...
+        def recycle_instance(self, id: int) -> dict[str, Any]: "Make the container anew, keeping its GPU."; ...
         def label_instance(self, id: int, label: str) -> dict[str, Any]: "Give an instance a name of your own."; ...
         def update_instance(self, id: int, template_id: int | None = None, template_hash_id: str | None = None,
                 image: str | None = None, args: str | None = None, env: dict[str, Any] | None = None,
                 onstart: str | None = None) -> dict[str, Any]:
-            "Change the template, image or start-up of an instance."; ...
+            "Change template, image or start-up of an instance."; ...
         def prepay_instance(self, id: int, amount: float) -> dict[str, Any]:
             "Pay a reserved instance in advance, for a discount."; ...
         def change_bid(self, id: int, price: float | None = None, schedule: Literal['HOURLY', 'DAILY',
@@ -5183,13 +5265,13 @@ class VastAI:
         def execute(self, id: int, command: str, schedule: Literal['HOURLY', 'DAILY', 'WEEKLY'] | None = None,
                 start_date: str | float | None = None, end_date: str | float | None = None, day: str = '0',
                 hour: str = '0', max_wait: float = 60) -> str:
-            "Run ls, rm or du in an instance and show what it prints."; ...
+            "Run ls, rm or du in an instance."; ...
         def logs(self, instance_id: int, tail: str | None = None, filter: str | None = None, daemon_logs: bool = False,
                 max_wait: float = 60) -> str:
             "What an instance has printed."; ...
         def wait_instance(self, id: int, status: Literal['running', 'loading', 'exited', 'destroyed'] = 'running',
                 max_wait: float = 600, poll: float = 5) -> Instance:
-            "Wait until an instance is running, or in another state."; ...
+            "Wait until an instance runs, or has another state."; ...
         def ssh_url(self, id: int) -> str: "The address for ssh."; ...
         def scp_url(self, id: int) -> str: "The address for scp."; ...
         def create_template(self, name: str | None = None, image: str | None = None, image_tag: str | None = None,
@@ -5201,8 +5283,10 @@ class VastAI:
                 use_ssh: bool | None = None, jup_direct: bool | None = None, ssh_direct: bool | None = None,
                 use_jupyter_lab: bool | None = None, docker_login_repo: str | None = None,
                 extra_filters: dict[str, Any] | None = None, readme_visible: bool | None = None,
-                private: bool | None = None) -> dict[str, Any]:
-            "Keep an image with its options and conditions as a template."; ...
+                private: bool | None = None, docker_login_user: str | None = None,
+                docker_login_pass: str | None = None, args_str: str | None = None, volume_info: dict[str,
+                Any] | None = None) -> dict[str, Any]:
+            "Keep an image with its options as a template."; ...
         def update_template(self, hash_id: str, name: str | None = None, image: str | None = None,
                 image_tag: str | None = None, href: str | None = None, repo: str | None = None,
                 login: str | None = None, env: str | None = None, ssh: bool = False, jupyter: bool = False,
@@ -5212,7 +5296,9 @@ class VastAI:
                 desc: str | None = None, public: bool = False, runtype: str | None = None, use_ssh: bool | None = None,
                 jup_direct: bool | None = None, ssh_direct: bool | None = None, use_jupyter_lab: bool | None = None,
                 docker_login_repo: str | None = None, extra_filters: dict[str, Any] | None = None,
-                readme_visible: bool | None = None, private: bool | None = None) -> dict[str, Any]:
+                readme_visible: bool | None = None, private: bool | None = None, docker_login_user: str | None = None,
+                docker_login_pass: str | None = None, args_str: str | None = None, volume_info: dict[str,
+                Any] | None = None) -> dict[str, Any]:
             "Replace a template; it gets a new hash."; ...
         def delete_template(self, template_id: int | None = None, hash_id: str | None = None) -> dict[str, Any]:
             "Delete a template of yours."; ...
@@ -5223,16 +5309,15 @@ class VastAI:
                 order: str | Sequence[Any] = 'score-', limit: int | None = None, storage: float = 1.0,
                 no_default: bool = False) -> list[dict[str, Any]]:
             "Offers of disk space that a cluster shares."; ...
-        def show_volumes(self, type: Literal['all', 'local', 'network'] = 'all') -> list[dict[str, Any]]:
-            "Your volumes."; ...
+        def show_volumes(self, type: Literal['all', 'local', 'network'] = 'all') -> list[Volume]: "Your volumes."; ...
         def create_volume(self, id: int, size: float = 15, name: str | None = None) -> dict[str, Any]:
-            "Rent disk space: make a volume of an offer."; ...
+            "Rent disk space on one machine."; ...
         def create_network_volume(self, id: int, size: float = 15, name: str | None = None) -> dict[str, Any]:
-            "Rent disk space in a cluster: make a volume of an offer."; ...
+            "Rent disk space that a cluster shares."; ...
         def clone_volume(self, source: int, dest: int, size: float | None = None,
                 disable_compression: bool = False) -> dict[str, Any]:
             "Make a volume of an offer and copy another into it."; ...
-        def delete_volume(self, id: int) -> dict[str, Any]: "Delete a volume and its data; no instance may use it."; ...
+        def delete_volume(self, id: int) -> dict[str, Any]: "Delete an unused volume and its data."; ...
         def list_volume(self, id: int, size: float = 15, price_disk: float = 0.1,
                 end_date: str | float | None = None) -> dict[str, Any]:
             "Offer disk space of a machine of yours."; ...
@@ -5244,12 +5329,12 @@ class VastAI:
                 end_date: str | float | None = None) -> dict[str, Any]:
             "Offer space of a network disk of yours."; ...
         def unlist_network_volume(self, id: int) -> dict[str, Any]: "Take an offer of a network disk back."; ...
-        def show_network_disks(self) -> dict[str, Any]: "Your clusters' network disks and where they are mounted."; ...
+        def show_network_disks(self) -> dict[str, Any]: "Network disks of your clusters, and their mounts."; ...
         def add_network_disk(self, machines: Sequence[int], mount_point: str,
                 disk_id: int | None = None) -> dict[str, Any]:
             "Attach a network disk to machines of a cluster."; ...
         def copy(self, src: str, dst: str) -> dict[str, Any]:
-            "Copy between instances, volumes, cloud storage and this computer."; ...
+            "Copy among instances, volumes, cloud, this computer."; ...
         def cancel_copy(self, dst_id: int | str) -> dict[str, Any]: "Stop the copies to an instance."; ...
         def cancel_sync(self, dst_id: int | str) -> dict[str, Any]: "Stop the cloud copies to an instance."; ...
         def cloud_copy(self, src: str, dst: str = '/workspace', instance: int | str | None = None,
@@ -5258,14 +5343,14 @@ class VastAI:
                 delete_excluded: bool = False, flags: Sequence[str] | None = None, schedule: Literal['HOURLY', 'DAILY',
                 'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
                 day: str = '0', hour: str = '0') -> dict[str, Any]:
-            "Copy between an instance and cloud storage, now or as a scheduled job."; ...
+            "Copy between an instance and cloud storage."; ...
         def show_connections(self) -> list[dict[str, Any]]: "Your connections to cloud storage."; ...
         def take_snapshot(self, instance_id: int | str, repo: str | None = None, container_registry: str = 'docker.io',
                 docker_login_user: str | None = None, docker_login_pass: str | None = None,
                 pause: bool = True) -> dict[str, Any]:
             "Push a container as an image to a registry."; ...
         def show_instance_backups(self, contract_id: int | None = None) -> list[dict[str, Any]]:
-            "Backups that Vast.ai made of your instances and volumes."; ...
+            "Backups of your instances and volumes."; ...
         def show_instance_backup_files(self, contract_id: int) -> dict[str, Any]:
             "Files of a backup, with their addresses."; ...
         instance_backup_files = show_instance_backup_files
@@ -5280,9 +5365,9 @@ class VastAI:
         def show_pending_price_increases(self) -> dict[str, Any]:
             "Higher prices that hosts ask for your instances."; ...
         def accept_price_increase(self, instance_id: int) -> dict[str, Any]:
-            "Take the higher price and keep the instance for longer."; ...
+            "Take the higher price and keep the instance longer."; ...
         def reject_price_increase(self, instance_id: int) -> dict[str, Any]:
-            "Refuse the higher price; the rental ends when it was going to."; ...
+            "Refuse the higher price; the rental ends as agreed."; ...
         def search_benchmarks(self, query: str | dict[str, Any] | None = None,
                 order: str | Sequence[Any] | None = None, limit: int | None = None, after_token: str | None = None,
                 all_pages: bool = False) -> list[dict[str, Any]]:
@@ -5292,7 +5377,7 @@ class VastAI:
         def show_gpu_metrics(self, verified: Literal['true', 'false', 'all'] = 'all',
                 datacenter: Literal['true', 'false', 'all'] = 'all', num_gpus: Literal['all', '1', '2', '4', '8',
                 'other'] = 'all') -> dict[str, Any]:
-            "How many GPUs there are and are free, and their prices."; ...
+            "How many GPUs there are, are free, and cost."; ...
         def show_gpu_trends(self, name: str = 'RTX 5090,RTX 4090,RTX 3090',
                 verified: Literal['true', 'false', 'all'] = 'all', datacenter: Literal['true', 'false', 'all'] = 'all',
                 num_gpus: Literal['all', '1', '2', '4', '8', 'other'] = 'all', start: int | None = None,
@@ -5314,10 +5399,10 @@ class VastAI:
         def show_api_keys(self) -> list[dict[str, Any]]: "The API keys of your account."; ...
         def show_api_key(self, id: int) -> dict[str, Any]: "One API key: its name and what it may do."; ...
         def create_api_key(self, name: str, permissions: dict[str, Any] | str | None = None,
-                key_params: str | None = None) -> dict[str, Any]:
+                key_params: str | dict[str, Any] | None = None) -> dict[str, Any]:
             "Make an API key that may do only some things."; ...
         def delete_api_key(self, id: int) -> dict[str, Any]: "End an API key."; ...
-        def reset_api_key(self) -> dict[str, Any]: "Replace your main API key; the old one ends at once."; ...
+        def reset_api_key(self) -> dict[str, Any]: "Replace your main API key; the old one ends now."; ...
         def set_role(self, role: Literal['host', 'client']) -> None: "Choose whose commands --help lists."; ...
         def show_env_vars(self, show_values: bool = False) -> dict[str, Any] | Any:
             "The environment variables that your instances get."; ...
@@ -5355,7 +5440,8 @@ class VastAI:
                 method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
                 method_id: str | None = None) -> dict[str, Any]:
             "Make new backup codes; the old ones end."; ...
-        def create_team(self, team_name: str) -> dict[str, Any]: "Make your account a team."; ...
+        def create_team(self, team_name: str, transfer_credit: float = 0) -> dict[str, Any]:
+            "Make your account a team."; ...
         def destroy_team(self) -> dict[str, Any]: "Dissolve your team."; ...
         def show_members(self) -> list[dict[str, Any]]: "The members of your team."; ...
         show_team_members = show_members
@@ -5370,7 +5456,7 @@ class VastAI:
                 Any] | str | None = None) -> dict[str, Any]:
             "Rename a role, or change what it may do."; ...
         def remove_team_role(self, name: str) -> dict[str, Any]: "Delete a role."; ...
-        def show_machines(self) -> list[dict[str, Any]]: "The machines that you offer."; ...
+        def show_machines(self) -> list[Machine]: "The machines that you offer."; ...
         def show_machine(self, id: int) -> Machine: "One machine of yours."; ...
         def list_machine(self, id: int, price_gpu: float | None = None, price_disk: float | None = None,
                 price_inetu: float | None = None, price_inetd: float | None = None, price_min_bid: float | None = None,
@@ -5393,11 +5479,11 @@ class VastAI:
         def set_defjob(self, id: int, price_gpu: float | None = None, price_inetu: float | None = None,
                 price_inetd: float | None = None, image: str | None = None,
                 args: Sequence[str] | None = None) -> dict[str, Any]:
-            "Set the job that a machine runs while nobody rents it."; ...
+            "Set what a machine runs while nobody rents it."; ...
         def remove_defjob(self, id: int) -> dict[str, Any]: "End the default job of a machine."; ...
         def show_maints(self, ids: Sequence[int]) -> list[dict[str, Any]]:
             "The maintenance windows of your machines."; ...
-        def schedule_maint(self, id: int, sdate: float, duration: float,
+        def schedule_maint(self, id: int, sdate: float | str, duration: float,
                 category: str = 'not provided') -> dict[str, Any]:
             "Announce maintenance to a machine's renters."; ...
         def cancel_maint(self, id: int) -> dict[str, Any]: "Call the maintenance of a machine off."; ...
@@ -5410,7 +5496,7 @@ class VastAI:
         def remove_machine_from_cluster(self, cluster_id: int, machine_id: int,
                 new_manager_id: int | None = None) -> dict[str, Any]:
             "Take a machine out of its cluster."; ...
-        def show_overlays(self) -> list[dict[str, Any]]: "Your overlay networks: instances in one virtual network."; ...
+        def show_overlays(self) -> list[dict[str, Any]]: "Your overlays: virtual networks of instances."; ...
         def create_overlay(self, cluster_id: int, name: str) -> dict[str, Any]:
             "Make an overlay network on a cluster."; ...
         def join_overlay(self, name: str, instance_id: int) -> dict[str, Any]:
@@ -5418,8 +5504,7 @@ class VastAI:
         def delete_overlay(self, overlay_identifier: str) -> dict[str, Any]:
             "Delete an overlay network, with its instances."; ...
         def show_user(self) -> User: "Your account and its credit."; ...
-        def show_audit_logs(self) -> list[dict[str, Any]]:
-            "What was done with your account, when and with which key."; ...
+        def show_audit_logs(self) -> list[dict[str, Any]]: "What was done with your account, and when."; ...
         def set_user(self, params: dict[str, Any] | str) -> dict[str, Any]:
             "Change your account: address, thresholds, phone …."; ...
         def show_subaccounts(self) -> list[dict[str, Any]]: "Accounts that belong to yours."; ...
@@ -5440,10 +5525,11 @@ class VastAI:
         def generate_pdf_invoices(self, start_date: str | float | None = None, end_date: str | float | None = None,
                 only_charges: bool = False, only_credits: bool = False, pdf: str | None = None) -> str:
             "The items of a period as a PDF; returns its path."; ...
-        def search_invoices(self, query: str | dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        def search_invoices(self, query: str | dict[str, Any] | None = None) -> list[Invoice]:
             "Invoices that meet conditions."; ...
         def show_earnings(self, start_date: str | float | None = None, end_date: str | float | None = None,
-                machine_id: int | None = None) -> dict[str, Any]:
+                machine_id: int | None = None, last_days: int | None = None,
+                user_id: int | str = 'me') -> dict[str, Any]:
             "What your machines have earned."; ...
         def show_deposit(self, id: int) -> dict[str, Any]: "Deposit and discount of a reserved instance."; ...
         def transfer_credit(self, recipient: str, amount: float) -> dict[str, Any]:
@@ -5462,7 +5548,7 @@ class VastAI:
                 frequency: str | None = None, instance_id: int | str | None = None, day_of_the_week: int | None = None,
                 hour_of_the_day: int | None = None) -> dict[str, Any]:
             "Change what is repeated, or when."; ...
-        def show_endpoints(self) -> list[dict[str, Any]]: "Your serverless endpoints."; ...
+        def show_endpoints(self) -> list[Endpoint]: "Your serverless endpoints."; ...
         def create_endpoint(self, min_load: float = 0.0, min_cold_load: float = 0.0, target_util: float = 0.9,
                 cold_mult: float = 2.5, cold_workers: int = 5, max_workers: int = 20, endpoint_name: str | None = None,
                 max_queue_time: float | None = None, target_queue_time: float | None = None,
@@ -5476,24 +5562,29 @@ class VastAI:
                 'stopped'] | None = None) -> dict[str, Any]:
             "Change a serverless endpoint."; ...
         def delete_endpoint(self, id: int) -> dict[str, Any]: "Delete a serverless endpoint and its workergroups."; ...
-        def get_endpt_logs(self, id: int, level: Literal[0, 1, 2, 3] = 1, tail: int | None = None) -> dict[str, Any]:
+        def get_endpt_logs(self, id: int | None = None, level: Literal[0, 1, 2, 3] = 1, tail: int | None = None,
+                endpoint: str | None = None) -> dict[str, Any]:
             "Logs of a serverless endpoint."; ...
         def get_endpt_workers(self, id: int) -> list[dict[str, Any]]: "Instances that work for an endpoint."; ...
         get_endpoint_workers = get_endpt_workers
-        def show_workergroups(self) -> list[dict[str, Any]]: "Groups of workers of your endpoints."; ...
+        def show_workergroups(self) -> list[Workergroup]: "Groups of workers of your endpoints."; ...
         show_autogroups = show_workergroups
         show_autoscalers = show_workergroups
         def create_workergroup(self, template_hash: str | None = None, template_id: int | None = None,
                 search_params: str | None = None, launch_args: str | None = None, endpoint_name: str | None = None,
                 endpoint_id: int | None = None, gpu_ram: float | None = None, no_default: bool = False,
+                min_load: float | None = None, target_util: float | None = None, cold_mult: float | None = None,
+                cold_workers: int | None = None, max_workers: int | None = None, test_workers: int | None = None,
                 auto_instance: str = 'prod') -> dict[str, Any]:
             "Give a serverless endpoint workers."; ...
         create_autogroup = create_workergroup
         create_autoscaler = create_workergroup
         def update_workergroup(self, id: int, template_hash: str | None = None, template_id: int | None = None,
                 search_params: str | None = None, launch_args: str | None = None, endpoint_name: str | None = None,
-                endpoint_id: int | None = None, gpu_ram: float | None = None,
-                no_default: bool = False) -> dict[str, Any]:
+                endpoint_id: int | None = None, gpu_ram: float | None = None, no_default: bool = False,
+                min_load: float | None = None, target_util: float | None = None, cold_mult: float | None = None,
+                cold_workers: int | None = None, max_workers: int | None = None,
+                test_workers: int | None = None) -> dict[str, Any]:
             "Change what workers a group has."; ...
         update_autogroup = update_workergroup
         update_autoscaler = update_workergroup
@@ -5506,6 +5597,8 @@ class VastAI:
         get_workergroup_workers = get_wrkgrp_workers
         def update_workers(self, id: int, cancel: bool = False) -> dict[str, Any]:
             "Renew the workers of a group, one after the other."; ...
+        def route(self, endpoint: str, cost: float) -> dict[str, Any]:
+            "The address of a worker that is free for a request to an endpoint."; ...
         def show_notification_types(self) -> list[dict[str, Any]]: "Kinds of notifications."; ...
         def show_notifications(self, user_id: int | None = None) -> dict[str, Any] | Any:
             "Which notifications you get."; ...
@@ -5525,10 +5618,10 @@ class VastAI:
         def self_test_machine(self, machine_id: int | str, debugging: bool = False, ignore_requirements: bool = False,
                 test_image: str | None = None, support_bundle_dir: str | None = None,
                 no_support_bundle: bool = False) -> dict[str, Any]:
-            "Rent a machine of yours, run Vast.ai's tests on it and remove the instance."; ...
+            "Rent a machine of yours and run Vast.ai's tests."; ...
         def dump_logs(self, machine_id: int | str, instance_id: int | None = None, output_dir: str = '/tmp',
                 include_local_host_artifacts: bool = False) -> dict[str, Any]:
-            "An archive of diagnostics for Vast.ai's support, without secrets."; ...
+            "Pack diagnostics for Vast.ai's support."; ...
         def run_benchmarks(self, template_hash: str | None = None, template_id: int | None = None,
                 gpus: Sequence[str] | None = None, num_gpus: int | None = None, timeout: float = 1800,
                 no_cache: bool = False, yes: bool = False, auto_instance: str | None = None,
@@ -5733,7 +5826,7 @@ def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
 
 def emit_card(call: Call, row: Row) -> None:
     """One thing as two columns: name and value, without what is not there."""
-    cells = [(column[0], formatter(column)(row), column) for column in call.row.columns]
+    cells = [(column[0], cells_of(column, [row])[0], column) for column in call.row.columns]
     wide = max(len(name) for name, _, _ in cells)
     bright = call.view.color and colored()
     lines = [f"{name:<{wide}}  {paint(text, column[2]) if bright else text}"
@@ -5741,35 +5834,32 @@ def emit_card(call: Call, row: Row) -> None:
     emit("\n".join(lines) + "\n" if lines else pretty(row) + "\n")
 
 
-def formatter(column: Sequence[Any]) -> Callable[[Row], str]:
-    """The function that makes a column's cell from a row; null, missing and empty are `-`."""
+def show_cards(call: Call, rows: list[Row]) -> None:
+    """A list of one, as the one thing that it is."""
+    for row in rows:
+        emit_card(call, row)
+
+
+def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
+    """The cells of a column; null, missing and empty are `-`."""
     name, form = column[1], column[2]
     if form in FORMATS:
-        special = FORMATS[form]
-        return lambda row: special(row, name)
+        return [FORMATS[form](row, name) for row in rows]
+    if "|" in name or "." in name:
+        names = name.split("|")
+        values = [next((value for value in (dig(row, n) for n in names) if value is not None), None) for row in rows]
+    else:
+        values = [row.get(name) for row in rows]
     form, times, factor = form.partition("*")
     form, over, divisor = form.partition("/")
     scale = float(factor) if times else 1 / float(divisor) if over else 1
     whole = form if "{" in form else f"{{:{form}}}"
-    names = name.split("|")
-
-    def get(row: Row) -> Any:
-        return next((row[n] for n in names if row.get(n) is not None), None if "." not in name else dig(row, name))
-
-    def cell(row: Row) -> str:
-        value = row.get(name)
-        if value is None and special_name:
-            value = get(row)
-        if value is None or value == "":
-            return "-"
-        if form and value.__class__ is not str:
-            try:
-                return whole.format(value * scale)
-            except (ValueError, TypeError):
-                pass
-        return text_of(value)
-    special_name = "|" in name or "." in name
-    return cell
+    try:
+        return ["-" if value is None or value == "" else
+                whole.format(value * scale) if form and value.__class__ in (float, int) else
+                text_of(value) for value in values]
+    except OverflowError:  # a number of hundreds of digits
+        return ["-" if value is None or value == "" else text_of(value) for value in values]
 
 
 def text_of(value: Any) -> str:
@@ -5796,7 +5886,7 @@ def _age(row: Row, name: str) -> str:
 def _gpu(row: Row, _: str) -> str:
     use = row.get("gpu_util")
     busy = f" ({use:.0f}%)" if isinstance(use, (int, float)) else ""
-    return f"{row.get('num_gpus') or '?'}x {text_of(row.get('gpu_name') or '?')}{busy}"
+    return text_of(f"{row.get('num_gpus') or '?'}x {row.get('gpu_name') or '?'}{busy}")
 
 
 def _usage(used: Any, total: Any) -> str:
@@ -5814,7 +5904,8 @@ def _disk(row: Row, _: str) -> str:
 
 def _volumes(row: Row, _: str) -> str:
     found = []
-    for volume in row.get("volume_info") or ():
+    volumes = row.get("volume_info")
+    for volume in volumes if isinstance(volumes, list) else ():
         if isinstance(volume, dict):
             total, free = volume.get("total_space"), volume.get("avail_space")
             found.append(f"#{volume.get('id')}")
@@ -5912,7 +6003,8 @@ def clip(text: str, width: int) -> str:
     """A text cut to so many columns, with … where something is missing."""
     if display_width(text) <= width:
         return text
-    used, kept = 1, []
+    used = 1
+    kept: list[str] = []
     for c in text[:width + 1]:
         used += display_width(c)
         if used > width:
@@ -5929,7 +6021,7 @@ def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bo
     """
     grid = []
     for column in columns:
-        cells = [column[0], *map(formatter(column), rows)]
+        cells = [column[0], *cells_of(column, rows)]
         sizes = list(map(len, cells)) if all(map(str.isascii, cells)) else list(map(display_width, cells))
         widest = max(sizes)
         grid.append([column, cells, sizes, widest if widest <= 200 else max([sizes[0], *filter((200).__ge__, sizes)])])
@@ -6022,13 +6114,16 @@ def remark(call: Call, text: str) -> None:
 
 def show_offers(call: Call, rows: list[Row]) -> None:
     """The table of a search; how many rows and which conditions on stderr."""
-    emit_rows(call, rows, call.extra["columns"])
+    if rows or not is_terminal(sys.stdout):
+        emit_rows(call, rows, call.extra["columns"])
     signs = {name: sign if sign in "<=>=!=" else f" {sign} " for sign, name in reversed(list(OPERATORS.items()))}
     query = call.extra["query"].get("q", call.extra["query"])
     words = [f"{field}{signs.get(operator, operator)}{as_typed(field, value)}" for field, conditions in query.items()
              if isinstance(conditions, dict) for operator, value in conditions.items()]
     more = ", as many as --limit lets through" if len(rows) == call["limit"] else ""
     remark(call, f"{len(rows)} offer{'s' * (len(rows) != 1)}{more}; conditions: {' '.join(words) or 'none'}")
+    if not rows:
+        remark(call, "Fewer conditions find more; FIELD=any takes one away, such as verified=any.")
 
 
 def as_typed(field: str, value: Any) -> str:
@@ -6167,7 +6262,7 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
     """Charges as a tree; the parts of instances and volumes only with --verbose."""
     for row in rows:
         start, end = (utc_text(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end"))
-        words = [row.get("type") or "-", row.get("source"), formatter(CHARGE_COLUMNS[2])(row) + " $",
+        words = [row.get("type") or "-", row.get("source"), cells_of(CHARGE_COLUMNS[2], [row])[0] + " $",
                  row.get("description"), f"({start}{'' if start == end else f' to {end}'})"]
         yield "  " * depth + "  ".join(text_of(word) for word in words if word) + "\n"
         if row.get("items") and (call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")):
@@ -6537,8 +6632,8 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     given.update(positionals(row, [arg for arg in mine if not arg.option], loose + words[end + 1:]))
     names = {arg.name for arg in mine}
     common = {name: value for name, value in given.items() if name not in names}
-    return {name: value for name, value in given.items() if name in names}, check(GLOBAL_ARGS, {**(start or {}),
-                                                                                                **common}, cli=True)
+    mine_given = {name: value for name, value in given.items() if name in names}
+    return mine_given, check(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
 
 
 def add_option(parser: Any, arg: Arg) -> None:
@@ -6710,7 +6805,7 @@ def two_columns(left: str, right: str, wide: int, width: int) -> str:
         return f"  {wrapped(left, width - 2, 6)}\n{below}"
     body = wrapped(right, width - wide).split("\n")
     head = f"  {left:<{wide - 2}}"
-    if len(head) > wide:
+    if len(left) > wide - 4:
         return "\n".join(["  " + wrapped(left, width - 2, 6)] + [" " * wide + line.strip() for line in body])
     return "\n".join([head + body[0]] + [" " * wide + line.strip() for line in body[1:]])
 
@@ -6736,7 +6831,7 @@ def command_help(row: Command) -> str:
     if row.aliases:
         lines += ["", wrapped(f"Also: vastai {', vastai '.join(row.aliases)}", width)]
     if row.examples:
-        lines += ["", "Examples:", *(f"  vastai {row.name} {example}" for example in row.examples)]
+        lines += ["", "Examples:", *(f"  vastai {row.name} {example}".rstrip() for example in row.examples)]
     lines += ["", wrapped("Options of every command: " + " ".join(arg.flags[-1] for arg in GLOBAL_ARGS.args), width, 2)]
     if row.face != "cli":
         lines.append(f"In Python: VastAI().{row.methods[0]}(…)")
@@ -6746,7 +6841,7 @@ def command_help(row: Command) -> str:
 def usage_of(row: Command) -> str:
     mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
     return " ".join([f"usage: vastai {row.name}", *(placeholder(arg) for arg in mine if not arg.option),
-                     *(f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED),
+                     *(f"{arg.flags[-1]} {metavar(arg)}" for arg in mine if arg.option and arg.cli is REQUIRED),
                      *["[option …]"] * any(arg.option for arg in mine)])
 
 
@@ -6756,12 +6851,27 @@ def placeholder(arg: Arg) -> str:
     return word if arg.default is REQUIRED else f"[{word}]"
 
 
+# What stands behind an option that takes text, where its name says more than the kind does.
+METAVARS = {word: meant for meant, words in {
+    "N": "tail num_gpus", "FILE": "identity", "IMAGE": "image test_image", "GPU": "gpu_name gpu", "HASH":
+    "template_hash template_hash_id hash_id", "PATH": "src dst mount_path jupyter_dir output_dir support_bundle_dir",
+    "URL": "url href webhook_url", "COMMAND": "onstart_cmd onstart entrypoint", "KEY": "api_key", "REGEX": "filter",
+    "PATTERN": "exclude", "COLUMN": "order_by", "COLUMNS": "cols", "FIELDS": "fields", "STATE": "status", "NAME":
+    "label volume_label tag role instance_label", "QUERY": "search_params", "TOKEN": "next_token", "SHAPE": "format",
+    "REGION": "region", "DAY": "day", "HOUR": "hour", "NUMBER": "phone_number", "KIND": "type", "SPAN": "duration",
+    "GPUS": "gpus", "USER": "user docker_login_user username", "REPO": "repo"}.items() for word in words.split()}
+
+
+def metavar(arg: Arg) -> str:
+    return METAVARS.get(arg.name, arg.kind.metavar) if arg.kind.metavar in ("TEXT", "NAME") else arg.kind.metavar
+
+
 def spelling(arg: Arg) -> str:
     """An argument as it is typed."""
     if not arg.option:
         return placeholder(arg)
-    word = "{" + ",".join(map(str, arg.choices)) + "}" if _few(arg) else arg.kind.metavar
-    word += " …" if arg.many else ""
+    word = "{" + ",".join(map(str, arg.choices)) + "}" if _few(arg) else metavar(arg)
+    word += " …" if arg.many and not arg.again else ""
     return ", ".join(arg.flags) + ("" if arg.kind is FLAG else " …" if arg.rest else f" {word}")
 
 
