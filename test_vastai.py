@@ -20,6 +20,7 @@ Standard library only, CPython 3.8 and newer.
 from __future__ import annotations
 
 import argparse
+import atexit
 import base64
 import collections
 import contextlib
@@ -37,6 +38,7 @@ import json
 import operator
 import os
 import pickle
+import py_compile
 import pydoc
 import random
 import re
@@ -2692,6 +2694,14 @@ exit ${FAKE_STATUS:-0}
 """
 
 
+@functools.lru_cache(maxsize=None)
+def compiled():
+    """The path of vastai.py compiled once: Python compiles a program anew each time that it runs it from its source."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, True)
+    return py_compile.compile(os.path.join(HERE, "vastai.py"), os.path.join(folder, "vastai.pyc"), doraise=True)
+
+
 def clean_environment(home, **more):
     """The environment of a user who has nothing but the folder `home`."""
     kept = {name: value for name, value in os.environ.items() if not (
@@ -2736,11 +2746,12 @@ class CommandCase(unittest.TestCase):
     def raw(self, line, **options):
         return json.loads(self.ok(line + " --raw", **options))
 
-    def process(self, line, program="vastai.py", **options):
+    def process(self, line, program="", **options):
         """The same in a process of its own."""
         words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
         options = {"env": self.environment, "input": "", **options}
-        done = subprocess.run([sys.executable, os.path.join(HERE, program), *words], capture_output=True,
+        program = os.path.join(HERE, program) if program else compiled()
+        done = subprocess.run([sys.executable, program, *words], capture_output=True,
                               encoding="utf-8", timeout=30, **options)
         return done.returncode, done.stdout, done.stderr
 
@@ -2851,6 +2862,7 @@ def uses(at, folder):
                              order="dph", limit=3, same=without("datacenter")),
         "search offers-new": Use(query="num_gpus=1", limit=2),
         "search templates": Use("recommended=true"),
+        "show template": Use("88200"),
         "create instance": Use(f"{offer} --image vastai/pytorch", offer, image="vastai/pytorch"),
         "create instances": Use(f"{free[0]} {free[1]} --image vastai/pytorch", free[:2], image="vastai/pytorch"),
         "launch instance": Use("-g RTX_4090 -n 1 -i vastai/pytorch", "RTX_4090", "1", "vastai/pytorch"),
@@ -3018,6 +3030,7 @@ def uses(at, folder):
         "get wrkgrp-logs": Use(f"{group} --tail 2", group, tail=2),
         "get wrkgrp-workers": Use(f"{group}"),
         "update workers": Use(f"{group}"),
+        "route": Use("vLLM-Qwen3-8B 242", "vLLM-Qwen3-8B", 242),
         "show notification-types": Use(),
         "show notifications": Use(before=lambda sdk, market: sdk.set_notifications(preferences)),
         "set notifications": Use(f"'{json.dumps(preferences)}'", preferences),
@@ -3158,6 +3171,55 @@ class EveryCommandTest(CommandCase):
                 self.assertEqual(result.get("success") is False, bool(exit), result)
 
 
+class DescriptionTest(CommandCase):
+    """What only the public description of the service has: members of bodies, and forms of answers."""
+
+    def body(self, line):
+        """The body that a line would send, from the line for curl that it prints."""
+        words = shlex.split(self.ok(line + " --curl"))
+        found = [word for word in words if word.startswith("{")]
+        return json.loads(found[0]) if found else words
+
+    def test_members(self):
+        for line, members in (
+                ("create instance 7 --image i", {"runtype": "ssh"}),
+                ("create instance 7 --image i --vm --target_state stopped", {"vm": True, "target_state": "stopped"}),
+                ("create instance 7 --image i --args_str 'a b'", {"args_str": "a b", "runtype": "args"}),
+                ("create workergroup --endpoint_id 7 --test_workers 5 --min_load 1.5",
+                 {"test_workers": 5, "min_load": 1.5}),
+                ("update workergroup 7 --target_util .8", {"target_util": .8}),
+                ("get endpt-logs --endpoint chat", {"endpoint": "chat"}),
+                ("schedule maint 7 --sdate 2023-10-30T14:00:00Z --duration 2 -y", {"sdate": 1698674400}),
+                ("schedule maint 7 --sdate '2023-10-30 14:00' --duration 2 -y", {"sdate": 1698674400}),
+                ("schedule maint 7 --sdate 1698674400.5 --duration 2 -y", {"sdate": 1698674400.5})):
+            with self.subTest(line):
+                body = self.body(line)
+                self.assertEqual({name: body.get(name) for name in members}, members)
+        self.assertFalse({"vm", "target_state", "args_str"} & set(self.body("create instance 7 --image i")))
+
+    def test_wrong_use(self):
+        for line in ("get endpt-logs", "get endpt-logs 7 --endpoint chat", "show earnings --last_days 3 -s 2026-01-01",
+                     "schedule maint 7 --sdate soon --duration 2 -y", "schedule maint 7 --sdate=-5 --duration 2 -y",
+                     "schedule maint 7 --sdate 2026-02-30 --duration 2 -y",
+                     "create instance 7 --image i --target_state asleep", "route chat"):
+            with self.subTest(line):
+                self.assertEqual(self.run_line(line)[0], 2)
+        self.assertEqual(self.box.requests, [])
+
+    def test_earnings(self):
+        self.client.show_earnings(last_days=3, user_id=456)
+        seen = self.last(".*/machine-earnings")
+        self.assertEqual((seen["path"], seen["query"]),
+                         ("/api/v0/users/456/machine-earnings", {"owner": "me", "last_days": 3}))
+
+    def test_members_of_the_sdk(self):
+        self.client.create_api_key("k", key_params={"ip_whitelist": ["192.0.2.1"]})
+        self.assertEqual(self.last(".*/apikeys/")["body"]["key_params"], {"ip_whitelist": ["192.0.2.1"]})
+        self.client.create_template(name="n", image="i", docker_login_user="u", docker_login_pass="p", args_str="a")
+        self.assertLessEqual({"docker_login_user": "u", "docker_login_pass": "p", "args_str": "a"}.items(),
+                             self.last(".*/template/")["body"].items())
+
+
 def timeless(value):
     """An answer without the members that say how long ago something was, which the client works out."""
     if isinstance(value, dict):
@@ -3258,7 +3320,7 @@ class RentalTest(CommandCase):
 
     def test_logs_are_followed_to_the_end(self):
         id = next(iter(self.box.market.tables["instances"]))
-        with subprocess.Popen([sys.executable, os.path.join(HERE, "vastai.py"), "logs", str(id), "-f", "--tail", "3"],
+        with subprocess.Popen([sys.executable, compiled(), "logs", str(id), "-f", "--tail", "3"],
                               env=self.environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
             watch = threading.Timer(20, process.kill)
             watch.start()
@@ -3848,6 +3910,11 @@ class PureTest(unittest.TestCase):
         lines, dropped = vastai.table(rows, columns, 12, False)
         self.assertEqual(dropped, ["RAM", "$"])
         self.assertTrue(all(vastai.display_width(line) <= 12 for line in lines), lines)
+        wide = [{"id": 1, "image": "x" * 40, "age": "2d 0h", "hash": "a" * 32}]
+        columns = (("ID", "id", "", 0), ("Image", "image", "", 2), ("Hash", "hash", "", 0), ("Age", "age", "", 3))
+        lines, dropped = vastai.table(wide, columns, 63, False)
+        self.assertEqual((lines[1], dropped), (f" 1  {'x' * 16}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
+        self.assertEqual(vastai.table(wide, columns, 50, False)[1], ["Image"])  # Age still fits
         self.assertTrue(vastai.table(rows, columns, None, True)[0][0].startswith("\033[1m"))
         self.assertEqual([vastai.clip("日本語", 5), vastai.clip("abc", 3), vastai.display_width("e\u0301日")],
                          ["日本…", "abc", 3])
@@ -4065,7 +4132,7 @@ class FaultCase(unittest.TestCase):
     def start(self, *words, before="", **options):
         """A command line in a process of its own; `before` is a shell's redirections or an ulimit."""
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return subprocess.Popen([sys.executable, os.path.join(HERE, "vastai.py"), *words], cwd=self.home, **options)
+        return subprocess.Popen([sys.executable, compiled(), *words], cwd=self.home, **options)
 
     def run_line(self, *words, env=(), **options):
         environment = {**os.environ, "VAST_API_KEY": KEY, **dict(env)}
@@ -4090,7 +4157,7 @@ BELIEVABLE = {  # parameters whose kind does not say all that the command wants
 }
 BESIDES = {  # parameters that a command does not require, but for another one
     "delete template": {"template_id": 7}, "cloud copy": {"instance": 7, "connection": 8},
-           "delete deployment": {"id": 7},
+           "delete deployment": {"id": 7}, "get endpt-logs": {"id": 7},
     "tfa login": {"code": "123456"}, "tfa update": {"label": "phone"}, "tfa delete": {"code": "123456"},
     "tfa regen-codes": {"code": "123456"},
 }
@@ -5676,7 +5743,7 @@ class TestBadInput(FaultCase):
 class TestProcesses(FaultCase):
     def shell(self, line, env=()):
         """A shell line in which "vastai" is this program: (exit status, stdout, stderr)."""
-        program = f"{sys.executable} {os.path.join(HERE, 'vastai.py')}"
+        program = f"{sys.executable} {compiled()}"
         environment = {**os.environ, "VAST_API_KEY": KEY, **dict(env)}
         done = subprocess.run(["/bin/sh", "-c", line.replace("vastai", program)], stdin=subprocess.DEVNULL,
                               capture_output=True, timeout=20, cwd=self.home,

@@ -335,7 +335,7 @@ def _when(value: Any) -> Any:
     return value
 
 
-def _moment(value: Any) -> float:
+def _seconds(value: Any) -> float:
     """Unix seconds as they are, or those of a date, which is in UTC where it does not say."""
     try:
         return float(NUMBER.convert(value)) if isinstance(value, str) else _number(NUMBER.convert(_when(value)))
@@ -403,7 +403,7 @@ DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
 DAY = Kind("str | float", lambda value: day_start(value), "YYYY-MM-DD or unix seconds", "DATE")
 WHEN = Kind("str | float", _when, "a date such as 2026-01-31", "DATE")
-MOMENT = Kind("float | str", _moment, "unix seconds, or a date such as 2026-01-31T14:00", "DATE")
+MOMENT = Kind("float | str", _seconds, "unix seconds, or a date such as 2026-01-31T14:00", "DATE")
 
 
 def shown(text: str, limit: int = 80) -> str:
@@ -1087,6 +1087,8 @@ PRICE_INCREASE_COLUMNS = (
 
 # Option groups that several commands share.
 
+RENTED = ("Instance {new_contract} is {instance[actual_status]}. `vastai ssh {new_contract}` opens a shell, "
+          "`vastai destroy instance {new_contract}` ends it and its costs.|")
 NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
 PDF = Arg("--pdf", OUT_FILE, "write the rows into this PDF file as well", None, to="")
 ITEM_OPTIONS = (
@@ -1226,7 +1228,7 @@ AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "
 MACHINE = Arg("id", ID, "the machine", old="machine_id")
 RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
 MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
-WAIT = (Arg("--wait", FLAG, "wait until it is there", to=""), MAX_WAIT)
+WAIT = (Arg("--wait", FLAG, "wait until it runs (destroy: until it is gone)", to=""), MAX_WAIT)
 CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
     to="")
 IDENTITY = Arg("-i --identity", TEXT, "file of the private SSH key", None, to="")
@@ -1314,8 +1316,8 @@ register("Search and rent",
         *CREATE_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance",
         look="show instances",
-        done="Instance {new_contract} is being made from offer {id}. `vastai wait instance {new_contract}` waits for "
-             "it, `vastai destroy instance {new_contract}` ends it and its costs.",
+        done=RENTED + "Instance {new_contract} is being made from offer {id}. `vastai wait instance {new_contract}` "
+             "waits for it, `vastai destroy instance {new_contract}` ends it and its costs.",
         note="It costs from now on, until `vastai destroy instance ID`. The service answers before the instance runs: "
              "--wait, or `vastai wait instance ID`, waits for that, and `vastai ssh ID` opens a shell then.",
         examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct",
@@ -1349,7 +1351,7 @@ register("Search and rent",
             to=""),
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", build="build_launch", run="run_create_instance", look="show instances",
-        done="Instance {new_contract} is being made. `vastai wait instance {new_contract}` waits for it, "
+        done=RENTED + "Instance {new_contract} is being made. `vastai wait instance {new_contract}` waits for it, "
              "`vastai destroy instance {new_contract}` ends it and its costs.",
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
                   "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
@@ -1690,12 +1692,13 @@ register("Keys",
     Command("set api-key", "", SAFE, "keep the API key in a file of yours",
         Arg("new_api_key", NAME, "the key, or - to read it from stdin", name="api_key", old="new_api_key", secret=True),
         returns="none", run="run_set_api_key", auth=False, examples=("- < key.txt",),
-        note="A key comes from https://cloud.vast.ai/manage-keys/. As an argument it would stay in the shell's history."),
+        note="A key comes from https://cloud.vast.ai/manage-keys/. With - it does not stay in the shell's history."),
     Command("show ssh-keys", "GET /ssh/", SAFE, "the SSH keys of your account",
         returns="[]", columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, "add an SSH key to your account",
         Arg("ssh_key", TEXT, "the public key or its file; without it a new key is made with ssh-keygen", None), YES,
-        run="run_create_ssh_key", done="The key is added.", look="show ssh-keys", examples=("~/.ssh/id_ed25519.pub", "")),
+        run="run_create_ssh_key", done="The key is added.", look="show ssh-keys",
+        examples=("~/.ssh/id_ed25519.pub", "")),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, "let an SSH key into an instance",
         Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key", TEXT, "the public key or its file"),
         run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance",
@@ -1721,7 +1724,9 @@ register("Keys",
         Arg("--name", NAME, "a name for it", required=True),
         Arg("--permission_file", FILE_OBJECT, "file with its permissions as JSON; all of yours if not given", None,
             name="permissions", key="permissions", old="permission_file"),
-        Arg("--key_params", TEXT_OR_OBJECT, "limits for parts of the permissions, as the service's documentation has them", None),
+        Arg("--key_params", TEXT_OR_OBJECT,
+            "limits for parts of the permissions, as the service's documentation has them",
+            None),
         done="API key {id} is made: {key}", look="show api-keys",
         note='The key is shown this once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "lets it look at your instances and nothing else.",
@@ -5153,7 +5158,7 @@ class VastAI:
 
     def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
         """A method call: binds, checks, performs; prints instead of returning where `raw` is off."""
-        taken = {arg.name for arg in row.args}
+        taken = {arg.name for arg in row.args if arg.face != "cli"}
         now = {name: given.pop(name) for name in ("raw", "explain", "quiet", "curl") if name in given.keys() - taken}
         client = self
         if now.keys() - {"raw"}:
@@ -6027,7 +6032,7 @@ def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bo
         grid.append([column, cells, sizes, widest if widest <= 200 else max([sizes[0], *filter((200).__ge__, sizes)])])
     dropped: list[str] = []
     if width is not None:
-        left, kept = width + 2, []
+        left, kept = width + 2, grid[:0]
         for part in sorted(grid, key=lambda part: (part[0][3:] or (1,))[0]):
             rank, number = (part[0][3:] or (1,))[0], part[0][2][:1] in (".", "{") or all(map(_is_number, part[1][1:]))
             least = part[3] if number or part[3] <= (24 if rank else 40) else max(16 if rank else 40, part[2][0])
