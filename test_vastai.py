@@ -3913,7 +3913,7 @@ class PureTest(unittest.TestCase):
         wide = [{"id": 1, "image": "x" * 40, "age": "2d 0h", "hash": "a" * 32}]
         columns = (("ID", "id", "", 0), ("Image", "image", "", 2), ("Hash", "hash", "", 0), ("Age", "age", "", 3))
         lines, dropped = vastai.table(wide, columns, 63, False)
-        self.assertEqual((lines[1], dropped), (f" 1  {'x' * 16}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
+        self.assertEqual((lines[1], dropped), (f" 1  {'x' * 17}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
         self.assertEqual(vastai.table(wide, columns, 50, False)[1], ["Image"])  # Age still fits
         self.assertTrue(vastai.table(rows, columns, None, True)[0][0].startswith("\033[1m"))
         self.assertEqual([vastai.clip("日本語", 5), vastai.clip("abc", 3), vastai.display_width("e\u0301日")],
