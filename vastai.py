@@ -6018,53 +6018,75 @@ def clip(text: str, width: int) -> str:
     return "".join(kept) + "…"
 
 
+class Strip:
+    """One column of a table being laid out: its cells, how wide each is, and the room that it gets."""
+
+    __slots__ = ("cells", "header", "number", "rank", "room", "sizes", "state")
+
+    def __init__(self, column: Sequence[Any], rows: list[Row]) -> None:
+        self.header, form = column[0], column[2]
+        self.cells = [self.header, *cells_of(column, rows)]
+        self.rank: int = column[3] if len(column) > 3 else 1
+        self.state, self.number = form == "state", form[:1] in (".", "{") or all(map(_is_number, self.cells[1:]))
+        self.measure()
+        widest = max(self.sizes)  # a cell of more than 200 places is not aligned to
+        self.room = widest if widest <= 200 else max([self.sizes[0], *filter((200).__ge__, self.sizes)])
+
+    def measure(self) -> None:
+        self.sizes = list(map(len if all(map(str.isascii, self.cells)) else display_width, self.cells))
+
+    @property
+    def least(self) -> int:
+        """The room below which it says too little: a number or a short text whole, a long text 16 places."""
+        if self.number or self.room <= (24 if self.rank else 40):
+            return self.room
+        return max(16 if self.rank else 40, self.sizes[0])
+
+    def cut(self) -> None:
+        if max(self.sizes) > self.room:
+            self.cells = [clip(cell, self.room) for cell in self.cells]
+            self.measure()
+
+
+def fitted(strips: list[Strip], width: int) -> list[Strip]:
+    """The strips that fit side by side, by rank; what room is left over goes to those that had to shrink."""
+    left, kept = width + 2, strips[:0]
+    for strip in sorted(strips, key=lambda strip: strip.rank):
+        if not kept or not strip.rank or strip.least + 2 <= left:
+            left -= strip.least + 2
+            kept.append(strip)
+    for strip in kept:
+        more = max(0, min(left, strip.room - strip.least))
+        strip.room, left = strip.least + more, left - more
+    while left < 0 and max(strip.room for strip in kept) > 8:
+        max(kept, key=lambda strip: strip.room).room -= 1
+        left += 1
+    for strip in kept:
+        strip.cut()
+    return [strip for strip in strips if strip in kept]
+
+
 def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool) -> tuple[list[str], list[str]]:
     """The lines of a table, and the headers of columns that a terminal `width` columns wide has no room for.
 
-    By rank, every column comes that still fits, a long text with 16 places; what is left over goes to those.  Without
-    a width nothing is cut and no column goes; a cell of more than 200 places is not aligned to.
+    Without a width nothing is cut and no column goes.
     """
-    grid = []
-    for column in columns:
-        cells = [column[0], *cells_of(column, rows)]
-        sizes = list(map(len, cells)) if all(map(str.isascii, cells)) else list(map(display_width, cells))
-        widest = max(sizes)
-        grid.append([column, cells, sizes, widest if widest <= 200 else max([sizes[0], *filter((200).__ge__, sizes)])])
-    dropped: list[str] = []
-    if width is not None:
-        left, kept = width + 2, grid[:0]
-        for part in sorted(grid, key=lambda part: (part[0][3:] or (1,))[0]):
-            rank, number = (part[0][3:] or (1,))[0], part[0][2][:1] in (".", "{") or all(map(_is_number, part[1][1:]))
-            least = part[3] if number or part[3] <= (24 if rank else 40) else max(16 if rank else 40, part[2][0])
-            if kept and least + 2 > left and rank:
-                dropped.append(part[0][0])
-            else:
-                left -= least + 2
-                kept.append(part)
-                part.append(least)
-        for part in kept:
-            left, part[3] = left - max(0, min(left, part[3] - part[4])), part[4] + max(0, min(left, part[3] - part[4]))
-        grid = [part for part in grid if part in kept]
-        while left < 0 and max(part[3] for part in grid) > 8:
-            broad = max(grid, key=lambda part: part[3])
-            broad[3], left = broad[3] - 1, left + 1
+    every = [Strip(column, rows) for column in columns]
+    strips = every if width is None else fitted(every, width)
     output = []
-    for at, (column, cells, sizes, room, *_) in enumerate(grid):
-        if width is not None and max(sizes) > room:
-            cells = [clip(cell, room) for cell in cells]
-            sizes = list(map(display_width, cells))
-        gaps = [" " * (room - size) for size in sizes]
-        if bright and column[2] == "state":
+    for strip in strips:
+        cells, gaps = strip.cells, [" " * (strip.room - size) for size in strip.sizes]
+        if bright and strip.state:
             cells = [paint(cell, "state") for cell in cells]
-        if column[2][:1] in (".", "{") or all(map(_is_number, cells[1:])):
+        if strip.number:
             cells = [gap + cell for gap, cell in zip(gaps, cells)]
-        elif at < len(grid) - 1:
+        elif strip is not strips[-1]:
             cells = [cell + gap for gap, cell in zip(gaps, cells)]
         output.append(cells)
     lines = ["  ".join(line) for line in zip(*output)]
     if bright and lines:
         lines[0] = f"\033[1m{lines[0]}\033[0m"
-    return lines, dropped
+    return lines, [strip.header for strip in sorted(every, key=lambda strip: strip.rank) if strip not in strips]
 
 
 def _is_number(cell: str) -> bool:
