@@ -4548,13 +4548,13 @@ class TestRedirects(FaultCase):
                                (True, "http://h.example", "http://H.EXAMPLE:80/x"),
                                (False, "http://h.example", "http://h.example:81/x")):
             seen = []
-            def transfer(client, method, url, body, trusted, fresh, seen=seen, new=new):
+            def transfer(client, method, url, body, trusted, fresh, timeout, seen=seen, new=new):
                 seen.append(trusted)
                 return vastai.Answer(*((302, {"Location": new}) if len(seen) == 1 else (200, {})), b"{}", url)
             with self.subTest(old=old, new=new), mock.patch.object(vastai, "transfer",
                                                                    transfer):  # no such hosts in a test
                 vastai.follow(self.client("http://unused"), vastai.Request("GET", old, {}, None),
-                              vastai.COMMANDS["show user"])
+                              vastai.COMMANDS["show user"], 5)
                 self.assertEqual(seen, [True, same])
 
     def test_not_followed(self):
@@ -4916,9 +4916,66 @@ class TestExitStatuses(FaultCase):
     def test_success_false(self):
         body = {"success": False, "msg": "not today"}
         client = self.client(self.serve(reply(body)))
-        self.assertEqual(client.label_instance(7, "x"), body)
-        for call in (client.show_ssh_keys, client.show_instances, lambda: client.logs(7)):
+        for call in (lambda: client.label_instance(7, "x"), client.show_clusters, client.show_env_vars,
+                     lambda: client.show_instance(7), lambda: client.stop_instances([7]), client.show_invoices):
+            self.assertEqual(call(), body)
+        for call in (client.show_ssh_keys, client.show_instances, lambda: client.logs(7), lambda: client.ssh_url(7),
+                     lambda: client.show_machine(7)):
             self.assertIn("not today", str(self.error(call)))
+
+    def test_options_of_one_call(self):
+        client = self.client(self.serve(reply({"id": 7, "users": [], "success": True})))
+        for call in (client.show_user, client.show_subaccounts, client.show_earnings):
+            call(raw=True, quiet=True, explain=False, curl=False)
+
+    def test_secrets_as_json_writes_them(self):
+        for password in ('say "friend"', "b\\ck", "p\u00e4ss", "longer than longer"):
+            for ascii in (True, False):
+                body = json.dumps({"msg": f"{password} is taken"}, ensure_ascii=ascii)
+                client = self.client(self.serve(reply(body, 400)))
+                error = self.error(client.create_subaccount, "a@b.c", "longer than", password)
+                self.assertEqual((error.msg, error.body), ("*** is taken", {"msg": "*** is taken"}))
+        self.assertEqual(vastai.masked("abcdef", ["abc", "abcdef"]), "***")
+
+    def test_no_key_asked_for_json(self):
+        with mock.patch.dict(os.environ, HOME=self.home):
+            status, _, err = self.run_line("show", "user", "--raw", env={"VAST_API_KEY": ""})
+        self.assertEqual(status, 3)
+        for place in ("--api-key", "VAST_API_KEY", "vast_api_key", "~/.vast_api_key"):
+            self.assertIn(place, json.loads(err)["msg"])
+
+    def test_a_question_leaves_the_error_a_line_of_its_own(self):
+        status, out, err = self.cli(self.serve(reply()), "destroy", "instance", "7", "--raw", stdin="n\n")
+        question, told = err.splitlines()
+        self.assertEqual((status, out, question[-5:], json.loads(told)["error"]), (2, "", "[y/N]", True))
+
+    def test_addresses_that_make_no_sense(self):
+        for port in (-1, "-22", "x", None, 0, 70000, [22], True):
+            self.assertEqual(vastai.addresses({"ssh_host": "h", "ssh_port": port}), [])
+        for mapped in ("x", 5, [], [None], ["x"], {"HostPort": 1}, [{"HostPort": "-1"}], [{"HostPort": None}]):
+            self.assertEqual(vastai.addresses({"public_ipaddr": "1.2.3.4", "ports": {"22/tcp": mapped}, "ssh_port": 22,
+                                               "ssh_host": "h"}), [("h", 22)])
+        self.assertEqual(vastai.addresses({"ports": "x", "ssh_host": "-h", "ssh_port": 22}), [])
+
+    def test_a_result_that_stalls(self):
+        server = self.serve(route=lambda request: stall if request["method"] == "GET" else reply(
+            {"success": True, "result_url": f"http://{request['headers']['host']}/result"}))
+        begun = time.monotonic()
+        status, _, err = self.cli(server, "logs", "7", "--max-wait", "0.6", "--explain")
+        self.assertEqual(status, 9)
+        self.assertLess(time.monotonic() - begun, 3)
+        self.assertIn(f"GET {server.url}/result", err)
+        self.assertEqual(err.count("Authorization"), 1)
+
+    def test_members_of_another_type(self):
+        rows = [{"id": 7, "num_gpus": "2\x1b[31m", "gpu_name": 5, "volume_info": 3}]
+        status, out, err = self.cli(self.serve(reply({"instances": rows, "filters": []})), "show", "instances")
+        self.assertEqual((status, "\x1b" in out, "2\\x1b[31mx 5" in out), (0, False, True), err)
+
+    def test_a_log_that_repeats_itself(self):
+        begun = time.monotonic()
+        self.assertEqual(len(vastai.new_lines(["a"] * 50000, ["b"] * 3 + ["a"] * 49993 + ["c"])), 1)
+        self.assertLess(time.monotonic() - begun, 3)
 
     def test_pickled(self):
         server = self.serve(reply({"msg": "x"}, 429, Retry_After="90"))

@@ -2787,7 +2787,7 @@ def exchange(call: Call, request: Request) -> Answer:
     for attempt in range(1, client.retry + 1):
         asked: float | None = None  # the pause that the service asks for
         try:
-            answer = follow(client, request, row)
+            answer = follow(client, request, row, client.timeout)
         except Unsent as problem:
             failure = unreached(client, row, "cannot reach", problem)
         except Unanswered as problem:
@@ -2999,7 +2999,7 @@ def refusal(row: Command, body: Row, answer: Answer) -> VastAIError:
     return raising(VastAIError, words, command=row.name, status=answer.status_code, response=answer)
 
 
-def follow(client: VastAI, request: Request, row: Command) -> Answer:
+def follow(client: VastAI, request: Request, row: Command, timeout: float) -> Answer:
     """One request with its redirects: all of them for GET, only 307 and 308 for what has a body; five at most.
 
     The key goes along to the same host or between https hosts of vast.ai, and nowhere else.
@@ -3012,7 +3012,7 @@ def follow(client: VastAI, request: Request, row: Command) -> Answer:
         return raising(VastAIError, masked(f"the service redirects {reason}; not followed", secrets), command=row.name,
                        status=answer.status_code, response=answer.masked(secrets))
     for _ in range(6):
-        answer = transfer(client, request.method, url, body, trusted, fresh=not row.safe)
+        answer = transfer(client, request.method, url, body, trusted, not row.safe, timeout)
         target = answer.headers.get("Location")
         if answer.status_code not in (301, 302, 303, 307, 308) or not target:
             return answer
@@ -3038,7 +3038,8 @@ def _is_vast(host: str | None) -> bool:
     return host == "vast.ai" or (host or "").endswith(".vast.ai")
 
 
-def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: bool, fresh: bool) -> Answer:
+def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: bool, fresh: bool,
+             timeout: float) -> Answer:
     """One request over one connection, kept alive where the row is safe.  Raises Unsent or Unanswered.
 
     A connection that lay idle may have been closed by the service, which shows only when it is used; what must not be
@@ -3054,10 +3055,10 @@ def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: b
         data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
         headers["Content-Type"] = "application/json"
     while True:
-        connection, reused, target = client.pool.take(url, headers, fresh, client.timeout)
+        connection, reused, target = client.pool.take(url, headers, fresh, timeout)
         try:
             sock = connection.sock
-            sock.deadline = time.monotonic() + client.timeout
+            sock.deadline = time.monotonic() + timeout
             connection.request(method, target, data, headers)
             response = connection.getresponse()
             if sock.ended:  # http.client takes the end of the connection for the end of the headers
@@ -3677,6 +3678,7 @@ def follow_logs(call: Call, text: str) -> None:
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
     """The lines behind those that were there before; the log's beginning moves on, so they may stand further up."""
+    last = last[-1000:]  # enough to tell; a log that says the same all the time takes no longer than others
     for at in range(len(lines), 0, -1):
         if last and lines[at - 1] == last[-1] and lines[max(0, at - len(last)):at] == last[-at:]:
             return lines[at:]
@@ -3688,11 +3690,14 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
     if not url.startswith(("http://", "https://")):
         raise VastAIError(f"the service gave {shown(url, 100)!r} as the address of the result", command=call.row.name)
     end, pause, request = time.monotonic() + max_wait, 0.3, Request("GET", url, {}, None, auth=False)
+    if call.client.explain:
+        explain(call.client, request)
     while True:
         time.sleep(max(0, min(pause, end - time.monotonic())))
         call.note("waiting for the result …")
         try:
-            answer = follow(call.client, request, METHODS["show_user"])
+            left = max(0.5, end - time.monotonic())
+            answer = follow(call.client, request, METHODS["show_user"], min(left, call.client.timeout))
             if answer.status_code == 200:
                 call.note("")
                 return answer.text
@@ -3804,16 +3809,13 @@ def run_scp(call: Call) -> None:
 
 def addresses(row: Row) -> list[tuple[str, int]]:
     """Where an instance listens for SSH: direct first, then the proxy; hosts and ports that can be used as they are."""
-    found = []
-    mapped = (row.get("ports") or {}).get("22/tcp") or []
-    if mapped and row.get("public_ipaddr"):
-        found.append((row["public_ipaddr"], mapped[0].get("HostPort")))
-    if row.get("ssh_host") and row.get("ssh_port"):
-        found.append((row["ssh_host"], int(row["ssh_port"]) + ("jupyter" in str(row.get("image_runtype")))))
+    mapped, behind = dig(row, "ports.22/tcp"), "jupyter" in str(row.get("image_runtype"))
+    found = [(row.get("public_ipaddr"), dig(mapped[0], "HostPort"), 0)] if mapped and isinstance(mapped, list) else []
     good = []
-    for host, port in found:
+    for host, port, more in [*found, (row.get("ssh_host"), row.get("ssh_port"), behind)]:
         try:
-            good.append((safe_host(host), _whole(port)))
+            if 0 < _whole(port) < 65536:
+                good.append((safe_host(host), _whole(port) + more))
         except (ValueError, AttributeError):
             continue
     return good
