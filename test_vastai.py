@@ -2650,7 +2650,7 @@ class TableTest(unittest.TestCase):
                 self.assertIn(row.method, method.__doc__)
         self.assertIn("search_offers", dir(client))
         self.assertIn("gpu_name", "".join(pydoc.render_doc(client.launch_instance)))
-        self.assertRegex(pydoc.plain(pydoc.render_doc(vastai.VastAI)), r"create_instance\(\s*self,\s+id")
+        self.assertRegex(pydoc.plain(pydoc.render_doc(vastai.VastAI)), r"create_instance\([\s|]*self,[\s|]+id")
 
     def test_methods_refuse_what_a_function_refuses(self):
         client = vastai.VastAI("key", "http://127.0.0.1:9")

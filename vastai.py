@@ -1426,7 +1426,8 @@ register("Instances",
         Arg("--args", TEXT, "arguments of the entrypoint", None),
         Arg("--env", OBJECT, "environment as JSON: '{\"KEY\": \"VALUE\"}'", None, secret=True),
         Arg("--onstart", TEXT, "commands to run when it starts", None),
-        done="Instance {id} is changed.", look="show instance"),
+        done="Instance {id} is changed; its image is {updated_instance[image_uuid]}.|Instance {id} is changed.",
+        look="show instance"),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE,
         "pay a reserved instance in advance, for a discount",
         Arg("id", ID, "the instance", old="ID"),
@@ -1530,11 +1531,13 @@ register("Volumes (for hosts)",
     Command("list volume", "POST /volumes/", ONCE, "offer disk space of a machine of yours",
         Arg("id", ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         build="build_offer_end", look="search volumes",
-        done="Disk space of machine {id} is offered at {price_disk} $/GB/month."),
+        done="Disk space of machine {id} is offered at {price_disk} $/GB/month; the offer is {answer[id]}."
+             "|Disk space of machine {id} is offered at {price_disk} $/GB/month."),
     Command("list volumes", "POST /volumes/", ONCE, "offer disk space of several machines of yours",
         Arg("ids", IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         build="build_offer_end", look="search volumes",
-        done="Disk space of machines {ids} is offered at {price_disk} $/GB/month."),
+        done="Disk space of machines {ids} is offered at {price_disk} $/GB/month; the offer is {id}."
+             "|Disk space of machines {ids} is offered at {price_disk} $/GB/month."),
     Command("unlist volume", "POST /volumes/unlist", SAFE, "take an offer of disk space back",
         Arg("id", ID, "the offer"), look="search volumes", done="Volume offer {id} is taken back."),
     Command("list network-volume", "POST /network_volumes/", ONCE, "offer space of a network disk of yours",
@@ -1697,7 +1700,7 @@ register("Keys",
         returns="[]", columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, "add an SSH key to your account",
         Arg("ssh_key", TEXT, "the public key or its file; without it a new key is made with ssh-keygen", None), YES,
-        run="run_create_ssh_key", done="The key is added.", look="show ssh-keys",
+        run="run_create_ssh_key", done="Key {key[id]} is added.|The key is added.", look="show ssh-keys",
         examples=("~/.ssh/id_ed25519.pub", "")),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, "let an SSH key into an instance",
         Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key", TEXT, "the public key or its file"),
@@ -1825,7 +1828,7 @@ register("Teams",
     Command("create team", "POST /team/", ONCE, "make your account a team",
         Arg("--team-name", NAME, "its name", required=True),
         Arg("--transfer-credit", PRICE, "dollars of yours that the team gets", 0),
-        done="Team {team_name} is made.", look="show members"),
+        done="Team {team_name} is made; its id is {team_id}.|Team {team_name} is made.", look="show members"),
     Command("destroy team", "DELETE /team/", SAFE, "dissolve your team",
         done="The team is dissolved.", look="show members"),
     Command("show members", "GET /team/members/", SAFE, "the members of your team",
@@ -2430,18 +2433,16 @@ def runtype_of(call: Call, template: Any) -> Any:
         if ssh or call["jupyter"] or direct:
             raise UsageError("runtype does not go together with ssh, jupyter or direct", command=call.row.name)
         return str(call["runtype"])
-    if args is not None:
-        if jupyter:
-            raise UsageError("args do not go together with jupyter: Jupyter takes the entrypoint's place",
-                             command=call.row.name)
-        return "args"
+    if jupyter and args is not None:
+        raise UsageError("args do not go together with jupyter: Jupyter takes the entrypoint's place",
+                         command=call.row.name)
     if jupyter:
         return "jupyter_direc ssh_direc ssh_proxy" if direct else "jupyter_proxy ssh_proxy"
     if ssh:
         return "ssh_direc ssh_proxy" if direct else "ssh_proxy"
     if direct and not call.cli:
         raise UsageError("direct needs ssh or jupyter", command=call.row.name)
-    return "ssh" if call.cli else None
+    return "args" if args is not None else "ssh" if call.cli else None
 
 
 def start_up(call: Call, body: Row) -> None:
@@ -2490,13 +2491,13 @@ def volume_of(call: Call) -> Row | None:
         if path is not None or name is not None:
             raise bad("a mount path or volume label needs --create-volume or --link-volume")
         return None
-    if not path or not path.startswith("/") or "//" in path or not all(c.isalnum() or c in "/._-" for c in path):
+    if not path or path == "/" or "//" in path:
         raise bad("a volume needs --mount-path, a path such as /root/volume")
     volume = {"mount_path": path, "create_new": create is not None, "volume_id": link if create is None else create}
-    if name is not None:
+    if name:
         volume["name"] = name
     if create is not None:
-        volume["size"] = 15 if call["volume_size"] is None else call["volume_size"]
+        volume["size"] = call["volume_size"] or 15
     return volume
 
 
@@ -3461,11 +3462,13 @@ def run_show_instances(call: Call) -> Any:
     """All your instances, over all pages; with --limit or --next-token one page."""
     one_page = (call["limit"] is not None or call["next_token"] is not None) and not call["all"]
     query = instance_filters(call)
-    query["limit"] = 25 if call["limit"] is None else min(25, max(1, call["limit"]))
-    if call["next_token"] is not None:
+    whole = call["all"] and call.raw and not call.view.quiet  # from the first page on, however large pages shall be
+    query["limit"] = 25 if whole or call["limit"] is None else min(25, max(1, call["limit"]))
+    if call["next_token"] is not None and not whole:
         query["after_token"] = call["next_token"]
-    if call.cli and (not call.raw or call.view.quiet):
-        query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if call["verbose"] or call["cols"] else [])
+    if call.cli and not call.raw:
+        more = {COLUMN_NAMES.get(c[1], c[1]) for c in INSTANCE_MORE}.intersection((call["cols"] or "").replace(" ", "").split(","))
+        query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if call["verbose"] or more else [])
     rows: list[Row] = []
     for page in pages(call, query, not one_page):
         rows += page.pop("rows")
@@ -5780,7 +5783,7 @@ def pretty(value: Any, pad: str = "\n") -> str:
 
 def filled(call: Call, text: str, answer: Row) -> str:
     """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
-    words = {**answer, **call.extra, **{name: value for name, value in call.params.items() if value is not None}}
+    words = {"answer": answer, **answer, **call.extra, **{name: value for name, value in call.params.items() if value is not None}}
     return text.format_map({name: ", ".join(map(str, value)) if isinstance(value, list) else
                             text_of(value) if isinstance(value, dict) and f"{{{name}[" not in text else
                             utc_text(value) if name.endswith("date") else value for name, value in words.items()})
@@ -6726,7 +6729,8 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         emit(f"{__version__}\n")
         return 0
     form = "json" if common["raw"] else common.get("format", "table")
-    view = View(form, common["fields"], common.get("quiet", False), common["full"], not common["no_color"],
+    quiet = common.get("quiet", False) and (form != "json" or row.name == "show instances")
+    view = View(form, common["fields"], quiet, common["full"], not common["no_color"],
                 given.get("yes", False))
     if row.name == "repl":
         if start is not None:
