@@ -2447,14 +2447,7 @@ def runtype_of(call: Call, template: Any) -> Any:
 
 def start_up(call: Call, body: Row) -> None:
     """What `create instance` and `launch instance` have in common: environment, access, commands at the start."""
-    env, runtype = parse_env(call["env"]), runtype_of(call, call["template_hash"])
-    if "PORTAL_CONFIG" in env and "jupyter" not in (runtype or "jupyter" * bool(call["template_hash"])):
-        kept = [entry for entry in env["PORTAL_CONFIG"].split("|") if "jupyter" not in entry.lower()]
-        if not kept:
-            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter",
-                             command=call.row.name)
-        env["PORTAL_CONFIG"] = "|".join(kept)
-    body["env"] = env
+    runtype, body["env"] = runtype_of(call, call["template_hash"]), parse_env(call["env"])
     body["onstart"] = call["onstart"] or call["onstart_cmd"] or call["entrypoint"]
     if runtype:
         body["runtype"] = runtype
@@ -2468,6 +2461,12 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
         raise UsageError("price and bid_price are the same thing: give one of them", command=call.row.name)
     body["price"] = call["bid_price"] if call["price"] is None else call["price"]
     start_up(call, body)
+    portal = body["env"].get("PORTAL_CONFIG")  # a template may bring Jupyter: its entries stay
+    if portal is not None and "jupyter" not in body.get("runtype", "jupyter" * bool(call["template_hash"])):
+        body["env"]["PORTAL_CONFIG"] = "|".join(entry for entry in portal.split("|") if "jupyter" not in entry.lower())
+        if not body["env"]["PORTAL_CONFIG"]:
+            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter",
+                             command=call.row.name)
     volume = volume_of(call)
     if volume:
         body["volume_info"] = volume
@@ -3467,7 +3466,8 @@ def run_show_instances(call: Call) -> Any:
     if call["next_token"] is not None and not whole:
         query["after_token"] = call["next_token"]
     if call.cli and not call.raw:
-        more = {COLUMN_NAMES.get(c[1], c[1]) for c in INSTANCE_MORE}.intersection((call["cols"] or "").replace(" ", "").split(","))
+        names = (call["cols"] or "").replace(" ", "").split(",")
+        more = {COLUMN_NAMES.get(c[1], c[1]) for c in INSTANCE_MORE}.intersection(names)
         query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if call["verbose"] or more else [])
     rows: list[Row] = []
     for page in pages(call, query, not one_page):
@@ -5783,7 +5783,8 @@ def pretty(value: Any, pad: str = "\n") -> str:
 
 def filled(call: Call, text: str, answer: Row) -> str:
     """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
-    words = {"answer": answer, **answer, **call.extra, **{name: value for name, value in call.params.items() if value is not None}}
+    given = {name: value for name, value in call.params.items() if value is not None}
+    words = {"answer": answer, **answer, **call.extra, **given}
     return text.format_map({name: ", ".join(map(str, value)) if isinstance(value, list) else
                             text_of(value) if isinstance(value, dict) and f"{{{name}[" not in text else
                             utc_text(value) if name.endswith("date") else value for name, value in words.items()})
