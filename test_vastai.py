@@ -6660,6 +6660,18 @@ with concurrent.futures.ThreadPoolExecutor(16) as pool:
 """
 
 
+SECURE = """
+import time
+from vastai import VastAI
+def seconds(client):
+    began = time.perf_counter()
+    client.show_instances_v1({{"limit": 25}})
+    return time.perf_counter() - began
+client, other = (VastAI("bench-key", "https://127.0.0.1:{port}") for _ in range(2))
+print(*[seconds(client), seconds(client), seconds(other)][{which}:{which} + 1])
+"""
+
+
 class BenchHandler(http.server.BaseHTTPRequestHandler):
     """Canned answers, as fast as the standard library sends them: instances, or 5,000 offers."""
 
@@ -6683,9 +6695,11 @@ class BenchServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, delay=0.0):
+    def __init__(self, delay=0.0, context=None):
         super().__init__(("127.0.0.1", 0), BenchHandler)
         self.delay = delay
+        if context:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
         with Sandbox() as box:
             client = vastai.VastAI(box.key, box.url)
             rows, offers = client.show_instances(), client.search_offers()
@@ -6715,7 +6729,7 @@ def measured(command, env, home):
     return time.perf_counter() - began, done.stdout
 
 
-def bench_rows(python, official, port, slow):
+def bench_rows(python, official, port, slow, secure):
     """(what, unit, most, {who: command}, how to read a run) of each row."""
     def seconds(run):
         return run[0] * 1000
@@ -6756,6 +6770,8 @@ def bench_rows(python, official, port, slow):
         ("200 calls, 16 threads, 50 ms", "ms", "1.10 x ideal", {
             "floor": ideal, "ours": [python, "-c", THREADED.format(port=slow)],
             "official": official_code(THREADED.format(port=slow))}, printed),
+        *((f"https: {what}", "ms", "", {"ours": [python, "-c", SECURE.format(port=secure, which=which)]}, printed)
+          for which, what in enumerate(("first call, with the TLS context", "next call, kept-alive", "another client"))),
         ("search offers, 5,000 rows, table", "ms", "0.2 x official", {
             "ours": [*ours, "search", "offers"], "official": official_cli("search", "offers")}, seconds),
         ("search offers, 5,000 rows, JSON", "ms", "0.2 x official", {
@@ -6772,14 +6788,16 @@ def bench(arguments):
     options = parser.parse_args(arguments)
     results = []
     with tempfile.TemporaryDirectory() as home:
-        fast, slow = BenchServer(), BenchServer(0.05)
+        fast, slow, secure = BenchServer(), BenchServer(0.05), BenchServer(context=server_context(home))
         shutil.copy(os.path.join(HERE, "vastai.py"), home)
         with open(os.path.join(home, "empty.py"), "w"):
             pass
         env = {name: value for name, value in os.environ.items() if not name.startswith(("VAST", "PYTHON"))}
-        env.update(HOME=home, VAST_URL=f"http://127.0.0.1:{fast.port}", VAST_API_KEY="bench-key", VASTAI_NO_UPDATE_CHECK="1")
+        env.update(HOME=home, VAST_URL=f"http://127.0.0.1:{fast.port}", VAST_API_KEY="bench-key", VASTAI_NO_UPDATE_CHECK="1",
+                   REQUESTS_CA_BUNDLE=os.path.join(home, "ca.pem"))
         subprocess.run([sys.executable, "-c", "import vastai, empty"], env=env, cwd=home, check=True)  # writes the .pyc
-        for what, unit, most, commands, read in bench_rows(sys.executable, options.official, fast.port, slow.port):
+        rows = bench_rows(sys.executable, options.official, fast.port, slow.port, secure.port)
+        for what, unit, most, commands, read in rows:
             figures = {who: [] for who, command in commands.items() if command}
             for _ in range(options.runs):
                 for who in figures:
