@@ -6888,7 +6888,7 @@ def demo(arguments):
 
 def walk_through(walk):
     walk.say("Which single RTX 4090 is the cheapest?")
-    cheapest = walk.run("search offers 'gpu_name=RTX_4090 num_gpus=1' -o dph_total --limit 5", expect=r"^\s*(\d+)\b")
+    cheapest = walk.run("search offers 'gpu_name=RTX_4090 num_gpus=1' -o dph_total --limit 5", expect=r"^\s*(\d+)  ")
     walk.say("Rent it, and wait until it runs.")
     created = walk.run(f"create instance {cheapest.group(1)} --image vastai/pytorch --disk 32 --ssh --direct "
                        "--label first --raw", expect=r'"new_contract": (\d+)')

@@ -6142,6 +6142,8 @@ def colored() -> bool:
 def remark(call: Call, text: str) -> None:
     """A line beside the answer, on stderr."""
     if not call.view.quiet and not call.client.quiet:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # the answer comes first, also where both go to one place
         tell(shown(text, 1000) + "\n")
 
 
