@@ -3617,9 +3617,10 @@ def run_bulk(call: Call) -> Row:
 
 def partial(row: Command, results: list[Row]) -> PartialError:
     """The error of several items of which some failed."""
-    failed = [str(item.get("id")) for item in results if not item.get("success")]
-    return PartialError(f"{len(failed)} of {len(results)} failed: {', '.join(failed[:20])}", command=row.name,
-                        results=results)
+    failed = {str(item.get("id")): item.get("msg") for item in results if not item.get("success")}
+    reasons = list(dict.fromkeys(filter(None, failed.values())))
+    return PartialError(f"{len(failed)} of {len(results)} failed: {', '.join(list(failed)[:20])}"
+                        + "".join(f"; {reason}" for reason in reasons[:3]), command=row.name, results=results)
 
 
 def run_scheduled(call: Call) -> Any:
@@ -6518,10 +6519,10 @@ def show_network_disk_tables(call: Call, answer: Row) -> None:
     """A table of disks and one of mounts for each cluster."""
     for cluster in answer["data"]:
         emit(f"Cluster {shown(str(cluster.get('cluster_id')))}\n")
-        emit_rows(call, cluster.get("network_disks") or [], NETWORK_DISK_COLUMNS)
-        mounts = cluster.get("mounts") or {}
-        emit_rows(call, [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in cluster.get("machine_ids") or ()],
-                  MOUNT_COLUMNS)
+        emit_rows(call, objects(call, cluster.get("network_disks") or []), NETWORK_DISK_COLUMNS)
+        ids = cluster.get("machine_ids")
+        emit_rows(call, [{"id": id, "mount": dig(cluster, f"mounts.{id}") or "N/A"}
+                         for id in (ids if isinstance(ids, list) else ())], MOUNT_COLUMNS)
     if not answer["data"]:
         emit("No network disks.\n")
 
@@ -6778,7 +6779,10 @@ def answer_line(call: Call) -> int:
                             hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "")
     if call.row.returns == "text" and not call.raw and isinstance(answer, str):
         answer = reader_text(call, answer)
-    display(call, answer)
+    try:
+        display(call, answer)
+    except RecursionError:
+        raise VastAIError("the answer is nested too deeply to be shown", command=call.row.name) from None
     if isinstance(answer, dict) and answer.get("success") is False:  # found out in several steps, and shown in full
         raise VastAIError(str(answer.get("reason") or words_of(answer)), command=call.row.name)
     return 0
