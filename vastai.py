@@ -6200,7 +6200,7 @@ def show_instance_table(call: Call, rows: list[Row]) -> None:
     total = page.get("total_instances") or len(rows)
     labels = ", ".join(f"{name or '(none)'} {count}" for name, count in (page.get("label_counts") or {}).items())
     remark(call, f"{len(rows)} of {total} instances, {cost:.4f} $/hr" + (f"; labels: {labels}" if labels else ""))
-    if filters and is_terminal(sys.stderr):
+    if filters:
         remark(call, "To see fewer: " + " ".join(filters))
     return next_page(call)
 
