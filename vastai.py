@@ -824,7 +824,7 @@ class Command:
     in query and body (and may choose another path), `run` one that takes several steps, `show` one that prints.
     """
 
-    __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "call", "columns", "done", "examples", "face",
+    __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "columns", "done", "examples", "face",
         "fields",
                  "group", "hidden", "look", "method", "methods", "name", "note", "of", "path", "query", "returns",
                  "rows",
@@ -837,7 +837,7 @@ class Command:
                  run: str = "", show: str = "", note: str = "", examples: tuple[str, ...] = (), fields: str = "",
                  face: str = "", auth: bool = True, whole: bool = False, strict: bool = False,
                  hidden: bool = False) -> None:
-        self.name, self.call, self.safe, self.summary, self.args = name, call, safe, summary, args
+        self.name, self.safe, self.summary, self.args = name, safe, summary, args
         self.method, _, self.path = call.partition(" ")
         self.returns, self.of, self.columns, self.rows = returns, of, columns, rows
         self.done, self.ask, self.look = done, ask, look
