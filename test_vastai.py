@@ -6754,7 +6754,7 @@ def bench_rows(python, official, port, slow, secure):
         ("  its peak memory", "MiB", "1.2 x floor", {who: command and [python, "-ISc", LAUNCHER, *command]
                                                      for who, command in process.items()}, lambda run: float(run[1])),
         ("--version, vastai script", "ms", "1.5 x floor", {"floor": plain, "ours": [
-            python, "-c", "import sys; sys.argv[1:] = ['--version']; from vastai import main; sys.exit(main())"],
+            python, "-c", "import sys; sys.argv[1:] = ['--version']; from vastai import program; program()"],
             "official": official_cli("--version")}, seconds),
         ("--version, python -m", "ms", "", {"floor": [python, "-m", "empty"], "ours": [*ours, "--version"]}, seconds),
         ("--help, python -m", "ms", "2 x floor", {"floor": plain, "ours": [*ours, "--help"],
