@@ -5770,11 +5770,12 @@ def indented(values: Sequence[Any], pad: str) -> list[str]:
     """
     import json
     inner, mark = pad + " ", int.from_bytes(os.urandom(16), "big")  # too long to be met by chance
-    ends: dict[type, str] = {dict: "{}", list: "[]"}
+    ends: dict[type, tuple[str, str]] = {dict: ("{", "}"), list: ("[", "]")}
     made: dict[type, Iterator[str]] = {}
     for kind, (left, right) in ends.items():
         flat: list[Any] = []
         deeper: list[Any] = []
+        value: Any
         for value in (value for value in values if value and type(value) is kind):
             pairs = value.items() if kind is dict else enumerate(value)
             names = [name for name, item in pairs if type(item) in ends]
@@ -5850,11 +5851,12 @@ def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
 
 def emit_card(call: Call, row: Row) -> None:
     """One thing as two columns: name and value, without what is not there."""
-    cells = [(column[0], cells_of(column, [row])[0], column) for column in call.row.columns]
-    wide = max(len(name) for name, _, _ in cells)
+    columns = call.row.columns
+    texts = [text_in(column, row) for column in columns]
+    wide = max(len(column[0]) for column in columns)
     bright = call.view.color and colored()
-    lines = [f"{name:<{wide}}  {paint(text, column[2]) if bright else text}"
-             for name, text, column in cells if text != "-"]
+    lines = [f"{column[0]:<{wide}}  {paint(text, column[2]) if bright else text}"
+             for column, text in zip(columns, texts) if text != "-"]
     emit("\n".join(lines) + "\n" if lines else pretty(row) + "\n")
 
 
@@ -5864,25 +5866,40 @@ def show_cards(call: Call, rows: list[Row]) -> None:
         emit_card(call, row)
 
 
-def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
-    """The cells of a column; null, missing and empty are `-`."""
+def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]]:
+    """A column's cells and how % writes them: numbers where there is nothing else, else texts and "%s".
+
+    Null, missing and empty are `-`.
+    """
     name, form = column[1], column[2]
     if form in FORMATS:
-        return [FORMATS[form](row, name) for row in rows]
+        return "%s", [FORMATS[form](row, name) for row in rows]
     if "|" in name or "." in name:
         names = name.split("|")
-        values = [next((value for value in (dig(row, n) for n in names) if value is not None), None) for row in rows]
+        found = ((dig(row, name) for name in names) for row in rows)
+        values: list[Any] = [next((value for value in some if value is not None), None) for some in found]
     else:
         values = [row.get(name) for row in rows]
     form, times, factor = form.partition("*")
     form, over, divisor = form.partition("/")
     scale = float(factor) if times else 1 / float(divisor) if over else 1
-    whole = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"  # % is faster than str.format
+    whole = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
+    kinds = set(map(type, values))
     try:
-        return [whole % (value * scale) if type(value) in (float, int) else
-                "-" if value is None or value == "" else text_of(value) for value in values]
+        if kinds == {int} and not form:
+            return "%d", values
+        if kinds and kinds <= {int, float} and form[:1] == ".":
+            return whole, [float(value) * scale for value in values]
+        return "%s", [whole % (value * scale) if type(value) in (float, int) else
+                      "-" if value is None or value == "" else text_of(value) for value in values]
     except OverflowError:  # a number of hundreds of digits
-        return ["-" if value is None or value == "" else text_of(value) for value in values]
+        return "%s", ["-" if value is None or value == "" else text_of(value) for value in values]
+
+
+def text_in(column: Sequence[Any], row: Row) -> str:
+    """The cell of one row."""
+    form, cells = cells_of(column, [row])
+    return str(form % cells[0])
 
 
 def text_of(value: Any) -> str:
@@ -6038,22 +6055,26 @@ def clip(text: str, width: int) -> str:
 
 
 class Strip:
-    """One column of a table being laid out: its cells, how wide each is, and the room that it gets."""
+    """One column of a table being laid out: its cells, the form that % writes them in, and the room that it gets."""
 
-    __slots__ = ("cells", "header", "narrow", "number", "rank", "room", "sizes", "state")
+    __slots__ = ("cells", "form", "header", "narrow", "number", "rank", "room", "sizes", "state")
 
     def __init__(self, column: Sequence[Any], rows: list[Row]) -> None:
         self.header, form = column[0], column[2]
-        self.cells = [self.header, *cells_of(column, rows)]
+        self.form, self.cells = cells_of(column, rows)
         self.rank: int = column[3] if len(column) > 3 else 1
-        self.state, self.number = form == "state", form[:1] in (".", "{") or all(map(_is_number, self.cells[1:]))
+        self.state = form == "state"
+        self.number = self.form != "%s" or form[:1] in (".", "{") or all(map(_is_number, self.cells))
         self.measure()
         widest = max(self.sizes)  # a cell of more than 200 places is not aligned to
         self.room = widest if widest <= 200 else max([self.sizes[0], *filter((200).__ge__, self.sizes)])
 
     def measure(self) -> None:
-        self.narrow = all(map(str.isascii, self.cells))
-        self.sizes = list(map(len if self.narrow else display_width, self.cells))
+        """How wide the header and the cells are; of numbers only the longest ones."""
+        numbers = self.form != "%s"
+        texts = [self.header, *((self.form % end(self.cells) for end in (min, max)) if numbers else self.cells)]
+        self.sizes = list(map(len if all(map(str.isascii, texts)) else display_width, texts))
+        self.narrow = numbers or all(map(str.isascii, self.cells))  # len() tells how wide a cell is
 
     @property
     def least(self) -> int:
@@ -6064,17 +6085,22 @@ class Strip:
 
     def cut(self) -> None:
         if max(self.sizes) > self.room:
-            self.cells = [clip(cell, self.room) for cell in self.cells]
+            self.header = clip(self.header, self.room)
+            self.cells, self.form = [clip(self.form % cell, self.room) for cell in self.cells], "%s"
             self.measure()
 
-    def pad(self) -> None:
-        """Blanks before numbers and behind texts, up to the room."""
-        if self.narrow:
-            justify = str.rjust if self.number else str.ljust
-            self.cells = [justify(cell, self.room) for cell in self.cells]
+    def lay_out(self, bright: bool, last: bool) -> str:
+        """Gives the header its blanks, and the cells theirs where % would miscount; returns their form in a line."""
+        room = self.room if self.number or not last else 0
+        gaps = [" " * (room - size) for size in self.sizes]
+        if not self.narrow or (bright and self.state):
+            cells = [paint(cell, "state") for cell in self.cells] if bright and self.state else self.cells
+            self.cells = [gap + cell if self.number else cell + gap for gap, cell in zip(gaps[1:], cells)]
+            form = "%s"
         else:
-            pairs = [(cell, " " * (self.room - size)) for cell, size in zip(self.cells, self.sizes)]
-            self.cells = [gap + cell if self.number else cell + gap for cell, gap in pairs]
+            form = f"%{'' if self.number else '-'}{room or ''}{self.form[1:]}"
+        self.header = gaps[0] + self.header if self.number else self.header + gaps[0]
+        return form
 
 
 def fitted(strips: list[Strip], width: int) -> list[Strip]:
@@ -6102,14 +6128,10 @@ def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bo
     """
     every = [Strip(column, rows) for column in columns]
     strips = every if width is None else fitted(every, width)
-    output = []
-    for strip in strips:
-        if strip.number or strip is not strips[-1]:
-            strip.pad()
-        output.append([paint(cell, "state") for cell in strip.cells] if bright and strip.state else strip.cells)
-    lines = ["  ".join(line) for line in zip(*output)]
-    if bright and lines:
-        lines[0] = f"\033[1m{lines[0]}\033[0m"
+    forms = [strip.lay_out(bright, strip is strips[-1]) for strip in strips]
+    header = "  ".join(strip.header for strip in strips)
+    lines = [f"\033[1m{header}\033[0m" if bright else header]
+    lines += map("  ".join(forms).__mod__, zip(*(strip.cells for strip in strips)))
     return lines, [strip.header for strip in sorted(every, key=lambda strip: strip.rank) if strip not in strips]
 
 
@@ -6315,7 +6337,7 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
     """Charges as a tree; the parts of instances and volumes only with --verbose."""
     for row in rows:
         start, end = (utc_text(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end"))
-        words = [row.get("type") or "-", row.get("source"), cells_of(CHARGE_COLUMNS[2], [row])[0] + " $",
+        words = [row.get("type") or "-", row.get("source"), text_in(CHARGE_COLUMNS[2], row) + " $",
                  row.get("description"), f"({start}{'' if start == end else f' to {end}'})"]
         yield "  " * depth + "  ".join(text_of(word) for word in words if word) + "\n"
         if row.get("items") and (call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")):
@@ -7280,7 +7302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """The command line as a process of its own, which ends with main(), without the interpreter's tidying up.
 
-    To take all modules and rows apart takes a tenth of a short run.  Profilers want the way out that VASTAI_DEBUG=1 has.
+    To take all modules and rows apart takes a tenth of a short run.  Profilers need the way out that VASTAI_DEBUG=1 is.
     """
     status = main()
     if os.environ.get("VASTAI_DEBUG"):
