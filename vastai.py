@@ -9,7 +9,8 @@ comes back and whether it may be repeated; the parser, the method on `VastAI`, t
 and the table on the screen are all read from it.  To add a plain command, add a row.
 
 The file in order: errors | values | rows | columns and shared options | THE TABLE | from arguments to a
-request | transport and retries | commands of several steps | VastAI | rendering | command line | shells | main.
+request | transport | this computer | commands of several steps | diagnostics and benchmarks | VastAI |
+rendering | invoices as PDF | command line | shells | main.
 
 Imports stand where they are needed: the network stack, argparse, json, re and datetime together cost far
 more than this file itself, and `--version`, `--help` and `import vastai` need none of them.
@@ -49,7 +50,7 @@ LONGEST_FILE = 10_000_000  # characters in a file that is sent
 BULK = 64  # ids that the service takes in one request
 
 
-# ---------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------------------- errors
 
 class VastAIError(Exception):
     """Any failure of a command.
@@ -141,6 +142,10 @@ class WaitTimeoutError(VastAIError, TimeoutError):
     exit_status = 9
 
 
+class ProgramError(VastAIError):
+    """Another program that a command runs failed or is missing; `exit_status` is its own."""
+
+
 def raising(family: type[VastAIError], msg: str, **details: Any) -> VastAIError:
     """An error of `family`, also one of `requests` where the program at hand has imported that library.
 
@@ -159,7 +164,7 @@ def _unpickled(family: type[VastAIError], msg: str, details: dict[str, Any]) -> 
     return family(msg, **details)
 
 
-# ---------------------------------------------------------------------------------------------------- values
+# --------------------------------------------------------------------------------------------------------------- values
 # What a command takes.  A Kind turns a word of the command line or a Python value into what is sent, or refuses it
 # with ValueError; `expects` completes the sentence "expected ...".
 
@@ -744,21 +749,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def warn(text: str) -> None:
-    """A remark for the person at the terminal: one line on stderr, lost where there is no stderr."""
-    tell(f"vastai: {text}\n")
-
-
-def tell(text: str) -> None:
-    """Writes to stderr; lost where that is missing, closed or full."""
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass
-
-
-# ---------------------------------------------------------------------------------------------------- rows
+# ----------------------------------------------------------------------------------------------------------------- rows
 
 REQUIRED: Any = type("REQUIRED", (), {"__repr__": lambda self: "REQUIRED"})()
 KEY: Any = type("KEY", (), {"__repr__": lambda self: "KEY"})()  # stands for the API key in a row's fixed body
@@ -888,7 +879,7 @@ def register(group: str, *rows: Command) -> None:
                     index[name] = row
 
 
-# ---------------------------------------------------------------------------------------------------- columns
+# -------------------------------------------------------------------------------------------------------------- columns
 # (header, field or function of the row, format, rank).  A format is one of str.format's, with *100 or /1000 behind it
 # to scale a number, or a word that FORMATS knows.  When a terminal is too narrow, the highest rank goes first.
 
@@ -1278,7 +1269,7 @@ MARKET_SIZE = Arg("--num-gpus", TEXT, "only machines with so many GPUs", "all",
     choices=("all", "1", "2", "4", "8", "other"), to="")
 
 
-# ---------------------------------------------------------------------------------------------------- THE TABLE
+# ------------------------------------------------------------------------------------------------------------ THE TABLE
 
 register("Search and rent",
     Command("search offers", "POST /bundles/", SAFE, "GPU offers that can be rented",
@@ -2193,7 +2184,7 @@ register("Tools",
 # fmt: on
 
 
-# ---------------------------------------------------------------------------------- from arguments to a request
+# ------------------------------------------------------------------------------------------ from arguments to a request
 
 class View:
     """How an answer is shown: format, fields, colour … and what a caller set for one use."""
@@ -2380,11 +2371,7 @@ def path_part(row: Command, name: str, value: Any) -> str:
     return text.replace(".", "%2E") if text in (".", "..") else text
 
 
-def build_params(call: Call, query: Row, body: Row) -> None:
-    """The caller's own query, as it is."""
-    query.pop("params", None)
-    query.update(call["params"] or {})
-
+# What `build` names: query and body, where a row's arguments are not sent as they are.  In the table's order.
 
 def offer_query(call: Call) -> Row:
     """The conditions of an offers search, with their defaults and the two directives that are no fields."""
@@ -2423,6 +2410,41 @@ def build_filter_search(call: Call, query: Row, body: Row) -> None:
     query.update(select_cols=["*"], select_filters=conditions)
 
 
+def build_params(call: Call, query: Row, body: Row) -> None:
+    """The caller's own query, as it is."""
+    query.pop("params", None)
+    query.update(call["params"] or {})
+
+
+def build_instance(call: Call, query: Row, body: Row) -> None:
+    """The body of create instance(s)."""
+    if call["price"] is not None and call["bid_price"] is not None:
+        raise UsageError("price and bid_price are the same thing: give one of them", command=call.row.name)
+    body["price"] = call["bid_price"] if call["price"] is None else call["price"]
+    start_up(call, body)
+    portal = body["env"].get("PORTAL_CONFIG")  # a template may bring Jupyter: its entries stay
+    if portal is not None and "jupyter" not in body.get("runtype", "jupyter" * bool(call["template_hash"])):
+        body["env"]["PORTAL_CONFIG"] = "|".join(entry for entry in portal.split("|") if "jupyter" not in entry.lower())
+        if not body["env"]["PORTAL_CONFIG"]:
+            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter",
+                             command=call.row.name)
+    volume = volume_of(call)
+    if volume:
+        body["volume_info"] = volume
+    if call["vm"]:
+        body["vm"] = True
+
+
+def start_up(call: Call, body: Row) -> None:
+    """What `create instance` and `launch instance` have in common: environment, access, commands at the start."""
+    runtype, body["env"] = runtype_of(call, call["template_hash"]), parse_env(call["env"])
+    body["onstart"] = call["onstart"] or call["onstart_cmd"] or call["entrypoint"]
+    if runtype:
+        body["runtype"] = runtype
+    if call["args"]:
+        body["args"] = call["args"]
+
+
 def runtype_of(call: Call, template: Any) -> Any:
     """The kind of access that the flags ask for, in the service's words; None leaves it to the template or service."""
     ssh, direct, args = call["ssh"], call["direct"], call["args_str"] if call["args"] is None else call["args"]
@@ -2443,35 +2465,6 @@ def runtype_of(call: Call, template: Any) -> Any:
     if direct and not call.cli:
         raise UsageError("direct needs ssh or jupyter", command=call.row.name)
     return "args" if args is not None else "ssh" if call.cli else None
-
-
-def start_up(call: Call, body: Row) -> None:
-    """What `create instance` and `launch instance` have in common: environment, access, commands at the start."""
-    runtype, body["env"] = runtype_of(call, call["template_hash"]), parse_env(call["env"])
-    body["onstart"] = call["onstart"] or call["onstart_cmd"] or call["entrypoint"]
-    if runtype:
-        body["runtype"] = runtype
-    if call["args"]:
-        body["args"] = call["args"]
-
-
-def build_instance(call: Call, query: Row, body: Row) -> None:
-    """The body of create instance(s)."""
-    if call["price"] is not None and call["bid_price"] is not None:
-        raise UsageError("price and bid_price are the same thing: give one of them", command=call.row.name)
-    body["price"] = call["bid_price"] if call["price"] is None else call["price"]
-    start_up(call, body)
-    portal = body["env"].get("PORTAL_CONFIG")  # a template may bring Jupyter: its entries stay
-    if portal is not None and "jupyter" not in body.get("runtype", "jupyter" * bool(call["template_hash"])):
-        body["env"]["PORTAL_CONFIG"] = "|".join(entry for entry in portal.split("|") if "jupyter" not in entry.lower())
-        if not body["env"]["PORTAL_CONFIG"]:
-            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter",
-                             command=call.row.name)
-    volume = volume_of(call)
-    if volume:
-        body["volume_info"] = volume
-    if call["vm"]:
-        body["vm"] = True
 
 
 def volume_of(call: Call) -> Row | None:
@@ -2521,183 +2514,9 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
     start_up(call, body)
 
 
-def build_overlay(call: Call, query: Row, body: Row) -> None:
-    """A whole number is an overlay's id, anything else its name."""
-    overlay = call["overlay_identifier"]
-    number = overlay.isascii() and overlay.isdigit()
-    body.update({"overlay_id": int(overlay)} if number else {"overlay_name": overlay})
-
-
-def build_tfa(call: Call, query: Row, body: Row) -> None:
-    """Looks whether there is what proves who is asking: a code or a backup code, and of which method."""
-    method, name = call["method_type"], call.row.name
-    if (call["code"] is None) == (call["backup_code"] is None):
-        raise UsageError("give either --code or --backup-code", command=name)
-    if call.cli and method and call["method_id"]:
-        raise UsageError("--method-type does not go together with --method-id", command=name)
-    if name == "tfa delete" and method in ("sms", "email") and not call["secret"]:
-        raise UsageError(f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows", command=name)
-
-
-def build_tfa_update(call: Call, query: Row, body: Row) -> None:
-    if call["label"] is None and call["set_primary"] is None:
-        raise UsageError("nothing to change: give --label or --set-primary", command=call.row.name)
-
-
 def build_logs(call: Call, query: Row, body: Row) -> None:
     if call["daemon_logs"]:
         body["daemon_logs"] = "true"
-
-
-def build_subaccount(call: Call, query: Row, body: Row) -> None:
-    body["host_only"] = (call["type"] or "").lower() == "host"
-
-
-def build_earnings(call: Call, query: Row, body: Row) -> None:
-    """The period in days since 1970, with fractions; the service wants `machid` even when it is null."""
-    if call["last_days"] is None:
-        query["machid"] = None
-        for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
-            days = (parse_when(date) if date else time.time() - 86400) / 86400
-            query[name] = int(days) if days == int(days) else days
-    elif call["start_date"] or call["end_date"]:
-        raise UsageError("give dates or --last_days, not both", command=call.row.name)
-    if call["machine_id"] is not None:
-        query["machid"] = call["machine_id"]
-
-
-def build_billing(call: Call, query: Row, body: Row) -> None:
-    """A page of invoices or of charges: the period, its types."""
-    start, end, week, when, kind = call["start_date"], call["end_date"], 7 * 86400, "when", "service"
-    names, types = INVOICE_TYPES, call["invoice_type"]
-    if call["charges"]:
-        call.extra["path"], when, kind = "/charges/", "day", "type"
-        names, types, query["format"] = CHARGE_TYPES, call["charge_type"], call["format"]
-    if not start:
-        end = end or int(time.time())
-        start = end - week
-    query["select_filters"] = {when: {"gte": start, "lte": end or start + week}}
-    if types:
-        query["select_filters"][kind] = {"in": [names[name] for name in types]}
-    query["limit"] = min(call["limit"], 100) if call["limit"] > 0 else 20
-
-
-def build_serverless(call: Call, query: Row, body: Row) -> None:
-    """The search conditions of a workergroup, as text."""
-    default = "" if call["no_default"] else " verified=True rentable=True rented=False"
-    body["search_params"] = ((call["search_params"] or "") + default).strip()
-
-
-def build_endpoint_logs(call: Call, query: Row, body: Row) -> None:
-    if (call["id"] is None) == (call["endpoint"] is None):
-        raise UsageError("give the endpoint's id, or its name as --endpoint", command=call.row.name)
-
-
-def build_set_flags(call: Call, query: Row, body: Row) -> None:
-    """Flags that are not set are left out."""
-    for arg in call.row.args:
-        if call[arg.name] is False:
-            body.pop(arg.key, None)
-
-
-def build_volume_search(call: Call, query: Row, body: Row) -> None:
-    """The body of a volume search; in the SDK a condition replaces the default ones on its field."""
-    given, start = call["query"], {}
-    if not call["no_default"]:
-        start = {"verified": {"eq": True}, "external": {"eq": False}, "disk_space": {"gte": 1}}
-    if isinstance(given, dict):
-        found = {**start, **given}
-    else:
-        empty: Row = {name: {} for name in start}
-        found = parse_query(given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS)
-    body.update(search_body(call, {name: conditions or start[name] for name, conditions in found.items()}))
-
-
-def build_template(call: Call, query: Row, body: Row) -> None:
-    """What the flags of a template mean in the service's words, which go first where the SDK gives them."""
-    ssh, jupyter, direct, login = call["ssh"], call["jupyter"], call["direct"], (call["login"] or "").split()
-    start = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
-    if call["no_default"] or (not call.cli and call["search_params"] is None):
-        start = {}
-    made = {"jup_direct": jupyter and direct, "ssh_direct": ssh and direct, "use_ssh": ssh or jupyter,
-            "use_jupyter_lab": call["jupyter_lab"], "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
-            "docker_login_repo": login[0] if login else None, "readme_visible": not call["hide_readme"],
-            "extra_filters": parse_query(call["search_params"], start, OFFER_FIELDS, ALIASES, MULTIPLIERS),
-            "private": not call["public"]}
-    body.update({name: value for name, value in made.items() if name not in body})
-
-
-def build_delete_template(call: Call, query: Row, body: Row) -> None:
-    """The hash goes before the id."""
-    if not call["hash_id"] and call["template_id"] is None:
-        raise UsageError("give --template-id or --hash-id", command=call.row.name)
-    body.pop("template_id" if call["hash_id"] else "hash_id", None)
-
-
-def build_offer_end(call: Call, query: Row, body: Row) -> None:
-    """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it is given."""
-    if call.cli and call["end_date"] is not None:
-        body["end_date"] = convert(call.row, Arg("--end_date", EXPIRY), call["end_date"], True)
-
-
-def build_snapshot(call: Call, query: Row, body: Row) -> None:
-    body["pause"] = "true" if call["pause"] else "false"
-
-
-def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
-    """(id, path) of one side of a copy; the id is None or "local" for this computer.  Raises UsageError."""
-    text = call[name]
-    id, colon, path = text.partition(":")
-
-    def on_drive(text: str) -> bool:  # C:\\data, C:/data
-        return text[1:2] == ":" and text[:1].isalpha() and text[2:3] in ("/", "\\")
-    if not colon or on_drive(text):
-        id, path = (int(text), "/") if text.isascii() and text.isdigit() and len(text) < 20 else (None, text)
-    bad = ((":" in path and not (id in (None, "local") and on_drive(path))) or not path or "//" in path or id == ""
-           or path[0] == "-" or str(id)[0] == "-")
-    if bad:
-        raise UsageError(f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {shown(text)!r}",
-                         command=call.row.name)
-    return id, path
-
-
-def build_copy(call: Call, query: Row, body: Row) -> None:
-    """Both sides of a copy; one without an id goes to another address of the service."""
-    (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
-    if {src, dst} <= {None, "local"}:
-        raise UsageError("both sides are on this computer; one must be ID:PATH", command=call.row.name)
-    if call["exclude"] and not {src, dst} & {None, "local"}:
-        raise UsageError("--exclude is for copies from or to this computer", command=call.row.name)
-    body.update(client_id="me", src_id=src, dst_id=dst, src_path=src_path, dst_path=dst_path)
-    if None in (src, dst):
-        call.extra["path"] = "/commands/rsync/"
-
-
-def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
-    if call["instance"] is None or call["connection"] is None:
-        raise UsageError("give --instance and --connection", command=call.row.name)
-    way = call["transfer"].lower()
-    if way not in ("instance to cloud", "cloud to instance") or (call["schedule"] and way[0] == "c"):
-        more = ", which alone can be scheduled" if call["schedule"] else " or 'Cloud to Instance'"
-        raise UsageError(f"--transfer: expected 'Instance to Cloud'{more}, not {shown(call['transfer'])!r}",
-                         command=call.row.name)
-    names = ("dry_run", "size_only", "ignore_existing", "update", "delete_excluded")
-    body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
-
-
-def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
-    if (call["id"] is None) == (call["name"] is None) or (call["id"] is not None and call["tag"] is not None):
-        raise UsageError("give the id of a deployment, or --name and perhaps --tag", command=call.row.name)
-    if call["name"] is not None:
-        call.extra["path"] = "/deployments/"
-
-
-def build_market(call: Call, query: Row, body: Row) -> None:
-    """The filters of market metrics in the service's words."""
-    query.update(verified={"true": "yes", "false": "no", "all": "all"}[call["verified"]], num_gpus=call["num_gpus"],
-                 hosting_type={"true": "secure_cloud", "false": "community", "all": "all"}[call["datacenter"]])
-    if call["name"]:
-        query["gpu_name"] = call["name"].replace("_", " ")
 
 
 def schedule_of(call: Call, request: Request) -> Row:
@@ -2721,7 +2540,181 @@ def schedule_of(call: Call, request: Request) -> Row:
             "instance_id": call["instance"] if call["id"] is None else call["id"]}
 
 
-# ---------------------------------------------------------------------------------------------- transport
+def build_template(call: Call, query: Row, body: Row) -> None:
+    """What the flags of a template mean in the service's words, which go first where the SDK gives them."""
+    ssh, jupyter, direct, login = call["ssh"], call["jupyter"], call["direct"], (call["login"] or "").split()
+    start = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
+    if call["no_default"] or (not call.cli and call["search_params"] is None):
+        start = {}
+    made = {"jup_direct": jupyter and direct, "ssh_direct": ssh and direct, "use_ssh": ssh or jupyter,
+            "use_jupyter_lab": call["jupyter_lab"], "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
+            "docker_login_repo": login[0] if login else None, "readme_visible": not call["hide_readme"],
+            "extra_filters": parse_query(call["search_params"], start, OFFER_FIELDS, ALIASES, MULTIPLIERS),
+            "private": not call["public"]}
+    body.update({name: value for name, value in made.items() if name not in body})
+
+
+def build_delete_template(call: Call, query: Row, body: Row) -> None:
+    """The hash goes before the id."""
+    if not call["hash_id"] and call["template_id"] is None:
+        raise UsageError("give --template-id or --hash-id", command=call.row.name)
+    body.pop("template_id" if call["hash_id"] else "hash_id", None)
+
+
+def build_volume_search(call: Call, query: Row, body: Row) -> None:
+    """The body of a volume search; in the SDK a condition replaces the default ones on its field."""
+    given, start = call["query"], {}
+    if not call["no_default"]:
+        start = {"verified": {"eq": True}, "external": {"eq": False}, "disk_space": {"gte": 1}}
+    if isinstance(given, dict):
+        found = {**start, **given}
+    else:
+        empty: Row = {name: {} for name in start}
+        found = parse_query(given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS)
+    body.update(search_body(call, {name: conditions or start[name] for name, conditions in found.items()}))
+
+
+def build_set_flags(call: Call, query: Row, body: Row) -> None:
+    """Flags that are not set are left out."""
+    for arg in call.row.args:
+        if call[arg.name] is False:
+            body.pop(arg.key, None)
+
+
+def build_offer_end(call: Call, query: Row, body: Row) -> None:
+    """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it is given."""
+    if call.cli and call["end_date"] is not None:
+        body["end_date"] = convert(call.row, Arg("--end_date", EXPIRY), call["end_date"], True)
+
+
+def build_copy(call: Call, query: Row, body: Row) -> None:
+    """Both sides of a copy; one without an id goes to another address of the service."""
+    (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
+    if {src, dst} <= {None, "local"}:
+        raise UsageError("both sides are on this computer; one must be ID:PATH", command=call.row.name)
+    if call["exclude"] and not {src, dst} & {None, "local"}:
+        raise UsageError("--exclude is for copies from or to this computer", command=call.row.name)
+    body.update(client_id="me", src_id=src, dst_id=dst, src_path=src_path, dst_path=dst_path)
+    if None in (src, dst):
+        call.extra["path"] = "/commands/rsync/"
+
+
+def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
+    """(id, path) of one side of a copy; the id is None or "local" for this computer.  Raises UsageError."""
+    text = call[name]
+    id, colon, path = text.partition(":")
+
+    def on_drive(text: str) -> bool:  # C:\\data, C:/data
+        return text[1:2] == ":" and text[:1].isalpha() and text[2:3] in ("/", "\\")
+    if not colon or on_drive(text):
+        id, path = (int(text), "/") if text.isascii() and text.isdigit() and len(text) < 20 else (None, text)
+    bad = ((":" in path and not (id in (None, "local") and on_drive(path))) or not path or "//" in path or id == ""
+           or path[0] == "-" or str(id)[0] == "-")
+    if bad:
+        raise UsageError(f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {shown(text)!r}",
+                         command=call.row.name)
+    return id, path
+
+
+def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
+    if call["instance"] is None or call["connection"] is None:
+        raise UsageError("give --instance and --connection", command=call.row.name)
+    way = call["transfer"].lower()
+    if way not in ("instance to cloud", "cloud to instance") or (call["schedule"] and way[0] == "c"):
+        more = ", which alone can be scheduled" if call["schedule"] else " or 'Cloud to Instance'"
+        raise UsageError(f"--transfer: expected 'Instance to Cloud'{more}, not {shown(call['transfer'])!r}",
+                         command=call.row.name)
+    names = ("dry_run", "size_only", "ignore_existing", "update", "delete_excluded")
+    body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
+
+
+def build_snapshot(call: Call, query: Row, body: Row) -> None:
+    body["pause"] = "true" if call["pause"] else "false"
+
+
+def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
+    if (call["id"] is None) == (call["name"] is None) or (call["id"] is not None and call["tag"] is not None):
+        raise UsageError("give the id of a deployment, or --name and perhaps --tag", command=call.row.name)
+    if call["name"] is not None:
+        call.extra["path"] = "/deployments/"
+
+
+def build_market(call: Call, query: Row, body: Row) -> None:
+    """The filters of market metrics in the service's words."""
+    query.update(verified={"true": "yes", "false": "no", "all": "all"}[call["verified"]], num_gpus=call["num_gpus"],
+                 hosting_type={"true": "secure_cloud", "false": "community", "all": "all"}[call["datacenter"]])
+    if call["name"]:
+        query["gpu_name"] = call["name"].replace("_", " ")
+
+
+def build_tfa(call: Call, query: Row, body: Row) -> None:
+    """Looks whether there is what proves who is asking: a code or a backup code, and of which method."""
+    method, name = call["method_type"], call.row.name
+    if (call["code"] is None) == (call["backup_code"] is None):
+        raise UsageError("give either --code or --backup-code", command=name)
+    if call.cli and method and call["method_id"]:
+        raise UsageError("--method-type does not go together with --method-id", command=name)
+    if name == "tfa delete" and method in ("sms", "email") and not call["secret"]:
+        raise UsageError(f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows", command=name)
+
+
+def build_tfa_update(call: Call, query: Row, body: Row) -> None:
+    if call["label"] is None and call["set_primary"] is None:
+        raise UsageError("nothing to change: give --label or --set-primary", command=call.row.name)
+
+
+def build_overlay(call: Call, query: Row, body: Row) -> None:
+    """A whole number is an overlay's id, anything else its name."""
+    overlay = call["overlay_identifier"]
+    number = overlay.isascii() and overlay.isdigit()
+    body.update({"overlay_id": int(overlay)} if number else {"overlay_name": overlay})
+
+
+def build_subaccount(call: Call, query: Row, body: Row) -> None:
+    body["host_only"] = (call["type"] or "").lower() == "host"
+
+
+def build_billing(call: Call, query: Row, body: Row) -> None:
+    """A page of invoices or of charges: the period, its types."""
+    start, end, week, when, kind = call["start_date"], call["end_date"], 7 * 86400, "when", "service"
+    names, types = INVOICE_TYPES, call["invoice_type"]
+    if call["charges"]:
+        call.extra["path"], when, kind = "/charges/", "day", "type"
+        names, types, query["format"] = CHARGE_TYPES, call["charge_type"], call["format"]
+    if not start:
+        end = end or int(time.time())
+        start = end - week
+    query["select_filters"] = {when: {"gte": start, "lte": end or start + week}}
+    if types:
+        query["select_filters"][kind] = {"in": [names[name] for name in types]}
+    query["limit"] = min(call["limit"], 100) if call["limit"] > 0 else 20
+
+
+def build_earnings(call: Call, query: Row, body: Row) -> None:
+    """The period in days since 1970, with fractions; the service wants `machid` even when it is null."""
+    if call["last_days"] is None:
+        query["machid"] = None
+        for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
+            days = (parse_when(date) if date else time.time() - 86400) / 86400
+            query[name] = int(days) if days == int(days) else days
+    elif call["start_date"] or call["end_date"]:
+        raise UsageError("give dates or --last_days, not both", command=call.row.name)
+    if call["machine_id"] is not None:
+        query["machid"] = call["machine_id"]
+
+
+def build_serverless(call: Call, query: Row, body: Row) -> None:
+    """The search conditions of a workergroup, as text."""
+    default = "" if call["no_default"] else " verified=True rentable=True rented=False"
+    body["search_params"] = ((call["search_params"] or "") + default).strip()
+
+
+def build_endpoint_logs(call: Call, query: Row, body: Row) -> None:
+    if (call["id"] is None) == (call["endpoint"] is None):
+        raise UsageError("give the endpoint's id, or its name as --endpoint", command=call.row.name)
+
+
+# ------------------------------------------------------------------------------------------------------------ transport
 # One request, one answer.  What may be repeated is decided in `exchange`, and nowhere else.
 
 class Answer:
@@ -2891,6 +2884,16 @@ def code_hint(answer: Answer) -> str:
     return f"Failed attempts: {body.get('fail_count') or 'some'}.{locked} `vastai tfa status` shows your methods."
 
 
+def auth_hint(client: VastAI, words: str) -> str:
+    if "two factor" in words.lower() or "2fa" in words.lower():
+        return ("Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or mail, "
+                "`vastai tfa send-sms` or `vastai tfa send-email` first.")
+    if not client.api_key:
+        return "No API key was sent. Keep yours with `vastai set api-key KEY`."
+    return (f"The API key came from {client.key_origin}. `vastai set api-key KEY` keeps another; "
+            "keys are made at https://cloud.vast.ai/manage-keys/.")
+
+
 def service_words(answer: Answer) -> str:
     """The service's own words for a failure, else its text, else the name of the status."""
     try:
@@ -2910,16 +2913,6 @@ def words_of(body: Row) -> str:
         if body.get(name):
             return str(body[name])
     return ": ".join(str(body[name]) for name in ("error", "message") if body.get(name))
-
-
-def auth_hint(client: VastAI, words: str) -> str:
-    if "two factor" in words.lower() or "2fa" in words.lower():
-        return ("Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or mail, "
-                "`vastai tfa send-sms` or `vastai tfa send-email` first.")
-    if not client.api_key:
-        return "No API key was sent. Keep yours with `vastai set api-key KEY`."
-    return (f"The API key came from {client.key_origin}. `vastai set api-key KEY` keeps another; "
-            "keys are made at https://cloud.vast.ai/manage-keys/.")
 
 
 def pause_asked(answer: Answer) -> float | None:
@@ -3329,14 +3322,6 @@ def proxy_headers(proxy: str) -> dict[str, str]:
     return {"Proxy-Authorization": "Basic " + b64encode(pair.encode()).decode()}
 
 
-def redacted(request: Request) -> Any:
-    """The body with what is secret replaced by ***."""
-    def hide(value: Any) -> Any:
-        return dict.fromkeys(value, "***") if isinstance(value, dict) else "***"
-    return request.body and {name: hide(value) if name in request.hidden and value is not None else value
-                             for name, value in request.body.items()}
-
-
 def explain(client: VastAI, request: Request) -> None:
     """Writes the request to stderr, without its secrets."""
     import json
@@ -3346,11 +3331,6 @@ def explain(client: VastAI, request: Request) -> None:
     if request.body is not None:
         lines += ["Content-Type: application/json", "", json.dumps(redacted(request), ensure_ascii=False)]
     tell(shown_lines("\n".join(lines)) + "\n\n")
-
-
-def shown_lines(text: str) -> str:
-    """Text of several lines, each safe to show."""
-    return "\n".join(shown(line, 0) for line in text.split("\n"))
 
 
 def curl_of(client: VastAI, request: Request) -> str:
@@ -3367,12 +3347,142 @@ def curl_of(client: VastAI, request: Request) -> str:
     return " ".join(words)
 
 
-# ------------------------------------------------------------------------------------- commands of several steps
-# Named by their rows in `run`.  They call their own row (call.send) and others (call.do), never the transport.
+def redacted(request: Request) -> Any:
+    """The body with what is secret replaced by ***."""
+    def hide(value: Any) -> Any:
+        return dict.fromkeys(value, "***") if isinstance(value, dict) else "***"
+    return request.body and {name: hide(value) if name in request.hidden and value is not None else value
+                             for name, value in request.body.items()}
+
+
+# -------------------------------------------------------------------------------------------------------- this computer
+# Its files, its other programs, and the person at the terminal.
+
+def config_file(name: str) -> str:
+    """A file in this client's configuration folder."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "vastai", name)
+
+
+def cache_file(name: str) -> str:
+    """A file in this client's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "vastai", name)
+
+
+def read_key(path: str) -> str | None:
+    """The text of a key file, stripped; None where there is none that can be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(10_000).strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def write_private(path: str, content: str | bytes) -> None:
+    """Writes a file of mode 0600 in a folder of mode 0700, whole or not at all.  Raises UsageError."""
+    import tempfile
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if folder == os.path.dirname(os.path.abspath(config_file("vast_api_key"))):
+            os.chmod(folder, 0o700)  # it may have been there
+        handle, temporary = tempfile.mkstemp(dir=folder)  # made with mode 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
+def run_program(words: list[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
+    """Runs another program with our own stdin, stdout and stderr.  Raises ProgramError with its exit status; not
+    `told` means that the status is a remote command's, and nothing to complain about; `aside`, that its output goes to
+    stderr."""
+    import subprocess
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    aside = (aside or words[0] == "ssh-keygen") and sys.stderr is not None
+    try:
+        status = subprocess.run(words, stdout=2 if aside else None).returncode
+    except OSError:
+        raise ProgramError(f"{words[0]} is not on this machine. {how_to_get}", exit_status=127) from None
+    if status:
+        raise ProgramError(f"{words[0]} ended with status {status}" * told,
+                           exit_status=status if status > 0 else 128 - status)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def tell(text: str) -> None:
+    """Writes to stderr; lost where that is missing, closed or full."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+def warn(text: str) -> None:
+    """A remark for the person at the terminal: one line on stderr, lost where there is no stderr."""
+    tell(f"vastai: {text}\n")
+
+
+def shown_lines(text: str) -> str:
+    """Text of several lines, each safe to show."""
+    return "\n".join(shown(line, 0) for line in text.split("\n"))
+
+
+def confirm(call: Call, question: str) -> None:
+    """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
+    if not call.view.confirmed and call.cli and not agreed(question):
+        raise UsageError("not confirmed; nothing was sent", command=call.row.name)
+
+
+def agreed(question: str) -> bool:
+    """Is the answer of a person, or of what stands in for one on stdin, y or yes?"""
+    return (ask_line(f"{question} [y/N]") or "").lower() in ("y", "yes")
+
+
+def ask_line(question: str) -> str | None:
+    """Asks on stderr and reads one line from stdin, stripped; None at its end."""
+    tell(shown(question, 500) + (" " if is_terminal(sys.stdin) else "\n"))  # what a pipe answers ends no line
+    return read_line()
+
+
+def read_line() -> str | None:
+    """One line from stdin, stripped; None at its end, and where it cannot be read."""
+    try:
+        line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
+    except (OSError, ValueError):
+        return None
+    return line.strip() if line else None
+
+
+# -------------------------------------------------------------------------------------------- commands of several steps
+# Named by their rows in `run`, and in the table's order.  They call their own row (call.send) and others (call.do),
+# never the transport.
 
 def perform(call: Call) -> Any:
     """What a command returns in the SDK."""
     return globals()[call.row.run](call) if call.row.run else call.send()
+
+
+def objects(call: Call, value: Any) -> list[Row]:
+    """`value`, if it is a list of objects; an error if not."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise VastAIError("the service gave something other than a list of objects", command=call.row.name)
+    return value
 
 
 def run_search_offers(call: Call) -> list[Row]:
@@ -3404,106 +3514,6 @@ def chunk(row: Row) -> Row | None:
         return None
     return {**row, **sizes, "gpu_ram": int(row.get("gpu_ram") or 0) // 16 * 16,
             "disk_space": int(row.get("disk_space") or 0) // 64 * 64}
-
-
-def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
-    """The answers of a paged listing, following `next_token`; a token that comes again is an error, not an end."""
-    seen = set()
-    while True:
-        request = request_of(call)
-        request.query = query
-        answer = exchange(call, request)
-        rows = pick(call, answer) or []
-        page = pick_page(call, answer)
-        token = page.get("next_token")
-        yield {**page, "rows": rows}
-        if not token or not everything:
-            return
-        if not isinstance(token, str) or token in seen:
-            raise misread(call.row, answer, "the same page again")
-        seen.add(token)
-        query = {**query, "after_token": token}
-
-
-def pick_page(call: Call, answer: Answer) -> Row:
-    """The whole object around the rows of a page."""
-    body = answer.json() if answer.content else None
-    return body if isinstance(body, dict) else {}
-
-
-SUMMARY_COLS = ["id", "actual_status", "label", "num_gpus", "gpu_name", "gpu_util", "disk_space", "disk_usage",
-                "disk_util", "volume_info", "dph_total", "image_uuid", "start_date", "verification"]
-DETAIL_COLS = ["machine_id", "template_id", "template_name", "geolocation", "inet_up", "inet_down", "ssh_host",
-               "ssh_port", "status_msg"]
-
-
-def instance_filters(call: Call) -> Row:
-    """`select_filters` and `order_by` from the options of show instances."""
-    filters = {"actual_status": call["status"], "label": call["label"] and [text or None for text in call["label"]],
-               "gpu_name": call["gpu_name"], "verification": call["verification"]}
-    order = []
-    for text in call["order_by"] or ():
-        column, _, direction = text.strip().partition(" ")
-        direction = direction.strip().lower() or "asc"
-        if not column or direction not in ("asc", "desc"):
-            raise UsageError(f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {shown(text)!r}",
-                             command=call.row.name)
-        order.append({"col": column, "dir": direction})
-    if "id" not in [part["col"] for part in order]:
-        order.append({"col": "id", "dir": "asc"})
-    for state in call["status"] or ():
-        if state not in ("running", "loading", "exited", "created"):
-            warn(f"{shown(state)!r} is not a state of instances (running, loading, exited, created)")
-    return {"select_filters": {name: {"in": values} for name, values in filters.items() if values}, "order_by": order}
-
-
-def run_show_instances(call: Call) -> Any:
-    """All your instances, over all pages; with --limit or --next-token one page."""
-    one_page = (call["limit"] is not None or call["next_token"] is not None) and not call["all"]
-    query = instance_filters(call)
-    whole = call["all"] and call.raw and not call.view.quiet  # from the first page on, however large pages shall be
-    query["limit"] = 25 if whole or call["limit"] is None else min(25, max(1, call["limit"]))
-    if call["next_token"] is not None and not whole:
-        query["after_token"] = call["next_token"]
-    if call.cli and not call.raw:
-        names = (call["cols"] or "").replace(" ", "").split(",")
-        more = {COLUMN_NAMES.get(c[1], c[1]) for c in INSTANCE_MORE}.intersection(names)
-        query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if call["verbose"] or more else [])
-    rows: list[Row] = []
-    for page in pages(call, query, not one_page):
-        rows += page.pop("rows")
-        call.extra.setdefault("page", page)
-        call.extra["next_token"] = page.get("next_token")
-        call.note(f"{len(rows)} instances …")
-    call.note("")
-    if one_page and call.cli and call.raw and not call.view.quiet:
-        return call.extra["page"]
-    return [stripped(tidy_instance(row)) for row in rows]
-
-
-def tidy_instance(row: Row) -> Row:
-    """An instance with its age in seconds and its environment as an object."""
-    started = row.get("start_date")
-    if isinstance(started, (int, float)):
-        row["duration"] = time.time() - started
-    if isinstance(row.get("extra_env"), list):
-        row["extra_env"] = {pair[0]: pair[1] for pair in row["extra_env"] if isinstance(pair, list) and len(pair) == 2}
-    return row
-
-
-def stripped(value: Any) -> Any:
-    """A value with every text in it stripped of outer white space."""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, dict):
-        return {name: stripped(item) for name, item in value.items()}
-    return [stripped(item) for item in value] if isinstance(value, list) else value
-
-
-def run_show_instance(call: Call) -> Row | None:
-    """One instance, or None where it is gone."""
-    row = call.send()
-    return row and tidy_instance(row)
 
 
 def run_create_instance(call: Call) -> Row:
@@ -3539,6 +3549,106 @@ def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun:
         words = f"The instances labelled {label!r} could not be listed: {problem.msg}."
     error.hint = f"{shown(words, 1000)}\n  {error.hint}"
     error.args = (str(error),)
+
+
+def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
+    """The answers of a paged listing, following `next_token`; a token that comes again is an error, not an end."""
+    seen = set()
+    while True:
+        request = request_of(call)
+        request.query = query
+        answer = exchange(call, request)
+        rows = pick(call, answer) or []
+        page = pick_page(call, answer)
+        token = page.get("next_token")
+        yield {**page, "rows": rows}
+        if not token or not everything:
+            return
+        if not isinstance(token, str) or token in seen:
+            raise misread(call.row, answer, "the same page again")
+        seen.add(token)
+        query = {**query, "after_token": token}
+
+
+def pick_page(call: Call, answer: Answer) -> Row:
+    """The whole object around the rows of a page."""
+    body = answer.json() if answer.content else None
+    return body if isinstance(body, dict) else {}
+
+
+def run_show_instances(call: Call) -> Any:
+    """All your instances, over all pages; with --limit or --next-token one page."""
+    one_page = (call["limit"] is not None or call["next_token"] is not None) and not call["all"]
+    query = instance_filters(call)
+    whole = call["all"] and call.raw and not call.view.quiet  # from the first page on, however large pages shall be
+    query["limit"] = 25 if whole or call["limit"] is None else min(25, max(1, call["limit"]))
+    if call["next_token"] is not None and not whole:
+        query["after_token"] = call["next_token"]
+    if call.cli and not call.raw:
+        names = (call["cols"] or "").replace(" ", "").split(",")
+        more = {COLUMN_NAMES.get(c[1], c[1]) for c in INSTANCE_MORE}.intersection(names)
+        query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if call["verbose"] or more else [])
+    rows: list[Row] = []
+    for page in pages(call, query, not one_page):
+        rows += page.pop("rows")
+        call.extra.setdefault("page", page)
+        call.extra["next_token"] = page.get("next_token")
+        call.note(f"{len(rows)} instances …")
+    call.note("")
+    if one_page and call.cli and call.raw and not call.view.quiet:
+        return call.extra["page"]
+    return [stripped(tidy_instance(row)) for row in rows]
+
+
+SUMMARY_COLS = ["id", "actual_status", "label", "num_gpus", "gpu_name", "gpu_util", "disk_space", "disk_usage",
+                "disk_util", "volume_info", "dph_total", "image_uuid", "start_date", "verification"]
+DETAIL_COLS = ["machine_id", "template_id", "template_name", "geolocation", "inet_up", "inet_down", "ssh_host",
+               "ssh_port", "status_msg"]
+
+
+def instance_filters(call: Call) -> Row:
+    """`select_filters` and `order_by` from the options of show instances."""
+    filters = {"actual_status": call["status"], "label": call["label"] and [text or None for text in call["label"]],
+               "gpu_name": call["gpu_name"], "verification": call["verification"]}
+    order = []
+    for text in call["order_by"] or ():
+        column, _, direction = text.strip().partition(" ")
+        direction = direction.strip().lower() or "asc"
+        if not column or direction not in ("asc", "desc"):
+            raise UsageError(f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {shown(text)!r}",
+                             command=call.row.name)
+        order.append({"col": column, "dir": direction})
+    if "id" not in [part["col"] for part in order]:
+        order.append({"col": "id", "dir": "asc"})
+    for state in call["status"] or ():
+        if state not in ("running", "loading", "exited", "created"):
+            warn(f"{shown(state)!r} is not a state of instances (running, loading, exited, created)")
+    return {"select_filters": {name: {"in": values} for name, values in filters.items() if values}, "order_by": order}
+
+
+def tidy_instance(row: Row) -> Row:
+    """An instance with its age in seconds and its environment as an object."""
+    started = row.get("start_date")
+    if isinstance(started, (int, float)):
+        row["duration"] = time.time() - started
+    if isinstance(row.get("extra_env"), list):
+        row["extra_env"] = {pair[0]: pair[1] for pair in row["extra_env"] if isinstance(pair, list) and len(pair) == 2}
+    return row
+
+
+def stripped(value: Any) -> Any:
+    """A value with every text in it stripped of outer white space."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, dict):
+        return {name: stripped(item) for name, item in value.items()}
+    return [stripped(item) for item in value] if isinstance(value, list) else value
+
+
+def run_show_instance(call: Call) -> Row | None:
+    """One instance, or None where it is gone."""
+    row = call.send()
+    return row and tidy_instance(row)
 
 
 def run_destroy_instance(call: Call) -> Row:
@@ -3712,77 +3822,7 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
         pause = min(3.0, pause * 1.3)
 
 
-def run_address(call: Call) -> str:
-    """`ssh://root@HOST:PORT`: the mapped port 22 of the machine, else the proxy; with `all` both, a line each."""
-    row = next((row for row in call.do("show_instances") if row.get("id") == call["id"]), None)
-    found = [f"{call.row.name[:3]}://root@{host}:{port}" for host, port in reachable(call, row, call["id"])]
-    return "\n".join(found if call["all"] else found[:1])
-
-
-def reachable(call: Call, row: Row | None, id: int) -> list[tuple[str, int]]:
-    """The SSH addresses of an instance.  Raises where there is no such instance or no address."""
-    if not row:
-        raise NotFoundError(f"you have no instance {id}", command=call.row.name,
-                            hint="`vastai show instances` lists yours.")
-    found = addresses(row)
-    if not found:
-        raise VastAIError(f"instance {id} has no SSH port yet; is it running?", command=call.row.name,
-                          hint=f"`vastai wait instance {id}` waits until it is.")
-    return found
-
-
-def ssh_target(call: Call, id: int) -> tuple[str, int]:
-    """The first SSH address of an instance that answers; the last one if none does, for ssh to say why."""
-    import socket
-    found = reachable(call, call.do("show_instance", id=id), id)
-    for host, port in found[:-1]:
-        try:
-            socket.create_connection((host, port), 4).close()
-            return host, port
-        except OSError:
-            warn(f"{host}:{port} does not answer; trying the proxy")
-    return found[-1]
-
-
-def ssh_options(call: Call) -> list[str]:
-    """A new host key is taken without a question and kept; a changed one is refused.  The identity, if one is given."""
-    identity = call["identity"]
-    return ["-o",
-            "StrictHostKeyChecking=accept-new"] + ([] if identity is None else ["-i", os.path.expanduser(identity)])
-
-
 HOW_TO_GET_SSH = "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH client of Windows."
-
-
-def installation() -> tuple[str, str]:
-    """How this copy came here ("pip" or "file"), and where it is."""
-    from importlib.metadata import PackageNotFoundError, distribution
-    place = os.path.realpath(__file__)
-    try:
-        package = distribution("vastai")
-        if any(os.path.realpath(str(package.locate_file(file))) == place for file in package.files or ()):
-            return "pip", place
-    except PackageNotFoundError:
-        pass
-    return "file", place
-
-
-def run_update(call: Call) -> None:
-    """Says how this copy is brought up to date; there is no place to fetch a newer one from safely."""
-    how, place = installation()
-    advice = (f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came at first"
-              if how == "pip" else "it is a file of its own: put the newer vastai.py in its place")
-    raise VastAIError(f"this is vastai {__version__} in {place}; {advice}", command=call.row.name)
-
-
-def run_uninstall(call: Call) -> None:
-    """Uninstalls a copy that pip installed; of a copy that is a file of its own it says where it is."""
-    how, place = installation()
-    if how == "file":
-        raise VastAIError(f"nothing was installed: this copy is the file {place}; delete it, and with it "
-                          f"{os.path.dirname(config_file(''))} if your keys shall go too", command=call.row.name)
-    confirm(call, f"Uninstall {place} with pip?")
-    run_program([sys.executable, "-m", "pip", "uninstall", "--yes", "vastai"], "")
 
 
 def run_ssh(call: Call) -> None:
@@ -3811,6 +3851,45 @@ def run_scp(call: Call) -> None:
                 HOW_TO_GET_SSH)
 
 
+def run_address(call: Call) -> str:
+    """`ssh://root@HOST:PORT`: the mapped port 22 of the machine, else the proxy; with `all` both, a line each."""
+    row = next((row for row in call.do("show_instances") if row.get("id") == call["id"]), None)
+    found = [f"{call.row.name[:3]}://root@{host}:{port}" for host, port in reachable(call, row, call["id"])]
+    return "\n".join(found if call["all"] else found[:1])
+
+
+def ssh_target(call: Call, id: int) -> tuple[str, int]:
+    """The first SSH address of an instance that answers; the last one if none does, for ssh to say why."""
+    import socket
+    found = reachable(call, call.do("show_instance", id=id), id)
+    for host, port in found[:-1]:
+        try:
+            socket.create_connection((host, port), 4).close()
+            return host, port
+        except OSError:
+            warn(f"{host}:{port} does not answer; trying the proxy")
+    return found[-1]
+
+
+def ssh_options(call: Call) -> list[str]:
+    """A new host key is taken without a question and kept; a changed one is refused.  The identity, if one is given."""
+    identity = call["identity"]
+    return ["-o",
+            "StrictHostKeyChecking=accept-new"] + ([] if identity is None else ["-i", os.path.expanduser(identity)])
+
+
+def reachable(call: Call, row: Row | None, id: int) -> list[tuple[str, int]]:
+    """The SSH addresses of an instance.  Raises where there is no such instance or no address."""
+    if not row:
+        raise NotFoundError(f"you have no instance {id}", command=call.row.name,
+                            hint="`vastai show instances` lists yours.")
+    found = addresses(row)
+    if not found:
+        raise VastAIError(f"instance {id} has no SSH port yet; is it running?", command=call.row.name,
+                          hint=f"`vastai wait instance {id}` waits until it is.")
+    return found
+
+
 def addresses(row: Row) -> list[tuple[str, int]]:
     """Where an instance listens for SSH: direct first, then the proxy; hosts and ports that can be used as they are."""
     mapped, behind = dig(row, "ports.22/tcp"), "jupyter" in str(row.get("image_runtype"))
@@ -3833,379 +3912,9 @@ def safe_host(host: Any) -> str:
     return name
 
 
-def run_without_keys(call: Call) -> Any:
-    """The account or the endpoints, without their keys and what else is for the service alone."""
-    answer = call.send()
-    for row in answer if isinstance(answer, list) else [answer]:
-        for name in ("api_key", "auto_delete_in_seconds", "auto_delete_due_24h"):
-            row.pop(name, None)
-    return answer
-
-
-def run_show_clusters(call: Call) -> Any:
-    """The answer, with a map of clusters; for tables their rows."""
-    answer = call.send()
-    if not isinstance(answer.get("clusters"), dict):
-        raise VastAIError("the service gave an answer without 'clusters'", command=call.row.name)
-    if not call.cli or call.whole:
-        return answer
-    rows = []
-    for id, cluster in answer["clusters"].items():
-        nodes = objects(call, dig(cluster, "nodes") or [])
-        manager = next((node for node in nodes if node.get("is_cluster_manager")), {})
-        rows.append({"id": id, "subnet": dig(cluster, "subnet"), "nodes": nodes, "manager": manager.get("machine_id"),
-                     "manager_ip": manager.get("local_ip"), "machine_ids": [node.get("machine_id") for node in nodes]})
-    return rows
-
-
-def run_notifications(call: Call) -> Any:
-    """The notification choices of an account, of one's own unless another is named."""
-    user = call.do("show_user").get("id") if call["user_id"] is None else call["user_id"]
-    if user is None:
-        raise VastAIError("the service did not say which account this is; name it with --user_id",
-                          command=call.row.name)
-    return call.send(user_id=user)
-
-
-def run_transfer_credit(call: Call) -> Any:
-    """Asks, then gives credit away; on the command line options go before positions."""
-    for name in ("recipient", "amount"):
-        if call[name] is None:
-            call.params[name] = call[f"{name}_pos"]
-        if call[name] is None:
-            raise UsageError(f"{name} is required", command=call.row.name)
-    if not call["skip"] and not call.client.curl:
-        confirm(call, f"Give {call['amount']} $ of your credit to {call['recipient']}? It cannot be undone.")
-    return call.send()
-
-
-def amount_of(row: Row) -> float | None:
-    """The amount of an invoice item, which the service gives as text; None where it cannot be read."""
-    try:
-        return float(_number(row.get("amount")))
-    except (ValueError, TypeError):
-        return None
-
-
-def invoice_items(call: Call, **more: Any) -> Row:
-    """`invoices` and `current` of a period; one's own zone holds for dates without one."""
-    query: Row = {name: parse_when(call[option]) if call[option] else time.time() - ago
-                  for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0))}
-    call.extra["period"] = " - ".join(utc_text(moment, "%Y-%m-%d") for moment in query.values())
-    answer = call.send(query={**query, **more})
-    kind = "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
-    call.extra["current"] = answer.get("current")
-    return {"invoices": [row for row in objects(call, answer.get("invoices")) if kind in (None, row.get("type"))],
-            "current": answer.get("current")}
-
-
-def billed(call: Call, rows: list[Row]) -> list[Row]:
-    """Items that are not 0, between the given dates (here UTC holds), and of instances with the given label."""
-    start, end = (parse_when(date, "utc") if date else limit for date, limit in
-                  ((call["start_date"], float("-inf")), (call["end_date"], float("inf"))))
-    rows = [row for row in rows if amount_of(row) != 0 and start <= (row.get("timestamp") or 0) <= end]
-    if call["instance_label"]:
-        ids = list(dict.fromkeys(row["instance_id"] for row in rows if row.get("instance_id") is not None))
-        found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids) if ids else []
-        kept = {contract.get("id") for contract in found}
-        rows = [row for row in rows if row.get("instance_id") in kept]
-    return rows
-
-
-def run_show_invoices(call: Call) -> Any:
-    """The items: on the command line those that count, in the SDK as they came, with what is not billed yet."""
-    answer = invoice_items(call, inc_charges=not call["only_credits"])
-    rows = billed(call, answer["invoices"]) if call.cli or call["pdf"] else []
-    if call["pdf"]:
-        write_invoice(call, call["pdf"], rows)
-    return rows if call.cli else answer
-
-
-def run_pdf_invoices(call: Call) -> str:
-    """Writes the items of a period as a PDF; the path."""
-    from datetime import datetime
-    name = f"invoice_{invoice_number()}"
-    for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
-        name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}" if date else ""  # noqa: DTZ006
-    name += "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
-    path = call["pdf"] or (name.replace(":", ".") if os.name == "nt" else name) + ".pdf"
-    write_invoice(call, path, billed(call, invoice_items(call)["invoices"]))
-    return str(path)
-
-
-def invoice_number() -> int:
-    """Months since the year 0: one number for all invoices of a month."""
-    today = time.localtime()
-    return 12 * today.tm_year + today.tm_mon - 1
-
-
-def write_invoice(call: Call, path: str, rows: list[Row], title: str = "Invoice") -> None:
-    """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind."""
-    user = Call(call.client, METHODS["show_user"], {}, View()).send(query={"owner": "me"})
-    sums: dict[str, float] = {}
-    for row in rows:
-        kind = "Payments" if row.get("type") == "payment" else "Charges"
-        sums[kind] = sums.get(kind, 0) + (amount_of(row) or 0)
-    totals = [(kind, f"{'-' * (amount < 0)}${abs(amount):,.2f}") for kind, amount in sums.items()]
-    write_private(os.path.expanduser(path), invoice_pdf(rows, user, title=title, number=str(invoice_number()),
-                                                        period=call.extra["period"], totals=totals))
-    if call.cli:
-        remark(call, f"written to {path}")
-
-
-def run_show_invoices_v1(call: Call) -> Any:
-    """A page of invoices or charges as it came; all pages of them where they are to become a PDF."""
-    if call.cli and bool(call["invoices"]) == bool(call["charges"]):
-        raise UsageError("give one of --invoices and --charges", command=call.row.name)
-    if not call["pdf"]:
-        return call.send()
-    query, results = request_of(call).query, []
-    for page in pages(call, query, True):
-        results += page["results"]
-    title, kind, when = ("Charges", "charge", "day") if call["charges"] else ("Invoices", "payment", "when")
-    period = query["select_filters"][when]
-    call.extra["period"] = " - ".join(utc_text(period[name], "%Y-%m-%d") for name in ("gte", "lte"))
-    write_invoice(call, call["pdf"], [{
-        "timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"), "type": kind,
-        "amount": row["amount"], "description": row.get("description") or row.get("source")}
-        for row in bill_rows(call, results)], title)
-    return {"results": results, "count": len(results), "total": len(results), "next_token": None}
-
-
-def bill_rows(call: Call, results: list[Row]) -> list[Row]:
-    """The results of a page as people read them: without zeros, payments as gains, `instance-12` in two parts."""
-    rows = []
-    for row in results:
-        amount = amount_of(row)
-        if amount == 0:
-            continue
-        row = {**row, "amount": row.get("amount") if amount is None else amount}
-        kind, dash, number = str(row.get("source") or "").partition("-")
-        if call["charges"] and dash:
-            row.update(type=kind, source=number)
-        elif not call["charges"]:
-            row["end"] = row.get("end") or "N/A"
-            if amount and row.get("type") not in ("transfer", "payout"):
-                row["amount"] = -amount
-        rows.append(row)
-    return rows
-
-
-def config_file(name: str) -> str:
-    """A file in this client's configuration folder."""
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return os.path.join(base, "vastai", name)
-
-
-def read_key(path: str) -> str | None:
-    """The text of a key file, stripped; None where there is none that can be read."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(10_000).strip() or None
-    except (OSError, ValueError):
-        return None
-
-
-def write_private(path: str, content: str | bytes) -> None:
-    """Writes a file of mode 0600 in a folder of mode 0700, whole or not at all.  Raises UsageError."""
-    import tempfile
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if folder == os.path.dirname(os.path.abspath(config_file("vast_api_key"))):
-            os.chmod(folder, 0o700)  # it may have been there
-        handle, temporary = tempfile.mkstemp(dir=folder)  # made with mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
-
-
-def run_set_api_key(call: Call) -> str | None:
-    """Keeps a key: on the command line in the key file, in the SDK in the client at hand."""
-    key = call["api_key"].strip()
-    if call.cli and key == "-":
-        key = read_line() or ""
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError("an API key has no blanks, line breaks or letters outside ASCII", command=call.row.name)
-    if not call.cli:
-        call.client.api_key = key
-        return None
-    path, old = config_file("vast_api_key"), os.path.expanduser("~/.vast_api_key")
-    write_private(path, key)
-    if os.path.exists(old):
-        os.unlink(old)
-    if os.environ.get("VAST_API_KEY", "").strip():
-        warn("VAST_API_KEY is set and goes before the file")
-    return f"The API key is kept in {path}"
-
-
-def run_ssh_key(call: Call) -> Any:
-    """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that it is given."""
-    text = call["ssh_key"]
-    if call.cli and not text.startswith("ssh") and os.path.exists(os.path.expanduser(text)):
-        text = _read_file(text)
-    if "PRIVATE KEY" in text:
-        raise UsageError("that is a private key; give the public one, from the file that ends in .pub",
-                         command=call.row.name)
-    if call.cli and not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
-        raise UsageError(f"{shown(text, 60)!r} is neither a public SSH key nor a file that holds one",
-                         command=call.row.name)
-    return call.send(ssh_key=text)
-
-
-def run_create_ssh_key(call: Call) -> Any:
-    """Adds a public key, a given one or a new one from ssh-keygen."""
-    if call["ssh_key"] is not None:
-        return run_ssh_key(call)
-    path = os.path.expanduser(os.path.join("~", ".ssh", "id_ed25519"))
-    existing = [name for name in (path, path + ".pub") if os.path.exists(name)]
-    if existing:
-        confirm(call, f"{existing[0]} exists. Put it aside as a backup and make a new key?")
-        stamp = int(time.time())
-        for name in existing:
-            os.rename(name, f"{name}.backup_{stamp}")
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    import getpass
-    run_program(["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{getpass.getuser()}-vast.ai"],
-                HOW_TO_GET_SSH)
-    os.chmod(path, 0o600)
-    return call.send(ssh_key=_read_file(path + ".pub").strip())
-
-
-def run_instance_ssh_keys(call: Call) -> list[Row]:
-    """The keys of an instance; the service gives them as a list or as the JSON text of one."""
-    answer = call.send()
-    keys = answer.get("ssh_keys") if isinstance(answer, dict) else answer
-    if isinstance(keys, str):
-        import json
-        try:
-            keys = json.loads(keys)
-        except (ValueError, RecursionError):
-            pass
-    return objects(call, keys)
-
-
-def objects(call: Call, value: Any) -> list[Row]:
-    """`value`, if it is a list of objects; an error if not."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise VastAIError("the service gave something other than a list of objects", command=call.row.name)
-    return value
-
-
-def run_set_role(call: Call) -> str | None:
-    """Keeps the role that the overview of commands is for."""
-    write_private(config_file("vast_role"), call["role"])
-    return f"vastai --help lists the commands of a {call['role']} from now on" if call.cli else None
-
-
-def run_show_env_vars(call: Call) -> Any:
-    """The environment variables; without their values unless those are asked for."""
-    hidden = None if call["show_values"] else "*" * (5 if call.cli else 4)  # as the official client has it
-    values = {name: hidden or value for name, value in (call.send() or {}).items()}
-    return values if not call.cli or call.whole else [{"name": name, "value": value} for name, value in values.items()]
-
-
-def run_show_machine(call: Call) -> Any:
-    """One machine, which the service gives as a list of one; --raw prints that list."""
-    found = objects(call, call.send())
-    if call.cli and (found or call.raw):
-        return found
-    if not found:
-        raise NotFoundError(f"there is no machine {call['id']}", command=call.row.name,
-                            hint="`vastai show machines` shows yours.")
-    if len(found) > 1:
-        raise VastAIError(f"the service gave {len(found)} machines for {call['id']}", command=call.row.name)
-    return found[0]
-
-
-def run_list_machines(call: Call) -> list[Row]:
-    """One request for each machine; one that fails does not stop the others."""
-    terms = {arg.name: call[arg.name] for arg in LISTING}
-    answers, results = [], []
-    for id in call["ids"]:
-        call.note(f"machine {id} …")
-        try:
-            answers.append(call.do("list_machine", id=id, **terms))
-            results.append({**answers[-1], "id": id, "success": True})
-        except NothingSent:
-            continue
-        except VastAIError as error:
-            if (isinstance(error, AuthError) and error.status != 403 and not results) or len(call["ids"]) == 1:
-                raise
-            results.append({"id": id, "success": False, "status_code": error.status, "msg": error.msg})
-    call.note("")
-    if not results:
-        raise NothingSent
-    if len(answers) < len(results):
-        raise partial(call.row, results)
-    return answers
-
-
-def run_tfa_login(call: Call) -> Row:
-    """Proves who is there; the command line keeps the key of the session that this starts."""
-    answer: Row = call.send()
-    key = answer.get("session_key")
-    if not call.cli or not key:
-        return answer
-    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
-        raise VastAIError("the service gave a session key that cannot be one", command=call.row.name)
-    if key != call.client.api_key:
-        path = config_file("vast_tfa_key")
-        try:
-            write_private(path, key)
-        except UsageError as error:
-            raise VastAIError(f"the code was right, but {error.msg}", command=call.row.name) from None
-        call.extra["kept_in"] = path
-        if call.client.creds_source in ("CODE", "ENV"):
-            warn("--api-key and VAST_API_KEY go before the session's key")
-    left = answer.get("backup_codes_remaining")
-    if isinstance(left, int) and left <= 3:
-        warn(f"{left} backup codes are left; `vastai tfa regen-codes` makes new ones")
-    return answer
-
-
-def run_tfa_logout(call: Call) -> Row:
-    """Deletes the key of the session, if there is one."""
-    path = config_file("vast_tfa_key")
-    try:
-        os.unlink(path)
-    except OSError as error:
-        if os.path.exists(path):
-            raise VastAIError(f"cannot delete {path}: {error.strerror}", command=call.row.name) from None
-        return {"success": True, "msg": "There was no 2FA session."}
-    return {"success": True, "msg": f"The 2FA session is over: {path} is deleted."}
-
-
-def run_tfa_auth_new(call: Call) -> Row:
-    """Both steps of the proof that a new method needs; in the SDK one of them, by what is given."""
-    code, secret = call["code"], call["secret"]
-    if (code is None) != (secret is None):
-        raise UsageError("--secret and --code go together", command=call.row.name)
-    if code is None:
-        keys = {"backup_code": "backup_code", "method_id": "tfa_method_id", "method_type": "tfa_method"}
-        given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
-        if call.cli and len(given) > 1:
-            raise UsageError("give one of --method-type, --method-id and --backup-code", command=call.row.name)
-        answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
-        if not call.cli or (call["backup_code"] and answer.get("msg") == "Authorization successful."):
-            return answer
-        secret = answer.get("secret")
-        if not isinstance(secret, str) or not secret:
-            raise VastAIError("the service gave no secret for the second step; start again", command=call.row.name)
-        if not call.raw:
-            emit(f"Secret: {shown(secret)}\n")
-        code = ask_line("Code:" if not call.raw else f"Secret: {secret}. Code:")
-        if not code:
-            raise VastAIError("no code was given", command=call.row.name,
-                              hint=f"`vastai tfa auth-new --secret {shown(secret)} --code CODE` goes on from here.")
-    done: Row = Call(call.client, AUTH_NEW_END, {"secret": secret, "code": code}, call.view, call.cli).send()
-    return done
+def run_show_template(call: Call) -> Row:
+    name = "id" if call["id"].isdigit() and len(call["id"]) < 16 else "hash_id"
+    return template_of(call, name, int(call["id"]) if name == "id" else call["id"])
 
 
 def run_update_template(call: Call) -> Row:
@@ -4213,11 +3922,6 @@ def run_update_template(call: Call) -> Row:
     build_template(call, {}, {})  # what is wrong with the options is said before anything is sent
     answer: Row = call.send(body={"id": template_of(call, "hash_id", call["hash_id"]).get("id")})
     return answer
-
-
-def run_show_template(call: Call) -> Row:
-    name = "id" if call["id"].isdigit() and len(call["id"]) < 16 else "hash_id"
-    return template_of(call, name, int(call["id"]) if name == "id" else call["id"])
 
 
 def template_of(call: Call, name: str, value: Any) -> Row:
@@ -4387,223 +4091,384 @@ def run_gpu_locations(call: Call) -> Row:
     return {**answer, "locations": rows}
 
 
-def run_program(words: list[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
-    """Runs another program with our own stdin, stdout and stderr.  Raises ProgramError with its exit status; not
-    `told` means that the status is a remote command's, and nothing to complain about; `aside`, that its output goes to
-    stderr."""
-    import subprocess
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    aside = (aside or words[0] == "ssh-keygen") and sys.stderr is not None
-    try:
-        status = subprocess.run(words, stdout=2 if aside else None).returncode
-    except OSError:
-        raise ProgramError(f"{words[0]} is not on this machine. {how_to_get}", exit_status=127) from None
-    if status:
-        raise ProgramError(f"{words[0]} ended with status {status}" * told,
-                           exit_status=status if status > 0 else 128 - status)
-
-
-class ProgramError(VastAIError):
-    """Another program that a command runs failed or is missing; `exit_status` is its own."""
-
-
-def confirm(call: Call, question: str) -> None:
-    """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
-    if not call.view.confirmed and call.cli and not agreed(question):
-        raise UsageError("not confirmed; nothing was sent", command=call.row.name)
-
-
-def agreed(question: str) -> bool:
-    """Is the answer of a person, or of what stands in for one on stdin, y or yes?"""
-    return (ask_line(f"{question} [y/N]") or "").lower() in ("y", "yes")
-
-
-def ask_line(question: str) -> str | None:
-    """Asks on stderr and reads one line from stdin, stripped; None at its end."""
-    tell(shown(question, 500) + (" " if is_terminal(sys.stdin) else "\n"))  # what a pipe answers ends no line
-    return read_line()
-
-
-def read_line() -> str | None:
-    """One line from stdin, stripped; None at its end, and where it cannot be read."""
-    try:
-        line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
-    except (OSError, ValueError):
+def run_set_api_key(call: Call) -> str | None:
+    """Keeps a key: on the command line in the key file, in the SDK in the client at hand."""
+    key = call["api_key"].strip()
+    if call.cli and key == "-":
+        key = read_line() or ""
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError("an API key has no blanks, line breaks or letters outside ASCII", command=call.row.name)
+    if not call.cli:
+        call.client.api_key = key
         return None
-    return line.strip() if line else None
+    path, old = config_file("vast_api_key"), os.path.expanduser("~/.vast_api_key")
+    write_private(path, key)
+    if os.path.exists(old):
+        os.unlink(old)
+    if os.environ.get("VAST_API_KEY", "").strip():
+        warn("VAST_API_KEY is set and goes before the file")
+    return f"The API key is kept in {path}"
 
 
-# Host diagnostics and benchmarks
-
-SECRET_NAME = r"(?:api[ _-]?key|token|secret|passw(?:or)?d|authorization|host_port_range)"
-SECRET_TEXT = (rf'(?i)({SECRET_NAME}[\w-]{{0,40}}\\{{0,2}}["\']?[ \t]{{0,8}}[=:][ \t]{{0,8}})'  # bounded, hence linear
-               r'(?:(?:bearer|basic)[ \t]{1,8})?(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\'[^\'\n]*\'?|[^\s,;]+)')
-LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
-DMESG_WORDS = ("warn", "err", "fail", "fault", "crit", "panic", "oops", "bug")
-LOCAL_ARTIFACTS = {
-    "dmesg-filtered.log": "dmesg -T", "nvidia-smi.txt": "nvidia-smi", "nvidia-smi-L.txt": "nvidia-smi -L",
-    "docker-info.txt": "docker info", "ip-addr.txt": "ip addr", "ss-tlnp-summary.txt": "ss -tlnp",
-    "etc-docker-daemon.json": "cat /etc/docker/daemon.json", "docker-mounts.txt": "grep docker /proc/mounts",
-    "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia --since -24h --no-pager"}
-
-
-def without_secrets(value: Any, secrets: Sequence[str]) -> Any:
-    """A text or JSON value with REDACTED for `secrets` and for what names such as token or password stand before."""
-    import re
-    if isinstance(value, dict):
-        return {name: "REDACTED" if re.search(SECRET_NAME, str(name), re.I) else without_secrets(item, secrets)
-                for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_secrets(item, secrets) for item in value]
-    for secret in secrets if isinstance(value, str) else ():
-        value = value.replace(secret, "REDACTED")
-    return re.sub(SECRET_TEXT, r"\1REDACTED", value) if isinstance(value, str) else value
+def run_ssh_key(call: Call) -> Any:
+    """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that it is given."""
+    text = call["ssh_key"]
+    if call.cli and not text.startswith("ssh") and os.path.exists(os.path.expanduser(text)):
+        text = _read_file(text)
+    if "PRIVATE KEY" in text:
+        raise UsageError("that is a private key; give the public one, from the file that ends in .pub",
+                         command=call.row.name)
+    if call.cli and not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
+        raise UsageError(f"{shown(text, 60)!r} is neither a public SSH key nor a file that holds one",
+                         command=call.row.name)
+    return call.send(ssh_key=text)
 
 
-def output_of(line: str) -> str:
-    """What a program of this machine tells.  Raises OSError, and TimeoutExpired after 10 s."""
-    import subprocess
-    done = subprocess.run(line.split(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          timeout=10)
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
-    if done.returncode:
-        raise OSError(f"{line}: status {done.returncode}: {' '.join(lines)[:300]}")
-    if line.startswith("ss "):  # the other columns name processes
-        return "\n".join(" ".join(text.split()[:5]) for text in lines)
-    words = DMESG_WORDS if line.startswith("dmesg") else ("",)
-    return "\n".join(text for text in lines if any(word in text.lower() for word in words))
+def run_create_ssh_key(call: Call) -> Any:
+    """Adds a public key, a given one or a new one from ssh-keygen."""
+    if call["ssh_key"] is not None:
+        return run_ssh_key(call)
+    path = os.path.expanduser(os.path.join("~", ".ssh", "id_ed25519"))
+    existing = [name for name in (path, path + ".pub") if os.path.exists(name)]
+    if existing:
+        confirm(call, f"{existing[0]} exists. Put it aside as a backup and make a new key?")
+        stamp = int(time.time())
+        for name in existing:
+            os.rename(name, f"{name}.backup_{stamp}")
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    import getpass
+    run_program(["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{getpass.getuser()}-vast.ai"],
+                HOW_TO_GET_SSH)
+    os.chmod(path, 0o600)
+    return call.send(ssh_key=_read_file(path + ".pub").strip())
 
 
-def write_bundle(call: Call, folder: str, result: Row, lines: list[str], instance: Any, local: bool = False) -> Row:
-    """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises UsageError."""
-    import glob
-    import re
-    import subprocess
-    import tarfile
-    stamp, machine, errors = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), result["machine_id"], []
-    members: Row = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result}
-    logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
-    sources: list[tuple[str, str, Any]] = [] if instance is None else [
-        ("instance/show-instance.json", "show_instance", {"id": instance}), ("instance/container.log", "logs", logs),
-        ("instance/daemon.log", "logs", {**logs, "daemon_logs": True})]
-    if local:
-        kaalia = {f"kaalia/{os.path.basename(path)}": f"tail -c {LOG_END} {path}"
-                  for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*")}
-        sources += [(f"host/{name}", "", line) for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items()]
-    for name, method, source in sources:
-        call.note(f"fetching {name} …")
-        try:  # past the check of parameters, which would make a text of `tail`
-            members[name] = perform(Call(call.client, METHODS[method], source, View())) if method else output_of(source)
-        except (VastAIError, OSError, subprocess.TimeoutExpired) as error:
-            errors.append({"artifact": name, "error": getattr(error, "msg", "") or str(error)})
-    names = sorted([*members, "collection-errors.json", "manifest.json"])
-    members["collection-errors.json"] = errors
-    members["manifest.json"] = {"bundle_version": 1, "machine_id": machine, "created_at_utc": stamp, "files": names,
-                                "collection_errors": errors, "includes_local_host_artifacts": local}
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name in names:
-            clean = without_secrets(members[name], call.client.secrets)
-            data = (clean if isinstance(clean, str) else pretty(clean)).encode("utf-8", "replace")
-            data = data if name.endswith(".json") else data[-LOG_END:]
-            member = tarfile.TarInfo(name)
-            member.size, member.mtime, member.mode = len(data), int(time.time()), 0o600
-            archive.addfile(member, io.BytesIO(data))
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
-    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
-    write_private(path, packed.getvalue())
-    call.note("")
-    return {"path": path, "created_at_utc": stamp, "size_bytes": len(packed.getvalue()), "files": names,
-            "collection_errors": without_secrets(errors, call.client.secrets)}
-
-
-def run_dump_logs(call: Call) -> Row:
-    """The bundle alone, with the logs of an instance where one is named."""
-    instance, machine = call["instance_id"], str(call["machine_id"])
-    if instance is not None:
-        authorized(call.client, call.row)
-    result = {"machine_id": machine, "stage": "manual_dump_logs", "instance_id": instance}
-    return write_bundle(call, call["output_dir"], result, [f"dump-logs for machine {machine}; instance: {instance}"],
-                        instance, call["include_local_host_artifacts"])
-
-
-def every(pause: float, limit: float) -> Iterator[None]:
-    """Comes round every `pause` seconds until `limit` seconds are over."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        yield
-        time.sleep(max(0, min(pause, end - time.monotonic())))
-
-
-def surely(call: Call, clean_up: Callable[[], None]) -> None:
-    """Gives back what is rented, for it goes on costing; one Ctrl-C begins that anew, the next ends it."""
-    try:
-        clean_up()
-    except KeyboardInterrupt:
-        if call.cli:
-            warn("giving back what is rented; another Ctrl-C leaves it there, and it goes on costing")
-        clean_up()
-    call.note("")
-
-
-def removed(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool:
-    """Deletes a rented thing, in ten tries, 10 s apart; one of unknown id, "?", by its name.  Is it gone?"""
-    for attempt in range(10):
-        time.sleep(10 if attempt else 5 if id == "?" else 0)
+def run_instance_ssh_keys(call: Call) -> list[Row]:
+    """The keys of an instance; the service gives them as a list or as the JSON text of one."""
+    answer = call.send()
+    keys = answer.get("ssh_keys") if isinstance(answer, dict) else answer
+    if isinstance(keys, str):
+        import json
         try:
-            ids = [id] if id != "?" else [row["id"] for row in call.do(f"show_{kind}s") if name in (
-                row.get("label"), row.get("endpoint_name")) and (row.get("start_date") or since) >= since]
-            for one in ids:
-                call.do(f"{'destroy' if kind == 'instance' else 'delete'}_{kind}", id=one)
-            return True
-        except NotFoundError:
-            return True
+            keys = json.loads(keys)
+        except (ValueError, RecursionError):
+            pass
+    return objects(call, keys)
+
+
+def run_set_role(call: Call) -> str | None:
+    """Keeps the role that the overview of commands is for."""
+    write_private(config_file("vast_role"), call["role"])
+    return f"vastai --help lists the commands of a {call['role']} from now on" if call.cli else None
+
+
+def run_show_env_vars(call: Call) -> Any:
+    """The environment variables; without their values unless those are asked for."""
+    hidden = None if call["show_values"] else "*" * (5 if call.cli else 4)  # as the official client has it
+    values = {name: hidden or value for name, value in (call.send() or {}).items()}
+    return values if not call.cli or call.whole else [{"name": name, "value": value} for name, value in values.items()]
+
+
+def run_tfa_login(call: Call) -> Row:
+    """Proves who is there; the command line keeps the key of the session that this starts."""
+    answer: Row = call.send()
+    key = answer.get("session_key")
+    if not call.cli or not key:
+        return answer
+    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
+        raise VastAIError("the service gave a session key that cannot be one", command=call.row.name)
+    if key != call.client.api_key:
+        path = config_file("vast_tfa_key")
+        try:
+            write_private(path, key)
+        except UsageError as error:
+            raise VastAIError(f"the code was right, but {error.msg}", command=call.row.name) from None
+        call.extra["kept_in"] = path
+        if call.client.creds_source in ("CODE", "ENV"):
+            warn("--api-key and VAST_API_KEY go before the session's key")
+    left = answer.get("backup_codes_remaining")
+    if isinstance(left, int) and left <= 3:
+        warn(f"{left} backup codes are left; `vastai tfa regen-codes` makes new ones")
+    return answer
+
+
+def run_tfa_logout(call: Call) -> Row:
+    """Deletes the key of the session, if there is one."""
+    path = config_file("vast_tfa_key")
+    try:
+        os.unlink(path)
+    except OSError as error:
+        if os.path.exists(path):
+            raise VastAIError(f"cannot delete {path}: {error.strerror}", command=call.row.name) from None
+        return {"success": True, "msg": "There was no 2FA session."}
+    return {"success": True, "msg": f"The 2FA session is over: {path} is deleted."}
+
+
+def run_tfa_auth_new(call: Call) -> Row:
+    """Both steps of the proof that a new method needs; in the SDK one of them, by what is given."""
+    code, secret = call["code"], call["secret"]
+    if (code is None) != (secret is None):
+        raise UsageError("--secret and --code go together", command=call.row.name)
+    if code is None:
+        keys = {"backup_code": "backup_code", "method_id": "tfa_method_id", "method_type": "tfa_method"}
+        given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
+        if call.cli and len(given) > 1:
+            raise UsageError("give one of --method-type, --method-id and --backup-code", command=call.row.name)
+        answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
+        if not call.cli or (call["backup_code"] and answer.get("msg") == "Authorization successful."):
+            return answer
+        secret = answer.get("secret")
+        if not isinstance(secret, str) or not secret:
+            raise VastAIError("the service gave no secret for the second step; start again", command=call.row.name)
+        if not call.raw:
+            emit(f"Secret: {shown(secret)}\n")
+        code = ask_line("Code:" if not call.raw else f"Secret: {secret}. Code:")
+        if not code:
+            raise VastAIError("no code was given", command=call.row.name,
+                              hint=f"`vastai tfa auth-new --secret {shown(secret)} --code CODE` goes on from here.")
+    done: Row = Call(call.client, AUTH_NEW_END, {"secret": secret, "code": code}, call.view, call.cli).send()
+    return done
+
+
+def run_show_machine(call: Call) -> Any:
+    """One machine, which the service gives as a list of one; --raw prints that list."""
+    found = objects(call, call.send())
+    if call.cli and (found or call.raw):
+        return found
+    if not found:
+        raise NotFoundError(f"there is no machine {call['id']}", command=call.row.name,
+                            hint="`vastai show machines` shows yours.")
+    if len(found) > 1:
+        raise VastAIError(f"the service gave {len(found)} machines for {call['id']}", command=call.row.name)
+    return found[0]
+
+
+def run_list_machines(call: Call) -> list[Row]:
+    """One request for each machine; one that fails does not stop the others."""
+    terms = {arg.name: call[arg.name] for arg in LISTING}
+    answers, results = [], []
+    for id in call["ids"]:
+        call.note(f"machine {id} …")
+        try:
+            answers.append(call.do("list_machine", id=id, **terms))
+            results.append({**answers[-1], "id": id, "success": True})
+        except NothingSent:
+            continue
         except VastAIError as error:
-            call.note(f"{kind} {id}: {error.msg} (try {attempt + 1} of 10)")
-    return False
+            if (isinstance(error, AuthError) and error.status != 403 and not results) or len(call["ids"]) == 1:
+                raise
+            results.append({"id": id, "success": False, "status_code": error.status, "msg": error.msg})
+    call.note("")
+    if not results:
+        raise NothingSent
+    if len(answers) < len(results):
+        raise partial(call.row, results)
+    return answers
 
 
-STATUS_FAILURES = {
-    "docker_pull_failed": "pull|manifest|not found|unauthorized|denied|repository does not exist|no such image",
-    "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|exited|mount|entrypoint"}
-STATUS_SIGNS = ("error", "failed", "failure", "exception", "traceback", "oci runtime", "permission denied")
-TEST_FAILURES = {
-    "nvml_failed": "nvml|nvidia-smi|driver/library version mismatch",
-    "nccl_failed": "nccl|unhandled system error|connection timed out|allreduce|peer access",
-    "ecc_failed": "ecc|volatile double bit|aggregate single bit",
-    "stress_gpu_burn_failed": "stress|gpu-burn|xid|thermal|power limit|burn-in|hardware error",
-    "resnet_failed": "resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror"}
+def run_show_clusters(call: Call) -> Any:
+    """The answer, with a map of clusters; for tables their rows."""
+    answer = call.send()
+    if not isinstance(answer.get("clusters"), dict):
+        raise VastAIError("the service gave an answer without 'clusters'", command=call.row.name)
+    if not call.cli or call.whole:
+        return answer
+    rows = []
+    for id, cluster in answer["clusters"].items():
+        nodes = objects(call, dig(cluster, "nodes") or [])
+        manager = next((node for node in nodes if node.get("is_cluster_manager")), {})
+        rows.append({"id": id, "subnet": dig(cluster, "subnet"), "nodes": nodes, "manager": manager.get("machine_id"),
+                     "manager_ip": manager.get("local_ip"), "machine_ids": [node.get("machine_id") for node in nodes]})
+    return rows
 
 
-def failure_of(text: str, table: dict[str, str], otherwise: str) -> str:
-    """The failure code of which a message has a word."""
-    return next((code for code, words in table.items() if any(w in text.lower() for w in words.split("|"))), otherwise)
+def run_without_keys(call: Call) -> Any:
+    """The account or the endpoints, without their keys and what else is for the service alone."""
+    answer = call.send()
+    for row in answer if isinstance(answer, list) else [answer]:
+        for name in ("api_key", "auto_delete_in_seconds", "auto_delete_due_24h"):
+            row.pop(name, None)
+    return answer
 
 
-def requirements(offer: Row) -> list[Row]:
-    """What a machine must have to be verified, beside what it has."""
-    has = {name: value for name, value in offer.items() if value is not None}.get
-    gpus, ports = has("num_gpus") or 1, has("direct_port_count", 0)
-    vram, ram = has("gpu_total_ram", 0), has("gpu_ram", 0)
-    speed = min(500.0, max(100.0, 500 * vram / 1024 / 192))
-    rows = [("CUDA version", has("cuda_max_good", 0), ">=", 11.8, "CUDA"),
-            ("Reliability", has("reliability", 0), ">", 0.9, "ratio"), ("Open ports", ports, ">=", 3 * gpus, "ports"),
-            ("PCIe bandwidth", has("pcie_bw", 0), ">", 2.85, "GB/s"),
-            ("Download", has("inet_down", 0), ">=", speed, "Mb/s"), ("Upload", has("inet_up", 0), ">=", speed, "Mb/s"),
-            ("Memory of each GPU", vram / gpus / 1024 or ram / (1024 if ram >= 1024 else 1), ">", 7, "GiB"),
-            ("Main memory", has("cpu_ram", 0), ">=", min(0.95 * vram, 2_000_000), "MiB"),
-            ("CPU cores", has("cpu_cores", 0), ">=", 2 * gpus, "cores")]
-    if ports > 64 * gpus:
-        rows.append(("Ports that are of use", ports, "<=", 64 * gpus, "ports"))
-    return [{"title": title, "actual": round(value, 3), "operator": sign, "required": round(due, 3), "unit": unit,
-             "status": "info" if sign == "<=" else "pass" if value > due or (value, sign) == (due, ">=") else "fail"}
-            for title, value, sign, due, unit in rows]
+def run_show_invoices(call: Call) -> Any:
+    """The items: on the command line those that count, in the SDK as they came, with what is not billed yet."""
+    answer = invoice_items(call, inc_charges=not call["only_credits"])
+    rows = billed(call, answer["invoices"]) if call.cli or call["pdf"] else []
+    if call["pdf"]:
+        write_invoice(call, call["pdf"], rows)
+    return rows if call.cli else answer
 
 
-class Unfit(Exception):
-    """A self-test ends: failure code, stage and reason."""
+def invoice_items(call: Call, **more: Any) -> Row:
+    """`invoices` and `current` of a period; one's own zone holds for dates without one."""
+    query: Row = {name: parse_when(call[option]) if call[option] else time.time() - ago
+                  for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0))}
+    call.extra["period"] = " - ".join(utc_text(moment, "%Y-%m-%d") for moment in query.values())
+    answer = call.send(query={**query, **more})
+    kind = "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
+    call.extra["current"] = answer.get("current")
+    return {"invoices": [row for row in objects(call, answer.get("invoices")) if kind in (None, row.get("type"))],
+            "current": answer.get("current")}
+
+
+def billed(call: Call, rows: list[Row]) -> list[Row]:
+    """Items that are not 0, between the given dates (here UTC holds), and of instances with the given label."""
+    start, end = (parse_when(date, "utc") if date else limit for date, limit in
+                  ((call["start_date"], float("-inf")), (call["end_date"], float("inf"))))
+    rows = [row for row in rows if amount_of(row) != 0 and start <= (row.get("timestamp") or 0) <= end]
+    if call["instance_label"]:
+        ids = list(dict.fromkeys(row["instance_id"] for row in rows if row.get("instance_id") is not None))
+        found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids) if ids else []
+        kept = {contract.get("id") for contract in found}
+        rows = [row for row in rows if row.get("instance_id") in kept]
+    return rows
+
+
+def amount_of(row: Row) -> float | None:
+    """The amount of an invoice item, which the service gives as text; None where it cannot be read."""
+    try:
+        return float(_number(row.get("amount")))
+    except (ValueError, TypeError):
+        return None
+
+
+def run_show_invoices_v1(call: Call) -> Any:
+    """A page of invoices or charges as it came; all pages of them where they are to become a PDF."""
+    if call.cli and bool(call["invoices"]) == bool(call["charges"]):
+        raise UsageError("give one of --invoices and --charges", command=call.row.name)
+    if not call["pdf"]:
+        return call.send()
+    query, results = request_of(call).query, []
+    for page in pages(call, query, True):
+        results += page["results"]
+    title, kind, when = ("Charges", "charge", "day") if call["charges"] else ("Invoices", "payment", "when")
+    period = query["select_filters"][when]
+    call.extra["period"] = " - ".join(utc_text(period[name], "%Y-%m-%d") for name in ("gte", "lte"))
+    write_invoice(call, call["pdf"], [{
+        "timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"), "type": kind,
+        "amount": row["amount"], "description": row.get("description") or row.get("source")}
+        for row in bill_rows(call, results)], title)
+    return {"results": results, "count": len(results), "total": len(results), "next_token": None}
+
+
+def bill_rows(call: Call, results: list[Row]) -> list[Row]:
+    """The results of a page as people read them: without zeros, payments as gains, `instance-12` in two parts."""
+    rows = []
+    for row in results:
+        amount = amount_of(row)
+        if amount == 0:
+            continue
+        row = {**row, "amount": row.get("amount") if amount is None else amount}
+        kind, dash, number = str(row.get("source") or "").partition("-")
+        if call["charges"] and dash:
+            row.update(type=kind, source=number)
+        elif not call["charges"]:
+            row["end"] = row.get("end") or "N/A"
+            if amount and row.get("type") not in ("transfer", "payout"):
+                row["amount"] = -amount
+        rows.append(row)
+    return rows
+
+
+def run_pdf_invoices(call: Call) -> str:
+    """Writes the items of a period as a PDF; the path."""
+    from datetime import datetime
+    name = f"invoice_{invoice_number()}"
+    for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
+        name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}" if date else ""  # noqa: DTZ006
+    name += "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
+    path = call["pdf"] or (name.replace(":", ".") if os.name == "nt" else name) + ".pdf"
+    write_invoice(call, path, billed(call, invoice_items(call)["invoices"]))
+    return str(path)
+
+
+def invoice_number() -> int:
+    """Months since the year 0: one number for all invoices of a month."""
+    today = time.localtime()
+    return 12 * today.tm_year + today.tm_mon - 1
+
+
+def write_invoice(call: Call, path: str, rows: list[Row], title: str = "Invoice") -> None:
+    """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind."""
+    user = Call(call.client, METHODS["show_user"], {}, View()).send(query={"owner": "me"})
+    sums: dict[str, float] = {}
+    for row in rows:
+        kind = "Payments" if row.get("type") == "payment" else "Charges"
+        sums[kind] = sums.get(kind, 0) + (amount_of(row) or 0)
+    totals = [(kind, f"{'-' * (amount < 0)}${abs(amount):,.2f}") for kind, amount in sums.items()]
+    write_private(os.path.expanduser(path), invoice_pdf(rows, user, title=title, number=str(invoice_number()),
+                                                        period=call.extra["period"], totals=totals))
+    if call.cli:
+        remark(call, f"written to {path}")
+
+
+def run_transfer_credit(call: Call) -> Any:
+    """Asks, then gives credit away; on the command line options go before positions."""
+    for name in ("recipient", "amount"):
+        if call[name] is None:
+            call.params[name] = call[f"{name}_pos"]
+        if call[name] is None:
+            raise UsageError(f"{name} is required", command=call.row.name)
+    if not call["skip"] and not call.client.curl:
+        confirm(call, f"Give {call['amount']} $ of your credit to {call['recipient']}? It cannot be undone.")
+    return call.send()
+
+
+def run_notifications(call: Call) -> Any:
+    """The notification choices of an account, of one's own unless another is named."""
+    user = call.do("show_user").get("id") if call["user_id"] is None else call["user_id"]
+    if user is None:
+        raise VastAIError("the service did not say which account this is; name it with --user_id",
+                          command=call.row.name)
+    return call.send(user_id=user)
+
+
+def run_update(call: Call) -> None:
+    """Says how this copy is brought up to date; there is no place to fetch a newer one from safely."""
+    how, place = installation()
+    advice = (f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came at first"
+              if how == "pip" else "it is a file of its own: put the newer vastai.py in its place")
+    raise VastAIError(f"this is vastai {__version__} in {place}; {advice}", command=call.row.name)
+
+
+def run_uninstall(call: Call) -> None:
+    """Uninstalls a copy that pip installed; of a copy that is a file of its own it says where it is."""
+    how, place = installation()
+    if how == "file":
+        raise VastAIError(f"nothing was installed: this copy is the file {place}; delete it, and with it "
+                          f"{os.path.dirname(config_file(''))} if your keys shall go too", command=call.row.name)
+    confirm(call, f"Uninstall {place} with pip?")
+    run_program([sys.executable, "-m", "pip", "uninstall", "--yes", "vastai"], "")
+
+
+def installation() -> tuple[str, str]:
+    """How this copy came here ("pip" or "file"), and where it is."""
+    from importlib.metadata import PackageNotFoundError, distribution
+    place = os.path.realpath(__file__)
+    try:
+        package = distribution("vastai")
+        if any(os.path.realpath(str(package.locate_file(file))) == place for file in package.files or ()):
+            return "pip", place
+    except PackageNotFoundError:
+        pass
+    return "file", place
+
+
+# ------------------------------------------------------------------------------------------- diagnostics and benchmarks
+# Of a host's machines: they rent what they test, and give it back whatever happens.
+
+def run_self_test(call: Call) -> Row:
+    """Rents the machine, runs Vast.ai's tests on it and removes the instance, whatever happens."""
+    if not call.client.curl:
+        authorized(call.client, call.row)
+    test = SelfTest(call)
+    try:
+        test.run()
+    finally:
+        surely(call, test.finish)
+    test.save()
+    return test.result
 
 
 class SelfTest:
@@ -4786,37 +4651,137 @@ class SelfTest:
                 notes["support_bundle_error"] = error.msg
 
 
-def run_self_test(call: Call) -> Row:
-    """Rents the machine, runs Vast.ai's tests on it and removes the instance, whatever happens."""
-    if not call.client.curl:
+class Unfit(Exception):
+    """A self-test ends: failure code, stage and reason."""
+
+
+def requirements(offer: Row) -> list[Row]:
+    """What a machine must have to be verified, beside what it has."""
+    has = {name: value for name, value in offer.items() if value is not None}.get
+    gpus, ports = has("num_gpus") or 1, has("direct_port_count", 0)
+    vram, ram = has("gpu_total_ram", 0), has("gpu_ram", 0)
+    speed = min(500.0, max(100.0, 500 * vram / 1024 / 192))
+    rows = [("CUDA version", has("cuda_max_good", 0), ">=", 11.8, "CUDA"),
+            ("Reliability", has("reliability", 0), ">", 0.9, "ratio"), ("Open ports", ports, ">=", 3 * gpus, "ports"),
+            ("PCIe bandwidth", has("pcie_bw", 0), ">", 2.85, "GB/s"),
+            ("Download", has("inet_down", 0), ">=", speed, "Mb/s"), ("Upload", has("inet_up", 0), ">=", speed, "Mb/s"),
+            ("Memory of each GPU", vram / gpus / 1024 or ram / (1024 if ram >= 1024 else 1), ">", 7, "GiB"),
+            ("Main memory", has("cpu_ram", 0), ">=", min(0.95 * vram, 2_000_000), "MiB"),
+            ("CPU cores", has("cpu_cores", 0), ">=", 2 * gpus, "cores")]
+    if ports > 64 * gpus:
+        rows.append(("Ports that are of use", ports, "<=", 64 * gpus, "ports"))
+    return [{"title": title, "actual": round(value, 3), "operator": sign, "required": round(due, 3), "unit": unit,
+             "status": "info" if sign == "<=" else "pass" if value > due or (value, sign) == (due, ">=") else "fail"}
+            for title, value, sign, due, unit in rows]
+
+
+STATUS_FAILURES = {
+    "docker_pull_failed": "pull|manifest|not found|unauthorized|denied|repository does not exist|no such image",
+    "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|exited|mount|entrypoint"}
+STATUS_SIGNS = ("error", "failed", "failure", "exception", "traceback", "oci runtime", "permission denied")
+TEST_FAILURES = {
+    "nvml_failed": "nvml|nvidia-smi|driver/library version mismatch",
+    "nccl_failed": "nccl|unhandled system error|connection timed out|allreduce|peer access",
+    "ecc_failed": "ecc|volatile double bit|aggregate single bit",
+    "stress_gpu_burn_failed": "stress|gpu-burn|xid|thermal|power limit|burn-in|hardware error",
+    "resnet_failed": "resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror"}
+
+
+def failure_of(text: str, table: dict[str, str], otherwise: str) -> str:
+    """The failure code of which a message has a word."""
+    return next((code for code, words in table.items() if any(w in text.lower() for w in words.split("|"))), otherwise)
+
+
+def run_dump_logs(call: Call) -> Row:
+    """The bundle alone, with the logs of an instance where one is named."""
+    instance, machine = call["instance_id"], str(call["machine_id"])
+    if instance is not None:
         authorized(call.client, call.row)
-    test = SelfTest(call)
-    try:
-        test.run()
-    finally:
-        surely(call, test.finish)
-    test.save()
-    return test.result
+    result = {"machine_id": machine, "stage": "manual_dump_logs", "instance_id": instance}
+    return write_bundle(call, call["output_dir"], result, [f"dump-logs for machine {machine}; instance: {instance}"],
+                        instance, call["include_local_host_artifacts"])
 
 
-SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
-GPU_WORDS = {"ti": "Ti", "laptop": "laptop", "tesla": "Tesla", "titan": "Titan", "quadro": "Quadro", "radeon": "Radeon"}
-
-
-def gpu_specs(text: str, count: int | None, filters: Row) -> list[tuple[str, int]]:
-    """(GPU, number) of `2x RTX_4090, rtx_3090`; without a text the usual ones, as many as the memory filter needs."""
+def write_bundle(call: Call, folder: str, result: Row, lines: list[str], instance: Any, local: bool = False) -> Row:
+    """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises UsageError."""
+    import glob
     import re
-    limits = filters.get("gpu_total_ram") or {}
-    least = limits.get("gt", limits.get("gte", 0) - 1)  # MB; all cards must have more
-    specs = [(name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
-             for name, size in SWEEP.items() if not text]
-    for times, name in re.findall(r"(?i)[ _]*(?:(\d{1,4})[ _]*x[ _]*)?([^,]+)", text):
-        words = [GPU_WORDS.get(word.lower()) or (word.upper() if word.islower() or word.istitle() else word)
-                 for word in name.replace("_", " ").split()]
-        specs += [(" ".join(words).replace("ADA", "Ada"), int(times or count or 1))] if words else []
-    if not specs:
-        raise UsageError("--gpus: expected names such as '2x RTX_4090, RTX_3090'")
-    return list(dict.fromkeys(specs))
+    import subprocess
+    import tarfile
+    stamp, machine, errors = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), result["machine_id"], []
+    members: Row = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result}
+    logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
+    sources: list[tuple[str, str, Any]] = [] if instance is None else [
+        ("instance/show-instance.json", "show_instance", {"id": instance}), ("instance/container.log", "logs", logs),
+        ("instance/daemon.log", "logs", {**logs, "daemon_logs": True})]
+    if local:
+        kaalia = {f"kaalia/{os.path.basename(path)}": f"tail -c {LOG_END} {path}"
+                  for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*")}
+        sources += [(f"host/{name}", "", line) for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items()]
+    for name, method, source in sources:
+        call.note(f"fetching {name} …")
+        try:  # past the check of parameters, which would make a text of `tail`
+            members[name] = perform(Call(call.client, METHODS[method], source, View())) if method else output_of(source)
+        except (VastAIError, OSError, subprocess.TimeoutExpired) as error:
+            errors.append({"artifact": name, "error": getattr(error, "msg", "") or str(error)})
+    names = sorted([*members, "collection-errors.json", "manifest.json"])
+    members["collection-errors.json"] = errors
+    members["manifest.json"] = {"bundle_version": 1, "machine_id": machine, "created_at_utc": stamp, "files": names,
+                                "collection_errors": errors, "includes_local_host_artifacts": local}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name in names:
+            clean = without_secrets(members[name], call.client.secrets)
+            data = (clean if isinstance(clean, str) else pretty(clean)).encode("utf-8", "replace")
+            data = data if name.endswith(".json") else data[-LOG_END:]
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime, member.mode = len(data), int(time.time()), 0o600
+            archive.addfile(member, io.BytesIO(data))
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
+    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
+    write_private(path, packed.getvalue())
+    call.note("")
+    return {"path": path, "created_at_utc": stamp, "size_bytes": len(packed.getvalue()), "files": names,
+            "collection_errors": without_secrets(errors, call.client.secrets)}
+
+
+SECRET_NAME = r"(?:api[ _-]?key|token|secret|passw(?:or)?d|authorization|host_port_range)"
+SECRET_TEXT = (rf'(?i)({SECRET_NAME}[\w-]{{0,40}}\\{{0,2}}["\']?[ \t]{{0,8}}[=:][ \t]{{0,8}})'  # bounded, hence linear
+               r'(?:(?:bearer|basic)[ \t]{1,8})?(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\'[^\'\n]*\'?|[^\s,;]+)')
+LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
+DMESG_WORDS = ("warn", "err", "fail", "fault", "crit", "panic", "oops", "bug")
+LOCAL_ARTIFACTS = {
+    "dmesg-filtered.log": "dmesg -T", "nvidia-smi.txt": "nvidia-smi", "nvidia-smi-L.txt": "nvidia-smi -L",
+    "docker-info.txt": "docker info", "ip-addr.txt": "ip addr", "ss-tlnp-summary.txt": "ss -tlnp",
+    "etc-docker-daemon.json": "cat /etc/docker/daemon.json", "docker-mounts.txt": "grep docker /proc/mounts",
+    "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia --since -24h --no-pager"}
+
+
+def without_secrets(value: Any, secrets: Sequence[str]) -> Any:
+    """A text or JSON value with REDACTED for `secrets` and for what names such as token or password stand before."""
+    import re
+    if isinstance(value, dict):
+        return {name: "REDACTED" if re.search(SECRET_NAME, str(name), re.I) else without_secrets(item, secrets)
+                for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(item, secrets) for item in value]
+    for secret in secrets if isinstance(value, str) else ():
+        value = value.replace(secret, "REDACTED")
+    return re.sub(SECRET_TEXT, r"\1REDACTED", value) if isinstance(value, str) else value
+
+
+def output_of(line: str) -> str:
+    """What a program of this machine tells.  Raises OSError, and TimeoutExpired after 10 s."""
+    import subprocess
+    done = subprocess.run(line.split(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          timeout=10)
+    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    if done.returncode:
+        raise OSError(f"{line}: status {done.returncode}: {' '.join(lines)[:300]}")
+    if line.startswith("ss "):  # the other columns name processes
+        return "\n".join(" ".join(text.split()[:5]) for text in lines)
+    words = DMESG_WORDS if line.startswith("dmesg") else ("",)
+    return "\n".join(text for text in lines if any(word in text.lower() for word in words))
 
 
 def run_benchmarks(call: Call) -> list[Row]:
@@ -4850,6 +4815,26 @@ def run_benchmarks(call: Call) -> list[Row]:
         confirm(call, f"Rent {names} for up to {call['timeout'] / 60:g} minutes? This costs money.")
         rows += rent_and_measure(call, wanted)
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
+
+
+SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
+GPU_WORDS = {"ti": "Ti", "laptop": "laptop", "tesla": "Tesla", "titan": "Titan", "quadro": "Quadro", "radeon": "Radeon"}
+
+
+def gpu_specs(text: str, count: int | None, filters: Row) -> list[tuple[str, int]]:
+    """(GPU, number) of `2x RTX_4090, rtx_3090`; without a text the usual ones, as many as the memory filter needs."""
+    import re
+    limits = filters.get("gpu_total_ram") or {}
+    least = limits.get("gt", limits.get("gte", 0) - 1)  # MB; all cards must have more
+    specs = [(name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
+             for name, size in SWEEP.items() if not text]
+    for times, name in re.findall(r"(?i)[ _]*(?:(\d{1,4})[ _]*x[ _]*)?([^,]+)", text):
+        words = [GPU_WORDS.get(word.lower()) or (word.upper() if word.islower() or word.istitle() else word)
+                 for word in name.replace("_", " ").split()]
+        specs += [(" ".join(words).replace("ADA", "Ada"), int(times or count or 1))] if words else []
+    if not specs:
+        raise UsageError("--gpus: expected names such as '2x RTX_4090, RTX_3090'")
+    return list(dict.fromkeys(specs))
 
 
 def benchmark(name: str, count: int, status: str, perf: float = 0, price: float = 0) -> Row:
@@ -4944,7 +4929,43 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
     return results
 
 
-# ------------------------------------------------------------------------------------------------------ VastAI
+def every(pause: float, limit: float) -> Iterator[None]:
+    """Comes round every `pause` seconds until `limit` seconds are over."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        yield
+        time.sleep(max(0, min(pause, end - time.monotonic())))
+
+
+def surely(call: Call, clean_up: Callable[[], None]) -> None:
+    """Gives back what is rented, for it goes on costing; one Ctrl-C begins that anew, the next ends it."""
+    try:
+        clean_up()
+    except KeyboardInterrupt:
+        if call.cli:
+            warn("giving back what is rented; another Ctrl-C leaves it there, and it goes on costing")
+        clean_up()
+    call.note("")
+
+
+def removed(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool:
+    """Deletes a rented thing, in ten tries, 10 s apart; one of unknown id, "?", by its name.  Is it gone?"""
+    for attempt in range(10):
+        time.sleep(10 if attempt else 5 if id == "?" else 0)
+        try:
+            ids = [id] if id != "?" else [row["id"] for row in call.do(f"show_{kind}s") if name in (
+                row.get("label"), row.get("endpoint_name")) and (row.get("start_date") or since) >= since]
+            for one in ids:
+                call.do(f"{'destroy' if kind == 'instance' else 'delete'}_{kind}", id=one)
+            return True
+        except NotFoundError:
+            return True
+        except VastAIError as error:
+            call.note(f"{kind} {id}: {error.msg} (try {attempt + 1} of 10)")
+    return False
+
+
+# --------------------------------------------------------------------------------------------------------------- VastAI
 
 class Method:
     """A row as a method.  It looks like a function with the row's signature, but builds that only when asked."""
@@ -5087,7 +5108,6 @@ if TYPE_CHECKING:  # the rows that programs touch most, for type checkers; at ru
         "amount_cents": float, "original_amount": Optional[float], "balance_before": float, "balance_after": float,
         "is_credit": bool, "is_delayed": bool, "is_check": bool, "failed": bool, "refunded": bool, "service": str,
         "event_id": Optional[str], "error": Optional[str], "extra": Any, "paypal_email": Optional[str]})
-
 
 
 class VastAI:
@@ -5697,7 +5717,7 @@ if __name__ == "vastai":  # the official package's modules: this one answers for
         sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
 
 
-# ---------------------------------------------------------------------------------------------------- rendering
+# ------------------------------------------------------------------------------------------------------------ rendering
 
 def display(call: Call, answer: Any) -> None:
     """Prints what a command returned, in the form that was asked for."""
@@ -5735,12 +5755,6 @@ def display(call: Call, answer: Any) -> None:
     elif answer is not None:
         emit(pretty(answer) + "\n")
     return None
-
-
-def next_page(call: Call) -> None:
-    """Says how the page behind one of several is asked for."""
-    if call.extra.get("next_token"):
-        emit(f"Next page: --next-token {shown(str(call.extra['next_token']), 0)}\n")
 
 
 def emit(text: str, plain: bool = False) -> None:
@@ -5795,15 +5809,6 @@ def indented(values: Sequence[Any], pad: str) -> list[str]:
     return [next(made[type(value)]) if value and type(value) in ends else json.dumps(value) for value in values]
 
 
-def filled(call: Call, text: str, answer: Row) -> str:
-    """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
-    given = {name: value for name, value in call.params.items() if value is not None}
-    words = {"answer": answer, **answer, **call.extra, **given}
-    return text.format_map({name: ", ".join(map(str, value)) if isinstance(value, list) else
-                            text_of(value) if isinstance(value, dict) and f"{{{name}[" not in text else
-                            utc_text(value) if name.endswith("date") else value for name, value in words.items()})
-
-
 def sentence(call: Call, answer: Row) -> str:
     """What a command without rows says: its own sentence, the service's, or the answer itself."""
     for form in filter(None, call.row.done.split("|") if answer.get("success") is not False else ()):
@@ -5818,6 +5823,15 @@ def sentence(call: Call, answer: Row) -> str:
     if isinstance(told, str) and told and len(answer) <= 2:
         return shown(masked(told, call.client.secrets), 2000)
     return pretty(answer)
+
+
+def filled(call: Call, text: str, answer: Row) -> str:
+    """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
+    given = {name: value for name, value in call.params.items() if value is not None}
+    words = {"answer": answer, **answer, **call.extra, **given}
+    return text.format_map({name: ", ".join(map(str, value)) if isinstance(value, list) else
+                            text_of(value) if isinstance(value, dict) and f"{{{name}[" not in text else
+                            utc_text(value) if name.endswith("date") else value for name, value in words.items()})
 
 
 def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
@@ -5849,6 +5863,12 @@ def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
     return None
 
 
+def next_page(call: Call) -> None:
+    """Says how the page behind one of several is asked for."""
+    if call.extra.get("next_token"):
+        emit(f"Next page: --next-token {shown(str(call.extra['next_token']), 0)}\n")
+
+
 def emit_card(call: Call, row: Row) -> None:
     """One thing as two columns: name and value, without what is not there."""
     columns = call.row.columns
@@ -5860,198 +5880,61 @@ def emit_card(call: Call, row: Row) -> None:
     emit("\n".join(lines) + "\n" if lines else pretty(row) + "\n")
 
 
-def show_cards(call: Call, rows: list[Row]) -> None:
-    """A list of one, as the one thing that it is."""
-    for row in rows:
-        emit_card(call, row)
+def remark(call: Call, text: str) -> None:
+    """A line beside the answer, on stderr."""
+    if not call.view.quiet and not call.client.quiet:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # the answer comes first, also where both go to one place
+        tell(shown(text, 1000) + "\n")
 
 
-def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]]:
-    """A column's cells and how % writes them: numbers where there is nothing else, else texts and "%s".
-
-    Null, missing and empty are `-`.
-    """
-    name, form = column[1], column[2]
-    if form in FORMATS:
-        return "%s", [FORMATS[form](row, name) for row in rows]
-    if "|" in name or "." in name:
-        names = name.split("|")
-        found = ((dig(row, name) for name in names) for row in rows)
-        values: list[Any] = [next((value for value in some if value is not None), None) for some in found]
-    else:
-        values = [row.get(name) for row in rows]
-    form, times, factor = form.partition("*")
-    form, over, divisor = form.partition("/")
-    scale = float(factor) if times else 1 / float(divisor) if over else 1
-    whole = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
-    kinds = set(map(type, values))
+def page_out(lines: list[str], full: bool) -> None:
+    """Lines to stdout; through $PAGER where there are more than a terminal shows."""
+    text = "\n".join(lines) + "\n"
+    pager = os.environ.get("PAGER", "").strip()
+    if full or not pager or not is_terminal(sys.stdout) or len(lines) < os.get_terminal_size(sys.stdout.fileno()).lines:
+        return emit(text)
+    import shlex
+    import subprocess
     try:
-        if kinds == {int} and not form:
-            return "%d", values
-        if kinds and kinds <= {int, float} and form[:1] == ".":
-            return whole, [float(value) * scale for value in values]
-        return "%s", [whole % (value * scale) if type(value) in (float, int) else
-                      "-" if value is None or value == "" else text_of(value) for value in values]
-    except OverflowError:  # a number of hundreds of digits
-        return "%s", ["-" if value is None or value == "" else text_of(value) for value in values]
+        sys.stdout.flush()
+        subprocess.run(shlex.split(pager), input=text.encode("utf-8", "replace"))
+    except (OSError, ValueError):
+        emit(text)
+    return None
 
 
-def text_in(column: Sequence[Any], row: Row) -> str:
-    """The cell of one row."""
-    form, cells = cells_of(column, [row])
-    return str(form % cells[0])
+def terminal_width() -> int:
+    """Columns of the terminal; COLUMNS goes first, 80 where there is none."""
+    try:
+        return max(20, int(os.environ.get("COLUMNS", "")))
+    except ValueError:
+        pass
+    try:
+        return max(20, os.get_terminal_size(sys.stdout.fileno()).columns)
+    except (OSError, ValueError, AttributeError):
+        return 80
 
 
-def text_of(value: Any) -> str:
-    """Any value as one line."""
-    if isinstance(value, (dict, list)):
-        import json
-        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    text = str(value)
-    return text if text.isprintable() else shown(text, 0)
+def colored() -> bool:
+    """May stdout have colour?"""
+    return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def span(seconds: float) -> str:
-    """A length of time as people say it: 2d 3h, 4h 15m, 7m."""
-    minutes = int(max(0, seconds)) // 60
-    days, hours = minutes // 1440, minutes // 60 % 24
-    return f"{days}d {hours}h" if days else f"{hours}h {minutes % 60}m" if hours else f"{minutes}m"
+# Tables
 
+def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool) -> tuple[list[str], list[str]]:
+    """The lines of a table, and the headers of columns that a terminal `width` columns wide has no room for.
 
-def _age(row: Row, name: str) -> str:
-    started = row.get(name)
-    return span(time.time() - started) if isinstance(started, (int, float)) else "-"
-
-
-def _gpu(row: Row, _: str) -> str:
-    use = row.get("gpu_util")
-    busy = f" ({use:.0f}%)" if isinstance(use, (int, float)) else ""
-    return text_of(f"{row.get('num_gpus') or '?'}x {row.get('gpu_name') or '?'}{busy}")
-
-
-def _usage(used: Any, total: Any) -> str:
-    known = isinstance(used, (int, float)) and used >= 0
-    return f"{used:.1f}/{total:.0f}" if known else f"?/{total:.0f}"
-
-
-def _disk(row: Row, _: str) -> str:
-    total, part = row.get("disk_space"), row.get("disk_util")
-    if not isinstance(total, (int, float)):
-        return "-"
-    percent = f" ({part * 100:.0f}%)" if isinstance(part, (int, float)) and part >= 0 else ""
-    return _usage(row.get("disk_usage"), total) + percent
-
-
-def _volumes(row: Row, _: str) -> str:
-    found = []
-    volumes = row.get("volume_info")
-    for volume in volumes if isinstance(volumes, list) else ():
-        if isinstance(volume, dict):
-            total, free = volume.get("total_space"), volume.get("avail_space")
-            found.append(f"#{volume.get('id')}")
-            if isinstance(total, (int, float)) and isinstance(free, (int, float)):
-                found[-1] += f" {_usage(total - free, total)}"
-    return text_of(", ".join(found)) if found else "-"
-
-
-def _net(row: Row, _: str) -> str:
-    up, down = (f"{v:.0f}" if isinstance(v, (int, float)) else "?" for v in (row.get("inet_up"), row.get("inet_down")))
-    return f"↑{up} ↓{down}"
-
-
-def _template(row: Row, _: str) -> str:
-    return text_of(f"{row.get('template_name') or '?'} ({row['template_id']})") if row.get("template_id") else "-"
-
-
-def _ssh(row: Row, _: str) -> str:
-    return text_of(f"{row['ssh_host']}:{row.get('ssh_port')}") if row.get("ssh_host") else "-"
-
-
-def _state(row: Row, name: str) -> str:
-    return text_of(row.get(name) or "-")
-
-
-def _moment(form: str) -> Callable[[Row, str], str]:
-    return lambda row, name: text_of(utc_text(row[name], form)) if row.get(name) else "-"
-
-
-def _weekday(row: Row, name: str) -> str:
-    days, day = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"), row.get(name)
-    return "Everyday" if day is None else days[day] if day in range(7) else text_of(day)
-
-
-def _hour(row: Row, name: str) -> str:
-    hour = row.get(name)
-    if hour is None:
-        return "every hour"
-    return f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}" if hour in range(24) else text_of(hour)
-
-
-def _minute(row: Row, name: str) -> str:
-    minute = row.get(name)
-    return "every minute" if minute is None else text_of(minute).zfill(2)
-
-
-def _change(factor: float, digits: int) -> Callable[[Row, str], str]:
-    def cell(row: Row, name: str) -> str:
-        old, new = (f"{v * factor:.{digits}f}" if isinstance(v, (int, float)) else None
-                    for v in (row.get(f"old_{name}"), row.get(f"new_{name}")))
-        return f"{old or '?'} -> {new}" if new else "-"
-    return cell
-
-
-def _hours(row: Row, name: str) -> str:
-    since = row.get(name)
-    return f"{(time.time() - since) / 3600:.2f}" if isinstance(since, (int, float)) else "-"
-
-
-def _join(row: Row, name: str) -> str:
-    value = row.get(name)
-    return ", ".join(map(text_of, value)) or "-" if isinstance(value, list) else text_of(value) if value else "-"
-
-
-FORMATS: dict[str, Callable[[Row, str], str]] = {
-    "first16": lambda row, name: text_of(str(row.get(name) or "-")[:16]), "slashed": _moment("%Y-%m-%d/%H:%M"),
-    "second": _moment("%Y-%m-%d %H:%M:%S"), "join": _join,
-    "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
-    "weekday": _weekday, "hour": _hour, "min": _minute,
-    "age": _age, "gpu": _gpu, "disk": _disk, "volumes": _volumes, "net": _net, "template": _template, "ssh": _ssh,
-    "state": _state, "day": _moment("%Y-%m-%d"), "minute": _moment("%Y-%m-%d %H:%M"),
-    "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"), "hours": _hours,
-    "unknown": lambda row, name: text_of(row.get(name) or "unknown"), "utc": _moment("%Y-%m-%d %H:%M UTC"),
-    "$/hr": _change(3600, 4), "$/month": _change(2592000, 4), "$/GB": _change(1, 4), "%": _change(100, 2),
-}
-COLORS = {"running": "32", "verified": "32", "active": "32", "loading": "33", "created": "33", "exited": "2",
-          "stopped": "2", "offline": "31", "deverified": "31", "unverified": "33", "error": "31"}
-
-
-def paint(text: str, form: str) -> str:
-    """A state in its colour: running green, loading yellow, exited dim, offline red."""
-    word = text.strip()
-    code = COLORS.get(word) if form == "state" else None
-    return text.replace(word, f"\033[{code}m{word}\033[0m") if code else text
-
-
-def display_width(text: str) -> int:
-    """Columns that a text takes on a terminal: wide letters two, combining ones none."""
-    if text.isascii() or len(text) > 10_000:  # wider than any terminal
-        return len(text)
-    from unicodedata import combining, east_asian_width
-    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def clip(text: str, width: int) -> str:
-    """A text cut to so many columns, with … where something is missing."""
-    if display_width(text) <= width:
-        return text
-    used = 1
-    kept: list[str] = []
-    for c in text[:width + 1]:
-        used += display_width(c)
-        if used > width:
-            break
-        kept.append(c)
-    return "".join(kept) + "…"
+    Without a width nothing is cut and no column goes.
+    """
+    every = [Strip(column, rows) for column in columns]
+    strips = every if width is None else fitted(every, width)
+    forms = [strip.lay_out(bright, strip is strips[-1]) for strip in strips]
+    header = "  ".join(strip.header for strip in strips)
+    lines = [f"\033[1m{header}\033[0m" if bright else header]
+    lines += map("  ".join(forms).__mod__, zip(*(strip.cells for strip in strips)))
+    return lines, [strip.header for strip in sorted(every, key=lambda strip: strip.rank) if strip not in strips]
 
 
 class Strip:
@@ -6121,71 +6004,203 @@ def fitted(strips: list[Strip], width: int) -> list[Strip]:
     return [strip for strip in strips if strip in kept]
 
 
-def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool) -> tuple[list[str], list[str]]:
-    """The lines of a table, and the headers of columns that a terminal `width` columns wide has no room for.
-
-    Without a width nothing is cut and no column goes.
-    """
-    every = [Strip(column, rows) for column in columns]
-    strips = every if width is None else fitted(every, width)
-    forms = [strip.lay_out(bright, strip is strips[-1]) for strip in strips]
-    header = "  ".join(strip.header for strip in strips)
-    lines = [f"\033[1m{header}\033[0m" if bright else header]
-    lines += map("  ".join(forms).__mod__, zip(*(strip.cells for strip in strips)))
-    return lines, [strip.header for strip in sorted(every, key=lambda strip: strip.rank) if strip not in strips]
-
-
 def _is_number(cell: str) -> bool:
     return cell == "-" or cell[cell[:1] == "-":].replace(".", "", 1).isdigit()
 
 
-def page_out(lines: list[str], full: bool) -> None:
-    """Lines to stdout; through $PAGER where there are more than a terminal shows."""
-    text = "\n".join(lines) + "\n"
-    pager = os.environ.get("PAGER", "").strip()
-    if full or not pager or not is_terminal(sys.stdout) or len(lines) < os.get_terminal_size(sys.stdout.fileno()).lines:
-        return emit(text)
-    import shlex
-    import subprocess
+def display_width(text: str) -> int:
+    """Columns that a text takes on a terminal: wide letters two, combining ones none."""
+    if text.isascii() or len(text) > 10_000:  # wider than any terminal
+        return len(text)
+    from unicodedata import combining, east_asian_width
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def clip(text: str, width: int) -> str:
+    """A text cut to so many columns, with … where something is missing."""
+    if display_width(text) <= width:
+        return text
+    used = 1
+    kept: list[str] = []
+    for c in text[:width + 1]:
+        used += display_width(c)
+        if used > width:
+            break
+        kept.append(c)
+    return "".join(kept) + "…"
+
+
+COLORS = {"running": "32", "verified": "32", "active": "32", "loading": "33", "created": "33", "exited": "2",
+          "stopped": "2", "offline": "31", "deverified": "31", "unverified": "33", "error": "31"}
+
+
+def paint(text: str, form: str) -> str:
+    """A state in its colour: running green, loading yellow, exited dim, offline red."""
+    word = text.strip()
+    code = COLORS.get(word) if form == "state" else None
+    return text.replace(word, f"\033[{code}m{word}\033[0m") if code else text
+
+
+# Cells
+
+def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]]:
+    """A column's cells and how % writes them: numbers where there is nothing else, else texts and "%s".
+
+    Null, missing and empty are `-`.
+    """
+    name, form = column[1], column[2]
+    if form in FORMATS:
+        return "%s", [FORMATS[form](row, name) for row in rows]
+    if "|" in name or "." in name:
+        names = name.split("|")
+        found = ((dig(row, name) for name in names) for row in rows)
+        values: list[Any] = [next((value for value in some if value is not None), None) for some in found]
+    else:
+        values = [row.get(name) for row in rows]
+    form, times, factor = form.partition("*")
+    form, over, divisor = form.partition("/")
+    scale = float(factor) if times else 1 / float(divisor) if over else 1
+    whole = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
+    kinds = set(map(type, values))
     try:
-        sys.stdout.flush()
-        subprocess.run(shlex.split(pager), input=text.encode("utf-8", "replace"))
-    except (OSError, ValueError):
-        emit(text)
-    return None
+        if kinds == {int} and not form:
+            return "%d", values
+        if kinds and kinds <= {int, float} and form[:1] == ".":
+            return whole, [float(value) * scale for value in values]
+        return "%s", [whole % (value * scale) if type(value) in (float, int) else
+                      "-" if value is None or value == "" else text_of(value) for value in values]
+    except OverflowError:  # a number of hundreds of digits
+        return "%s", ["-" if value is None or value == "" else text_of(value) for value in values]
 
 
-def is_terminal(stream: TextIO | None) -> bool:
-    try:
-        return stream is not None and stream.isatty()
-    except ValueError:  # closed
-        return False
+def text_in(column: Sequence[Any], row: Row) -> str:
+    """The cell of one row."""
+    form, cells = cells_of(column, [row])
+    return str(form % cells[0])
 
 
-def terminal_width() -> int:
-    """Columns of the terminal; COLUMNS goes first, 80 where there is none."""
-    try:
-        return max(20, int(os.environ.get("COLUMNS", "")))
-    except ValueError:
-        pass
-    try:
-        return max(20, os.get_terminal_size(sys.stdout.fileno()).columns)
-    except (OSError, ValueError, AttributeError):
-        return 80
+def text_of(value: Any) -> str:
+    """Any value as one line."""
+    if isinstance(value, (dict, list)):
+        import json
+        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    text = str(value)
+    return text if text.isprintable() else shown(text, 0)
 
 
-def colored() -> bool:
-    """May stdout have colour?"""
-    return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def span(seconds: float) -> str:
+    """A length of time as people say it: 2d 3h, 4h 15m, 7m."""
+    minutes = int(max(0, seconds)) // 60
+    days, hours = minutes // 1440, minutes // 60 % 24
+    return f"{days}d {hours}h" if days else f"{hours}h {minutes % 60}m" if hours else f"{minutes}m"
 
 
-def remark(call: Call, text: str) -> None:
-    """A line beside the answer, on stderr."""
-    if not call.view.quiet and not call.client.quiet:
-        if sys.stdout is not None:
-            sys.stdout.flush()  # the answer comes first, also where both go to one place
-        tell(shown(text, 1000) + "\n")
+def _age(row: Row, name: str) -> str:
+    started = row.get(name)
+    return span(time.time() - started) if isinstance(started, (int, float)) else "-"
 
+
+def _hours(row: Row, name: str) -> str:
+    since = row.get(name)
+    return f"{(time.time() - since) / 3600:.2f}" if isinstance(since, (int, float)) else "-"
+
+
+def _moment(form: str) -> Callable[[Row, str], str]:
+    return lambda row, name: text_of(utc_text(row[name], form)) if row.get(name) else "-"
+
+
+def _weekday(row: Row, name: str) -> str:
+    days, day = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"), row.get(name)
+    return "Everyday" if day is None else days[day] if day in range(7) else text_of(day)
+
+
+def _hour(row: Row, name: str) -> str:
+    hour = row.get(name)
+    if hour is None:
+        return "every hour"
+    return f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}" if hour in range(24) else text_of(hour)
+
+
+def _minute(row: Row, name: str) -> str:
+    minute = row.get(name)
+    return "every minute" if minute is None else text_of(minute).zfill(2)
+
+
+def _state(row: Row, name: str) -> str:
+    return text_of(row.get(name) or "-")
+
+
+def _join(row: Row, name: str) -> str:
+    value = row.get(name)
+    return ", ".join(map(text_of, value)) or "-" if isinstance(value, list) else text_of(value) if value else "-"
+
+
+def _change(factor: float, digits: int) -> Callable[[Row, str], str]:
+    def cell(row: Row, name: str) -> str:
+        old, new = (f"{v * factor:.{digits}f}" if isinstance(v, (int, float)) else None
+                    for v in (row.get(f"old_{name}"), row.get(f"new_{name}")))
+        return f"{old or '?'} -> {new}" if new else "-"
+    return cell
+
+
+def _gpu(row: Row, _: str) -> str:
+    use = row.get("gpu_util")
+    busy = f" ({use:.0f}%)" if isinstance(use, (int, float)) else ""
+    return text_of(f"{row.get('num_gpus') or '?'}x {row.get('gpu_name') or '?'}{busy}")
+
+
+def _usage(used: Any, total: Any) -> str:
+    known = isinstance(used, (int, float)) and used >= 0
+    return f"{used:.1f}/{total:.0f}" if known else f"?/{total:.0f}"
+
+
+def _disk(row: Row, _: str) -> str:
+    total, part = row.get("disk_space"), row.get("disk_util")
+    if not isinstance(total, (int, float)):
+        return "-"
+    percent = f" ({part * 100:.0f}%)" if isinstance(part, (int, float)) and part >= 0 else ""
+    return _usage(row.get("disk_usage"), total) + percent
+
+
+def _volumes(row: Row, _: str) -> str:
+    found = []
+    volumes = row.get("volume_info")
+    for volume in volumes if isinstance(volumes, list) else ():
+        if isinstance(volume, dict):
+            total, free = volume.get("total_space"), volume.get("avail_space")
+            found.append(f"#{volume.get('id')}")
+            if isinstance(total, (int, float)) and isinstance(free, (int, float)):
+                found[-1] += f" {_usage(total - free, total)}"
+    return text_of(", ".join(found)) if found else "-"
+
+
+def _net(row: Row, _: str) -> str:
+    up, down = (f"{v:.0f}" if isinstance(v, (int, float)) else "?" for v in (row.get("inet_up"), row.get("inet_down")))
+    return f"↑{up} ↓{down}"
+
+
+def _template(row: Row, _: str) -> str:
+    return text_of(f"{row.get('template_name') or '?'} ({row['template_id']})") if row.get("template_id") else "-"
+
+
+def _ssh(row: Row, _: str) -> str:
+    return text_of(f"{row['ssh_host']}:{row.get('ssh_port')}") if row.get("ssh_host") else "-"
+
+
+FORMATS: dict[str, Callable[[Row, str], str]] = {
+    "first16": lambda row, name: text_of(str(row.get(name) or "-")[:16]), "slashed": _moment("%Y-%m-%d/%H:%M"),
+    "second": _moment("%Y-%m-%d %H:%M:%S"), "join": _join,
+    "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
+    "weekday": _weekday, "hour": _hour, "min": _minute,
+    "age": _age, "gpu": _gpu, "disk": _disk, "volumes": _volumes, "net": _net, "template": _template, "ssh": _ssh,
+    "state": _state, "day": _moment("%Y-%m-%d"), "minute": _moment("%Y-%m-%d %H:%M"),
+    "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"), "hours": _hours,
+    "unknown": lambda row, name: text_of(row.get(name) or "unknown"), "utc": _moment("%Y-%m-%d %H:%M UTC"),
+    "$/hr": _change(3600, 4), "$/month": _change(2592000, 4), "$/GB": _change(1, 4), "%": _change(100, 2),
+}
+
+
+# What `show` names: rows that print more than a table, a card or a sentence.  In the table's order.
 
 def show_offers(call: Call, rows: list[Row]) -> None:
     """The table of a search; how many rows and which conditions on stderr."""
@@ -6248,14 +6263,56 @@ COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "im
                 "verification": "verified", "machine_id": "machine", "geolocation": "location", "status_msg": "msg"}
 
 
-def show_listing(call: Call, answers: Any) -> None:
-    """On which terms machines are offered, or run their default job."""
-    terms = ", ".join(f"{arg.name} {utc_text(call[arg.name]) if arg.kind is EXPIRY else call[arg.name]}"
-                      for arg in call.row.args if arg.option and call[arg.name] is not None)
-    what = "The default job of machine {} is set" if call.row.name == "set defjob" else "Machine {} is offered"
-    for id, answer in zip(call["ids"] or [call["id"]], answers if isinstance(answers, list) else [answers]):
-        longer = f". Rentals made longer: {answer['extended']}" if answer.get("extended") else ""
-        emit(shown(f"{what.format(id)}, {terms}{longer}", 2000) + "\n")
+def show_network_disk_tables(call: Call, answer: Row) -> None:
+    """A table of disks and one of mounts for each cluster."""
+    for cluster in answer["data"]:
+        emit(f"Cluster {shown(str(cluster.get('cluster_id')))}\n")
+        emit_rows(call, objects(call, cluster.get("network_disks") or []), NETWORK_DISK_COLUMNS)
+        ids = cluster.get("machine_ids")
+        emit_rows(call, [{"id": id, "mount": dig(cluster, f"mounts.{id}") or "N/A"}
+                         for id in (ids if isinstance(ids, list) else ())], MOUNT_COLUMNS)
+    if not answer["data"]:
+        emit("No network disks.\n")
+
+
+def show_backup_files(call: Call, answer: Row) -> None:
+    """The files with addresses that carry the token; an address is never cut."""
+    from urllib.parse import quote, urlsplit
+    token = answer.get("authorization_token")
+    emit(f"Token: {shown(str(token), 0)}\n"
+         f"It is in the addresses below, and good for {text_of(answer.get('expires_in_sec'))} seconds.\n")
+    if answer.get("truncated"):
+        emit("This list is truncated: the backup has more files. "
+             f"`vastai copy vast.{call['contract_id']}:/ ID:/PATH` restores them all.\n")
+    rows = [dict(row) for row in answer["files"]]
+    for row in rows:
+        if row.get("url") and token:
+            row["url"] += ("&" if urlsplit(row["url"]).query else "?") + "Authorization=" + quote(token, safe="")
+    lines, _ = table(rows, BACKUP_FILE_COLUMNS, None, False)
+    page_out(lines if rows else ["No files are in it yet."], call.view.full)
+
+
+def show_settled(call: Call, answer: Row) -> None:
+    """What became of each price increase."""
+    for result in answer.get("results") or [{"status": f"{call.row.name.split()[0]}ed", **answer}]:
+        number = text_of(result.get("pending_price_increase_id"))
+        emit(f"Instance {text_of(result.get('contract_id'))}: price increase {number} {result['status']}\n")
+
+
+def show_gpu_trends(call: Call, answer: Row) -> None:
+    """A table for each GPU; of 40 points and more only about 20."""
+    if answer.get("needs_machine"):
+        return emit(sentence(call, {}) + "\n")
+    for gpu, part in answer.items():
+        stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
+        facts = ", ".join(f"{head} {text_of(part['stats'].get(name) or '-')}" for head, name in stats.items())
+        emit(f"{text_of(gpu)}: {facts}\n")
+        step = 1 if call.view.full else max(1, len(part["rows"]) // 20)
+        if part["rows"]:
+            emit_rows(call, part["rows"][::step], GPU_TRENDS_COLUMNS)
+        emit("no data\n" if not part["rows"] else "" if step == 1 else
+             f"One point in {step} of {len(part['rows'])}; --full shows all.\n")
+    return None
 
 
 def show_tfa_status(call: Call, answer: Row) -> None:
@@ -6299,6 +6356,22 @@ def show_backup_codes(call: Call, answer: Row) -> None:
                                   hint="`vastai tfa regen-codes` makes others.") from None
             warn(error.msg)
     return emit(text)
+
+
+def show_cards(call: Call, rows: list[Row]) -> None:
+    """A list of one, as the one thing that it is."""
+    for row in rows:
+        emit_card(call, row)
+
+
+def show_listing(call: Call, answers: Any) -> None:
+    """On which terms machines are offered, or run their default job."""
+    terms = ", ".join(f"{arg.name} {utc_text(call[arg.name]) if arg.kind is EXPIRY else call[arg.name]}"
+                      for arg in call.row.args if arg.option and call[arg.name] is not None)
+    what = "The default job of machine {} is set" if call.row.name == "set defjob" else "Machine {} is offered"
+    for id, answer in zip(call["ids"] or [call["id"]], answers if isinstance(answers, list) else [answers]):
+        longer = f". Rentals made longer: {answer['extended']}" if answer.get("extended") else ""
+        emit(shown(f"{what.format(id)}, {terms}{longer}", 2000) + "\n")
 
 
 def show_items(call: Call, answer: Any) -> None:
@@ -6362,7 +6435,31 @@ def show_notifications(call: Call, answer: Row) -> None:
     emit_rows(call, rows, [("Key", "key", "", 0), *((name, name, "", 0) for name in ways)])
 
 
-# ---------------------------------------------------------------------------------------------- invoices as PDF
+def show_self_test(call: Call, answer: Row) -> None:
+    """The requirements and what came of the test; why a machine failed follows on stderr."""
+    if answer["checks"]:
+        emit_rows(call, answer["checks"], (
+            ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Due", "required", ".6g"),
+            ("Unit", "unit", ""), ("", "status", "")))
+    if answer["warning"]:
+        emit(answer["warning"] + "\n")
+    if answer["success"]:
+        emit(f"Machine {shown(answer['machine_id'])} has passed.\n")
+    elif not call.cli:  # there an error says it
+        emit(f"Machine {shown(answer['machine_id'])} has failed: {shown(answer['reason'], 500)}\n")
+    if "support_bundle" in answer["diagnostics"]:
+        show_bundle(call, answer["diagnostics"]["support_bundle"])
+
+
+def show_bundle(call: Call, bundle: Row) -> None:
+    """Where the archive is, what is in it, and what could not be had."""
+    missing = [f"missing: {item['artifact']}: {item['error']}" for item in bundle["collection_errors"]]
+    lines = [f"Diagnostics: {bundle['path']}", *(f"  {name}" for name in bundle["files"]), *missing,
+             "Look through it before you send it to Vast.ai's support."]
+    emit("".join(shown(line, 500) + "\n" for line in lines))
+
+
+# ------------------------------------------------------------------------------------------------------ invoices as PDF
 # Letter pages in the two Helvetica faces that every viewer brings along, so nothing is embedded.  Bold text is measured
 # as if it were regular, which holds for digits.
 
@@ -6382,61 +6479,47 @@ _PDF_COLUMNS = (
     (b"DATE", 54, 108), (b"DESCRIPTION", 114, 354), (b"QUANTITY", 360, 420), (b"RATE", 424, 484), (b"AMOUNT", 488, 558))
 
 
-def _pdf_text(value: Any, limit: int = 80) -> bytes:
-    """At most `limit` characters of any value as a line of cp1252; for letters that it lacks, their base or `?`."""
-    from unicodedata import category, combining, normalize
+def invoice_pdf(rows: Iterable[Row], user: Row, title: str = "Invoice", number: str = "", period: str = "",
+                totals: Sequence[tuple[str, str]] = ()) -> bytes:
+    """An invoice as the bytes of a PDF file; the same arguments give the same bytes.
 
-    def known(c: str) -> str:
-        if category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\t\n\r":  # they would leave no trace on paper
-            return "?"
-        for text in (c, "".join(base for base in normalize("NFKD", c) if not combining(base))):
-            if text and text.encode("cp1252", "ignore").decode("cp1252") == text:
-                return text
-        return "-" if c == "\u2212" else "?"  # a minus sign must not get lost
-    text = "" if value is None else str(value)
-    text = normalize("NFC", text if len(text) <= limit else text[:limit - 1] + "\u2026")
-    odd = {ord(c): known(c) for c in set(text) if not " " <= c <= "~"}
-    return b" ".join(text.translate(odd).encode("cp1252").split())
-
-
-def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
-    """A number, or a text that holds one, with at most `places` decimals; any other text stays as it is."""
-    text = _pdf_text(value)
-    try:
-        number = round(float(text), places)
-    except (ValueError, OverflowError):
-        return text
-    if not abs(number) < 1e11:  # nor NaN
-        return text
-    whole, _, part = f"{abs(number):,.{places}f}".partition(".")
-    part = part.rstrip("0").ljust(2 if unit else 0, "0")  # money shows its cents
-    return f"{'-' * (number < 0)}{unit}{whole}{'.' * bool(part)}{part}".encode()
-
-
-def _pdf_width(text: bytes, style: str) -> float:
-    """How many points wide a text is."""
-    return sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text) * _PDF_STYLES[style][1] / 1000
-
-
-def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
-    """As much of a text as there is room for; an ellipsis tells that something is missing."""
-    if _pdf_width(text, style) <= room:
-        return text
-    at = 0
-    while _pdf_width(text[:at + 1] + mark, style) <= room:
-        at += 1
-    return text[:at] + mark
-
-
-def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
-    """The text as lines, broken at blanks and inside words that are wider themselves."""
-    lines = []
-    while text:
-        line = _pdf_cut(text, "body", room, b"")
-        line = line if line == text else text[:len(line) + 1].rpartition(b" ")[0] or line
-        lines.append(line)
-        text = text[len(line):].strip(b" ")
-    return lines or [b""]
+    `rows` are the service's, in the order to show them; a "payment" shows its amount alone.  `user` is the account that
+    show_user gives.  `totals` are (label, text) below the table.  Every value may be missing, null or of any type.
+    """
+    def field(name: str) -> bytes:
+        return _pdf_text(user.get(name))
+    pages = _PdfPages((_pdf_text(title) + b" " + _pdf_text(number)).strip())
+    pages.write(_PDF_LEFT, b"Vast.ai", "brand")
+    pages.write(_PDF_RIGHT, _pdf_text(title), "title", 380, right=True)
+    pages.rule(0.3, 16, 26)
+    city = (field("billaddress_city") + b" " + field("billaddress_zip")).strip()
+    pages.y = -18 + min(
+        pages.block(_PDF_LEFT, 170, (b"BILLED TO", [field("fullname") or field("username"), field("billaddress_line1"),
+                                                    field("billaddress_line2"), city, field("billaddress_country")])),
+        pages.block(240, 170, (b"ACCOUNT", dict.fromkeys((field("username"), field("email"))))),
+        pages.block(424, 134, (b"NUMBER", [_pdf_text(number)]), (b"PERIOD", [_pdf_text(period)])))
+    pages.headings()
+    left, right = _PDF_COLUMNS[1][1:]
+    for row in list(rows) or [{"description": "There is nothing in this period."}]:
+        payment, moment = row.get("type") == "payment", row.get("timestamp")
+        description = row.get("description") or str(row.get("type") or "").capitalize()
+        lines = _pdf_wrap(_pdf_text(description, 500), right - left)
+        pages.need(12 * len(lines))
+        for (_, start, end), name, places in zip(_PDF_COLUMNS[2:], ("quantity", "rate", "amount"), (4, 6, 4)):
+            if name == "amount" or not payment:
+                text = _pdf_number(row.get(name), places, "$" * (name != "quantity"))
+                pages.write(end, text, "credit" if payment else "body", end - start, right=True)
+        pages.write(_PDF_LEFT, b"" if moment is None else _pdf_text(utc_text(moment, "%Y-%m-%d")), "note", 54)
+        for line in lines:
+            pages.write(left, line)
+            pages.y -= 12
+        pages.rule(0.88, -7, 13)
+    for index, (label, total) in enumerate(totals):
+        pages.need(17 * (len(totals) - index))
+        pages.write(_PDF_COLUMNS[2][1], _pdf_text(label), "strong", 110)
+        pages.write(_PDF_RIGHT, _pdf_text(total), "strong", 84, right=True)
+        pages.y -= 17
+    return pages.file()
 
 
 class _PdfPages:
@@ -6511,126 +6594,64 @@ class _PdfPages:
                                       % (len(objects) + 1, len(data)))
 
 
-def invoice_pdf(rows: Iterable[Row], user: Row, title: str = "Invoice", number: str = "", period: str = "",
-                totals: Sequence[tuple[str, str]] = ()) -> bytes:
-    """An invoice as the bytes of a PDF file; the same arguments give the same bytes.
+def _pdf_text(value: Any, limit: int = 80) -> bytes:
+    """At most `limit` characters of any value as a line of cp1252; for letters that it lacks, their base or `?`."""
+    from unicodedata import category, combining, normalize
 
-    `rows` are the service's, in the order to show them; a "payment" shows its amount alone.  `user` is the account that
-    show_user gives.  `totals` are (label, text) below the table.  Every value may be missing, null or of any type.
-    """
-    def field(name: str) -> bytes:
-        return _pdf_text(user.get(name))
-    pages = _PdfPages((_pdf_text(title) + b" " + _pdf_text(number)).strip())
-    pages.write(_PDF_LEFT, b"Vast.ai", "brand")
-    pages.write(_PDF_RIGHT, _pdf_text(title), "title", 380, right=True)
-    pages.rule(0.3, 16, 26)
-    city = (field("billaddress_city") + b" " + field("billaddress_zip")).strip()
-    pages.y = -18 + min(
-        pages.block(_PDF_LEFT, 170, (b"BILLED TO", [field("fullname") or field("username"), field("billaddress_line1"),
-                                                    field("billaddress_line2"), city, field("billaddress_country")])),
-        pages.block(240, 170, (b"ACCOUNT", dict.fromkeys((field("username"), field("email"))))),
-        pages.block(424, 134, (b"NUMBER", [_pdf_text(number)]), (b"PERIOD", [_pdf_text(period)])))
-    pages.headings()
-    left, right = _PDF_COLUMNS[1][1:]
-    for row in list(rows) or [{"description": "There is nothing in this period."}]:
-        payment, moment = row.get("type") == "payment", row.get("timestamp")
-        description = row.get("description") or str(row.get("type") or "").capitalize()
-        lines = _pdf_wrap(_pdf_text(description, 500), right - left)
-        pages.need(12 * len(lines))
-        for (_, start, end), name, places in zip(_PDF_COLUMNS[2:], ("quantity", "rate", "amount"), (4, 6, 4)):
-            if name == "amount" or not payment:
-                text = _pdf_number(row.get(name), places, "$" * (name != "quantity"))
-                pages.write(end, text, "credit" if payment else "body", end - start, right=True)
-        pages.write(_PDF_LEFT, b"" if moment is None else _pdf_text(utc_text(moment, "%Y-%m-%d")), "note", 54)
-        for line in lines:
-            pages.write(left, line)
-            pages.y -= 12
-        pages.rule(0.88, -7, 13)
-    for index, (label, total) in enumerate(totals):
-        pages.need(17 * (len(totals) - index))
-        pages.write(_PDF_COLUMNS[2][1], _pdf_text(label), "strong", 110)
-        pages.write(_PDF_RIGHT, _pdf_text(total), "strong", 84, right=True)
-        pages.y -= 17
-    return pages.file()
+    def known(c: str) -> str:
+        if category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\t\n\r":  # they would leave no trace on paper
+            return "?"
+        for text in (c, "".join(base for base in normalize("NFKD", c) if not combining(base))):
+            if text and text.encode("cp1252", "ignore").decode("cp1252") == text:
+                return text
+        return "-" if c == "\u2212" else "?"  # a minus sign must not get lost
+    text = "" if value is None else str(value)
+    text = normalize("NFC", text if len(text) <= limit else text[:limit - 1] + "\u2026")
+    odd = {ord(c): known(c) for c in set(text) if not " " <= c <= "~"}
+    return b" ".join(text.translate(odd).encode("cp1252").split())
 
 
-def show_network_disk_tables(call: Call, answer: Row) -> None:
-    """A table of disks and one of mounts for each cluster."""
-    for cluster in answer["data"]:
-        emit(f"Cluster {shown(str(cluster.get('cluster_id')))}\n")
-        emit_rows(call, objects(call, cluster.get("network_disks") or []), NETWORK_DISK_COLUMNS)
-        ids = cluster.get("machine_ids")
-        emit_rows(call, [{"id": id, "mount": dig(cluster, f"mounts.{id}") or "N/A"}
-                         for id in (ids if isinstance(ids, list) else ())], MOUNT_COLUMNS)
-    if not answer["data"]:
-        emit("No network disks.\n")
+def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
+    """A number, or a text that holds one, with at most `places` decimals; any other text stays as it is."""
+    text = _pdf_text(value)
+    try:
+        number = round(float(text), places)
+    except (ValueError, OverflowError):
+        return text
+    if not abs(number) < 1e11:  # nor NaN
+        return text
+    whole, _, part = f"{abs(number):,.{places}f}".partition(".")
+    part = part.rstrip("0").ljust(2 if unit else 0, "0")  # money shows its cents
+    return f"{'-' * (number < 0)}{unit}{whole}{'.' * bool(part)}{part}".encode()
 
 
-def show_backup_files(call: Call, answer: Row) -> None:
-    """The files with addresses that carry the token; an address is never cut."""
-    from urllib.parse import quote, urlsplit
-    token = answer.get("authorization_token")
-    emit(f"Token: {shown(str(token), 0)}\n"
-         f"It is in the addresses below, and good for {text_of(answer.get('expires_in_sec'))} seconds.\n")
-    if answer.get("truncated"):
-        emit("This list is truncated: the backup has more files. "
-             f"`vastai copy vast.{call['contract_id']}:/ ID:/PATH` restores them all.\n")
-    rows = [dict(row) for row in answer["files"]]
-    for row in rows:
-        if row.get("url") and token:
-            row["url"] += ("&" if urlsplit(row["url"]).query else "?") + "Authorization=" + quote(token, safe="")
-    lines, _ = table(rows, BACKUP_FILE_COLUMNS, None, False)
-    page_out(lines if rows else ["No files are in it yet."], call.view.full)
+def _pdf_width(text: bytes, style: str) -> float:
+    """How many points wide a text is."""
+    return sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text) * _PDF_STYLES[style][1] / 1000
 
 
-def show_settled(call: Call, answer: Row) -> None:
-    """What became of each price increase."""
-    for result in answer.get("results") or [{"status": f"{call.row.name.split()[0]}ed", **answer}]:
-        number = text_of(result.get("pending_price_increase_id"))
-        emit(f"Instance {text_of(result.get('contract_id'))}: price increase {number} {result['status']}\n")
+def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
+    """As much of a text as there is room for; an ellipsis tells that something is missing."""
+    if _pdf_width(text, style) <= room:
+        return text
+    at = 0
+    while _pdf_width(text[:at + 1] + mark, style) <= room:
+        at += 1
+    return text[:at] + mark
 
 
-def show_gpu_trends(call: Call, answer: Row) -> None:
-    """A table for each GPU; of 40 points and more only about 20."""
-    if answer.get("needs_machine"):
-        return emit(sentence(call, {}) + "\n")
-    for gpu, part in answer.items():
-        stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
-        facts = ", ".join(f"{head} {text_of(part['stats'].get(name) or '-')}" for head, name in stats.items())
-        emit(f"{text_of(gpu)}: {facts}\n")
-        step = 1 if call.view.full else max(1, len(part["rows"]) // 20)
-        if part["rows"]:
-            emit_rows(call, part["rows"][::step], GPU_TRENDS_COLUMNS)
-        emit("no data\n" if not part["rows"] else "" if step == 1 else
-             f"One point in {step} of {len(part['rows'])}; --full shows all.\n")
-    return None
+def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
+    """The text as lines, broken at blanks and inside words that are wider themselves."""
+    lines = []
+    while text:
+        line = _pdf_cut(text, "body", room, b"")
+        line = line if line == text else text[:len(line) + 1].rpartition(b" ")[0] or line
+        lines.append(line)
+        text = text[len(line):].strip(b" ")
+    return lines or [b""]
 
 
-def show_self_test(call: Call, answer: Row) -> None:
-    """The requirements and what came of the test; why a machine failed follows on stderr."""
-    if answer["checks"]:
-        emit_rows(call, answer["checks"], (
-            ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Due", "required", ".6g"),
-            ("Unit", "unit", ""), ("", "status", "")))
-    if answer["warning"]:
-        emit(answer["warning"] + "\n")
-    if answer["success"]:
-        emit(f"Machine {shown(answer['machine_id'])} has passed.\n")
-    elif not call.cli:  # there an error says it
-        emit(f"Machine {shown(answer['machine_id'])} has failed: {shown(answer['reason'], 500)}\n")
-    if "support_bundle" in answer["diagnostics"]:
-        show_bundle(call, answer["diagnostics"]["support_bundle"])
-
-
-def show_bundle(call: Call, bundle: Row) -> None:
-    """Where the archive is, what is in it, and what could not be had."""
-    missing = [f"missing: {item['artifact']}: {item['error']}" for item in bundle["collection_errors"]]
-    lines = [f"Diagnostics: {bundle['path']}", *(f"  {name}" for name in bundle["files"]), *missing,
-             "Look through it before you send it to Vast.ai's support."]
-    emit("".join(shown(line, 500) + "\n" for line in lines))
-
-
-# ------------------------------------------------------------------------------------------------- command line
+# --------------------------------------------------------------------------------------------------------- command line
 
 # fmt: off
 GLOBAL_ARGS = Command("vastai", "", SAFE, "",
@@ -6973,7 +6994,7 @@ def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
         yield ", ".join(flags), f"same as {arg.flags[-1]} {value}"
 
 
-# ------------------------------------------------------------------------------------------------------- shells
+# --------------------------------------------------------------------------------------------------------------- shells
 # Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the table alone decides.
 
 FILES = "FILE"  # stands where a meaning would: names of files are due, and a shell knows those better than we do
@@ -7086,12 +7107,6 @@ def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
     thread.start()
     thread.join(2)  # a look-up of the service's name knows no timeout
     return found
-
-
-def cache_file(name: str) -> str:
-    """A file in this client's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "vastai", name)
 
 
 def run_completion(call: Call) -> str:
@@ -7282,7 +7297,7 @@ def may_tell_secret(words: list[str]) -> bool:
     return not row or any(arg.secret and values.get(arg.name) is not None for arg in (*GLOBAL_ARGS.args, *row.args))
 
 
-# --------------------------------------------------------------------------------------------------------- main
+# ----------------------------------------------------------------------------------------------------------------- main
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: runs `argv` (sys.argv without its first word, if not given) and returns the exit status."""
