@@ -2337,8 +2337,6 @@ def reference_block():
     """The README's list of commands, a line each, by the groups of the help."""
     lines, group = [], ""
     for row in vastai.COMMANDS.values():
-        if row.hidden:
-            continue
         if row.group != group:
             group = row.group
             lines += ["", f"### {group}", "", "| command | method | |", "| --- | --- | --- |"]
@@ -2381,10 +2379,11 @@ def block(name, write=False):
         text = source.read()
     before, _, rest = text.partition("\n" + begin)
     found, _, after = rest.partition(end)
+    made = make()
     if write:
         with open(os.path.join(HERE, file), "w", encoding="utf-8") as target:
-            target.write(f"{before}\n{begin}{make()}{end}{after}")
-    return found, make()
+            target.write(f"{before}\n{begin}{made}{end}{after}")
+    return found, made
 
 
 def writer(name):
@@ -2424,11 +2423,11 @@ prepay instance id:ID/ID amount:USD -> dict[str, Any] ONCE
 change bid id:ID/ID --price:USD=None --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any]
 execute id:ID/ID command:NAME/COMMAND --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' --max-wait:SECONDS=60 -> str ONCE
 logs instance_id:ID/id/ID/INSTANCE_ID --tail:TEXT=None --filter:TEXT=None --daemon-logs:TEXT=False --max-wait:SECONDS=60 -f,--follow:TEXT=False(cli) -> str
-wait instance id:ID --status:TEXT{running,loading,exited,destroyed}='running' --max-wait:SECONDS=600 --poll:SECONDS=5 -> Instance
-ssh (cli) id:ID command:TEXT+=None -i,--identity:TEXT=None -> None ONCE
+wait instance id:ID/ID --status:TEXT{running,loading,exited,destroyed}='running' --max-wait:SECONDS=600 --poll:SECONDS=5 -> Instance
+ssh (cli) id:ID/ID command:TEXT+=None -i,--identity:TEXT=None -> None ONCE
 scp (cli) source:NAME target:NAME -i,--identity:TEXT=None -r,--recursive:TEXT=False -> None ONCE
-ssh-url id:ID --all:TEXT=False(cli) -> str
-scp-url id:ID --all:TEXT=False(cli) -> str
+ssh-url id:ID/ID --all:TEXT=False(cli) -> str
+scp-url id:ID/ID --all:TEXT=False(cli) -> str
 create template --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any] ONCE
 update template hash_id:NAME/HASH_ID --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any]
 delete template --template-id:ID=None --hash-id:TEXT=None -> dict[str, Any]
@@ -2607,7 +2606,8 @@ class TableTest(unittest.TestCase):
                 if row.method == "GET":
                     self.assertTrue(row.safe, "a GET is safe to repeat")
                 if row.path:
-                    self.assertEqual(set(re.findall(r"{(\w+)}", row.path)), {a.name for a in row.args if "path" in a.to})
+                    named = {arg.name for arg in row.args if "path" in row.places(arg)}
+                    self.assertEqual(set(re.findall(r"{(\w+)}", row.path)), named)
                 for arg in row.args:
                     self.assertTrue(arg.help or arg.hidden, f"{arg.name} has no help")
                     self.assertEqual(arg.name, arg.name.lower())
@@ -6121,7 +6121,7 @@ class CompleteTest(unittest.TestCase):
 
     def test_every_command_is_reached(self):
         for row in vastai.COMMANDS.values():
-            if row.face != "sdk" and not row.hidden:
+            if row.face != "sdk":
                 words = row.name.split()
                 for count in range(len(words)):
                     self.assertIn(words[count], dict(vastai.complete([*words[:count], words[count][:2]])), row.name)

@@ -764,17 +764,17 @@ class Arg:
     function takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that
     programs use, `face` restricts it to "cli" or "sdk", `cli` is the command line's default where it differs, `many`
     takes several words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a value
-    ({"-b": "bid"}), `secret` is never shown.
+    ({"-b": "bid"}), `secret` is never shown, `sent` makes of the value what is sent; None of it is left out.
     """
 
     __slots__ = ("again", "choices", "cli", "default", "face", "flags", "help", "hidden", "key", "kind", "many", "name",
-                 "old", "option", "rest", "secret", "shortcuts", "to")
+                 "old", "option", "rest", "secret", "sent", "shortcuts", "to")
 
     def __init__(self, flags: str, kind: Kind = TEXT, help: str = "", default: Any = REQUIRED, *, name: str = "",
                  key: str = "", to: str = "auto", old: str = "", face: str = "", cli: Any = REQUIRED,
                  choices: tuple[Any, ...] = (), many: bool | None = None, rest: bool = False, again: bool = False,
                  shortcuts: dict[str, str] | None = None, secret: bool = False, hidden: bool = False,
-                 required: bool = False) -> None:
+                 required: bool = False, sent: Callable[[Any], Any] | None = None) -> None:
         self.flags = words = flags.split()
         self.kind, self.help, self.to, self.face, self.choices = kind, help, to, face, choices
         self.option = flags[0] == "-"
@@ -786,6 +786,7 @@ class Arg:
         self.cli = default if cli is REQUIRED else cli
         self.many = kind in (IDS, TEXTS, QUERY) if many is None else many
         self.rest, self.again, self.shortcuts, self.secret, self.hidden = rest, again, shortcuts or {}, secret, hidden
+        self.sent = sent
 
     @property
     def annotation(self) -> str:
@@ -813,38 +814,38 @@ class Command:
     said, `ask` the question before, `look` the command that shows what happened, `query` and `body` are fixed members,
     `rows` is the member with the table's rows where the whole answer is returned.  `build` names a function that fills
     in query and body (and may choose another path), `run` one that takes several steps, `show` one that prints.
+    `methods` and `aliases` are further names, in the SDK and on the command line, and `face` restricts it to one of the
+    two.  With `whole`, --raw prints the whole answer, not the part that `returns` names; with `strict`, an "error"
+    member or a bare text is a failure, whatever the status says.
     """
 
-    __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "columns", "done", "examples", "face",
-        "fields",
-                 "group", "hidden", "look", "method", "methods", "name", "note", "of", "path", "query", "returns",
-                 "rows",
-                 "run", "safe", "show", "strict", "summary", "whole")
+    __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "columns", "done", "examples", "face", "fields",
+                 "group", "look", "method", "methods", "name", "note", "of", "path", "query", "returns", "rows", "run",
+                 "safe", "show", "strict", "summary", "whole")
 
     def __init__(self, name: str, call: str, safe: bool, summary: str, *args: Arg, returns: str = "", of: str = "",
                  columns: tuple[Any, ...] = (), rows: str = "", done: str = "", ask: str = "", look: str = "",
-                 aliases: str = "",
-                 methods: str = "", query: Row | None = None, body: Row | None = None, build: str = "",
-                 run: str = "", show: str = "", note: str = "", examples: tuple[str, ...] = (), fields: str = "",
-                 face: str = "", auth: bool = True, whole: bool = False, strict: bool = False,
-                 hidden: bool = False) -> None:
-        self.name, self.safe, self.summary, self.args = name, safe, summary, args
+                 aliases: str = "", methods: str = "", query: Row | None = None, body: Row | None = None,
+                 build: str = "", run: str = "", show: str = "", note: str = "", examples: tuple[str, ...] = (),
+                 fields: str = "", face: str = "", auth: bool = True, whole: bool = False,
+                 strict: bool = False) -> None:
+        self.name, self.safe, self.summary, self.args = name, safe, summary, (*args, YES) if ask else args
         self.method, _, self.path = call.partition(" ")
         self.returns, self.of, self.columns, self.rows = returns, of, columns, rows
         self.done, self.ask, self.look = done, ask, look
-        self.aliases = tuple(filter(None, aliases.split(", ")))  # on the command line
-        self.methods = (name.replace(" ", "_").replace("-", "_"), *methods.split())  # in the SDK
+        self.aliases = tuple(filter(None, aliases.split(", ")))
+        self.methods = (name.replace(" ", "_").replace("-", "_"), *methods.split())
         self.query, self.body, self.build, self.run, self.show = query or {}, body or {}, build, run, show
         self.note, self.examples, self.fields, self.face, self.auth = note, examples, fields, face, auth
-        self.whole = whole  # --raw prints the whole answer, not the part that `returns` names
-        self.strict = strict  # an "error" member or a bare text is a failure, whatever the status says
-        self.hidden, self.group = hidden, ""
-        if ask:
-            self.args = (*args, YES)
-        home = "query" if self.method == "GET" else "body"
-        for arg in self.args:
-            if arg.to == "auto":
-                arg.to = "path" if f"{{{arg.name}}}" in self.path else home if self.path else ""
+        self.whole, self.strict, self.group = whole, strict, ""
+
+    def places(self, arg: Arg) -> list[str]:
+        """Where an argument goes: as it says itself, else into the path that names it, else into query or body."""
+        if arg.to != "auto":
+            return arg.to.split()
+        if f"{{{arg.name}}}" in self.path:
+            return ["path"]
+        return ["query" if self.method == "GET" else "body"] if self.path else []
 
     @property
     def is_list(self) -> bool:
@@ -1216,6 +1217,8 @@ TFA_PROOF = (
 PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "the second step of tfa auth-new",
     Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
+CONDITIONS = Arg("query", QUERY, "conditions on the fields below", None, to="")
+INSTANCE = Arg("id", ID, "the instance", old="ID")
 MACHINE = Arg("id", ID, "the machine", old="machine_id")
 RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
 MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
@@ -1273,7 +1276,7 @@ MARKET_SIZE = Arg("--num-gpus", TEXT, "only machines with so many GPUs", "all",
 
 register("Search and rent",
     Command("search offers", "POST /bundles/", SAFE, "GPU offers that can be rented",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""),
+        CONDITIONS,
         Arg("-t --type", TEXT, "kind of rental; interruptible is another word for bid", "on-demand", choices=DEMAND,
             shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
                        "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to=""),
@@ -1294,8 +1297,7 @@ register("Search and rent",
         *search_options(5.0),
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", auth=False, face="sdk"),
     Command("search templates", "GET /template/", SAFE, "templates to start instances from",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""),
-        returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
+        CONDITIONS, returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
         fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("show template", "GET /template/", SAFE, "one template in full",
@@ -1320,8 +1322,7 @@ register("Search and rent",
         body={"client_id": "me"}, build="build_instance", run="run_bulk", look="show instances",
         done="Instances {new_contracts} are being made from offers {ids}. `vastai show instances` shows them.",
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
-    Command("launch instance", "PUT /launch_instance/", ONCE,
-        "search offers for a GPU and rent the best one",
+    Command("launch instance", "PUT /launch_instance/", ONCE, "search offers for a GPU and rent the best one",
         Arg("-g --gpu-name", NAME, "model, such as RTX_4090", required=True, to=""),
         Arg("-n --num-gpus", TEXT, "number of GPUs: 1, 2, 4, 8, 12 or 14", required=True, to=""),
         Arg("-i --image", TEXT, "Docker image", required=True),
@@ -1377,13 +1378,11 @@ register("Instances",
         query={"owner": "me"}, returns="instances", of="Instance", columns=INSTANCE_CARD, run="run_show_instance",
         look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
     Command("start instance", "PUT /instances/{id}/", SAFE, "start a stopped instance",
-        Arg("id", ID, "the instance", old="ID"),
-        body={"state": "running"}, done="Instance {id} is starting.", look="show instances"),
+        INSTANCE, body={"state": "running"}, done="Instance {id} is starting.", look="show instances"),
     Command("stop instance", "PUT /instances/{id}/", SAFE, "stop an instance; its storage goes on costing",
-        Arg("id", ID, "the instance", old="ID"),
-        body={"state": "stopped"}, done="Instance {id} is stopping.", look="show instances"),
+        INSTANCE, body={"state": "stopped"}, done="Instance {id} is stopping.", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, "end an instance and delete its data",
-        Arg("id", ID, "the instance", old="ID"), *WAIT,
+        INSTANCE, *WAIT,
         ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Instance {id} is destroyed.",
         look="show instances", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, "start several stopped instances",
@@ -1397,16 +1396,13 @@ register("Instances",
         ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Instances {ids} are destroyed.",
         look="show instances"),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, "stop and start the container, keeping its GPU",
-        Arg("id", ID, "the instance", old="ID"), *SCHEDULE,
+        INSTANCE, *SCHEDULE,
         run="run_scheduled", look="show instance",
         done="Instance {id} is rebooting, and job {scheduled_job_id} will do it again.|Instance {id} is rebooting."),
-    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE,
-        "make the container anew, keeping its GPU",
-        Arg("id", ID, "the instance", old="ID"),
-        done="Instance {id} is being recycled.", look="show instance"),
+    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, "make the container anew, keeping its GPU",
+        INSTANCE, done="Instance {id} is being recycled.", look="show instance"),
     Command("label instance", "PUT /instances/{id}/", SAFE, "give an instance a name of your own",
-        Arg("id", ID, "the instance", old="ID"),
-        Arg("label", TEXT, "the name; '' takes it away"),
+        INSTANCE, Arg("label", TEXT, "the name; '' takes it away"),
         done="The label of instance {id} is {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE,
         "change template, image or start-up of an instance",
@@ -1421,31 +1417,30 @@ register("Instances",
         look="show instance"),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE,
         "pay a reserved instance in advance, for a discount",
-        Arg("id", ID, "the instance", old="ID"),
-        Arg("amount", PRICE, "dollars to pay"),
+        INSTANCE, Arg("amount", PRICE, "dollars to pay"),
         done="Instance {id}: {amount} $ paid for {timescale:g} months, at a discount of {discount_rate:.1%}.",
         look="show deposit"),
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, "change the bid of an interruptible instance",
-        Arg("id", ID, "the instance", old="ID"),
+        INSTANCE,
         Arg("--price", PRICE, "new bid, $/hr; without it one that wins now", None), *SCHEDULE,
         body={"client_id": "me"}, run="run_scheduled", look="show instance",
         done="Job {scheduled_job_id} will change the bid of instance {id}.|The bid of instance {id} is now {price} "
              "$/hr.|The bid of instance {id} is changed.", examples=("4242 --price 0.35", "4242")),
     Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance",
-        Arg("id", ID, "the instance", old="ID"),
-        Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, RESULT_WAIT,
+        INSTANCE, Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, RESULT_WAIT,
         returns="text", run="run_scheduled", look="show instance",
         examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, "what an instance has printed",
         Arg("instance_id", ID, "the instance", old="id ID INSTANCE_ID"),
         Arg("--tail", TEXT, "lines from the end", None),
         Arg("--filter", TEXT, "only lines that match this regular expression", None),
-        Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's", to=""), RESULT_WAIT,
+        Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's",
+            sent=lambda on: "true" if on else None), RESULT_WAIT,
         Arg("-f --follow", FLAG, "go on printing what comes, until the instance stops", face="cli", to=""),
-        returns="text", build="build_logs", run="run_logs", look="show instances",
+        returns="text", run="run_logs", look="show instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
     Command("wait instance", "", SAFE, "wait until an instance runs, or has another state",
-        Arg("id", ID, "the instance"),
+        INSTANCE,
         Arg("--status", TEXT, "the state to wait for", "running",
             choices=("running", "loading", "exited", "destroyed")),
         MAX_WAIT, Arg("--poll", SECONDS, "seconds between two looks, growing to three times that", 5),
@@ -1453,8 +1448,7 @@ register("Instances",
         note="Ends at once where the state can no longer come. Status 9 when the time is over.",
         examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
     Command("ssh", "", ONCE, "open a shell in an instance, or run a command",
-        Arg("id", ID, "the instance"),
-        Arg("command", TEXTS, "the command; behind -- if it has options", None), IDENTITY,
+        INSTANCE, Arg("command", TEXTS, "the command; behind -- if it has options", None), IDENTITY,
         returns="none", run="run_ssh", face="cli", look="show instances",
         note="Connects to the machine itself where that answers, else through the proxy.",
         examples=("4242", "4242 -- nvidia-smi -L", "4242 -i ~/.ssh/id_ed25519")),
@@ -1465,10 +1459,10 @@ register("Instances",
         returns="none", run="run_scp", face="cli", look="show instances",
         examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
     Command("ssh-url", "", SAFE, "the address for ssh",
-        Arg("id", ID, "the instance"), Arg("--all", FLAG, "the proxy's address too", face="cli"),
+        INSTANCE, Arg("--all", FLAG, "the proxy's address too", face="cli"),
         returns="text", run="run_address", look="show instances", examples=("4242", "4242 --all")),
     Command("scp-url", "", SAFE, "the address for scp",
-        Arg("id", ID, "the instance"), Arg("--all", FLAG, "the proxy's address too", face="cli"),
+        INSTANCE, Arg("--all", FLAG, "the proxy's address too", face="cli"),
         returns="text", run="run_address", look="show instances"))
 
 register("Templates",
@@ -1488,13 +1482,13 @@ register("Templates",
 
 register("Volumes",
     Command("search volumes", "POST /volumes/search/", SAFE, "offers of disk space on one machine",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""), *search_options(1.0),
+        CONDITIONS, *search_options(1.0),
         returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
         examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
     Command("search network-volumes", "POST /network_volumes/search/", SAFE,
         "offers of disk space that a cluster shares",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""), *search_options(1.0),
+        CONDITIONS, *search_options(1.0),
         returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
         fields=VOLUME_FIELDS,
         note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
@@ -1505,16 +1499,15 @@ register("Volumes",
     Command("create volume", "PUT /volumes/", ONCE, "rent disk space on one machine",
         Arg("id", ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
         look="show volumes", done="Volume {volume_name} is made.", examples=("555001 --size 100 --name data",)),
-    Command("create network-volume", "PUT /network_volumes/", ONCE,
-        "rent disk space that a cluster shares",
+    Command("create network-volume", "PUT /network_volumes/", ONCE, "rent disk space that a cluster shares",
         Arg("id", ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
         look="show volumes", done="Network volume {volume_name} is made."),
     Command("clone volume", "POST /volumes/copy/", ONCE, "make a volume of an offer and copy another into it",
         Arg("source", ID, "the volume to copy", key="src_id"),
         Arg("dest", ID, "the offer, from search volumes", key="dst_id"),
         Arg("-s --size", GB, "size, GB, from that of the source up; the same if not given", None),
-        Arg("-d --disable_compression", FLAG, "do not compress on the way"),
-        build="build_set_flags", look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
+        Arg("-d --disable_compression", FLAG, "do not compress on the way", sent=lambda on: on or None),
+        look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
     Command("delete volume", "DELETE /volumes/", SAFE, "delete an unused volume and its data",
         Arg("id", ID, "the volume", to="query"), look="show volumes", done="Volume {id} is deleted."))
 
@@ -1546,8 +1539,7 @@ register("Volumes (for hosts)",
         look="show network-disks", done="Network disk {disk_id} is attached to machines {machines}."))
 
 register("Copies and backups",
-    Command("copy", "PUT /commands/copy_direct/", ONCE,
-        "copy among instances, volumes, cloud, this computer",
+    Command("copy", "PUT /commands/copy_direct/", ONCE, "copy among instances, volumes, cloud, this computer",
         Arg("src", NAME, "from where", to=""),
         Arg("dst", NAME, "to where", to=""),
         Arg("-i --identity", NAME, "file of the private SSH key", None, face="cli", to=""),
@@ -1567,8 +1559,7 @@ register("Copies and backups",
     Command("cancel sync", "DELETE /commands/rclone/", SAFE, "stop the cloud copies to an instance",
         Arg("dst", GIVEN_ID, "the instance that is copied to", name="dst_id", old="dst"),
         body={"client_id": "me"}, look="show instances", done="The cloud copies to {dst_id} are stopped."),
-    Command("cloud copy", "POST /commands/rclone/", ONCE,
-        "copy between an instance and cloud storage",
+    Command("cloud copy", "POST /commands/rclone/", ONCE, "copy between an instance and cloud storage",
         Arg("--src", NAME, "path to copy from", required=True),
         Arg("--dst", NAME, "path to copy to", "/workspace"),
         Arg("--instance", GIVEN_ID, "the instance", None, key="instance_id"),
@@ -1597,12 +1588,12 @@ register("Copies and backups",
         Arg("--container_registry", NAME, "the registry", "docker.io"),
         Arg("--docker_login_user", TEXT, "user at the registry", None),
         Arg("--docker_login_pass", TEXT, "password or token at the registry", None, secret=True),
-        Arg("--pause", TRUTH, "hold the processes meanwhile: slower, but the image is consistent", True, to=""),
-        build="build_snapshot", look="show instance",
+        Arg("--pause", TRUTH, "hold the processes meanwhile: slower, but the image is consistent", True,
+            sent=lambda on: "true" if on else "false"),
+        look="show instance",
         done="A snapshot of instance {instance_id} will be in {repo} at {container_registry} in some minutes."
              "|A snapshot of instance {instance_id} will be at {container_registry} in some minutes."),
-    Command("show instance-backups", "GET /instance_backups/", SAFE,
-        "backups of your instances and volumes",
+    Command("show instance-backups", "GET /instance_backups/", SAFE, "backups of your instances and volumes",
         Arg("--contract-id", ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
         note="`vastai copy vast.CONTRACT:/upper/workspace ID:/workspace` restores an instance's files, "
              "vast.CONTRACT:/ a volume's."),
@@ -1645,8 +1636,7 @@ register("Price increases",
 
 register("Benchmarks",
     Command("search benchmarks", "GET /benchmarks", SAFE, "results of benchmarks on machines",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""),
-        Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", None, to=""),
+        CONDITIONS, Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", None, to=""),
         Arg("-l --limit", COUNT, "one page of this many", None, to=""),
         Arg("-t --next-token", TEXT, "the page behind an earlier one", None, name="after_token", old="next_token",
             to=""),
@@ -1659,8 +1649,7 @@ register("Benchmarks",
         build="build_params", face="sdk"))
 
 register("Market (for hosts)",
-    Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE,
-        "how many GPUs there are, are free, and cost",
+    Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE, "how many GPUs there are, are free, and cost",
         *MARKET_OPTIONS, MARKET_SIZE,
         rows="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", done=FOR_HOSTS, aliases="metrics gpu"),
     Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, "GPUs and their prices over time",
@@ -1952,8 +1941,9 @@ register("Account",
         Arg("--email", NAME, "its mail address", required=True),
         Arg("--username", NAME, "its name", required=True),
         Arg("--password", NAME, "its password", required=True, secret=True),
-        Arg("--type", TEXT, "host for an account that only offers machines, else client", None, to=""),
-        body={"parent_id": "me"}, build="build_subaccount", done="Account {id} is made for {email}.",
+        Arg("--type", TEXT, "host for an account that only offers machines, else client", None, key="host_only",
+            sent=lambda kind: (kind or "").lower() == "host"),
+        body={"parent_id": "me"}, done="Account {id} is made for {email}.",
         look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, "addresses from which your account was used",
         query={"owner": "me"}, returns="results[]",
@@ -1988,7 +1978,7 @@ register("Billing",
         query={"owner": "me"}, returns="text", run="run_pdf_invoices", face="sdk",
         note="Without `pdf` it is invoice_NUMBER….pdf in the current folder, named by the month, dates and kind."),
     Command("search invoices", "GET /invoices", SAFE, "invoices that meet conditions",
-        Arg("query", QUERY, "conditions on the fields below", None, to=""),
+        CONDITIONS,
         returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=01/01/2026'", "'is_credit=true'")),
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, "what your machines have earned",
@@ -2091,8 +2081,8 @@ register("Serverless",
         look="show workergroups", methods="get_workergroup_workers"),
     Command("update workers", "POST run:/update_workers/", ONCE, "renew the workers of a group, one after the other",
         Arg("id", ID, "the workergroup", key="workergroup_id"),
-        Arg("--cancel", FLAG, "stop an update that is going on", key="cancel_update"),
-        body={"api_key": KEY}, strict=True, build="build_set_flags", look="show workergroups",
+        Arg("--cancel", FLAG, "stop an update that is going on", key="cancel_update", sent=lambda on: on or None),
+        body={"api_key": KEY}, strict=True, look="show workergroups",
         done="Workergroup {id} is being updated: {workers_to_update} workers.|Update of workergroup {id} cancelled: "
              "{cancelled}"),
     Command("route", "POST run:/route/", ONCE, "the address of a worker that is free for a request to an endpoint",
@@ -2191,11 +2181,10 @@ class View:
 
     __slots__ = ("color", "confirmed", "fields", "form", "full", "quiet")
 
-    def __init__(self, form: str = "json", fields: str = "", quiet: bool = False,
-                 full: bool = False, color: bool = True,
-                 confirmed: bool = False) -> None:
-        self.form, self.fields, self.quiet, self.full, self.color = form, fields, quiet, full, color
-        self.confirmed = confirmed
+    def __init__(self, form: str = "json", fields: str = "", quiet: bool = False, full: bool = False,
+                 color: bool = True, confirmed: bool = False) -> None:
+        self.form, self.fields, self.quiet, self.full = form, fields, quiet, full
+        self.color, self.confirmed = color, confirmed
 
 
 class Call:
@@ -2337,12 +2326,12 @@ def request_of(call: Call, query: Row | None = None, body: Row | None = None) ->
     slots: dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
     given = set(row.body)  # members that go out even as null
     for arg in row.args:
-        value = call[arg.name]
+        value = call[arg.name] if arg.sent is None else arg.sent(call[arg.name])
         if arg.key == "*":  # an object that is sent as it is, with its nulls
-            slots[arg.to].update(value)
+            slots["body"].update(value)
             given.update(value)
         elif value is not None:
-            for place in arg.to.split():
+            for place in row.places(arg):
                 slots[place][arg.key if place != "path" else arg.name] = value
     if row.build:
         globals()[row.build](call, slots["query"], slots["body"])
@@ -2357,7 +2346,7 @@ def request_of(call: Call, query: Row | None = None, body: Row | None = None) ->
         path = path.format_map({name: path_part(row, name, value) for name, value in slots["path"].items()})
     whole = None if row.method == "GET" else {
         k: client.api_key if v is KEY else v for k, v in slots["body"].items() if v is not None or k in given}
-    hidden = [name for arg in row.args if arg.secret and arg.to != "path"
+    hidden = [name for arg in row.args if arg.secret
               for name in (call[arg.name] if arg.key == "*" else [arg.key])] + ["api_key"] * (KEY in row.body.values())
     return Request(row.method, base + path, slots["query"], whole, True, hidden)
 
@@ -2514,11 +2503,6 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
     start_up(call, body)
 
 
-def build_logs(call: Call, query: Row, body: Row) -> None:
-    if call["daemon_logs"]:
-        body["daemon_logs"] = "true"
-
-
 def schedule_of(call: Call, request: Request) -> Row:
     """The job that repeats `request`, from the options of SCHEDULE.  Raises UsageError."""
     def bad(reason: str) -> UsageError:
@@ -2574,13 +2558,6 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
     body.update(search_body(call, {name: conditions or start[name] for name, conditions in found.items()}))
 
 
-def build_set_flags(call: Call, query: Row, body: Row) -> None:
-    """Flags that are not set are left out."""
-    for arg in call.row.args:
-        if call[arg.name] is False:
-            body.pop(arg.key, None)
-
-
 def build_offer_end(call: Call, query: Row, body: Row) -> None:
     """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it is given."""
     if call.cli and call["end_date"] is not None:
@@ -2628,10 +2605,6 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
     body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
 
 
-def build_snapshot(call: Call, query: Row, body: Row) -> None:
-    body["pause"] = "true" if call["pause"] else "false"
-
-
 def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
     if (call["id"] is None) == (call["name"] is None) or (call["id"] is not None and call["tag"] is not None):
         raise UsageError("give the id of a deployment, or --name and perhaps --tag", command=call.row.name)
@@ -2668,10 +2641,6 @@ def build_overlay(call: Call, query: Row, body: Row) -> None:
     overlay = call["overlay_identifier"]
     number = overlay.isascii() and overlay.isdigit()
     body.update({"overlay_id": int(overlay)} if number else {"overlay_name": overlay})
-
-
-def build_subaccount(call: Call, query: Row, body: Row) -> None:
-    body["host_only"] = (call["type"] or "").lower() == "host"
 
 
 def build_billing(call: Call, query: Row, body: Row) -> None:
@@ -5128,8 +5097,7 @@ class VastAI:
     one call.
     """
 
-    def __init__(self, api_key: str | None = None, server_url: str | None = None,
-                 retry: int = 3, raw: bool = True,
+    def __init__(self, api_key: str | None = None, server_url: str | None = None, retry: int = 3, raw: bool = True,
                  explain: bool = False, quiet: bool = False, curl: bool = False, timeout: float = 120) -> None:
         self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
         try:
@@ -6126,10 +6094,6 @@ def _minute(row: Row, name: str) -> str:
     return "every minute" if minute is None else text_of(minute).zfill(2)
 
 
-def _state(row: Row, name: str) -> str:
-    return text_of(row.get(name) or "-")
-
-
 def _join(row: Row, name: str) -> str:
     value = row.get(name)
     return ", ".join(map(text_of, value)) or "-" if isinstance(value, list) else text_of(value) if value else "-"
@@ -6179,25 +6143,20 @@ def _net(row: Row, _: str) -> str:
     return f"↑{up} ↓{down}"
 
 
-def _template(row: Row, _: str) -> str:
-    return text_of(f"{row.get('template_name') or '?'} ({row['template_id']})") if row.get("template_id") else "-"
-
-
-def _ssh(row: Row, _: str) -> str:
-    return text_of(f"{row['ssh_host']}:{row.get('ssh_port')}") if row.get("ssh_host") else "-"
-
-
-FORMATS: dict[str, Callable[[Row, str], str]] = {
-    "first16": lambda row, name: text_of(str(row.get(name) or "-")[:16]), "slashed": _moment("%Y-%m-%d/%H:%M"),
-    "second": _moment("%Y-%m-%d %H:%M:%S"), "join": _join,
+FORMATS: dict[str, Callable[[Row, str], str]] = {  # what the cell of a row says, by the format of its column
+    "state": lambda row, name: text_of(row.get(name) or "-"),
+    "unknown": lambda row, name: text_of(row.get(name) or "unknown"),
+    "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"),
+    "first16": lambda row, name: text_of(str(row.get(name) or "-")[:16]),
     "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
-    "weekday": _weekday, "hour": _hour, "min": _minute,
-    "age": _age, "gpu": _gpu, "disk": _disk, "volumes": _volumes, "net": _net, "template": _template, "ssh": _ssh,
-    "state": _state, "day": _moment("%Y-%m-%d"), "minute": _moment("%Y-%m-%d %H:%M"),
-    "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"), "hours": _hours,
-    "unknown": lambda row, name: text_of(row.get(name) or "unknown"), "utc": _moment("%Y-%m-%d %H:%M UTC"),
-    "$/hr": _change(3600, 4), "$/month": _change(2592000, 4), "$/GB": _change(1, 4), "%": _change(100, 2),
-}
+    "join": _join, "age": _age, "hours": _hours, "weekday": _weekday, "hour": _hour, "min": _minute,
+    "day": _moment("%Y-%m-%d"), "minute": _moment("%Y-%m-%d %H:%M"), "second": _moment("%Y-%m-%d %H:%M:%S"),
+    "slashed": _moment("%Y-%m-%d/%H:%M"), "utc": _moment("%Y-%m-%d %H:%M UTC"),
+    "gpu": _gpu, "disk": _disk, "volumes": _volumes, "net": _net,
+    "template": lambda row, _: text_of(
+        f"{row.get('template_name') or '?'} ({row['template_id']})" if row.get("template_id") else "-"),
+    "ssh": lambda row, _: text_of(f"{row['ssh_host']}:{row.get('ssh_port')}" if row.get("ssh_host") else "-"),
+    "$/hr": _change(3600, 4), "$/month": _change(2592000, 4), "$/GB": _change(1, 4), "%": _change(100, 2)}
 
 
 # What `show` names: rows that print more than a table, a card or a sentence.  In the table's order.
@@ -6833,7 +6792,8 @@ def answer_line(call: Call) -> int:
         call.client.api_key, call.client.creds_source, call.client.key_origin = find_key(None)
         answer = perform(call)
     if answer is None and call.row.returns not in ("none", "text"):
-        named = [f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args if "path" in arg.to]
+        named = [f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args
+                 if "path" in call.row.places(arg)]
         thing = [*named, "such thing"][0]
         raise NotFoundError(f"there is no {thing}", command=call.row.name,
                             hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "")
@@ -6879,7 +6839,7 @@ def wrapped(text: str, width: int, indent: int = 0) -> str:
 
 def overview(verb: str = "") -> str:
     """The commands in groups with a line each, fitted to the terminal; with a verb those that begin with it."""
-    rows = [row for row in COMMANDS.values() if row.face != "sdk" and not row.hidden]
+    rows = [row for row in COMMANDS.values() if row.face != "sdk"]
     rows = [row for row in rows if not verb or row.name.split()[0] == verb] or rows
     if not verb and read_key(config_file("vast_role")) == "client":
         rows = [row for row in rows if "host" not in row.group]
@@ -7058,7 +7018,7 @@ def next_words(stem: list[str]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for row in COMMANDS.values():
         parts = row.name.split()
-        if row.face != "sdk" and not row.hidden and parts[:len(stem)] == stem and len(parts) > len(stem):
+        if row.face != "sdk" and parts[:len(stem)] == stem and len(parts) > len(stem):
             word, rest = parts[len(stem)], " ".join(parts[len(stem) + 1:])
             if not rest or word not in found:
                 found[word] = rest or row.summary
