@@ -61,13 +61,13 @@ class VastAIError(Exception):
 
     exit_status = 1
 
-    def __init__(self, msg: str, *, command: str = "", status: int = 0, response: Answer | None = None,
-                 hint: str = "", **details: Any) -> None:
-        self.msg, self.command, self.status, self.response, self.hint = msg, command, status, response, hint
-        self.details = details
+    def __init__(self, msg: str, *, command: str = "", response: Answer | None = None, hint: str = "",
+                 **details: Any) -> None:
+        self.msg, self.command, self.hint, self.details = msg, command, hint, details
+        self.status = response.status_code if response else 0
         for name, value in details.items():
             setattr(self, name, value)
-        super().__init__(str(self))
+        super().__init__(msg)
         self.response = response  # requests' own exceptions have just put None there
 
     @property
@@ -84,8 +84,8 @@ class VastAIError(Exception):
 
     def __reduce__(self) -> Any:
         family = next(c for c in type(self).__mro__ if c.__module__ == __name__)  # not one made by raising()
-        return _unpickled, (family, self.msg, dict(command=self.command, status=self.status, response=self.response,
-                                                   hint=self.hint, **self.details))
+        return _unpickled, (family, self.msg, dict(command=self.command, response=self.response, hint=self.hint,
+                                                   **self.details))
 
 
 class UsageError(VastAIError, ValueError):
@@ -388,8 +388,7 @@ NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} 
 GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
 TEXT_ID = Kind("str", _name, "an id", "ID")
 CODE = Kind("str", _name, "text that is not empty", "CODE")
-EXPIRY = Kind("str | float", lambda value: _when(_at_least(0, query_date)(value)), "MM/DD/YYYY or unix seconds",
-    "DATE")
+EXPIRY = Kind("str | float", lambda value: _when(_at_least(0, query_date)(value)), "MM/DD/YYYY or unix seconds", "DATE")
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
 IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
@@ -402,8 +401,7 @@ ENV = Kind("str | dict[str, str]", _any_of(dict), "text such as '-e KEY=VALUE -p
 TEXT_OR_OBJECT = Kind("str | dict[str, Any]", lambda value: (_text if isinstance(value, str) else _json_object)(value),
     "text, or a JSON object", "JSON")
 QUERY = Kind("str | dict[str, Any]", _any_of(dict, list, tuple), "conditions such as 'num_gpus>=2'", "QUERY")
-ORDER = Kind("str | Sequence[Any]", _order, "fields such as 'dph,num_gpus-', or a list of [field, direction]",
-    "FIELDS")
+ORDER = Kind("str | Sequence[Any]", _order, "fields such as 'dph,num_gpus-', or a list of [field, direction]", "FIELDS")
 DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
 DAY = Kind("str | float", lambda value: day_start(value), "YYYY-MM-DD or unix seconds", "DATE")
@@ -838,6 +836,13 @@ class Command:
         self.query, self.body, self.build, self.run, self.show = query or {}, body or {}, build, run, show
         self.note, self.examples, self.fields, self.face, self.auth = note, examples, fields, face, auth
         self.whole, self.strict, self.group = whole, strict, ""
+
+    def __enter__(self) -> None:
+        """`with row:` tells every error that leaves the block whose it is."""
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if isinstance(error, VastAIError):
+            error.command = error.command or self.name
 
     def places(self, arg: Arg) -> list[str]:
         """Where an argument goes: as it says itself, else into the path that names it, else into query or body."""
@@ -2218,7 +2223,8 @@ class Call:
     def do(self, name: str, **params: Any) -> Any:
         """Another row, from the same client, as the SDK would call it; a refusal raises."""
         row = METHODS[name]
-        return perform(Call(self.client, row, check(row, params, cli=False), View()))
+        with row:
+            return perform(Call(self.client, row, check(row, params, cli=False), View()))
 
     def note(self, text: str) -> None:
         """Progress, for a person who watches a terminal."""
@@ -2271,7 +2277,7 @@ def check(row: Command, params: Row, cli: bool) -> Row:
 def missing(row: Command, arg: Arg, cli: bool) -> UsageError:
     hint = f"{usage_of(row)}\n  `vastai {row.name} --help` explains it." if cli else ""
     return UsageError(f"{arg.label(cli) if arg.option or not cli else placeholder(arg)} is required ({arg.help})",
-                      command=row.name, hint=hint)
+                      hint=hint)
 
 
 def convert(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
@@ -2284,10 +2290,10 @@ def convert(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
                                  + nearest(str(choice), map(str, arg.choices)))
         return value
     except UsageError as error:
-        raise UsageError(f"{arg.label(cli)}: {error.msg}", command=row.name) from None
+        raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         found = "" if arg.secret else f", not {described(value)}"
-        raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}", command=row.name) from None
+        raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
 
 
 class Request:
@@ -2343,7 +2349,7 @@ def request_of(call: Call, query: Row | None = None, body: Row | None = None) ->
         base = SERVERLESS
     path = path if root or path.startswith("/api/") else "/api/v0" + path
     if slots["path"]:
-        path = path.format_map({name: path_part(row, name, value) for name, value in slots["path"].items()})
+        path = path.format_map({name: path_part(name, value) for name, value in slots["path"].items()})
     whole = None if row.method == "GET" else {
         k: client.api_key if v is KEY else v for k, v in slots["body"].items() if v is not None or k in given}
     hidden = [name for arg in row.args if arg.secret
@@ -2351,12 +2357,12 @@ def request_of(call: Call, query: Row | None = None, body: Row | None = None) ->
     return Request(row.method, base + path, slots["query"], whole, True, hidden)
 
 
-def path_part(row: Command, name: str, value: Any) -> str:
+def path_part(name: str, value: Any) -> str:
     """A value as one part of a path: percent-encoded whole, dots too where they would mean a folder."""
     from urllib.parse import quote
     text = quote(str(value), safe="")
     if not text or len(text) > 1000:
-        raise UsageError(f"{name}: expected a name of 1 to 300 characters", command=row.name)
+        raise UsageError(f"{name}: expected a name of 1 to 300 characters")
     return text.replace(".", "%2E") if text in (".", "..") else text
 
 
@@ -2408,15 +2414,14 @@ def build_params(call: Call, query: Row, body: Row) -> None:
 def build_instance(call: Call, query: Row, body: Row) -> None:
     """The body of create instance(s)."""
     if call["price"] is not None and call["bid_price"] is not None:
-        raise UsageError("price and bid_price are the same thing: give one of them", command=call.row.name)
+        raise UsageError("price and bid_price are the same thing: give one of them")
     body["price"] = call["bid_price"] if call["price"] is None else call["price"]
     start_up(call, body)
     portal = body["env"].get("PORTAL_CONFIG")  # a template may bring Jupyter: its entries stay
     if portal is not None and "jupyter" not in body.get("runtype", "jupyter" * bool(call["template_hash"])):
         body["env"]["PORTAL_CONFIG"] = "|".join(entry for entry in portal.split("|") if "jupyter" not in entry.lower())
         if not body["env"]["PORTAL_CONFIG"]:
-            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter",
-                             command=call.row.name)
+            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter")
     volume = volume_of(call)
     if volume:
         body["volume_info"] = volume
@@ -2442,17 +2447,16 @@ def runtype_of(call: Call, template: Any) -> Any:
         return call["runtype"] or None
     if call["runtype"]:
         if ssh or call["jupyter"] or direct:
-            raise UsageError("runtype does not go together with ssh, jupyter or direct", command=call.row.name)
+            raise UsageError("runtype does not go together with ssh, jupyter or direct")
         return str(call["runtype"])
     if jupyter and args is not None:
-        raise UsageError("args do not go together with jupyter: Jupyter takes the entrypoint's place",
-                         command=call.row.name)
+        raise UsageError("args do not go together with jupyter: Jupyter takes the entrypoint's place")
     if jupyter:
         return "jupyter_direc ssh_direc ssh_proxy" if direct else "jupyter_proxy ssh_proxy"
     if ssh:
         return "ssh_direc ssh_proxy" if direct else "ssh_proxy"
     if direct and not call.cli:
-        raise UsageError("direct needs ssh or jupyter", command=call.row.name)
+        raise UsageError("direct needs ssh or jupyter")
     return "args" if args is not None else "ssh" if call.cli else None
 
 
@@ -2460,20 +2464,18 @@ def volume_of(call: Call) -> Row | None:
     """`volume_info` from the volume options."""
     create, link, path, name = call["create_volume"], call["link_volume"], call["mount_path"], call["volume_label"]
 
-    def bad(reason: str) -> UsageError:
-        return UsageError(reason, command=call.row.name)
     if call["volume_info"] is not None and (create is not None or link is not None):
-        raise bad("volume_info does not go together with create_volume or link_volume")
+        raise UsageError("volume_info does not go together with create_volume or link_volume")
     if create is not None and link is not None:
-        raise bad("make a new volume or link one: not both")
+        raise UsageError("make a new volume or link one: not both")
     if call["volume_size"] is not None and create is None:
-        raise bad("a volume size needs a volume to create: --create-volume")
+        raise UsageError("a volume size needs a volume to create: --create-volume")
     if create is None and link is None:
         if path is not None or name is not None:
-            raise bad("a mount path or volume label needs --create-volume or --link-volume")
+            raise UsageError("a mount path or volume label needs --create-volume or --link-volume")
         return None
     if not path or path == "/" or "//" in path:
-        raise bad("a volume needs --mount-path, a path such as /root/volume")
+        raise UsageError("a volume needs --mount-path, a path such as /root/volume")
     volume = {"mount_path": path, "create_new": create is not None, "volume_id": link if create is None else create}
     if name:
         volume["name"] = name
@@ -2486,7 +2488,7 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
     """The body of launch instance: the offers query and the instance in one."""
     conditions = call["query"]
     if call.cli and call["num_gpus"] not in ("1", "2", "4", "8", "12", "14"):
-        raise UsageError("--num-gpus: expected 1, 2, 4, 8, 12 or 14", command=call.row.name)
+        raise UsageError("--num-gpus: expected 1, 2, 4, 8, 12 or 14")
     if conditions is None:
         region = REGIONS.get(call["region"] or "", call["region"])
         text = f'num_gpus={call["num_gpus"]} gpu_name="{call["gpu_name"]}"'
@@ -2505,19 +2507,17 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
 
 def schedule_of(call: Call, request: Request) -> Row:
     """The job that repeats `request`, from the options of SCHEDULE.  Raises UsageError."""
-    def bad(reason: str) -> UsageError:
-        return UsageError(reason, command=call.row.name)
     frequency, (day, hour) = call["schedule"], (
         None if call[name] is None else int(call[name]) for name in ("day", "hour"))
     if (day is not None, hour is not None) != (frequency == "WEEKLY", frequency != "HOURLY"):
         words = {"HOURLY": "--day '*' --hour '*'", "DAILY": "--day '*' and an --hour",
                  "WEEKLY": "a --day and an --hour"}
-        raise bad(f"{frequency} needs {words[frequency]}")
+        raise UsageError(f"{frequency} needs {words[frequency]}")
     today = time.time() // 86400 * 86400
     start = today if call["start_date"] is None else parse_when(call["start_date"], "utc")
     end = today + 7 * 86400 if call["end_date"] is None else parse_when(call["end_date"], "utc")
     if not start < end:
-        raise bad("--start_date must lie before --end_date")
+        raise UsageError("--start_date must lie before --end_date")
     return {"start_time": start, "end_time": end, "api_endpoint": request.url[len(call.client.server_url):],
             "request_method": request.method, "request_body": request.body, "day_of_the_week": day,
             "hour_of_the_day": hour, "frequency": frequency,
@@ -2541,7 +2541,7 @@ def build_template(call: Call, query: Row, body: Row) -> None:
 def build_delete_template(call: Call, query: Row, body: Row) -> None:
     """The hash goes before the id."""
     if not call["hash_id"] and call["template_id"] is None:
-        raise UsageError("give --template-id or --hash-id", command=call.row.name)
+        raise UsageError("give --template-id or --hash-id")
     body.pop("template_id" if call["hash_id"] else "hash_id", None)
 
 
@@ -2568,9 +2568,9 @@ def build_copy(call: Call, query: Row, body: Row) -> None:
     """Both sides of a copy; one without an id goes to another address of the service."""
     (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
     if {src, dst} <= {None, "local"}:
-        raise UsageError("both sides are on this computer; one must be ID:PATH", command=call.row.name)
+        raise UsageError("both sides are on this computer; one must be ID:PATH")
     if call["exclude"] and not {src, dst} & {None, "local"}:
-        raise UsageError("--exclude is for copies from or to this computer", command=call.row.name)
+        raise UsageError("--exclude is for copies from or to this computer")
     body.update(client_id="me", src_id=src, dst_id=dst, src_path=src_path, dst_path=dst_path)
     if None in (src, dst):
         call.extra["path"] = "/commands/rsync/"
@@ -2588,26 +2588,24 @@ def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
     bad = ((":" in path and not (id in (None, "local") and on_drive(path))) or not path or "//" in path or id == ""
            or path[0] == "-" or str(id)[0] == "-")
     if bad:
-        raise UsageError(f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {shown(text)!r}",
-                         command=call.row.name)
+        raise UsageError(f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {shown(text)!r}")
     return id, path
 
 
 def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
     if call["instance"] is None or call["connection"] is None:
-        raise UsageError("give --instance and --connection", command=call.row.name)
+        raise UsageError("give --instance and --connection")
     way = call["transfer"].lower()
     if way not in ("instance to cloud", "cloud to instance") or (call["schedule"] and way[0] == "c"):
         more = ", which alone can be scheduled" if call["schedule"] else " or 'Cloud to Instance'"
-        raise UsageError(f"--transfer: expected 'Instance to Cloud'{more}, not {shown(call['transfer'])!r}",
-                         command=call.row.name)
+        raise UsageError(f"--transfer: expected 'Instance to Cloud'{more}, not {shown(call['transfer'])!r}")
     names = ("dry_run", "size_only", "ignore_existing", "update", "delete_excluded")
     body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
 
 
 def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
     if (call["id"] is None) == (call["name"] is None) or (call["id"] is not None and call["tag"] is not None):
-        raise UsageError("give the id of a deployment, or --name and perhaps --tag", command=call.row.name)
+        raise UsageError("give the id of a deployment, or --name and perhaps --tag")
     if call["name"] is not None:
         call.extra["path"] = "/deployments/"
 
@@ -2624,16 +2622,16 @@ def build_tfa(call: Call, query: Row, body: Row) -> None:
     """Looks whether there is what proves who is asking: a code or a backup code, and of which method."""
     method, name = call["method_type"], call.row.name
     if (call["code"] is None) == (call["backup_code"] is None):
-        raise UsageError("give either --code or --backup-code", command=name)
+        raise UsageError("give either --code or --backup-code")
     if call.cli and method and call["method_id"]:
-        raise UsageError("--method-type does not go together with --method-id", command=name)
+        raise UsageError("--method-type does not go together with --method-id")
     if name == "tfa delete" and method in ("sms", "email") and not call["secret"]:
-        raise UsageError(f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows", command=name)
+        raise UsageError(f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows")
 
 
 def build_tfa_update(call: Call, query: Row, body: Row) -> None:
     if call["label"] is None and call["set_primary"] is None:
-        raise UsageError("nothing to change: give --label or --set-primary", command=call.row.name)
+        raise UsageError("nothing to change: give --label or --set-primary")
 
 
 def build_overlay(call: Call, query: Row, body: Row) -> None:
@@ -2667,7 +2665,7 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
             days = (parse_when(date) if date else time.time() - 86400) / 86400
             query[name] = int(days) if days == int(days) else days
     elif call["start_date"] or call["end_date"]:
-        raise UsageError("give dates or --last_days, not both", command=call.row.name)
+        raise UsageError("give dates or --last_days, not both")
     if call["machine_id"] is not None:
         query["machid"] = call["machine_id"]
 
@@ -2680,7 +2678,7 @@ def build_serverless(call: Call, query: Row, body: Row) -> None:
 
 def build_endpoint_logs(call: Call, query: Row, body: Row) -> None:
     if (call["id"] is None) == (call["endpoint"] is None):
-        raise UsageError("give the endpoint's id, or its name as --endpoint", command=call.row.name)
+        raise UsageError("give the endpoint's id, or its name as --endpoint")
 
 
 # ------------------------------------------------------------------------------------------------------------ transport
@@ -2745,17 +2743,17 @@ def exchange(call: Call, request: Request) -> Answer:
         emit(curl_of(client, request) + "\n")
         raise NothingSent
     authorized(client, row)
-    sendable(request, row)
+    sendable(request)
     for attempt in range(1, client.retry + 1):
         asked: float | None = None  # the pause that the service asks for
         try:
             answer = follow(client, request, row, client.timeout)
         except Unsent as problem:
-            failure = unreached(client, row, "cannot reach", problem)
+            failure = unreached(client, "cannot reach", problem)
         except Unanswered as problem:
             if not row.safe:
                 raise unknown(row, str(problem), timed_out=_timed_out(problem.__cause__)) from problem
-            failure = unreached(client, row, "no answer from", problem)
+            failure = unreached(client, "no answer from", problem)
         else:
             if answer.status_code < 300:
                 return answer
@@ -2774,23 +2772,20 @@ def exchange(call: Call, request: Request) -> Answer:
     raise AssertionError("retry is at least 1")
 
 
-def unreached(client: VastAI, row: Command, what: str, problem: Exception) -> VastAIError:
-    return raising(NetworkError, f"{what} {client.server_url}: {problem}", command=row.name,
-                   timed_out=_timed_out(problem.__cause__))
+def unreached(client: VastAI, what: str, problem: Exception) -> VastAIError:
+    return raising(NetworkError, f"{what} {client.server_url}: {problem}", timed_out=_timed_out(problem.__cause__))
 
 
 def unknown(row: Command, reason: str, answer: Answer | None = None, **details: Any) -> VastAIError:
-    return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})",
-                   command=row.name,
-                   status=answer.status_code if answer else 0, response=answer, **details,
-                   hint=f"Was it carried out? Look with `vastai {row.look or 'show audit-logs'}` before you try again.")
+    return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})", response=answer,
+                   hint=f"Was it carried out? Look with `vastai {row.look or 'show audit-logs'}` before you try again.",
+                   **details)
 
 
-def sendable(request: Request, row: Command) -> None:
+def sendable(request: Request) -> None:
     """Raises UsageError where an argument holds what JSON does not: NaN, half a character, an object of the program."""
     if not _is_json([request.query, request.body]):
-        raise UsageError("expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, dicts",
-                         command=row.name)
+        raise UsageError("expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, dicts")
 
 
 def authorized(client: VastAI, row: Command) -> None:
@@ -2799,18 +2794,18 @@ def authorized(client: VastAI, row: Command) -> None:
     if not key:
         if row.auth:
             raise AuthError("no API key: there is no --api-key (api_key=), no VAST_API_KEY, and no key in "
-                            f"{config_file('vast_api_key')} or ~/.vast_api_key", command=row.name,
+                            f"{config_file('vast_api_key')} or ~/.vast_api_key",
                             hint="Make one at https://cloud.vast.ai/manage-keys/; `vastai set api-key KEY` keeps it.")
     elif not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError("the API key has a blank, a line break or another character that no key has; it was not sent",
-                         command=row.name, hint=f"It came from {client.key_origin}.")
+                         hint=f"It came from {client.key_origin}.")
 
 
 def http_error(client: VastAI, row: Command, answer: Answer) -> tuple[VastAIError, float | None]:
     """The exception of a refused request, and the pause in seconds that the service asks for, if it does."""
     status, words = answer.status_code, service_words(answer)
     family: type[VastAIError] = VastAIError
-    details: Row = dict(command=row.name, status=status, response=answer)
+    details: Row = dict(response=answer)
     asked = pause_asked(answer)
     if status in (401, 403) or (status in (404, 410) and key_refused(words)):
         family, details["hint"] = AuthError, code_hint(answer) or auth_hint(client, words)
@@ -2921,11 +2916,11 @@ def promised(call: Call, answer: Answer) -> Any:
     except ValueError:
         raise misread(row, answer, "an answer that is not JSON") from None
     if isinstance(body, dict) and row.strict and body.get("error"):
-        raise refusal(row, body, answer)
+        raise refusal(body, answer)
     if isinstance(body, dict) and body.get("success") is False:
-        raise refusal(row, body, answer)
+        raise refusal(body, answer)
     if row.strict and isinstance(body, str):
-        raise raising(VastAIError, shown(body, 500), command=row.name, status=answer.status_code, response=answer)
+        raise raising(VastAIError, shown(body, 500), response=answer)
     member = row.returns[:-2] if row.is_list else row.returns if row.returns not in ("text", "none") else ""
     if row.returns == "any":
         return body
@@ -2951,14 +2946,14 @@ def promised(call: Call, answer: Answer) -> Any:
 def misread(row: Command, answer: Answer, what: str) -> VastAIError:
     """The error of an answer that cannot be what the service meant."""
     hint = "" if row.safe else f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
-    return raising(VastAIError, f"the service gave {what}: {shown(answer.text[:120].strip(), 100)!r}", command=row.name,
-                   status=answer.status_code, response=answer, hint=hint)
+    return raising(VastAIError, f"the service gave {what}: {shown(answer.text[:120].strip(), 100)!r}",
+                   response=answer, hint=hint)
 
 
-def refusal(row: Command, body: Row, answer: Answer) -> VastAIError:
+def refusal(body: Row, answer: Answer) -> VastAIError:
     """The error of an answer that says `"success": false`."""
     words = " ".join(shown(words_of(body), 500).split()) or "the service refused, without a reason"
-    return raising(VastAIError, words, command=row.name, status=answer.status_code, response=answer)
+    return raising(VastAIError, words, response=answer)
 
 
 def follow(client: VastAI, request: Request, row: Command, timeout: float) -> Answer:
@@ -2971,8 +2966,8 @@ def follow(client: VastAI, request: Request, row: Command, timeout: float) -> An
 
     def stop(reason: str) -> VastAIError:
         secrets = request.secrets + client.secrets
-        return raising(VastAIError, masked(f"the service redirects {reason}; not followed", secrets), command=row.name,
-                       status=answer.status_code, response=answer.masked(secrets))
+        return raising(VastAIError, masked(f"the service redirects {reason}; not followed", secrets),
+                       response=answer.masked(secrets))
     for _ in range(6):
         answer = transfer(client, request.method, url, body, trusted, not row.safe, timeout)
         target = answer.headers.get("Location")
@@ -3415,7 +3410,7 @@ def shown_lines(text: str) -> str:
 def confirm(call: Call, question: str) -> None:
     """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
     if not call.view.confirmed and call.cli and not agreed(question):
-        raise UsageError("not confirmed; nothing was sent", command=call.row.name)
+        raise UsageError("not confirmed; nothing was sent")
 
 
 def agreed(question: str) -> bool:
@@ -3447,10 +3442,10 @@ def perform(call: Call) -> Any:
     return globals()[call.row.run](call) if call.row.run else call.send()
 
 
-def objects(call: Call, value: Any) -> list[Row]:
+def objects(value: Any) -> list[Row]:
     """`value`, if it is a list of objects; an error if not."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise VastAIError("the service gave something other than a list of objects", command=call.row.name)
+        raise VastAIError("the service gave something other than a list of objects")
     return value
 
 
@@ -3517,7 +3512,6 @@ def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun:
     except VastAIError as problem:
         words = f"The instances labelled {label!r} could not be listed: {problem.msg}."
     error.hint = f"{shown(words, 1000)}\n  {error.hint}"
-    error.args = (str(error),)
 
 
 def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
@@ -3584,8 +3578,7 @@ def instance_filters(call: Call) -> Row:
         column, _, direction = text.strip().partition(" ")
         direction = direction.strip().lower() or "asc"
         if not column or direction not in ("asc", "desc"):
-            raise UsageError(f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {shown(text)!r}",
-                             command=call.row.name)
+            raise UsageError(f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {shown(text)!r}")
         order.append({"col": column, "dir": direction})
     if "id" not in [part["col"] for part in order]:
         order.append({"col": "id", "dir": "asc"})
@@ -3652,19 +3645,17 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
             call.note("")
             return {"id": id, "actual_status": status} if row is None else row
         if row is None:
-            raise NotFoundError(f"instance {id} is gone", command=call.row.name)
+            raise NotFoundError(f"instance {id} is gone")
         told = str(row.get("status_msg") or "").strip()
         stopped = status in ("running", "loading") and state == "exited" and row.get("intended_status") == "stopped"
         if stopped or (status != "destroyed" and told.lower().startswith("error")):
             told = f" {shown(told, 300)}" * bool(told)
             raise VastAIError(f"instance {id} cannot become {status}: it is {state or 'not started'}.{told}",
-                              command=call.row.name,
                               hint=f"`vastai logs {id}` may say why; it costs until it is destroyed.")
         left = end - time.monotonic()
         if left <= 0:
             raise WaitTimeoutError(f"instance {id} was not {status} after {call['max_wait']:g} s: "
-                                   f"it is {state or 'unknown'}",
-                                   command=call.row.name, hint=f"`vastai wait instance {id}` goes on waiting.")
+                                   f"it is {state or 'unknown'}", hint=f"`vastai wait instance {id}` goes on waiting.")
         call.note(f"instance {id}: {state or '…'}, {time.monotonic() - begun:.0f} s {told[:60]}")
         time.sleep(max(0.0, min(left, max(pause, asked))))
         pause = min(poll * 3, pause * 1.25)
@@ -3685,7 +3676,7 @@ def run_bulk(call: Call) -> Row:
             failures.append(error)
             results += [{"id": id, "success": False, "status_code": error.status, "msg": error.msg} for id in part]
     if failures:
-        raise failures[0] if not answers else partial(call.row, results)
+        raise failures[0] if not answers else partial(results)
     merged = dict(answers[0])
     for answer in answers[1:]:
         for name, value in answer.items():
@@ -3694,12 +3685,12 @@ def run_bulk(call: Call) -> Row:
     return merged
 
 
-def partial(row: Command, results: list[Row]) -> PartialError:
+def partial(results: list[Row]) -> PartialError:
     """The error of several items of which some failed."""
     failed = {str(item.get("id")): item.get("msg") for item in results if not item.get("success")}
     reasons = list(dict.fromkeys(filter(None, failed.values())))
     return PartialError(f"{len(failed)} of {len(results)} failed: {', '.join(list(failed)[:20])}"
-                        + "".join(f"; {reason}" for reason in reasons[:3]), command=row.name, results=results)
+                        + "".join(f"; {reason}" for reason in reasons[:3]), results=results)
 
 
 def run_scheduled(call: Call) -> Any:
@@ -3771,7 +3762,7 @@ def new_lines(last: list[str], lines: list[str]) -> list[str]:
 def result_text(call: Call, url: str, max_wait: float) -> str:
     """The text at a presigned address, once it is there.  The key stays at home.  Raises WaitTimeoutError."""
     if not url.startswith(("http://", "https://")):
-        raise VastAIError(f"the service gave {shown(url, 100)!r} as the address of the result", command=call.row.name)
+        raise VastAIError(f"the service gave {shown(url, 100)!r} as the address of the result")
     end, pause, request = time.monotonic() + max_wait, 0.3, Request("GET", url, {}, None, auth=False)
     if call.client.explain:
         explain(call.client, request)
@@ -3787,7 +3778,7 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
         except (Unsent, Unanswered):
             pass
         if time.monotonic() >= end:
-            raise WaitTimeoutError(f"the result was not there after {max_wait:g} s", command=call.row.name)
+            raise WaitTimeoutError(f"the result was not there after {max_wait:g} s")
         pause = min(3.0, pause * 1.3)
 
 
@@ -3807,15 +3798,14 @@ def run_scp(call: Call) -> None:
         id, colon, path = place.partition(":")
         if colon and id.isascii() and id.isdigit():
             if port:
-                raise UsageError("one of the two is local; `vastai copy` copies between instances",
-                                 command=call.row.name)
+                raise UsageError("one of the two is local; `vastai copy` copies between instances")
             host, port = ssh_target(call, _whole(id))
             place = f"root@{f'[{host}]' if ':' in host else host}:{path}"
         elif place.startswith("-"):
-            raise UsageError(f"a path must not begin with -: write ./{shown(place)}", command=call.row.name)
+            raise UsageError(f"a path must not begin with -: write ./{shown(place)}")
         words.append(place)
     if not port:
-        raise UsageError("one of the two is ID:PATH, such as 4242:/workspace/", command=call.row.name)
+        raise UsageError("one of the two is ID:PATH, such as 4242:/workspace/")
     run_program(["scp", "-P", str(port), *ssh_options(call), *(["-r"] if call["recursive"] else []), "--", *words],
                 HOW_TO_GET_SSH)
 
@@ -3850,11 +3840,10 @@ def ssh_options(call: Call) -> list[str]:
 def reachable(call: Call, row: Row | None, id: int) -> list[tuple[str, int]]:
     """The SSH addresses of an instance.  Raises where there is no such instance or no address."""
     if not row:
-        raise NotFoundError(f"you have no instance {id}", command=call.row.name,
-                            hint="`vastai show instances` lists yours.")
+        raise NotFoundError(f"you have no instance {id}", hint="`vastai show instances` lists yours.")
     found = addresses(row)
     if not found:
-        raise VastAIError(f"instance {id} has no SSH port yet; is it running?", command=call.row.name,
+        raise VastAIError(f"instance {id} has no SSH port yet; is it running?",
                           hint=f"`vastai wait instance {id}` waits until it is.")
     return found
 
@@ -3897,7 +3886,7 @@ def template_of(call: Call, name: str, value: Any) -> Row:
     """The template with this id or hash; of several with one hash one's own."""
     found: list[Row] = call.do("search_templates", query={name: {"eq": value}})
     if not found:
-        raise NotFoundError(f"no template has the {name[:4].strip()} {shown(str(value))}", command=call.row.name,
+        raise NotFoundError(f"no template has the {name[:4].strip()} {shown(str(value))}",
                             hint="`vastai search templates` shows what there is; every update makes a new hash.")
     if len(found) > 1:
         me = call.do("show_user").get("id")
@@ -3915,7 +3904,7 @@ def run_copy(call: Call) -> Row:
     """Asks for a copy; where one side is this computer, rsync carries it out on the command line."""
     (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
     if (call["identity"] or "").startswith("-"):
-        raise UsageError("--identity: a file whose name begins with - needs ./ before it", command=call.row.name)
+        raise UsageError("--identity: a file whose name begins with - needs ./ before it")
     try:
         answer: Row = call.send()
     except VastAIError as error:
@@ -3929,13 +3918,13 @@ def run_copy(call: Call) -> Row:
     try:
         host, port = safe_host(answer.get(f"{side}_addr")), _whole(answer.get(f"{side}_port"))
     except (ValueError, AttributeError):
-        raise VastAIError("the service gave no usable address for rsync", command=call.row.name) from None
+        raise VastAIError("the service gave no usable address for rsync") from None
     here = os.path.expanduser(here)
     if not upload:
         try:
             os.makedirs(here, exist_ok=True)
         except OSError as error:
-            raise VastAIError(f"cannot make {shown(here)}: {error.strerror}", command=call.row.name) from None
+            raise VastAIError(f"cannot make {shown(here)}: {error.strerror}") from None
     if os.name == "nt" and here[1:2] == ":":  # rsync would take C: for a host
         here = f"/proc/cygdrive/{here[0]}/" + here[2:].replace("\\", "/").lstrip("/")
     from shlex import quote
@@ -3959,7 +3948,7 @@ def run_cloud_copy(call: Call) -> Row:
     schedule_of(call, request)  # what is wrong with the times is said before anything is sent
     instance = call.do("show_instance", id=call["instance"])
     if instance is None:
-        raise NotFoundError(f"there is no instance {call['instance']}", command=call.row.name)
+        raise NotFoundError(f"there is no instance {call['instance']}")
     if instance.get("internet_up_cost_per_tb") is not None:
         confirm(call, f"Upload costs {instance['internet_up_cost_per_tb']} $/TB each time. Schedule the copy?")
     call.params["end_date"] = instance.get("end_date") if last is None else last
@@ -3981,7 +3970,7 @@ def run_price_increase(call: Call) -> Row:
         result = {"instance_id": id, "pending_price_increase_id": numbers.get(id)}
         try:
             if numbers.get(id) is None:
-                raise NotFoundError(f"no price increase is pending for instance {id}", command=call.row.name,
+                raise NotFoundError(f"no price increase is pending for instance {id}",
                                     hint="`vastai show pending-price-increases` shows those that are.")
             answer: Row = call.send(body={"pending_price_increase_id": numbers[id]})
             if not call.cli:
@@ -3997,8 +3986,7 @@ def run_price_increase(call: Call) -> Row:
         raise failures[0]
     if failures:
         failed = [str(result["instance_id"]) for result in results if "error" in result]
-        raise PartialError(f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", command=call.row.name,
-                           results=results)
+        raise PartialError(f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", results=results)
     return {"success": True, "exit_code": 0, "requested": len(ids), "acted": len(ids), "stale": 0, "failed": 0,
             "results": results}
 
@@ -4030,7 +4018,7 @@ def run_gpu_trends(call: Call) -> Any:
         return answer
     gpus = {call["name"]: answer} if "supply_demand" in answer else answer.get("gpus")
     if not isinstance(gpus, dict) or not all(isinstance(part, dict) for part in gpus.values()):
-        raise VastAIError("the service gave an answer without 'gpus'", command=call.row.name)
+        raise VastAIError("the service gave an answer without 'gpus'")
     asked = [name.strip() for name in call["name"].replace("_", " ").split(",")]
     result: Row = {}
     for gpu in [*filter(gpus.__contains__, asked), *gpus]:
@@ -4066,7 +4054,7 @@ def run_set_api_key(call: Call) -> str | None:
     if call.cli and key == "-":
         key = read_line() or ""
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError("an API key has no blanks, line breaks or letters outside ASCII", command=call.row.name)
+        raise UsageError("an API key has no blanks, line breaks or letters outside ASCII")
     if not call.cli:
         call.client.api_key = key
         return None
@@ -4085,11 +4073,9 @@ def run_ssh_key(call: Call) -> Any:
     if call.cli and not text.startswith("ssh") and os.path.exists(os.path.expanduser(text)):
         text = _read_file(text)
     if "PRIVATE KEY" in text:
-        raise UsageError("that is a private key; give the public one, from the file that ends in .pub",
-                         command=call.row.name)
+        raise UsageError("that is a private key; give the public one, from the file that ends in .pub")
     if call.cli and not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
-        raise UsageError(f"{shown(text, 60)!r} is neither a public SSH key nor a file that holds one",
-                         command=call.row.name)
+        raise UsageError(f"{shown(text, 60)!r} is neither a public SSH key nor a file that holds one")
     return call.send(ssh_key=text)
 
 
@@ -4122,7 +4108,7 @@ def run_instance_ssh_keys(call: Call) -> list[Row]:
             keys = json.loads(keys)
         except (ValueError, RecursionError):
             pass
-    return objects(call, keys)
+    return objects(keys)
 
 
 def run_set_role(call: Call) -> str | None:
@@ -4145,13 +4131,13 @@ def run_tfa_login(call: Call) -> Row:
     if not call.cli or not key:
         return answer
     if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
-        raise VastAIError("the service gave a session key that cannot be one", command=call.row.name)
+        raise VastAIError("the service gave a session key that cannot be one")
     if key != call.client.api_key:
         path = config_file("vast_tfa_key")
         try:
             write_private(path, key)
         except UsageError as error:
-            raise VastAIError(f"the code was right, but {error.msg}", command=call.row.name) from None
+            raise VastAIError(f"the code was right, but {error.msg}") from None
         call.extra["kept_in"] = path
         if call.client.creds_source in ("CODE", "ENV"):
             warn("--api-key and VAST_API_KEY go before the session's key")
@@ -4168,7 +4154,7 @@ def run_tfa_logout(call: Call) -> Row:
         os.unlink(path)
     except OSError as error:
         if os.path.exists(path):
-            raise VastAIError(f"cannot delete {path}: {error.strerror}", command=call.row.name) from None
+            raise VastAIError(f"cannot delete {path}: {error.strerror}") from None
         return {"success": True, "msg": "There was no 2FA session."}
     return {"success": True, "msg": f"The 2FA session is over: {path} is deleted."}
 
@@ -4177,23 +4163,23 @@ def run_tfa_auth_new(call: Call) -> Row:
     """Both steps of the proof that a new method needs; in the SDK one of them, by what is given."""
     code, secret = call["code"], call["secret"]
     if (code is None) != (secret is None):
-        raise UsageError("--secret and --code go together", command=call.row.name)
+        raise UsageError("--secret and --code go together")
     if code is None:
         keys = {"backup_code": "backup_code", "method_id": "tfa_method_id", "method_type": "tfa_method"}
         given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
         if call.cli and len(given) > 1:
-            raise UsageError("give one of --method-type, --method-id and --backup-code", command=call.row.name)
+            raise UsageError("give one of --method-type, --method-id and --backup-code")
         answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
         if not call.cli or (call["backup_code"] and answer.get("msg") == "Authorization successful."):
             return answer
         secret = answer.get("secret")
         if not isinstance(secret, str) or not secret:
-            raise VastAIError("the service gave no secret for the second step; start again", command=call.row.name)
+            raise VastAIError("the service gave no secret for the second step; start again")
         if not call.raw:
             emit(f"Secret: {shown(secret)}\n")
         code = ask_line("Code:" if not call.raw else f"Secret: {secret}. Code:")
         if not code:
-            raise VastAIError("no code was given", command=call.row.name,
+            raise VastAIError("no code was given",
                               hint=f"`vastai tfa auth-new --secret {shown(secret)} --code CODE` goes on from here.")
     done: Row = Call(call.client, AUTH_NEW_END, {"secret": secret, "code": code}, call.view, call.cli).send()
     return done
@@ -4201,14 +4187,13 @@ def run_tfa_auth_new(call: Call) -> Row:
 
 def run_show_machine(call: Call) -> Any:
     """One machine, which the service gives as a list of one; --raw prints that list."""
-    found = objects(call, call.send())
+    found = objects(call.send())
     if call.cli and (found or call.raw):
         return found
     if not found:
-        raise NotFoundError(f"there is no machine {call['id']}", command=call.row.name,
-                            hint="`vastai show machines` shows yours.")
+        raise NotFoundError(f"there is no machine {call['id']}", hint="`vastai show machines` shows yours.")
     if len(found) > 1:
-        raise VastAIError(f"the service gave {len(found)} machines for {call['id']}", command=call.row.name)
+        raise VastAIError(f"the service gave {len(found)} machines for {call['id']}")
     return found[0]
 
 
@@ -4231,7 +4216,7 @@ def run_list_machines(call: Call) -> list[Row]:
     if not results:
         raise NothingSent
     if len(answers) < len(results):
-        raise partial(call.row, results)
+        raise partial(results)
     return answers
 
 
@@ -4239,12 +4224,12 @@ def run_show_clusters(call: Call) -> Any:
     """The answer, with a map of clusters; for tables their rows."""
     answer = call.send()
     if not isinstance(answer.get("clusters"), dict):
-        raise VastAIError("the service gave an answer without 'clusters'", command=call.row.name)
+        raise VastAIError("the service gave an answer without 'clusters'")
     if not call.cli or call.whole:
         return answer
     rows = []
     for id, cluster in answer["clusters"].items():
-        nodes = objects(call, dig(cluster, "nodes") or [])
+        nodes = objects(dig(cluster, "nodes") or [])
         manager = next((node for node in nodes if node.get("is_cluster_manager")), {})
         rows.append({"id": id, "subnet": dig(cluster, "subnet"), "nodes": nodes, "manager": manager.get("machine_id"),
                      "manager_ip": manager.get("local_ip"), "machine_ids": [node.get("machine_id") for node in nodes]})
@@ -4277,7 +4262,7 @@ def invoice_items(call: Call, **more: Any) -> Row:
     answer = call.send(query={**query, **more})
     kind = "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
     call.extra["current"] = answer.get("current")
-    return {"invoices": [row for row in objects(call, answer.get("invoices")) if kind in (None, row.get("type"))],
+    return {"invoices": [row for row in objects(answer.get("invoices")) if kind in (None, row.get("type"))],
             "current": answer.get("current")}
 
 
@@ -4305,7 +4290,7 @@ def amount_of(row: Row) -> float | None:
 def run_show_invoices_v1(call: Call) -> Any:
     """A page of invoices or charges as it came; all pages of them where they are to become a PDF."""
     if call.cli and bool(call["invoices"]) == bool(call["charges"]):
-        raise UsageError("give one of --invoices and --charges", command=call.row.name)
+        raise UsageError("give one of --invoices and --charges")
     if not call["pdf"]:
         return call.send()
     query, results = request_of(call).query, []
@@ -4378,7 +4363,7 @@ def run_transfer_credit(call: Call) -> Any:
         if call[name] is None:
             call.params[name] = call[f"{name}_pos"]
         if call[name] is None:
-            raise UsageError(f"{name} is required", command=call.row.name)
+            raise UsageError(f"{name} is required")
     if not call["skip"] and not call.client.curl:
         confirm(call, f"Give {call['amount']} $ of your credit to {call['recipient']}? It cannot be undone.")
     return call.send()
@@ -4388,8 +4373,7 @@ def run_notifications(call: Call) -> Any:
     """The notification choices of an account, of one's own unless another is named."""
     user = call.do("show_user").get("id") if call["user_id"] is None else call["user_id"]
     if user is None:
-        raise VastAIError("the service did not say which account this is; name it with --user_id",
-                          command=call.row.name)
+        raise VastAIError("the service did not say which account this is; name it with --user_id")
     return call.send(user_id=user)
 
 
@@ -4398,7 +4382,7 @@ def run_update(call: Call) -> None:
     how, place = installation()
     advice = (f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came at first"
               if how == "pip" else "it is a file of its own: put the newer vastai.py in its place")
-    raise VastAIError(f"this is vastai {__version__} in {place}; {advice}", command=call.row.name)
+    raise VastAIError(f"this is vastai {__version__} in {place}; {advice}")
 
 
 def run_uninstall(call: Call) -> None:
@@ -4406,7 +4390,7 @@ def run_uninstall(call: Call) -> None:
     how, place = installation()
     if how == "file":
         raise VastAIError(f"nothing was installed: this copy is the file {place}; delete it, and with it "
-                          f"{os.path.dirname(config_file(''))} if your keys shall go too", command=call.row.name)
+                          f"{os.path.dirname(config_file(''))} if your keys shall go too")
     confirm(call, f"Uninstall {place} with pip?")
     run_program([sys.executable, "-m", "pip", "uninstall", "--yes", "vastai"], "")
 
@@ -4757,10 +4741,10 @@ def run_benchmarks(call: Call) -> list[Row]:
     """How fast a template is on some GPUs: from measurements of the last 30 days, else by renting each."""
     field, value = ("hash_id", call["template_hash"]) if call["template_id"] is None else ("id", call["template_id"])
     if value in (None, ""):
-        raise UsageError("which template? Give --template_hash or --template_id", command=call.row.name)
+        raise UsageError("which template? Give --template_hash or --template_id")
     template = next(iter(call.do("search_templates", query={field: {"eq": value}})), None)
     if template is None:
-        raise NotFoundError(f"there is no template {value}", command=call.row.name)
+        raise NotFoundError(f"there is no template {value}")
     filters = _json_object(template.get("extra_filters") or {})
     rows, wanted = [], []
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
@@ -4894,7 +4878,7 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
         surely(call, lambda: give_back(specs))
     left, results = [f"{kind} {id}" for things in rented.values() for kind, id in things], list(rows.values())
     if left:
-        raise PartialError(f"not deleted, and still costing: {', '.join(left)}", command=call.row.name, results=results)
+        raise PartialError(f"not deleted, and still costing: {', '.join(left)}", results=results)
     return results
 
 
@@ -5158,24 +5142,22 @@ class VastAI:
         if now.keys() - {"raw"}:
             client = VastAI.__new__(VastAI)
             client.__dict__.update(self.__dict__, **now)
-        view = View("json" if now.get("raw", self.raw) else "table", quiet=False)
-        call = Call(client, row, check(row, bind(row, args, given), cli=False), view)
-        try:
-            answer = perform(call)
-        except NothingSent:
-            return None
-        except VastAIError as error:
-            refused = error.status == 200 and dig(error.body, "success") is False
-            if not refused or row.is_list or row.returns in ("text", "any") or (row.strict and "error" in error.body):
-                raise
-            answer = error.body  # for `if result.get("success"): …`
-        finally:
-            if client is not self:
-                del client.__dict__["pool"]  # it belongs to self
-        if view.form == "json":
-            return answer
-        display(call, answer)
-        return None
+        view = View("json" if now.get("raw", self.raw) else "table")
+        with row:
+            call = Call(client, row, check(row, bind(row, args, given), cli=False), view)
+            try:
+                answer = perform(call)
+            except NothingSent:
+                return None
+            except VastAIError as error:
+                if (error.status != 200 or dig(error.body, "success") is not False or row.is_list
+                        or row.returns in ("text", "any") or (row.strict and "error" in error.body)):
+                    raise
+                answer = error.body  # for `if result.get("success"): …`
+            finally:
+                if client is not self:
+                    del client.__dict__["pool"]  # it belongs to self
+            return answer if view.form == "json" else display(call, answer)
 
     # stubs: begin
     if TYPE_CHECKING:  # written by `python3 test_vastai.py stubs`
@@ -6205,8 +6187,7 @@ def show_instance_table(call: Call, rows: list[Row]) -> None:
         known = {COLUMN_NAMES.get(c[1], c[1]): c for c in INSTANCE_COLUMNS + INSTANCE_MORE}
         for name in call["cols"].split(","):
             if name.strip() not in known:
-                raise UsageError(f"--cols: there is no column {shown(name)!r}{nearest(name, known)}",
-                                 command=call.row.name)
+                raise UsageError(f"--cols: there is no column {shown(name)!r}{nearest(name, known)}")
         columns = tuple(known[name.strip()] for name in call["cols"].split(","))
     emit_rows(call, rows, columns)
     cost = sum(row["dph_total"] for row in rows if isinstance(row.get("dph_total"), (int, float)))
@@ -6226,7 +6207,7 @@ def show_network_disk_tables(call: Call, answer: Row) -> None:
     """A table of disks and one of mounts for each cluster."""
     for cluster in answer["data"]:
         emit(f"Cluster {shown(str(cluster.get('cluster_id')))}\n")
-        emit_rows(call, objects(call, cluster.get("network_disks") or []), NETWORK_DISK_COLUMNS)
+        emit_rows(call, objects(cluster.get("network_disks") or []), NETWORK_DISK_COLUMNS)
         ids = cluster.get("machine_ids")
         emit_rows(call, [{"id": id, "mount": dig(cluster, f"mounts.{id}") or "N/A"}
                          for id in (ids if isinstance(ids, list) else ())], MOUNT_COLUMNS)
@@ -6276,7 +6257,7 @@ def show_gpu_trends(call: Call, answer: Row) -> None:
 
 def show_tfa_status(call: Call, answer: Row) -> None:
     """The methods, and how many backup codes there are; phone numbers only where a method needs one."""
-    methods = objects(call, answer.get("methods") or [])
+    methods = objects(answer.get("methods") or [])
     phones = any(row.get("method") == "sms" for row in methods)
     if not methods:
         return emit("Two-factor authentication is off.\n")
@@ -6311,7 +6292,7 @@ def show_backup_codes(call: Call, answer: Row) -> None:
             return emit(f"{len(codes)} backup codes are kept in {path}\n")
         except UsageError as error:
             if choice is None:
-                raise VastAIError(f"the new backup codes are lost: {error.msg}", command=call.row.name,
+                raise VastAIError(f"the new backup codes are lost: {error.msg}",
                                   hint="`vastai tfa regen-codes` makes others.") from None
             warn(error.msg)
     return emit(text)
@@ -6373,7 +6354,7 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
                  row.get("description"), f"({start}{'' if start == end else f' to {end}'})"]
         yield "  " * depth + "  ".join(text_of(word) for word in words if word) + "\n"
         if row.get("items") and (call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")):
-            yield from charge_lines(call, bill_rows(call, objects(call, row["items"])), depth + 1)
+            yield from charge_lines(call, bill_rows(call, objects(row["items"])), depth + 1)
 
 
 def show_levels(call: Call, answer: Row) -> None:
@@ -6661,7 +6642,7 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise UsageError(message, command=row.name)
+            raise UsageError(message)
 
     mine = [arg for arg in row.args if arg.face != "sdk"]
     taken = {flag for arg in mine for flag in arg.flags if arg.option}
@@ -6680,7 +6661,7 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     for word in loose:
         if word.startswith("-") and len(word) > 1 and not word[1:2].isdigit():
             known = {flag for arg in [*mine, *everywhere] for flag in arg.flags if arg.option}
-            raise UsageError(f"no option {shown(word)!r}{nearest(canonical(word), known)}", command=row.name)
+            raise UsageError(f"no option {shown(word)!r}{nearest(canonical(word), known)}")
     given = vars(found)
     if tail is not None:
         given["args"] = tail
@@ -6720,7 +6701,7 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
             given[arg.name] = words[:count] if arg.many else words[0]
             words = words[count:]
     if words:
-        raise UsageError(f"unexpected {shown(words[0])!r}", command=row.name)
+        raise UsageError(f"unexpected {shown(words[0])!r}")
     return given
 
 
@@ -6747,17 +6728,22 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         return 0
     if row.name == "help":
         return run_line(["--help", *words])
+    with row:
+        return run_row(row, words, start, pool)
+
+
+def run_row(row: Command, words: list[str], start: Row | None, pool: Pool | None) -> int:
+    """Runs a command with the words of its line; as run_line."""
     given, common = parse_line(row, words, start)
     if common["version"]:
         emit(f"{__version__}\n")
         return 0
     form = "json" if common["raw"] else common.get("format", "table")
     quiet = common.get("quiet", False) and (form != "json" or row.name == "show instances")
-    view = View(form, common["fields"], quiet, common["full"], not common["no_color"],
-                given.get("yes", False))
+    view = View(form, common["fields"], quiet, common["full"], not common["no_color"], given.get("yes", False))
     if row.name == "repl":
         if start is not None:
-            raise UsageError("this is the prompt already", command=row.name)
+            raise UsageError("this is the prompt already")
         return repl({**common, "raw": False, "format": form})
     params = check(row, given, cli=True)
     with client_of(common, pool) as client:
@@ -6795,16 +6781,16 @@ def answer_line(call: Call) -> int:
         named = [f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args
                  if "path" in call.row.places(arg)]
         thing = [*named, "such thing"][0]
-        raise NotFoundError(f"there is no {thing}", command=call.row.name,
+        raise NotFoundError(f"there is no {thing}",
                             hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "")
     if call.row.returns == "text" and not call.raw and isinstance(answer, str):
         answer = reader_text(call, answer)
     try:
         display(call, answer)
     except RecursionError:
-        raise VastAIError("the answer is nested too deeply to be shown", command=call.row.name) from None
+        raise VastAIError("the answer is nested too deeply to be shown") from None
     if isinstance(answer, dict) and answer.get("success") is False:  # found out in several steps, and shown in full
-        raise VastAIError(str(answer.get("reason") or words_of(answer)), command=call.row.name)
+        raise VastAIError(str(answer.get("reason") or words_of(answer)))
     return 0
 
 
