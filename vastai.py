@@ -8,9 +8,9 @@ Both come from one table, COMMANDS.  A row says how a command is called, what go
 comes back and whether it may be repeated; the parser, the method on `VastAI`, the help, the completion
 and the table on the screen are all read from it.  To add a plain command, add a row.
 
-The file in order: errors | values | rows | columns and shared options | THE TABLE | from arguments to a
-request | transport | this computer | commands of several steps | diagnostics and benchmarks | VastAI |
-rendering | invoices as PDF | command line | shells | main.
+The file in order: errors | values | rows | columns | shared options | THE TABLE | from arguments to a request |
+transport | this computer | commands of several steps | diagnostics and benchmarks | VastAI | rendering |
+invoices as PDF | command line | shells | main.
 
 Imports stand where they are needed: the network stack, argparse, json, re and datetime together cost far
 more than this file itself, and `--version`, `--help` and `import vastai` need none of them.
@@ -886,8 +886,9 @@ def register(group: str, *rows: Command) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
-# (header, field or function of the row, format, rank).  A format is one of str.format's, with *100 or /1000 behind it
-# to scale a number, or a word that FORMATS knows.  When a terminal is too narrow, the highest rank goes first.
+# (header, field, format, rank).  "a.b" is a member of a member, "a|b" the first that is there.  A format is %'s without
+# the % (".1f") or a text around {} ("{}x"), with *100 or /1000 behind it to scale a number, or a word that FORMATS knows.
+# When a terminal is too narrow, the highest rank goes first.
 
 # fmt: off
 OFFER_COLUMNS = (
@@ -917,14 +918,96 @@ INSTANCE_COLUMNS = (
 INSTANCE_MORE = (
     ("Machine", "machine_id", "", 5), ("Net Mb/s", "net", "net", 6), ("Location", "geolocation", "", 5),
     ("Template", "template", "template", 6), ("SSH", "ssh", "ssh", 4), ("Msg", "status_msg", "", 6))
+TEMPLATE_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3),
+    ("Hash", "hash_id", "", 0), ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4),
+    ("Creator", "creator_id", "", 4), ("Created", "created_at", "day", 5))
+TEMPLATE_CARD = (
+    *TEMPLATE_COLUMNS[:2], ("Description", "desc", ""), *TEMPLATE_COLUMNS[2:4], ("Hash", "hash_id", ""),
+    ("Disk GB", "recommended_disk_space", ".0f"), ("Starts as", "runtype", ""), ("SSH", "use_ssh", ""),
+    ("SSH direct", "ssh_direct", ""), ("Jupyter direct", "jup_direct", ""), ("JupyterLab", "use_jupyter_lab", ""),
+    ("Environment", "env", ""), ("On start", "onstart", ""), ("Conditions", "extra_filters", ""),
+    ("Registry", "docker_login_repo", ""), ("Private", "private", ""), ("Creator", "creator_id", ""),
+    ("Instances made", "count_created", ""), ("Created", "created_at", "day"), ("Link", "href", ""))
+VOLUME_OFFER_COLUMNS = (
+    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6),
+    ("Disk MB/s", "disk_bw", ".1f", 3), ("Disk GB", "disk_space", ".0f", 0), ("Disk name", "disk_name", "", 4),
+    ("$/GB/month", "storage_cost", ".2f", 0), ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3),
+    ("Down Mb/s", "inet_down", ".1f", 3), ("Rel. %", "reliability", ".1f*100", 2),
+    ("Max days", "duration", ".1f/86400", 4), ("Machine", "machine_id", "", 1), ("Status", "verification", "state", 5),
+    ("Host", "host_id", "", 7), ("Location", "geolocation", "", 1))
+NETWORK_VOLUME_OFFER_COLUMNS = (
+    *(c for c in VOLUME_OFFER_COLUMNS if c[1] in ("id", "disk_space", "storage_cost", "inet_up", "inet_down",
+                                                  "reliability", "duration", "verification", "host_id")),
+    ("Cluster", "cluster_id", "", 2), ("Location", "geolocation", "", 1), ("Min BW MiB/s", "nw_disk_min_bw", "", 5),
+    ("Max BW MiB/s", "nw_disk_max_bw", "", 5), ("Avg BW MiB/s", "nw_disk_avg_bw", "", 3))
+VOLUME_COLUMNS = (
+    ("ID", "id", "", 0), ("Cluster", "cluster_id", "", 4), ("Name", "label", "", 0),
+    ("Disk GB", "disk_space", ".0f", 0), ("Status", "status", "state", 0), ("Disk name", "disk_name", "", 4),
+    ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
+    ("Rel. %", "reliability2", ".1f*100", 5), ("Age hours", "duration", ".2f/3600", 2),
+    ("Machine", "machine_id", "", 1), ("Verified", "verification", "state", 6), ("Host", "host_id", "", 6),
+    ("Location", "geolocation", "", 3), ("Instances", "instances", "", 1))
+NETWORK_DISK_COLUMNS = (
+    ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"), ("Total GB", "total_space", "{}"))
+MOUNT_COLUMNS = (("Machine", "id", ""), ("Mounted at", "mount", ""))
+BACKUP_COLUMNS = (
+    ("ID", "id", ""), ("Contract", "contract_id", ""), ("Type", "type", "unknown"), ("Machine", "machine_id", ""),
+    ("Status", "status", "state"), ("Age hours", "created_at", "hours"), ("Info", "info", ""))
+BACKUP_FILE_COLUMNS = (("Name", "name", ""), ("Size MB", "size", ".2f/1000000"), ("URL", "url", ""))
+DEPLOYMENT_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Tag", "tag", "", 0), ("Image", "image", "", 1),
+    ("Endpoint", "endpoint_id", "", 1), ("Hash", "file_hash", "", 4), ("Version", "current_version_id", "", 2),
+    ("TTL", "ttl", "", 5), ("Created", "created_at", "minute", 3), ("Updated", "updated_at", "minute", 4))
+DEPLOYMENT_CARD = (
+    *DEPLOYMENT_COLUMNS[:5], ("State", "endpoint_state", "state"), ("Workers", "worker_count", ""),
+    ("Hash", "file_hash", ""), ("S3 key", "s3_key", ""), ("Version", "current_version_id", ""),
+    ("Last healthy", "last_healthy_version_id", ""), ("Storage", "storage", ""), *DEPLOYMENT_COLUMNS[7:])
+PRICE_INCREASE_COLUMNS = (
+    ("Pending ID", "pending_price_increase_id", "", 0), ("Instance", "contract_id", "", 0), ("Host", "host_id", "", 3),
+    ("Current end", "contract_end_date", "utc", 2), ("New end", "ask_end_date", "utc", 2),
+    ("GPU $/GPU/hr", "gpu_costpersec", "$/hr", 0), ("Storage $/GB/month", "disk_ram_costpersec", "$/month", 1),
+    ("Up $/GB", "bwu_cost", "$/GB", 1), ("Down $/GB", "bwd_cost", "$/GB", 1),
+    ("Platform fee %", "platform_fee", "%", 1))
+BENCHMARK_COLUMNS = (
+    ("ID", "id", "", 0), ("Machine", "machine_id", "", 2), ("Model", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0),
+    ("Value", "value", ".2f", 0), ("$/hr", "dph_base", ".4f", 0), ("Type", "type", "", 1),
+    ("Template", "template_hash", "", 3), ("Template ID", "template_id", "", 3), ("Instance", "contract_id", "", 5),
+    ("Image", "image", "", 4), ("Date (UTC)", "last_update", "minute", 2))
+GPU_METRICS_COLUMNS = (
+    ("GPU", "gpu_name", "", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
+    ("Unrent", "unavailable", "", 3), ("Usage %", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
+    ("Avl/Ver", "avail_verified", "", 4), ("Rnt/Unv", "rented_unverified", "", 5),
+    ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3), ("TFLOPS", "tflops", ".1f", 3),
+    ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
+    ("Med $/hr", "price_median", ".4f", 0), ("P90 $/hr", "price_p90", ".4f", 2))
+SUPPLY = {
+    "Rnt/Ver": "rented_verified", "Avl/Ver": "avail_verified", "Rnt/Unv": "rented_unverified",
+    "Avl/Unv": "avail_unverified", "Unr/Ver": "unavail_verified", "Unr/Unv": "unavail_unverified", "Total": "total"}
+PRICES = ("rented_p10", "rented_median", "rented_p90", "avail_p10", "avail_median", "avail_p90")
+GPU_TRENDS_COLUMNS = (
+    ("Date", "timestamp", "minute", 0), *((head, name, "", 2) for head, name in SUPPLY.items()),
+    *((f"{name[0].upper()}.{name[-3:] if 'p' in name else 'med'} $/hr", name, ".4f", 1) for name in PRICES))
+GPU_LOCATION_COLUMNS = (
+    ("GPU", "gpu_name", ""), ("City", "city", ""), ("CC", "country_code", ""), ("GPUs", "num_gpus", "{}"),
+    ("State", "state", "state"), ("Verified", "verified", ""), ("Lat", "latitude", ".4f"), ("Lon", "longitude", ".4f"))
 SSH_KEY_COLUMNS = (("ID", "id", ""), ("Key", "key|public_key", ""), ("Created", "created_at", ""))
 API_KEY_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("Rights", "rights", "", 1), ("Team", "team_name", "", 2),
     ("Permissions", "permissions", "", 3))
-AUDIT_COLUMNS = (
-    ("IP address", "ip_address", "", 1), ("API key", "api_key_id", "", 1), ("Time", "created_at", "", 0),
-    ("Request", "api_route", "", 0), ("Arguments", "args", "", 2))
 ENV_COLUMNS = (("Name", "name", "", 0), ("Value", "value", "", 0))
+TFA_COLUMNS = (
+    ("ID", "id", "", 0), ("User", "user_id", "", 4), ("Primary", "is_primary", "", 1), ("Method", "method", "", 0),
+    ("Label", "label", "", 1), ("Phone", "phone_number", "", 3), ("Created (UTC)", "created_at", "second", 3),
+    ("Last used (UTC)", "last_used", "second", 2), ("Failures", "fail_count", "", 3),
+    ("Locked until (UTC)", "locked_until", "second", 2))
+TOTP_CARD = (("Secret", "secret", ""), ("URI", "provisioning_uri", ""))
+MEMBER_COLUMNS = (
+    ("ID", "id", "", 0), ("User", "username", "", 0), ("Email", "email", "", 0), ("Name", "fullname", "", 2),
+    ("Roles", "roles", "join", 1))
+ROLE_COLUMNS = (
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Identifier", "identifier", "", 2),
+    ("Permissions", "permissions", "", 1))
 MACHINE_COLUMNS = (
     ("ID", "id", "", 0), ("GPUs", "num_gpus", "", 0), ("Model", "gpu_name", "_", 0), ("Disk GB", "disk_space", "", 3),
     ("Host name", "hostname", "first16", 2), ("Driver", "driver_version", "", 5), ("Reliab.", "reliability2", ".4f", 3),
@@ -938,35 +1021,12 @@ MAINT_COLUMNS = (
     ("End (UTC)", "end_time", "slashed", 0), ("Hours", "duration_hours", "", 1),
     ("Category", "maintenance_category", "", 2))
 REPORT_COLUMNS = (("Time", "created_at", "", 0), ("Problem", "problem", "", 0), ("Message", "message", "", 1))
-MEMBER_COLUMNS = (
-    ("ID", "id", "", 0), ("User", "username", "", 0), ("Email", "email", "", 0), ("Name", "fullname", "", 2),
-    ("Roles", "roles", "join", 1))
-ROLE_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Identifier", "identifier", "", 2),
-    ("Permissions", "permissions", "", 1))
-TFA_COLUMNS = (
-    ("ID", "id", "", 0), ("User", "user_id", "", 4), ("Primary", "is_primary", "", 1), ("Method", "method", "", 0),
-    ("Label", "label", "", 1), ("Phone", "phone_number", "", 3), ("Created (UTC)", "created_at", "second", 3),
-    ("Last used (UTC)", "last_used", "second", 2), ("Failures", "fail_count", "", 3),
-    ("Locked until (UTC)", "locked_until", "second", 2))
-TOTP_CARD = (("Secret", "secret", ""), ("URI", "provisioning_uri", ""))
 CLUSTER_COLUMNS = (
     ("ID", "id", "", 0), ("Subnet", "subnet", "", 0), ("Nodes", "nodes", "count", 1), ("Manager", "manager", "", 0),
     ("Manager's IP", "manager_ip", "", 2), ("Machines", "machine_ids", "join", 0))
 OVERLAY_COLUMNS = (
     ("ID", "overlay_id", "", 0), ("Name", "name", "", 0), ("Subnet", "internal_subnet", "", 1),
     ("Cluster", "cluster_id", "", 0), ("Size", "instances", "count", 2), ("Instances", "instances", "join", 1))
-TEMPLATE_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3),
-    ("Hash", "hash_id", "", 0), ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4),
-    ("Creator", "creator_id", "", 4), ("Created", "created_at", "day", 5))
-TEMPLATE_CARD = (
-    *TEMPLATE_COLUMNS[:2], ("Description", "desc", ""), *TEMPLATE_COLUMNS[2:4], ("Hash", "hash_id", ""),
-    ("Disk GB", "recommended_disk_space", ".0f"), ("Starts as", "runtype", ""), ("SSH", "use_ssh", ""),
-    ("SSH direct", "ssh_direct", ""), ("Jupyter direct", "jup_direct", ""), ("JupyterLab", "use_jupyter_lab", ""),
-    ("Environment", "env", ""), ("On start", "onstart", ""), ("Conditions", "extra_filters", ""),
-    ("Registry", "docker_login_repo", ""), ("Private", "private", ""), ("Creator", "creator_id", ""),
-    ("Instances made", "count_created", ""), ("Created", "created_at", "day"), ("Link", "href", ""))
 USER_CARD = (
     ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Full name", "fullname", ""),
     ("Credit $", "credit", ".2f"), ("Balance $", "balance", ".2f"), ("Alert below $", "balance_threshold", ".2f"),
@@ -978,6 +1038,9 @@ USER_CARD = (
     ("Billing set up", "has_billing", ""), ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""),
     ("Email verified", "email_verified", ""), ("Password reset", "password_resettable", ""),
     ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
+AUDIT_COLUMNS = (
+    ("IP address", "ip_address", "", 1), ("API key", "api_key_id", "", 1), ("Time", "created_at", "", 0),
+    ("Request", "api_route", "", 0), ("Arguments", "args", "", 2))
 SUBACCOUNT_COLUMNS = (
     ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Credit $", "credit", ".2f"))
 ITEM_COLUMNS = (
@@ -1011,6 +1074,8 @@ WORKERGROUP_COLUMNS = (
 WORKER_COLUMNS = (
     ("ID", "id", "", 0), ("Status", "status", "state", 0), ("Model", "gpu_name", "", 1),
     ("Perf", "measured_perf", "", 0), ("URL", "url", "", 3))
+ROUTE_CARD = (("Worker", "url", ""), ("Status", "status", ""), ("Cost", "cost", ""), ("Request", "reqnum", ""),
+    ("Signature", "signature", ""))
 NOTIFICATION_COLUMNS = (
     ("Key", "key", "", 0), ("Meaning", "display_name", "", 1), ("Category", "category", "", 2),
     ("Mail", "default_preferences.email", "", 0), ("Webhooks", "default_preferences.webhooks", "", 0),
@@ -1019,124 +1084,28 @@ WEBHOOK_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("URL", "webhook_url", "", 0), ("Events", "event_types", "", 1),
     ("Changed", "updated_at", "minute", 2))
 
-VOLUME_OFFER_COLUMNS = (
-    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6),
-    ("Disk MB/s", "disk_bw", ".1f", 3), ("Disk GB", "disk_space", ".0f", 0), ("Disk name", "disk_name", "", 4),
-    ("$/GB/month", "storage_cost", ".2f", 0), ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3),
-    ("Down Mb/s", "inet_down", ".1f", 3), ("Rel. %", "reliability", ".1f*100", 2),
-    ("Max days", "duration", ".1f/86400", 4), ("Machine", "machine_id", "", 1), ("Status", "verification", "state", 5),
-    ("Host", "host_id", "", 7), ("Location", "geolocation", "", 1))
-NETWORK_VOLUME_OFFER_COLUMNS = (
-    *(c for c in VOLUME_OFFER_COLUMNS if c[1] in ("id", "disk_space", "storage_cost", "inet_up", "inet_down",
-                                                  "reliability", "duration", "verification", "host_id")),
-    ("Cluster", "cluster_id", "", 2), ("Location", "geolocation", "", 1), ("Min BW MiB/s", "nw_disk_min_bw", "", 5),
-    ("Max BW MiB/s", "nw_disk_max_bw", "", 5), ("Avg BW MiB/s", "nw_disk_avg_bw", "", 3))
-VOLUME_COLUMNS = (
-    ("ID", "id", "", 0), ("Cluster", "cluster_id", "", 4), ("Name", "label", "", 0),
-    ("Disk GB", "disk_space", ".0f", 0), ("Status", "status", "state", 0), ("Disk name", "disk_name", "", 4),
-    ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
-    ("Rel. %", "reliability2", ".1f*100", 5), ("Age hours", "duration", ".2f/3600", 2),
-    ("Machine", "machine_id", "", 1), ("Verified", "verification", "state", 6), ("Host", "host_id", "", 6),
-    ("Location", "geolocation", "", 3), ("Instances", "instances", "", 1))
-NETWORK_DISK_COLUMNS = (
-    ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"), ("Total GB", "total_space", "{}"))
-MOUNT_COLUMNS = (("Machine", "id", ""), ("Mounted at", "mount", ""))
-BACKUP_COLUMNS = (
-    ("ID", "id", ""), ("Contract", "contract_id", ""), ("Type", "type", "unknown"), ("Machine", "machine_id", ""),
-    ("Status", "status", "state"), ("Age hours", "created_at", "hours"), ("Info", "info", ""))
-BACKUP_FILE_COLUMNS = (("Name", "name", ""), ("Size MB", "size", ".2f/1000000"), ("URL", "url", ""))
-BENCHMARK_COLUMNS = (
-    ("ID", "id", "", 0), ("Machine", "machine_id", "", 2), ("Model", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0),
-    ("Value", "value", ".2f", 0), ("$/hr", "dph_base", ".4f", 0), ("Type", "type", "", 1),
-    ("Template", "template_hash", "", 3), ("Template ID", "template_id", "", 3), ("Instance", "contract_id", "", 5),
-    ("Image", "image", "", 4), ("Date (UTC)", "last_update", "minute", 2))
-GPU_METRICS_COLUMNS = (
-    ("GPU", "gpu_name", "", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
-    ("Unrent", "unavailable", "", 3), ("Usage %", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
-    ("Avl/Ver", "avail_verified", "", 4), ("Rnt/Unv", "rented_unverified", "", 5),
-    ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3), ("TFLOPS", "tflops", ".1f", 3),
-    ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
-    ("Med $/hr", "price_median", ".4f", 0), ("P90 $/hr", "price_p90", ".4f", 2))
-SUPPLY = {
-    "Rnt/Ver": "rented_verified", "Avl/Ver": "avail_verified", "Rnt/Unv": "rented_unverified",
-    "Avl/Unv": "avail_unverified", "Unr/Ver": "unavail_verified", "Unr/Unv": "unavail_unverified", "Total": "total"}
-PRICES = ("rented_p10", "rented_median", "rented_p90", "avail_p10", "avail_median", "avail_p90")
-GPU_TRENDS_COLUMNS = (
-    ("Date", "timestamp", "minute", 0), *((head, name, "", 2) for head, name in SUPPLY.items()),
-    *((f"{name[0].upper()}.{name[-3:] if 'p' in name else 'med'} $/hr", name, ".4f", 1) for name in PRICES))
-GPU_LOCATION_COLUMNS = (
-    ("GPU", "gpu_name", ""), ("City", "city", ""), ("CC", "country_code", ""), ("GPUs", "num_gpus", "{}"),
-    ("State", "state", "state"), ("Verified", "verified", ""), ("Lat", "latitude", ".4f"), ("Lon", "longitude", ".4f"))
-DEPLOYMENT_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Tag", "tag", "", 0), ("Image", "image", "", 1),
-    ("Endpoint", "endpoint_id", "", 1), ("Hash", "file_hash", "", 4), ("Version", "current_version_id", "", 2),
-    ("TTL", "ttl", "", 5), ("Created", "created_at", "minute", 3), ("Updated", "updated_at", "minute", 4))
-DEPLOYMENT_CARD = (
-    *DEPLOYMENT_COLUMNS[:5], ("State", "endpoint_state", "state"), ("Workers", "worker_count", ""),
-    ("Hash", "file_hash", ""), ("S3 key", "s3_key", ""), ("Version", "current_version_id", ""),
-    ("Last healthy", "last_healthy_version_id", ""), ("Storage", "storage", ""), *DEPLOYMENT_COLUMNS[7:])
-PRICE_INCREASE_COLUMNS = (
-    ("Pending ID", "pending_price_increase_id", "", 0), ("Instance", "contract_id", "", 0), ("Host", "host_id", "", 3),
-    ("Current end", "contract_end_date", "utc", 2), ("New end", "ask_end_date", "utc", 2),
-    ("GPU $/GPU/hr", "gpu_costpersec", "$/hr", 0), ("Storage $/GB/month", "disk_ram_costpersec", "$/month", 1),
-    ("Up $/GB", "bwu_cost", "$/GB", 1), ("Down $/GB", "bwd_cost", "$/GB", 1),
-    ("Platform fee %", "platform_fee", "%", 1))
 
-# Option groups that several commands share.
+# ------------------------------------------------------------------------------------------------------- shared options
+# What several commands take, and sentences that several say.
 
-RENTED = ("Instance {new_contract} is {instance[actual_status]}. `vastai ssh {new_contract}` opens a shell, "
-          "`vastai destroy instance {new_contract}` ends it and its costs.|")
+CONDITIONS = Arg("query", QUERY, "conditions on the fields below", None, to="")
+INSTANCE = Arg("id", ID, "the instance", old="ID")
+MACHINE = Arg("id", ID, "the machine", old="machine_id")
+IDENTITY = Arg("-i --identity", TEXT, "file of the private SSH key", None, to="")
 NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
-PDF = Arg("--pdf", OUT_FILE, "write the rows into this PDF file as well", None, to="")
-ITEM_OPTIONS = (
-    Arg("-s --start_date", WHEN, "from this date on; the last day if not given", None, to=""),
-    Arg("-e --end_date", WHEN, "up to this date; now if not given", None, to=""),
-    Arg("-c --only_charges", FLAG, "only charges", to=""),
-    Arg("-p --only_credits", FLAG, "only payments", to=""))
-INVOICE_TYPES = {
-    "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase",
-    "crypto.com": "crypto.com", "reserved": "instance_prepay", "payout_paypal": "paypal_manual",
-    "payout_wise": "wise_manual"}
-CHARGE_TYPES = {
-    "instance": "instance", "volume": "volume", "serverless": "serverless",
-    "i": "instance", "v": "volume", "s": "serverless"}
-SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
-
-def endpoint_options(load: float | None, target: float | None, multiple: float | None, cold: int | None,
-                     most: int | None) -> tuple[Arg, ...]:
-    return (
-        Arg("--min_load", NUMBER, "lowest load to be ready for, in units of performance a second (tokens/s)", load),
-        Arg("--min_cold_load", NUMBER, "the same, with workers that still have to start counted", load),
-        Arg("--target_util", NUMBER, "share of the capacity to be used, up to 1", target),
-        Arg("--cold_mult", NUMBER, "stopped capacity to keep, as a multiple of the running one", multiple),
-        Arg("--cold_workers", COUNT, "workers to keep when there is no load", cold),
-        Arg("--max_workers", COUNT, "workers at most", most),
-        Arg("--endpoint_name", TEXT, "name by which programs reach it", None),
-        Arg("--max_queue_time", NUMBER, "seconds that a request may wait at a worker", None),
-        Arg("--target_queue_time", NUMBER, "seconds in which a queue shall be worked off", None),
-        Arg("--inactivity_timeout", WHOLE, "seconds without traffic until no worker stays active", None),
-        SCALER)
-
-WORKERGROUP_OPTIONS = (
-    Arg("--template_hash", TEXT, "template of the workers; brings its own search conditions", None),
-    Arg("--template_id", ID, "the same by id", None),
-    Arg("--search_params", TEXT, "conditions on offers, as for search offers", None, to=""),
-    Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", None, secret=True),
-    Arg("--endpoint_name", TEXT, "the endpoint, by name", None),
-    Arg("--endpoint_id", ID, "the endpoint, by id", None),
-    Arg("--gpu_ram", GB, "GPU memory that a worker needs, GB", None),
-    Arg("-n --no-default", FLAG, "without verified=True rentable=True rented=False in the search", to=""),
-    *(arg for arg in endpoint_options(None, None, None, None, None)
-      if arg.name in ("min_load", "target_util", "cold_mult", "cold_workers", "max_workers")),
-    Arg("--test_workers", COUNT, "workers to measure the template on", None))
-LOG_OPTIONS = (
-    Arg("--level", COUNT, "how much to show: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
-    Arg("--tail", COUNT, "lines from the end", None))
-ROUTE_CARD = (("Worker", "url", ""), ("Status", "status", ""), ("Cost", "cost", ""), ("Request", "reqnum", ""),
-    ("Signature", "signature", ""))
-WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}; it is not shown again."
-
+MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
+RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
+WAIT = (Arg("--wait", FLAG, "wait until it runs (destroy: until it is gone)", to=""), MAX_WAIT)
+CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
+    to="")
+SCHEDULE = (
+    Arg("--schedule", TEXT, "make a scheduled job of it", None, choices=("HOURLY", "DAILY", "WEEKLY"), to=""),
+    Arg("--start_date", WHEN, "first day of the job, UTC; today if not given", None, to=""),
+    Arg("--end_date", WHEN, "last day of the job, UTC; a week from now if not given", None, to=""),
+    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to=""),
+    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to=""))
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
+
 
 def search_options(storage: float) -> tuple[Arg, ...]:
     return (
@@ -1145,12 +1114,6 @@ def search_options(storage: float) -> tuple[Arg, ...]:
         Arg("--storage", GB, "storage that prices shall include, GB", storage, to=""),
         Arg("-n --no-default", FLAG, "without the conditions that are set otherwise", to=""))
 
-SCHEDULE = (
-    Arg("--schedule", TEXT, "make a scheduled job of it", None, choices=("HOURLY", "DAILY", "WEEKLY"), to=""),
-    Arg("--start_date", WHEN, "first day of the job, UTC; today if not given", None, to=""),
-    Arg("--end_date", WHEN, "last day of the job, UTC; a week from now if not given", None, to=""),
-    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to=""),
-    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to=""))
 
 LAUNCH_OPTIONS = (
     Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'", None, to="",
@@ -1197,46 +1160,8 @@ CREATE_OPTIONS = (
     Arg("--target_state", TEXT, "state to begin in", None, choices=("running", "stopped")),
     Arg("--vm", FLAG, "the image is that of a virtual machine", to=""),
     Arg("--args_str", TEXT, "arguments of the image's entrypoint as one text, in place of --args", None))
-LISTING = (
-    Arg("-g --price_gpu", PRICE, "price of a GPU, $/hr", None),
-    Arg("-s --price_disk", PRICE, "price of storage, $/GB/month; the service takes 0.10 if not given", None),
-    Arg("-u --price_inetu", PRICE, "price of uploads, $/GB", None),
-    Arg("-d --price_inetd", PRICE, "price of downloads, $/GB", None),
-    Arg("-b --price_min_bid", PRICE, "lowest bid for a GPU, $/hr", None),
-    Arg("-m --min_chunk", COUNT, "fewest GPUs that are rented together", 1),
-    Arg("-e --end_date", EXPIRY, "last day of the offer: MM/DD/YYYY (UTC) or unix seconds", None),
-    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 is 40 %", None, key="credit_discount_max"),
-    Arg("-l --duration", TEXT,
-        "keep the offer's end this far ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
-    Arg("-v --vol_size", COUNT, "space offered for volumes, GB; 0 for none, half of the disk if not given", None),
-    Arg("-z --vol_price", PRICE, "price of volumes, $/GB/month; price_disk if not given", None))
-TFA_METHODS = ("email", "sms", "totp")
-TFA_PROOF = (
-    Arg("-c --code", CODE, "code from the app, the SMS or the mail", None, secret=True),
-    Arg("-bc --backup-code", CODE, "one of your backup codes, in place of a code", None, secret=True),
-    Arg("-t --method-type", TEXT, "kind of method that the code is from", None, key="tfa_method", choices=TFA_METHODS),
-    Arg("-s --secret", CODE, "secret that came with the code's SMS or mail, from tfa send-sms or tfa send-email", None,
-        secret=True),
-    Arg("-id --method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
-        key="tfa_method_id"))
-PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None)
-AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "the second step of tfa auth-new",
-    Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
-CONDITIONS = Arg("query", QUERY, "conditions on the fields below", None, to="")
-INSTANCE = Arg("id", ID, "the instance", old="ID")
-MACHINE = Arg("id", ID, "the machine", old="machine_id")
-RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
-MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
-WAIT = (Arg("--wait", FLAG, "wait until it runs (destroy: until it is gone)", to=""), MAX_WAIT)
-CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
-    to="")
-IDENTITY = Arg("-i --identity", TEXT, "file of the private SSH key", None, to="")
-
-VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, GB, whole", 15)
-PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
-VOLUME_NAME = Arg("-n --name", NAME, "a name of your own", None)
-OFFER_END = Arg("-e --end_date", WHEN,
-    "end of the offer, UTC: MM/DD/YYYY or unix seconds; the service chooses if not given", None)
+RENTED = ("Instance {new_contract} is {instance[actual_status]}. `vastai ssh {new_contract}` opens a shell, "
+          "`vastai destroy instance {new_contract}` ends it and its costs.|")
 TEMPLATE_OPTIONS = (
     Arg("--name", TEXT, "its name", None),
     Arg("--image", TEXT, "Docker image", None),
@@ -1268,13 +1193,91 @@ TEMPLATE_OPTIONS = (
     Arg("--docker_login_pass", TEXT, "password or token at the registry", None, face="sdk", secret=True),
     Arg("--args_str", TEXT, "arguments of the image's entrypoint, for runtype args", None, face="sdk"),
     Arg("--volume_info", OBJECT, "volume that the console suggests, in the service's words", None, face="sdk"))
+VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, GB, whole", 15)
+VOLUME_NAME = Arg("-n --name", NAME, "a name of your own", None)
+PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
+OFFER_END = Arg("-e --end_date", WHEN,
+    "end of the offer, UTC: MM/DD/YYYY or unix seconds; the service chooses if not given", None)
 MARKET_OPTIONS = (
     Arg("--verified", TEXT, "only verified machines, or only others", "all", choices=("true", "false", "all"), to=""),
     Arg("--datacenter", TEXT, "only machines in data centres, or only others", "all", choices=("true", "false", "all"),
         to=""))
-FOR_HOSTS = "There is nothing to show. These numbers are for hosts with a machine alone."
 MARKET_SIZE = Arg("--num-gpus", TEXT, "only machines with so many GPUs", "all",
     choices=("all", "1", "2", "4", "8", "other"), to="")
+FOR_HOSTS = "There is nothing to show. These numbers are for hosts with a machine alone."
+TFA_METHODS = ("email", "sms", "totp")
+TFA_PROOF = (
+    Arg("-c --code", CODE, "code from the app, the SMS or the mail", None, secret=True),
+    Arg("-bc --backup-code", CODE, "one of your backup codes, in place of a code", None, secret=True),
+    Arg("-t --method-type", TEXT, "kind of method that the code is from", None, key="tfa_method", choices=TFA_METHODS),
+    Arg("-s --secret", CODE, "secret that came with the code's SMS or mail, from tfa send-sms or tfa send-email", None,
+        secret=True),
+    Arg("-id --method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
+        key="tfa_method_id"))
+PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None)
+AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "the second step of tfa auth-new",
+    Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
+LISTING = (
+    Arg("-g --price_gpu", PRICE, "price of a GPU, $/hr", None),
+    Arg("-s --price_disk", PRICE, "price of storage, $/GB/month; the service takes 0.10 if not given", None),
+    Arg("-u --price_inetu", PRICE, "price of uploads, $/GB", None),
+    Arg("-d --price_inetd", PRICE, "price of downloads, $/GB", None),
+    Arg("-b --price_min_bid", PRICE, "lowest bid for a GPU, $/hr", None),
+    Arg("-m --min_chunk", COUNT, "fewest GPUs that are rented together", 1),
+    Arg("-e --end_date", EXPIRY, "last day of the offer: MM/DD/YYYY (UTC) or unix seconds", None),
+    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 is 40 %", None, key="credit_discount_max"),
+    Arg("-l --duration", TEXT,
+        "keep the offer's end this far ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
+    Arg("-v --vol_size", COUNT, "space offered for volumes, GB; 0 for none, half of the disk if not given", None),
+    Arg("-z --vol_price", PRICE, "price of volumes, $/GB/month; price_disk if not given", None))
+ITEM_OPTIONS = (
+    Arg("-s --start_date", WHEN, "from this date on; the last day if not given", None, to=""),
+    Arg("-e --end_date", WHEN, "up to this date; now if not given", None, to=""),
+    Arg("-c --only_charges", FLAG, "only charges", to=""),
+    Arg("-p --only_credits", FLAG, "only payments", to=""))
+PDF = Arg("--pdf", OUT_FILE, "write the rows into this PDF file as well", None, to="")
+INVOICE_TYPES = {
+    "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase",
+    "crypto.com": "crypto.com", "reserved": "instance_prepay", "payout_paypal": "paypal_manual",
+    "payout_wise": "wise_manual"}
+CHARGE_TYPES = {
+    "instance": "instance", "volume": "volume", "serverless": "serverless",
+    "i": "instance", "v": "volume", "s": "serverless"}
+SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
+
+
+def endpoint_options(load: float | None, target: float | None, multiple: float | None, cold: int | None,
+                     most: int | None) -> tuple[Arg, ...]:
+    return (
+        Arg("--min_load", NUMBER, "lowest load to be ready for, in units of performance a second (tokens/s)", load),
+        Arg("--min_cold_load", NUMBER, "the same, with workers that still have to start counted", load),
+        Arg("--target_util", NUMBER, "share of the capacity to be used, up to 1", target),
+        Arg("--cold_mult", NUMBER, "stopped capacity to keep, as a multiple of the running one", multiple),
+        Arg("--cold_workers", COUNT, "workers to keep when there is no load", cold),
+        Arg("--max_workers", COUNT, "workers at most", most),
+        Arg("--endpoint_name", TEXT, "name by which programs reach it", None),
+        Arg("--max_queue_time", NUMBER, "seconds that a request may wait at a worker", None),
+        Arg("--target_queue_time", NUMBER, "seconds in which a queue shall be worked off", None),
+        Arg("--inactivity_timeout", WHOLE, "seconds without traffic until no worker stays active", None),
+        SCALER)
+
+
+WORKERGROUP_OPTIONS = (
+    Arg("--template_hash", TEXT, "template of the workers; brings its own search conditions", None),
+    Arg("--template_id", ID, "the same by id", None),
+    Arg("--search_params", TEXT, "conditions on offers, as for search offers", None, to=""),
+    Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", None, secret=True),
+    Arg("--endpoint_name", TEXT, "the endpoint, by name", None),
+    Arg("--endpoint_id", ID, "the endpoint, by id", None),
+    Arg("--gpu_ram", GB, "GPU memory that a worker needs, GB", None),
+    Arg("-n --no-default", FLAG, "without verified=True rentable=True rented=False in the search", to=""),
+    *(arg for arg in endpoint_options(None, None, None, None, None)
+      if arg.name in ("min_load", "target_util", "cold_mult", "cold_workers", "max_workers")),
+    Arg("--test_workers", COUNT, "workers to measure the template on", None))
+LOG_OPTIONS = (
+    Arg("--level", COUNT, "how much to show: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
+    Arg("--tail", COUNT, "lines from the end", None))
+WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}; it is not shown again."
 
 
 # ------------------------------------------------------------------------------------------------------------ THE TABLE
