@@ -886,8 +886,8 @@ def register(group: str, *rows: Command) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
-# (header, field, format, rank).  "a.b" is a member of a member, "a|b" the first that is there.  A format is %'s without
-# the % (".1f") or a text around {} ("{}x"), with *100 or /1000 behind it to scale a number, or a word that FORMATS knows.
+# (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is there.  A format is %'s
+# without the % (".1f") or a text around {} ("{}x"), with *100 or /1000 behind it to scale a number, or a word of FORMATS.
 # When a terminal is too narrow, the highest rank goes first.
 
 # fmt: off
@@ -1108,6 +1108,7 @@ DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
 
 def search_options(storage: float) -> tuple[Arg, ...]:
+    """What every search of offers takes; `storage` is the default in GB."""
     return (
         Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", "score-", to=""),
         Arg("--limit", COUNT, "rows at most; 0 for as many as the service gives", None, to=""),
@@ -1248,6 +1249,7 @@ SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="auto
 
 def endpoint_options(load: float | None, target: float | None, multiple: float | None, cold: int | None,
                      most: int | None) -> tuple[Arg, ...]:
+    """What a serverless endpoint takes, with these defaults."""
     return (
         Arg("--min_load", NUMBER, "lowest load to be ready for, in units of performance a second (tokens/s)", load),
         Arg("--min_cold_load", NUMBER, "the same, with workers that still have to start counted", load),
