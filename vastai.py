@@ -886,9 +886,9 @@ def register(group: str, *rows: Command) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
-# (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is there.  A format is %'s
-# without the % (".1f") or a text around {} ("{}x"), with *100 or /1000 behind it to scale a number, or a word of FORMATS.
-# When a terminal is too narrow, the highest rank goes first.
+# (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is there.  A format is
+# %'s own without the % (".1f") or a text around {} ("{}x"), with *100 or /1000 behind it to scale a number, or a word
+# that FORMATS knows.  Where a terminal is too narrow, the highest rank goes first.
 
 # fmt: off
 OFFER_COLUMNS = (
