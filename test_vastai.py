@@ -6627,6 +6627,18 @@ connection = http.client.HTTPConnection("127.0.0.1", {port})
 connection.request("GET", "/api/v1/instances/?limit=25", headers={{"Authorization": "Bearer bench-key"}})
 print(json.dumps(json.loads(connection.getresponse().read())["instances"], indent=1, sort_keys=True))
 """
+FLOOR_SEARCH = """
+import http.client, json
+connection = http.client.HTTPConnection("127.0.0.1", {port})
+connection.request("POST", "/api/v0/bundles/", "{{}}", headers={{"Authorization": "Bearer bench-key"}})
+rows = json.loads(connection.getresponse().read())["offers"]
+{show}
+"""
+FLOOR_JSON = "print(json.dumps(rows, indent=1, sort_keys=True))"
+FLOOR_TABLE = """
+for row in rows:
+    print(*[row.get(name) for name in {names!r}])
+"""
 CALLS = """
 import json, statistics, sys, time
 {setup}
@@ -6773,9 +6785,10 @@ def bench_rows(python, official, port, slow, secure):
         *((f"https: {what}", "ms", "", {"ours": [python, "-c", SECURE.format(port=secure, which=which)]}, printed)
           for which, what in enumerate(("first call, with the TLS context", "next call, kept-alive", "another client"))),
         ("search offers, 5,000 rows, table", "ms", "0.2 x official", {
-            "ours": [*ours, "search", "offers"], "official": official_cli("search", "offers")}, seconds),
+            "floor": [python, "-c", FLOOR_SEARCH.format(port=port, show=FLOOR_TABLE.format(
+                names=[column[1] for column in vastai.OFFER_COLUMNS]))], "ours": [*ours, "search", "offers"], "official": official_cli("search", "offers")}, seconds),
         ("search offers, 5,000 rows, JSON", "ms", "0.2 x official", {
-            "ours": [*ours, "search", "offers", "--raw"], "official": official_cli("search", "offers", "--raw")}, seconds),
+            "floor": [python, "-c", FLOOR_SEARCH.format(port=port, show=FLOOR_JSON)], "ours": [*ours, "search", "offers", "--raw"], "official": official_cli("search", "offers", "--raw")}, seconds),
     ]
 
 
@@ -6814,7 +6827,7 @@ def bench(arguments):
 def print_bench_row(result):
     print(f"{result['what']}   (at most {result['target']})" if result["target"] else result["what"])
     middle = {who: statistics.median(values) for who, values in result["figures"].items()}
-    base = middle.get("floor") or middle.get("official") or middle["ours"]
+    base = middle.get(result["target"].rpartition(" ")[2]) or middle.get("floor") or middle["ours"]
     for who, values in result["figures"].items():
         print(f"    {who:<9} median {middle[who]:9.2f} {result['unit']:<3}  min {min(values):9.2f}  max {max(values):9.2f}"
               f"  x {middle[who] / base:.2f}", flush=True)
