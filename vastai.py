@@ -6721,15 +6721,19 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         return 0
     row, words, lost = find_command(argv)
     asked = {canonical(word) for word in (words[:words.index("--")] if "--" in words else words)}
+    helping = not {"-h", "--help"}.isdisjoint(asked)
     if row is None:
         if "--version" in asked:
             emit(f"{__version__}\n")
-        elif not lost or {"-h", "--help"} & asked:
-            emit(overview(lost[0] if lost else ""))
-        else:
+            return 0
+        if lost and not helping:
             raise UsageError(lost_command(lost))
+        if words and not helping:
+            with GLOBAL_ARGS:
+                parse_line(GLOBAL_ARGS, words)  # is there a misspelt option?
+        emit(overview(lost[0] if lost else ""))
         return 0
-    if {"-h", "--help"} & asked and "--args" not in asked:
+    if helping and "--args" not in asked:
         emit(command_help(row))
         return 0
     if row.name == "help":
