@@ -4544,15 +4544,8 @@ class TestRedirects(FaultCase):
                                (False, "http://console.vast.ai/", "https://console.vast.ai/"),
                                (True, "http://h.example", "http://H.EXAMPLE:80/x"),
                                (False, "http://h.example", "http://h.example:81/x")):
-            seen = []
-            def transfer(client, method, url, body, trusted, fresh, timeout, seen=seen, new=new):
-                seen.append(trusted)
-                return vastai.Answer(*((302, {"Location": new}) if len(seen) == 1 else (200, {})), b"{}", url)
-            with self.subTest(old=old, new=new), mock.patch.object(vastai, "transfer",
-                                                                   transfer):  # no such hosts in a test
-                vastai.follow(self.client("http://unused"), vastai.Request("GET", old, {}, None),
-                              vastai.COMMANDS["show user"], 5)
-                self.assertEqual(seen, [True, same])
+            with self.subTest(old=old, new=new):
+                self.assertIs(vastai.key_may_go(*map(urllib.parse.urlsplit, (old, new))), same)
 
     def test_not_followed(self):
         for target in ("file:///etc/passwd", "ftp://127.0.0.1/x", "javascript:alert(1)", "http://[::1",

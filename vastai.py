@@ -2963,10 +2963,7 @@ def refusal(body: Row, answer: Answer) -> VastAIError:
 
 
 def follow(client: VastAI, request: Request, row: Command, timeout: float) -> Answer:
-    """One request with its redirects: all of them for GET, only 307 and 308 for what has a body; five at most.
-
-    The key goes along to the same host or between https hosts of vast.ai, and nowhere else.
-    """
+    """One request with its redirects: all of them for GET, only 307 and 308 for what has a body; five at most."""
     from urllib.parse import quote, urljoin, urlsplit
     url, trusted, body = request.target, request.auth, request.body
 
@@ -2983,22 +2980,25 @@ def follow(client: VastAI, request: Request, row: Command, timeout: float) -> An
             raise stop(f"a {request.method} to {shown(target, 200)}")
         try:
             old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe="%/:=&?~#+!$,;'@()*[]")))
-            places = [(at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme))
-                      for at in (old, new)]
+            trusted = trusted and key_may_go(old, new)
         except ValueError:
             raise stop(f"to {shown(target, 200)}, which is no address") from None
         if new.scheme not in ("http", "https") or not new.hostname or (old.scheme == "https" and new.scheme == "http"):
             raise stop(f"to {shown(target, 200)}, which is not safe")
-        if places[0] != places[1] and not (
-                old.scheme == new.scheme == "https" and _is_vast(old.hostname) and _is_vast(new.hostname)):
-            trusted = False
+        if not trusted:
             body = body and {k: v for k, v in body.items() if k != "api_key"}
         url = new._replace(fragment="").geturl()
     raise stop(f"more than 5 times, the last time to {shown(url, 200)}")
 
 
-def _is_vast(host: str | None) -> bool:
-    return host == "vast.ai" or (host or "").endswith(".vast.ai")
+def key_may_go(old: Any, new: Any) -> bool:
+    """Does the key go along with a redirect?  To the same scheme, host and port, and between https hosts of vast.ai.
+
+    Raises ValueError where a port is none.
+    """
+    places = [(at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme)) for at in (old, new)]
+    return places[0] == places[1] or all(
+        scheme == "https" and (host == "vast.ai" or (host or "").endswith(".vast.ai")) for scheme, host, _ in places)
 
 
 def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: bool, fresh: bool,
