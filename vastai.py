@@ -2305,14 +2305,15 @@ def convert(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
 class Request:
     """What goes over the wire; `hidden` names the members of the body that nothing may show, `secrets` their texts.
 
-    `auth` is False where the key must not go along, as with the presigned address of a result.
+    `safe` is the row's.  `auth` is False where the key must not go along, as with the presigned address of a result.
     """
 
-    __slots__ = ("auth", "body", "hidden", "method", "query", "secrets", "url")
+    __slots__ = ("auth", "body", "hidden", "method", "query", "safe", "secrets", "url")
 
-    def __init__(self, method: str, url: str, query: Row, body: Row | None, auth: bool = True,
+    def __init__(self, method: str, url: str, query: Row, body: Row | None, safe: bool = SAFE, auth: bool = True,
                  hidden: Sequence[str] = ()) -> None:
-        self.method, self.url, self.query, self.body, self.auth, self.hidden = method, url, query, body, auth, hidden
+        self.method, self.url, self.query, self.body, self.safe = method, url, query, body, safe
+        self.auth, self.hidden = auth, hidden
         self.secrets = [text for name in hidden for text in _texts((body or {}).get(name))]
 
     @property
@@ -2360,7 +2361,7 @@ def request_of(call: Call, query: Row | None = None, body: Row | None = None) ->
         k: client.api_key if v is KEY else v for k, v in slots["body"].items() if v is not None or k in given}
     hidden = [name for arg in row.args if arg.secret
               for name in (call[arg.name] if arg.key == "*" else [arg.key])] + ["api_key"] * (KEY in row.body.values())
-    return Request(row.method, base + path, slots["query"], whole, True, hidden)
+    return Request(row.method, base + path, slots["query"], whole, row.safe, True, hidden)
 
 
 def path_part(name: str, value: Any) -> str:
@@ -2753,7 +2754,7 @@ def exchange(call: Call, request: Request) -> Answer:
     for attempt in range(1, client.retry + 1):
         asked: float | None = None  # the pause that the service asks for
         try:
-            answer = follow(client, request, row, client.timeout)
+            answer = follow(client, request, client.timeout)
         except Unsent as problem:
             failure = unreached(client, "cannot reach", problem)
         except Unanswered as problem:
@@ -2962,7 +2963,7 @@ def refusal(body: Row, answer: Answer) -> VastAIError:
     return raising(VastAIError, words, response=answer)
 
 
-def follow(client: VastAI, request: Request, row: Command, timeout: float) -> Answer:
+def follow(client: VastAI, request: Request, timeout: float) -> Answer:
     """One request with its redirects: all of them for GET, only 307 and 308 for what has a body; five at most."""
     from urllib.parse import quote, urljoin, urlsplit
     url, trusted, body = request.target, request.auth, request.body
@@ -2972,7 +2973,7 @@ def follow(client: VastAI, request: Request, row: Command, timeout: float) -> An
         return raising(VastAIError, masked(f"the service redirects {reason}; not followed", secrets),
                        response=answer.masked(secrets))
     for _ in range(6):
-        answer = transfer(client, request.method, url, body, trusted, not row.safe, timeout)
+        answer = transfer(client, request.method, url, body, trusted, not request.safe, timeout)
         target = answer.headers.get("Location")
         if answer.status_code not in (301, 302, 303, 307, 308) or not target:
             return answer
@@ -3777,7 +3778,7 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
         call.note("waiting for the result …")
         try:
             left = max(0.5, end - time.monotonic())
-            answer = follow(call.client, request, METHODS["show_user"], min(left, call.client.timeout))
+            answer = follow(call.client, request, min(left, call.client.timeout))
             if answer.status_code == 200:
                 call.note("")
                 return answer.text
