@@ -3568,6 +3568,14 @@ class RentalTest(CommandCase):
         self.assertEqual((status, out), (2, ""))
         self.assertIn("did you mean 'show instances'", err)
 
+    def test_the_process_ends_with_the_program(self):
+        """Nothing is tidied up behind it, unless VASTAI_DEBUG asks for it; what was printed has gone out."""
+        code = "import atexit, vastai; atexit.register(print, 'tidy'); print('first'); vastai.program()"
+        for debug, last in (("", []), ("1", ["tidy"])):
+            done = subprocess.run([sys.executable, "-c", code, "--version"], cwd=HERE, stdout=subprocess.PIPE,
+                                  env={**os.environ, "VASTAI_DEBUG": debug})
+            self.assertEqual((done.returncode, done.stdout.decode().split()), (0, ["first", vastai.__version__, *last]))
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Programs that were written for the official package
