@@ -3926,9 +3926,31 @@ class PureTest(unittest.TestCase):
         self.assertEqual([vastai.clip("日本語", 5), vastai.clip("abc", 3), vastai.display_width("e\u0301日")],
                          ["日本…", "abc", 3])
 
+    def test_columns_of_numbers_alone(self):
+        rows = [{"n": 5, "price": 0.05, "share": 99.96, "big": 10 ** 400},
+                {"n": -12, "price": 3, "share": -1, "big": 1}]
+        columns = (("日本", "n", "", 0), ("$", "price", ".2f", 0), ("%", "share", ".1f", 0), ("Big", "big", ".0f", 3))
+        lines, dropped = vastai.table(rows, columns[:3], 80, False)
+        self.assertEqual((lines, dropped), (["日本     $      %", "   5  0.05  100.0", " -12  3.00   -1.0"], []))
+        self.assertEqual(vastai.table(rows, columns, None, False)[0][2][:22], " -12  3.00   -1.0    1")
+        self.assertEqual(vastai.table([], columns, 80, True), (["\033[1m日本  $  %  Big\033[0m"], []))
+        narrow = vastai.table([{"n": 10 ** 15, "price": 1.0, "share": 5.5}], columns[:3], 20, False)[0]
+        self.assertEqual(narrow, ["     日本     $    %", "10000000…  1.00  5.5"])
+
     def test_json_is_as_json_makes_it(self):
         for value in ([], {}, [[]], {"b": 1, "a": [1, {"x": None}], "": "é\n"}, [1, [2, {}], "x"], "text", None, 1.5,
-                      {"a": {}, "b": [], "c": [{"d": [True]}]}):
+                      {"a": {}, "b": [], "c": [{"d": [True]}]}, [{"a": "},\n  {", "b": "],\n ["}, {"a": {}}, {}, []]):
+            self.assertEqual(vastai.pretty(value), json.dumps(value, indent=1, sort_keys=True))
+        rng = random.Random(7)
+
+        def anything(depth):
+            kind = rng.random() * (depth < 5)
+            if kind < 0.4:
+                return rng.choice([1, 2.5, None, True, "x", "},\n {", "\0", "{}", "[", {}, []])
+            some = range(rng.randint(0, 4))
+            return [anything(depth + 1) for _ in some] if kind < 0.7 else {
+                rng.choice(["a", "b", "}", "\n", "é"]): anything(depth + 1) for _ in some}
+        for value in (anything(0) for _ in range(2000)):
             self.assertEqual(vastai.pretty(value), json.dumps(value, indent=1, sort_keys=True))
 
 
