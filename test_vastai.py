@@ -4513,6 +4513,13 @@ class TestRetryAfter(FaultCase):
         self.assertEqual(tops, [(0, min(60.0, 0.25 * 2 ** n)) for n in range(10)])
 
 
+class TestManyAttempts(FaultCase):
+    def test_pauses_stay_short(self):
+        with mock.patch.object(time, "sleep"), mock.patch("random.uniform", lambda low, high: high):
+            error = self.error(self.client("http://127.0.0.1:1", retry=1100).show_user)
+        self.assertIs(type(error), vastai.NetworkError)
+
+
 class TestRedirects(FaultCase):
     def chain(self, *steps, call=None, **options):
         server = self.serve(*steps, **options)
@@ -4777,6 +4784,19 @@ class TestProxies(FaultCase):
             self.assertIs(type(error), vastai.NetworkError)
             self.assertEqual("timed out" in str(error), step in slow)
 
+    def test_all_steps_share_the_timeout(self):
+        def late(faulty, sock, request):
+            faulty.over.wait(0.5)
+            sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            faulty.over.wait(0.5)  # and closes, which nobody should be there to see
+        self.use(HTTPS_PROXY=self.serve(late).url)
+        error = self.error(self.client("https://127.0.0.1:1", timeout=0.7, retry=1).create_team, "t")
+        self.assertEqual((type(error), "timed out" in str(error)), (vastai.NetworkError, True), error)
+
+    def test_the_host_that_was_asked(self):
+        self.use(HTTPS_PROXY="http://127.0.0.1:1")
+        self.assertIn("https://run.vast.ai", str(self.error(vastai.VastAI(KEY, retry=1).get_endpt_workers, 1)))
+
     def test_no_proxy_at_all(self):
         for proxy in ("http://user:se/same@127.0.0.1:1", "http://[::1", "http://h:sesame", "socks5://127.0.0.1:9",
                       "http://", "ftp://x", "http:///x"):
@@ -5003,6 +5023,240 @@ class TestExitStatuses(FaultCase):
             for name in ("retry_after", "found", "results"):
                 self.assertEqual(getattr(again, name, None), getattr(error, name, None))
             self.assertNotIn(KEY.encode(), pickle.dumps(error))
+
+
+class TestSessions(FaultCase):
+    """The key of a 2FA session expires in the middle of a command."""
+
+    def test_a_rental_is_not_made_twice(self):
+        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+
+        def answers(request):
+            if request["method"] == "PUT":
+                return reply({"success": True, "new_contract": 7})
+            if request["headers"]["authorization"] == "Bearer session-key":
+                return reply({"success": False, "msg": "Invalid user key"}, 401)
+            return reply({"instances": {"id": 7, "actual_status": "running"}})
+        server = self.serve(route=answers)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = vastai.main(["--url", server.url, "create", "instance", "5", "--image", "x", "--wait"])
+        self.assertEqual((status, [request["method"] for request in server.requests]), (0, ["PUT", "GET", "GET"]))
+        self.assertEqual(server.requests[-1]["headers"]["authorization"], f"Bearer {KEY}")
+        self.assertIn("session has ended", err.getvalue())
+        self.assertFalse(os.path.exists(vastai.config_file("vast_tfa_key")))
+
+
+class TestOddAnswers(FaultCase):
+    """Members of another type than they should have: an error that says so, never a crash and never success."""
+
+    def test_secrets_that_are_words_of_the_answer(self):
+        refusal = {"success": False, "msg": "the offer is gone: success false"}
+        for words in (["create", "instance", "5", "--image", "x", "--env", "-e ON_EXIT=success"],
+                      ["create", "env-var", "DEBUG", "false"]):
+            status, out, err = self.cli(self.serve(reply(refusal)), *words)
+            self.assertEqual((status, out), (1, ""), err)
+            self.assertIn("the offer is gone", err)
+        client = self.client(self.serve(reply(refusal)))
+        self.assertIs(client.create_env_var("DEBUG", "false")["success"], False)
+        error = self.error(self.client(self.serve(reply(refusal, 400))).create_env_var, "DEBUG", "false")
+        self.assertEqual(error.body, {"success": False, "msg": "the offer is gone: success ***"})
+        error = self.error(self.client(self.serve(reply({"code": 4711}, 400))).create_env_var, "PIN", "4711")
+        self.assertEqual(error.body, {"code": "***"})
+
+    def test_members_of_another_type(self):
+        for words, answer in (
+                (["show", "instances"], {"instances": [{"id": 1}], "label_counts": [1]}),
+                (["show", "instances", "--raw"], {"instances": [{"id": 1, "extra_env": [[["a"], "b"]]}]}),
+                (["search", "offers", "chunked=true"], {"offers": [{"id": 1, "cpu_ram": "64000"}]}),
+                (["show", "invoices"], {"invoices": [{"amount": "1", "timestamp": "x"}]}),
+                (["show", "gpu-trends", "X"], {"gpus": {"X": {"stats": [1]}}})):
+            with self.subTest(words):
+                status, _, err = self.cli(self.serve(reply(answer)), *words)
+                self.assertEqual(status, 1, err)
+                self.assertIn("the service gave", err)
+                self.assertNotIn("defect", err)
+        server = self.serve(reply({"instances": [{"id": 1, "extra_env": [[["a"], "b"]]}]}))
+        self.assertIs(type(self.error(self.client(server).show_instances)), vastai.VastAIError)
+
+    def test_addresses_of_results(self):
+        for url in ("http://[bad/", "http://", "ftp://h/x", "http://h:99999/x", "x"):
+            server = self.serve(reply({"success": True, "result_url": url}))
+            status, out, err = self.cli(server, "logs", "7")
+            self.assertEqual((status, out, len(server.requests)), (1, "", 1), err)
+            self.assertIn("address of the result", err)
+        server = self.serve(route=lambda request: reply("text") if request["method"] == "GET" else reply(
+            {"result_url": f"http://{request['headers']['host']}/a b\u00e9"}))
+        self.assertEqual(self.client(server).logs(7), "text")
+        self.assertEqual(server.requests[-1]["target"], "/a%20b%C3%A9")
+
+    def test_nothing_is_shown_as_none(self):
+        for words, answer in ((["tfa", "status"], {"methods": [{"id": 1, "method": "totp"}]}),
+                              (["show", "instance-backup-files", "7"], {"files": []}),
+                              (["show", "ssh-keys", "-q"], [{"id": None}]),
+                              (["show", "invoices-v1", "-i"], {"results": [], "total": None})):
+            status, out, err = self.cli(self.serve(reply(answer)), *words)
+            self.assertEqual((status, "None" in out + err), (0, False), out + err)
+        status, out, _ = self.cli(self.serve(reply({"id": 7}), reply({"notification_preferences": {"client": {
+            "low": {"\x1b[31mem.ail": True}}}})), "show", "notifications")
+        self.assertEqual((status, out.split()), (0, ["Key", "\\x1b[31mem.ail", "client:low", "True"]))
+
+
+class TestSteps(FaultCase):
+    """What commands of several steps say, send and leave behind."""
+
+    def test_one_page_in_other_shapes(self):
+        page = reply({"instances": [{"id": 1}], "next_token": "abc", "total_instances": 3})
+        for more, expected in ((["--fields", "id", "--raw"], '[\n {\n  "id": 1\n }\n]\n'), (["--format", "csv"], "id\n1\n")):
+            status, out, err = self.cli(self.serve(page), "show", "instances", "--limit", "2", *more)
+            self.assertEqual((status, out), (0, expected), err)
+
+    def test_columns_are_looked_at_first(self):
+        server = self.serve(reply({"instances": []}))
+        self.assertEqual(self.cli(server, "show", "instances", "--cols", "id,bogus")[0], 2)
+        self.assertEqual(server.requests, [])
+
+    def test_the_newer_search(self):
+        server = self.serve(reply({"offers": [{"id": 1, "geolocation": "Sweden, SE"}]}))
+        status, out, err = self.cli(server, "search", "offers", "--new", "georegion=true num_gpus=1")
+        self.assertEqual((status, server.requests[0]["method"]), (0, "PUT"), err)
+        self.assertIn("Sweden, SE, EU", out)
+
+    def test_a_job_that_is_there(self):
+        server = self.serve(reply({"success": True}), reply({"scheduled_job_id": 3, "msg": "conflict"}, 422))
+        status, _, err = self.cli(server, "reboot", "instance", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
+        self.assertEqual((status, "nothing was sent" in err, "was sent, once" in err), (1, False, True), err)
+        server = self.serve(reply({"scheduled_job_id": 3, "msg": "conflict"}, 422))
+        status, _, err = self.cli(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
+        self.assertEqual((status, len(server.requests)), (2, 1), err)
+
+    def test_a_key_that_cannot_be_made_anew(self):
+        path = os.path.join(self.home, ".ssh", "id_ed25519")
+        vastai.write_private(path, "mine")
+        with mock.patch.dict(os.environ, PATH=self.home):
+            self.assertEqual(self.cli(self.serve(reply()), "create", "ssh-key", "-y")[0], 127)
+        self.assertEqual(self.cli(self.serve(reply()), "create", "ssh-key", "-y", "--curl")[0], 0)
+        self.assertEqual(os.listdir(os.path.dirname(path)), ["id_ed25519"])
+
+    def test_curl_of_many(self):
+        ids = [str(id) for id in range(1, 131)]
+        status, out, _ = self.cli(self.serve(reply()), "start", "instances", *ids, "--curl")
+        self.assertEqual((status, out.count("curl "), ", 130]" in out), (0, 3, True))
+
+    def test_following(self):
+        self.assertEqual(self.cli(self.serve(reply()), "logs", "7", "-f", "--raw")[0], 2)
+        logs = [0]
+
+        def answers(request):
+            if request["method"] == "PUT":
+                logs[0] += 1
+                return reply({"result_url": f"http://{request['headers']['host']}/log"} if logs[0] < 3 else {})
+            if request["target"] == "/log":
+                return reply(f"line {logs[0]}\n")
+            return reply({"instances": {"actual_status": "running"}} if logs[0] < 3 else {}, 200 if logs[0] < 3 else 404)
+        with mock.patch.object(time, "sleep"):
+            status, out, err = self.cli(self.serve(route=answers), "logs", "7", "-f")
+        self.assertEqual((status, out), (0, "line 1\nline 2\n"), err)
+
+    def test_long_questions_are_asked_whole(self):
+        ids = [str(10 ** 7 + n) for n in range(64)]
+        status, _, err = self.cli(self.serve(reply()), "destroy", "instances", *ids, stdin="n\n")
+        self.assertEqual((status, ids[-1] in err, "[y/N]" in err), (2, True, True))
+
+    def test_price_increases(self):
+        server = self.serve(reply({"pending_price_increases": [{"contract_id": 7, "pending_price_increase_id": 3}]}),
+                            reply({"success": True}))
+        status, out, err = self.cli(server, "accept", "price-increase", "7", "-y")
+        self.assertEqual((status, out), (0, "Instance 7: price increase 3 accepted\n"), err)
+
+    def test_a_key_set_for_one_call(self):
+        client = self.client(self.serve(reply()))
+        client.set_api_key("another-key-123", quiet=True)
+        self.assertEqual(client.api_key, "another-key-123")
+
+
+class TestArguments(FaultCase):
+    """Values at the edge of what an argument takes."""
+
+    def sent(self, name, *args, **given):
+        server = self.serve(reply({"results": [], "offers": [], "benchmarks": []}))
+        getattr(self.client(server), name)(*args, **given)
+        request = server.requests[-1]
+        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(request["target"]).query))
+        return {name: json.loads(value) if value[:1] in "[{" else value for name, value in query.items()} or json.loads(
+            request["body"])
+
+    def test_the_first_second(self):
+        period = self.sent("show_invoices_v1", start_date=0, end_date="1970-01-02")["select_filters"]["when"]
+        self.assertEqual(period, {"gte": 0, "lte": 86400})
+        self.assertEqual(self.sent("show_earnings", start_date=0, end_date=86400)["sday"], "0")
+
+    def test_dates_too_far_away(self):
+        client = self.client(self.serve(reply()))
+        for name, args in (("show_invoices_v1", dict(start_date="99999999999999")),
+                           ("schedule_maint", dict(id=1, sdate="1899900000000", duration=1)),
+                           ("schedule_maint", dict(id=1, sdate=1899900000000, duration=1))):
+            self.assertIsInstance(self.error(getattr(client, name), **args), vastai.UsageError)
+
+    def test_odd_queries_and_orders(self):
+        self.assertEqual(self.sent("search_volumes", query={"machine_id": {}})["machine_id"], {})
+        self.assertIsInstance(self.error(self.client("http://unused").search_offers, query=[1j]), vastai.UsageError)
+        self.assertEqual(self.sent("search_offers", order=["dph", ["id", "desc"]])["order"],
+                         [["dph_total", "asc"], ["id", "desc"]])
+        self.assertEqual(self.sent("search_benchmarks", order=["value-"])["order_by"], [{"col": "value", "dir": "desc"}])
+        self.assertEqual(self.sent("create_instance", 5, image="x", env={"PORTAL_CONFIG": 5})["env"],
+                         {"PORTAL_CONFIG": "5"})
+
+    def test_path_parts(self):
+        client = self.client(self.serve(reply({"id": 1})))
+        for name in ("a" * 300, "\U0001f600" * 90):
+            self.assertEqual(client.show_team_role(name), {"id": 1})
+        self.assertIsInstance(self.error(client.show_team_role, "a" * 301), vastai.UsageError)
+
+    def test_an_argument_given_twice(self):
+        with self.assertRaises(TypeError):
+            self.client("http://unused").show_instance(5, id=5)
+
+    def test_two_rows_of_one_name(self):
+        row = vastai.Command("show user", "GET /x/", vastai.SAFE, "another", face="sdk")
+        self.assertRaises(ValueError, vastai.register, "Odd", row)
+
+    def test_curl_has_the_key_where_the_key_is(self):
+        status, out, _ = self.cli(self.serve(reply()), "label", "instance", "1", "@KEY@", "--curl")
+        self.assertEqual((status, "@KEY@" in out, out.count("$VAST_API_KEY")), (0, True, 1))
+        status, out, _ = self.cli(self.serve(reply()), "get", "wrkgrp-logs", "1", "--curl")
+        self.assertEqual((status, out.count("$VAST_API_KEY")), (0, 2))
+
+
+class TestQuiet(FaultCase):
+    """Methods print nothing, not even at a terminal; a line of progress is gone before an error is said."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def test_methods(self):
+        client = self.client(self.serve(reply({"instances": [{"id": 1}], "offers": []})))
+        with contextlib.redirect_stderr(self.Terminal()) as err:
+            client.show_instances(status=["odd"])
+            client.search_offers("foo=1")
+        self.assertEqual(err.getvalue(), "")
+
+    def test_progress(self):
+        server = self.serve(reply({"instances": {"actual_status": "loading", "status_msg": "x" * 99}}))
+        out, err = io.StringIO(), self.Terminal()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.dict(os.environ, COLUMNS="40"):
+            status = vastai.main(["wait", "instance", "7", "--max-wait", "0.1", "--url", server.url, "--api-key", KEY])
+        self.assertEqual(status, 9)
+        steps = err.getvalue().split(vastai.CLEAR)
+        self.assertTrue(all(len(step) < 40 for step in steps[:-1]), steps)
+        self.assertTrue(steps[-1].startswith("wait instance: "), steps)
+
+    def test_terminals_without_a_size(self):
+        for columns, width in (("0", 80), ("", 80), ("x", 80), ("5", 20), ("132", 132)):
+            with mock.patch.dict(os.environ, COLUMNS=columns):
+                self.assertEqual(vastai.terminal_width(), width)
 
 
 class TestRequestsLibrary(FaultCase):
@@ -5861,6 +6115,12 @@ class TestProcesses(FaultCase):
         for words in (f"show ssh-keys --fields id --url {server.url}", "--help", "show nothing 2>&1"):
             self.assertEqual(self.shell(f"vastai {words} | true"), (0, "", ""))
 
+    def test_a_failure_that_nobody_reads(self):
+        server = self.serve(reply({"success": True}), reply({"msg": "bad ids"}, 400))
+        ids = " ".join(map(str, range(1, 70)))
+        line = f"{{ vastai destroy instances {ids} -y --url {server.url}; echo status $? >&2; }} | true"
+        self.assertIn("status 8", self.shell(line)[2])
+
     @unittest.skipUnless(os.path.exists("/dev/full"), "no /dev/full here")
     def test_full_disk(self):
         server = self.serve(reply([{"id": n} for n in range(9)]))
@@ -5869,7 +6129,7 @@ class TestProcesses(FaultCase):
                      "vastai --version >/dev/full"):
             status, out, err = self.shell(line)
             self.assertEqual((status, out), (1, ""))
-            self.assertRegex(err, "^vastai: .*[Nn]o space")
+            self.assertRegex(err, ('^{"error": true, .*' if "--raw" in line else "^vastai: .*") + "[Nn]o space")
         status, out, err = self.shell(f"vastai show ssh-keys --explain --url {server.url} 2>/dev/full")
         self.assertEqual((status, out.count("\n")), (0, 10))
         self.assertEqual(self.shell("vastai show nothing 2>/dev/full")[0], 2)

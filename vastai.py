@@ -9,8 +9,8 @@ comes back and whether it may be repeated; the parser, the method on `VastAI`, t
 and the table on the screen are all read from it.  To add a plain command, add a row.
 
 The file in order: errors | values | rows | columns | shared options | THE TABLE | from arguments to a request |
-transport | this computer | commands of several steps | diagnostics and benchmarks | VastAI | rendering |
-invoices as PDF | command line | shells | main.
+transport | this computer | commands of several steps | diagnostics and benchmarks | VastAI | the official SDK's
+names | rendering | invoices as PDF | command line | shells | main.
 """
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ LAST_MOMENT = 64_000_000_000  # unix seconds, about the year 4000: what is later
 LONGEST_TEXT = 100_000  # characters in one argument
 LONGEST_FILE = 10_000_000  # characters in a file that is sent
 BULK = 64  # ids that the service takes in one request
+URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is in an address that the service gives
+CLEAR = "\r\033[K"  # takes the line of progress from a terminal
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -332,6 +334,11 @@ def _any_of(*types: type) -> Callable[[Any], Any]:
     return lambda value: value if isinstance(value, types) else _text(value)
 
 
+def _query(value: Any) -> Any:
+    """A text or several, or a dict as it is."""
+    return [_text(word) for word in value] if isinstance(value, (list, tuple)) else _any_of(dict)(value)
+
+
 def _when(value: Any) -> Any:
     """A date as text, or unix seconds of this millennium or the two around it."""
     if isinstance(value, str):
@@ -344,9 +351,10 @@ def _when(value: Any) -> Any:
 def _seconds(value: Any) -> float:
     """Unix seconds as they are, or those of a date, which is in UTC where it does not say."""
     try:
-        return float(NUMBER.convert(value)) if isinstance(value, str) else _number(NUMBER.convert(_when(value)))
+        seconds: float = _when(NUMBER.convert(value))
+        return seconds
     except ValueError:
-        if not isinstance(value, str) or value.strip()[:1] in ("-", "+"):
+        if not isinstance(value, str) or value.strip()[:1] in ("-", "+") or value.strip().isdigit():
             raise
     return parse_when(value, "utc")
 
@@ -401,7 +409,7 @@ OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
 ENV = Kind("str | dict[str, str]", _any_of(dict), "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
 TEXT_OR_OBJECT = Kind("str | dict[str, Any]", lambda value: (_text if isinstance(value, str) else _json_object)(value),
     "text, or a JSON object", "JSON")
-QUERY = Kind("str | dict[str, Any]", _any_of(dict, list, tuple), "conditions such as 'num_gpus>=2'", "QUERY")
+QUERY = Kind("str | dict[str, Any]", _query, "conditions such as 'num_gpus>=2'", "QUERY")
 ORDER = Kind("str | Sequence[Any]", _order, "fields such as 'dph,num_gpus-', or a list of [field, direction]", "FIELDS")
 DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
@@ -450,6 +458,17 @@ def masked(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
+def veiled(value: Any, secrets: Sequence[str]) -> Any:
+    """A JSON value with the secrets masked in its texts and numbers."""
+    if isinstance(value, dict):
+        return {name: veiled(item, secrets) for name, item in value.items()}
+    if isinstance(value, list):
+        return [veiled(item, secrets) for item in value]
+    if isinstance(value, int) and str(value) in secrets:
+        return "***"
+    return masked(value, secrets) if isinstance(value, str) else value
+
+
 # The query language: `num_gpus>=2 gpu_name in ["RTX 4090",RTX_3090] geolocation notin [CN,VN] dph<0.5`
 
 OPERATORS = {">=": "gte", ">": "gt", "gt": "gt", "gte": "gte", "<=": "lte", "<": "lt", "lt": "lt", "lte": "lte",
@@ -460,7 +479,8 @@ ALIASES = {"cuda_vers": "cuda_max_good", "display_active": "gpu_display_active",
            "dph": "dph_total", "flops_usd": "flops_per_dphtotal"}
 MULTIPLIERS = {"cpu_ram": 1000.0, "gpu_ram": 1000.0, "gpu_total_ram": 1000.0, "duration": 86400.0}
 
-# Every field of a search with what its help says: "field: type, meaning".  The first word of the type decides nothing.
+# Every field of a search with what its help says: "field: type, meaning".  A type that begins with MM/DD/YYYY makes the
+# field a date; the others are for the reader alone.
 OFFER_FIELDS = """\
 bw_nvlink: GB/s, NVLink bandwidth; compute_cap: number, CUDA compute capability x100 (890 is 8.9); cpu_arch: text,
 amd64 or arm64; cpu_cores: number, threads of the machine; cpu_cores_effective: number, threads that the offer gets;
@@ -520,10 +540,11 @@ def field_help(fields: str) -> list[tuple[str, str]]:
 
 def parse_query(query: str | Sequence[str] | None, start: Row | None = None, fields: str = OFFER_FIELDS,
                 aliases: dict[str, str] | None = None, multipliers: dict[str, float] | None = None,
-                dates: Sequence[str] = ()) -> Row:
+                dates: Sequence[str] = (), tell: Callable[[str], None] | None = None) -> Row:
     """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises UsageError.
 
-    `dates` names the fields that take MM/DD/YYYY; a field that `fields` does not describe is sent with a warning.
+    `dates` names the fields that take MM/DD/YYYY.  A field that `fields` does not describe is sent, but `tell` hears of
+    it; that is a warning on stderr where nothing else is given.
     """
     import re
     text = (query if isinstance(query, str) else " ".join(query or ())).strip()
@@ -542,8 +563,8 @@ def parse_query(query: str | Sequence[str] | None, start: Row | None = None, fie
             raise UsageError(f"unknown operator {shown(sign or word)!r} behind {shown(field)}; "
                              "there are >= > <= < = != in notin")
         field, at = (aliases or {}).get(field, field), match.end()
-        if field not in known and field not in result and field not in ("georegion", "chunked", "rented"):
-            warn(f"the query has a field {shown(field)!r} that this client does not know{nearest(field, known)}")
+        if field not in known and not (fields is OFFER_FIELDS and field in ("georegion", "chunked")):
+            (tell or warn)(f"this client does not know the query's field {shown(field)!r}{nearest(field, known)}")
         if value in ("any", "?", "*"):
             if operator != "eq":
                 raise UsageError(f"'{value}' goes with = only: {field}=any")
@@ -605,7 +626,7 @@ def _month_first(text: str) -> tuple[int, int, int]:
 def day_start(value: str | float) -> int:
     """Unix seconds of YYYY-MM-DD in UTC, or such seconds as they are.  Raises ValueError."""
     if not isinstance(value, str) or value.isdigit():
-        return int(_number(value))
+        return int(_when(_at_least(0, _number)(value)))
     year, month, day = map(_whole, value.split("-"))
     return int(utc(year, month, day))
 
@@ -616,10 +637,12 @@ def utc(*parts: int) -> float:
     return datetime(*parts, tzinfo=timezone.utc).timestamp()  # type: ignore[arg-type,misc]
 
 
-def parse_order(order: str | Sequence[Any] | None, aliases: dict[str, str] | None = None) -> list[Any]:
-    """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; a list goes out as it is."""
-    if order is None or not isinstance(order, str):
-        return [["score", "desc"]] if order is None else list(order)
+def parse_order(order: Any, aliases: dict[str, str] | None = None) -> list[Any]:
+    """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; the pairs and objects of a list as they are."""
+    if order is None:
+        return [["score", "desc"]]
+    if not isinstance(order, str):
+        return [pair for part in order for pair in (parse_order(part, aliases) if isinstance(part, str) else [part])]
     result = []
     for part in (part.strip() for part in order.split(",")):
         field = part.strip("+- ")
@@ -808,14 +831,14 @@ class Command:
 
     `call` is "METHOD /path/{id}/" under /api/v0, or "METHOD run:/path/" on the serverless host.  `returns` is what the
     answer holds: "" the answer itself (a dict), "offers[]" the list under that name, "[]" a list, "user" the dict under
-    that name, "text" a string, "any" whatever comes.  `of` names the TypedDict of a row.  `columns` are the table's,
-    `done` is the sentence after success, or several with | between them of which the first that the answer can fill is
-    said, `ask` the question before, `look` the command that shows what happened, `query` and `body` are fixed members,
-    `rows` is the member with the table's rows where the whole answer is returned.  `build` names a function that fills
-    in query and body (and may choose another path), `run` one that takes several steps, `show` one that prints.
-    `methods` and `aliases` are further names, in the SDK and on the command line, and `face` restricts it to one of the
-    two.  With `whole`, --raw prints the whole answer, not the part that `returns` names; with `strict`, an "error"
-    member or a bare text is a failure, whatever the status says.
+    that name, "text" a string, "any" whatever comes, "none" nothing.  `of` names the TypedDict of a row.  `columns` are
+    the table's, `done` is the sentence after success, or several with | between them of which the first that the answer
+    can fill is said, `ask` the question before, `look` the command that shows what happened, `query` and `body` are
+    fixed members, `rows` is the member with the table's rows where the whole answer is returned.  `build` names a
+    function that fills in query and body (and may choose another path), `run` one that takes several steps, `show` one
+    that prints.  `methods` and `aliases` are further names, in the SDK and on the command line, and `face` restricts it
+    to one of the two.  With `whole`, --raw prints the whole answer, not the part that `returns` names; with `strict`,
+    an "error" member or a bare text is a failure, whatever the status says.
     """
 
     __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "columns", "done", "examples", "face", "fields",
@@ -875,6 +898,8 @@ METHODS: dict[str, Command] = {}  # every spelling in the SDK -> row
 def register(group: str, *rows: Command) -> None:
     """Adds rows to the table under a heading of the help; a name that is there already is an error."""
     for row in rows:
+        if row.name in COMMANDS:
+            raise ValueError(f"two commands are called {row.name!r}")
         row.group = group
         COMMANDS[row.name] = row
         spellings = [(NAMES, (row.name, *row.aliases), "sdk"), (METHODS, row.methods, "cli")]
@@ -889,7 +914,7 @@ def register(group: str, *rows: Command) -> None:
 # -------------------------------------------------------------------------------------------------------------- columns
 # (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is there.  A format is
 # %'s own without the % (".1f") or a text around {} ("{}x"), with *100 or /1000 behind it to scale a number, or a word
-# that FORMATS knows.  Where a terminal is too narrow, the highest rank goes first.
+# that FORMATS knows.  Where a terminal is too narrow, the highest rank goes first; 1 if not given, and none in a card.
 
 # fmt: off
 OFFER_COLUMNS = (
@@ -1136,6 +1161,12 @@ ONSTART_OPTIONS = (
     Arg("--onstart", SCRIPT, "a file with commands to run when it starts; goes before --onstart-cmd", None, face="cli",
         to=""),
     Arg("--entrypoint", TEXT, "same as --onstart-cmd", None, face="cli", to=""))
+CANCEL = Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now")
+TEMPLATE_HASH = Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id",
+    old="template_hash_id")
+RUNTYPE = Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None,
+    face="sdk", to="")
+ARGS = Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to="")
 CREATE_OPTIONS = (
     Arg("--image", TEXT, "Docker image; not needed with --template_hash", None),
     Arg("--disk", GB, "disk space, GB", 10),
@@ -1143,13 +1174,9 @@ CREATE_OPTIONS = (
     Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", None, name="price"),
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
-    Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now"),
-    Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id",
-        old="template_hash_id"),
+    CANCEL, TEMPLATE_HASH,
     Arg("--user", TEXT, "user that commands in the container run as", None),
-    Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None, face="sdk",
-        to=""),
-    Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to=""),
+    RUNTYPE, ARGS,
     Arg("--volume-info", OBJECT, "volume in the service's words", None, face="sdk"),
     Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
     *RUNTYPE_OPTIONS,
@@ -1344,12 +1371,7 @@ register("Search and rent",
             to=""),
         Arg("--limit", COUNT, "offers to try", None, cli=3, to=""),
         *LAUNCH_OPTIONS,
-        Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now"),
-        Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id",
-            old="template_hash_id"),
-        Arg("--runtype", TEXT, "kind of access in the service's words", None, face="sdk", to=""),
-        Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True,
-            to=""),
+        CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
         Arg("--query", OBJECT, "conditions in the service's words, in place of GPU, region and disk", None, face="sdk",
             to=""),
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
@@ -2159,8 +2181,8 @@ register("Diagnostics",
         Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its workers' list", None, hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
-        columns=(("GPU", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0), ("Perf", "measured_perf", ".1f", 0),
-                 ("$/hr", "rental_dph", ".4f", 0), ("Perf/$", "perf_per_dollar", ".1f", 0), ("Status", "status", "")),
+        columns=(("GPU", "gpu_name", ""), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
+                 ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
         note="Rents real GPUs, after a question on the command line; a method call does not ask. All are given back at "
              "the end. Perf/$ is performance for each $/hr.",
         examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")))
@@ -2232,10 +2254,15 @@ class Call:
         with row:
             return perform(Call(self.client, row, check(row, params, cli=False), View()))
 
+    def warn(self, text: str) -> None:
+        """A remark on the command line; methods print nothing."""
+        if self.cli and not self.client.quiet:
+            warn(text)
+
     def note(self, text: str) -> None:
         """Progress, for a person who watches a terminal."""
-        if not self.view.quiet and is_terminal(sys.stderr):
-            tell(f"\r\033[K{shown(text)}" if text else "\r\033[K")
+        if self.cli and not self.client.quiet and is_terminal(sys.stderr):
+            tell(CLEAR + clip(shown(text), terminal_width() - 1))
 
 
 def bind(row: Command, args: Sequence[Any], given: Row) -> Row:
@@ -2245,12 +2272,12 @@ def bind(row: Command, args: Sequence[Any], given: Row) -> Row:
         raise TypeError(f"{name}() takes at most {len(mine)} arguments ({len(args)} given)")
     params = {arg.name: value for arg, value in zip(mine, args)}
     spelling = {old: arg.name for arg in mine for old in arg.old}
-    names = {arg.name for arg in mine}
+    names, placed = {arg.name for arg in mine}, set(params)
     for word, value in given.items():
         target = word if word in names else spelling.get(word)
         if target is None:
             raise TypeError(f"{name}() got an unexpected keyword argument {word!r}{nearest(word, names)}")
-        if target in params and None not in (value, params[target]) and value != params[target]:
+        if word in placed or (target in params and None not in (value, params[target]) and value != params[target]):
             raise TypeError(f"{name}() got multiple values for argument {target!r}")
         params[target] = params[target] if value is None and target in params else value
     missing = [arg.name for arg in mine if arg.default is REQUIRED and arg.name not in params]
@@ -2310,7 +2337,7 @@ class Request:
 
     __slots__ = ("auth", "body", "hidden", "method", "query", "safe", "secrets", "url")
 
-    def __init__(self, method: str, url: str, query: Row, body: Row | None, safe: bool = SAFE, auth: bool = True,
+    def __init__(self, method: str, url: str, query: Row, body: Row | None, safe: bool, auth: bool = True,
                  hidden: Sequence[str] = ()) -> None:
         self.method, self.url, self.query, self.body, self.safe = method, url, query, body, safe
         self.auth, self.hidden = auth, hidden
@@ -2357,35 +2384,42 @@ def request_of(call: Call, query: Row | None = None, body: Row | None = None) ->
     path = path if root or path.startswith("/api/") else "/api/v0" + path
     if slots["path"]:
         path = path.format_map({name: path_part(name, value) for name, value in slots["path"].items()})
-    whole = None if row.method == "GET" else {
+    sent = None if row.method == "GET" else {
         k: client.api_key if v is KEY else v for k, v in slots["body"].items() if v is not None or k in given}
     hidden = [name for arg in row.args if arg.secret
               for name in (call[arg.name] if arg.key == "*" else [arg.key])] + ["api_key"] * (KEY in row.body.values())
-    return Request(row.method, base + path, slots["query"], whole, row.safe, True, hidden)
+    return Request(row.method, base + path, slots["query"], sent, row.safe, True, hidden)
 
 
 def path_part(name: str, value: Any) -> str:
     """A value as one part of a path: percent-encoded whole, dots too where they would mean a folder."""
     from urllib.parse import quote
     text = quote(str(value), safe="")
-    if not text or len(text) > 1000:
+    if not 1 <= len(str(value)) <= 300:
         raise UsageError(f"{name}: expected a name of 1 to 300 characters")
     return text.replace(".", "%2E") if text in (".", "..") else text
 
 
 # What `build` names: query and body, where a row's arguments are not sent as they are.  In the table's order.
 
+OFFER_DEFAULTS: Row = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
+
+
+def offers_where(call: Call, query: Any, start: Row) -> Row:
+    """The conditions of a query text on offers, on top of `start`."""
+    return parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
+
+
 def offer_query(call: Call) -> Row:
     """The conditions of an offers search, with their defaults and the two directives that are no fields."""
     query = call["query"]
     as_text = isinstance(query, (str, list, tuple)) or (call.cli and query is None)
-    start = {} if call["no_default"] else {"verified": {"eq": True}, "external": {"eq": False},
-                                           "rentable": {"eq": True}}
+    start = {} if call["no_default"] else dict(OFFER_DEFAULTS)
     if not as_text:
         if not call["no_default"]:
             start["rented"] = {"eq": False}
         return {**start, **(call["query"] or {})}
-    result = parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS)
+    result = offers_where(call, query, start)
     call.extra["georegion"] = result.pop("georegion", None) == {"eq": True}
     call.extra["chunked"] = result.pop("chunked", None) == {"eq": True}
     region = GEOREGIONS.get(str(dig(result, "geolocation.eq")))
@@ -2407,7 +2441,7 @@ def build_filter_search(call: Call, query: Row, body: Row) -> None:
     conditions = call["query"]
     if not isinstance(conditions, dict):
         dates = [name for name, meaning in field_help(call.row.fields) if meaning.startswith("MM/DD/YYYY")]
-        conditions = parse_query(conditions, {}, call.row.fields, dates=dates)
+        conditions = parse_query(conditions, {}, call.row.fields, dates=dates, tell=call.warn)
     query.clear()
     query.update(select_cols=["*"], select_filters=conditions)
 
@@ -2426,9 +2460,10 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
     start_up(call, body)
     portal = body["env"].get("PORTAL_CONFIG")  # a template may bring Jupyter: its entries stay
     if portal is not None and "jupyter" not in body.get("runtype", "jupyter" * bool(call["template_hash"])):
-        body["env"]["PORTAL_CONFIG"] = "|".join(entry for entry in portal.split("|") if "jupyter" not in entry.lower())
-        if not body["env"]["PORTAL_CONFIG"]:
+        entries = [entry for entry in str(portal).split("|") if "jupyter" not in entry.lower()]
+        if not any(entries):
             raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter")
+        body["env"]["PORTAL_CONFIG"] = "|".join(entries)
     volume = volume_of(call)
     if volume:
         body["volume_info"] = volume
@@ -2499,8 +2534,7 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
     if conditions is None:
         region = REGIONS.get(call["region"] or "", call["region"])
         text = f'num_gpus={call["num_gpus"]} gpu_name="{call["gpu_name"]}"'
-        start = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}, "rented": {"eq": False}}
-        conditions = parse_query(text, start)
+        conditions = parse_query(text, {**OFFER_DEFAULTS, "rented": {"eq": False}})
         if region:
             countries = region.strip("[] ").replace(",", " ").split()
             conditions["geolocation"] = {"in": [country.strip('"') for country in countries]}
@@ -2534,13 +2568,11 @@ def schedule_of(call: Call, request: Request) -> Row:
 def build_template(call: Call, query: Row, body: Row) -> None:
     """What the flags of a template mean in the service's words, which go first where the SDK gives them."""
     ssh, jupyter, direct, login = call["ssh"], call["jupyter"], call["direct"], (call["login"] or "").split()
-    start = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
-    if call["no_default"] or (not call.cli and call["search_params"] is None):
-        start = {}
+    plain = call["no_default"] or (not call.cli and call["search_params"] is None)
     made = {"jup_direct": jupyter and direct, "ssh_direct": ssh and direct, "use_ssh": ssh or jupyter,
             "use_jupyter_lab": call["jupyter_lab"], "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
             "docker_login_repo": login[0] if login else None, "readme_visible": not call["hide_readme"],
-            "extra_filters": parse_query(call["search_params"], start, OFFER_FIELDS, ALIASES, MULTIPLIERS),
+            "extra_filters": offers_where(call, call["search_params"], {} if plain else OFFER_DEFAULTS),
             "private": not call["public"]}
     body.update({name: value for name, value in made.items() if name not in body})
 
@@ -2561,8 +2593,8 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
         found = {**start, **given}
     else:
         empty: Row = {name: {} for name in start}
-        found = parse_query(given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS)
-    body.update(search_body(call, {name: conditions or start[name] for name, conditions in found.items()}))
+        found = parse_query(given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS, tell=call.warn)
+    body.update(search_body(call, {name: conditions or start.get(name, {}) for name, conditions in found.items()}))
 
 
 def build_offer_end(call: Call, query: Row, body: Row) -> None:
@@ -2655,10 +2687,10 @@ def build_billing(call: Call, query: Row, body: Row) -> None:
     if call["charges"]:
         call.extra["path"], when, kind = "/charges/", "day", "type"
         names, types, query["format"] = CHARGE_TYPES, call["charge_type"], call["format"]
-    if not start:
-        end = end or int(time.time())
+    if start is None:
+        end = int(time.time()) if end is None else end
         start = end - week
-    query["select_filters"] = {when: {"gte": start, "lte": end or start + week}}
+    query["select_filters"] = {when: {"gte": start, "lte": start + week if end is None else end}}
     if types:
         query["select_filters"][kind] = {"in": [names[name] for name in types]}
     query["limit"] = min(call["limit"], 100) if call["limit"] > 0 else 20
@@ -2669,7 +2701,7 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
     if call["last_days"] is None:
         query["machid"] = None
         for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
-            days = (parse_when(date) if date else time.time() - 86400) / 86400
+            days = (time.time() - 86400 if date in (None, "") else parse_when(date)) / 86400
             query[name] = int(days) if days == int(days) else days
     elif call["start_date"] or call["end_date"]:
         raise UsageError("give dates or --last_days, not both")
@@ -2717,11 +2749,17 @@ class Answer:
         except RecursionError:
             raise ValueError("nested too deeply") from None
 
-    def masked(self, secrets: Iterable[str]) -> Answer:
-        """The answer without the caller's secrets, should the service echo one."""
-        content = self.content.decode("utf-8", "surrogateescape")
-        return Answer(self.status_code, self.headers, masked(content, secrets).encode("utf-8", "surrogateescape"),
-                      self.url)
+    def masked(self, secrets: Sequence[str]) -> Answer:
+        """The answer without the caller's secrets, should the service echo one; what it says stays as it is."""
+        import json
+        try:
+            body = self.json()
+            clean = veiled(body, secrets)
+            content = self.content if clean == body else json.dumps(clean).encode()
+        except (ValueError, RecursionError):
+            text = self.content.decode("utf-8", "surrogateescape")
+            content = masked(text, secrets).encode("utf-8", "surrogateescape")
+        return Answer(self.status_code, self.headers, content, self.url)
 
 
 class Unsent(Exception):
@@ -2739,8 +2777,10 @@ class NothingSent(Exception):
 def exchange(call: Call, request: Request) -> Answer:
     """The answer to a request, repeated where that is safe.  Every rule about repeating stands here.
 
-    Before the request can have left (DNS, connect, TLS, proxy) and on 429 anything is tried again.  On 502, 503, 504, a
-    reset, a timeout or a cut answer only a row that is SAFE is; for the others that is OutcomeUnknownError.
+    Before the request can have left (DNS, connect, TLS, proxy) and on 429 anything is tried again, and so is what was
+    refused because a 2FA session is over.  On 502, 503, 504, a reset, a timeout or a cut answer only what is SAFE is;
+    for the rest that is OutcomeUnknownError.  (`transfer` gives a safe request a new connection in place of a kept one
+    that the service had closed.)
     """
     client, row = call.client, call.row
     call.secrets = request.secrets + client.secrets
@@ -2756,31 +2796,37 @@ def exchange(call: Call, request: Request) -> Answer:
         try:
             answer = follow(client, request, client.timeout)
         except Unsent as problem:
-            failure = unreached(client, "cannot reach", problem)
+            failure = unreached(request, "cannot reach", problem)
         except Unanswered as problem:
-            if not row.safe:
+            if not request.safe:
                 raise unknown(row, str(problem), timed_out=_timed_out(problem.__cause__)) from problem
-            failure = unreached(client, "no answer from", problem)
+            failure = unreached(request, "no answer from", problem)
         else:
             if answer.status_code < 300:
                 return answer
             answer = answer.masked(call.secrets)
-            if answer.status_code in (502, 503, 504) and not row.safe:
+            if answer.status_code in (502, 503, 504) and not request.safe:
                 raise unknown(row, f"HTTP {answer.status_code}", answer)
             failure, asked = http_error(client, row, answer)
+            if client.key_origin == config_file("vast_tfa_key") and key_refused(failure.msg):
+                end_session(client)
+                if KEY in row.body.values() and request.body:
+                    request.body["api_key"] = client.api_key
+                return exchange(call, request)  # it was refused, not carried out
             if answer.status_code not in (429, 502, 503, 504) or (asked is not None and asked > LONGEST_PAUSE):
                 raise failure
         if attempt == client.retry:
             raise failure
         if asked is None:
             import random
-            asked = random.uniform(0, min(LONGEST_PAUSE, 0.25 * 2 ** (attempt - 1)))
+            asked = random.uniform(0, min(LONGEST_PAUSE, 0.25 * 2 ** min(attempt - 1, 8)))
         time.sleep(asked)
     raise AssertionError("retry is at least 1")
 
 
-def unreached(client: VastAI, what: str, problem: Exception) -> VastAIError:
-    return raising(NetworkError, f"{what} {client.server_url}: {problem}", timed_out=_timed_out(problem.__cause__))
+def unreached(request: Request, what: str, problem: Exception) -> VastAIError:
+    server = "/".join(request.url.split("/", 3)[:3])
+    return raising(NetworkError, f"{what} {server}: {problem}", timed_out=_timed_out(problem.__cause__))
 
 
 def unknown(row: Command, reason: str, answer: Answer | None = None, **details: Any) -> VastAIError:
@@ -2806,6 +2852,16 @@ def authorized(client: VastAI, row: Command) -> None:
     elif not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError("the API key has a blank, a line break or another character that no key has; it was not sent",
                          hint=f"It came from {client.key_origin}.")
+
+
+def end_session(client: VastAI) -> None:
+    """Goes on with the API key where the key of the 2FA session, which only the command line uses, has expired."""
+    try:
+        os.unlink(client.key_origin)
+    except OSError:  # another process was faster, or the folder is read-only
+        pass
+    warn("the 2FA session has ended; going on with the API key. `vastai tfa login` starts another.")
+    client.api_key, client.creds_source, client.key_origin = find_key(None)
 
 
 def http_error(client: VastAI, row: Command, answer: Answer) -> tuple[VastAIError, float | None]:
@@ -2980,7 +3036,7 @@ def follow(client: VastAI, request: Request, timeout: float) -> Answer:
         if request.method != "GET" and answer.status_code not in (307, 308):
             raise stop(f"a {request.method} to {shown(target, 200)}")
         try:
-            old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe="%/:=&?~#+!$,;'@()*[]")))
+            old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe=URL_SAFE)))
             trusted = trusted and key_may_go(old, new)
         except ValueError:
             raise stop(f"to {shown(target, 200)}, which is no address") from None
@@ -3018,11 +3074,12 @@ def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: b
     if body is not None:
         data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
         headers["Content-Type"] = "application/json"
+    deadline = time.monotonic() + timeout
     while True:
-        connection, reused, target = client.pool.take(url, headers, fresh, timeout)
+        connection, reused, target = client.pool.take(url, headers, fresh, deadline)
         try:
             sock = connection.sock
-            sock.deadline = time.monotonic() + timeout
+            sock.deadline = deadline
             connection.request(method, target, data, headers)
             response = connection.getresponse()
             if sock.ended:  # http.client takes the end of the connection for the end of the headers
@@ -3092,19 +3149,24 @@ def unpacked(response: http.client.HTTPResponse, content: bytes) -> bytes:
     return plain
 
 
+def seconds_left(deadline: float) -> float:
+    """Until a moment of time.monotonic(), as a socket takes it.  Raises TimeoutError where that is over."""
+    rest = deadline - time.monotonic()
+    if rest <= 0:
+        raise TimeoutError("timed out")
+    return min(rest, LONGEST_TIMEOUT)
+
+
 class Timed:
     """A socket whose every wait counts against one deadline: a trickle of bytes cannot outlast the timeout."""
 
     __slots__ = ("deadline", "ended", "sock")
 
-    def __init__(self, sock: Any, timeout: float) -> None:
-        self.sock, self.deadline, self.ended = sock, time.monotonic() + timeout, False
+    def __init__(self, sock: Any, deadline: float) -> None:
+        self.sock, self.deadline, self.ended = sock, deadline, False
 
     def left(self) -> None:
-        rest = self.deadline - time.monotonic()
-        if rest <= 0:
-            raise TimeoutError("timed out")
-        self.sock.settimeout(min(rest, LONGEST_TIMEOUT))
+        self.sock.settimeout(seconds_left(self.deadline))
 
     def quiet(self) -> bool:
         """Is there nothing to read?  On an idle connection there is only an end, or an answer that nobody waits for."""
@@ -3154,7 +3216,7 @@ class Pool:
         self.idle: dict[tuple[str, str, str | None], list[Any]] = {}
         self.owner = os.getpid()
 
-    def take(self, url: str, headers: dict[str, str], fresh: bool, timeout: float) -> tuple[Any, bool, str]:
+    def take(self, url: str, headers: dict[str, str], fresh: bool, deadline: float) -> tuple[Any, bool, str]:
         """A connection for `url`, whether it was used before, and what to ask it for.  Raises Unsent."""
         from http.client import HTTPException
         from urllib.parse import urlsplit
@@ -3167,7 +3229,7 @@ class Pool:
         reused = connection is not None
         try:
             if not reused:
-                connection = connect(parts, proxy, min(timeout, LONGEST_TIMEOUT))
+                connection = connect(parts, proxy, deadline)
                 connection.place = place
         except (OSError, ValueError, HTTPException) as error:
             raise Unsent(_reason(error)) from error
@@ -3204,25 +3266,26 @@ class Pool:
                 connection.close()
 
 
-def connect(parts: Any, proxy: str | None, timeout: float) -> Any:
+def connect(parts: Any, proxy: str | None, deadline: float) -> Any:
     """A connection to the service, through the proxy if there is one, and with TLS for https."""
     import http.client
     host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     near_host, near_port = proxy_place(proxy) if proxy else (host, port)
-    connection = http.client.HTTPConnection(near_host, near_port, timeout=timeout)
+    connection = http.client.HTTPConnection(near_host, near_port, timeout=seconds_left(deadline))
     try:
         connection.connect()
         if parts.scheme == "https":
             if proxy:
-                tunnel(Timed(connection.sock, timeout), f"[{host}]:{port}" if ":" in host else f"{host}:{port}", proxy)
+                tunnel(Timed(connection.sock, deadline), f"[{host}]:{port}" if ":" in host else f"{host}:{port}", proxy)
                 connection.host, connection.port = host, port
-            connection.sock.settimeout(timeout)
+            connection.sock.settimeout(seconds_left(deadline))
             connection.sock = tls_context().wrap_socket(connection.sock, server_hostname=host)
             connection.default_port = 443  # for the Host header
     except BaseException:
         connection.close()
         raise
-    connection.sock = Timed(connection.sock, timeout)
+    connection.sock = Timed(connection.sock, deadline)
+    connection.sock.left()  # or it would be too late when a part of the request has left
     return connection
 
 
@@ -3312,9 +3375,9 @@ def curl_of(client: VastAI, request: Request) -> str:
     if request.auth:
         words += ["-H", '"Authorization: Bearer $VAST_API_KEY"']
     if request.body is not None:
-        body = redacted(request)
-        text = quote(json.dumps({**body, "api_key": "@KEY@"} if "api_key" in body else body, ensure_ascii=False))
-        words += ["-H", "'Content-Type: application/json'", "-d", text.replace("@KEY@", "'\"$VAST_API_KEY\"'")]
+        body, mark = redacted(request), os.urandom(9).hex()
+        text = quote(json.dumps({**body, "api_key": mark} if "api_key" in body else body, ensure_ascii=False))
+        words += ["-H", "'Content-Type: application/json'", "-d", text.replace(mark, "'\"$VAST_API_KEY\"'")]
     return " ".join(words)
 
 
@@ -3375,12 +3438,10 @@ def run_program(words: list[str], how_to_get: str, told: bool = True, aside: boo
     `told` means that the status is a remote command's, and nothing to complain about; `aside`, that its output goes to
     stderr."""
     import subprocess
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    aside = (aside or words[0] == "ssh-keygen") and sys.stderr is not None
+    flush(sys.stdout)
+    flush(sys.stderr)
     try:
-        status = subprocess.run(words, stdout=2 if aside else None).returncode
+        status = subprocess.run(words, stdout=2 if aside and sys.stderr is not None else None).returncode
     except OSError:
         raise ProgramError(f"{words[0]} is not on this machine. {how_to_get}", exit_status=127) from None
     if status:
@@ -3393,6 +3454,12 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
         return False
+
+
+def flush(stream: TextIO | None) -> None:
+    """Has a stream write what it holds; OSError where that fails, nothing where it is missing or closed."""
+    if stream is not None and not getattr(stream, "closed", False):
+        stream.flush()
 
 
 def tell(text: str) -> None:
@@ -3427,7 +3494,7 @@ def agreed(question: str) -> bool:
 
 def ask_line(question: str) -> str | None:
     """Asks on stderr and reads one line from stdin, stripped; None at its end."""
-    tell(shown(question, 500) + (" " if is_terminal(sys.stdin) else "\n"))  # what a pipe answers ends no line
+    tell(shown(question, 0) + (" " if is_terminal(sys.stdin) else "\n"))  # what a pipe answers ends no line
     return read_line()
 
 
@@ -3441,12 +3508,27 @@ def read_line() -> str | None:
 
 
 # -------------------------------------------------------------------------------------------- commands of several steps
-# Named by their rows in `run`, and in the table's order.  They call their own row (call.send) and others (call.do),
-# never the transport.
+# Named by their rows in `run`, and in the table's order.  They call their own row (call.send) and others (call.do);
+# only `pages` and `result_text` go to the transport themselves.
 
 def perform(call: Call) -> Any:
-    """What a command returns in the SDK."""
-    return globals()[call.row.run](call) if call.row.run else call.send()
+    """What a command returns in the SDK.  Raises VastAIError, also where the answer has odd members."""
+    try:
+        return globals()[call.row.run](call) if call.row.run else call.send()
+    except VastAIError:
+        raise
+    except ODD as error:
+        raise misunderstood(error) from error
+
+
+ODD = (TypeError, ValueError, LookupError, AttributeError, RecursionError)  # what comes of members of another type
+
+
+def misunderstood(error: Exception) -> VastAIError:
+    if isinstance(error, RecursionError):
+        return VastAIError("the answer is nested too deeply to be shown")
+    return VastAIError(f"the service gave an answer that cannot be used ({type(error).__name__}: "
+                       f"{shown(str(error), 200)}; VASTAI_DEBUG=1 shows where)")
 
 
 def objects(value: Any) -> list[Row]:
@@ -3461,11 +3543,10 @@ def run_search_offers(call: Call) -> list[Row]:
     kind = "bid" if call["type"] == "interruptible" else call["type"]
     more = {"disable_bundling": True} if call["disable_bundling"] else {}
     body = search_body(call, offer_query(call), type=kind, **more)
-    if call["new"]:
-        call = Call(call.client, METHODS["search_offers_new"], call.params, call.view, call.cli)
-    if call.row.method == "PUT":
+    search = METHODS["search_offers_new"] if call["new"] else call.row
+    if search.method == "PUT":
         body = {"select_cols": ["*"], "q": body}
-    rows: list[Row] = call.send(body=body)
+    rows: list[Row] = Call(call.client, search, call.params, call.view, call.cli).send(body=body)
     call.extra.update(query=body, columns=RESERVED_COLUMNS if kind == "reserved" else OFFER_COLUMNS)
     if call.cli and not (call.extra.get("georegion") or call.extra.get("chunked")):
         return rows
@@ -3528,8 +3609,8 @@ def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
         request = request_of(call)
         request.query = query
         answer = exchange(call, request)
-        rows = pick(call, answer) or []
-        page = pick_page(call, answer)
+        rows, body = pick(call, answer), answer.json() if answer.content else None
+        page = body if isinstance(body, dict) else {}
         token = page.get("next_token")
         yield {**page, "rows": rows}
         if not token or not everything:
@@ -3540,24 +3621,18 @@ def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
         query = {**query, "after_token": token}
 
 
-def pick_page(call: Call, answer: Answer) -> Row:
-    """The whole object around the rows of a page."""
-    body = answer.json() if answer.content else None
-    return body if isinstance(body, dict) else {}
-
-
 def run_show_instances(call: Call) -> Any:
     """All your instances, over all pages; with --limit or --next-token one page."""
     one_page = (call["limit"] is not None or call["next_token"] is not None) and not call["all"]
     query = instance_filters(call)
-    whole = call["all"] and call.raw and not call.view.quiet  # from the first page on, however large pages shall be
-    query["limit"] = 25 if whole or call["limit"] is None else min(25, max(1, call["limit"]))
-    if call["next_token"] is not None and not whole:
+    afresh = call["all"] and call.raw and not call.view.quiet  # from the first page on, however large pages shall be
+    query["limit"] = 25 if afresh or call["limit"] is None else min(25, max(1, call["limit"]))
+    if call["next_token"] is not None and not afresh:
         query["after_token"] = call["next_token"]
+    columns = call.extra["columns"] = instance_columns(call)
     if call.cli and not call.raw:
-        names = (call["cols"] or "").replace(" ", "").split(",")
-        more = {COLUMN_NAMES.get(c[1], c[1]) for c in INSTANCE_MORE}.intersection(names)
-        query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if call["verbose"] or more else [])
+        more = call["verbose"] or set(columns).intersection(INSTANCE_MORE)
+        query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if more else [])
     rows: list[Row] = []
     for page in pages(call, query, not one_page):
         rows += page.pop("rows")
@@ -3565,7 +3640,7 @@ def run_show_instances(call: Call) -> Any:
         call.extra["next_token"] = page.get("next_token")
         call.note(f"{len(rows)} instances …")
     call.note("")
-    if one_page and call.cli and call.raw and not call.view.quiet:
+    if one_page and call.cli and call.whole:
         return call.extra["page"]
     return [stripped(tidy_instance(row)) for row in rows]
 
@@ -3574,6 +3649,22 @@ SUMMARY_COLS = ["id", "actual_status", "label", "num_gpus", "gpu_name", "gpu_uti
                 "disk_util", "volume_info", "dph_total", "image_uuid", "start_date", "verification"]
 DETAIL_COLS = ["machine_id", "template_id", "template_name", "geolocation", "inet_up", "inet_down", "ssh_host",
                "ssh_port", "status_msg"]
+
+
+COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "image", "start_date": "age",
+                "verification": "verified", "machine_id": "machine", "geolocation": "location", "status_msg": "msg"}
+
+
+def instance_columns(call: Call) -> tuple[Any, ...]:
+    """The columns that --verbose or --cols ask for."""
+    if not call["cols"]:
+        return INSTANCE_COLUMNS + (INSTANCE_MORE if call["verbose"] else ())
+    known = {COLUMN_NAMES.get(column[1], column[1]): column for column in INSTANCE_COLUMNS + INSTANCE_MORE}
+    names = [name.strip() for name in call["cols"].split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--cols: there is no column {shown(name)!r}{nearest(name, known)}")
+    return tuple(known[name] for name in names)
 
 
 def instance_filters(call: Call) -> Row:
@@ -3591,7 +3682,7 @@ def instance_filters(call: Call) -> Row:
         order.append({"col": "id", "dir": "asc"})
     for state in call["status"] or ():
         if state not in ("running", "loading", "exited", "created"):
-            warn(f"{shown(state)!r} is not a state of instances (running, loading, exited, created)")
+            call.warn(f"{shown(state)!r} is not a state of instances (running, loading, exited, created)")
     return {"select_filters": {name: {"in": values} for name, values in filters.items() if values}, "order_by": order}
 
 
@@ -3677,6 +3768,8 @@ def run_bulk(call: Call) -> Row:
         try:
             answers.append(call.send(body={key: part}))
             results += [{"id": id, "success": True} for id in part]
+        except NothingSent:
+            continue
         except VastAIError as error:
             if isinstance(error, (AuthError, UsageError)) and not answers:
                 raise
@@ -3684,6 +3777,8 @@ def run_bulk(call: Call) -> Row:
             results += [{"id": id, "success": False, "status_code": error.status, "msg": error.msg} for id in part]
     if failures:
         raise failures[0] if not answers else partial(results)
+    if not answers:
+        raise NothingSent
     merged = dict(answers[0])
     for answer in answers[1:]:
         for name, value in answer.items():
@@ -3721,12 +3816,18 @@ def make_job(call: Call, job: Row) -> Any:
         existing = dig(error.body, "scheduled_job_id")
         if error.status != 422 or existing is None or not call.cli:
             raise
-        confirm(call, f"Job {existing} does this already. Replace it?")
+        question = f"Job {existing} does this already. Replace it?"
+        if call.row.name in ("change bid", "cloud copy"):
+            confirm(call, question)
+        elif not call.view.confirmed and not agreed(question):
+            raise VastAIError(f"job {existing} stays as it is; the command itself was sent, once") from None
         return call.do("update_scheduled_job", id=existing, **{k: v for k, v in job.items() if v is not None})
 
 
 def run_logs(call: Call) -> Any:
     """Asks for a text that the instance writes to a storage address, and fetches it from there."""
+    if call["follow"] and call.raw:
+        raise UsageError("--follow prints text as it comes: it does not go with --raw or --format")
     answer = call.send()
     if not answer.get("result_url"):
         return answer
@@ -3744,17 +3845,21 @@ def follow_logs(call: Call, text: str) -> None:
         fresh = new_lines(last, lines)
         if fresh:
             emit("\n".join(fresh) + "\n", plain=True)
-            sys.stdout.flush()
+            flush(sys.stdout)
             last, pause = lines, 2.0
         if over:
             return
         time.sleep(pause)
         pause = min(15.0, pause * 1.3)
-        row = call.do("show_instance", id=call["instance_id"])
+        try:
+            row = call.do("show_instance", id=call["instance_id"])
+        except NotFoundError:
+            row = None
         if row is None:
             return
         over = row.get("actual_status") == "exited"  # looked at before the log, so that its end is not lost
-        text = result_text(call, str(call.send(tail=call["tail"] or "1000")["result_url"]), call["max_wait"])
+        url = call.send(tail=call["tail"] or "1000").get("result_url")
+        text = result_text(call, str(url), call["max_wait"]) if url else text
 
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
@@ -3768,9 +3873,15 @@ def new_lines(last: list[str], lines: list[str]) -> list[str]:
 
 def result_text(call: Call, url: str, max_wait: float) -> str:
     """The text at a presigned address, once it is there.  The key stays at home.  Raises WaitTimeoutError."""
-    if not url.startswith(("http://", "https://")):
-        raise VastAIError(f"the service gave {shown(url, 100)!r} as the address of the result")
-    end, pause, request = time.monotonic() + max_wait, 0.3, Request("GET", url, {}, None, auth=False)
+    from urllib.parse import quote, urlsplit
+    try:
+        parts = urlsplit(quote(url, safe=URL_SAFE))
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:
+        raise VastAIError(f"the service gave {shown(url, 100)!r} as the address of the result") from None
+    url = parts.geturl()
+    end, pause, request = time.monotonic() + max_wait, 0.3, Request("GET", url, {}, None, SAFE, auth=False)
     if call.client.explain:
         explain(call.client, request)
     while True:
@@ -3878,7 +3989,7 @@ def safe_host(host: Any) -> str:
 
 
 def run_show_template(call: Call) -> Row:
-    name = "id" if call["id"].isdigit() and len(call["id"]) < 16 else "hash_id"
+    name = "id" if call["id"].isascii() and call["id"].isdigit() and len(call["id"]) < 16 else "hash_id"
     return template_of(call, name, int(call["id"]) if name == "id" else call["id"])
 
 
@@ -3951,7 +4062,7 @@ def run_cloud_copy(call: Call) -> Row:
         answer: Row = call.send()
         return answer
     request, last = request_of(call), call["end_date"]
-    call.params["end_date"] = 4e9 if last is None else last
+    call.params["end_date"] = LAST_MOMENT if last is None else last
     schedule_of(call, request)  # what is wrong with the times is said before anything is sent
     instance = call.do("show_instance", id=call["instance"])
     if instance is None:
@@ -3974,7 +4085,7 @@ def run_price_increase(call: Call) -> Row:
     results: list[Row] = []
     failures: list[VastAIError] = []
     for id in ids:
-        result = {"instance_id": id, "pending_price_increase_id": numbers.get(id)}
+        result = {"instance_id": id, "pending_price_increase_id": numbers.get(id), "contract_id": id}
         try:
             if numbers.get(id) is None:
                 raise NotFoundError(f"no price increase is pending for instance {id}",
@@ -3982,7 +4093,8 @@ def run_price_increase(call: Call) -> Row:
             answer: Row = call.send(body={"pending_price_increase_id": numbers[id]})
             if not call.cli:
                 return answer
-            result.update({name: answer.get(name) for name in ("pending_price_increase_id", "contract_id")})
+            result.update({name: answer[name] for name in ("pending_price_increase_id", "contract_id")
+                           if answer.get(name) is not None})
             results.append({**result, "status": f"{verb}ed", "response": answer})
         except VastAIError as error:
             failures.append(error)
@@ -4090,17 +4202,24 @@ def run_create_ssh_key(call: Call) -> Any:
     """Adds a public key, a given one or a new one from ssh-keygen."""
     if call["ssh_key"] is not None:
         return run_ssh_key(call)
+    if call.client.curl:
+        return call.send(ssh_key="PUBLIC_KEY")
+    import getpass
+    import shutil
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = "user"
     path = os.path.expanduser(os.path.join("~", ".ssh", "id_ed25519"))
     existing = [name for name in (path, path + ".pub") if os.path.exists(name)]
-    if existing:
+    if existing and shutil.which("ssh-keygen"):
         confirm(call, f"{existing[0]} exists. Put it aside as a backup and make a new key?")
         stamp = int(time.time())
         for name in existing:
             os.rename(name, f"{name}.backup_{stamp}")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    import getpass
-    run_program(["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{getpass.getuser()}-vast.ai"],
-                HOW_TO_GET_SSH)
+    run_program(["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{user}-vast.ai"], HOW_TO_GET_SSH,
+                aside=True)
     os.chmod(path, 0o600)
     return call.send(ssh_key=_read_file(path + ".pub").strip())
 
@@ -4263,7 +4382,7 @@ def run_show_invoices(call: Call) -> Any:
 
 def invoice_items(call: Call, **more: Any) -> Row:
     """`invoices` and `current` of a period; one's own zone holds for dates without one."""
-    query: Row = {name: parse_when(call[option]) if call[option] else time.time() - ago
+    query: Row = {name: time.time() - ago if call[option] in (None, "") else parse_when(call[option])
                   for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0))}
     call.extra["period"] = " - ".join(utc_text(moment, "%Y-%m-%d") for moment in query.values())
     answer = call.send(query={**query, **more})
@@ -4514,7 +4633,7 @@ class SelfTest:
 
     def polled(self, pause: float, limit: float) -> Iterator[Row]:
         """The instance as it is, time and again; {} where the service does not tell, which may pass."""
-        for _ in every(pause, limit):
+        for _ in ticks(pause, limit):
             self.row = {}
             try:
                 self.row = self.call.do("show_instance", id=self.instance) or {}
@@ -4809,7 +4928,7 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
     found: Row = {}
     query = {"type": {"eq": "perf"}, **gpu, "last_update": {"gte": time.time() - 30 * 86400}}
     for field, value in (("template_hash", template.get("hash_id")), ("template_id", template.get("id"))):
-        found.update({row["id"]: row for row in call.do(
+        found.update({row.get("id"): row for row in call.do(
             "search_benchmarks", query={**query, field: {"eq": value}}, limit=100,
             order=[{"col": "last_update", "dir": "desc"}]) if (row.get("value") or 0) > 0} if value else {})
     prices = [row["dph_base"] for row in found.values() if (row.get("dph_base") or 0) > 0]
@@ -4872,7 +4991,7 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
             endpoints[spec] = make(spec, "endpoint", cold_workers=1, max_workers=1, min_load=1.0)
             make(spec, "workergroup", endpoint_id=endpoints[spec], **{chosen: call[chosen]},
                  search_params=f"gpu_name={spec[0].replace(' ', '_')} num_gpus={spec[1]}")
-        for _ in every(10, call["timeout"]):
+        for _ in ticks(10, call["timeout"]):
             for spec in specs:
                 if rows[spec]["status"] == "timeout":
                     look(spec)
@@ -4889,7 +5008,7 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
     return results
 
 
-def every(pause: float, limit: float) -> Iterator[None]:
+def ticks(pause: float, limit: float) -> Iterator[None]:
     """Comes round every `pause` seconds until `limit` seconds are over."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
@@ -5116,7 +5235,7 @@ class VastAI:
     @property
     def secrets(self) -> list[str]:
         """The texts that no message may show."""
-        return [self.api_key] if self.api_key and len(self.api_key) >= 8 else []
+        return [self.api_key] if isinstance(self.api_key, str) and len(self.api_key) >= 8 else []
 
     def __repr__(self) -> str:
         return f"VastAI(server_url={self.server_url!r}, creds_source={self.creds_source!r})"
@@ -5145,7 +5264,7 @@ class VastAI:
         """A method call: binds, checks, performs; prints instead of returning where `raw` is off."""
         taken = {arg.name for arg in row.args if arg.face != "cli"}
         now = {name: given.pop(name) for name in ("raw", "explain", "quiet", "curl") if name in given.keys() - taken}
-        client = self
+        client, key = self, self.api_key
         if now.keys() - {"raw"}:
             client = VastAI.__new__(VastAI)
             client.__dict__.update(self.__dict__, **now)
@@ -5163,6 +5282,8 @@ class VastAI:
                 answer = error.body  # for `if result.get("success"): …`
             finally:
                 if client is not self:
+                    if client.api_key != key:  # set_api_key is meant for this client
+                        self.api_key = client.api_key
                     del client.__dict__["pool"]  # it belongs to self
             return answer if view.form == "json" else display(call, answer)
 
@@ -5654,7 +5775,7 @@ for method, command in METHODS.items():
 del method, command
 
 
-# ---------------------------------------------------------------------- names that programs for the official SDK import
+# --------------------------------------------------------------------------------------------- the official SDK's names
 
 def other_name(name: str) -> Any:
     """`from vastai import vastai_sdk`, `vastai.api.query.offers_fields`, and the row types, which are dicts."""
@@ -5677,7 +5798,17 @@ if __name__ == "vastai":  # the official package's modules: this one answers for
 # ------------------------------------------------------------------------------------------------------------ rendering
 
 def display(call: Call, answer: Any) -> None:
-    """Prints what a command returned, in the form that was asked for."""
+    """Prints what a command returned, in the form that was asked for.  Raises VastAIError where that makes no sense."""
+    try:
+        render(call, answer)
+    except VastAIError:
+        raise
+    except ODD as error:
+        raise misunderstood(error) from error
+
+
+def render(call: Call, answer: Any) -> None:
+    """Chooses how an answer is printed."""
     view, row, columns = call.view, call.row, call.row.columns
     if row.rows and isinstance(answer, dict) and (view.quiet or view.fields or view.form not in ("table", "json")):
         answer = answer.get(row.rows) or []
@@ -5685,7 +5816,7 @@ def display(call: Call, answer: Any) -> None:
     items: Any = answer if many else [answer] if isinstance(answer, dict) else []
     if view.quiet and columns and (items or many):
         name = "id" if not row.rows and any("id" in item for item in items) else columns[0][1]
-        return emit("".join(f"{shown(str(item.get(name)), 0)}\n" for item in items))
+        return emit("".join(f"{text_of(item.get(name))}\n" for item in items))
     if view.fields and (items or many):
         names = [name.strip() for name in view.fields.split(",") if name.strip()]
         columns = tuple((name, name, "", 0) for name in names)
@@ -5718,10 +5849,10 @@ def emit(text: str, plain: bool = False) -> None:
     """Writes to stdout, with escapes for what its encoding lacks; `plain` text of the service keeps its control
     characters only where no terminal would obey them."""
     out = sys.stdout
-    if out is None:
+    if out is None or getattr(out, "closed", False):
         return
     if plain and is_terminal(out):
-        text = shown_lines(text)
+        text = shown_lines(text.replace("\r\n", "\n").expandtabs())
     try:
         out.write(text)
     except UnicodeEncodeError:
@@ -5784,8 +5915,8 @@ def sentence(call: Call, answer: Row) -> str:
 
 def filled(call: Call, text: str, answer: Row) -> str:
     """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
-    given = {name: value for name, value in call.params.items() if value is not None}
-    words = {"answer": answer, **answer, **call.extra, **given}
+    words = {"answer": answer, **answer, **call.extra, **{k: v for k, v in call.params.items() if v is not None}}
+    words = {name: value for name, value in words.items() if value is not None}
     return text.format_map({name: ", ".join(map(str, value)) if isinstance(value, list) else
                             text_of(value) if isinstance(value, dict) and f"{{{name}[" not in text else
                             utc_text(value) if name.endswith("date") else value for name, value in words.items()})
@@ -5840,8 +5971,7 @@ def emit_card(call: Call, row: Row) -> None:
 def remark(call: Call, text: str) -> None:
     """A line beside the answer, on stderr."""
     if not call.view.quiet and not call.client.quiet:
-        if sys.stdout is not None:
-            sys.stdout.flush()  # the answer comes first, also where both go to one place
+        flush(sys.stdout)  # the answer comes first, also where both go to one place
         tell(shown(text, 1000) + "\n")
 
 
@@ -5855,22 +5985,21 @@ def page_out(lines: list[str], full: bool) -> None:
     import subprocess
     try:
         sys.stdout.flush()
-        subprocess.run(shlex.split(pager), input=text.encode("utf-8", "replace"))
+        subprocess.run(shlex.split(pager), input=text.encode("utf-8", "replace"), env={"LESS": "FRX", **os.environ})
     except (OSError, ValueError):
         emit(text)
     return None
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; COLUMNS goes first, 80 where there is none."""
+    """Columns of the terminal, at least 20; COLUMNS goes first, 80 where neither tells."""
+    told = os.environ.get("COLUMNS", "")
+    width = int(told) if told.isascii() and told.isdigit() else 0
     try:
-        return max(20, int(os.environ.get("COLUMNS", "")))
-    except ValueError:
-        pass
-    try:
-        return max(20, os.get_terminal_size(sys.stdout.fileno()).columns)
+        width = width or os.get_terminal_size(sys.stdout.fileno()).columns
     except (OSError, ValueError, AttributeError):
-        return 80
+        pass
+    return max(20, width or 80)
 
 
 def colored() -> bool:
@@ -6017,14 +6146,14 @@ def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]
     form, times, factor = form.partition("*")
     form, over, divisor = form.partition("/")
     scale = float(factor) if times else 1 / float(divisor) if over else 1
-    whole = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
+    shape = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
     kinds = set(map(type, values))
     try:
         if kinds == {int} and not form:
             return "%d", values
         if kinds and kinds <= {int, float} and form[:1] == ".":
-            return whole, [float(value) * scale for value in values]
-        return "%s", [whole % (value * scale) if type(value) in (float, int) else
+            return shape, [float(value) * scale for value in values]
+        return "%s", [shape % (value * scale) if type(value) in (float, int) else
                       "-" if value is None or value == "" else text_of(value) for value in values]
     except OverflowError:  # a number of hundreds of digits
         return "%s", ["-" if value is None or value == "" else text_of(value) for value in values]
@@ -6037,11 +6166,11 @@ def text_in(column: Sequence[Any], row: Row) -> str:
 
 
 def text_of(value: Any) -> str:
-    """Any value as one line."""
+    """Any value as one line; null as `-`."""
     if isinstance(value, (dict, list)):
         import json
         value = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    text = str(value)
+    text = "-" if value is None else str(value)
     return text if text.isprintable() else shown(text, 0)
 
 
@@ -6187,16 +6316,8 @@ def show_instance_table(call: Call, rows: list[Row]) -> None:
             pass
     if not rows:
         return emit("No instances.\n")
-    columns = INSTANCE_COLUMNS + (INSTANCE_MORE if call["verbose"] else ())
-    if not any(row.get("volume_info") for row in rows):
-        columns = tuple(column for column in columns if column[1] != "volumes")
-    if call["cols"]:
-        known = {COLUMN_NAMES.get(c[1], c[1]): c for c in INSTANCE_COLUMNS + INSTANCE_MORE}
-        for name in call["cols"].split(","):
-            if name.strip() not in known:
-                raise UsageError(f"--cols: there is no column {shown(name)!r}{nearest(name, known)}")
-        columns = tuple(known[name.strip()] for name in call["cols"].split(","))
-    emit_rows(call, rows, columns)
+    volumes = call["cols"] or any(row.get("volume_info") for row in rows)
+    emit_rows(call, rows, [column for column in call.extra["columns"] if volumes or column[1] != "volumes"])
     cost = sum(row["dph_total"] for row in rows if isinstance(row.get("dph_total"), (int, float)))
     total = page.get("total_instances") or len(rows)
     labels = ", ".join(f"{name or '(none)'} {count}" for name, count in (page.get("label_counts") or {}).items())
@@ -6204,10 +6325,6 @@ def show_instance_table(call: Call, rows: list[Row]) -> None:
     if filters:
         remark(call, "To see fewer: " + " ".join(filters))
     return next_page(call)
-
-
-COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "image", "start_date": "age",
-                "verification": "verified", "machine_id": "machine", "geolocation": "location", "status_msg": "msg"}
 
 
 def show_network_disk_tables(call: Call, answer: Row) -> None:
@@ -6226,7 +6343,7 @@ def show_backup_files(call: Call, answer: Row) -> None:
     """The files with addresses that carry the token; an address is never cut."""
     from urllib.parse import quote, urlsplit
     token = answer.get("authorization_token")
-    emit(f"Token: {shown(str(token), 0)}\n"
+    emit(f"Token: {text_of(token)}\n"
          f"It is in the addresses below, and good for {text_of(answer.get('expires_in_sec'))} seconds.\n")
     if answer.get("truncated"):
         emit("This list is truncated: the backup has more files. "
@@ -6269,7 +6386,7 @@ def show_tfa_status(call: Call, answer: Row) -> None:
     if not methods:
         return emit("Two-factor authentication is off.\n")
     emit_rows(call, methods, [column for column in TFA_COLUMNS if phones or column[1] != "phone_number"])
-    return emit(f"\nBackup codes left: {text_of(answer.get('backup_codes_remaining', '-'))}\n")
+    return emit(f"\nBackup codes left: {text_of(answer.get('backup_codes_remaining'))}\n")
 
 
 def show_backup_codes(call: Call, answer: Row) -> None:
@@ -6345,7 +6462,7 @@ def show_billing(call: Call, answer: Row) -> None:
             emit("".join(charge_lines(call, rows, 0)))
         elif rows:
             emit_rows(call, rows, columns)
-        remark(call, f"{count} of {answer.get('total', count)} results")
+        remark(call, f"{count} of {count if answer.get('total') is None else answer['total']} results")
         call.extra["next_token"] = call.params["next_token"] = answer.get("next_token")
         next_page(call)
         if not call["next_token"] or not call.cli or not agreed("Show the next page?"):
@@ -6378,8 +6495,9 @@ def show_notifications(call: Call, answer: Row) -> None:
     """The choices as a table: a line for each kind."""
     rows = [{"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
             for context, kinds in answer.items() for kind, ways in (kinds if isinstance(kinds, dict) else {}).items()]
-    ways = dict.fromkeys(name for row in rows for name in row if name != "key")
-    emit_rows(call, rows, [("Key", "key", "", 0), *((name, name, "", 0) for name in ways)])
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "key"))
+    emit_rows(call, [{"key": row["key"], **{str(at): row.get(name) for at, name in enumerate(names)}} for row in rows],
+              [("Key", "key", "", 0), *((text_of(name), str(at), "", 0) for at, name in enumerate(names))])
 
 
 def show_self_test(call: Call, answer: Row) -> None:
@@ -6749,8 +6867,8 @@ def run_row(row: Command, words: list[str], start: Row | None, pool: Pool | None
     if common["version"]:
         emit(f"{__version__}\n")
         return 0
-    form = "json" if common["raw"] else common.get("format", "table")
-    quiet = common.get("quiet", False) and (form != "json" or row.name == "show instances")
+    form = "json" if common["raw"] else common["format"]
+    quiet = common["quiet"] and (form != "json" or row.name == "show instances")
     view = View(form, common["fields"], quiet, common["full"], not common["no_color"], given.get("yes", False))
     if row.name == "repl":
         if start is not None:
@@ -6781,13 +6899,6 @@ def answer_line(call: Call) -> int:
         answer = perform(call)
     except NothingSent:
         return 0
-    except AuthError as error:
-        if call.client.key_origin != config_file("vast_tfa_key") or not key_refused(error.msg):
-            raise
-        os.unlink(call.client.key_origin)
-        warn("the 2FA session has ended; going on with the API key. `vastai tfa login` starts another.")
-        call.client.api_key, call.client.creds_source, call.client.key_origin = find_key(None)
-        answer = perform(call)
     if answer is None and call.row.returns not in ("none", "text"):
         named = [f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args
                  if "path" in call.row.places(arg)]
@@ -6796,10 +6907,7 @@ def answer_line(call: Call) -> int:
                             hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "")
     if call.row.returns == "text" and not call.raw and isinstance(answer, str):
         answer = reader_text(call, answer)
-    try:
-        display(call, answer)
-    except RecursionError:
-        raise VastAIError("the answer is nested too deeply to be shown") from None
+    display(call, answer)
     if isinstance(answer, dict) and answer.get("success") is False:  # found out in several steps, and shown in full
         raise VastAIError(str(answer.get("reason") or words_of(answer)))
     return 0
@@ -7265,8 +7373,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = guarded(words)
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
+            flush(stream)
+        except OSError:
             discard(stream)
     return status
 
@@ -7284,31 +7392,33 @@ def program() -> NoReturn:
 
 def guarded(words: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
     """Runs a command line as run_line does and says what went wrong; returns the exit status."""
-    debug = os.environ.get("VASTAI_DEBUG")
+    debug, status = os.environ.get("VASTAI_DEBUG"), 0
+    told_as = ["--raw"] if start and start["format"] == "json" else words
     try:
         try:
             status = run_line(words, start, pool)
         except VastAIError as error:
             if debug:
                 raise
-            status = report(error, ["--raw"] if start and start["format"] == "json" else words)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+            status = error.exit_status
+            report(error, told_as)
+        flush(sys.stdout)
         return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our output has enough
         discard(sys.stdout)
-        return 0
+        return status
     except Exception as error:  # no traceback for a user; VASTAI_DEBUG=1 shows it
         if debug:
             raise
         if isinstance(error, OSError):
-            warn(f"cannot use {shown(str(error.filename or 'stdout'), 300)}: {error.strerror or error}")
+            told = f"cannot use {shown(str(error.filename or 'stdout'), 300)}: {error.strerror or error}"
             discard(sys.stdout)
         else:
-            warn(f"{type(error).__name__}: {shown(str(error), 300)} (a defect of this program; "
-                 "VASTAI_DEBUG=1 shows where)")
+            told = (f"{type(error).__name__}: {shown(str(error), 300)} (a defect of this program; VASTAI_DEBUG=1 shows "
+                    "where)")
+        report(VastAIError(told, command="vastai"), told_as)
         return 1
 
 
@@ -7321,13 +7431,14 @@ def discard(stream: TextIO | None) -> None:
 
 
 def report(error: VastAIError, words: Sequence[str]) -> int:
-    """A failure on stderr, as text or, with --raw, as one JSON object."""
-    if isinstance(error, PartialError) and sys.stdout is not None:
+    """A failure on stderr, as text or, with --raw, as one JSON object; the exit status."""
+    if isinstance(error, PartialError):
         emit(pretty(error.results) + "\n")
     if error.msg:
         import json
         told = {"error": True, "status_code": error.status, "msg": error.msg}
-        tell((json.dumps(told) if wants_json(words) else shown_lines(str(error))) + "\n")
+        text = json.dumps(told) if wants_json(words) else shown_lines(str(error))
+        tell(CLEAR * is_terminal(sys.stderr) + text + "\n")
     return error.exit_status
 
 
