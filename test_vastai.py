@@ -2403,9 +2403,9 @@ search offers /search instances query:QUERY+=None -t,--type,-i,--interruptible,-
 search offers-new (sdk) query:QUERY+=None --type:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False -> list[Offer]
 search templates query:QUERY+=None -> list[Template]
 show template id:ID -> Template
-create instance id:ID/ID --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT+=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
-create instances ids:ID+ --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT+=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None -> dict[str, Any] ONCE
-launch instance -g,--gpu-name:NAME -n,--num-gpus:TEXT -i,--image:TEXT -r,--region:TEXT=None -d,--disk:GB=10|16.0 -o,--order:FIELDS='score-' --limit:N=None|3 --env:ENV=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --runtype:TEXT=None(sdk) --args:TEXT+=None --query:JSON=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
+create instance id:ID/ID --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
+create instances ids:ID+ --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None -> dict[str, Any] ONCE
+launch instance -g,--gpu-name:NAME -n,--num-gpus:TEXT -i,--image:TEXT -r,--region:TEXT=None -d,--disk:GB=10|16.0 -o,--order:FIELDS='score-' --limit:N=None|3 --env:ENV=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --runtype:TEXT=None(sdk) --args:TEXT=None --query:JSON=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
 show instances /show instances-v1 -s,--status:TEXT+=None --label:TEXT+=None --gpu-name:TEXT+=None --verification:TEXT+{verified,unverified,deverified}=None --order-by:TEXT+=None -l,--limit:N=None -t,--next-token:TEXT=None -a,--all:TEXT=False -v,--verbose:TEXT=False(cli) --cols:TEXT=None(cli) -> list[Instance]
 show instances-v1 (sdk) params:JSON=None -> dict[str, Any]
 show instance-filters (sdk) -> list[dict[str, Any]]
@@ -2517,7 +2517,7 @@ delete machine id:ID/machine_id -> dict[str, Any]
 cleanup machine id:ID/machine_id -> dict[str, Any]
 defrag machines ids:ID+/IDs/machine_ids -> dict[str, Any]
 set min-bid id:ID/machine_id --price:USD=None -> dict[str, Any]
-set defjob id:ID/machine_id --price_gpu:USD=None --price_inetu:USD=None --price_inetd:USD=None --image:TEXT=None --args:TEXT+=None -> dict[str, Any]
+set defjob id:ID/machine_id --price_gpu:USD=None --price_inetu:USD=None --price_inetd:USD=None --image:TEXT=None --args:TEXT=None -> dict[str, Any]
 remove defjob id:ID/machine_id -> dict[str, Any]
 show maints -i,--ids:ID/machine_ids -> list[dict[str, Any]]
 schedule maint id:ID/machine_id --sdate:DATE --duration:N --maintenance_category->category:TEXT='not provided'/maintenance_category -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
@@ -2545,7 +2545,7 @@ search invoices query:QUERY+=None -> list[Invoice]
 show earnings -s,--start_date:DATE=None -e,--end_date:DATE=None -m,--machine_id:ID=None -q,--quiet:TEXT=False(cli) --last_days:N=None --user_id:ID='me' -> dict[str, Any]
 show deposit id:ID/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
 transfer credit recipient->recipient_pos:NAME=None(cli) amount->amount_pos:USD=None(cli) -r,--recipient:NAME|None -a,--amount:USD|None --skip:TEXT=False(cli) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-fetch contracts (sdk) label:TEXT=None contract_ids:ID+=None -> list[dict[str, Any]]
+fetch contracts (sdk) label:TEXT=None contract_ids:ID=None -> list[dict[str, Any]]
 show scheduled-jobs -> list[dict[str, Any]]
 delete scheduled-job id:ID -> dict[str, Any]
 create scheduled-job (sdk) start_time:N end_time:N api_endpoint:NAME request_method:NAME request_body:JSON frequency:NAME instance_id:ID day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any] ONCE
@@ -3881,7 +3881,8 @@ class PureTest(unittest.TestCase):
         noon = 1767614400.0  # 2026-01-05 12:00 UTC
         for text in ("2026-01-05 12:00", "2026-01-05T12:00:00Z", "2026-01-05 13:00+01:00", "01/05/2026 12:00",
                      "5 January 2026 12pm", "Jan 5, 2026 12:00:00", "2026-01-05T12:00:00.000", "2026/01/05 12:00",
-                     noon, int(noon)):
+                     "Mon, 05 Jan 2026 13:00:00 +0100", "Monday 5th January 2026 12pm", "2026-01-05 12:00 GMT",
+                     "20260105T120000Z", "5-Jan-2026 12:00", "1/5/26 12:00:00 PM", "2026-01-05T12", noon, int(noon)):
             with self.subTest(text):
                 self.assertEqual(vastai.parse_when(text, "utc"), noon)
         self.assertEqual(vastai.parse_when("20260105", "utc"), noon - HOUR * 12)
@@ -5130,6 +5131,11 @@ class TestSteps(FaultCase):
         server = self.serve(reply({"scheduled_job_id": 3, "msg": "conflict"}, 422))
         status, _, err = self.cli(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
         self.assertEqual((status, len(server.requests)), (2, 1), err)
+        server = self.serve(reply({"scheduled_job_id": 3, "msg": "conflict"}, 422), reply({"success": True}))
+        status, _, err = self.cli(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="y\n")
+        first, second = (json.loads(request["body"]) for request in server.requests)
+        self.assertEqual((status, first, first["day_of_the_week"]), (0, second, None), err)
+        self.assertEqual(first["request_body"], {"client_id": "me", "instance_id": 7, "price": None})
 
     def test_a_key_that_cannot_be_made_anew(self):
         path = os.path.join(self.home, ".ssh", "id_ed25519")
@@ -5181,7 +5187,8 @@ class TestArguments(FaultCase):
 
     def sent(self, name, *args, **given):
         server = self.serve(reply({"results": [], "offers": [], "benchmarks": []}))
-        getattr(self.client(server), name)(*args, **given)
+        with contextlib.suppress(vastai.VastAIError):  # of the answer, which is not for every command
+            getattr(self.client(server), name)(*args, **given)
         request = server.requests[-1]
         query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(request["target"]).query))
         return {name: json.loads(value) if value[:1] in "[{" else value for name, value in query.items()} or json.loads(
@@ -5207,6 +5214,43 @@ class TestArguments(FaultCase):
         self.assertEqual(self.sent("search_benchmarks", order=["value-"])["order_by"], [{"col": "value", "dir": "desc"}])
         self.assertEqual(self.sent("create_instance", 5, image="x", env={"PORTAL_CONFIG": 5})["env"],
                          {"PORTAL_CONFIG": "5"})
+
+    def test_conditions_side_by_side(self):
+        self.assertEqual(vastai.parse_query('geolocation in [US,CA]num_gpus=2 gpu_name="RTX 4090"disk_space>5'), {
+            "geolocation": {"in": ["US", "CA"]}, "num_gpus": {"eq": "2"}, "gpu_name": {"eq": "RTX 4090"},
+            "disk_space": {"gt": "5"}})
+        self.assertEqual(vastai.parse_query("verified=any, rentable=[any]", {"verified": {"eq": True}}), {})
+        self.assertEqual(self.sent("search_invoices", "paid_on=null")["select_filters"], {"paid_on": {"eq": None}})
+
+    def test_arguments_of_the_entrypoint(self):
+        self.assertEqual(self.sent("create_instance", 5, image="x", args="a b")["args"], "a b")
+        self.assertEqual(self.sent("create_instance", 5, image="x", args=["a", "b"])["args"], ["a", "b"])
+        sent = self.sent("create_instance", 5, image="x", args=[""], onstart_cmd="")
+        self.assertEqual((sent["runtype"], "args" in sent, sent["onstart"]), ("args", False, ""))
+
+    def test_prefixes_of_options(self):
+        for line, name, value in (("create instance 7 --image i --bid 0.2", "price", 0.2),
+                                  ("create template --disk 8", "recommended_disk_space", "8"),
+                                  ("delete template --hash h", "hash_id", "h")):
+            server = self.serve(reply({"success": True}))
+            status, _, err = self.cli(server, *line.split())
+            self.assertEqual((status, json.loads(server.requests[0]["body"])[name]), (0, value), err)
+        status, _, err = self.cli("http://unused", "create", "instance", "7", "--vol", "5")
+        self.assertEqual((status, "ambiguous" in err), (2, True), err)
+
+    def test_empty_options_are_not_given(self):
+        for line in ("logs 5 --tail '' --filter ''", "show instances -t ''", "show invoices-v1 -i -t ''"):
+            server = self.serve(reply({"instances": [], "results": []}))
+            self.assertEqual(self.cli(server, *shlex.split(line))[0], 0)
+            sent = server.requests[0]["target"] + server.requests[0]["body"].decode()
+            self.assertFalse(re.search("tail|filter\\b|token", sent), sent)
+
+    def test_a_key_file_of_any_name(self):
+        path = os.path.join(self.home, "ssh-key.pub")
+        vastai.write_private(path, "ssh-ed25519 AAAA me")
+        server = self.serve(reply({"success": True}))
+        self.assertEqual(self.cli(server, "attach", "ssh", "5", path)[0], 0)
+        self.assertEqual(json.loads(server.requests[0]["body"]), {"ssh_key": "ssh-ed25519 AAAA me"})
 
     def test_path_parts(self):
         client = self.client(self.serve(reply({"id": 1})))

@@ -401,7 +401,10 @@ EXPIRY = Kind("str | float", lambda value: _when(_at_least(0, query_date)(value)
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
 IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
+ANY_IDS = Kind("Sequence[int]", lambda value: [] if value == [] else IDS.convert(value), "ids, or an empty list", "ID")
 TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts")
+WORDS = Kind("Sequence[str]", lambda value: (_text if isinstance(value, str) else _items(_text))(value),
+    "a list of texts, or one text")
 OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
 FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE")
 SCRIPT = Kind("str", _script, "a text file", "FILE")
@@ -550,7 +553,7 @@ def parse_query(query: str | Sequence[str] | None, start: Row | None = None, fie
     text = (query if isinstance(query, str) else " ".join(query or ())).strip()
     result = {field: dict(conditions) for field, conditions in (start or {}).items()}
     condition = re.compile(r'(\w+)(?:\s*([=!<>]+)(?![=!<>])\s*|\s+(not\s+in|not\s+eq|[a-z]+)\s+)'
-                           r'(\[[^][]*\]|"[^"]*"|\S+)(?:\s+|$)', re.ASCII)
+                           r'(\[[^][]*\]|"[^"]*"|\S+)\s*', re.ASCII)
     known, at = {name for name, _ in field_help(fields)} if isinstance(fields, str) else set(fields), 0
     while at < len(text):
         match = condition.match(text, at)
@@ -565,7 +568,7 @@ def parse_query(query: str | Sequence[str] | None, start: Row | None = None, fie
         field, at = (aliases or {}).get(field, field), match.end()
         if field not in known and not (fields is OFFER_FIELDS and field in ("georegion", "chunked")):
             (tell or warn)(f"this client does not know the query's field {shown(field)!r}{nearest(field, known)}")
-        if value in ("any", "?", "*"):
+        if value.strip(",[]") in ("any", "?", "*"):
             if operator != "eq":
                 raise UsageError(f"'{value}' goes with = only: {field}=any")
             result.pop(field, None)
@@ -581,7 +584,7 @@ def _query_value(field: str, operator: str, raw: str, scale: float | None, is_da
         text = text.replace("_", " ").strip('"')
         try:
             if is_date:
-                return query_date(text)
+                return text if text in ("null", "None") else query_date(text)
             return text if scale is None else _number(text) * scale
         except ValueError:
             raise UsageError(f"{field}: expected {'MM/DD/YYYY or unix seconds' if is_date else 'a number'}, "
@@ -722,21 +725,16 @@ def parse_when(value: str | float, zone: str = "local") -> float:
     """Unix seconds of a date as people write it; without an offset it is in `zone`, "local" or "utc".
 
     2026-01-05, 2026-01-05 13:00[:00], ISO with T, Z or an offset, 01/05/2026 10:46 (month first), 20260315,
-    1 March 2026, Jan 8 2026 7pm.  Raises UsageError, also for days that do not exist.
+    1 March 2026, Jan 8th 2026 7pm, Mon, 05 Jan 2026 13:00:00 GMT.  Raises UsageError, also for days that do not exist.
     """
     if not isinstance(value, str):
         return _number(value)
     from datetime import datetime, timezone
-    text = " ".join(value.replace(",", " ").split()).upper()
-    if len(text) > 40 or not text.isascii():
-        raise UsageError(f"{shown(value)!r} is not a date; write 2026-01-31 or '2026-01-31 13:00'")
-    if text.endswith("Z"):
-        text = text[:-1] + "+0000"
-    elif len(text) > 6 and text[-3] == ":" and text[-6] in "+-":
-        text = text[:-3] + text[-2:]
-    days = ("%Y-%m-%d", "%m/%d/%Y", "%Y%m%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y", "%Y/%m/%d")
-    times = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M", "T%H:%M:%S", "T%H:%M:%S.%f", " %I%p", " %I:%M%p",
-             " %I:%M %p", " %I:%M:%S %p", " %I %p")
+    text = _plain_date(value) if len(value) < 80 and value.isascii() else ""
+    days = ("%Y-%m-%d", "%m/%d/%Y", "%Y%m%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y", "%Y/%m/%d", "%m/%d/%y",
+            "%d-%b-%Y", "%Y.%m.%d")
+    times = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H", "T%H:%M", "T%H:%M:%S", "T%H:%M:%S.%f", "T%H%M",
+             "T%H%M%S", " %I%p", " %I:%M%p", " %I:%M %p", " %I:%M:%S%p", " %I:%M:%S %p", " %I %p")
     for form in (day + clock + offset for day in days for clock in times for offset in ("", "%z", " %z")):
         try:
             moment = datetime.strptime(text, form)  # noqa: DTZ007 - without an offset it is local
@@ -746,6 +744,19 @@ def parse_when(value: str | float, zone: str = "local") -> float:
         except (ValueError, OverflowError, OSError):
             continue
     raise UsageError(f"{shown(value)!r} is not a date; write 2026-01-31 or '2026-01-31 13:00'")
+
+
+def _plain_date(text: str) -> str:
+    """A date without what strptime does not know: weekdays, 1st and 2nd, Z and GMT, a colon in the offset."""
+    words = text.upper().replace(",", " ").split()
+    if words and words[0][:3] in ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN"):
+        words = words[1:]
+    words = [word[:-2] if word[:1].isdigit() and word[-2:] in ("ST", "ND", "RD", "TH") else
+             {"SEPT": "SEP", "UTC": "+0000", "GMT": "+0000"}.get(word, word) for word in words]
+    text = " ".join(words)
+    if text.endswith("Z"):
+        return text[:-1] + "+0000"
+    return text[:-3] + text[-2:] if len(text) > 6 and text[-3] == ":" and text[-6] in "+-" else text
 
 
 def utc_text(seconds: Any, form: str = "%Y-%m-%d %H:%M") -> str:
@@ -1166,7 +1177,7 @@ TEMPLATE_HASH = Arg("--template_hash", TEXT, "hash of the template to start from
     old="template_hash_id")
 RUNTYPE = Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None,
     face="sdk", to="")
-ARGS = Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to="")
+ARGS = Arg("--args", WORDS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to="")
 CREATE_OPTIONS = (
     Arg("--image", TEXT, "Docker image; not needed with --template_hash", None),
     Arg("--disk", GB, "disk space, GB", 10),
@@ -1243,7 +1254,8 @@ TFA_PROOF = (
         secret=True),
     Arg("-id --method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
         key="tfa_method_id"))
-PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None)
+PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None,
+    sent=lambda number: number or None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "the second step of tfa auth-new",
     Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
 LISTING = (
@@ -1443,7 +1455,7 @@ register("Instances",
         Arg("--template_id", ID, "id of the template", None),
         Arg("--template_hash_id", TEXT, "hash of the template", None),
         Arg("--image", TEXT, "Docker image", None),
-        Arg("--args", TEXT, "arguments of the entrypoint", None),
+        Arg("--args", WORDS, "arguments of the entrypoint", None),
         Arg("--env", OBJECT, "environment as JSON: '{\"KEY\": \"VALUE\"}'", None, secret=True),
         Arg("--onstart", TEXT, "commands to run when it starts", None),
         done="Instance {id} is changed; its image is {updated_instance[image_uuid]}.|Instance {id} is changed.",
@@ -1465,8 +1477,8 @@ register("Instances",
         examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, "what an instance has printed",
         Arg("instance_id", ID, "the instance", old="id ID INSTANCE_ID"),
-        Arg("--tail", TEXT, "lines from the end", None),
-        Arg("--filter", TEXT, "only lines that match this regular expression", None),
+        Arg("--tail", TEXT, "lines from the end", None, sent=lambda lines: lines or None),
+        Arg("--filter", TEXT, "only lines that match this regular expression", None, sent=lambda text: text or None),
         Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
         Arg("-f --follow", FLAG, "go on printing what comes, until the instance stops", face="cli", to=""),
@@ -1903,7 +1915,7 @@ register("Machines (for hosts)",
         Arg("--price_inetu", PRICE, "price of uploads, $/GB", None),
         Arg("--price_inetd", PRICE, "price of downloads, $/GB", None),
         Arg("--image", TEXT, "Docker image", None),
-        Arg("--args", TEXTS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True),
+        Arg("--args", WORDS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True),
         show="show_listing", look="show machines",
         examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, "end the default job of a machine",
@@ -1995,7 +2007,8 @@ register("Billing",
         Arg("-s --start-date", DAY, "first day: YYYY-MM-DD or unix seconds", None, to=""),
         Arg("-e --end-date", DAY, "last day", None, to=""),
         Arg("-l --limit", WHOLE, "rows of a page, 100 at most", 20),
-        Arg("-t --next-token", TEXT, "the page behind an earlier one", None, key="after_token"),
+        Arg("-t --next-token", TEXT, "the page behind an earlier one", None, key="after_token",
+            sent=lambda token: token or None),
         Arg("--latest-first", FLAG, "newest first"),
         Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
         Arg("-f --format", TEXT, "how to show charges", "table", choices=("table", "tree"), to=""),
@@ -2035,7 +2048,7 @@ register("Billing",
         body={"sender": "me"}, run="run_transfer_credit", done="{amount} $ went to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
     Command("fetch contracts", "POST /contracts/fetch/", SAFE, "contracts by label and id",
-        Arg("label", TEXT, "only with this label", None), Arg("contract_ids", IDS, "only of these ids", None),
+        Arg("label", TEXT, "only with this label", None), Arg("contract_ids", ANY_IDS, "only of these ids", None),
         returns="contracts[]", face="sdk"))
 
 register("Scheduled jobs",
@@ -2364,7 +2377,7 @@ def request_of(call: Call, query: Row | None = None, body: Row | None = None) ->
     """The request of a call, from its row and parameters alone.  None is left out, which means not given."""
     row, client = call.row, call.client
     slots: dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
-    given = set(row.body)  # members that go out even as null
+    given = {*row.body, *(body or ())}  # members that go out even as null
     for arg in row.args:
         value = call[arg.name] if arg.sent is None else arg.sent(call[arg.name])
         if arg.key == "*":  # an object that is sent as it is, with its nulls
@@ -2474,10 +2487,10 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
 def start_up(call: Call, body: Row) -> None:
     """What `create instance` and `launch instance` have in common: environment, access, commands at the start."""
     runtype, body["env"] = runtype_of(call, call["template_hash"]), parse_env(call["env"])
-    body["onstart"] = call["onstart"] or call["onstart_cmd"] or call["entrypoint"]
+    body["onstart"] = call["onstart"] or (call["entrypoint"] if call["onstart_cmd"] is None else call["onstart_cmd"])
     if runtype:
         body["runtype"] = runtype
-    if call["args"]:
+    if call["args"] and call["args"] != [""]:
         body["args"] = call["args"]
 
 
@@ -2533,7 +2546,8 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
         raise UsageError("--num-gpus: expected 1, 2, 4, 8, 12 or 14")
     if conditions is None:
         region = REGIONS.get(call["region"] or "", call["region"])
-        text = f'num_gpus={call["num_gpus"]} gpu_name="{call["gpu_name"]}"'
+        model = call["gpu_name"].strip('"')
+        text = f'num_gpus={call["num_gpus"]} gpu_name=' + (model if model in ("any", "?", "*") else f'"{model}"')
         conditions = parse_query(text, {**OFFER_DEFAULTS, "rented": {"eq": False}})
         if region:
             countries = region.strip("[] ").replace(",", " ").split()
@@ -3627,7 +3641,7 @@ def run_show_instances(call: Call) -> Any:
     query = instance_filters(call)
     afresh = call["all"] and call.raw and not call.view.quiet  # from the first page on, however large pages shall be
     query["limit"] = 25 if afresh or call["limit"] is None else min(25, max(1, call["limit"]))
-    if call["next_token"] is not None and not afresh:
+    if call["next_token"] and not afresh:
         query["after_token"] = call["next_token"]
     columns = call.extra["columns"] = instance_columns(call)
     if call.cli and not call.raw:
@@ -3802,16 +3816,24 @@ def run_scheduled(call: Call) -> Any:
     request = request_of(call)
     if request.body is not None:
         request.body["instance_id"] = call["id"]
+        if call.row.name == "change bid":
+            request.body["price"] = call["price"]  # null asks for a bid that wins
     job = schedule_of(call, request)
-    if call.row.name != "change bid":
+    if call.row.returns == "text":
+        answer = run_logs(call)
+        if isinstance(answer, str) and call.cli and not call.raw:
+            emit(reader_text(call, answer).rstrip("\n") + "\n", plain=True)
+    elif call.row.name != "change bid":
         call.send()
     return make_job(call, job)
 
 
 def make_job(call: Call, job: Row) -> Any:
     """Adds a scheduled job; where there is one for the instance already, asks whether to replace it."""
+    def send(name: str, **params: Any) -> Any:  # with the job's nulls, which say "each day" or "each hour"
+        return Call(call.client, METHODS[name], params, View()).send(body=job)
     try:
-        return call.do("create_scheduled_job", **job)
+        return send("create_scheduled_job")
     except VastAIError as error:
         existing = dig(error.body, "scheduled_job_id")
         if error.status != 422 or existing is None or not call.cli:
@@ -3821,7 +3843,7 @@ def make_job(call: Call, job: Row) -> Any:
             confirm(call, question)
         elif not call.view.confirmed and not agreed(question):
             raise VastAIError(f"job {existing} stays as it is; the command itself was sent, once") from None
-        return call.do("update_scheduled_job", id=existing, **{k: v for k, v in job.items() if v is not None})
+        return send("update_scheduled_job", id=existing)
 
 
 def run_logs(call: Call) -> Any:
@@ -4117,7 +4139,7 @@ def run_search_benchmarks(call: Call) -> Any:
     if call["order"] is not None:
         query["order_by"] = [part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
                              for part in parse_order(call["order"])]
-    query.update({name: call[name] for name in ("limit", "after_token") if call[name] is not None})
+    query.update({name: call[name] for name in ("limit", "after_token") if call[name] not in (None, "")})
     everything = call["all_pages"] or (call.cli and call["limit"] is None and call["after_token"] is None)
     rows: list[Row] = []
     for page in pages(call, query, everything):
@@ -4189,7 +4211,7 @@ def run_set_api_key(call: Call) -> str | None:
 def run_ssh_key(call: Call) -> Any:
     """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that it is given."""
     text = call["ssh_key"]
-    if call.cli and not text.startswith("ssh") and os.path.exists(os.path.expanduser(text)):
+    if call.cli and os.path.exists(os.path.expanduser(text)):
         text = _read_file(text)
     if "PRIVATE KEY" in text:
         raise UsageError("that is a private key; give the public one, from the file that ends in .pub")
@@ -4399,7 +4421,7 @@ def billed(call: Call, rows: list[Row]) -> list[Row]:
     rows = [row for row in rows if amount_of(row) != 0 and start <= (row.get("timestamp") or 0) <= end]
     if call["instance_label"]:
         ids = list(dict.fromkeys(row["instance_id"] for row in rows if row.get("instance_id") is not None))
-        found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids) if ids else []
+        found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids)
         kept = {contract.get("id") for contract in found}
         rows = [row for row in rows if row.get("instance_id") in kept]
     return rows
@@ -5362,7 +5384,7 @@ class VastAI:
         def recycle_instance(self, id: int) -> dict[str, Any]: "Make the container anew, keeping its GPU."; ...
         def label_instance(self, id: int, label: str) -> dict[str, Any]: "Give an instance a name of your own."; ...
         def update_instance(self, id: int, template_id: int | None = None, template_hash_id: str | None = None,
-                image: str | None = None, args: str | None = None, env: dict[str, Any] | None = None,
+                image: str | None = None, args: Sequence[str] | None = None, env: dict[str, Any] | None = None,
                 onstart: str | None = None) -> dict[str, Any]:
             "Change template, image or start-up of an instance."; ...
         def prepay_instance(self, id: int, amount: float) -> dict[str, Any]:
@@ -6768,6 +6790,11 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise UsageError(message)
+
+        def _get_option_tuples(self, option_string: str) -> Any:
+            """The options that a prefix can mean; two spellings of one are no ambiguity."""
+            found = super()._get_option_tuples(option_string)
+            return found[:1] if len({id(option[0]) for option in found}) == 1 else found
 
     mine = [arg for arg in row.args if arg.face != "sdk"]
     taken = {flag for arg in mine for flag in arg.flags if arg.option}
