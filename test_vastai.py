@@ -5182,6 +5182,55 @@ class TestSteps(FaultCase):
         self.assertEqual(client.api_key, "another-key-123")
 
 
+class TestLines(FaultCase):
+    """How a line is read, and in which shapes its answer can be had."""
+
+    def test_help_in_every_spelling(self):
+        server = self.serve(reply({"success": True}))
+        for more in ("--help", "--hel", "-h", "-qh", "--vers"):
+            status, out, err = self.cli(server, "stop", "instance", "7", more)
+            self.assertEqual((status, err, out == vastai.__version__ + "\n" or "usage: vastai stop instance" in out),
+                             (0, "", True))
+        self.assertEqual(server.requests, [])
+
+    def test_misspelt_commands(self):
+        for line, meant in (("-q shwo instances", "show instances"), ("--raw serch offers", "search offers"),
+                            ("help serch offers", "search offers"), ("serch offers --help", "search offers")):
+            with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+                status = vastai.main(line.split())
+            self.assertEqual((status, out.getvalue(), f"did you mean {meant!r}" in err.getvalue()), (2, "", True),
+                             err.getvalue())
+        for line in ("--raw foo", "foo --help", "help foo"):
+            self.assertEqual(self.cli(None, *line.split())[:2], (2, ""))
+        self.assertEqual(self.cli(None, "help", "show")[0], 0)
+
+    def test_shapes(self):
+        bill = reply({"results": [{"type": "invoice", "amount": 5}], "total": 1})
+        methods = reply({"methods": [{"id": 1, "method": "totp"}]})
+        for step, line, expected in (
+                (bill, "show invoices-v1 -i --format csv", "amount,type\n5,invoice\n"),
+                (bill, "show invoices-v1 -i --format json --fields amount", '[\n {\n  "amount": 5\n }\n]\n'),
+                (methods, "tfa status --fields id,method --format tsv", "id\tmethod\n1\ttotp\n"),
+                (methods, "tfa status -q", "1\n"), (reply("[]"), "show ssh-keys --format csv", ""),
+                (reply({"gpus": {}}), "show gpu-trends RTX_9999", "no data\n"),
+                (reply({"success": True, "workers_to_update": 2}), "update workers 7",
+                 "Workergroup 7 is being updated: 2 workers.\n")):
+            status, out, err = self.cli(self.serve(step), *line.split())
+            self.assertEqual((status, out), (0, expected), err)
+        self.assertEqual(self.cli(self.serve(bill), "show", "invoices-v1", "-i", "-q")[0], 0)
+        server = self.serve(reply({"id": 7}), reply({"notification_preferences": {"client": {"low": {"email": True}}}}))
+        self.assertEqual(self.cli(server, "show", "notifications", "--format", "csv")[1], "email,key\nTrue,client:low\n")
+
+    def test_shapes_of_a_partial_failure(self):
+        server = self.serve(reply({"extended": 0}), reply({"msg": "no"}, 400))
+        status, out, _ = self.cli(server, "list", "machines", "3", "5", "-g", "0.5", "--format", "csv", "--fields", "id,msg")
+        self.assertEqual((status, out), (8, "id,msg\n3,\n5,no\n"))
+
+    def test_a_curl_line_without_its_secret_says_so(self):
+        status, out, err = self.cli(self.serve(reply()), "create", "env-var", "A", "b", "--curl")
+        self.assertEqual((status, '"value": "***"' in out, "***" in err), (0, True, True))
+
+
 class TestArguments(FaultCase):
     """Values at the edge of what an argument takes."""
 
@@ -5298,6 +5347,8 @@ class TestQuiet(FaultCase):
         self.assertTrue(steps[-1].startswith("wait instance: "), steps)
 
     def test_terminals_without_a_size(self):
+        with contextlib.redirect_stderr(self.Terminal()), mock.patch.dict(os.environ, TERM="dumb"):
+            self.assertFalse(vastai.erasable())
         for columns, width in (("0", 80), ("", 80), ("x", 80), ("5", 20), ("132", 132)):
             with mock.patch.dict(os.environ, COLUMNS=columns):
                 self.assertEqual(vastai.terminal_width(), width)

@@ -984,7 +984,7 @@ VOLUME_COLUMNS = (
     ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
     ("Rel. %", "reliability2", ".1f*100", 5), ("Age hours", "duration", ".2f/3600", 2),
     ("Machine", "machine_id", "", 1), ("Verified", "verification", "state", 6), ("Host", "host_id", "", 6),
-    ("Location", "geolocation", "", 3), ("Instances", "instances", "", 1))
+    ("Location", "geolocation", "", 3), ("Instances", "instances", "join", 1))
 NETWORK_DISK_COLUMNS = (
     ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"), ("Total GB", "total_space", "{}"))
 MOUNT_COLUMNS = (("Machine", "id", ""), ("Mounted at", "mount", ""))
@@ -1118,7 +1118,7 @@ NOTIFICATION_COLUMNS = (
     ("Mail", "default_preferences.email", "", 0), ("Webhooks", "default_preferences.webhooks", "", 0),
     ("Mail always", "mandatory_email", "", 2))
 WEBHOOK_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("URL", "webhook_url", "", 0), ("Events", "event_types", "", 1),
+    ("ID", "id", "", 0), ("Name", "name", "", 0), ("URL", "webhook_url", "", 0), ("Events", "event_types", "join", 1),
     ("Changed", "updated_at", "minute", 2))
 
 
@@ -1136,7 +1136,7 @@ WAIT = (Arg("--wait", FLAG, "wait until it runs (destroy: until it is gone)", to
 CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
     to="")
 SCHEDULE = (
-    Arg("--schedule", TEXT, "make a scheduled job of it", None, choices=("HOURLY", "DAILY", "WEEKLY"), to=""),
+    Arg("--schedule", TEXT, "repeat it as a scheduled job", None, choices=("HOURLY", "DAILY", "WEEKLY"), to=""),
     Arg("--start_date", WHEN, "first day of the job, UTC; today if not given", None, to=""),
     Arg("--end_date", WHEN, "last day of the job, UTC; a week from now if not given", None, to=""),
     Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to=""),
@@ -1432,18 +1432,19 @@ register("Instances",
         look="show instances", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, "start several stopped instances",
         Arg("ids", IDS, "the instances", to=""),
-        body={"state": "running"}, run="run_bulk", done="Instances {ids} are starting.", look="show instances"),
+        body={"state": "running"}, run="run_bulk", done="Starting: {ids}.", look="show instances"),
     Command("stop instances", "PUT /instances/", SAFE, "stop several instances",
         Arg("ids", IDS, "the instances", to=""),
-        body={"state": "stopped"}, run="run_bulk", done="Instances {ids} are stopping.", look="show instances"),
+        body={"state": "stopped"}, run="run_bulk", done="Stopping: {ids}.", look="show instances"),
     Command("destroy instances", "DELETE /instances/", SAFE, "end several instances and delete their data",
         Arg("ids", IDS, "the instances", key="instance_ids", to=""),
-        ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Instances {ids} are destroyed.",
+        ask="Destroy these instances and all their data: {ids}?", run="run_bulk", done="Destroyed: {ids}.",
         look="show instances"),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, "stop and start the container, keeping its GPU",
         INSTANCE, *SCHEDULE,
         run="run_scheduled", look="show instance",
-        done="Instance {id} is rebooting, and job {scheduled_job_id} will do it again.|Instance {id} is rebooting."),
+        done="Instance {id} is rebooting, and job {scheduled_job_id} will do it again.|Instance {id} is rebooting.",
+        note="With --schedule it also reboots now."),
     Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, "make the container anew, keeping its GPU",
         INSTANCE, done="Instance {id} is being recycled.", look="show instance"),
     Command("label instance", "PUT /instances/{id}/", SAFE, "give an instance a name of your own",
@@ -1474,7 +1475,8 @@ register("Instances",
     Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance",
         INSTANCE, Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, RESULT_WAIT,
         returns="text", run="run_scheduled", look="show instance",
-        examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
+        done="The command was carried out, and job {scheduled_job_id} will do it again.",
+        note="With --schedule it also acts now.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, "what an instance has printed",
         Arg("instance_id", ID, "the instance", old="id ID INSTANCE_ID"),
         Arg("--tail", TEXT, "lines from the end", None, sent=lambda lines: lines or None),
@@ -1664,7 +1666,7 @@ register("Deployments",
         Arg("id", ID, "the deployment", None), Arg("--name", NAME, "all deployments of this name", None),
         Arg("--tag", TEXT, "of these only the one with this tag", None),
         build="build_delete_deployment", look="show deployments",
-        done="Deployment {id} is deleted.|{count} deployments of the name {name} are deleted."
+        done="Deployment {id} is deleted.|Deployments of the name {name} deleted: {count}."
              "|Deployment {name} is deleted."))
 
 register("Price increases",
@@ -1794,7 +1796,7 @@ register("Two-factor authentication",
         run="run_tfa_logout", auth=False, done="{msg}",
         note="The service is not told; the API key is used again."),
     Command("tfa status", "GET /tfa/status/", SAFE, "your methods, and how many backup codes are left",
-        show="show_tfa_status"),
+        columns=TFA_COLUMNS, run="run_tfa_status", show="show_tfa_status"),
     Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, "prove that it is you, before a method is added",
         Arg("-c --code", CODE, "code of the second step", None, to="", secret=True),
         Arg("-s --secret", CODE, "secret that the first step showed", None, to="", secret=True),
@@ -1951,7 +1953,7 @@ register("Clusters and overlays",
         Arg("cluster_id", ID, "the cluster", old="id"), done="Cluster {cluster_id} is deleted.", look="show clusters"),
     Command("join cluster", "PUT /cluster/", SAFE, "add machines to a cluster",
         Arg("cluster_id", ID, "the cluster", old="id"), Arg("machine_ids", IDS, "the machines"),
-        done="Machines {machine_ids} are in cluster {cluster_id}.", look="show clusters"),
+        done="Now in cluster {cluster_id}: {machine_ids}.", look="show clusters"),
     Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, "take a machine out of its cluster",
         Arg("cluster_id", ID, "the cluster"), Arg("machine_id", ID, "the machine"),
         Arg("new_manager_id", ID, "machine of the cluster that manages it from now on, if this one did", None),
@@ -2256,6 +2258,11 @@ class Call:
         """Is the answer wanted as the service gave it, rather than its rows?"""
         return self.view.form == "json" and not self.view.fields and not self.view.quiet
 
+    @property
+    def as_rows(self) -> bool:
+        """Are rows wanted, in a shape that only rows have?"""
+        return bool(self.view.fields) or self.view.quiet or self.view.form not in ("table", "json")
+
     def send(self, query: Row | None = None, body: Row | None = None, **params: Any) -> Any:
         """This row's own request, with members and parameters replaced; the part of the answer that it promises."""
         call = Call(self.client, self.row, {**self.params, **params}, self.view, self.cli)
@@ -2274,7 +2281,7 @@ class Call:
 
     def note(self, text: str) -> None:
         """Progress, for a person who watches a terminal."""
-        if self.cli and not self.client.quiet and is_terminal(sys.stderr):
+        if self.cli and not self.client.quiet and erasable():
             tell(CLEAR + clip(shown(text), terminal_width() - 1))
 
 
@@ -2802,6 +2809,8 @@ def exchange(call: Call, request: Request) -> Answer:
         explain(client, request)
     if client.curl:
         emit(curl_of(client, request) + "\n")
+        if any((request.body or {}).get(name) for name in request.hidden if name != "api_key"):
+            call.warn("*** stands for what is secret: put that in before you run the line")
         raise NothingSent
     authorized(client, row)
     sendable(request)
@@ -3470,6 +3479,11 @@ def is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
+def erasable() -> bool:
+    """Is stderr a terminal that can take a line away again?"""
+    return is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+
 def flush(stream: TextIO | None) -> None:
     """Has a stream write what it holds; OSError where that fails, nothing where it is missing or closed."""
     if stream is not None and not getattr(stream, "closed", False):
@@ -3843,7 +3857,7 @@ def make_job(call: Call, job: Row) -> Any:
             confirm(call, question)
         elif not call.view.confirmed and not agreed(question):
             raise VastAIError(f"job {existing} stays as it is; the command itself was sent, once") from None
-        return send("update_scheduled_job", id=existing)
+        return {"scheduled_job_id": existing, **send("update_scheduled_job", id=existing)}
 
 
 def run_logs(call: Call) -> Any:
@@ -4295,6 +4309,12 @@ def run_tfa_login(call: Call) -> Row:
     return answer
 
 
+def run_tfa_status(call: Call) -> Any:
+    """The answer, or the methods in it where rows are wanted."""
+    answer = call.send()
+    return objects(answer.get("methods") or []) if call.cli and call.as_rows else answer
+
+
 def run_tfa_logout(call: Call) -> Row:
     """Deletes the key of the session, if there is one."""
     path = config_file("vast_tfa_key")
@@ -4522,7 +4542,14 @@ def run_notifications(call: Call) -> Any:
     user = call.do("show_user").get("id") if call["user_id"] is None else call["user_id"]
     if user is None:
         raise VastAIError("the service did not say which account this is; name it with --user_id")
-    return call.send(user_id=user)
+    answer: Row = call.send(user_id=user)
+    return notification_rows(answer) if call.cli and call.as_rows else answer
+
+
+def notification_rows(choices: Row) -> list[Row]:
+    """A row for each kind of notification, with the ways in which it comes."""
+    return [{"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
+            for context, kinds in choices.items() for kind, ways in (kinds if isinstance(kinds, dict) else {}).items()]
 
 
 def run_update(call: Call) -> None:
@@ -5832,7 +5859,7 @@ def display(call: Call, answer: Any) -> None:
 def render(call: Call, answer: Any) -> None:
     """Chooses how an answer is printed."""
     view, row, columns = call.view, call.row, call.row.columns
-    if row.rows and isinstance(answer, dict) and (view.quiet or view.fields or view.form not in ("table", "json")):
+    if row.rows and isinstance(answer, dict) and call.as_rows and (columns or not view.quiet):
         answer = answer.get(row.rows) or []
     many, refused = isinstance(answer, list), isinstance(answer, dict) and answer.get("success") is False
     items: Any = answer if many else [answer] if isinstance(answer, dict) else []
@@ -5938,10 +5965,13 @@ def sentence(call: Call, answer: Row) -> str:
 def filled(call: Call, text: str, answer: Row) -> str:
     """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
     words = {"answer": answer, **answer, **call.extra, **{k: v for k, v in call.params.items() if v is not None}}
-    words = {name: value for name, value in words.items() if value is not None}
-    return text.format_map({name: ", ".join(map(str, value)) if isinstance(value, list) else
-                            text_of(value) if isinstance(value, dict) and f"{{{name}[" not in text else
-                            utc_text(value) if name.endswith("date") else value for name, value in words.items()})
+    def told(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return ", ".join(map(str, value))
+        if isinstance(value, dict) and f"{{{name}[" not in text:
+            return text_of(value)
+        return utc_text(value) if name == "sdate" or name.endswith("_date") else value
+    return text.format_map({name: told(name, value) for name, value in words.items() if value is not None})
 
 
 def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
@@ -5954,6 +5984,8 @@ def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
         import csv
         named = {name: "" for row in rows for name in row}
         names = [column[1] for column in columns] if call.view.fields else sorted(named)
+        if not names:
+            return None
         out = io.StringIO()
         writer = csv.writer(out, "excel-tab" if form == "tsv" else "excel", lineterminator="\n")
         writer.writerow(names)
@@ -6389,6 +6421,8 @@ def show_gpu_trends(call: Call, answer: Row) -> None:
     """A table for each GPU; of 40 points and more only about 20."""
     if answer.get("needs_machine"):
         return emit(sentence(call, {}) + "\n")
+    if not answer:
+        return emit("no data\n")
     for gpu, part in answer.items():
         stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
         facts = ", ".join(f"{head} {text_of(part['stats'].get(name) or '-')}" for head, name in stats.items())
@@ -6515,8 +6549,7 @@ def show_levels(call: Call, answer: Row) -> None:
 
 def show_notifications(call: Call, answer: Row) -> None:
     """The choices as a table: a line for each kind."""
-    rows = [{"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
-            for context, kinds in answer.items() for kind, ways in (kinds if isinstance(kinds, dict) else {}).items()]
+    rows = notification_rows(answer)
     names = list(dict.fromkeys(name for row in rows for name in row if name != "key"))
     emit_rows(call, [{"key": row["key"], **{str(at): row.get(name) for at, name in enumerate(names)}} for row in rows],
               [("Key", "key", "", 0), *((text_of(name), str(at), "", 0) for at, name in enumerate(names))])
@@ -6764,9 +6797,15 @@ def canonical(word: str) -> str:
     return word.partition("=")[0].replace("_", "-") if word.startswith("--") else word
 
 
+def verb_of(word: str) -> list[str]:
+    """The commands that begin with a word."""
+    return [name for name in NAMES if name.split()[0] == word]
+
+
 def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]:
     """The command that a line names, the line without its name, and the words that should have named one."""
-    valued = {flag for arg in GLOBAL_ARGS.args if arg.kind is not FLAG for flag in arg.flags}
+    alone = {flag for arg in GLOBAL_ARGS.args if arg.kind is FLAG for flag in arg.flags}
+    valued = {flag for arg in GLOBAL_ARGS.args for flag in arg.flags} - alone
     at = 0
     while at < len(argv):
         word = argv[at]
@@ -6777,8 +6816,8 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
             name = " ".join(argv[at:at + length])
             if name in NAMES:
                 return NAMES[name], argv[:at] + argv[at + length:], []
-        if at == 0 or not argv[at - 1].startswith("-") or any(name.split()[0] == word for name in NAMES):
-            return None, argv, argv[at:at + 2]
+        if at == 0 or not argv[at - 1].startswith("-") or canonical(argv[at - 1]) in alone or verb_of(word):
+            return None, argv, [word, *(other for other in argv[at + 1:at + 2] if other[:1] != "-")]
         at += 1  # perhaps the value of an option that stands before its command
     return None, argv, []
 
@@ -6872,7 +6911,7 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         if "--version" in asked:
             emit(f"{__version__}\n")
             return 0
-        if lost and not helping:
+        if lost and not (helping and verb_of(lost[0])):
             raise UsageError(lost_command(lost))
         if words and not helping:
             with GLOBAL_ARGS:
@@ -6891,9 +6930,11 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
 def run_row(row: Command, words: list[str], start: Row | None, pool: Pool | None) -> int:
     """Runs a command with the words of its line; as run_line."""
     given, common = parse_line(row, words, start)
-    if common["version"]:
-        emit(f"{__version__}\n")
+    if common["help"] or common["version"]:  # as prefixes, or among several short options
+        emit(command_help(row) if common["help"] else f"{__version__}\n")
         return 0
+    if given.get("format") in ("json", "jsonl", "csv", "tsv"):  # show invoices-v1 has a --format of its own as well
+        common["format"] = given.pop("format")
     form = "json" if common["raw"] else common["format"]
     quiet = common["quiet"] and (form != "json" or row.name == "show instances")
     view = View(form, common["fields"], quiet, common["full"], not common["no_color"], given.get("yes", False))
@@ -6926,6 +6967,11 @@ def answer_line(call: Call) -> int:
         answer = perform(call)
     except NothingSent:
         return 0
+    except PartialError as error:
+        if call.as_rows:
+            display(call, error.results)
+            error.results = []
+        raise
     if answer is None and call.row.returns not in ("none", "text"):
         named = [f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args
                  if "path" in call.row.places(arg)]
@@ -6950,7 +6996,7 @@ def reader_text(call: Call, text: str) -> str:
 
 def lost_command(words: list[str]) -> str:
     """What to say of words that name no command."""
-    verb = [name for name in NAMES if name.split()[0] == words[0]]
+    verb = verb_of(words[0])
     if verb and len(words) == 1:
         return f"{words[0]} what? There {'is' if len(verb) == 1 else 'are'}:\n" + overview(words[0]).rstrip()
     name = " ".join(words)
@@ -7432,6 +7478,7 @@ def guarded(words: list[str], start: Row | None = None, pool: Pool | None = None
         flush(sys.stdout)
         return status
     except KeyboardInterrupt:
+        tell(CLEAR * erasable())
         return 130
     except BrokenPipeError:  # whoever read our output has enough
         discard(sys.stdout)
@@ -7459,13 +7506,13 @@ def discard(stream: TextIO | None) -> None:
 
 def report(error: VastAIError, words: Sequence[str]) -> int:
     """A failure on stderr, as text or, with --raw, as one JSON object; the exit status."""
-    if isinstance(error, PartialError):
+    if isinstance(error, PartialError) and error.results:
         emit(pretty(error.results) + "\n")
     if error.msg:
         import json
         told = {"error": True, "status_code": error.status, "msg": error.msg}
         text = json.dumps(told) if wants_json(words) else shown_lines(str(error))
-        tell(CLEAR * is_terminal(sys.stderr) + text + "\n")
+        tell(CLEAR * erasable() + text + "\n")
     return error.exit_status
 
 
