@@ -3649,7 +3649,8 @@ class CompatTest(CommandCase):
             self.assertIn("team_ssh_keys_not_supported", caught.exception.response.text)
             self.assertEqual(caught.exception.response.status_code, 400)
             self.assertIsInstance(caught.exception, vastai.VastAIError)
-            self.assertIs(type(pickle.loads(pickle.dumps(caught.exception))), vastai.VastAIError)
+            for family in (vastai.VastAIError, requests.HTTPError):
+                self.assertIsInstance(pickle.loads(pickle.dumps(caught.exception)), family)
             self.assertRaises(requests.ConnectionError, vastai.VastAI("k", "http://127.0.0.1:9", retry=1).show_user)
             self.box.fail("GET /api/v0/users/current/?", 429, "slow down")
             with self.assertRaisesRegex(requests.HTTPError, "429"):
@@ -5127,7 +5128,7 @@ class TestSteps(FaultCase):
     def test_a_job_that_is_there(self):
         server = self.serve(reply({"success": True}), reply({"scheduled_job_id": 3, "msg": "conflict"}, 422))
         status, _, err = self.cli(server, "reboot", "instance", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
-        self.assertEqual((status, "nothing was sent" in err, "was sent, once" in err), (1, False, True), err)
+        self.assertEqual((status, "nothing was sent" in err, "was done once" in err), (1, False, True), err)
         server = self.serve(reply({"scheduled_job_id": 3, "msg": "conflict"}, 422))
         status, _, err = self.cli(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
         self.assertEqual((status, len(server.requests)), (2, 1), err)
@@ -5180,6 +5181,89 @@ class TestSteps(FaultCase):
         client = self.client(self.serve(reply()))
         client.set_api_key("another-key-123", quiet=True)
         self.assertEqual(client.api_key, "another-key-123")
+
+
+class TestOutcomes(FaultCase):
+    """What went well stays said, whatever goes wrong behind it."""
+
+    def test_a_rental_whose_start_cannot_be_watched(self):
+        for step in (reply({"success": False, "msg": "busy"}), reply("<html>"), reply({}, 401), reply({}, 403)):
+            def answers(request, step=step):
+                return reply({"success": True, "new_contract": 4242}) if request["method"] == "PUT" else step
+            error = self.error(self.client(self.serve(route=answers)).create_instance, 7, image="x", wait=True)
+            self.assertIn("4242", str(error))
+            self.assertNotIsInstance(error, vastai.UsageError)
+        client = self.client(self.serve(route=lambda request: reply({"success": True}) if request["method"] == "DELETE"
+                                        else reply({"success": False, "msg": "busy"})))
+        self.assertIn("cannot be looked at", str(self.error(client.destroy_instance, 7, wait=True)))
+        for odd in ({"new_contract": "abc"}, {}):
+            error = self.error(self.client(self.serve(reply({"success": True, **odd}))).create_instance, 7, image="x",
+                               wait=True)
+            self.assertEqual((type(error), "it was rented" in str(error)), (vastai.VastAIError, True))
+
+    def test_looks_that_fail_for_a_while(self):
+        steps = [reply({}, 500), hang_up, reply({}, 503), reply({"instances": {"actual_status": "running"}})]
+        client = self.client(self.serve(*steps), retry=5)
+        self.assertEqual(client.wait_instance(7, poll=0.01)["actual_status"], "running")
+
+    def test_a_wait_does_not_outlast_its_time(self):
+        server = self.serve(stall)
+        self.error(self.client(server, timeout=4, retry=3).wait_instance, 7, max_wait=0.6, poll=0.01)
+        self.assertFalse(len(server.requests) > 2, "each look takes what time is left, and no more")
+
+    def test_parts_of_unknown_outcome(self):
+        ids = list(range(1, 66))
+        error = self.error(self.client(self.serve(reply({"msg": "bad offer"}, 400), reply({}, 504))).create_instances, ids,
+                           image="x")
+        self.assertIs(type(error), vastai.OutcomeUnknownError)
+        error = self.error(self.client(self.serve(reply({"success": True}), reply({}, 504))).create_instances, ids,
+                           image="x")
+        self.assertEqual((type(error), error.results[-1]["success"]), (vastai.PartialError, None))
+        pending = [{"contract_id": id, "pending_price_increase_id": id} for id in (1, 2)]
+        status, out, err = self.cli(self.serve(reply({"pending_price_increases": pending}), reply({"msg": "no"}, 400),
+                                               reply({}, 504)), "accept", "price-increase", "1", "2", "-y")
+        self.assertEqual((status, [row["status"] for row in json.loads(out)], "2 (unknown)" in err),
+                         (8, ["failed", "unknown"], True))
+
+    def test_a_label_with_blanks(self):
+        listing = reply({"instances": [{"id": 4242, "label": "train ", "start_date": time.time()}]})
+        client = self.client(self.serve(route=lambda request: reply({}, 504) if request["method"] == "PUT" else listing))
+        self.assertEqual(self.error(client.create_instance, 7, image="x", label="train ").found, 4242)
+
+    def test_a_job_that_is_not_made(self):
+        for last in (reply({"msg": "bad hour"}, 400), reply({"success": False, "msg": "bad hour"})):
+            client = self.client(self.serve(reply({"success": True}), last))
+            error = self.error(client.reboot_instance, 5, schedule="DAILY", day="*", hour="3")
+            self.assertIn("done once, now", str(error))
+
+    def test_a_lost_delete(self):
+        error = self.error(self.client(self.serve(hang_up, reply({"msg": "gone"}, 404))).destroy_instance, 7)
+        self.assertEqual((type(error), "earlier try" in str(error)), (vastai.NotFoundError, True))
+
+    def test_announcements_of_an_answer(self):
+        early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+        client = self.client(self.serve(early + reply({"success": True, "new_contract": 4242}), early + reply({"id": 2})))
+        self.assertEqual(client.create_instance(7, image="x")["new_contract"], 4242)
+        self.assertEqual(client.show_user(), {"id": 2})
+
+    def test_what_a_self_test_rents_is_removed(self):
+        offers = reply({"offers": [{"id": 5, "machine_id": 3}]})
+        for step in (reply("<html>"), reply("null"), reply({"success": True}), reply({}, 504)):
+            def answers(request, step=step):
+                if request["method"] == "PUT":
+                    return step
+                if request["method"] == "DELETE":
+                    return reply({}, 404) if "4241" in request["target"] else reply({"success": True})
+                if "bundles" in request["target"]:
+                    return offers
+                rows = [{"id": id, "label": "vast-self-test-machine-3", "start_date": time.time()} for id in (4241, 4242)]
+                return reply({"instances": rows})
+            server = self.serve(route=answers)
+            with mock.patch.object(time, "sleep"):
+                result = self.client(server).self_test_machine(3, ignore_requirements=True, no_support_bundle=True)
+            self.assertIs(result["success"], False)
+            gone = [request["target"] for request in server.requests if request["method"] == "DELETE"]
+            self.assertEqual(gone, ["/api/v0/instances/4241/", "/api/v0/instances/4242/"])
 
 
 class TestLines(FaultCase):

@@ -159,12 +159,13 @@ def raising(family: type[VastAIError], msg: str, **details: Any) -> VastAIError:
     other = getattr(sys.modules.get("requests"), name, None) if answered or timed_out is not None else None
     if not isinstance(other, type) or not issubclass(other, Exception):
         return family(msg, **details)
-    error: VastAIError = type(family.__name__, (family, other), {"__module__": "vastai.requests"})(msg, **details)
+    both = type(family.__name__, (family, other), {"__module__": "vastai.requests", "request": None})
+    error: VastAIError = both(msg, **details, timed_out=timed_out)
     return error
 
 
 def _unpickled(family: type[VastAIError], msg: str, details: dict[str, Any]) -> VastAIError:
-    return family(msg, **details)
+    return raising(family, msg, **details)
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -2814,6 +2815,7 @@ def exchange(call: Call, request: Request) -> Answer:
         raise NothingSent
     authorized(client, row)
     sendable(request)
+    lost = False  # was a request sent whose answer did not come?
     for attempt in range(1, client.retry + 1):
         asked: float | None = None  # the pause that the service asks for
         try:
@@ -2823,7 +2825,7 @@ def exchange(call: Call, request: Request) -> Answer:
         except Unanswered as problem:
             if not request.safe:
                 raise unknown(row, str(problem), timed_out=_timed_out(problem.__cause__)) from problem
-            failure = unreached(request, "no answer from", problem)
+            failure, lost = unreached(request, "no answer from", problem), True
         else:
             if answer.status_code < 300:
                 return answer
@@ -2837,6 +2839,8 @@ def exchange(call: Call, request: Request) -> Answer:
                     request.body["api_key"] = client.api_key
                 return exchange(call, request)  # it was refused, not carried out
             if answer.status_code not in (429, 502, 503, 504) or (asked is not None and asked > LONGEST_PAUSE):
+                if lost and request.method == "DELETE" and isinstance(failure, NotFoundError):
+                    failure.hint = "An earlier try got no answer: it may have been the one that did it."
                 raise failure
         if attempt == client.retry:
             raise failure
@@ -3105,6 +3109,11 @@ def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: b
             sock.deadline = deadline
             connection.request(method, target, data, headers)
             response = connection.getresponse()
+            while response.status < 200:  # of what only announces the answer, http.client passes over 100 alone
+                response.headers = None
+                response.begin()
+                if response.will_close:
+                    connection.close()
             if sock.ended:  # http.client takes the end of the connection for the end of the headers
                 raise ConnectionError("the answer was cut")
         except (OSError, http.client.HTTPException) as error:
@@ -3281,6 +3290,9 @@ class Pool:
             connection.close()
         else:
             waiting.append((connection, time.monotonic()))
+
+    def __del__(self) -> None:
+        Pool.close(self)
 
     def close(self) -> None:
         idle, self.idle = self.idle, {}
@@ -3606,8 +3618,17 @@ def run_create_instance(call: Call) -> Row:
         if label:
             look_for_instance(call, error, label, begun)
         raise
-    if call["wait"] and answer.get("new_contract") is not None:
-        answer["instance"] = wait_for(call, answer["new_contract"], "running")
+    if call["wait"]:
+        try:
+            id = _whole(answer.get("new_contract"))
+        except (ValueError, TypeError, AttributeError):
+            raise VastAIError("it was rented, but the service named no instance to wait for",
+                              hint=f"`vastai {call.row.look}` shows it.") from None
+        try:
+            answer["instance"] = wait_for(call, id, "running")
+        except KeyboardInterrupt:
+            call.warn(f"instance {id} is rented and goes on costing; `vastai destroy instance {id}` ends it")
+            raise
     return answer
 
 
@@ -3617,7 +3638,7 @@ def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun:
     try:
         for row in call.do("show_instances", label=[label]):
             start = row.get("start_date")
-            if row.get("label") == label and not (isinstance(start, (int, float)) and start < begun - 60):
+            if row.get("label") == label.strip() and not (isinstance(start, (int, float)) and start < begun - 60):
                 found.append(row.get("id"))
         words = f"There are {len(found)} new instances labelled {label!r}: {', '.join(map(str, found[:20]))}."
         if len(found) == 1:
@@ -3739,6 +3760,13 @@ def run_show_instance(call: Call) -> Row | None:
     return row and tidy_instance(row)
 
 
+def later(error: VastAIError, what: str) -> VastAIError:
+    """The error of a step behind the command's own request, so that nobody takes it for the answer to that one."""
+    family = next(c for c in type(error).__mro__ if c.__module__ == __name__)
+    response = error.response if error.status != 200 else None  # `"success": false` of another request
+    return raising(family, f"{what}: {error.msg}", **{**error.details, "response": response, "hint": error.hint})
+
+
 def run_destroy_instance(call: Call) -> Row:
     answer: Row = call.send()
     if call["wait"]:
@@ -3757,14 +3785,17 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
     """
     begun, end, pause = time.monotonic(), time.monotonic() + call["max_wait"], poll / 4
     while True:
-        asked = 0.0
-        try:
-            row = call.do("show_instance", id=id)
+        asked, left = 0.0, max(0.5, end - time.monotonic())
+        try:  # one try a look: this is a loop already
+            client = call.client.varied(retry=1, timeout=min(call.client.timeout, left))
+            row = Call(client, call.row, {}, call.view).do("show_instance", id=id)
         except NotFoundError:
             row = None
         except RateLimitError as error:
             row, asked = {}, error.retry_after or pause
-        except NetworkError:
+        except VastAIError as error:
+            if not isinstance(error, NetworkError) and error.status < 500:
+                raise later(error, f"instance {id} cannot be looked at") from error
             row = {}  # one lost answer is no reason to give up
         state = "destroyed" if row is None else row.get("actual_status")
         if state == status:
@@ -3802,9 +3833,12 @@ def run_bulk(call: Call) -> Row:
             if isinstance(error, (AuthError, UsageError)) and not answers:
                 raise
             failures.append(error)
-            results += [{"id": id, "success": False, "status_code": error.status, "msg": error.msg} for id in part]
+            done = None if isinstance(error, OutcomeUnknownError) else False
+            results += [{"id": id, "success": done, "status_code": error.status, "msg": error.msg} for id in part]
+    if failures and not answers:
+        raise next((error for error in failures if isinstance(error, OutcomeUnknownError)), failures[0])
     if failures:
-        raise failures[0] if not answers else partial(results)
+        raise partial(results)
     if not answers:
         raise NothingSent
     merged = dict(answers[0])
@@ -3839,7 +3873,12 @@ def run_scheduled(call: Call) -> Any:
             emit(reader_text(call, answer).rstrip("\n") + "\n", plain=True)
     elif call.row.name != "change bid":
         call.send()
-    return make_job(call, job)
+    else:
+        return make_job(call, job)
+    try:
+        return make_job(call, job)
+    except VastAIError as error:
+        raise later(error, "it was done once, now, but there is no job to repeat it") from error
 
 
 def make_job(call: Call, job: Row) -> Any:
@@ -3856,7 +3895,7 @@ def make_job(call: Call, job: Row) -> Any:
         if call.row.name in ("change bid", "cloud copy"):
             confirm(call, question)
         elif not call.view.confirmed and not agreed(question):
-            raise VastAIError(f"job {existing} stays as it is; the command itself was sent, once") from None
+            raise VastAIError(f"job {existing} stays as it is") from None
         return {"scheduled_job_id": existing, **send("update_scheduled_job", id=existing)}
 
 
@@ -4136,11 +4175,14 @@ def run_price_increase(call: Call) -> Row:
             failures.append(error)
             stale = (numbers.get(id) is None or error.status == 409
                      or dig(error.body, "error") == "no_pending_price_increase")
-            results.append({**result, "status": "stale" if stale else "failed", "error": error.msg})
+            unknown = isinstance(error, OutcomeUnknownError)
+            results.append({**result, "status": "stale" if stale else "unknown" if unknown else "failed",
+                            "error": error.msg})
     if len(failures) == len(ids) == 1:
         raise failures[0]
     if failures:
-        failed = [str(result["instance_id"]) for result in results if "error" in result]
+        failed = [f"{result['instance_id']}{' (unknown)' * (result['status'] == 'unknown')}"
+                  for result in results if "error" in result]
         raise PartialError(f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", results=results)
     return {"success": True, "exit_code": 0, "requested": len(ids), "acted": len(ids), "stale": 0, "failed": 0,
             "results": results}
@@ -4674,10 +4716,13 @@ class SelfTest:
                 env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234", onstart_cmd="/verification/remote.sh"
             ).get("new_contract")
         except VastAIError as error:
-            self.instance = "?" if isinstance(error, OutcomeUnknownError) else None
+            unclear = isinstance(error, OutcomeUnknownError) or (
+                200 <= error.status < 300 and dig(error.body, "success") is not False)  # an answer that nobody can read
+            self.instance = "?" if unclear else None
             self.result["error"] = error.msg
             raise Unfit("instance_create_failed", "create_instance", error.msg) from None
         if not self.instance:
+            self.instance = "?"
             raise Unfit("instance_create_missing_contract", "create_instance", "the service named no instance")
 
     def polled(self, pause: float, limit: float) -> Iterator[Row]:
@@ -5051,10 +5096,12 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
             call.note(f"{len(done)} of {len(specs)} have measured themselves …")
     finally:
         surely(call, lambda: give_back(specs))
-    left, results = [f"{kind} {id}" for things in rented.values() for kind, id in things], list(rows.values())
+        left = [f"{kind} {id}" for things in rented.values() for kind, id in things]
+        if left and call.cli:
+            warn(f"not deleted, and still costing: {', '.join(left)}")
     if left:
-        raise PartialError(f"not deleted, and still costing: {', '.join(left)}", results=results)
-    return results
+        raise PartialError(f"not deleted, and still costing: {', '.join(left)}", results=list(rows.values()))
+    return list(rows.values())
 
 
 def ticks(pause: float, limit: float) -> Iterator[None]:
@@ -5084,9 +5131,10 @@ def removed(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool
             ids = [id] if id != "?" else [row["id"] for row in call.do(f"show_{kind}s") if name in (
                 row.get("label"), row.get("endpoint_name")) and (row.get("start_date") or since) >= since]
             for one in ids:
-                call.do(f"{'destroy' if kind == 'instance' else 'delete'}_{kind}", id=one)
-            return True
-        except NotFoundError:
+                try:
+                    call.do(f"{'destroy' if kind == 'instance' else 'delete'}_{kind}", id=one)
+                except NotFoundError:  # this one is gone; others of its name may be there
+                    pass
             return True
         except VastAIError as error:
             call.note(f"{kind} {id}: {error.msg} (try {attempt + 1} of 10)")
@@ -5305,18 +5353,17 @@ class VastAI:
         """Closes the connections that are kept for the next call; the object can be used again."""
         self.pool.close()
 
-    def __del__(self) -> None:
-        if "pool" in self.__dict__:
-            self.pool.close()
+    def varied(self, **now: Any) -> VastAI:
+        """The same client with other attributes, over the same connections."""
+        client = VastAI.__new__(VastAI)
+        client.__dict__.update(self.__dict__, **now)
+        return client
 
     def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
         """A method call: binds, checks, performs; prints instead of returning where `raw` is off."""
         taken = {arg.name for arg in row.args if arg.face != "cli"}
         now = {name: given.pop(name) for name in ("raw", "explain", "quiet", "curl") if name in given.keys() - taken}
-        client, key = self, self.api_key
-        if now.keys() - {"raw"}:
-            client = VastAI.__new__(VastAI)
-            client.__dict__.update(self.__dict__, **now)
+        client, key = self.varied(**now) if now.keys() - {"raw"} else self, self.api_key
         view = View("json" if now.get("raw", self.raw) else "table")
         with row:
             call = Call(client, row, check(row, bind(row, args, given), cli=False), view)
@@ -5330,10 +5377,8 @@ class VastAI:
                     raise
                 answer = error.body  # for `if result.get("success"): …`
             finally:
-                if client is not self:
-                    if client.api_key != key:  # set_api_key is meant for this client
-                        self.api_key = client.api_key
-                    del client.__dict__["pool"]  # it belongs to self
+                if client.api_key != key:  # set_api_key is meant for this client
+                    self.api_key = client.api_key
             return answer if view.form == "json" else display(call, answer)
 
     # stubs: begin
