@@ -569,6 +569,7 @@ def parse_query(query: str | Sequence[str] | None, start: Row | None = None, fie
         field, at = (aliases or {}).get(field, field), match.end()
         if field not in known and not (fields is OFFER_FIELDS and field in ("georegion", "chunked")):
             (tell or warn)(f"this client does not know the query's field {shown(field)!r}{nearest(field, known)}")
+            known.add(field)
         if value.strip(",[]") in ("any", "?", "*"):
             if operator != "eq":
                 raise UsageError(f"'{value}' goes with = only: {field}=any")
@@ -736,7 +737,8 @@ def parse_when(value: str | float, zone: str = "local") -> float:
             "%d-%b-%Y", "%Y.%m.%d")
     times = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H", "T%H:%M", "T%H:%M:%S", "T%H:%M:%S.%f", "T%H%M",
              "T%H%M%S", " %I%p", " %I:%M%p", " %I:%M %p", " %I:%M:%S%p", " %I:%M:%S %p", " %I %p")
-    for form in (day + clock + offset for day in days for clock in times for offset in ("", "%z", " %z")):
+    offsets = ("", "%z", " %z") if text[-5:-4] in ("+", "-") else ("",)
+    for form in (day + clock + offset for day in days for clock in times for offset in offsets):
         try:
             moment = datetime.strptime(text, form)  # noqa: DTZ007 - without an offset it is local
             if moment.tzinfo is None and zone == "utc":
