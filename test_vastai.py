@@ -2672,6 +2672,9 @@ class TableTest(unittest.TestCase):
             self.assertEqual(wrapped.__name__, "show_user")
             with mock.patch.object(vastai.VastAI, "show_user", return_value={"id": 1}):
                 self.assertEqual(vastai.VastAI("key").show_user(), {"id": 1})
+            stand_in = mock.create_autospec(vastai.VastAI, instance=True)
+            stand_in.show_instance(id=5)
+            stand_in.show_instance.assert_called_once_with(id=5)
 
     def test_the_official_modules_names(self):
         code = ("from vastai.sdk import VastAI; from vastai import vastai_sdk; from vastai.utils import parse_env\n"
