@@ -5053,6 +5053,30 @@ class TestSessions(FaultCase):
         self.assertFalse(os.path.exists(vastai.config_file("vast_tfa_key")))
 
 
+    def test_only_what_was_refused_goes_again(self):
+        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+        for status in (400, 500):
+            server = self.serve(reply({"msg": "session expired"}, status))
+            with contextlib.redirect_stderr(io.StringIO()):
+                vastai.main(["--url", server.url, "create", "team", "--team-name", "t"])
+            self.assertEqual(len(server.requests), 1)
+
+    def test_a_wait_goes_on_with_the_key(self):
+        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+        states = iter(["loading", "loading", "running"])
+
+        def answers(request):
+            if request["headers"]["authorization"] == "Bearer session-key":
+                return reply({"msg": "Invalid user key"}, 401)
+            return reply({"instances": {"actual_status": next(states)}})
+        server = self.serve(route=answers)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+            status = vastai.main(["--url", server.url, "wait", "instance", "7", "--poll", "0.01"])
+        self.assertEqual((status, len(server.requests), err.getvalue().count("has ended")), (0, 4, 1))
+
+
 class TestOddAnswers(FaultCase):
     """Members of another type than they should have: an error that says so, never a crash and never success."""
 

@@ -330,14 +330,13 @@ def _finite(word: str) -> float:
     return value if value - value == 0 else _no_number(word)
 
 
-def _any_of(*types: type) -> Callable[[Any], Any]:
-    """Text, or one of `types` as it is."""
-    return lambda value: value if isinstance(value, types) else _text(value)
+def _text_or_dict(value: Any) -> Any:
+    return value if isinstance(value, dict) else _text(value)
 
 
 def _query(value: Any) -> Any:
     """A text or several, or a dict as it is."""
-    return [_text(word) for word in value] if isinstance(value, (list, tuple)) else _any_of(dict)(value)
+    return [_text(word) for word in value] if isinstance(value, (list, tuple)) else _text_or_dict(value)
 
 
 def _when(value: Any) -> Any:
@@ -410,7 +409,7 @@ OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
 FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE")
 SCRIPT = Kind("str", _script, "a text file", "FILE")
 OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
-ENV = Kind("str | dict[str, str]", _any_of(dict), "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
+ENV = Kind("str | dict[str, str]", _text_or_dict, "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
 TEXT_OR_OBJECT = Kind("str | dict[str, Any]", lambda value: (_text if isinstance(value, str) else _json_object)(value),
     "text, or a JSON object", "JSON")
 QUERY = Kind("str | dict[str, Any]", _query, "conditions such as 'num_gpus>=2'", "QUERY")
@@ -2528,7 +2527,6 @@ def runtype_of(call: Call, template: Any) -> Any:
 def volume_of(call: Call) -> Row | None:
     """`volume_info` from the volume options."""
     create, link, path, name = call["create_volume"], call["link_volume"], call["mount_path"], call["volume_label"]
-
     if call["volume_info"] is not None and (create is not None or link is not None):
         raise UsageError("volume_info does not go together with create_volume or link_volume")
     if create is not None and link is not None:
@@ -2835,7 +2833,8 @@ def exchange(call: Call, request: Request) -> Answer:
             if answer.status_code in (502, 503, 504) and not request.safe:
                 raise unknown(row, f"HTTP {answer.status_code}", answer)
             failure, asked = http_error(client, row, answer)
-            if client.key_origin == config_file("vast_tfa_key") and key_refused(failure.msg):
+            session = client.key_origin == config_file("vast_tfa_key")
+            if session and isinstance(failure, AuthError) and key_refused(failure.msg):
                 end_session(client)
                 if KEY in row.body.values() and request.body:
                     request.body["api_key"] = client.api_key
@@ -2860,8 +2859,12 @@ def unreached(request: Request, what: str, problem: Exception) -> VastAIError:
 
 def unknown(row: Command, reason: str, answer: Answer | None = None, **details: Any) -> VastAIError:
     return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})", response=answer,
-                   hint=f"Was it carried out? Look with `vastai {row.look or 'show audit-logs'}` before you try again.",
-                   **details)
+                   hint=f"Was it carried out? {look_first(row)}", **details)
+
+
+def look_first(row: Command) -> str:
+    """What to do before a command of unclear outcome is given again."""
+    return f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
 
 
 def sendable(request: Request) -> None:
@@ -3000,6 +3003,7 @@ def pick(call: Call, answer: Answer) -> Any:
 
 
 def promised(call: Call, answer: Answer) -> Any:
+    """As pick(), but its errors carry the answer as it came, with whatever secret the service echoes."""
     row = call.row
     if answer.status_code == 204 and not answer.content and not row.is_list:
         return {}
@@ -3037,9 +3041,8 @@ def promised(call: Call, answer: Answer) -> Any:
 
 def misread(row: Command, answer: Answer, what: str) -> VastAIError:
     """The error of an answer that cannot be what the service meant."""
-    hint = "" if row.safe else f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
     return raising(VastAIError, f"the service gave {what}: {shown(answer.text[:120].strip(), 100)!r}",
-                   response=answer, hint=hint)
+                   response=answer, hint="" if row.safe else look_first(row))
 
 
 def refusal(body: Row, answer: Answer) -> VastAIError:
@@ -3560,17 +3563,17 @@ def perform(call: Call) -> Any:
     except VastAIError:
         raise
     except ODD as error:
-        raise misunderstood(error) from error
+        raise misunderstood(call.row, error) from error
 
 
 ODD = (TypeError, ValueError, LookupError, AttributeError, RecursionError)  # what comes of members of another type
 
 
-def misunderstood(error: Exception) -> VastAIError:
-    if isinstance(error, RecursionError):
-        return VastAIError("the answer is nested too deeply to be shown")
-    return VastAIError(f"the service gave an answer that cannot be used ({type(error).__name__}: "
-                       f"{shown(str(error), 200)}; VASTAI_DEBUG=1 shows where)")
+def misunderstood(row: Command, error: Exception) -> VastAIError:
+    """The error of an answer that a function tripped over."""
+    what = ("is nested too deeply to be shown" if isinstance(error, RecursionError) else
+            f"cannot be used ({type(error).__name__}: {shown(str(error), 200)}; VASTAI_DEBUG=1 shows where)")
+    return VastAIError(f"the service gave an answer that {what}", hint="" if row.safe else look_first(row))
 
 
 def objects(value: Any) -> list[Row]:
@@ -3696,12 +3699,11 @@ def run_show_instances(call: Call) -> Any:
     return [stripped(tidy_instance(row)) for row in rows]
 
 
+# What the service is asked for where a table is due, and the names of --cols that are not those of the fields.
 SUMMARY_COLS = ["id", "actual_status", "label", "num_gpus", "gpu_name", "gpu_util", "disk_space", "disk_usage",
                 "disk_util", "volume_info", "dph_total", "image_uuid", "start_date", "verification"]
 DETAIL_COLS = ["machine_id", "template_id", "template_name", "geolocation", "inet_up", "inet_down", "ssh_host",
                "ssh_port", "status_msg"]
-
-
 COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "image", "start_date": "age",
                 "verification": "verified", "machine_id": "machine", "geolocation": "location", "status_msg": "msg"}
 
@@ -3786,11 +3788,11 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
     Raises WaitTimeoutError; VastAIError or NotFoundError where the state can no longer come.
     """
     begun, end, pause = time.monotonic(), time.monotonic() + call["max_wait"], poll / 4
+    look = Call(call.client.varied(retry=1), call.row, {}, call.view)  # one try a look: this is a loop already
     while True:
-        asked, left = 0.0, max(0.5, end - time.monotonic())
-        try:  # one try a look: this is a loop already
-            client = call.client.varied(retry=1, timeout=min(call.client.timeout, left))
-            row = Call(client, call.row, {}, call.view).do("show_instance", id=id)
+        asked, look.client.timeout = 0.0, min(call.client.timeout, max(0.5, end - time.monotonic()))
+        try:
+            row = look.do("show_instance", id=id)
         except NotFoundError:
             row = None
         except RateLimitError as error:
@@ -3863,20 +3865,14 @@ def run_scheduled(call: Call) -> Any:
     """A command that may become a scheduled job.  A bid is only scheduled; the others act at once as well."""
     if call["schedule"] is None:
         return run_logs(call) if call.row.returns == "text" else call.send()
-    request = request_of(call)
-    if request.body is not None:
-        request.body["instance_id"] = call["id"]
-        if call.row.name == "change bid":
-            request.body["price"] = call["price"]  # null asks for a bid that wins
-    job = schedule_of(call, request)
-    if call.row.returns == "text":
-        answer = run_logs(call)
-        if isinstance(answer, str) and call.cli and not call.raw:
-            emit(reader_text(call, answer).rstrip("\n") + "\n", plain=True)
-    elif call.row.name != "change bid":
-        call.send()
-    else:
+    bid = call.row.name == "change bid"
+    members = {"instance_id": call["id"], **({"price": call["price"]} if bid else {})}  # null asks for a bid that wins
+    job = schedule_of(call, request_of(call, body=members))
+    if bid:
         return make_job(call, job)
+    answer = run_logs(call) if call.row.returns == "text" else call.send()
+    if isinstance(answer, str) and call.cli and not call.raw:
+        emit(reader_text(call, answer).rstrip("\n") + "\n", plain=True)
     try:
         return make_job(call, job)
     except VastAIError as error:
@@ -4028,8 +4024,8 @@ def ssh_target(call: Call, id: int) -> tuple[str, int]:
 def ssh_options(call: Call) -> list[str]:
     """A new host key is taken without a question and kept; a changed one is refused.  The identity, if one is given."""
     identity = call["identity"]
-    return ["-o",
-            "StrictHostKeyChecking=accept-new"] + ([] if identity is None else ["-i", os.path.expanduser(identity)])
+    chosen = [] if identity is None else ["-i", os.path.expanduser(identity)]
+    return ["-o", "StrictHostKeyChecking=accept-new", *chosen]
 
 
 def reachable(call: Call, row: Row | None, id: int) -> list[tuple[str, int]]:
@@ -5902,7 +5898,7 @@ def display(call: Call, answer: Any) -> None:
     except VastAIError:
         raise
     except ODD as error:
-        raise misunderstood(error) from error
+        raise misunderstood(call.row, error) from error
 
 
 def render(call: Call, answer: Any) -> None:
