@@ -5293,6 +5293,29 @@ class TestOutcomes(FaultCase):
             self.assertEqual(gone, ["/api/v0/instances/4241/", "/api/v0/instances/4242/"])
 
 
+    def test_what_benchmarks_rent_is_given_back(self):
+        """Also where the service's list of workers makes no sense, and where a part of it all cannot be made."""
+        for workers, second in (([{"status": "idle"}], reply({"success": True, "id": 102})),
+                                ([{"id": 9, "status": "idle", "measured_perf": "x"}], reply({"success": True, "id": 102})),
+                                ([], reply({"msg": "too many"}, 400))):
+            def answers(request, workers=workers, second=second):
+                target = request["target"].partition("?")[0]
+                if request["method"] == "DELETE":
+                    return reply({"success": True})
+                if request["method"] == "POST" and "endptjobs" in target:
+                    return reply({"success": True, "result": 101})
+                if request["method"] == "POST" and "autojobs" in target:
+                    return second
+                return reply({"templates": [{"id": 5}], "offers": [{"id": 1}], "workers": workers, "results": [],
+                              "benchmarks": [], "success": True})
+            server = self.serve(route=answers)
+            with mock.patch.object(time, "sleep"), contextlib.suppress(vastai.VastAIError):
+                self.client(server).run_benchmarks(template_id=5, gpus="RTX_4090", timeout=0.2, no_cache=True)
+            gone = [request["target"] for request in server.requests if request["method"] == "DELETE"]
+            self.assertIn("/api/v0/endptjobs/101/", gone)
+            self.assertEqual("/api/v0/autojobs/102/" in gone, second[:12] == b"HTTP/1.1 200")
+
+
 class TestLines(FaultCase):
     """How a line is read, and in which shapes its answer can be had."""
 

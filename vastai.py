@@ -5068,14 +5068,18 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
                     row = call.do("show_instance", id=worker["id"]) or {}
                     price = row.get("dph_base") or row.get("dph_total") or 0
                     rows[spec] = benchmark(*spec, "ok", worker["measured_perf"], price)
-        except VastAIError as error:
-            call.note(f"{names[spec]}: {error.msg}")
+        except (VastAIError, *ODD) as error:  # nothing that a service says may keep us from giving back
+            call.note(f"{names[spec]}: {error}")
 
     def give_back(chosen: list[tuple[str, int]]) -> None:
         for spec in chosen:
             if spec in endpoints and rows[spec]["status"] == "timeout":
                 look(spec)  # for workers that came last
             rented[spec] = [thing for thing in rented[spec] if not removed(call, *thing, names[spec])]
+
+    def still_there() -> str:
+        things = ", ".join(f"{kind} {id}" for things in rented.values() for kind, id in things)
+        return things and f"not deleted, and still costing: {things}"
 
     try:
         chosen = "template_hash" if call["template_id"] is None else "template_id"
@@ -5092,13 +5096,14 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
             if len(done) == len(specs):
                 break
             call.note(f"{len(done)} of {len(specs)} have measured themselves …")
-    finally:
+    except BaseException:
         surely(call, lambda: give_back(specs))
-        left = [f"{kind} {id}" for things in rented.values() for kind, id in things]
-        if left and call.cli:
-            warn(f"not deleted, and still costing: {', '.join(left)}")
-    if left:
-        raise PartialError(f"not deleted, and still costing: {', '.join(left)}", results=list(rows.values()))
+        if still_there():
+            call.warn(still_there())
+        raise
+    surely(call, lambda: give_back(specs))
+    if still_there():
+        raise PartialError(still_there(), results=list(rows.values()))
     return list(rows.values())
 
 
@@ -5134,8 +5139,8 @@ def removed(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool
                 except NotFoundError:  # this one is gone; others of its name may be there
                     pass
             return True
-        except VastAIError as error:
-            call.note(f"{kind} {id}: {error.msg} (try {attempt + 1} of 10)")
+        except (VastAIError, *ODD) as error:
+            call.note(f"{kind} {id}: {error} (try {attempt + 1} of 10)")
     return False
 
 
