@@ -2613,7 +2613,7 @@ class TableTest(unittest.TestCase):
                     self.assertTrue(arg.help or arg.hidden, f"{arg.name} has no help")
                     self.assertEqual(arg.name, arg.name.lower())
                     if arg.default not in (vastai.REQUIRED, None):
-                        vastai.convert(row, arg, arg.default, False)
+                        vastai.convert_value(row, arg, arg.default, False)
                 if row.is_list and row.face != "sdk":
                     self.assertTrue(row.columns or row.show, "a list has columns")
                 elif not row.returns and row.face != "sdk" and row.name != "show earnings":  # a report, shown as JSON
@@ -3658,7 +3658,7 @@ class CompatTest(CommandCase):
             self.box.fail("GET /api/v0/users/current/?", 429, "slow down")
             with self.assertRaisesRegex(requests.HTTPError, "429"):
                 vastai.VastAI(retry=1).show_user()
-        self.assertNotIsInstance(vastai.raising(vastai.VastAIError, "x", response=caught.exception.response), OSError)
+        self.assertNotIsInstance(vastai.make_error(vastai.VastAIError, "x", response=caught.exception.response), OSError)
 
     def test_ec2instance(self):
         VastAI = vastai.VastAI
@@ -3895,7 +3895,7 @@ class PureTest(unittest.TestCase):
         self.assertEqual([vastai.query_date("01/05/2026"), vastai.query_date(str(noon))], [noon - HOUR * 12, noon])
         for text in ("02/30/2026", "1/5/26", "nan", "2026-01-05"):
             self.assertRaises(ValueError, vastai.query_date, text)
-        self.assertEqual([vastai.utc_text(noon), vastai.utc_text("soon"), vastai.span(93600), vastai.span(59)],
+        self.assertEqual([vastai.format_utc(noon), vastai.format_utc("soon"), vastai.format_duration(93600), vastai.format_duration(59)],
                          ["2026-01-05 12:00", "soon", "1d 2h", "0m"])
 
     def test_places(self):
@@ -3915,37 +3915,37 @@ class PureTest(unittest.TestCase):
                 {"id": 1234, "name": "e\u0301\tb", "price": None}, {"id": 9, "name": "", "gpu": None, "price": "dear"}]
         columns = (("ID", "id", "", 0), ("Name", "name", "", 1), ("RAM", "gpu.ram", ".1f", 2),
                    ("$", "price", ".2f/2", 3))
-        lines, dropped = vastai.table(rows, columns, None, False)
+        lines, dropped = vastai.format_table(rows, columns, None, False)
         self.assertEqual(lines, ["  ID  Name   RAM     $", "   7  日本  24.0  0.06", "1234  e\u0301\\tb     -     -",
                                  "   9  -        -  dear"])
         self.assertEqual(dropped, [])
-        lines, dropped = vastai.table(rows, columns, 12, False)
+        lines, dropped = vastai.format_table(rows, columns, 12, False)
         self.assertEqual(dropped, ["RAM", "$"])
         self.assertTrue(all(vastai.display_width(line) <= 12 for line in lines), lines)
         wide = [{"id": 1, "image": "x" * 40, "age": "2d 0h", "hash": "a" * 32}]
         columns = (("ID", "id", "", 0), ("Image", "image", "", 2), ("Hash", "hash", "", 0), ("Age", "age", "", 3))
-        lines, dropped = vastai.table(wide, columns, 63, False)
+        lines, dropped = vastai.format_table(wide, columns, 63, False)
         self.assertEqual((lines[1], dropped), (f" 1  {'x' * 17}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
-        self.assertEqual(vastai.table(wide, columns, 50, False)[1], ["Image"])  # Age still fits
-        self.assertTrue(vastai.table(rows, columns, None, True)[0][0].startswith("\033[1m"))
-        self.assertEqual([vastai.clip("日本語", 5), vastai.clip("abc", 3), vastai.display_width("e\u0301日")],
+        self.assertEqual(vastai.format_table(wide, columns, 50, False)[1], ["Image"])  # Age still fits
+        self.assertTrue(vastai.format_table(rows, columns, None, True)[0][0].startswith("\033[1m"))
+        self.assertEqual([vastai.truncate("日本語", 5), vastai.truncate("abc", 3), vastai.display_width("e\u0301日")],
                          ["日本…", "abc", 3])
 
     def test_columns_of_numbers_alone(self):
         rows = [{"n": 5, "price": 0.05, "share": 99.96, "big": 10 ** 400},
                 {"n": -12, "price": 3, "share": -1, "big": 1}]
         columns = (("日本", "n", "", 0), ("$", "price", ".2f", 0), ("%", "share", ".1f", 0), ("Big", "big", ".0f", 3))
-        lines, dropped = vastai.table(rows, columns[:3], 80, False)
+        lines, dropped = vastai.format_table(rows, columns[:3], 80, False)
         self.assertEqual((lines, dropped), (["日本     $      %", "   5  0.05  100.0", " -12  3.00   -1.0"], []))
-        self.assertEqual(vastai.table(rows, columns, None, False)[0][2][:22], " -12  3.00   -1.0    1")
-        self.assertEqual(vastai.table([], columns, 80, True), (["\033[1m日本  $  %  Big\033[0m"], []))
-        narrow = vastai.table([{"n": 10 ** 15, "price": 1.0, "share": 5.5}], columns[:3], 20, False)[0]
+        self.assertEqual(vastai.format_table(rows, columns, None, False)[0][2][:22], " -12  3.00   -1.0    1")
+        self.assertEqual(vastai.format_table([], columns, 80, True), (["\033[1m日本  $  %  Big\033[0m"], []))
+        narrow = vastai.format_table([{"n": 10 ** 15, "price": 1.0, "share": 5.5}], columns[:3], 20, False)[0]
         self.assertEqual(narrow, ["     日本     $    %", "10000000…  1.00  5.5"])
 
     def test_json_is_as_json_makes_it(self):
         for value in ([], {}, [[]], {"b": 1, "a": [1, {"x": None}], "": "é\n"}, [1, [2, {}], "x"], "text", None, 1.5,
                       {"a": {}, "b": [], "c": [{"d": [True]}]}, [{"a": "},\n  {", "b": "],\n ["}, {"a": {}}, {}, []]):
-            self.assertEqual(vastai.pretty(value), json.dumps(value, indent=1, sort_keys=True))
+            self.assertEqual(vastai.format_json(value), json.dumps(value, indent=1, sort_keys=True))
         rng = random.Random(7)
 
         def anything(depth):
@@ -3956,7 +3956,7 @@ class PureTest(unittest.TestCase):
             return [anything(depth + 1) for _ in some] if kind < 0.7 else {
                 rng.choice(["a", "b", "}", "\n", "é"]): anything(depth + 1) for _ in some}
         for value in (anything(0) for _ in range(2000)):
-            self.assertEqual(vastai.pretty(value), json.dumps(value, indent=1, sort_keys=True))
+            self.assertEqual(vastai.format_json(value), json.dumps(value, indent=1, sort_keys=True))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -4209,7 +4209,7 @@ def believable(row, face, folder):
             for value in [*filter(None, [BELIEVABLE.get(arg.name)]), *arg.choices[:1], [7], 7, "7", "text", True,
                           {"a": 1}, path]:
                 with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, vastai.VastAIError):
-                    vastai.convert(row, arg, value, face == "cli")
+                    vastai.convert_value(row, arg, value, face == "cli")
                     given[arg.name] = value
                     break
             else:
@@ -4979,7 +4979,7 @@ class TestExitStatuses(FaultCase):
                 client = self.client(self.serve(reply(body, 400)))
                 error = self.error(client.create_subaccount, "a@b.c", "longer than", password)
                 self.assertEqual((error.msg, error.body), ("*** is taken", {"msg": "*** is taken"}))
-        self.assertEqual(vastai.masked("abcdef", ["abc", "abcdef"]), "***")
+        self.assertEqual(vastai.redact_text("abcdef", ["abc", "abcdef"]), "***")
 
     def test_no_key_asked_for_json(self):
         with mock.patch.dict(os.environ, HOME=self.home):
@@ -4995,11 +4995,11 @@ class TestExitStatuses(FaultCase):
 
     def test_addresses_that_make_no_sense(self):
         for port in (-1, "-22", "x", None, 0, 70000, [22], True):
-            self.assertEqual(vastai.addresses({"ssh_host": "h", "ssh_port": port}), [])
+            self.assertEqual(vastai.ssh_addresses({"ssh_host": "h", "ssh_port": port}), [])
         for mapped in ("x", 5, [], [None], ["x"], {"HostPort": 1}, [{"HostPort": "-1"}], [{"HostPort": None}]):
-            self.assertEqual(vastai.addresses({"public_ipaddr": "1.2.3.4", "ports": {"22/tcp": mapped}, "ssh_port": 22,
+            self.assertEqual(vastai.ssh_addresses({"public_ipaddr": "1.2.3.4", "ports": {"22/tcp": mapped}, "ssh_port": 22,
                                                "ssh_host": "h"}), [("h", 22)])
-        self.assertEqual(vastai.addresses({"ports": "x", "ssh_host": "-h", "ssh_port": 22}), [])
+        self.assertEqual(vastai.ssh_addresses({"ports": "x", "ssh_host": "-h", "ssh_port": 22}), [])
 
     def test_a_result_that_stalls(self):
         server = self.serve(route=lambda request: stall if request["method"] == "GET" else reply(
@@ -6104,7 +6104,7 @@ class TestHostileText(FaultCase):
                      "num_gpus=1 " * (size // 11), '"' * size, "a not in" * (size // 8), " " * size,
                      "a=[" + "x " * (size // 2), "a=1" + " " * size + "b"):
             for parse in (vastai.parse_query, vastai.parse_env, vastai.parse_order, vastai.parse_when,
-                          vastai.query_date, lambda text: vastai.nearest(text, vastai.NAMES)):
+                          vastai.query_date, lambda text: vastai.suggest(text, vastai.NAMES)):
                 with contextlib.suppress(ValueError, vastai.VastAIError), contextlib.redirect_stderr(io.StringIO()):
                     parse(text)
 

@@ -1,51 +1,89 @@
 #!/usr/bin/env python3
-"""Vast.ai in one file: the complete command line and the complete SDK, on the standard library alone.
+"""Vast.ai in one file: the complete command line and the complete SDK, on the standard library
+alone.
 
     python -m vastai search offers 'gpu_name=RTX_4090 num_gpus=1' -o dph     # the command line
     from vastai import VastAI; VastAI().search_offers("gpu_name=RTX_4090")   # the SDK
 
-Both come from one table, COMMANDS.  A row says how a command is called, what goes to the service, what
-comes back and whether it may be repeated; the parser, the method on `VastAI`, the help, the completion
-and the table on the screen are all read from it.  To add a plain command, add a row.
+Both come from one table, COMMANDS.  A row says how a command is called, what goes to the service,
+what comes back and whether it may be repeated; the parser, the method on `VastAI`, the help, the
+completion and the table on the screen are all read from it.  To add a plain command, add a row.
 
-The file in order: errors | values | rows | columns | shared options | THE TABLE | from arguments to a request |
-transport | this computer | commands of several steps | diagnostics and benchmarks | VastAI | the official SDK's
-names | rendering | invoices as PDF | command line | shells | main.
+The file in order: errors | values | rows | columns | shared options | THE TABLE | from arguments to
+a request | transport | this computer | commands of several steps | diagnostics and benchmarks |
+VastAI | the official SDK's names | rendering | invoices as PDF | command line | shells | main.
 """
+
 from __future__ import annotations
 
-# Only what the interpreter has loaded anyway is imported here, all else by the functions that need it.  That saves the
-# others, in ms on a machine where Python starts in 9: importlib.metadata 35, urllib.request 34, http.client 27, ssl 15,
-# inspect 13, subprocess 11, tempfile 10, tarfile 10, statistics 9, urllib.parse 8, argparse 7, json 7, socket 7,
-# glob 6, difflib 6, csv 6, shlex 5, re 5, threading 3, getpass 3, hashlib 3, datetime 2, random 1.
+# Only what the interpreter has loaded anyway is imported here, all else by the functions that need
+# it.  That saves the others, in ms on a machine where Python starts in 9: importlib.metadata 35,
+# urllib.request 34, http.client 27, ssl 15, inspect 13, subprocess 11, tempfile 10, tarfile 10,
+# statistics 9, urllib.parse 8, argparse 7, json 7, socket 7, glob 6, difflib 6, csv 6, shlex 5, re
+# 5, threading 3, getpass 3, hashlib 3, datetime 2, random 1.
 import io
 import os
 import sys
 import time
 
-TYPE_CHECKING: bool = False  # as typing's own, without importing typing, which would double the start-up
+TYPE_CHECKING: bool = (
+    False  # as typing's own, without importing typing, which would double the start-up
+)
 if TYPE_CHECKING:
     import http.client
     import ssl
-    from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, NoReturn, Optional, Sequence, TextIO
+    from typing import (
+        Any,
+        Callable,
+        Dict,
+        Iterable,
+        Iterator,
+        List,
+        Literal,
+        NoReturn,
+        Optional,
+        Sequence,
+        TextIO,
+    )
     from typing import TypedDict
 
     Row = Dict[str, Any]  # one JSON object of the service
 
 if __name__ == "__main__":
     import gc
-    gc.set_threshold(100_000)  # looking for garbage among the rows, which stay, would take a tenth of a short process
+
+    gc.set_threshold(
+        100_000
+    )  # looking for garbage among the rows, which stay, would take a tenth of a short process
 
 __version__ = "1.0.0"
-__all__ = ["AuthError", "NetworkError", "NotFoundError", "OutcomeUnknownError", "PartialError", "RateLimitError",
-           "UsageError", "VastAI", "VastAIError", "WaitTimeoutError", "main", "program"]
+__all__ = [
+    "AuthError",
+    "NetworkError",
+    "NotFoundError",
+    "OutcomeUnknownError",
+    "PartialError",
+    "RateLimitError",
+    "UsageError",
+    "VastAI",
+    "VastAIError",
+    "WaitTimeoutError",
+    "main",
+    "program",
+]
 
 SERVER = "https://console.vast.ai"
-SERVERLESS = "https://run.vast.ai"  # logs and workers of endpoints; with another --url they are on that one
+SERVERLESS = (
+    "https://run.vast.ai"  # logs and workers of endpoints; with another --url they are on that one
+)
 LONGEST_PAUSE = 60.0  # seconds: a service that asks for more is not waited for
 LONGEST_TIMEOUT = 1e6  # seconds that a socket can wait, on every system
-LARGEST_ANSWER = 1 << 28  # bytes, unpacked: more than any answer, less than the memory of a small container
-LAST_MOMENT = 64_000_000_000  # unix seconds, about the year 4000: what is later is no date, but a mistake
+LARGEST_ANSWER = (
+    1 << 28
+)  # bytes, unpacked: more than any answer, less than the memory of a small container
+LAST_MOMENT = (
+    64_000_000_000  # unix seconds, about the year 4000: what is later is no date, but a mistake
+)
 LONGEST_TEXT = 100_000  # characters in one argument
 LONGEST_FILE = 10_000_000  # characters in a file that is sent
 BULK = 64  # ids that the service takes in one request
@@ -53,19 +91,28 @@ URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is in an address that the 
 CLEAR = "\r\033[K"  # takes the line of progress from a terminal
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
+
 
 class VastAIError(Exception):
     """Any failure of a command.
 
-    `status` is the HTTP status or 0, `msg` the service's own words, `body` its parsed answer or text, `command` the
-    command's name, `response` the answer (status_code, text, headers, json(), ok) or None.
+    `status` is the HTTP status or 0, `msg` the service's own words, `body` its parsed answer or
+    text, `command` the command's name, `response` the answer (status_code, text, headers, json(),
+    ok) or None.
     """
 
     exit_status = 1
 
-    def __init__(self, msg: str, *, command: str = "", response: Answer | None = None, hint: str = "",
-                 **details: Any) -> None:
+    def __init__(
+        self,
+        msg: str,
+        *,
+        command: str = "",
+        response: Answer | None = None,
+        hint: str = "",
+        **details: Any,
+    ) -> None:
         self.msg, self.command, self.hint, self.details = msg, command, hint, details
         self.status = response.status_code if response else 0
         for name, value in details.items():
@@ -83,16 +130,25 @@ class VastAIError(Exception):
 
     def __str__(self) -> str:
         code = f"HTTP {self.status}: " if self.status else ""
-        return ": ".join(filter(None, [self.command, code + self.msg])) + (f"\n  {self.hint}" if self.hint else "")
+        return ": ".join(filter(None, [self.command, code + self.msg])) + (
+            f"\n  {self.hint}" if self.hint else ""
+        )
 
     def __reduce__(self) -> Any:
-        family = next(c for c in type(self).__mro__ if c.__module__ == __name__)  # not one made by raising()
-        return _unpickled, (family, self.msg, dict(command=self.command, response=self.response, hint=self.hint,
-                                                   **self.details))
+        family = next(
+            c for c in type(self).__mro__ if c.__module__ == __name__
+        )  # not one made by make_error()
+        return _unpickled, (
+            family,
+            self.msg,
+            dict(command=self.command, response=self.response, hint=self.hint, **self.details),
+        )
 
 
 class UsageError(VastAIError, ValueError):
-    """Wrong use: a bad argument, value or file, or a question not answered with yes.  Nothing was sent."""
+    """Wrong use: a bad argument, value or file, or a question not answered with yes.  Nothing was
+    sent.
+    """
 
     exit_status = 2
 
@@ -123,9 +179,11 @@ class NetworkError(VastAIError, OSError):
 
 
 class OutcomeUnknownError(VastAIError):
-    """A request that must not be repeated was sent and no answer came: it may or may not have been carried out.
+    """A request that must not be repeated was sent and no answer came: it may or may not have been
+    carried out.
 
-    After a rental with a label, `found` is the id of the one instance of that label that has come since, or None.
+    After a rental with a label, `found` is the id of the one instance of that label that has come
+    since, or None.
     """
 
     exit_status = 7
@@ -149,40 +207,387 @@ class ProgramError(VastAIError):
     """Another program that a command runs failed or is missing; `exit_status` is its own."""
 
 
-def raising(family: type[VastAIError], msg: str, **details: Any) -> VastAIError:
-    """An error of `family`, also one of `requests` where the program at hand has imported that library.
+def make_error(family: type[VastAIError], msg: str, **details: Any) -> VastAIError:
+    """An error of `family`, also one of `requests` where the program at hand has imported that
+    library.
 
-    Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we never import it.
+    Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we
+    never import it.
     """
     timed_out, answered = details.pop("timed_out", None), details.get("response") is not None
     name = "HTTPError" if answered else "Timeout" if timed_out else "ConnectionError"
-    other = getattr(sys.modules.get("requests"), name, None) if answered or timed_out is not None else None
+    other = (
+        getattr(sys.modules.get("requests"), name, None)
+        if answered or timed_out is not None
+        else None
+    )
     if not isinstance(other, type) or not issubclass(other, Exception):
         return family(msg, **details)
-    both = type(family.__name__, (family, other), {"__module__": "vastai.requests", "request": None})
+    both = type(
+        family.__name__, (family, other), {"__module__": "vastai.requests", "request": None}
+    )
     error: VastAIError = both(msg, **details, timed_out=timed_out)
     return error
 
 
 def _unpickled(family: type[VastAIError], msg: str, details: dict[str, Any]) -> VastAIError:
-    return raising(family, msg, **details)
+    return make_error(family, msg, **details)
 
 
-# --------------------------------------------------------------------------------------------------------------- values
-# What a command takes.  A Kind turns a word of the command line or a Python value into what is sent, or refuses it
-# with ValueError; `expects` completes the sentence "expected ...".
+def unreachable_error(request: Request, what: str, problem: Exception) -> VastAIError:
+    server = "/".join(request.url.split("/", 3)[:3])
+    return make_error(
+        NetworkError, f"{what} {server}: {problem}", timed_out=_timed_out(problem.__cause__)
+    )
+
+
+def outcome_unknown_error(
+    row: Command, reason: str, answer: Answer | None = None, **details: Any
+) -> VastAIError:
+    return make_error(
+        OutcomeUnknownError,
+        f"the request was sent, but its outcome is unknown ({reason})",
+        response=answer,
+        hint=f"Was it carried out? {look_first(row)}",
+        **details,
+    )
+
+
+def look_first(row: Command) -> str:
+    """What to do before a command of unclear outcome is given again."""
+    return f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
+
+
+def missing_argument_error(row: Command, arg: Arg, cli: bool) -> UsageError:
+    hint = f"{usage_of(row)}\n  `vastai {row.name} --help` explains it." if cli else ""
+    return UsageError(
+        f"{arg.label(cli) if arg.option or not cli else placeholder(arg)} is required ({arg.help})",
+        hint=hint,
+    )
+
+
+def unusable_answer_error(row: Command, answer: Answer, what: str) -> VastAIError:
+    """The error of an answer that cannot be what the service meant."""
+    return make_error(
+        VastAIError,
+        f"the service gave {what}: {printable(answer.text[:120].strip(), 100)!r}",
+        response=answer,
+        hint="" if row.safe else look_first(row),
+    )
+
+
+def refusal_error(body: Row, answer: Answer) -> VastAIError:
+    """The error of an answer that says `"success": false`."""
+    words = (
+        " ".join(printable(reason_of(body), 500).split()) or "the service refused, without a reason"
+    )
+    return make_error(VastAIError, words, response=answer)
+
+
+def misunderstood(row: Command, error: Exception) -> VastAIError:
+    """The error of an answer that a function tripped over."""
+    what = (
+        "is nested too deeply to be shown"
+        if isinstance(error, RecursionError)
+        else f"cannot be used ({type(error).__name__}: {printable(str(error), 200)}; VASTAI_DEBUG=1 shows where)"
+    )
+    return VastAIError(
+        f"the service gave an answer that {what}", hint="" if row.safe else look_first(row)
+    )
+
+
+def relabel_error(error: VastAIError, what: str) -> VastAIError:
+    """The error of a step behind the command's own request, so that nobody takes it for the answer
+    to that one.
+    """
+    family = next(c for c in type(error).__mro__ if c.__module__ == __name__)
+    response = (
+        error.response if error.status != 200 else None
+    )  # `"success": false` of another request
+    return make_error(
+        family,
+        f"{what}: {error.msg}",
+        **{**error.details, "response": response, "hint": error.hint},
+    )
+
+
+def partial(results: list[Row]) -> PartialError:
+    """The error of several items of which some failed."""
+    failed = {str(item.get("id")): item.get("msg") for item in results if not item.get("success")}
+    reasons = list(dict.fromkeys(filter(None, failed.values())))
+    return PartialError(
+        f"{len(failed)} of {len(results)} failed: {', '.join(list(failed)[:20])}"
+        + "".join(f"; {reason}" for reason in reasons[:3]),
+        results=results,
+    )
+
+
+# ------------------------------------------------------------------------------- text and redaction
+# Text of the service is never shown raw, and secrets never at all.
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """`text` safe to show: control and format characters escaped, cut at `limit` characters (0: not
+    at all).
+    """
+    if limit and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return text if text.isprintable() else text.translate(ESCAPES)
+
+
+def printable_lines(text: str) -> str:
+    """Text of several lines, each safe to show."""
+    return "\n".join(printable(line, 0) for line in text.split("\n"))
+
+
+class Escapes(dict):  # type: ignore[type-arg]
+    """For str.translate: what each character is shown as, found out once; text of megabytes takes
+    no time.
+    """
+
+    def __missing__(self, code: int) -> str:
+        from unicodedata import category
+
+        char = chr(code)
+        unsafe = not char.isprintable() and category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs")
+        self[code] = text = char.encode("unicode_escape").decode() if unsafe else char
+        return text
+
+
+ESCAPES = Escapes()
+
+
+def short_repr(value: Any) -> str:
+    """A value that cannot be used, in a few words."""
+    try:
+        return printable(repr(value))
+    except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested beyond what Python shows
+        return f"this {type(value).__name__}"
+
+
+def format_value(value: Any) -> str:
+    """Any value as one line; null as `-`."""
+    if isinstance(value, (dict, list)):
+        import json
+
+        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    text = "-" if value is None else str(value)
+    return text if text.isprintable() else printable(text, 0)
+
+
+def truncate(text: str, width: int) -> str:
+    """A text cut to so many columns, with … where something is missing."""
+    if display_width(text) <= width:
+        return text
+    used = 1
+    kept: list[str] = []
+    for c in text[: width + 1]:
+        used += display_width(c)
+        if used > width:
+            break
+        kept.append(c)
+    return "".join(kept) + "…"
+
+
+def display_width(text: str) -> int:
+    """Columns that a text takes on a terminal: wide letters two, combining ones none."""
+    if text.isascii() or len(text) > 10_000:  # wider than any terminal
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def suggest(word: str, words: Iterable[str]) -> str:
+    """'; did you mean X?' for a misspelt word, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word[:60], list(words), 1, 0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def redact_text(text: str, secrets: Iterable[str]) -> str:
+    """`text` without the caller's secrets, should the service echo one; nor as JSON writes them."""
+    import json
+
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        forms = (
+            [secret]
+            if secret.isalnum() and secret.isascii()
+            else [json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)]
+            + [secret]
+        )
+        for form in forms:
+            text = text.replace(form, "***")
+    return text
+
+
+def redact_value(value: Any, secrets: Sequence[str]) -> Any:
+    """A JSON value with the secrets masked in its texts and numbers."""
+    if isinstance(value, dict):
+        return {name: redact_value(item, secrets) for name, item in value.items()}
+    if isinstance(value, list):
+        return [redact_value(item, secrets) for item in value]
+    if isinstance(value, int) and str(value) in secrets:
+        return "***"
+    return redact_text(value, secrets) if isinstance(value, str) else value
+
+
+def redact_body(request: Request) -> Any:
+    """The body with what is secret replaced by ***."""
+
+    def hide(value: Any) -> Any:
+        return dict.fromkeys(value, "***") if isinstance(value, dict) else "***"
+
+    return request.body and {
+        name: hide(value) if name in request.hidden and value is not None else value
+        for name, value in request.body.items()
+    }
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a secret, one by one: shorter ones are found in any sentence and are not worth
+    masking.
+    """
+    values = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    )
+    return [
+        str(text)
+        for text in values
+        if isinstance(text, (str, int)) and len(str(text)) > 3 and text is not True
+    ]
+
+
+SECRET_NAME = r"(?:api[ _-]?key|token|secret|passw(?:or)?d|authorization|host_port_range)"
+SECRET_TEXT = (
+    rf'(?i)({SECRET_NAME}[\w-]{{0,40}}\\{{0,2}}["\']?[ \t]{{0,8}}[=:][ \t]{{0,8}})'  # bounded, hence linear
+    r'(?:(?:bearer|basic)[ \t]{1,8})?(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\'[^\'\n]*\'?|[^\s,;]+)'
+)
+
+
+def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
+    """A text or JSON value with REDACTED for `secrets` and for what names such as token or password
+    stand before.
+    """
+    import re
+
+    if isinstance(value, dict):
+        return {
+            name: "REDACTED"
+            if re.search(SECRET_NAME, str(name), re.I)
+            else redact_diagnostics(item, secrets)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [redact_diagnostics(item, secrets) for item in value]
+    for secret in secrets if isinstance(value, str) else ():
+        value = value.replace(secret, "REDACTED")
+    return re.sub(SECRET_TEXT, r"\1REDACTED", value) if isinstance(value, str) else value
+
+
+def format_json(value: Any) -> str:
+    """json.dumps(value, indent=1, sort_keys=True), but faster for many rows."""
+    return indented([value], "\n")[0]
+
+
+def indented(values: Sequence[Any], pad: str) -> list[str]:
+    """Each of `values`, which stand at one depth, as JSON with an indent.
+
+    With an indent Python's json does without its C part.  So the objects and the lists of a depth
+    are each written in one go, with line breaks for blanks; numbers hold the places of what stands
+    a depth further down.
+    """
+    import json
+
+    inner, mark = pad + " ", int.from_bytes(os.urandom(16), "big")  # too long to be met by chance
+    ends: dict[type, tuple[str, str]] = {dict: ("{", "}"), list: ("[", "]")}
+    made: dict[type, Iterator[str]] = {}
+    for kind, (left, right) in ends.items():
+        flat: list[Any] = []
+        deeper: list[Any] = []
+        value: Any
+        for value in (value for value in values if value and type(value) is kind):
+            pairs = value.items() if kind is dict else enumerate(value)
+            names = [name for name, item in pairs if type(item) in ends]
+            if names:
+                names.sort()
+                deeper += map(value.__getitem__, names)
+                value = value.copy()
+                for name in names:
+                    value[name] = mark
+            flat.append(value)
+        text = json.dumps(flat, sort_keys=True, separators=("," + inner, ": "))[2:-2]
+        text = text.replace(
+            f"{right},{inner}{left}", "\0"
+        )  # no text in JSON has a line break or a NUL in it
+        if deeper:
+            parts = zip(text.split(str(mark)), [*indented(deeper, inner), ""])
+            text = "".join(part for pair in parts for part in pair)
+        made[kind] = iter([f"{left}{inner}{body}{pad}{right}" for body in text.split("\0")])
+    return [
+        next(made[type(value)]) if value and type(value) in ends else json.dumps(value)
+        for value in values
+    ]
+
+
+def reason_of(body: Row) -> str:
+    """Why the service refuses, from `msg`, or `error_msg`, `detail`, `error` and `message`."""
+    for name in ("msg", "error_msg", "detail"):
+        if body.get(name):
+            return str(body[name])
+    return ": ".join(str(body[name]) for name in ("error", "message") if body.get(name))
+
+
+def format_utc(seconds: Any, form: str = "%Y-%m-%d %H:%M") -> str:
+    """Unix seconds as text in UTC; anything that is no time as it is."""
+    from datetime import datetime, timezone
+
+    try:
+        return datetime.fromtimestamp(float(seconds), timezone.utc).strftime(form)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return str(seconds)
+
+
+def format_duration(seconds: float) -> str:
+    """A length of time as people say it: 2d 3h, 4h 15m, 7m."""
+    minutes = int(max(0, seconds)) // 60
+    days, hours = minutes // 1440, minutes // 60 % 24
+    return f"{days}d {hours}h" if days else f"{hours}h {minutes % 60}m" if hours else f"{minutes}m"
+
+
+def get_path(row: Any, path: str) -> Any:
+    """`row["a"]["b"]` for "a.b"; None where something on the way is missing."""
+    for name in path.split("."):
+        row = row.get(name) if isinstance(row, dict) else None
+    return row
+
+
+# -------------------------------------------------------------------------------------------- kinds
+# What a command takes.  A Kind turns a word of the command line or a Python value into what is
+# sent, or refuses it with ValueError; `expects` completes the sentence "expected ...".
+
 
 class Kind:
     """A type of argument: its annotation, its converter and what it expects, in words."""
 
     __slots__ = ("annotation", "convert", "expects", "metavar")
 
-    def __init__(self, annotation: str, convert: Callable[[Any], Any], expects: str, metavar: str = "TEXT") -> None:
-        self.annotation, self.convert, self.expects, self.metavar = annotation, convert, expects, metavar
+    def __init__(
+        self, annotation: str, convert: Callable[[Any], Any], expects: str, metavar: str = "TEXT"
+    ) -> None:
+        self.annotation, self.convert, self.expects, self.metavar = (
+            annotation,
+            convert,
+            expects,
+            metavar,
+        )
 
 
 def _whole(value: Any) -> int:
-    """A whole number from an int or from ASCII digits; a bool, 2.5 and other scripts' digits are refused."""
+    """A whole number from an int or from ASCII digits; a bool, 2.5 and other scripts' digits are
+    refused.
+    """
     if isinstance(value, str):
         text = value.strip()
         if not (text.isascii() and text.lstrip("+-").isdigit() and len(text) <= 19):
@@ -202,7 +607,12 @@ def _number(value: Any) -> float:
         if not value.isascii() or "_" in value or len(value) > 40:
             raise ValueError(value)
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) > 1e300:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != value
+        or abs(value) > 1e300
+    ):
         raise ValueError(value)
     return value
 
@@ -213,6 +623,7 @@ def _at_least(low: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]
         if value < low:
             raise ValueError(value)
         return value
+
     return checked
 
 
@@ -221,7 +632,9 @@ def _text(value: Any) -> str:
         value = str(_number(value))
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
         raise ValueError(value)
-    value.encode("utf-8")  # a lone surrogate (an argument in another encoding) cannot be sent as JSON
+    value.encode(
+        "utf-8"
+    )  # a lone surrogate (an argument in another encoding) cannot be sent as JSON
     return value
 
 
@@ -245,10 +658,13 @@ def _truth(value: Any) -> bool:
 
 def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     """A list of what `convert` takes, from a list, from one item, or from a text with commas."""
+
     def checked(value: Any) -> list[Any]:
         if isinstance(value, str):
             value = value.split(",") if convert is not _text else [value]
-        elif isinstance(value, (bytes, bytearray, dict)):  # items of these are no items of the caller's
+        elif isinstance(
+            value, (bytes, bytearray, dict)
+        ):  # items of these are no items of the caller's
             raise ValueError(value)
         elif not hasattr(value, "__iter__"):
             value = [value]
@@ -256,6 +672,7 @@ def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
         if not items and convert is not _text:
             raise ValueError(value)
         return items
+
     return checked
 
 
@@ -265,11 +682,19 @@ def _read_file(path: str) -> str:
         with open(os.path.expanduser(path), encoding="utf-8", newline="") as file:
             text = file.read(LONGEST_FILE + 1)
     except (OSError, UnicodeError, ValueError) as error:
-        reason = "it is not a text file in UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", "")
-        raise UsageError(f"cannot read the file {shown(str(path), 200)}: {reason or error}") from None
+        reason = (
+            "it is not a text file in UTF-8"
+            if isinstance(error, UnicodeError)
+            else getattr(error, "strerror", "")
+        )
+        raise UsageError(
+            f"cannot read the file {printable(str(path), 200)}: {reason or error}"
+        ) from None
     if "\0" in text or len(text) > LONGEST_FILE:
-        raise UsageError(f"cannot read the file {shown(str(path), 200)}: it is not a text file of at most "
-                         f"{LONGEST_FILE:,} characters")
+        raise UsageError(
+            f"cannot read the file {printable(str(path), 200)}: it is not a text file of at most "
+            f"{LONGEST_FILE:,} characters"
+        )
     return text
 
 
@@ -282,7 +707,7 @@ def _out_file(value: Any) -> str:
     path = os.path.abspath(os.path.expanduser(_name(value)))
     if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
         reason = "it is a folder" if os.path.isdir(path) else "there is no such folder"
-        raise UsageError(f"cannot write {shown(str(value), 200)}: {reason}")
+        raise UsageError(f"cannot write {printable(str(value), 200)}: {reason}")
     return str(value)
 
 
@@ -290,6 +715,7 @@ def _json_object(value: Any) -> Row:
     """A dict as it is, or the JSON text of an object."""
     if isinstance(value, str):
         import json
+
         value = json.loads(value, parse_constant=_no_number)
     if not isinstance(value, dict):
         raise ValueError(value)
@@ -301,6 +727,7 @@ def _json_object(value: Any) -> Row:
 def _is_json(value: Any) -> bool:
     """Can it be sent?  NaN, half a character and an object of the program cannot."""
     import json
+
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError):
@@ -317,7 +744,7 @@ def _json_file(value: Any) -> Row:
     except UsageError:
         raise
     except (ValueError, RecursionError):
-        raise UsageError(f"the file {shown(value, 200)} does not hold a JSON object") from None
+        raise UsageError(f"the file {printable(value, 200)} does not hold a JSON object") from None
 
 
 def _no_number(word: str) -> NoReturn:
@@ -336,7 +763,11 @@ def _text_or_dict(value: Any) -> Any:
 
 def _query(value: Any) -> Any:
     """A text or several, or a dict as it is."""
-    return [_text(word) for word in value] if isinstance(value, (list, tuple)) else _text_or_dict(value)
+    return (
+        [_text(word) for word in value]
+        if isinstance(value, (list, tuple))
+        else _text_or_dict(value)
+    )
 
 
 def _when(value: Any) -> Any:
@@ -390,30 +821,59 @@ NUMBER = Kind("float", _at_least(0, _number), "a number, 0 or more", "N")
 PRICE = Kind("float", _at_least(0, _number), "a price in dollars, 0 or more", "USD")
 GB = Kind("float", _at_least(0, _number), "a size in GB, 0 or more", "GB")
 WHOLE_GB = Kind("float", lambda value: int(GB.convert(value)), "a size in GB, 0 or more", "GB")
-GIVEN_GB = Kind("float", lambda value: (GB.convert(value), value)[1], "a size in GB, 0 or more", "GB")
+GIVEN_GB = Kind(
+    "float", lambda value: (GB.convert(value), value)[1], "a size in GB, 0 or more", "GB"
+)
 SECONDS = Kind("float", _at_least(0, _number), "seconds, 0 or more", "SECONDS")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
 GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
 TEXT_ID = Kind("str", _name, "an id", "ID")
 CODE = Kind("str", _name, "text that is not empty", "CODE")
-EXPIRY = Kind("str | float", lambda value: _when(_at_least(0, query_date)(value)), "MM/DD/YYYY or unix seconds", "DATE")
+EXPIRY = Kind(
+    "str | float",
+    lambda value: _when(_at_least(0, query_date)(value)),
+    "MM/DD/YYYY or unix seconds",
+    "DATE",
+)
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
 IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
-ANY_IDS = Kind("Sequence[int]", lambda value: [] if value == [] else IDS.convert(value), "ids, or an empty list", "ID")
+ANY_IDS = Kind(
+    "Sequence[int]",
+    lambda value: [] if value == [] else IDS.convert(value),
+    "ids, or an empty list",
+    "ID",
+)
 TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts")
-WORDS = Kind("Sequence[str]", lambda value: (_text if isinstance(value, str) else _items(_text))(value),
-    "a list of texts, or one text")
+WORDS = Kind(
+    "Sequence[str]",
+    lambda value: (_text if isinstance(value, str) else _items(_text))(value),
+    "a list of texts, or one text",
+)
 OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
 FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE")
 SCRIPT = Kind("str", _script, "a text file", "FILE")
 OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
-ENV = Kind("str | dict[str, str]", _text_or_dict, "text such as '-e KEY=VALUE -p 8080:8080', or a dict", "ENV")
-TEXT_OR_OBJECT = Kind("str | dict[str, Any]", lambda value: (_text if isinstance(value, str) else _json_object)(value),
-    "text, or a JSON object", "JSON")
+ENV = Kind(
+    "str | dict[str, str]",
+    _text_or_dict,
+    "text such as '-e KEY=VALUE -p 8080:8080', or a dict",
+    "ENV",
+)
+TEXT_OR_OBJECT = Kind(
+    "str | dict[str, Any]",
+    lambda value: (_text if isinstance(value, str) else _json_object)(value),
+    "text, or a JSON object",
+    "JSON",
+)
 QUERY = Kind("str | dict[str, Any]", _query, "conditions such as 'num_gpus>=2'", "QUERY")
-ORDER = Kind("str | Sequence[Any]", _order, "fields such as 'dph,num_gpus-', or a list of [field, direction]", "FIELDS")
+ORDER = Kind(
+    "str | Sequence[Any]",
+    _order,
+    "fields such as 'dph,num_gpus-', or a list of [field, direction]",
+    "FIELDS",
+)
 DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
 DAY = Kind("str | float", lambda value: day_start(value), "YYYY-MM-DD or unix seconds", "DATE")
@@ -421,69 +881,43 @@ WHEN = Kind("str | float", _when, "a date such as 2026-01-31", "DATE")
 MOMENT = Kind("float | str", _seconds, "unix seconds, or a date such as 2026-01-31T14:00", "DATE")
 
 
-def shown(text: str, limit: int = 80) -> str:
-    """`text` safe to show: control and format characters escaped, cut at `limit` characters (0: not at all)."""
-    if limit and len(text) > limit:
-        text = text[:limit - 1] + "…"
-    return text if text.isprintable() else text.translate(ESCAPES)
+# --------------------------------------------------------------------- queries, environments, dates
 
-
-class Escapes(dict):  # type: ignore[type-arg]
-    """For str.translate: what each character is shown as, found out once; text of megabytes takes no time."""
-
-    def __missing__(self, code: int) -> str:
-        from unicodedata import category
-        char = chr(code)
-        unsafe = not char.isprintable() and category(char) in ("Cc", "Cf", "Zl", "Zp", "Cs")
-        self[code] = text = char.encode("unicode_escape").decode() if unsafe else char
-        return text
-
-
-ESCAPES = Escapes()
-
-
-def described(value: Any) -> str:
-    """A value that cannot be used, in a few words."""
-    try:
-        return shown(repr(value))
-    except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested beyond what Python shows
-        return f"this {type(value).__name__}"
-
-
-def masked(text: str, secrets: Iterable[str]) -> str:
-    """`text` without the caller's secrets, should the service echo one; nor as JSON writes them."""
-    import json
-    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
-        forms = [secret] if secret.isalnum() and secret.isascii() else [
-            json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)] + [secret]
-        for form in forms:
-            text = text.replace(form, "***")
-    return text
-
-
-def veiled(value: Any, secrets: Sequence[str]) -> Any:
-    """A JSON value with the secrets masked in its texts and numbers."""
-    if isinstance(value, dict):
-        return {name: veiled(item, secrets) for name, item in value.items()}
-    if isinstance(value, list):
-        return [veiled(item, secrets) for item in value]
-    if isinstance(value, int) and str(value) in secrets:
-        return "***"
-    return masked(value, secrets) if isinstance(value, str) else value
-
-
-# The query language: `num_gpus>=2 gpu_name in ["RTX 4090",RTX_3090] geolocation notin [CN,VN] dph<0.5`
-
-OPERATORS = {">=": "gte", ">": "gt", "gt": "gt", "gte": "gte", "<=": "lte", "<": "lt", "lt": "lt", "lte": "lte",
-             "=": "eq", "==": "eq", "eq": "eq", "!=": "neq", "neq": "neq", "noteq": "neq", "not eq": "neq",
-             "in": "in", "notin": "notin", "not in": "notin", "nin": "notin"}
+# The query language: `num_gpus>=2 gpu_name in ["RTX 4090",RTX_3090] geolocation notin [CN,VN]
+# dph<0.5`
+OPERATORS = {
+    ">=": "gte",
+    ">": "gt",
+    "gt": "gt",
+    "gte": "gte",
+    "<=": "lte",
+    "<": "lt",
+    "lt": "lt",
+    "lte": "lte",
+    "=": "eq",
+    "==": "eq",
+    "eq": "eq",
+    "!=": "neq",
+    "neq": "neq",
+    "noteq": "neq",
+    "not eq": "neq",
+    "in": "in",
+    "notin": "notin",
+    "not in": "notin",
+    "nin": "notin",
+}
 LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
-ALIASES = {"cuda_vers": "cuda_max_good", "display_active": "gpu_display_active", "dlperf_usd": "dlperf_per_dphtotal",
-           "dph": "dph_total", "flops_usd": "flops_per_dphtotal"}
+ALIASES = {
+    "cuda_vers": "cuda_max_good",
+    "display_active": "gpu_display_active",
+    "dlperf_usd": "dlperf_per_dphtotal",
+    "dph": "dph_total",
+    "flops_usd": "flops_per_dphtotal",
+}
 MULTIPLIERS = {"cpu_ram": 1000.0, "gpu_ram": 1000.0, "gpu_total_ram": 1000.0, "duration": 86400.0}
 
-# Every field of a search with what its help says: "field: type, meaning".  A type that begins with MM/DD/YYYY makes the
-# field a date; the others are for the reader alone.
+# Every field of a search with what its help says: "field: type, meaning".  A type that begins with
+# MM/DD/YYYY makes the field a date; the others are for the reader alone.
 OFFER_FIELDS = """\
 bw_nvlink: GB/s, NVLink bandwidth; compute_cap: number, CUDA compute capability x100 (890 is 8.9); cpu_arch: text,
 amd64 or arm64; cpu_cores: number, threads of the machine; cpu_cores_effective: number, threads that the offer gets;
@@ -541,33 +975,55 @@ def field_help(fields: str) -> list[tuple[str, str]]:
     return [(name, meaning) for name, _, meaning in (pair.partition(": ") for pair in pairs)]
 
 
-def parse_query(query: str | Sequence[str] | None, start: Row | None = None, fields: str = OFFER_FIELDS,
-                aliases: dict[str, str] | None = None, multipliers: dict[str, float] | None = None,
-                dates: Sequence[str] = (), tell: Callable[[str], None] | None = None) -> Row:
-    """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises UsageError.
+def parse_query(
+    query: str | Sequence[str] | None,
+    start: Row | None = None,
+    fields: str = OFFER_FIELDS,
+    aliases: dict[str, str] | None = None,
+    multipliers: dict[str, float] | None = None,
+    dates: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
+) -> Row:
+    """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises
+    UsageError.
 
-    `dates` names the fields that take MM/DD/YYYY.  A field that `fields` does not describe is sent, but `tell` hears of
-    it; that is a warning on stderr where nothing else is given.
+    `dates` names the fields that take MM/DD/YYYY.  A field that `fields` does not describe is sent,
+    but `tell` hears of it; that is a warning on stderr where nothing else is given.
     """
     import re
+
     text = (query if isinstance(query, str) else " ".join(query or ())).strip()
     result = {field: dict(conditions) for field, conditions in (start or {}).items()}
-    condition = re.compile(r'(\w+)(?:\s*([=!<>]+)(?![=!<>])\s*|\s+(not\s+in|not\s+eq|[a-z]+)\s+)'
-                           r'(\[[^][]*\]|"[^"]*"|\S+)\s*', re.ASCII)
-    known, at = {name for name, _ in field_help(fields)} if isinstance(fields, str) else set(fields), 0
+    condition = re.compile(
+        r"(\w+)(?:\s*([=!<>]+)(?![=!<>])\s*|\s+(not\s+in|not\s+eq|[a-z]+)\s+)"
+        r'(\[[^][]*\]|"[^"]*"|\S+)\s*',
+        re.ASCII,
+    )
+    known, at = (
+        {name for name, _ in field_help(fields)} if isinstance(fields, str) else set(fields),
+        0,
+    )
     while at < len(text):
         match = condition.match(text, at)
         if not match:
-            raise UsageError(f"cannot read the query from {shown(text[at:], 60)!r} on; write conditions such as "
-                             "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA]")
+            raise UsageError(
+                f"cannot read the query from {printable(text[at:], 60)!r} on; write conditions such as "
+                "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA]"
+            )
         field, sign, word, value = match.groups()
         operator = OPERATORS.get(sign or " ".join(word.split()))
         if operator is None:
-            raise UsageError(f"unknown operator {shown(sign or word)!r} behind {shown(field)}; "
-                             "there are >= > <= < = != in notin")
+            raise UsageError(
+                f"unknown operator {printable(sign or word)!r} behind {printable(field)}; "
+                "there are >= > <= < = != in notin"
+            )
         field, at = (aliases or {}).get(field, field), match.end()
-        if field not in known and not (fields is OFFER_FIELDS and field in ("georegion", "chunked")):
-            (tell or warn)(f"this client does not know the query's field {shown(field)!r}{nearest(field, known)}")
+        if field not in known and not (
+            fields is OFFER_FIELDS and field in ("georegion", "chunked")
+        ):
+            (tell or warn)(
+                f"this client does not know the query's field {printable(field)!r}{suggest(field, known)}"
+            )
             known.add(field)
         if value.strip(",[]") in ("any", "?", "*"):
             if operator != "eq":
@@ -575,12 +1031,17 @@ def parse_query(query: str | Sequence[str] | None, start: Row | None = None, fie
             result.pop(field, None)
             continue
         scale = (multipliers or {}).get(field)
-        result.setdefault(field, {})[operator] = _query_value(field, operator, value, scale, field in dates)
+        result.setdefault(field, {})[operator] = _query_value(
+            field, operator, value, scale, field in dates
+        )
     return result
 
 
 def _query_value(field: str, operator: str, raw: str, scale: float | None, is_date: bool) -> Any:
-    """The value of one condition as it is sent: text, but for literals, multiplied fields, versions and dates."""
+    """The value of one condition as it is sent: text, but for literals, multiplied fields, versions
+    and dates.
+    """
+
     def one(text: str) -> Any:
         text = text.replace("_", " ").strip('"')
         try:
@@ -588,8 +1049,11 @@ def _query_value(field: str, operator: str, raw: str, scale: float | None, is_da
                 return text if text in ("null", "None") else query_date(text)
             return text if scale is None else _number(text) * scale
         except ValueError:
-            raise UsageError(f"{field}: expected {'MM/DD/YYYY or unix seconds' if is_date else 'a number'}, "
-                             f"not {shown(text)!r}") from None
+            raise UsageError(
+                f"{field}: expected {'MM/DD/YYYY or unix seconds' if is_date else 'a number'}, "
+                f"not {printable(text)!r}"
+            ) from None
+
     plain = raw.strip(",[] ")
     if operator in ("in", "notin"):
         items = [one(item.strip()) for item in plain.split(",") if item.strip()]
@@ -607,8 +1071,12 @@ def _query_value(field: str, operator: str, raw: str, scale: float | None, is_da
 def version_number(text: str) -> int:
     """A driver version as the service compares it: 570.124.4 is 570124004."""
     parts = text.split(".")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) <= 3 for part in parts):
-        raise UsageError(f"driver_version: expected three numbers such as 570.124.4, not {shown(text)!r}")
+    if len(parts) != 3 or not all(
+        part.isascii() and part.isdigit() and len(part) <= 3 for part in parts
+    ):
+        raise UsageError(
+            f"driver_version: expected three numbers such as 570.124.4, not {printable(text)!r}"
+        )
     return int("".join(part.zfill(3) for part in parts))
 
 
@@ -638,15 +1106,22 @@ def day_start(value: str | float) -> int:
 def utc(*parts: int) -> float:
     """Unix seconds of a date and time in UTC.  Raises ValueError where there is no such day."""
     from datetime import datetime, timezone
+
     return datetime(*parts, tzinfo=timezone.utc).timestamp()  # type: ignore[arg-type,misc]
 
 
 def parse_order(order: Any, aliases: dict[str, str] | None = None) -> list[Any]:
-    """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; the pairs and objects of a list as they are."""
+    """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; the pairs and objects of a
+    list as they are.
+    """
     if order is None:
         return [["score", "desc"]]
     if not isinstance(order, str):
-        return [pair for part in order for pair in (parse_order(part, aliases) if isinstance(part, str) else [part])]
+        return [
+            pair
+            for part in order
+            for pair in (parse_order(part, aliases) if isinstance(part, str) else [part])
+        ]
     result = []
     for part in (part.strip() for part in order.split(",")):
         field = part.strip("+- ")
@@ -657,10 +1132,11 @@ def parse_order(order: Any, aliases: dict[str, str] | None = None) -> list[Any]:
 
 
 def parse_env(text: str | dict[str, str] | None) -> dict[str, str]:
-    """Docker-style options as the service stores them: {"KEY": "VALUE", "-p 80:80": "1", "-h": "host"}.
+    """Docker-style options as the service stores them: {"KEY": "VALUE", "-p 80:80": "1", "-h":
+    "host"}.
 
-    Takes `-e K=V`, `-p PORTS`, `-v MOUNT`, `-n NAME` and `-h HOST`; anything else is skipped.  A dict is returned as
-    it is.
+    Takes `-e K=V`, `-p PORTS`, `-v MOUNT`, `-n NAME` and `-h HOST`; anything else is skipped.  A
+    dict is returned as it is.
     """
     if not text or not isinstance(text, str):
         return dict(text or {})
@@ -676,7 +1152,10 @@ def parse_env(text: str | dict[str, str] | None) -> dict[str, str]:
             result["-h"] = value
         elif option in allowed and value:
             letters = allowed[option]
-            if all(c in letters if letters else (c.isascii() and c.isalnum()) or c in ":./_" for c in value):
+            if all(
+                c in letters if letters else (c.isascii() and c.isalnum()) or c in ":./_"
+                for c in value
+            ):
                 result[f"{option} {value}"] = "1"
     return result
 
@@ -697,25 +1176,26 @@ def _split_words(text: str) -> list[str]:
     return [w for w in [*words, "".join(word)] if w]
 
 
-# Countries of a region: `launch instance --region` takes the long names, `geolocation=EU georegion=true` the short.
+# Countries of a region: `launch instance --region` takes the long names, `geolocation=EU
+# georegion=true` the short.
 REGIONS = {
     "North_America": "AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US",
     "South_America": "AR BO BR CL CO EC FK GF GY PY PE SR UY VE",
     "Europe": "AL AD AT BY BE BA BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT MD MC ME NL MK NO PL PT RO "
-              "RU SM RS SK SI ES SE CH UA GB VA XK",
+    "RU SM RS SK SI ES SE CH UA GB VA XK",
     "Asia": "AF AM AZ BH BD BT BN KH CN GE IN ID IR IQ IL JP JO KZ KW KG LA LB MY MV MN MM NP KP OM PK PH QA SA SG KR "
-            "LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO",
+    "LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO",
     "Oceania": "AS AU CK FJ PF GU KI MH FM NR NC NZ NU MP PW PG PN WS SB TK TO TV VU WF",
     "Africa": "DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG MW ML MR MU "
-              "MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW",
+    "MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW",
 }
 GEOREGIONS = {
     "AF": "DZ AO BJ BW BF BI CM CV CF TD KM CD CG DJ EG GQ ER ET GA GM GH GN GW KE LS LR LY MW MA ML MR MU MZ NA NE NG "
-          "RW SH ST SN SC SL SO ZA SS SD SZ TZ TG TN UG YE ZM ZW",
+    "RW SH ST SN SC SL SO ZA SS SD SZ TZ TG TN UG YE ZM ZW",
     "AS": "AE AM AR AU AZ BD BH BN BT MM KH KP IN ID IR IQ IL JP JO KZ LV LI MY MV MN NP KR PK PH QA SA SG LK SY TW TJ "
-          "TH TR TM VN YE HK CN OM",
+    "TH TR TM VN YE HK CN OM",
     "EU": "AL AD AT BY BE BA BG HR CY CZ DK EE FI FR GE DE GR HU IS IT KZ LV LI LT LU MT MD MC ME NL NO PL PT RO RU RS "
-          "SK SI ES SE CH UA GB VA MK",
+    "SK SI ES SE CH UA GB VA MK",
     "LC": "AG AR BS BB BZ BO BR CL CO CR CU DO EC SV GY HT HN JM MX NI PA PY PE PR RD SUR TT UR VZ",
     "NA": "CA US",
     "OC": "AU FJ GU KI MH FM NR NZ PG PW SL TO TV VU",
@@ -723,19 +1203,49 @@ GEOREGIONS = {
 
 
 def parse_when(value: str | float, zone: str = "local") -> float:
-    """Unix seconds of a date as people write it; without an offset it is in `zone`, "local" or "utc".
+    """Unix seconds of a date as people write it; without an offset it is in `zone`, "local" or
+    "utc".
 
-    2026-01-05, 2026-01-05 13:00[:00], ISO with T, Z or an offset, 01/05/2026 10:46 (month first), 20260315,
-    1 March 2026, Jan 8th 2026 7pm, Mon, 05 Jan 2026 13:00:00 GMT.  Raises UsageError, also for days that do not exist.
+    2026-01-05, 2026-01-05 13:00[:00], ISO with T, Z or an offset, 01/05/2026 10:46 (month first),
+    20260315, 1 March 2026, Jan 8th 2026 7pm, Mon, 05 Jan 2026 13:00:00 GMT.  Raises UsageError,
+    also for days that do not exist.
     """
     if not isinstance(value, str):
         return _number(value)
     from datetime import datetime, timezone
+
     text = _plain_date(value) if len(value) < 80 and value.isascii() else ""
-    days = ("%Y-%m-%d", "%m/%d/%Y", "%Y%m%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y", "%Y/%m/%d", "%m/%d/%y",
-            "%d-%b-%Y", "%Y.%m.%d")
-    times = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H", "T%H:%M", "T%H:%M:%S", "T%H:%M:%S.%f", "T%H%M",
-             "T%H%M%S", " %I%p", " %I:%M%p", " %I:%M %p", " %I:%M:%S%p", " %I:%M:%S %p", " %I %p")
+    days = (
+        "%Y-%m-%d",
+        "%m/%d/%Y",
+        "%Y%m%d",
+        "%d %B %Y",
+        "%d %b %Y",
+        "%B %d %Y",
+        "%b %d %Y",
+        "%Y/%m/%d",
+        "%m/%d/%y",
+        "%d-%b-%Y",
+        "%Y.%m.%d",
+    )
+    times = (
+        "",
+        " %H:%M",
+        " %H:%M:%S",
+        " %H:%M:%S.%f",
+        "T%H",
+        "T%H:%M",
+        "T%H:%M:%S",
+        "T%H:%M:%S.%f",
+        "T%H%M",
+        "T%H%M%S",
+        " %I%p",
+        " %I:%M%p",
+        " %I:%M %p",
+        " %I:%M:%S%p",
+        " %I:%M:%S %p",
+        " %I %p",
+    )
     offsets = ("", "%z", " %z") if text[-5:-4] in ("+", "-") else ("",)
     for form in (day + clock + offset for day in days for clock in times for offset in offsets):
         try:
@@ -745,71 +1255,283 @@ def parse_when(value: str | float, zone: str = "local") -> float:
             return moment.timestamp()
         except (ValueError, OverflowError, OSError):
             continue
-    raise UsageError(f"{shown(value)!r} is not a date; write 2026-01-31 or '2026-01-31 13:00'")
+    raise UsageError(f"{printable(value)!r} is not a date; write 2026-01-31 or '2026-01-31 13:00'")
 
 
 def _plain_date(text: str) -> str:
-    """A date without what strptime does not know: weekdays, 1st and 2nd, Z and GMT, a colon in the offset."""
+    """A date without what strptime does not know: weekdays, 1st and 2nd, Z and GMT, a colon in the
+    offset.
+    """
     words = text.upper().replace(",", " ").split()
     if words and words[0][:3] in ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN"):
         words = words[1:]
-    words = [word[:-2] if word[:1].isdigit() and word[-2:] in ("ST", "ND", "RD", "TH") else
-             {"SEPT": "SEP", "UTC": "+0000", "GMT": "+0000"}.get(word, word) for word in words]
+    words = [
+        word[:-2]
+        if word[:1].isdigit() and word[-2:] in ("ST", "ND", "RD", "TH")
+        else {"SEPT": "SEP", "UTC": "+0000", "GMT": "+0000"}.get(word, word)
+        for word in words
+    ]
     text = " ".join(words)
     if text.endswith("Z"):
         return text[:-1] + "+0000"
     return text[:-3] + text[-2:] if len(text) > 6 and text[-3] == ":" and text[-6] in "+-" else text
 
 
-def utc_text(seconds: Any, form: str = "%Y-%m-%d %H:%M") -> str:
-    """Unix seconds as text in UTC; anything that is no time as it is."""
-    from datetime import datetime, timezone
+# ------------------------------------------------------------------------------------------- screen
+# stdout carries answers, stderr everything else; nothing here fails because a stream is missing or closed.
+
+
+def is_terminal(stream: TextIO | None) -> bool:
     try:
-        return datetime.fromtimestamp(float(seconds), timezone.utc).strftime(form)
-    except (TypeError, ValueError, OverflowError, OSError):
-        return str(seconds)
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
 
 
-def dig(row: Any, path: str) -> Any:
-    """`row["a"]["b"]` for "a.b"; None where something on the way is missing."""
-    for name in path.split("."):
-        row = row.get(name) if isinstance(row, dict) else None
-    return row
+def erasable() -> bool:
+    """Is stderr a terminal that can take a line away again?"""
+    return is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """'; did you mean X?' for a misspelt word, or nothing."""
-    import difflib
-    close = difflib.get_close_matches(word[:60], list(words), 1, 0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def colored() -> bool:
+    """May stdout have colour?"""
+    return (
+        is_terminal(sys.stdout)
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------- rows
+def terminal_width() -> int:
+    """Columns of the terminal, at least 20; COLUMNS goes first, 80 where neither tells."""
+    told = os.environ.get("COLUMNS", "")
+    width = int(told) if told.isascii() and told.isdigit() else 0
+    try:
+        width = width or os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        pass
+    return max(20, width or 80)
+
+
+def flush(stream: TextIO | None) -> None:
+    """Has a stream write what it holds; OSError where that fails, nothing where it is missing or
+    closed.
+    """
+    if stream is not None and not getattr(stream, "closed", False):
+        stream.flush()
+
+
+def discard(stream: TextIO | None) -> None:
+    """Sends a stream that cannot be written to nowhere, or the interpreter would complain as it
+    flushes at the end.
+    """
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+def write_out(text: str, plain: bool = False) -> None:
+    """Writes to stdout, with escapes for what its encoding lacks; `plain` text of the service keeps
+    its control characters only where no terminal would obey them.
+    """
+    out = sys.stdout
+    if out is None or getattr(out, "closed", False):
+        return
+    if plain and is_terminal(out):
+        text = printable_lines(text.replace("\r\n", "\n").expandtabs())
+    try:
+        out.write(text)
+    except UnicodeEncodeError:
+        out.write(text.encode(out.encoding, "backslashreplace").decode(out.encoding))
+
+
+def write_err(text: str) -> None:
+    """Writes to stderr; lost where that is missing, closed or full."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+def warn(text: str) -> None:
+    """A remark for the person at the terminal: one line on stderr, lost where there is no stderr."""
+    write_err(f"vastai: {text}\n")
+
+
+def confirm(call: Call, question: str) -> None:
+    """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
+    if not call.view.confirmed and call.cli and not agreed(question):
+        raise UsageError("not confirmed; nothing was sent")
+
+
+def agreed(question: str) -> bool:
+    """Is the answer of a person, or of what stands in for one on stdin, y or yes?"""
+    return (ask_line(f"{question} [y/N]") or "").lower() in ("y", "yes")
+
+
+def ask_line(question: str) -> str | None:
+    """Asks on stderr and reads one line from stdin, stripped; None at its end."""
+    write_err(
+        printable(question, 0) + (" " if is_terminal(sys.stdin) else "\n")
+    )  # what a pipe answers ends no line
+    return read_line()
+
+
+def read_line() -> str | None:
+    """One line from stdin, stripped; None at its end, and where it cannot be read."""
+    try:
+        line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
+    except (OSError, ValueError):
+        return None
+    return line.strip() if line else None
+
+
+def page_out(lines: list[str], full: bool) -> None:
+    """Lines to stdout; through $PAGER where there are more than a terminal shows."""
+    text = "\n".join(lines) + "\n"
+    pager = os.environ.get("PAGER", "").strip()
+    if (
+        full
+        or not pager
+        or not is_terminal(sys.stdout)
+        or len(lines) < os.get_terminal_size(sys.stdout.fileno()).lines
+    ):
+        return write_out(text)
+    import shlex
+    import subprocess
+
+    try:
+        sys.stdout.flush()
+        subprocess.run(
+            shlex.split(pager),
+            input=text.encode("utf-8", "replace"),
+            env={"LESS": "FRX", **os.environ},
+        )
+    except (OSError, ValueError):
+        write_out(text)
+    return None
+
+
+COLORS = {
+    "running": "32",
+    "verified": "32",
+    "active": "32",
+    "loading": "33",
+    "created": "33",
+    "exited": "2",
+    "stopped": "2",
+    "offline": "31",
+    "deverified": "31",
+    "unverified": "33",
+    "error": "31",
+}
+
+
+def paint(text: str, form: str) -> str:
+    """A state in its colour: running green, loading yellow, exited dim, offline red."""
+    word = text.strip()
+    code = COLORS.get(word) if form == "state" else None
+    return text.replace(word, f"\033[{code}m{word}\033[0m") if code else text
+
+
+def wrap_text(text: str, width: int, indent: int = 0) -> str:
+    """A text in lines of at most `width` columns, all but the first indented; textwrap would load
+    re.
+    """
+    lines: list[str] = []
+    for word in text.split():
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += " " + word
+        else:
+            lines.append((" " * indent if lines else "") + word)
+    return "\n".join(lines)
+
+
+def two_columns(left: str, right: str, wide: int, width: int) -> str:
+    """A name and what it means, the meaning wrapped in its own column."""
+    if width - wide < 24:  # no room for two columns
+        below = "\n".join(
+            f"      {line.strip()}" for line in wrap_text(right, width - 6).split("\n")
+        )
+        return f"  {wrap_text(left, width - 2, 6)}\n{below}"
+    body = wrap_text(right, width - wide).split("\n")
+    head = f"  {left:<{wide - 2}}"
+    if len(left) > wide - 4:
+        return "\n".join(
+            ["  " + wrap_text(left, width - 2, 6)] + [" " * wide + line.strip() for line in body]
+        )
+    return "\n".join([head + body[0]] + [" " * wide + line.strip() for line in body[1:]])
+
+
+# --------------------------------------------------------------------------------------------- rows
 
 REQUIRED: Any = type("REQUIRED", (), {"__repr__": lambda self: "REQUIRED"})()
-KEY: Any = type("KEY", (), {"__repr__": lambda self: "KEY"})()  # stands for the API key in a row's fixed body
+KEY: Any = type(
+    "KEY", (), {"__repr__": lambda self: "KEY"}
+)()  # stands for the API key in a row's fixed body
 SAFE, ONCE = True, False  # may a request be repeated when its answer is lost?
 
 
 class Arg:
     """One argument of a command.
 
-    `flags` is its spelling on the command line: "id" stands alone, "-l --limit" is an option; the last one names the
-    keyword, unless `name` does.  `to` says where the value goes ("path", "query", "body", "path body", or "" where a
-    function takes it), `key` its name there, "*" for an object that is the whole body.  `old` lists other keywords that
-    programs use, `face` restricts it to "cli" or "sdk", `cli` is the command line's default where it differs, `many`
-    takes several words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a value
-    ({"-b": "bid"}), `secret` is never shown, `sent` makes of the value what is sent; None of it is left out.
+    `flags` is its spelling on the command line: "id" stands alone, "-l --limit" is an option; the
+    last one names the keyword, unless `name` does.  `to` says where the value goes ("path",
+    "query", "body", "path body", or "" where a function takes it), `key` its name there, "*" for an
+    object that is the whole body.  `old` lists other keywords that programs use, `face` restricts
+    it to "cli" or "sdk", `cli` is the command line's default where it differs, `many` takes several
+    words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a
+    value ({"-b": "bid"}), `secret` is never shown, `sent` makes of the value what is sent; None of
+    it is left out.
     """
 
-    __slots__ = ("again", "choices", "cli", "default", "face", "flags", "help", "hidden", "key", "kind", "many", "name",
-                 "old", "option", "rest", "secret", "sent", "shortcuts", "to")
+    __slots__ = (
+        "again",
+        "choices",
+        "cli",
+        "default",
+        "face",
+        "flags",
+        "help",
+        "hidden",
+        "key",
+        "kind",
+        "many",
+        "name",
+        "old",
+        "option",
+        "rest",
+        "secret",
+        "sent",
+        "shortcuts",
+        "to",
+    )
 
-    def __init__(self, flags: str, kind: Kind = TEXT, help: str = "", default: Any = REQUIRED, *, name: str = "",
-                 key: str = "", to: str = "auto", old: str = "", face: str = "", cli: Any = REQUIRED,
-                 choices: tuple[Any, ...] = (), many: bool | None = None, rest: bool = False, again: bool = False,
-                 shortcuts: dict[str, str] | None = None, secret: bool = False, hidden: bool = False,
-                 required: bool = False, sent: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        flags: str,
+        kind: Kind = TEXT,
+        help: str = "",
+        default: Any = REQUIRED,
+        *,
+        name: str = "",
+        key: str = "",
+        to: str = "auto",
+        old: str = "",
+        face: str = "",
+        cli: Any = REQUIRED,
+        choices: tuple[Any, ...] = (),
+        many: bool | None = None,
+        rest: bool = False,
+        again: bool = False,
+        shortcuts: dict[str, str] | None = None,
+        secret: bool = False,
+        hidden: bool = False,
+        required: bool = False,
+        sent: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.flags = words = flags.split()
         self.kind, self.help, self.to, self.face, self.choices = kind, help, to, face, choices
         self.option = flags[0] == "-"
@@ -820,7 +1542,13 @@ class Arg:
         self.default = default
         self.cli = default if cli is REQUIRED else cli
         self.many = kind in (IDS, TEXTS, QUERY) if many is None else many
-        self.rest, self.again, self.shortcuts, self.secret, self.hidden = rest, again, shortcuts or {}, secret, hidden
+        self.rest, self.again, self.shortcuts, self.secret, self.hidden = (
+            rest,
+            again,
+            shortcuts or {},
+            secret,
+            hidden,
+        )
         self.sent = sent
 
     @property
@@ -842,36 +1570,105 @@ YES = Arg("-y --yes", FLAG, "do not ask", face="cli", to="")
 class Command:
     """One command: the name of both faces, the request, and what becomes of the answer.
 
-    `call` is "METHOD /path/{id}/" under /api/v0, or "METHOD run:/path/" on the serverless host.  `returns` is what the
-    answer holds: "" the answer itself (a dict), "offers[]" the list under that name, "[]" a list, "user" the dict under
-    that name, "text" a string, "any" whatever comes, "none" nothing.  `of` names the TypedDict of a row.  `columns` are
-    the table's, `done` is the sentence after success, or several with | between them of which the first that the answer
-    can fill is said, `ask` the question before, `look` the command that shows what happened, `query` and `body` are
-    fixed members, `rows` is the member with the table's rows where the whole answer is returned.  `build` names a
-    function that fills in query and body (and may choose another path), `run` one that takes several steps, `show` one
-    that prints.  `methods` and `aliases` are further names, in the SDK and on the command line, and `face` restricts it
-    to one of the two.  With `whole`, --raw prints the whole answer, not the part that `returns` names; with `strict`,
+    `call` is "METHOD /path/{id}/" under /api/v0, or "METHOD run:/path/" on the serverless host.
+    `returns` is what the answer holds: "" the answer itself (a dict), "offers[]" the list under
+    that name, "[]" a list, "user" the dict under that name, "text" a string, "any" whatever comes,
+    "none" nothing.  `of` names the TypedDict of a row.  `columns` are the table's, `done` is the
+    sentence after success, or several with | between them of which the first that the answer can
+    fill is said, `ask` the question before, `look` the command that shows what happened, `query`
+    and `body` are fixed members, `rows` is the member with the table's rows where the whole answer
+    is returned.  `build` names a function that fills in query and body (and may choose another
+    path), `run` one that takes several steps, `show` one that prints.  `methods` and `aliases` are
+    further names, in the SDK and on the command line, and `face` restricts it to one of the two.
+    With `whole`, --raw prints the whole answer, not the part that `returns` names; with `strict`,
     an "error" member or a bare text is a failure, whatever the status says.
     """
 
-    __slots__ = ("aliases", "args", "ask", "auth", "body", "build", "columns", "done", "examples", "face", "fields",
-                 "group", "look", "method", "methods", "name", "note", "of", "path", "query", "returns", "rows", "run",
-                 "safe", "show", "strict", "summary", "whole")
+    __slots__ = (
+        "aliases",
+        "args",
+        "ask",
+        "auth",
+        "body",
+        "build",
+        "columns",
+        "done",
+        "examples",
+        "face",
+        "fields",
+        "group",
+        "look",
+        "method",
+        "methods",
+        "name",
+        "note",
+        "of",
+        "path",
+        "query",
+        "returns",
+        "rows",
+        "run",
+        "safe",
+        "show",
+        "strict",
+        "summary",
+        "whole",
+    )
 
-    def __init__(self, name: str, call: str, safe: bool, summary: str, *args: Arg, returns: str = "", of: str = "",
-                 columns: tuple[Any, ...] = (), rows: str = "", done: str = "", ask: str = "", look: str = "",
-                 aliases: str = "", methods: str = "", query: Row | None = None, body: Row | None = None,
-                 build: str = "", run: str = "", show: str = "", note: str = "", examples: tuple[str, ...] = (),
-                 fields: str = "", face: str = "", auth: bool = True, whole: bool = False,
-                 strict: bool = False) -> None:
-        self.name, self.safe, self.summary, self.args = name, safe, summary, (*args, YES) if ask else args
+    def __init__(
+        self,
+        name: str,
+        call: str,
+        safe: bool,
+        summary: str,
+        *args: Arg,
+        returns: str = "",
+        of: str = "",
+        columns: tuple[Any, ...] = (),
+        rows: str = "",
+        done: str = "",
+        ask: str = "",
+        look: str = "",
+        aliases: str = "",
+        methods: str = "",
+        query: Row | None = None,
+        body: Row | None = None,
+        build: str = "",
+        run: str = "",
+        show: str = "",
+        note: str = "",
+        examples: tuple[str, ...] = (),
+        fields: str = "",
+        face: str = "",
+        auth: bool = True,
+        whole: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.name, self.safe, self.summary, self.args = (
+            name,
+            safe,
+            summary,
+            (*args, YES) if ask else args,
+        )
         self.method, _, self.path = call.partition(" ")
         self.returns, self.of, self.columns, self.rows = returns, of, columns, rows
         self.done, self.ask, self.look = done, ask, look
         self.aliases = tuple(filter(None, aliases.split(", ")))
         self.methods = (name.replace(" ", "_").replace("-", "_"), *methods.split())
-        self.query, self.body, self.build, self.run, self.show = query or {}, body or {}, build, run, show
-        self.note, self.examples, self.fields, self.face, self.auth = note, examples, fields, face, auth
+        self.query, self.body, self.build, self.run, self.show = (
+            query or {},
+            body or {},
+            build,
+            run,
+            show,
+        )
+        self.note, self.examples, self.fields, self.face, self.auth = (
+            note,
+            examples,
+            fields,
+            face,
+            auth,
+        )
         self.whole, self.strict, self.group = whole, strict, ""
 
     def __enter__(self) -> None:
@@ -882,7 +1679,9 @@ class Command:
             error.command = error.command or self.name
 
     def places(self, arg: Arg) -> list[str]:
-        """Where an argument goes: as it says itself, else into the path that names it, else into query or body."""
+        """Where an argument goes: as it says itself, else into the path that names it, else into
+        query or body.
+        """
         if arg.to != "auto":
             return arg.to.split()
         if f"{{{arg.name}}}" in self.path:
@@ -924,10 +1723,11 @@ def register(group: str, *rows: Command) -> None:
                     index[name] = row
 
 
-# -------------------------------------------------------------------------------------------------------------- columns
-# (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is there.  A format is
-# %'s own without the % (".1f") or a text around {} ("{}x"), with *100 or /1000 behind it to scale a number, or a word
-# that FORMATS knows.  Where a terminal is too narrow, the highest rank goes first; 1 if not given, and none in a card.
+# ------------------------------------------------------------------------------------------ columns
+# (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is
+# there.  A format is %'s own without the % (".1f") or a text around {} ("{}x"), with *100 or /1000
+# behind it to scale a number, or a word that FORMATS knows.  Where a terminal is too narrow, the
+# highest rank goes first; 1 if not given, and none in a card.
 
 # fmt: off
 OFFER_COLUMNS = (
@@ -1124,7 +1924,7 @@ WEBHOOK_COLUMNS = (
     ("Changed", "updated_at", "minute", 2))
 
 
-# ------------------------------------------------------------------------------------------------------- shared options
+# ----------------------------------------------------------------------------------- shared options
 # What several commands take, and sentences that several say.
 
 CONDITIONS = Arg("query", QUERY, "conditions on the fields below", None, to="")
@@ -1324,7 +2124,7 @@ LOG_OPTIONS = (
 WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}; it is not shown again."
 
 
-# ------------------------------------------------------------------------------------------------------------ THE TABLE
+# ---------------------------------------------------------------------------------------- THE TABLE
 
 register("Search and rent",
     Command("search offers", "POST /bundles/", SAFE, "GPU offers that can be rented",
@@ -2224,15 +3024,23 @@ register("Tools",
 # fmt: on
 
 
-# ------------------------------------------------------------------------------------------ from arguments to a request
+# ---------------------------------------------------------------------- from arguments to a request
+
 
 class View:
     """How an answer is shown: format, fields, colour … and what a caller set for one use."""
 
     __slots__ = ("color", "confirmed", "fields", "form", "full", "quiet")
 
-    def __init__(self, form: str = "json", fields: str = "", quiet: bool = False, full: bool = False,
-                 color: bool = True, confirmed: bool = False) -> None:
+    def __init__(
+        self,
+        form: str = "json",
+        fields: str = "",
+        quiet: bool = False,
+        full: bool = False,
+        color: bool = True,
+        confirmed: bool = False,
+    ) -> None:
         self.form, self.fields, self.quiet, self.full = form, fields, quiet, full
         self.color, self.confirmed = color, confirmed
 
@@ -2242,10 +3050,14 @@ class Call:
 
     __slots__ = ("cli", "client", "extra", "params", "row", "secrets", "view")
 
-    def __init__(self, client: VastAI, row: Command, params: Row, view: View, cli: bool = False) -> None:
+    def __init__(
+        self, client: VastAI, row: Command, params: Row, view: View, cli: bool = False
+    ) -> None:
         self.client, self.row, self.params, self.view, self.cli = client, row, params, view, cli
         self.extra: Row = {}  # what a function of several steps leaves for the one that prints
-        self.secrets = client.secrets  # texts that no message may show; `exchange` adds those of the request
+        self.secrets = (
+            client.secrets
+        )  # texts that no message may show; `send_with_retries` adds those of the request
 
     def __getitem__(self, name: str) -> Any:
         return self.params.get(name)
@@ -2266,15 +3078,17 @@ class Call:
         return bool(self.view.fields) or self.view.quiet or self.view.form not in ("table", "json")
 
     def send(self, query: Row | None = None, body: Row | None = None, **params: Any) -> Any:
-        """This row's own request, with members and parameters replaced; the part of the answer that it promises."""
+        """This row's own request, with members and parameters replaced; the part of the answer that
+        it promises.
+        """
         call = Call(self.client, self.row, {**self.params, **params}, self.view, self.cli)
-        return pick(call, exchange(call, request_of(call, query, body)))
+        return extract_result(call, send_with_retries(call, build_request(call, query, body)))
 
     def do(self, name: str, **params: Any) -> Any:
         """Another row, from the same client, as the SDK would call it; a refusal raises."""
         row = METHODS[name]
         with row:
-            return perform(Call(self.client, row, check(row, params, cli=False), View()))
+            return perform(Call(self.client, row, check_params(row, params, cli=False), View()))
 
     def warn(self, text: str) -> None:
         """A remark on the command line; methods print nothing."""
@@ -2284,10 +3098,10 @@ class Call:
     def note(self, text: str) -> None:
         """Progress, for a person who watches a terminal."""
         if self.cli and not self.client.quiet and erasable():
-            tell(CLEAR + clip(shown(text), terminal_width() - 1))
+            write_err(CLEAR + truncate(printable(text), terminal_width() - 1))
 
 
-def bind(row: Command, args: Sequence[Any], given: Row) -> Row:
+def bind_params(row: Command, args: Sequence[Any], given: Row) -> Row:
     """The parameters of a method call, as a Python function would take them; TypeError as from one."""
     name, mine = row.methods[0], [arg for arg in row.args if arg.face != "cli"]
     if len(args) > len(mine):
@@ -2298,17 +3112,23 @@ def bind(row: Command, args: Sequence[Any], given: Row) -> Row:
     for word, value in given.items():
         target = word if word in names else spelling.get(word)
         if target is None:
-            raise TypeError(f"{name}() got an unexpected keyword argument {word!r}{nearest(word, names)}")
-        if word in placed or (target in params and None not in (value, params[target]) and value != params[target]):
+            raise TypeError(
+                f"{name}() got an unexpected keyword argument {word!r}{suggest(word, names)}"
+            )
+        if word in placed or (
+            target in params and None not in (value, params[target]) and value != params[target]
+        ):
             raise TypeError(f"{name}() got multiple values for argument {target!r}")
         params[target] = params[target] if value is None and target in params else value
     missing = [arg.name for arg in mine if arg.default is REQUIRED and arg.name not in params]
     if missing:
-        raise TypeError(f"{name}() missing {len(missing)} required argument(s): {', '.join(map(repr, missing))}")
+        raise TypeError(
+            f"{name}() missing {len(missing)} required argument(s): {', '.join(map(repr, missing))}"
+        )
     return params
 
 
-def check(row: Command, params: Row, cli: bool) -> Row:
+def check_params(row: Command, params: Row, cli: bool) -> Row:
     """Every parameter of the row, converted and with its default.  Raises UsageError."""
     result = {}
     for arg in row.args:
@@ -2317,50 +3137,56 @@ def check(row: Command, params: Row, cli: bool) -> Row:
             default = None
         value = params.get(arg.name, default)
         if value is REQUIRED:
-            raise missing(row, arg, cli)
+            raise missing_argument_error(row, arg, cli)
         if value is None and default is not None:
             if default is REQUIRED:
-                raise missing(row, arg, cli)
+                raise missing_argument_error(row, arg, cli)
             value = default
         if arg.name not in params and value is default:
             result[arg.name] = value
             continue
-        result[arg.name] = None if value is None else convert(row, arg, value, cli)
+        result[arg.name] = None if value is None else convert_value(row, arg, value, cli)
     return result
 
 
-def missing(row: Command, arg: Arg, cli: bool) -> UsageError:
-    hint = f"{usage_of(row)}\n  `vastai {row.name} --help` explains it." if cli else ""
-    return UsageError(f"{arg.label(cli) if arg.option or not cli else placeholder(arg)} is required ({arg.help})",
-                      hint=hint)
-
-
-def convert(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
+def convert_value(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
     """One value as the row wants it.  Raises UsageError."""
     try:
         value = arg.kind.convert(value)
         for choice in (value if arg.kind is TEXTS else [value]) if arg.choices else ():
             if choice not in arg.choices:
-                raise UsageError(f"expected one of {', '.join(map(str, arg.choices))}, not {shown(str(choice))!r}"
-                                 + nearest(str(choice), map(str, arg.choices)))
+                raise UsageError(
+                    f"expected one of {', '.join(map(str, arg.choices))}, not {printable(str(choice))!r}"
+                    + suggest(str(choice), map(str, arg.choices))
+                )
         return value
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        found = "" if arg.secret else f", not {described(value)}"
+        found = "" if arg.secret else f", not {short_repr(value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
 
 
 class Request:
-    """What goes over the wire; `hidden` names the members of the body that nothing may show, `secrets` their texts.
+    """What goes over the wire; `hidden` names the members of the body that nothing may show,
+    `secrets` their texts.
 
-    `safe` is the row's.  `auth` is False where the key must not go along, as with the presigned address of a result.
+    `safe` is the row's.  `auth` is False where the key must not go along, as with the presigned
+    address of a result.
     """
 
     __slots__ = ("auth", "body", "hidden", "method", "query", "safe", "secrets", "url")
 
-    def __init__(self, method: str, url: str, query: Row, body: Row | None, safe: bool, auth: bool = True,
-                 hidden: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        method: str,
+        url: str,
+        query: Row,
+        body: Row | None,
+        safe: bool,
+        auth: bool = True,
+        hidden: Sequence[str] = (),
+    ) -> None:
         self.method, self.url, self.query, self.body, self.safe = method, url, query, body, safe
         self.auth, self.hidden = auth, hidden
         self.secrets = [text for name in hidden for text in _texts((body or {}).get(name))]
@@ -2372,18 +3198,15 @@ class Request:
             return self.url
         import json
         from urllib.parse import quote, urlencode
+
         pairs = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in self.query.items()]
         return f"{self.url}?{urlencode(pairs, quote_via=quote)}"
 
 
-def _texts(value: Any) -> list[str]:
-    """The texts of a secret, one by one: shorter ones are found in any sentence and are not worth masking."""
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    return [str(text) for text in values if isinstance(text, (str, int)) and len(str(text)) > 3 and text is not True]
-
-
-def request_of(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
-    """The request of a call, from its row and parameters alone.  None is left out, which means not given."""
+def build_request(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
+    """The request of a call, from its row and parameters alone.  None is left out, which means not
+    given.
+    """
     row, client = call.row, call.client
     slots: dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
     given = {*row.body, *(body or ())}  # members that go out even as null
@@ -2405,26 +3228,47 @@ def request_of(call: Call, query: Row | None = None, body: Row | None = None) ->
         base = SERVERLESS
     path = path if root or path.startswith("/api/") else "/api/v0" + path
     if slots["path"]:
-        path = path.format_map({name: path_part(name, value) for name, value in slots["path"].items()})
-    sent = None if row.method == "GET" else {
-        k: client.api_key if v is KEY else v for k, v in slots["body"].items() if v is not None or k in given}
-    hidden = [name for arg in row.args if arg.secret
-              for name in (call[arg.name] if arg.key == "*" else [arg.key])] + ["api_key"] * (KEY in row.body.values())
+        path = path.format_map(
+            {name: path_part(name, value) for name, value in slots["path"].items()}
+        )
+    sent = (
+        None
+        if row.method == "GET"
+        else {
+            k: client.api_key if v is KEY else v
+            for k, v in slots["body"].items()
+            if v is not None or k in given
+        }
+    )
+    hidden = [
+        name
+        for arg in row.args
+        if arg.secret
+        for name in (call[arg.name] if arg.key == "*" else [arg.key])
+    ] + ["api_key"] * (KEY in row.body.values())
     return Request(row.method, base + path, slots["query"], sent, row.safe, True, hidden)
 
 
 def path_part(name: str, value: Any) -> str:
-    """A value as one part of a path: percent-encoded whole, dots too where they would mean a folder."""
+    """A value as one part of a path: percent-encoded whole, dots too where they would mean a
+    folder.
+    """
     from urllib.parse import quote
+
     text = quote(str(value), safe="")
     if not 1 <= len(str(value)) <= 300:
         raise UsageError(f"{name}: expected a name of 1 to 300 characters")
     return text.replace(".", "%2E") if text in (".", "..") else text
 
 
-# What `build` names: query and body, where a row's arguments are not sent as they are.  In the table's order.
+# What `build` names: query and body, where a row's arguments are not sent as they are.  In the
+# table's order.
 
-OFFER_DEFAULTS: Row = {"verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}}
+OFFER_DEFAULTS: Row = {
+    "verified": {"eq": True},
+    "external": {"eq": False},
+    "rentable": {"eq": True},
+}
 
 
 def offers_where(call: Call, query: Any, start: Row) -> Row:
@@ -2433,7 +3277,9 @@ def offers_where(call: Call, query: Any, start: Row) -> Row:
 
 
 def offer_query(call: Call) -> Row:
-    """The conditions of an offers search, with their defaults and the two directives that are no fields."""
+    """The conditions of an offers search, with their defaults and the two directives that are no
+    fields.
+    """
     query = call["query"]
     as_text = isinstance(query, (str, list, tuple)) or (call.cli and query is None)
     start = {} if call["no_default"] else dict(OFFER_DEFAULTS)
@@ -2444,7 +3290,7 @@ def offer_query(call: Call) -> Row:
     result = offers_where(call, query, start)
     call.extra["georegion"] = result.pop("georegion", None) == {"eq": True}
     call.extra["chunked"] = result.pop("chunked", None) == {"eq": True}
-    region = GEOREGIONS.get(str(dig(result, "geolocation.eq")))
+    region = GEOREGIONS.get(str(get_path(result, "geolocation.eq")))
     if call.extra["georegion"] and region:
         result["geolocation"] = {"in": region.split()}
     return result
@@ -2452,7 +3298,12 @@ def offer_query(call: Call) -> Row:
 
 def search_body(call: Call, conditions: Row, **more: Any) -> Row:
     """The body of a search: conditions, order, allocated storage, and the limit where there is one."""
-    body = {**conditions, "order": parse_order(call["order"], ALIASES), **more, "allocated_storage": call["storage"]}
+    body = {
+        **conditions,
+        "order": parse_order(call["order"], ALIASES),
+        **more,
+        "allocated_storage": call["storage"],
+    }
     if call["limit"]:
         body["limit"] = call["limit"]
     return body
@@ -2462,7 +3313,11 @@ def build_filter_search(call: Call, query: Row, body: Row) -> None:
     """`select_filters` from a query: templates, invoices, benchmarks."""
     conditions = call["query"]
     if not isinstance(conditions, dict):
-        dates = [name for name, meaning in field_help(call.row.fields) if meaning.startswith("MM/DD/YYYY")]
+        dates = [
+            name
+            for name, meaning in field_help(call.row.fields)
+            if meaning.startswith("MM/DD/YYYY")
+        ]
         conditions = parse_query(conditions, {}, call.row.fields, dates=dates, tell=call.warn)
     query.clear()
     query.update(select_cols=["*"], select_filters=conditions)
@@ -2481,10 +3336,14 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
     body["price"] = call["bid_price"] if call["price"] is None else call["price"]
     start_up(call, body)
     portal = body["env"].get("PORTAL_CONFIG")  # a template may bring Jupyter: its entries stay
-    if portal is not None and "jupyter" not in body.get("runtype", "jupyter" * bool(call["template_hash"])):
+    if portal is not None and "jupyter" not in body.get(
+        "runtype", "jupyter" * bool(call["template_hash"])
+    ):
         entries = [entry for entry in str(portal).split("|") if "jupyter" not in entry.lower()]
         if not any(entries):
-            raise UsageError("PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter")
+            raise UsageError(
+                "PORTAL_CONFIG has only Jupyter entries, but the instance has no Jupyter"
+            )
         body["env"]["PORTAL_CONFIG"] = "|".join(entries)
     volume = volume_of(call)
     if volume:
@@ -2494,9 +3353,13 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
 
 
 def start_up(call: Call, body: Row) -> None:
-    """What `create instance` and `launch instance` have in common: environment, access, commands at the start."""
+    """What `create instance` and `launch instance` have in common: environment, access, commands at
+    the start.
+    """
     runtype, body["env"] = runtype_of(call, call["template_hash"]), parse_env(call["env"])
-    body["onstart"] = call["onstart"] or (call["entrypoint"] if call["onstart_cmd"] is None else call["onstart_cmd"])
+    body["onstart"] = call["onstart"] or (
+        call["entrypoint"] if call["onstart_cmd"] is None else call["onstart_cmd"]
+    )
     if runtype:
         body["runtype"] = runtype
     if call["args"] and call["args"] != [""]:
@@ -2504,9 +3367,17 @@ def start_up(call: Call, body: Row) -> None:
 
 
 def runtype_of(call: Call, template: Any) -> Any:
-    """The kind of access that the flags ask for, in the service's words; None leaves it to the template or service."""
-    ssh, direct, args = call["ssh"], call["direct"], call["args_str"] if call["args"] is None else call["args"]
-    jupyter = call["jupyter"] or (bool(call["jupyter_lab"] or call["jupyter_dir"]) and not call["runtype"])
+    """The kind of access that the flags ask for, in the service's words; None leaves it to the
+    template or service.
+    """
+    ssh, direct, args = (
+        call["ssh"],
+        call["direct"],
+        call["args_str"] if call["args"] is None else call["args"],
+    )
+    jupyter = call["jupyter"] or (
+        bool(call["jupyter_lab"] or call["jupyter_dir"]) and not call["runtype"]
+    )
     if template:
         return call["runtype"] or None
     if call["runtype"]:
@@ -2514,7 +3385,9 @@ def runtype_of(call: Call, template: Any) -> Any:
             raise UsageError("runtype does not go together with ssh, jupyter or direct")
         return str(call["runtype"])
     if jupyter and args is not None:
-        raise UsageError("args do not go together with jupyter: Jupyter takes the entrypoint's place")
+        raise UsageError(
+            "args do not go together with jupyter: Jupyter takes the entrypoint's place"
+        )
     if jupyter:
         return "jupyter_direc ssh_direc ssh_proxy" if direct else "jupyter_proxy ssh_proxy"
     if ssh:
@@ -2526,7 +3399,12 @@ def runtype_of(call: Call, template: Any) -> Any:
 
 def volume_of(call: Call) -> Row | None:
     """`volume_info` from the volume options."""
-    create, link, path, name = call["create_volume"], call["link_volume"], call["mount_path"], call["volume_label"]
+    create, link, path, name = (
+        call["create_volume"],
+        call["link_volume"],
+        call["mount_path"],
+        call["volume_label"],
+    )
     if call["volume_info"] is not None and (create is not None or link is not None):
         raise UsageError("volume_info does not go together with create_volume or link_volume")
     if create is not None and link is not None:
@@ -2539,7 +3417,11 @@ def volume_of(call: Call) -> Row | None:
         return None
     if not path or path == "/" or "//" in path:
         raise UsageError("a volume needs --mount-path, a path such as /root/volume")
-    volume = {"mount_path": path, "create_new": create is not None, "volume_id": link if create is None else create}
+    volume = {
+        "mount_path": path,
+        "create_new": create is not None,
+        "volume_id": link if create is None else create,
+    }
     if name:
         volume["name"] = name
     if create is not None:
@@ -2555,7 +3437,9 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
     if conditions is None:
         region = REGIONS.get(call["region"] or "", call["region"])
         model = call["gpu_name"].strip('"')
-        text = f'num_gpus={call["num_gpus"]} gpu_name=' + (model if model in ("any", "?", "*") else f'"{model}"')
+        text = f"num_gpus={call['num_gpus']} gpu_name=" + (
+            model if model in ("any", "?", "*") else f'"{model}"'
+        )
         conditions = parse_query(text, {**OFFER_DEFAULTS, "rented": {"eq": False}})
         if region:
             countries = region.strip("[] ").replace(",", " ").split()
@@ -2563,39 +3447,69 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
         if call["disk"]:
             conditions["disk_space"] = {"gte": str(call["disk"])}
     limit = {"limit": call["limit"]} if call["limit"] else {}
-    body["q"] = {**conditions, "order": parse_order(call["order"], ALIASES), "type": "on-demand", **limit,
-                 "allocated_storage": call["disk"]}
+    body["q"] = {
+        **conditions,
+        "order": parse_order(call["order"], ALIASES),
+        "type": "on-demand",
+        **limit,
+        "allocated_storage": call["disk"],
+    }
     start_up(call, body)
 
 
 def schedule_of(call: Call, request: Request) -> Row:
     """The job that repeats `request`, from the options of SCHEDULE.  Raises UsageError."""
-    frequency, (day, hour) = call["schedule"], (
-        None if call[name] is None else int(call[name]) for name in ("day", "hour"))
+    frequency, (day, hour) = (
+        call["schedule"],
+        (None if call[name] is None else int(call[name]) for name in ("day", "hour")),
+    )
     if (day is not None, hour is not None) != (frequency == "WEEKLY", frequency != "HOURLY"):
-        words = {"HOURLY": "--day '*' --hour '*'", "DAILY": "--day '*' and an --hour",
-                 "WEEKLY": "a --day and an --hour"}
+        words = {
+            "HOURLY": "--day '*' --hour '*'",
+            "DAILY": "--day '*' and an --hour",
+            "WEEKLY": "a --day and an --hour",
+        }
         raise UsageError(f"{frequency} needs {words[frequency]}")
     today = time.time() // 86400 * 86400
     start = today if call["start_date"] is None else parse_when(call["start_date"], "utc")
     end = today + 7 * 86400 if call["end_date"] is None else parse_when(call["end_date"], "utc")
     if not start < end:
         raise UsageError("--start_date must lie before --end_date")
-    return {"start_time": start, "end_time": end, "api_endpoint": request.url[len(call.client.server_url):],
-            "request_method": request.method, "request_body": request.body, "day_of_the_week": day,
-            "hour_of_the_day": hour, "frequency": frequency,
-            "instance_id": call["instance"] if call["id"] is None else call["id"]}
+    return {
+        "start_time": start,
+        "end_time": end,
+        "api_endpoint": request.url[len(call.client.server_url) :],
+        "request_method": request.method,
+        "request_body": request.body,
+        "day_of_the_week": day,
+        "hour_of_the_day": hour,
+        "frequency": frequency,
+        "instance_id": call["instance"] if call["id"] is None else call["id"],
+    }
 
 
 def build_template(call: Call, query: Row, body: Row) -> None:
-    """What the flags of a template mean in the service's words, which go first where the SDK gives them."""
-    ssh, jupyter, direct, login = call["ssh"], call["jupyter"], call["direct"], (call["login"] or "").split()
+    """What the flags of a template mean in the service's words, which go first where the SDK gives
+    them.
+    """
+    ssh, jupyter, direct, login = (
+        call["ssh"],
+        call["jupyter"],
+        call["direct"],
+        (call["login"] or "").split(),
+    )
     plain = call["no_default"] or (not call.cli and call["search_params"] is None)
-    made = {"jup_direct": jupyter and direct, "ssh_direct": ssh and direct, "use_ssh": ssh or jupyter,
-            "use_jupyter_lab": call["jupyter_lab"], "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
-            "docker_login_repo": login[0] if login else None, "readme_visible": not call["hide_readme"],
-            "extra_filters": offers_where(call, call["search_params"], {} if plain else OFFER_DEFAULTS),
-            "private": not call["public"]}
+    made = {
+        "jup_direct": jupyter and direct,
+        "ssh_direct": ssh and direct,
+        "use_ssh": ssh or jupyter,
+        "use_jupyter_lab": call["jupyter_lab"],
+        "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
+        "docker_login_repo": login[0] if login else None,
+        "readme_visible": not call["hide_readme"],
+        "extra_filters": offers_where(call, call["search_params"], {} if plain else OFFER_DEFAULTS),
+        "private": not call["public"],
+    }
     body.update({name: value for name, value in made.items() if name not in body})
 
 
@@ -2615,14 +3529,24 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
         found = {**start, **given}
     else:
         empty: Row = {name: {} for name in start}
-        found = parse_query(given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS, tell=call.warn)
-    body.update(search_body(call, {name: conditions or start.get(name, {}) for name, conditions in found.items()}))
+        found = parse_query(
+            given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS, tell=call.warn
+        )
+    body.update(
+        search_body(
+            call, {name: conditions or start.get(name, {}) for name, conditions in found.items()}
+        )
+    )
 
 
 def build_offer_end(call: Call, query: Row, body: Row) -> None:
-    """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it is given."""
+    """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it
+    is given.
+    """
     if call.cli and call["end_date"] is not None:
-        body["end_date"] = convert(call.row, Arg("--end_date", EXPIRY), call["end_date"], True)
+        body["end_date"] = convert_value(
+            call.row, Arg("--end_date", EXPIRY), call["end_date"], True
+        )
 
 
 def build_copy(call: Call, query: Row, body: Row) -> None:
@@ -2638,18 +3562,33 @@ def build_copy(call: Call, query: Row, body: Row) -> None:
 
 
 def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
-    """(id, path) of one side of a copy; the id is None or "local" for this computer.  Raises UsageError."""
+    """(id, path) of one side of a copy; the id is None or "local" for this computer.  Raises
+    UsageError.
+    """
     text = call[name]
     id, colon, path = text.partition(":")
 
     def on_drive(text: str) -> bool:  # C:\\data, C:/data
         return text[1:2] == ":" and text[:1].isalpha() and text[2:3] in ("/", "\\")
+
     if not colon or on_drive(text):
-        id, path = (int(text), "/") if text.isascii() and text.isdigit() and len(text) < 20 else (None, text)
-    bad = ((":" in path and not (id in (None, "local") and on_drive(path))) or not path or "//" in path or id == ""
-           or path[0] == "-" or str(id)[0] == "-")
+        id, path = (
+            (int(text), "/")
+            if text.isascii() and text.isdigit() and len(text) < 20
+            else (None, text)
+        )
+    bad = (
+        (":" in path and not (id in (None, "local") and on_drive(path)))
+        or not path
+        or "//" in path
+        or id == ""
+        or path[0] == "-"
+        or str(id)[0] == "-"
+    )
     if bad:
-        raise UsageError(f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {shown(text)!r}")
+        raise UsageError(
+            f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {printable(text)!r}"
+        )
     return id, path
 
 
@@ -2657,15 +3596,21 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
     if call["instance"] is None or call["connection"] is None:
         raise UsageError("give --instance and --connection")
     way = call["transfer"].lower()
-    if way not in ("instance to cloud", "cloud to instance") or (call["schedule"] and way[0] == "c"):
+    if way not in ("instance to cloud", "cloud to instance") or (
+        call["schedule"] and way[0] == "c"
+    ):
         more = ", which alone can be scheduled" if call["schedule"] else " or 'Cloud to Instance'"
-        raise UsageError(f"--transfer: expected 'Instance to Cloud'{more}, not {shown(call['transfer'])!r}")
+        raise UsageError(
+            f"--transfer: expected 'Instance to Cloud'{more}, not {printable(call['transfer'])!r}"
+        )
     names = ("dry_run", "size_only", "ignore_existing", "update", "delete_excluded")
     body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
 
 
 def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
-    if (call["id"] is None) == (call["name"] is None) or (call["id"] is not None and call["tag"] is not None):
+    if (call["id"] is None) == (call["name"] is None) or (
+        call["id"] is not None and call["tag"] is not None
+    ):
         raise UsageError("give the id of a deployment, or --name and perhaps --tag")
     if call["name"] is not None:
         call.extra["path"] = "/deployments/"
@@ -2673,21 +3618,30 @@ def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
 
 def build_market(call: Call, query: Row, body: Row) -> None:
     """The filters of market metrics in the service's words."""
-    query.update(verified={"true": "yes", "false": "no", "all": "all"}[call["verified"]], num_gpus=call["num_gpus"],
-                 hosting_type={"true": "secure_cloud", "false": "community", "all": "all"}[call["datacenter"]])
+    query.update(
+        verified={"true": "yes", "false": "no", "all": "all"}[call["verified"]],
+        num_gpus=call["num_gpus"],
+        hosting_type={"true": "secure_cloud", "false": "community", "all": "all"}[
+            call["datacenter"]
+        ],
+    )
     if call["name"]:
         query["gpu_name"] = call["name"].replace("_", " ")
 
 
 def build_tfa(call: Call, query: Row, body: Row) -> None:
-    """Looks whether there is what proves who is asking: a code or a backup code, and of which method."""
+    """Looks whether there is what proves who is asking: a code or a backup code, and of which
+    method.
+    """
     method, name = call["method_type"], call.row.name
     if (call["code"] is None) == (call["backup_code"] is None):
         raise UsageError("give either --code or --backup-code")
     if call.cli and method and call["method_id"]:
         raise UsageError("--method-type does not go together with --method-id")
     if name == "tfa delete" and method in ("sms", "email") and not call["secret"]:
-        raise UsageError(f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows")
+        raise UsageError(
+            f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows"
+        )
 
 
 def build_tfa_update(call: Call, query: Row, body: Row) -> None:
@@ -2704,7 +3658,13 @@ def build_overlay(call: Call, query: Row, body: Row) -> None:
 
 def build_billing(call: Call, query: Row, body: Row) -> None:
     """A page of invoices or of charges: the period, its types."""
-    start, end, week, when, kind = call["start_date"], call["end_date"], 7 * 86400, "when", "service"
+    start, end, week, when, kind = (
+        call["start_date"],
+        call["end_date"],
+        7 * 86400,
+        "when",
+        "service",
+    )
     names, types = INVOICE_TYPES, call["invoice_type"]
     if call["charges"]:
         call.extra["path"], when, kind = "/charges/", "day", "type"
@@ -2719,7 +3679,9 @@ def build_billing(call: Call, query: Row, body: Row) -> None:
 
 
 def build_earnings(call: Call, query: Row, body: Row) -> None:
-    """The period in days since 1970, with fractions; the service wants `machid` even when it is null."""
+    """The period in days since 1970, with fractions; the service wants `machid` even when it is
+    null.
+    """
     if call["last_days"] is None:
         query["machid"] = None
         for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
@@ -2742,8 +3704,10 @@ def build_endpoint_logs(call: Call, query: Row, body: Row) -> None:
         raise UsageError("give the endpoint's id, or its name as --endpoint")
 
 
-# ------------------------------------------------------------------------------------------------------------ transport
-# One request, one answer.  What may be repeated is decided in `exchange`, and nowhere else.
+# ---------------------------------------------------------------------------------------- transport
+# One request, one answer.  What may be repeated is decided in `send_with_retries`, and nowhere
+# else.
+
 
 class Answer:
     """What the service answered; the shape that users of `requests` know."""
@@ -2764,7 +3728,10 @@ class Answer:
     def json(self) -> Any:
         """The answer parsed; ValueError where it is not JSON (NaN and Infinity are not)."""
         import json
-        exact = _finite if len(self.content) < 1 << 18 else None  # a call for each number takes longer than the rest
+
+        exact = (
+            _finite if len(self.content) < 1 << 18 else None
+        )  # a call for each number takes longer than the rest
         content = self.content[3:] if self.content[:3] == b"\xef\xbb\xbf" else self.content
         try:
             return json.loads(content.decode(), parse_constant=_no_number, parse_float=exact)
@@ -2772,15 +3739,18 @@ class Answer:
             raise ValueError("nested too deeply") from None
 
     def masked(self, secrets: Sequence[str]) -> Answer:
-        """The answer without the caller's secrets, should the service echo one; what it says stays as it is."""
+        """The answer without the caller's secrets, should the service echo one; what it says stays
+        as it is.
+        """
         import json
+
         try:
             body = self.json()
-            clean = veiled(body, secrets)
+            clean = redact_value(body, secrets)
             content = self.content if clean == body else json.dumps(clean).encode()
         except (ValueError, RecursionError):
             text = self.content.decode("utf-8", "surrogateescape")
-            content = masked(text, secrets).encode("utf-8", "surrogateescape")
+            content = redact_text(text, secrets).encode("utf-8", "surrogateescape")
         return Answer(self.status_code, self.headers, content, self.url)
 
 
@@ -2796,98 +3766,101 @@ class NothingSent(Exception):
     """`curl` was asked for: the request was printed, not sent."""
 
 
-def exchange(call: Call, request: Request) -> Answer:
-    """The answer to a request, repeated where that is safe.  Every rule about repeating stands here.
+def send_with_retries(call: Call, request: Request) -> Answer:
+    """The answer to a request, repeated where that is safe.  Every rule about repeating stands
+    here.
 
-    Before the request can have left (DNS, connect, TLS, proxy) and on 429 anything is tried again, and so is what was
-    refused because a 2FA session is over.  On 502, 503, 504, a reset, a timeout or a cut answer only what is SAFE is;
-    for the rest that is OutcomeUnknownError.  (`transfer` gives a safe request a new connection in place of a kept one
-    that the service had closed.)
+    Before the request can have left (DNS, connect, TLS, proxy) and on 429 anything is tried again,
+    and so is what was refused because a 2FA session is over.  On 502, 503, 504, a reset, a timeout
+    or a cut answer only what is SAFE is; for the rest that is OutcomeUnknownError.  (`send_once`
+    gives a safe request a new connection in place of a kept one that the service had closed.)
     """
     client, row = call.client, call.row
     call.secrets = request.secrets + client.secrets
     if client.explain:
-        explain(client, request)
+        explain_request(client, request)
     if client.curl:
-        emit(curl_of(client, request) + "\n")
+        write_out(format_curl(client, request) + "\n")
         if any((request.body or {}).get(name) for name in request.hidden if name != "api_key"):
             call.warn("*** stands for what is secret: put that in before you run the line")
         raise NothingSent
-    authorized(client, row)
-    sendable(request)
+    require_key(client, row)
+    require_json(request)
     lost = False  # was a request sent whose answer did not come?
     for attempt in range(1, client.retry + 1):
         asked: float | None = None  # the pause that the service asks for
         try:
-            answer = follow(client, request, client.timeout)
+            answer = send_following_redirects(client, request, client.timeout)
         except Unsent as problem:
-            failure = unreached(request, "cannot reach", problem)
+            failure = unreachable_error(request, "cannot reach", problem)
         except Unanswered as problem:
             if not request.safe:
-                raise unknown(row, str(problem), timed_out=_timed_out(problem.__cause__)) from problem
-            failure, lost = unreached(request, "no answer from", problem), True
+                raise outcome_unknown_error(
+                    row, str(problem), timed_out=_timed_out(problem.__cause__)
+                ) from problem
+            failure, lost = unreachable_error(request, "no answer from", problem), True
         else:
             if answer.status_code < 300:
                 return answer
             answer = answer.masked(call.secrets)
             if answer.status_code in (502, 503, 504) and not request.safe:
-                raise unknown(row, f"HTTP {answer.status_code}", answer)
+                raise outcome_unknown_error(row, f"HTTP {answer.status_code}", answer)
             failure, asked = http_error(client, row, answer)
             session = client.key_origin == config_file("vast_tfa_key")
             if session and isinstance(failure, AuthError) and key_refused(failure.msg):
                 end_session(client)
                 if KEY in row.body.values() and request.body:
                     request.body["api_key"] = client.api_key
-                return exchange(call, request)  # it was refused, not carried out
-            if answer.status_code not in (429, 502, 503, 504) or (asked is not None and asked > LONGEST_PAUSE):
+                return send_with_retries(call, request)  # it was refused, not carried out
+            if answer.status_code not in (429, 502, 503, 504) or (
+                asked is not None and asked > LONGEST_PAUSE
+            ):
                 if lost and request.method == "DELETE" and isinstance(failure, NotFoundError):
-                    failure.hint = "An earlier try got no answer: it may have been the one that did it."
+                    failure.hint = (
+                        "An earlier try got no answer: it may have been the one that did it."
+                    )
                 raise failure
         if attempt == client.retry:
             raise failure
         if asked is None:
             import random
+
             asked = random.uniform(0, min(LONGEST_PAUSE, 0.25 * 2 ** min(attempt - 1, 8)))
         time.sleep(asked)
     raise AssertionError("retry is at least 1")
 
 
-def unreached(request: Request, what: str, problem: Exception) -> VastAIError:
-    server = "/".join(request.url.split("/", 3)[:3])
-    return raising(NetworkError, f"{what} {server}: {problem}", timed_out=_timed_out(problem.__cause__))
-
-
-def unknown(row: Command, reason: str, answer: Answer | None = None, **details: Any) -> VastAIError:
-    return raising(OutcomeUnknownError, f"the request was sent, but its outcome is unknown ({reason})", response=answer,
-                   hint=f"Was it carried out? {look_first(row)}", **details)
-
-
-def look_first(row: Command) -> str:
-    """What to do before a command of unclear outcome is given again."""
-    return f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
-
-
-def sendable(request: Request) -> None:
-    """Raises UsageError where an argument holds what JSON does not: NaN, half a character, an object of the program."""
+def require_json(request: Request) -> None:
+    """Raises UsageError where an argument holds what JSON does not: NaN, half a character, an
+    object of the program.
+    """
     if not _is_json([request.query, request.body]):
-        raise UsageError("expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, dicts")
+        raise UsageError(
+            "expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, dicts"
+        )
 
 
-def authorized(client: VastAI, row: Command) -> None:
+def require_key(client: VastAI, row: Command) -> None:
     """Raises where there is no key, or one that cannot stand in a header."""
     key = client.api_key
     if not key:
         if row.auth:
-            raise AuthError("no API key: there is no --api-key (api_key=), no VAST_API_KEY, and no key in "
-                            f"{config_file('vast_api_key')} or ~/.vast_api_key",
-                            hint="Make one at https://cloud.vast.ai/manage-keys/; `vastai set api-key KEY` keeps it.")
+            raise AuthError(
+                "no API key: there is no --api-key (api_key=), no VAST_API_KEY, and no key in "
+                f"{config_file('vast_api_key')} or ~/.vast_api_key",
+                hint="Make one at https://cloud.vast.ai/manage-keys/; `vastai set api-key KEY` keeps it.",
+            )
     elif not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError("the API key has a blank, a line break or another character that no key has; it was not sent",
-                         hint=f"It came from {client.key_origin}.")
+        raise UsageError(
+            "the API key has a blank, a line break or another character that no key has; it was not sent",
+            hint=f"It came from {client.key_origin}.",
+        )
 
 
 def end_session(client: VastAI) -> None:
-    """Goes on with the API key where the key of the 2FA session, which only the command line uses, has expired."""
+    """Goes on with the API key where the key of the 2FA session, which only the command line uses,
+    has expired.
+    """
     try:
         os.unlink(client.key_origin)
     except OSError:  # another process was faster, or the folder is read-only
@@ -2897,7 +3870,9 @@ def end_session(client: VastAI) -> None:
 
 
 def http_error(client: VastAI, row: Command, answer: Answer) -> tuple[VastAIError, float | None]:
-    """The exception of a refused request, and the pause in seconds that the service asks for, if it does."""
+    """The exception of a refused request, and the pause in seconds that the service asks for, if it
+    does.
+    """
     status, words = answer.status_code, service_words(answer)
     family: type[VastAIError] = VastAIError
     details: Row = dict(response=answer)
@@ -2906,7 +3881,9 @@ def http_error(client: VastAI, row: Command, answer: Answer) -> tuple[VastAIErro
         family, details["hint"] = AuthError, code_hint(answer) or auth_hint(client, words)
     elif status in (404, 410):
         family = NotFoundError
-        details["hint"] = f"`vastai {row.look}` shows what there is." if row.look and row.safe else ""
+        details["hint"] = (
+            f"`vastai {row.look}` shows what there is." if row.look and row.safe else ""
+        )
     elif status == 407:
         family = NetworkError
     elif status == 429:
@@ -2915,42 +3892,58 @@ def http_error(client: VastAI, row: Command, answer: Answer) -> tuple[VastAIErro
             reset = answer.headers.get("X-RateLimit-Reset", "")
             if reset.isascii() and reset.isdigit() and len(reset) < 16:
                 asked = details["retry_after"] = max(0.0, float(reset) - time.time())
-                words += f"; it is refilled at {utc_text(reset)} UTC"
-            return raising(family, words, **details), LONGEST_PAUSE + 1
+                words += f"; it is refilled at {format_utc(reset)} UTC"
+            return make_error(family, words, **details), LONGEST_PAUSE + 1
     if asked is not None and (status == 429 or (status >= 500 and asked > LONGEST_PAUSE)):
         words += f"; try again in {round(asked, 1):.15g} s"
     if "credit" in words.lower() and family is VastAIError:
-        details["hint"] = "Add credit at https://cloud.vast.ai/billing/; `vastai show user` shows what you have."
-    return raising(family, words, **details), asked
+        details["hint"] = (
+            "Add credit at https://cloud.vast.ai/billing/; `vastai show user` shows what you have."
+        )
+    return make_error(family, words, **details), asked
 
 
 def key_refused(words: str) -> bool:
     """Do the service's words say that the key, or the 2FA session, is no good?"""
-    return any(sign in words.lower() for sign in ("invalid user key", "session expired", "invalid api key"))
+    return any(
+        sign in words.lower() for sign in ("invalid user key", "session expired", "invalid api key")
+    )
 
 
 def code_hint(answer: Answer) -> str:
-    """What to do when a code of two-factor authentication is refused; "" where it was something else."""
+    """What to do when a code of two-factor authentication is refused; "" where it was something
+    else.
+    """
     try:
         body = answer.json()
     except ValueError:
         return ""
-    if not isinstance(body, dict) or body.get("error") not in ("2fa_verification_failed", "tfa_locked", "2fa_expired"):
+    if not isinstance(body, dict) or body.get("error") not in (
+        "2fa_verification_failed",
+        "tfa_locked",
+        "2fa_expired",
+    ):
         return ""
     if body["error"] == "2fa_expired":
         return "Code and secret have expired; `vastai tfa send-sms` or `vastai tfa send-email` sends others."
-    locked = f" Locked until {utc_text(body['locked_until'])} UTC." if body.get("locked_until") else ""
+    locked = (
+        f" Locked until {format_utc(body['locked_until'])} UTC." if body.get("locked_until") else ""
+    )
     return f"Failed attempts: {body.get('fail_count') or 'some'}.{locked} `vastai tfa status` shows your methods."
 
 
 def auth_hint(client: VastAI, words: str) -> str:
     if "two factor" in words.lower() or "2fa" in words.lower():
-        return ("Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or mail, "
-                "`vastai tfa send-sms` or `vastai tfa send-email` first.")
+        return (
+            "Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or mail, "
+            "`vastai tfa send-sms` or `vastai tfa send-email` first."
+        )
     if not client.api_key:
         return "No API key was sent. Keep yours with `vastai set api-key KEY`."
-    return (f"The API key came from {client.key_origin}. `vastai set api-key KEY` keeps another; "
-            "keys are made at https://cloud.vast.ai/manage-keys/.")
+    return (
+        f"The API key came from {client.key_origin}. `vastai set api-key KEY` keeps another; "
+        "keys are made at https://cloud.vast.ai/manage-keys/."
+    )
 
 
 def service_words(answer: Answer) -> str:
@@ -2960,30 +3953,28 @@ def service_words(answer: Answer) -> str:
     except ValueError:
         body = "" if "<html" in answer.text[:300].lower() else answer.text
     if isinstance(body, dict):
-        body = words_of(body)
-    words = " ".join(shown(str(body or ""), 500).split())
+        body = reason_of(body)
+    words = " ".join(printable(str(body or ""), 500).split())
     from http.client import responses
+
     return words or responses.get(answer.status_code, "the service refused")
 
 
-def words_of(body: Row) -> str:
-    """Why the service refuses, from `msg`, or `error_msg`, `detail`, `error` and `message`."""
-    for name in ("msg", "error_msg", "detail"):
-        if body.get(name):
-            return str(body[name])
-    return ": ".join(str(body[name]) for name in ("error", "message") if body.get(name))
-
-
 def pause_asked(answer: Answer) -> float | None:
-    """Seconds that the service asks to wait: Retry-After (seconds or a date), or the threshold that its text names."""
+    """Seconds that the service asks to wait: Retry-After (seconds or a date), or the threshold that
+    its text names.
+    """
     text = (answer.headers.get("Retry-After") or "").strip()
     if not text and answer.status_code == 429:
         _, _, tail = answer.text[:500].partition("threshold=")
-        text = "".join(c if c in "0123456789." else " " for c in tail[:20]).split(" ")[0].rstrip(".")
+        text = (
+            "".join(c if c in "0123456789." else " " for c in tail[:20]).split(" ")[0].rstrip(".")
+        )
     try:
         seconds = _number(text)
     except ValueError:
         from email.utils import parsedate_to_datetime  # http.client has loaded most of it
+
         try:
             seconds = max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
         except (TypeError, ValueError, OverflowError, IndexError):
@@ -2991,8 +3982,10 @@ def pause_asked(answer: Answer) -> float | None:
     return seconds if seconds >= 0 else None
 
 
-def pick(call: Call, answer: Answer) -> Any:
-    """The part of the answer that the row promises; raises where it is not there or says `"success": false`."""
+def extract_result(call: Call, answer: Answer) -> Any:
+    """The part of the answer that the row promises; raises where it is not there or says
+    `"success": false`.
+    """
     try:
         return promised(call, answer)
     except VastAIError:
@@ -3003,103 +3996,134 @@ def pick(call: Call, answer: Answer) -> Any:
 
 
 def promised(call: Call, answer: Answer) -> Any:
-    """As pick(), but its errors carry the answer as it came, with whatever secret the service echoes."""
+    """As extract_result(), but its errors carry the answer as it came, with whatever secret the
+    service echoes.
+    """
     row = call.row
     if answer.status_code == 204 and not answer.content and not row.is_list:
         return {}
     try:
         body = answer.json()
     except ValueError:
-        raise misread(row, answer, "an answer that is not JSON") from None
+        raise unusable_answer_error(row, answer, "an answer that is not JSON") from None
     if isinstance(body, dict) and row.strict and body.get("error"):
-        raise refusal(body, answer)
+        raise refusal_error(body, answer)
     if isinstance(body, dict) and body.get("success") is False:
-        raise refusal(body, answer)
+        raise refusal_error(body, answer)
     if row.strict and isinstance(body, str):
-        raise raising(VastAIError, shown(body, 500), response=answer)
-    member = row.returns[:-2] if row.is_list else row.returns if row.returns not in ("text", "none") else ""
+        raise make_error(VastAIError, printable(body, 500), response=answer)
+    member = (
+        row.returns[:-2]
+        if row.is_list
+        else row.returns
+        if row.returns not in ("text", "none")
+        else ""
+    )
     if row.returns == "any":
         return body
     if isinstance(body, str) and not row.returns and row.method != "GET":
         return {"success": True, "msg": body}  # some deletions are answered with a sentence
     if member and not (row.strict and isinstance(body, list)):  # a bare list, at times
         if not isinstance(body, dict) or member not in body:
-            raise misread(row, answer, f"an answer without {member!r}")
+            raise unusable_answer_error(row, answer, f"an answer without {member!r}")
         part: Any = body[member]
     else:
         part = body
-    if not isinstance(part, list if row.is_list else dict) and not (part is None and member and not row.is_list):
+    if not isinstance(part, list if row.is_list else dict) and not (
+        part is None and member and not row.is_list
+    ):
         found = "null" if part is None else f"a {type(part).__name__}"
-        raise misread(row, answer, f"{found} where a {'list' if row.is_list else 'JSON object'} is due")
+        raise unusable_answer_error(
+            row, answer, f"{found} where a {'list' if row.is_list else 'JSON object'} is due"
+        )
     if row.is_list and not all(isinstance(item, dict) for item in part or ()):
-        raise misread(row, answer, "a list with something other than objects")
-    rows: Any = dig(part, row.rows) if row.rows else []
+        raise unusable_answer_error(row, answer, "a list with something other than objects")
+    rows: Any = get_path(part, row.rows) if row.rows else []
     if not isinstance(rows, list) or not all(isinstance(item, dict) for item in rows):
-        raise misread(row, answer, f"an answer without a list {row.rows!r}")
+        raise unusable_answer_error(row, answer, f"an answer without a list {row.rows!r}")
     return body if row.whole and call.cli and call.whole else part
 
 
-def misread(row: Command, answer: Answer, what: str) -> VastAIError:
-    """The error of an answer that cannot be what the service meant."""
-    return raising(VastAIError, f"the service gave {what}: {shown(answer.text[:120].strip(), 100)!r}",
-                   response=answer, hint="" if row.safe else look_first(row))
-
-
-def refusal(body: Row, answer: Answer) -> VastAIError:
-    """The error of an answer that says `"success": false`."""
-    words = " ".join(shown(words_of(body), 500).split()) or "the service refused, without a reason"
-    return raising(VastAIError, words, response=answer)
-
-
-def follow(client: VastAI, request: Request, timeout: float) -> Answer:
-    """One request with its redirects: all of them for GET, only 307 and 308 for what has a body; five at most."""
+def send_following_redirects(client: VastAI, request: Request, timeout: float) -> Answer:
+    """One request with its redirects: all of them for GET, only 307 and 308 for what has a body;
+    five at most.
+    """
     from urllib.parse import quote, urljoin, urlsplit
+
     url, trusted, body = request.target, request.auth, request.body
 
     def stop(reason: str) -> VastAIError:
         secrets = request.secrets + client.secrets
-        return raising(VastAIError, masked(f"the service redirects {reason}; not followed", secrets),
-                       response=answer.masked(secrets))
+        return make_error(
+            VastAIError,
+            redact_text(f"the service redirects {reason}; not followed", secrets),
+            response=answer.masked(secrets),
+        )
+
     for _ in range(6):
-        answer = transfer(client, request.method, url, body, trusted, not request.safe, timeout)
+        answer = send_once(client, request.method, url, body, trusted, not request.safe, timeout)
         target = answer.headers.get("Location")
         if answer.status_code not in (301, 302, 303, 307, 308) or not target:
             return answer
         if request.method != "GET" and answer.status_code not in (307, 308):
-            raise stop(f"a {request.method} to {shown(target, 200)}")
+            raise stop(f"a {request.method} to {printable(target, 200)}")
         try:
             old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe=URL_SAFE)))
             trusted = trusted and key_may_go(old, new)
         except ValueError:
-            raise stop(f"to {shown(target, 200)}, which is no address") from None
-        if new.scheme not in ("http", "https") or not new.hostname or (old.scheme == "https" and new.scheme == "http"):
-            raise stop(f"to {shown(target, 200)}, which is not safe")
+            raise stop(f"to {printable(target, 200)}, which is no address") from None
+        if (
+            new.scheme not in ("http", "https")
+            or not new.hostname
+            or (old.scheme == "https" and new.scheme == "http")
+        ):
+            raise stop(f"to {printable(target, 200)}, which is not safe")
         if not trusted:
             body = body and {k: v for k, v in body.items() if k != "api_key"}
         url = new._replace(fragment="").geturl()
-    raise stop(f"more than 5 times, the last time to {shown(url, 200)}")
+    raise stop(f"more than 5 times, the last time to {printable(url, 200)}")
 
 
 def key_may_go(old: Any, new: Any) -> bool:
-    """Does the key go along with a redirect?  To the same scheme, host and port, and between https hosts of vast.ai.
+    """Does the key go along with a redirect?  To the same scheme, host and port, and between https
+    hosts of vast.ai.
 
     Raises ValueError where a port is none.
     """
-    places = [(at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme)) for at in (old, new)]
+    places = [
+        (at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme))
+        for at in (old, new)
+    ]
     return places[0] == places[1] or all(
-        scheme == "https" and (host == "vast.ai" or (host or "").endswith(".vast.ai")) for scheme, host, _ in places)
+        scheme == "https" and (host == "vast.ai" or (host or "").endswith(".vast.ai"))
+        for scheme, host, _ in places
+    )
 
 
-def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: bool, fresh: bool,
-             timeout: float) -> Answer:
-    """One request over one connection, kept alive where the row is safe.  Raises Unsent or Unanswered.
+def send_once(
+    client: VastAI,
+    method: str,
+    url: str,
+    body: Row | None,
+    trusted: bool,
+    fresh: bool,
+    timeout: float,
+) -> Answer:
+    """One request over one connection, kept alive where the row is safe.  Raises Unsent or
+    Unanswered.
 
-    A connection that lay idle may have been closed by the service, which shows only when it is used; what must not be
-    repeated therefore gets a new one.  A safe request that finds its connection closed takes a new one, once.
+    A connection that lay idle may have been closed by the service, which shows only when it is
+    used; what must not be repeated therefore gets a new one.  A safe request that finds its
+    connection closed takes a new one, once.
     """
     import http.client
     import json
-    headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": client.user_agent}
+
+    headers = {
+        "Accept": "application/json",
+        "Accept-Encoding": "gzip",
+        "User-Agent": client.user_agent,
+    }
     if trusted and client.api_key:
         headers["Authorization"] = f"Bearer {client.api_key}"
     data = None
@@ -3114,7 +4138,9 @@ def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: b
             sock.deadline = deadline
             connection.request(method, target, data, headers)
             response = connection.getresponse()
-            while response.status < 200:  # of what only announces the answer, http.client passes over 100 alone
+            while (
+                response.status < 200
+            ):  # of what only announces the answer, http.client passes over 100 alone
                 response.headers = None
                 response.begin()
                 if response.will_close:
@@ -3131,7 +4157,7 @@ def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: b
             connection.close()
             raise
         try:
-            content = unpacked(response, read_whole(response))
+            content = decompress(response, read_body(response))
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise Unanswered(_reason(error)) from error
@@ -3143,20 +4169,30 @@ def transfer(client: VastAI, method: str, url: str, body: Row | None, trusted: b
 
 
 def _timed_out(error: BaseException | None) -> bool:
-    return isinstance(error, TimeoutError) or type(error).__name__ == "timeout"  # socket.timeout, before 3.10
+    return (
+        isinstance(error, TimeoutError) or type(error).__name__ == "timeout"
+    )  # socket.timeout, before 3.10
 
 
 def _reason(error: BaseException) -> str:
     """An OSError in words that a user can act on."""
     if _timed_out(error):
         return "timed out"
-    words = (getattr(error, "verify_message", ""), getattr(error, "strerror", ""), str(error), type(error).__name__)
-    return shown(str(next(filter(None, words))), 300)
+    words = (
+        getattr(error, "verify_message", ""),
+        getattr(error, "strerror", ""),
+        str(error),
+        type(error).__name__,
+    )
+    return printable(str(next(filter(None, words))), 300)
 
 
-def read_whole(response: http.client.HTTPResponse) -> bytes:
-    """The body, to the length announced; http.client's own read() takes a cut body for whole where it has a length."""
+def read_body(response: http.client.HTTPResponse) -> bytes:
+    """The body, to the length announced; http.client's own read() takes a cut body for whole where
+    it has a length.
+    """
     from http.client import IncompleteRead
+
     parts, size = [], 0
     while True:
         part = response.read1(1 << 16)
@@ -3171,11 +4207,14 @@ def read_whole(response: http.client.HTTPResponse) -> bytes:
     return b"".join(parts)
 
 
-def unpacked(response: http.client.HTTPResponse, content: bytes) -> bytes:
-    """The body without its gzip; a cut one counts as no answer, a broken one is left for the parser to refuse."""
+def decompress(response: http.client.HTTPResponse, content: bytes) -> bytes:
+    """The body without its gzip; a cut one counts as no answer, a broken one is left for the parser
+    to refuse.
+    """
     if response.headers.get("Content-Encoding", "").strip().lower() != "gzip" or not content:
         return content
     import zlib
+
     unpack = zlib.decompressobj(31)
     try:
         plain = unpack.decompress(content, LARGEST_ANSWER)
@@ -3187,7 +4226,9 @@ def unpacked(response: http.client.HTTPResponse, content: bytes) -> bytes:
 
 
 def seconds_left(deadline: float) -> float:
-    """Until a moment of time.monotonic(), as a socket takes it.  Raises TimeoutError where that is over."""
+    """Until a moment of time.monotonic(), as a socket takes it.  Raises TimeoutError where that is
+    over.
+    """
     rest = deadline - time.monotonic()
     if rest <= 0:
         raise TimeoutError("timed out")
@@ -3195,7 +4236,9 @@ def seconds_left(deadline: float) -> float:
 
 
 class Timed:
-    """A socket whose every wait counts against one deadline: a trickle of bytes cannot outlast the timeout."""
+    """A socket whose every wait counts against one deadline: a trickle of bytes cannot outlast the
+    timeout.
+    """
 
     __slots__ = ("deadline", "ended", "sock")
 
@@ -3206,8 +4249,11 @@ class Timed:
         self.sock.settimeout(seconds_left(self.deadline))
 
     def quiet(self) -> bool:
-        """Is there nothing to read?  On an idle connection there is only an end, or an answer that nobody waits for."""
+        """Is there nothing to read?  On an idle connection there is only an end, or an answer that
+        nobody waits for.
+        """
         import select
+
         try:
             return not select.select([self.sock], [], [], 0)[0]
         except (OSError, ValueError):  # too many files for select
@@ -3245,7 +4291,9 @@ class TimedReader(io.RawIOBase):
 
 
 class Pool:
-    """Connections that wait for their next request.  Threads share it: list.append and list.pop are atomic."""
+    """Connections that wait for their next request.  Threads share it: list.append and list.pop are
+    atomic.
+    """
 
     __slots__ = ("idle", "owner")
 
@@ -3253,10 +4301,15 @@ class Pool:
         self.idle: dict[tuple[str, str, str | None], list[Any]] = {}
         self.owner = os.getpid()
 
-    def take(self, url: str, headers: dict[str, str], fresh: bool, deadline: float) -> tuple[Any, bool, str]:
-        """A connection for `url`, whether it was used before, and what to ask it for.  Raises Unsent."""
+    def take(
+        self, url: str, headers: dict[str, str], fresh: bool, deadline: float
+    ) -> tuple[Any, bool, str]:
+        """A connection for `url`, whether it was used before, and what to ask it for.  Raises
+        Unsent.
+        """
         from http.client import HTTPException
         from urllib.parse import urlsplit
+
         if self.owner != os.getpid():  # after a fork the connections are the parent's
             self.idle, self.owner = {}, os.getpid()
         parts = urlsplit(url)
@@ -3283,7 +4336,9 @@ class Pool:
                 connection, since = waiting.pop()
             except IndexError:
                 return None
-            if time.monotonic() - since < 50 and connection.sock.quiet():  # servers close after 60 s or more
+            if (
+                time.monotonic() - since < 50 and connection.sock.quiet()
+            ):  # servers close after 60 s or more
                 return connection
             connection.close()
 
@@ -3309,6 +4364,7 @@ class Pool:
 def connect(parts: Any, proxy: str | None, deadline: float) -> Any:
     """A connection to the service, through the proxy if there is one, and with TLS for https."""
     import http.client
+
     host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     near_host, near_port = proxy_place(proxy) if proxy else (host, port)
     connection = http.client.HTTPConnection(near_host, near_port, timeout=seconds_left(deadline))
@@ -3316,7 +4372,11 @@ def connect(parts: Any, proxy: str | None, deadline: float) -> Any:
         connection.connect()
         if parts.scheme == "https":
             if proxy:
-                tunnel(Timed(connection.sock, deadline), f"[{host}]:{port}" if ":" in host else f"{host}:{port}", proxy)
+                tunnel(
+                    Timed(connection.sock, deadline),
+                    f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                    proxy,
+                )
                 connection.host, connection.port = host, port
             connection.sock.settimeout(seconds_left(deadline))
             connection.sock = tls_context().wrap_socket(connection.sock, server_hostname=host)
@@ -3330,11 +4390,21 @@ def connect(parts: Any, proxy: str | None, deadline: float) -> Any:
 
 
 def tunnel(sock: Timed, place: str, proxy: str) -> None:
-    """Has the proxy connect to `place`; http.client's own way would let a slow proxy outlast the timeout."""
+    """Has the proxy connect to `place`; http.client's own way would let a slow proxy outlast the
+    timeout.
+    """
     from http.client import HTTPResponse
+
     headers = {"Host": place, **proxy_headers(proxy)}
-    sock.sendall("".join([f"CONNECT {place} HTTP/1.1\r\n", *(f"{k}: {v}\r\n" for k, v in headers.items()),
-                          "\r\n"]).encode())
+    sock.sendall(
+        "".join(
+            [
+                f"CONNECT {place} HTTP/1.1\r\n",
+                *(f"{k}: {v}\r\n" for k, v in headers.items()),
+                "\r\n",
+            ]
+        ).encode()
+    )
     answer = HTTPResponse(sock, method="CONNECT")  # type: ignore[arg-type]
     answer.begin()
     answer.close()
@@ -3346,8 +4416,11 @@ _contexts: dict[Any, ssl.SSLContext] = {}
 
 
 def tls_context() -> ssl.SSLContext:
-    """The one TLS context of the process: reading the system's certificates costs more than the request."""
+    """The one TLS context of the process: reading the system's certificates costs more than the
+    request.
+    """
     import ssl
+
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
     key = (bundle, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
     if key not in _contexts:
@@ -3355,15 +4428,24 @@ def tls_context() -> ssl.SSLContext:
         try:
             _contexts[key] = ssl.create_default_context(**place)  # type: ignore[arg-type]
         except OSError as error:
-            raise OSError(f"the certificates of REQUESTS_CA_BUNDLE cannot be read: {error.strerror or error}") from None
+            raise OSError(
+                f"the certificates of REQUESTS_CA_BUNDLE cannot be read: {error.strerror or error}"
+            ) from None
     return _contexts[key]
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """The proxy that the environment names for a host; urllib.request is loaded only where it names any."""
-    if not any(os.environ.get(name) for way in (scheme, "all") for name in (f"{way}_proxy", f"{way}_PROXY".upper())):
+    """The proxy that the environment names for a host; urllib.request is loaded only where it names
+    any.
+    """
+    if not any(
+        os.environ.get(name)
+        for way in (scheme, "all")
+        for name in (f"{way}_proxy", f"{way}_PROXY".upper())
+    ):
         return None
     from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+
     proxies = getproxies_environment()
     if proxy_bypass_environment(host, proxies):
         return None
@@ -3372,23 +4454,29 @@ def proxy_for(scheme: str, host: str) -> str | None:
 
 def proxy_parts(proxy: str) -> Any:
     from urllib.parse import urlsplit
+
     return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def proxy_place(proxy: str) -> tuple[str, int]:
-    """Host and port of a proxy.  Raises OSError, whose text has nothing of a password that was not quoted."""
+    """Host and port of a proxy.  Raises OSError, whose text has nothing of a password that was not
+    quoted.
+    """
     try:
         parts = proxy_parts(proxy)
         if parts.scheme == "http" and parts.hostname:
             return parts.hostname, parts.port or 80
     except ValueError:
         pass
-    raise OSError("the proxy of the environment must be a URL such as http://user:password@host:port") from None
+    raise OSError(
+        "the proxy of the environment must be a URL such as http://user:password@host:port"
+    ) from None
 
 
 def proxy_headers(proxy: str) -> dict[str, str]:
     from base64 import b64encode
     from urllib.parse import unquote
+
     parts = proxy_parts(proxy)
     if not parts.username:
         return {}
@@ -3396,41 +4484,47 @@ def proxy_headers(proxy: str) -> dict[str, str]:
     return {"Proxy-Authorization": "Basic " + b64encode(pair.encode()).decode()}
 
 
-def explain(client: VastAI, request: Request) -> None:
+def explain_request(client: VastAI, request: Request) -> None:
     """Writes the request to stderr, without its secrets."""
     import json
+
     lines = [f"{request.method} {request.target}"]
     if client.api_key and request.auth:
         lines.append("Authorization: Bearer ***")
     if request.body is not None:
-        lines += ["Content-Type: application/json", "", json.dumps(redacted(request), ensure_ascii=False)]
-    tell(shown_lines("\n".join(lines)) + "\n\n")
+        lines += [
+            "Content-Type: application/json",
+            "",
+            json.dumps(redact_body(request), ensure_ascii=False),
+        ]
+    write_err(printable_lines("\n".join(lines)) + "\n\n")
 
 
-def curl_of(client: VastAI, request: Request) -> str:
+def format_curl(client: VastAI, request: Request) -> str:
     """The request as a line for the shell, with $VAST_API_KEY in the key's place."""
     import json
     from shlex import quote
+
     words = ["curl", "-X", request.method, quote(request.target)]
     if request.auth:
         words += ["-H", '"Authorization: Bearer $VAST_API_KEY"']
     if request.body is not None:
-        body, mark = redacted(request), os.urandom(9).hex()
-        text = quote(json.dumps({**body, "api_key": mark} if "api_key" in body else body, ensure_ascii=False))
-        words += ["-H", "'Content-Type: application/json'", "-d", text.replace(mark, "'\"$VAST_API_KEY\"'")]
+        body, mark = redact_body(request), os.urandom(9).hex()
+        text = quote(
+            json.dumps({**body, "api_key": mark} if "api_key" in body else body, ensure_ascii=False)
+        )
+        words += [
+            "-H",
+            "'Content-Type: application/json'",
+            "-d",
+            text.replace(mark, "'\"$VAST_API_KEY\"'"),
+        ]
     return " ".join(words)
 
 
-def redacted(request: Request) -> Any:
-    """The body with what is secret replaced by ***."""
-    def hide(value: Any) -> Any:
-        return dict.fromkeys(value, "***") if isinstance(value, dict) else "***"
-    return request.body and {name: hide(value) if name in request.hidden and value is not None else value
-                             for name, value in request.body.items()}
-
-
-# -------------------------------------------------------------------------------------------------------- this computer
+# ------------------------------------------------------------------------------------ this computer
 # Its files, its other programs, and the person at the terminal.
+
 
 def config_file(name: str) -> str:
     """A file in this client's configuration folder."""
@@ -3456,6 +4550,7 @@ def read_key(path: str) -> str | None:
 def write_private(path: str, content: str | bytes) -> None:
     """Writes a file of mode 0600 in a folder of mode 0700, whole or not at all.  Raises UsageError."""
     import tempfile
+
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -3474,90 +4569,38 @@ def write_private(path: str, content: str | bytes) -> None:
 
 
 def run_program(words: list[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
-    """Runs another program with our own stdin, stdout and stderr.  Raises ProgramError with its exit status; not
-    `told` means that the status is a remote command's, and nothing to complain about; `aside`, that its output goes to
-    stderr."""
+    """Runs another program with our own stdin, stdout and stderr.  Raises ProgramError with its
+    exit status; not `told` means that the status is a remote command's, and nothing to complain
+    about; `aside`, that its output goes to stderr.
+    """
     import subprocess
+
     flush(sys.stdout)
     flush(sys.stderr)
     try:
-        status = subprocess.run(words, stdout=2 if aside and sys.stderr is not None else None).returncode
+        status = subprocess.run(
+            words, stdout=2 if aside and sys.stderr is not None else None
+        ).returncode
     except OSError:
-        raise ProgramError(f"{words[0]} is not on this machine. {how_to_get}", exit_status=127) from None
+        raise ProgramError(
+            f"{words[0]} is not on this machine. {how_to_get}", exit_status=127
+        ) from None
     if status:
-        raise ProgramError(f"{words[0]} ended with status {status}" * told,
-                           exit_status=status if status > 0 else 128 - status)
+        raise ProgramError(
+            f"{words[0]} ended with status {status}" * told,
+            exit_status=status if status > 0 else 128 - status,
+        )
 
 
-def is_terminal(stream: TextIO | None) -> bool:
-    try:
-        return stream is not None and stream.isatty()
-    except ValueError:  # closed
-        return False
+# ------------------------------------------------------------------------ commands of several steps
+# Named by their rows in `run`, and in the table's order.  They call their own row (call.send) and
+# others (call.do); only `pages` and `result_text` go to the transport themselves.
 
-
-def erasable() -> bool:
-    """Is stderr a terminal that can take a line away again?"""
-    return is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
-
-
-def flush(stream: TextIO | None) -> None:
-    """Has a stream write what it holds; OSError where that fails, nothing where it is missing or closed."""
-    if stream is not None and not getattr(stream, "closed", False):
-        stream.flush()
-
-
-def tell(text: str) -> None:
-    """Writes to stderr; lost where that is missing, closed or full."""
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass
-
-
-def warn(text: str) -> None:
-    """A remark for the person at the terminal: one line on stderr, lost where there is no stderr."""
-    tell(f"vastai: {text}\n")
-
-
-def shown_lines(text: str) -> str:
-    """Text of several lines, each safe to show."""
-    return "\n".join(shown(line, 0) for line in text.split("\n"))
-
-
-def confirm(call: Call, question: str) -> None:
-    """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
-    if not call.view.confirmed and call.cli and not agreed(question):
-        raise UsageError("not confirmed; nothing was sent")
-
-
-def agreed(question: str) -> bool:
-    """Is the answer of a person, or of what stands in for one on stdin, y or yes?"""
-    return (ask_line(f"{question} [y/N]") or "").lower() in ("y", "yes")
-
-
-def ask_line(question: str) -> str | None:
-    """Asks on stderr and reads one line from stdin, stripped; None at its end."""
-    tell(shown(question, 0) + (" " if is_terminal(sys.stdin) else "\n"))  # what a pipe answers ends no line
-    return read_line()
-
-
-def read_line() -> str | None:
-    """One line from stdin, stripped; None at its end, and where it cannot be read."""
-    try:
-        line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
-    except (OSError, ValueError):
-        return None
-    return line.strip() if line else None
-
-
-# -------------------------------------------------------------------------------------------- commands of several steps
-# Named by their rows in `run`, and in the table's order.  They call their own row (call.send) and others (call.do);
-# only `pages` and `result_text` go to the transport themselves.
 
 def perform(call: Call) -> Any:
-    """What a command returns in the SDK.  Raises VastAIError, also where the answer has odd members."""
+    """What a command returns in the SDK.  Raises VastAIError, also where the answer has odd
+    members.
+    """
     try:
         return globals()[call.row.run](call) if call.row.run else call.send()
     except VastAIError:
@@ -3566,14 +4609,13 @@ def perform(call: Call) -> Any:
         raise misunderstood(call.row, error) from error
 
 
-ODD = (TypeError, ValueError, LookupError, AttributeError, RecursionError)  # what comes of members of another type
-
-
-def misunderstood(row: Command, error: Exception) -> VastAIError:
-    """The error of an answer that a function tripped over."""
-    what = ("is nested too deeply to be shown" if isinstance(error, RecursionError) else
-            f"cannot be used ({type(error).__name__}: {shown(str(error), 200)}; VASTAI_DEBUG=1 shows where)")
-    return VastAIError(f"the service gave an answer that {what}", hint="" if row.safe else look_first(row))
+ODD = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)  # what comes of members of another type
 
 
 def objects(value: Any) -> list[Row]:
@@ -3584,7 +4626,9 @@ def objects(value: Any) -> list[Row]:
 
 
 def run_search_offers(call: Call) -> list[Row]:
-    """The rows of an offers search; for the SDK with `datacenter`, and with what the two directives ask for."""
+    """The rows of an offers search; for the SDK with `datacenter`, and with what the two directives
+    ask for.
+    """
     kind = "bid" if call["type"] == "interruptible" else call["type"]
     more = {"disable_bundling": True} if call["disable_bundling"] else {}
     body = search_body(call, offer_query(call), type=kind, **more)
@@ -3595,7 +4639,9 @@ def run_search_offers(call: Call) -> list[Row]:
     call.extra.update(query=body, columns=RESERVED_COLUMNS if kind == "reserved" else OFFER_COLUMNS)
     if call.cli and not (call.extra.get("georegion") or call.extra.get("chunked")):
         return rows
-    region_of = {country: code for code, countries in GEOREGIONS.items() for country in countries.split()}
+    region_of = {
+        country: code for code, countries in GEOREGIONS.items() for country in countries.split()
+    }
     for row in rows:
         row["datacenter"] = row.get("hosting_type") == 1
         place = row.get("geolocation")
@@ -3605,12 +4651,18 @@ def run_search_offers(call: Call) -> list[Row]:
 
 
 def chunk(row: Row) -> Row | None:
-    """An offer rounded down to a common size, so that many machines look alike; None where it is too small."""
+    """An offer rounded down to a common size, so that many machines look alike; None where it is
+    too small.
+    """
     sizes = {"cpu_ram": 65536, "cpu_cores": 32, "min_bid": 0}
     if any(row.get(name) is not None and row[name] < size for name, size in sizes.items()):
         return None
-    return {**row, **sizes, "gpu_ram": int(row.get("gpu_ram") or 0) // 16 * 16,
-            "disk_space": int(row.get("disk_space") or 0) // 64 * 64}
+    return {
+        **row,
+        **sizes,
+        "gpu_ram": int(row.get("gpu_ram") or 0) // 16 * 16,
+        "disk_space": int(row.get("disk_space") or 0) // 64 * 64,
+    }
 
 
 def run_create_instance(call: Call) -> Row:
@@ -3627,12 +4679,16 @@ def run_create_instance(call: Call) -> Row:
         try:
             id = _whole(answer.get("new_contract"))
         except (ValueError, TypeError, AttributeError):
-            raise VastAIError("it was rented, but the service named no instance to wait for",
-                              hint=f"`vastai {call.row.look}` shows it.") from None
+            raise VastAIError(
+                "it was rented, but the service named no instance to wait for",
+                hint=f"`vastai {call.row.look}` shows it.",
+            ) from None
         try:
             answer["instance"] = wait_for(call, id, "running")
         except KeyboardInterrupt:
-            call.warn(f"instance {id} is rented and goes on costing; `vastai destroy instance {id}` ends it")
+            call.warn(
+                f"instance {id} is rented and goes on costing; `vastai destroy instance {id}` ends it"
+            )
             raise
     return answer
 
@@ -3643,7 +4699,9 @@ def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun:
     try:
         for row in call.do("show_instances", label=[label]):
             start = row.get("start_date")
-            if row.get("label") == label.strip() and not (isinstance(start, (int, float)) and start < begun - 60):
+            if row.get("label") == label.strip() and not (
+                isinstance(start, (int, float)) and start < begun - 60
+            ):
                 found.append(row.get("id"))
         words = f"There are {len(found)} new instances labelled {label!r}: {', '.join(map(str, found[:20]))}."
         if len(found) == 1:
@@ -3653,24 +4711,26 @@ def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun:
             words = f"No instance labelled {label!r} has appeared so far."
     except VastAIError as problem:
         words = f"The instances labelled {label!r} could not be listed: {problem.msg}."
-    error.hint = f"{shown(words, 1000)}\n  {error.hint}"
+    error.hint = f"{printable(words, 1000)}\n  {error.hint}"
 
 
 def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
-    """The answers of a paged listing, following `next_token`; a token that comes again is an error, not an end."""
+    """The answers of a paged listing, following `next_token`; a token that comes again is an error,
+    not an end.
+    """
     seen = set()
     while True:
-        request = request_of(call)
+        request = build_request(call)
         request.query = query
-        answer = exchange(call, request)
-        rows, body = pick(call, answer), answer.json() if answer.content else None
+        answer = send_with_retries(call, request)
+        rows, body = extract_result(call, answer), answer.json() if answer.content else None
         page = body if isinstance(body, dict) else {}
         token = page.get("next_token")
         yield {**page, "rows": rows}
         if not token or not everything:
             return
         if not isinstance(token, str) or token in seen:
-            raise misread(call.row, answer, "the same page again")
+            raise unusable_answer_error(call.row, answer, "the same page again")
         seen.add(token)
         query = {**query, "after_token": token}
 
@@ -3679,7 +4739,9 @@ def run_show_instances(call: Call) -> Any:
     """All your instances, over all pages; with --limit or --next-token one page."""
     one_page = (call["limit"] is not None or call["next_token"] is not None) and not call["all"]
     query = instance_filters(call)
-    afresh = call["all"] and call.raw and not call.view.quiet  # from the first page on, however large pages shall be
+    afresh = (
+        call["all"] and call.raw and not call.view.quiet
+    )  # from the first page on, however large pages shall be
     query["limit"] = 25 if afresh or call["limit"] is None else min(25, max(1, call["limit"]))
     if call["next_token"] and not afresh:
         query["after_token"] = call["next_token"]
@@ -3699,44 +4761,92 @@ def run_show_instances(call: Call) -> Any:
     return [stripped(tidy_instance(row)) for row in rows]
 
 
-# What the service is asked for where a table is due, and the names of --cols that are not those of the fields.
-SUMMARY_COLS = ["id", "actual_status", "label", "num_gpus", "gpu_name", "gpu_util", "disk_space", "disk_usage",
-                "disk_util", "volume_info", "dph_total", "image_uuid", "start_date", "verification"]
-DETAIL_COLS = ["machine_id", "template_id", "template_name", "geolocation", "inet_up", "inet_down", "ssh_host",
-               "ssh_port", "status_msg"]
-COLUMN_NAMES = {"actual_status": "status", "dph_total": "dph", "image_uuid": "image", "start_date": "age",
-                "verification": "verified", "machine_id": "machine", "geolocation": "location", "status_msg": "msg"}
+# What the service is asked for where a table is due, and the names of --cols that are not those of
+# the fields.
+SUMMARY_COLS = [
+    "id",
+    "actual_status",
+    "label",
+    "num_gpus",
+    "gpu_name",
+    "gpu_util",
+    "disk_space",
+    "disk_usage",
+    "disk_util",
+    "volume_info",
+    "dph_total",
+    "image_uuid",
+    "start_date",
+    "verification",
+]
+DETAIL_COLS = [
+    "machine_id",
+    "template_id",
+    "template_name",
+    "geolocation",
+    "inet_up",
+    "inet_down",
+    "ssh_host",
+    "ssh_port",
+    "status_msg",
+]
+COLUMN_NAMES = {
+    "actual_status": "status",
+    "dph_total": "dph",
+    "image_uuid": "image",
+    "start_date": "age",
+    "verification": "verified",
+    "machine_id": "machine",
+    "geolocation": "location",
+    "status_msg": "msg",
+}
 
 
 def instance_columns(call: Call) -> tuple[Any, ...]:
     """The columns that --verbose or --cols ask for."""
     if not call["cols"]:
         return INSTANCE_COLUMNS + (INSTANCE_MORE if call["verbose"] else ())
-    known = {COLUMN_NAMES.get(column[1], column[1]): column for column in INSTANCE_COLUMNS + INSTANCE_MORE}
+    known = {
+        COLUMN_NAMES.get(column[1], column[1]): column
+        for column in INSTANCE_COLUMNS + INSTANCE_MORE
+    }
     names = [name.strip() for name in call["cols"].split(",")]
     for name in names:
         if name not in known:
-            raise UsageError(f"--cols: there is no column {shown(name)!r}{nearest(name, known)}")
+            raise UsageError(
+                f"--cols: there is no column {printable(name)!r}{suggest(name, known)}"
+            )
     return tuple(known[name] for name in names)
 
 
 def instance_filters(call: Call) -> Row:
     """`select_filters` and `order_by` from the options of show instances."""
-    filters = {"actual_status": call["status"], "label": call["label"] and [text or None for text in call["label"]],
-               "gpu_name": call["gpu_name"], "verification": call["verification"]}
+    filters = {
+        "actual_status": call["status"],
+        "label": call["label"] and [text or None for text in call["label"]],
+        "gpu_name": call["gpu_name"],
+        "verification": call["verification"],
+    }
     order = []
     for text in call["order_by"] or ():
         column, _, direction = text.strip().partition(" ")
         direction = direction.strip().lower() or "asc"
         if not column or direction not in ("asc", "desc"):
-            raise UsageError(f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {shown(text)!r}")
+            raise UsageError(
+                f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {printable(text)!r}"
+            )
         order.append({"col": column, "dir": direction})
     if "id" not in [part["col"] for part in order]:
         order.append({"col": "id", "dir": "asc"})
     for state in call["status"] or ():
         if state not in ("running", "loading", "exited", "created"):
-            call.warn(f"{shown(state)!r} is not a state of instances (running, loading, exited, created)")
-    return {"select_filters": {name: {"in": values} for name, values in filters.items() if values}, "order_by": order}
+            call.warn(
+                f"{printable(state)!r} is not a state of instances (running, loading, exited, created)"
+            )
+    return {
+        "select_filters": {name: {"in": values} for name, values in filters.items() if values},
+        "order_by": order,
+    }
 
 
 def tidy_instance(row: Row) -> Row:
@@ -3745,7 +4855,11 @@ def tidy_instance(row: Row) -> Row:
     if isinstance(started, (int, float)):
         row["duration"] = time.time() - started
     if isinstance(row.get("extra_env"), list):
-        row["extra_env"] = {pair[0]: pair[1] for pair in row["extra_env"] if isinstance(pair, list) and len(pair) == 2}
+        row["extra_env"] = {
+            pair[0]: pair[1]
+            for pair in row["extra_env"]
+            if isinstance(pair, list) and len(pair) == 2
+        }
     return row
 
 
@@ -3762,13 +4876,6 @@ def run_show_instance(call: Call) -> Row | None:
     """One instance, or None where it is gone."""
     row = call.send()
     return row and tidy_instance(row)
-
-
-def later(error: VastAIError, what: str) -> VastAIError:
-    """The error of a step behind the command's own request, so that nobody takes it for the answer to that one."""
-    family = next(c for c in type(error).__mro__ if c.__module__ == __name__)
-    response = error.response if error.status != 200 else None  # `"success": false` of another request
-    return raising(family, f"{what}: {error.msg}", **{**error.details, "response": response, "hint": error.hint})
 
 
 def run_destroy_instance(call: Call) -> Row:
@@ -3788,7 +4895,9 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
     Raises WaitTimeoutError; VastAIError or NotFoundError where the state can no longer come.
     """
     begun, end, pause = time.monotonic(), time.monotonic() + call["max_wait"], poll / 4
-    look = Call(call.client.varied(retry=1), call.row, {}, call.view)  # one try a look: this is a loop already
+    look = Call(
+        call.client.varied(retry=1), call.row, {}, call.view
+    )  # one try a look: this is a loop already
     while True:
         asked, look.client.timeout = 0.0, min(call.client.timeout, max(0.5, end - time.monotonic()))
         try:
@@ -3799,7 +4908,7 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
             row, asked = {}, error.retry_after or pause
         except VastAIError as error:
             if not isinstance(error, NetworkError) and error.status < 500:
-                raise later(error, f"instance {id} cannot be looked at") from error
+                raise relabel_error(error, f"instance {id} cannot be looked at") from error
             row = {}  # one lost answer is no reason to give up
         state = "destroyed" if row is None else row.get("actual_status")
         if state == status:
@@ -3808,15 +4917,24 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
         if row is None:
             raise NotFoundError(f"instance {id} is gone")
         told = str(row.get("status_msg") or "").strip()
-        stopped = status in ("running", "loading") and state == "exited" and row.get("intended_status") == "stopped"
+        stopped = (
+            status in ("running", "loading")
+            and state == "exited"
+            and row.get("intended_status") == "stopped"
+        )
         if stopped or (status != "destroyed" and told.lower().startswith("error")):
-            told = f" {shown(told, 300)}" * bool(told)
-            raise VastAIError(f"instance {id} cannot become {status}: it is {state or 'not started'}.{told}",
-                              hint=f"`vastai logs {id}` may say why; it costs until it is destroyed.")
+            told = f" {printable(told, 300)}" * bool(told)
+            raise VastAIError(
+                f"instance {id} cannot become {status}: it is {state or 'not started'}.{told}",
+                hint=f"`vastai logs {id}` may say why; it costs until it is destroyed.",
+            )
         left = end - time.monotonic()
         if left <= 0:
-            raise WaitTimeoutError(f"instance {id} was not {status} after {call['max_wait']:g} s: "
-                                   f"it is {state or 'unknown'}", hint=f"`vastai wait instance {id}` goes on waiting.")
+            raise WaitTimeoutError(
+                f"instance {id} was not {status} after {call['max_wait']:g} s: "
+                f"it is {state or 'unknown'}",
+                hint=f"`vastai wait instance {id}` goes on waiting.",
+            )
         call.note(f"instance {id}: {state or '…'}, {time.monotonic() - begun:.0f} s {told[:60]}")
         time.sleep(max(0.0, min(left, max(pause, asked))))
         pause = min(poll * 3, pause * 1.25)
@@ -3827,7 +4945,7 @@ def run_bulk(call: Call) -> Row:
     ids, key = call["ids"], next(arg.key for arg in call.row.args if arg.name == "ids")
     answers, results, failures = [], [], []
     for at in range(0, len(ids), BULK):
-        part = ids[at:at + BULK]
+        part = ids[at : at + BULK]
         try:
             answers.append(call.send(body={key: part}))
             results += [{"id": id, "success": True} for id in part]
@@ -3838,9 +4956,14 @@ def run_bulk(call: Call) -> Row:
                 raise
             failures.append(error)
             done = None if isinstance(error, OutcomeUnknownError) else False
-            results += [{"id": id, "success": done, "status_code": error.status, "msg": error.msg} for id in part]
+            results += [
+                {"id": id, "success": done, "status_code": error.status, "msg": error.msg}
+                for id in part
+            ]
     if failures and not answers:
-        raise next((error for error in failures if isinstance(error, OutcomeUnknownError)), failures[0])
+        raise next(
+            (error for error in failures if isinstance(error, OutcomeUnknownError)), failures[0]
+        )
     if failures:
         raise partial(results)
     if not answers:
@@ -3853,40 +4976,45 @@ def run_bulk(call: Call) -> Row:
     return merged
 
 
-def partial(results: list[Row]) -> PartialError:
-    """The error of several items of which some failed."""
-    failed = {str(item.get("id")): item.get("msg") for item in results if not item.get("success")}
-    reasons = list(dict.fromkeys(filter(None, failed.values())))
-    return PartialError(f"{len(failed)} of {len(results)} failed: {', '.join(list(failed)[:20])}"
-                        + "".join(f"; {reason}" for reason in reasons[:3]), results=results)
-
-
 def run_scheduled(call: Call) -> Any:
-    """A command that may become a scheduled job.  A bid is only scheduled; the others act at once as well."""
+    """A command that may become a scheduled job.  A bid is only scheduled; the others act at once
+    as well.
+    """
     if call["schedule"] is None:
         return run_logs(call) if call.row.returns == "text" else call.send()
     bid = call.row.name == "change bid"
-    members = {"instance_id": call["id"], **({"price": call["price"]} if bid else {})}  # null asks for a bid that wins
-    job = schedule_of(call, request_of(call, body=members))
+    members = {
+        "instance_id": call["id"],
+        **({"price": call["price"]} if bid else {}),
+    }  # null asks for a bid that wins
+    job = schedule_of(call, build_request(call, body=members))
     if bid:
         return make_job(call, job)
     answer = run_logs(call) if call.row.returns == "text" else call.send()
     if isinstance(answer, str) and call.cli and not call.raw:
-        emit(reader_text(call, answer).rstrip("\n") + "\n", plain=True)
+        write_out(reader_text(call, answer).rstrip("\n") + "\n", plain=True)
     try:
         return make_job(call, job)
     except VastAIError as error:
-        raise later(error, "it was done once, now, but there is no job to repeat it") from error
+        raise relabel_error(
+            error, "it was done once, now, but there is no job to repeat it"
+        ) from error
 
 
 def make_job(call: Call, job: Row) -> Any:
-    """Adds a scheduled job; where there is one for the instance already, asks whether to replace it."""
-    def send(name: str, **params: Any) -> Any:  # with the job's nulls, which say "each day" or "each hour"
+    """Adds a scheduled job; where there is one for the instance already, asks whether to replace
+    it.
+    """
+
+    def send(
+        name: str, **params: Any
+    ) -> Any:  # with the job's nulls, which say "each day" or "each hour"
         return Call(call.client, METHODS[name], params, View()).send(body=job)
+
     try:
         return send("create_scheduled_job")
     except VastAIError as error:
-        existing = dig(error.body, "scheduled_job_id")
+        existing = get_path(error.body, "scheduled_job_id")
         if error.status != 422 or existing is None or not call.cli:
             raise
         question = f"Job {existing} does this already. Replace it?"
@@ -3917,7 +5045,7 @@ def follow_logs(call: Call, text: str) -> None:
         lines = text.splitlines()
         fresh = new_lines(last, lines)
         if fresh:
-            emit("\n".join(fresh) + "\n", plain=True)
+            write_out("\n".join(fresh) + "\n", plain=True)
             flush(sys.stdout)
             last, pause = lines, 2.0
         if over:
@@ -3930,39 +5058,54 @@ def follow_logs(call: Call, text: str) -> None:
             row = None
         if row is None:
             return
-        over = row.get("actual_status") == "exited"  # looked at before the log, so that its end is not lost
+        over = (
+            row.get("actual_status") == "exited"
+        )  # looked at before the log, so that its end is not lost
         url = call.send(tail=call["tail"] or "1000").get("result_url")
         text = result_text(call, str(url), call["max_wait"]) if url else text
 
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
-    """The lines behind those that were there before; the log's beginning moves on, so they may stand further up."""
-    last = last[-1000:]  # enough to tell; a log that says the same all the time takes no longer than others
+    """The lines behind those that were there before; the log's beginning moves on, so they may
+    stand further up.
+    """
+    last = last[
+        -1000:
+    ]  # enough to tell; a log that says the same all the time takes no longer than others
     for at in range(len(lines), 0, -1):
-        if last and lines[at - 1] == last[-1] and lines[max(0, at - len(last)):at] == last[-at:]:
+        if last and lines[at - 1] == last[-1] and lines[max(0, at - len(last)) : at] == last[-at:]:
             return lines[at:]
     return lines
 
 
 def result_text(call: Call, url: str, max_wait: float) -> str:
-    """The text at a presigned address, once it is there.  The key stays at home.  Raises WaitTimeoutError."""
+    """The text at a presigned address, once it is there.  The key stays at home.  Raises
+    WaitTimeoutError.
+    """
     from urllib.parse import quote, urlsplit
+
     try:
         parts = urlsplit(quote(url, safe=URL_SAFE))
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError
     except ValueError:
-        raise VastAIError(f"the service gave {shown(url, 100)!r} as the address of the result") from None
+        raise VastAIError(
+            f"the service gave {printable(url, 100)!r} as the address of the result"
+        ) from None
     url = parts.geturl()
-    end, pause, request = time.monotonic() + max_wait, 0.3, Request("GET", url, {}, None, SAFE, auth=False)
+    end, pause, request = (
+        time.monotonic() + max_wait,
+        0.3,
+        Request("GET", url, {}, None, SAFE, auth=False),
+    )
     if call.client.explain:
-        explain(call.client, request)
+        explain_request(call.client, request)
     while True:
         time.sleep(max(0, min(pause, end - time.monotonic())))
         call.note("waiting for the result …")
         try:
             left = max(0.5, end - time.monotonic())
-            answer = follow(call.client, request, min(left, call.client.timeout))
+            answer = send_following_redirects(call.client, request, min(left, call.client.timeout))
             if answer.status_code == 200:
                 call.note("")
                 return answer.text
@@ -3973,13 +5116,18 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
         pause = min(3.0, pause * 1.3)
 
 
-HOW_TO_GET_SSH = "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH client of Windows."
+HOW_TO_GET_SSH = (
+    "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH client of Windows."
+)
 
 
 def run_ssh(call: Call) -> None:
     host, port = ssh_target(call, call["id"])
-    run_program(["ssh", "-p", str(port), *ssh_options(call), f"root@{host}", *(call["command"] or ())], HOW_TO_GET_SSH,
-                told=False)
+    run_program(
+        ["ssh", "-p", str(port), *ssh_options(call), f"root@{host}", *(call["command"] or ())],
+        HOW_TO_GET_SSH,
+        told=False,
+    )
 
 
 def run_scp(call: Call) -> None:
@@ -3993,24 +5141,42 @@ def run_scp(call: Call) -> None:
             host, port = ssh_target(call, _whole(id))
             place = f"root@{f'[{host}]' if ':' in host else host}:{path}"
         elif place.startswith("-"):
-            raise UsageError(f"a path must not begin with -: write ./{shown(place)}")
+            raise UsageError(f"a path must not begin with -: write ./{printable(place)}")
         words.append(place)
     if not port:
         raise UsageError("one of the two is ID:PATH, such as 4242:/workspace/")
-    run_program(["scp", "-P", str(port), *ssh_options(call), *(["-r"] if call["recursive"] else []), "--", *words],
-                HOW_TO_GET_SSH)
+    run_program(
+        [
+            "scp",
+            "-P",
+            str(port),
+            *ssh_options(call),
+            *(["-r"] if call["recursive"] else []),
+            "--",
+            *words,
+        ],
+        HOW_TO_GET_SSH,
+    )
 
 
 def run_address(call: Call) -> str:
-    """`ssh://root@HOST:PORT`: the mapped port 22 of the machine, else the proxy; with `all` both, a line each."""
+    """`ssh://root@HOST:PORT`: the mapped port 22 of the machine, else the proxy; with `all` both, a
+    line each.
+    """
     row = next((row for row in call.do("show_instances") if row.get("id") == call["id"]), None)
-    found = [f"{call.row.name[:3]}://root@{host}:{port}" for host, port in reachable(call, row, call["id"])]
+    found = [
+        f"{call.row.name[:3]}://root@{host}:{port}"
+        for host, port in reachable(call, row, call["id"])
+    ]
     return "\n".join(found if call["all"] else found[:1])
 
 
 def ssh_target(call: Call, id: int) -> tuple[str, int]:
-    """The first SSH address of an instance that answers; the last one if none does, for ssh to say why."""
+    """The first SSH address of an instance that answers; the last one if none does, for ssh to say
+    why.
+    """
     import socket
+
     found = reachable(call, call.do("show_instance", id=id), id)
     for host, port in found[:-1]:
         try:
@@ -4022,7 +5188,9 @@ def ssh_target(call: Call, id: int) -> tuple[str, int]:
 
 
 def ssh_options(call: Call) -> list[str]:
-    """A new host key is taken without a question and kept; a changed one is refused.  The identity, if one is given."""
+    """A new host key is taken without a question and kept; a changed one is refused.  The identity,
+    if one is given.
+    """
     identity = call["identity"]
     chosen = [] if identity is None else ["-i", os.path.expanduser(identity)]
     return ["-o", "StrictHostKeyChecking=accept-new", *chosen]
@@ -4031,18 +5199,28 @@ def ssh_options(call: Call) -> list[str]:
 def reachable(call: Call, row: Row | None, id: int) -> list[tuple[str, int]]:
     """The SSH addresses of an instance.  Raises where there is no such instance or no address."""
     if not row:
-        raise NotFoundError(f"you have no instance {id}", hint="`vastai show instances` lists yours.")
-    found = addresses(row)
+        raise NotFoundError(
+            f"you have no instance {id}", hint="`vastai show instances` lists yours."
+        )
+    found = ssh_addresses(row)
     if not found:
-        raise VastAIError(f"instance {id} has no SSH port yet; is it running?",
-                          hint=f"`vastai wait instance {id}` waits until it is.")
+        raise VastAIError(
+            f"instance {id} has no SSH port yet; is it running?",
+            hint=f"`vastai wait instance {id}` waits until it is.",
+        )
     return found
 
 
-def addresses(row: Row) -> list[tuple[str, int]]:
-    """Where an instance listens for SSH: direct first, then the proxy; hosts and ports that can be used as they are."""
-    mapped, behind = dig(row, "ports.22/tcp"), "jupyter" in str(row.get("image_runtype"))
-    found = [(row.get("public_ipaddr"), dig(mapped[0], "HostPort"), 0)] if mapped and isinstance(mapped, list) else []
+def ssh_addresses(row: Row) -> list[tuple[str, int]]:
+    """Where an instance listens for SSH: direct first, then the proxy; hosts and ports that can be
+    used as they are.
+    """
+    mapped, behind = get_path(row, "ports.22/tcp"), "jupyter" in str(row.get("image_runtype"))
+    found = (
+        [(row.get("public_ipaddr"), get_path(mapped[0], "HostPort"), 0)]
+        if mapped and isinstance(mapped, list)
+        else []
+    )
     good = []
     for host, port, more in [*found, (row.get("ssh_host"), row.get("ssh_port"), behind)]:
         try:
@@ -4054,15 +5232,25 @@ def addresses(row: Row) -> list[tuple[str, int]]:
 
 
 def safe_host(host: Any) -> str:
-    """A host from the service as it may stand in a command, where it is not an option.  Raises ValueError."""
+    """A host from the service as it may stand in a command, where it is not an option.  Raises
+    ValueError.
+    """
     name = str(host or "").strip()
-    if not name or name[0] == "-" or not all((c.isascii() and c.isalnum()) or c in ".-:" for c in name):
+    if (
+        not name
+        or name[0] == "-"
+        or not all((c.isascii() and c.isalnum()) or c in ".-:" for c in name)
+    ):
         raise ValueError(name)
     return name
 
 
 def run_show_template(call: Call) -> Row:
-    name = "id" if call["id"].isascii() and call["id"].isdigit() and len(call["id"]) < 16 else "hash_id"
+    name = (
+        "id"
+        if call["id"].isascii() and call["id"].isdigit() and len(call["id"]) < 16
+        else "hash_id"
+    )
     return template_of(call, name, int(call["id"]) if name == "id" else call["id"])
 
 
@@ -4077,8 +5265,10 @@ def template_of(call: Call, name: str, value: Any) -> Row:
     """The template with this id or hash; of several with one hash one's own."""
     found: list[Row] = call.do("search_templates", query={name: {"eq": value}})
     if not found:
-        raise NotFoundError(f"no template has the {name[:4].strip()} {shown(str(value))}",
-                            hint="`vastai search templates` shows what there is; every update makes a new hash.")
+        raise NotFoundError(
+            f"no template has the {name[:4].strip()} {printable(str(value))}",
+            hint="`vastai search templates` shows what there is; every update makes a new hash.",
+        )
     if len(found) > 1:
         me = call.do("show_user").get("id")
         found = [row for row in found if me is not None and row.get("creator_id") == me] or found
@@ -4105,7 +5295,9 @@ def run_copy(call: Call) -> Row:
     if not call.cli or not {src, dst} & {None, "local"}:
         return answer
     upload = src in (None, "local")
-    side, id, path, here = ("dst", dst, dst_path, src_path) if upload else ("src", src, src_path, dst_path)
+    side, id, path, here = (
+        ("dst", dst, dst_path, src_path) if upload else ("src", src, src_path, dst_path)
+    )
     try:
         host, port = safe_host(answer.get(f"{side}_addr")), _whole(answer.get(f"{side}_port"))
     except (ValueError, AttributeError):
@@ -4115,17 +5307,37 @@ def run_copy(call: Call) -> Row:
         try:
             os.makedirs(here, exist_ok=True)
         except OSError as error:
-            raise VastAIError(f"cannot make {shown(here)}: {error.strerror}") from None
+            raise VastAIError(f"cannot make {printable(here)}: {error.strerror}") from None
     if os.name == "nt" and here[1:2] == ":":  # rsync would take C: for a host
         here = f"/proc/cygdrive/{here[0]}/" + here[2:].replace("\\", "/").lstrip("/")
     from shlex import quote
-    shell = " ".join(["ssh", *(["-i", quote(os.path.expanduser(call["identity"]))] if call["identity"] else []),
-                      "-p", str(port), "-o", "StrictHostKeyChecking=no"])
+
+    shell = " ".join(
+        [
+            "ssh",
+            *(["-i", quote(os.path.expanduser(call["identity"]))] if call["identity"] else []),
+            "-p",
+            str(port),
+            "-o",
+            "StrictHostKeyChecking=no",
+        ]
+    )
     there = f"vastai_kaalia@{f'[{host}]' if ':' in host else host}::{id}/{path}"
-    run_program(["rsync", "-arz", "-v", "--progress", "--rsh=ssh", "-e", shell,
-                 *(f"--exclude={pattern}" for pattern in call["exclude"] or ()),
-                 *((here, there) if upload else (there, here))],
-                "Get it with `apt-get install rsync`, `brew install rsync` or, on Windows, in WSL.", aside=call.raw)
+    run_program(
+        [
+            "rsync",
+            "-arz",
+            "-v",
+            "--progress",
+            "--rsh=ssh",
+            "-e",
+            shell,
+            *(f"--exclude={pattern}" for pattern in call["exclude"] or ()),
+            *((here, there) if upload else (there, here)),
+        ],
+        "Get it with `apt-get install rsync`, `brew install rsync` or, on Windows, in WSL.",
+        aside=call.raw,
+    )
     return answer
 
 
@@ -4134,56 +5346,97 @@ def run_cloud_copy(call: Call) -> Row:
     if call["schedule"] is None:
         answer: Row = call.send()
         return answer
-    request, last = request_of(call), call["end_date"]
+    request, last = build_request(call), call["end_date"]
     call.params["end_date"] = LAST_MOMENT if last is None else last
     schedule_of(call, request)  # what is wrong with the times is said before anything is sent
     instance = call.do("show_instance", id=call["instance"])
     if instance is None:
         raise NotFoundError(f"there is no instance {call['instance']}")
     if instance.get("internet_up_cost_per_tb") is not None:
-        confirm(call, f"Upload costs {instance['internet_up_cost_per_tb']} $/TB each time. Schedule the copy?")
+        confirm(
+            call,
+            f"Upload costs {instance['internet_up_cost_per_tb']} $/TB each time. Schedule the copy?",
+        )
     call.params["end_date"] = instance.get("end_date") if last is None else last
     job: Row = make_job(call, schedule_of(call, request))
     return job
 
 
 def run_price_increase(call: Call) -> Row:
-    """Accepts or rejects what is pending for each instance.  In the SDK one instance, and the service's answer."""
+    """Accepts or rejects what is pending for each instance.  In the SDK one instance, and the
+    service's answer.
+    """
     ids = list(dict.fromkeys(call["ids"])) if call.cli else [call["instance_id"]]
     verb = call.row.name.split()[0]
     if not call.client.curl:
-        confirm(call, f"{verb.title()} the higher prices of instances {', '.join(map(str, ids))}? (--yes does not ask)")
+        confirm(
+            call,
+            f"{verb.title()} the higher prices of instances {', '.join(map(str, ids))}? (--yes does not ask)",
+        )
     rows = call.do("show_pending_price_increases")["pending_price_increases"]
-    numbers = {row.get("contract_id"): row.get("pending_price_increase_id") for row in reversed(rows)}
+    numbers = {
+        row.get("contract_id"): row.get("pending_price_increase_id") for row in reversed(rows)
+    }
     results: list[Row] = []
     failures: list[VastAIError] = []
     for id in ids:
-        result = {"instance_id": id, "pending_price_increase_id": numbers.get(id), "contract_id": id}
+        result = {
+            "instance_id": id,
+            "pending_price_increase_id": numbers.get(id),
+            "contract_id": id,
+        }
         try:
             if numbers.get(id) is None:
-                raise NotFoundError(f"no price increase is pending for instance {id}",
-                                    hint="`vastai show pending-price-increases` shows those that are.")
+                raise NotFoundError(
+                    f"no price increase is pending for instance {id}",
+                    hint="`vastai show pending-price-increases` shows those that are.",
+                )
             answer: Row = call.send(body={"pending_price_increase_id": numbers[id]})
             if not call.cli:
                 return answer
-            result.update({name: answer[name] for name in ("pending_price_increase_id", "contract_id")
-                           if answer.get(name) is not None})
+            result.update(
+                {
+                    name: answer[name]
+                    for name in ("pending_price_increase_id", "contract_id")
+                    if answer.get(name) is not None
+                }
+            )
             results.append({**result, "status": f"{verb}ed", "response": answer})
         except VastAIError as error:
             failures.append(error)
-            stale = (numbers.get(id) is None or error.status == 409
-                     or dig(error.body, "error") == "no_pending_price_increase")
+            stale = (
+                numbers.get(id) is None
+                or error.status == 409
+                or get_path(error.body, "error") == "no_pending_price_increase"
+            )
             unknown = isinstance(error, OutcomeUnknownError)
-            results.append({**result, "status": "stale" if stale else "unknown" if unknown else "failed",
-                            "error": error.msg})
+            results.append(
+                {
+                    **result,
+                    "status": "stale" if stale else "unknown" if unknown else "failed",
+                    "error": error.msg,
+                }
+            )
     if len(failures) == len(ids) == 1:
         raise failures[0]
     if failures:
-        failed = [f"{result['instance_id']}{' (unknown)' * (result['status'] == 'unknown')}"
-                  for result in results if "error" in result]
-        raise PartialError(f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", results=results)
-    return {"success": True, "exit_code": 0, "requested": len(ids), "acted": len(ids), "stale": 0, "failed": 0,
-            "results": results}
+        failed = [
+            f"{result['instance_id']}{' (unknown)' * (result['status'] == 'unknown')}"
+            for result in results
+            if "error" in result
+        ]
+        raise PartialError(
+            f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", results=results
+        )
+    return {
+        "success": True,
+        "exit_code": 0,
+        "requested": len(ids),
+        "acted": len(ids),
+        "stale": 0,
+        "failed": 0,
+        "results": results,
+    }
 
 
 def run_search_benchmarks(call: Call) -> Any:
@@ -4191,10 +5444,16 @@ def run_search_benchmarks(call: Call) -> Any:
     query: Row = {}
     build_filter_search(call, query, {})
     if call["order"] is not None:
-        query["order_by"] = [part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
-                             for part in parse_order(call["order"])]
-    query.update({name: call[name] for name in ("limit", "after_token") if call[name] not in (None, "")})
-    everything = call["all_pages"] or (call.cli and call["limit"] is None and call["after_token"] is None)
+        query["order_by"] = [
+            part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
+            for part in parse_order(call["order"])
+        ]
+    query.update(
+        {name: call[name] for name in ("limit", "after_token") if call[name] not in (None, "")}
+    )
+    everything = call["all_pages"] or (
+        call.cli and call["limit"] is None and call["after_token"] is None
+    )
     rows: list[Row] = []
     for page in pages(call, query, everything):
         rows += page["rows"]
@@ -4218,11 +5477,24 @@ def run_gpu_trends(call: Call) -> Any:
     result: Row = {}
     for gpu in [*filter(gpus.__contains__, asked), *gpus]:
         supply, prices = gpus[gpu].get("supply_demand") or {}, gpus[gpu].get("pricing") or {}
-        lists = {name: (prices if name in PRICES else supply).get(name) or [] for name in (*SUPPLY.values(), *PRICES)}
-        result[gpu] = {"stats": gpus[gpu].get("stats") or {}, "rows": [
-            {"date": utc_text(moment, "%Y-%m-%d %H:%M:%S"), "timestamp": moment,
-             **{name: values[at] if at < len(values) else None for name, values in lists.items()}}
-            for at, moment in enumerate(supply.get("timestamps") or ())]}
+        lists = {
+            name: (prices if name in PRICES else supply).get(name) or []
+            for name in (*SUPPLY.values(), *PRICES)
+        }
+        result[gpu] = {
+            "stats": gpus[gpu].get("stats") or {},
+            "rows": [
+                {
+                    "date": format_utc(moment, "%Y-%m-%d %H:%M:%S"),
+                    "timestamp": moment,
+                    **{
+                        name: values[at] if at < len(values) else None
+                        for name, values in lists.items()
+                    },
+                }
+                for at, moment in enumerate(supply.get("timestamps") or ())
+            ],
+        }
     if call.whole or (call.view.form == "table" and not call.view.fields):
         return result
     return [{"gpu": gpu, **row} for gpu, part in result.items() for row in part["rows"]]
@@ -4231,14 +5503,22 @@ def run_gpu_trends(call: Call) -> Any:
 def run_gpu_locations(call: Call) -> Row:
     """The places that the filters let through; the service knows no filters here."""
     answer: Row = call.send()
-    gpus = {name.strip().replace("_", " ") for name in (call["gpu"] or "").split(",") if name.strip()}
+    gpus = {
+        name.strip().replace("_", " ") for name in (call["gpu"] or "").split(",") if name.strip()
+    }
     rows = []
     for row in answer.get("locations") or ():
         state = row.get("state") or ("rented" if row.get("rented") else "available")
-        facts = {"verified": row.get("verified") or False, "datacenter": row.get("datacenter") or False,
-                 "rented": state == "rented"}
-        if (all(call[name] in ("all", str(fact).lower()) for name, fact in facts.items())
-                and call["state"] in ("all", state) and (not gpus or row.get("gpu_name") in gpus)):
+        facts = {
+            "verified": row.get("verified") or False,
+            "datacenter": row.get("datacenter") or False,
+            "rented": state == "rented",
+        }
+        if (
+            all(call[name] in ("all", str(fact).lower()) for name, fact in facts.items())
+            and call["state"] in ("all", state)
+            and (not gpus or row.get("gpu_name") in gpus)
+        ):
             rows.append(row if call.whole else {**row, "state": state})
     return {**answer, "locations": rows}
 
@@ -4263,14 +5543,20 @@ def run_set_api_key(call: Call) -> str | None:
 
 
 def run_ssh_key(call: Call) -> Any:
-    """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that it is given."""
+    """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that
+    it is given.
+    """
     text = call["ssh_key"]
     if call.cli and os.path.exists(os.path.expanduser(text)):
         text = _read_file(text)
     if "PRIVATE KEY" in text:
-        raise UsageError("that is a private key; give the public one, from the file that ends in .pub")
+        raise UsageError(
+            "that is a private key; give the public one, from the file that ends in .pub"
+        )
     if call.cli and not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
-        raise UsageError(f"{shown(text, 60)!r} is neither a public SSH key nor a file that holds one")
+        raise UsageError(
+            f"{printable(text, 60)!r} is neither a public SSH key nor a file that holds one"
+        )
     return call.send(ssh_key=text)
 
 
@@ -4282,6 +5568,7 @@ def run_create_ssh_key(call: Call) -> Any:
         return call.send(ssh_key="PUBLIC_KEY")
     import getpass
     import shutil
+
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
@@ -4294,8 +5581,11 @@ def run_create_ssh_key(call: Call) -> Any:
         for name in existing:
             os.rename(name, f"{name}.backup_{stamp}")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    run_program(["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{user}-vast.ai"], HOW_TO_GET_SSH,
-                aside=True)
+    run_program(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{user}-vast.ai"],
+        HOW_TO_GET_SSH,
+        aside=True,
+    )
     os.chmod(path, 0o600)
     return call.send(ssh_key=_read_file(path + ".pub").strip())
 
@@ -4306,6 +5596,7 @@ def run_instance_ssh_keys(call: Call) -> list[Row]:
     keys = answer.get("ssh_keys") if isinstance(answer, dict) else answer
     if isinstance(keys, str):
         import json
+
         try:
             keys = json.loads(keys)
         except (ValueError, RecursionError):
@@ -4321,9 +5612,15 @@ def run_set_role(call: Call) -> str | None:
 
 def run_show_env_vars(call: Call) -> Any:
     """The environment variables; without their values unless those are asked for."""
-    hidden = None if call["show_values"] else "*" * (5 if call.cli else 4)  # as the official client has it
+    hidden = (
+        None if call["show_values"] else "*" * (5 if call.cli else 4)
+    )  # as the official client has it
     values = {name: hidden or value for name, value in (call.send() or {}).items()}
-    return values if not call.cli or call.whole else [{"name": name, "value": value} for name, value in values.items()]
+    return (
+        values
+        if not call.cli or call.whole
+        else [{"name": name, "value": value} for name, value in values.items()]
+    )
 
 
 def run_tfa_login(call: Call) -> Row:
@@ -4373,23 +5670,33 @@ def run_tfa_auth_new(call: Call) -> Row:
     if (code is None) != (secret is None):
         raise UsageError("--secret and --code go together")
     if code is None:
-        keys = {"backup_code": "backup_code", "method_id": "tfa_method_id", "method_type": "tfa_method"}
+        keys = {
+            "backup_code": "backup_code",
+            "method_id": "tfa_method_id",
+            "method_type": "tfa_method",
+        }
         given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
         if call.cli and len(given) > 1:
             raise UsageError("give one of --method-type, --method-id and --backup-code")
         answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
-        if not call.cli or (call["backup_code"] and answer.get("msg") == "Authorization successful."):
+        if not call.cli or (
+            call["backup_code"] and answer.get("msg") == "Authorization successful."
+        ):
             return answer
         secret = answer.get("secret")
         if not isinstance(secret, str) or not secret:
             raise VastAIError("the service gave no secret for the second step; start again")
         if not call.raw:
-            emit(f"Secret: {shown(secret)}\n")
+            write_out(f"Secret: {printable(secret)}\n")
         code = ask_line("Code:" if not call.raw else f"Secret: {secret}. Code:")
         if not code:
-            raise VastAIError("no code was given",
-                              hint=f"`vastai tfa auth-new --secret {shown(secret)} --code CODE` goes on from here.")
-    done: Row = Call(call.client, AUTH_NEW_END, {"secret": secret, "code": code}, call.view, call.cli).send()
+            raise VastAIError(
+                "no code was given",
+                hint=f"`vastai tfa auth-new --secret {printable(secret)} --code CODE` goes on from here.",
+            )
+    done: Row = Call(
+        call.client, AUTH_NEW_END, {"secret": secret, "code": code}, call.view, call.cli
+    ).send()
     return done
 
 
@@ -4399,7 +5706,9 @@ def run_show_machine(call: Call) -> Any:
     if call.cli and (found or call.raw):
         return found
     if not found:
-        raise NotFoundError(f"there is no machine {call['id']}", hint="`vastai show machines` shows yours.")
+        raise NotFoundError(
+            f"there is no machine {call['id']}", hint="`vastai show machines` shows yours."
+        )
     if len(found) > 1:
         raise VastAIError(f"the service gave {len(found)} machines for {call['id']}")
     return found[0]
@@ -4417,9 +5726,13 @@ def run_list_machines(call: Call) -> list[Row]:
         except NothingSent:
             continue
         except VastAIError as error:
-            if (isinstance(error, AuthError) and error.status != 403 and not results) or len(call["ids"]) == 1:
+            if (isinstance(error, AuthError) and error.status != 403 and not results) or len(
+                call["ids"]
+            ) == 1:
                 raise
-            results.append({"id": id, "success": False, "status_code": error.status, "msg": error.msg})
+            results.append(
+                {"id": id, "success": False, "status_code": error.status, "msg": error.msg}
+            )
     call.note("")
     if not results:
         raise NothingSent
@@ -4437,10 +5750,18 @@ def run_show_clusters(call: Call) -> Any:
         return answer
     rows = []
     for id, cluster in answer["clusters"].items():
-        nodes = objects(dig(cluster, "nodes") or [])
+        nodes = objects(get_path(cluster, "nodes") or [])
         manager = next((node for node in nodes if node.get("is_cluster_manager")), {})
-        rows.append({"id": id, "subnet": dig(cluster, "subnet"), "nodes": nodes, "manager": manager.get("machine_id"),
-                     "manager_ip": manager.get("local_ip"), "machine_ids": [node.get("machine_id") for node in nodes]})
+        rows.append(
+            {
+                "id": id,
+                "subnet": get_path(cluster, "subnet"),
+                "nodes": nodes,
+                "manager": manager.get("machine_id"),
+                "manager_ip": manager.get("local_ip"),
+                "machine_ids": [node.get("machine_id") for node in nodes],
+            }
+        )
     return rows
 
 
@@ -4454,7 +5775,9 @@ def run_without_keys(call: Call) -> Any:
 
 
 def run_show_invoices(call: Call) -> Any:
-    """The items: on the command line those that count, in the SDK as they came, with what is not billed yet."""
+    """The items: on the command line those that count, in the SDK as they came, with what is not
+    billed yet.
+    """
     answer = invoice_items(call, inc_charges=not call["only_credits"])
     rows = billed(call, answer["invoices"]) if call.cli or call["pdf"] else []
     if call["pdf"]:
@@ -4464,23 +5787,37 @@ def run_show_invoices(call: Call) -> Any:
 
 def invoice_items(call: Call, **more: Any) -> Row:
     """`invoices` and `current` of a period; one's own zone holds for dates without one."""
-    query: Row = {name: time.time() - ago if call[option] in (None, "") else parse_when(call[option])
-                  for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0))}
-    call.extra["period"] = " - ".join(utc_text(moment, "%Y-%m-%d") for moment in query.values())
+    query: Row = {
+        name: time.time() - ago if call[option] in (None, "") else parse_when(call[option])
+        for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0))
+    }
+    call.extra["period"] = " - ".join(format_utc(moment, "%Y-%m-%d") for moment in query.values())
     answer = call.send(query={**query, **more})
     kind = "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
     call.extra["current"] = answer.get("current")
-    return {"invoices": [row for row in objects(answer.get("invoices")) if kind in (None, row.get("type"))],
-            "current": answer.get("current")}
+    return {
+        "invoices": [
+            row for row in objects(answer.get("invoices")) if kind in (None, row.get("type"))
+        ],
+        "current": answer.get("current"),
+    }
 
 
 def billed(call: Call, rows: list[Row]) -> list[Row]:
-    """Items that are not 0, between the given dates (here UTC holds), and of instances with the given label."""
-    start, end = (parse_when(date, "utc") if date else limit for date, limit in
-                  ((call["start_date"], float("-inf")), (call["end_date"], float("inf"))))
-    rows = [row for row in rows if amount_of(row) != 0 and start <= (row.get("timestamp") or 0) <= end]
+    """Items that are not 0, between the given dates (here UTC holds), and of instances with the
+    given label.
+    """
+    start, end = (
+        parse_when(date, "utc") if date else limit
+        for date, limit in ((call["start_date"], float("-inf")), (call["end_date"], float("inf")))
+    )
+    rows = [
+        row for row in rows if amount_of(row) != 0 and start <= (row.get("timestamp") or 0) <= end
+    ]
     if call["instance_label"]:
-        ids = list(dict.fromkeys(row["instance_id"] for row in rows if row.get("instance_id") is not None))
+        ids = list(
+            dict.fromkeys(row["instance_id"] for row in rows if row.get("instance_id") is not None)
+        )
         found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids)
         kept = {contract.get("id") for contract in found}
         rows = [row for row in rows if row.get("instance_id") in kept]
@@ -4501,21 +5838,39 @@ def run_show_invoices_v1(call: Call) -> Any:
         raise UsageError("give one of --invoices and --charges")
     if not call["pdf"]:
         return call.send()
-    query, results = request_of(call).query, []
+    query, results = build_request(call).query, []
     for page in pages(call, query, True):
         results += page["results"]
-    title, kind, when = ("Charges", "charge", "day") if call["charges"] else ("Invoices", "payment", "when")
+    title, kind, when = (
+        ("Charges", "charge", "day") if call["charges"] else ("Invoices", "payment", "when")
+    )
     period = query["select_filters"][when]
-    call.extra["period"] = " - ".join(utc_text(period[name], "%Y-%m-%d") for name in ("gte", "lte"))
-    write_invoice(call, call["pdf"], [{
-        "timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"), "type": kind,
-        "amount": row["amount"], "description": row.get("description") or row.get("source")}
-        for row in bill_rows(call, results)], title)
+    call.extra["period"] = " - ".join(
+        format_utc(period[name], "%Y-%m-%d") for name in ("gte", "lte")
+    )
+    write_invoice(
+        call,
+        call["pdf"],
+        [
+            {
+                "timestamp": row.get("start")
+                if isinstance(row.get("end"), str)
+                else row.get("end"),
+                "type": kind,
+                "amount": row["amount"],
+                "description": row.get("description") or row.get("source"),
+            }
+            for row in bill_rows(call, results)
+        ],
+        title,
+    )
     return {"results": results, "count": len(results), "total": len(results), "next_token": None}
 
 
 def bill_rows(call: Call, results: list[Row]) -> list[Row]:
-    """The results of a page as people read them: without zeros, payments as gains, `instance-12` in two parts."""
+    """The results of a page as people read them: without zeros, payments as gains, `instance-12` in
+    two parts.
+    """
     rows = []
     for row in results:
         amount = amount_of(row)
@@ -4536,10 +5891,13 @@ def bill_rows(call: Call, results: list[Row]) -> list[Row]:
 def run_pdf_invoices(call: Call) -> str:
     """Writes the items of a period as a PDF; the path."""
     from datetime import datetime
+
     name = f"invoice_{invoice_number()}"
     for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
         name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}" if date else ""  # noqa: DTZ006
-    name += "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
+    name += (
+        "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
+    )
     path = call["pdf"] or (name.replace(":", ".") if os.name == "nt" else name) + ".pdf"
     write_invoice(call, path, billed(call, invoice_items(call)["invoices"]))
     return str(path)
@@ -4559,8 +5917,17 @@ def write_invoice(call: Call, path: str, rows: list[Row], title: str = "Invoice"
         kind = "Payments" if row.get("type") == "payment" else "Charges"
         sums[kind] = sums.get(kind, 0) + (amount_of(row) or 0)
     totals = [(kind, f"{'-' * (amount < 0)}${abs(amount):,.2f}") for kind, amount in sums.items()]
-    write_private(os.path.expanduser(path), invoice_pdf(rows, user, title=title, number=str(invoice_number()),
-                                                        period=call.extra["period"], totals=totals))
+    write_private(
+        os.path.expanduser(path),
+        invoice_pdf(
+            rows,
+            user,
+            title=title,
+            number=str(invoice_number()),
+            period=call.extra["period"],
+            totals=totals,
+        ),
+    )
     if call.cli:
         remark(call, f"written to {path}")
 
@@ -4573,7 +5940,10 @@ def run_transfer_credit(call: Call) -> Any:
         if call[name] is None:
             raise UsageError(f"{name} is required")
     if not call["skip"] and not call.client.curl:
-        confirm(call, f"Give {call['amount']} $ of your credit to {call['recipient']}? It cannot be undone.")
+        confirm(
+            call,
+            f"Give {call['amount']} $ of your credit to {call['recipient']}? It cannot be undone.",
+        )
     return call.send()
 
 
@@ -4588,24 +5958,34 @@ def run_notifications(call: Call) -> Any:
 
 def notification_rows(choices: Row) -> list[Row]:
     """A row for each kind of notification, with the ways in which it comes."""
-    return [{"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
-            for context, kinds in choices.items() for kind, ways in (kinds if isinstance(kinds, dict) else {}).items()]
+    return [
+        {"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
+        for context, kinds in choices.items()
+        for kind, ways in (kinds if isinstance(kinds, dict) else {}).items()
+    ]
 
 
 def run_update(call: Call) -> None:
     """Says how this copy is brought up to date; there is no place to fetch a newer one from safely."""
     how, place = installation()
-    advice = (f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came at first"
-              if how == "pip" else "it is a file of its own: put the newer vastai.py in its place")
+    advice = (
+        f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came at first"
+        if how == "pip"
+        else "it is a file of its own: put the newer vastai.py in its place"
+    )
     raise VastAIError(f"this is vastai {__version__} in {place}; {advice}")
 
 
 def run_uninstall(call: Call) -> None:
-    """Uninstalls a copy that pip installed; of a copy that is a file of its own it says where it is."""
+    """Uninstalls a copy that pip installed; of a copy that is a file of its own it says where it
+    is.
+    """
     how, place = installation()
     if how == "file":
-        raise VastAIError(f"nothing was installed: this copy is the file {place}; delete it, and with it "
-                          f"{os.path.dirname(config_file(''))} if your keys shall go too")
+        raise VastAIError(
+            f"nothing was installed: this copy is the file {place}; delete it, and with it "
+            f"{os.path.dirname(config_file(''))} if your keys shall go too"
+        )
     confirm(call, f"Uninstall {place} with pip?")
     run_program([sys.executable, "-m", "pip", "uninstall", "--yes", "vastai"], "")
 
@@ -4613,28 +5993,33 @@ def run_uninstall(call: Call) -> None:
 def installation() -> tuple[str, str]:
     """How this copy came here ("pip" or "file"), and where it is."""
     from importlib.metadata import PackageNotFoundError, distribution
+
     place = os.path.realpath(__file__)
     try:
         package = distribution("vastai")
-        if any(os.path.realpath(str(package.locate_file(file))) == place for file in package.files or ()):
+        if any(
+            os.path.realpath(str(package.locate_file(file))) == place
+            for file in package.files or ()
+        ):
             return "pip", place
     except PackageNotFoundError:
         pass
     return "file", place
 
 
-# ------------------------------------------------------------------------------------------- diagnostics and benchmarks
+# ----------------------------------------------------------------------- diagnostics and benchmarks
 # Of a host's machines: they rent what they test, and give it back whatever happens.
+
 
 def run_self_test(call: Call) -> Row:
     """Rents the machine, runs Vast.ai's tests on it and removes the instance, whatever happens."""
     if not call.client.curl:
-        authorized(call.client, call.row)
+        require_key(call.client, call.row)
     test = SelfTest(call)
     try:
         test.run()
     finally:
-        surely(call, test.finish)
+        cleanup_guard(call, test.finish)
     test.save()
     return test.result
 
@@ -4649,18 +6034,34 @@ class SelfTest:
         self.instance: Any = None  # "?" while there may be one that the service has not named
         self.row: Row = {}  # the instance as it was seen last
         self.result: Row = {
-            "success": False, "reason": "", "phase": "", "stage": "", "failure_code": None, "failure": None,
-            "checks": [], "offer": None, "error": None, "machine_id": self.machine, "diagnostics": {},
+            "success": False,
+            "reason": "",
+            "phase": "",
+            "stage": "",
+            "failure_code": None,
+            "failure": None,
+            "checks": [],
+            "offer": None,
+            "error": None,
+            "machine_id": self.machine,
+            "diagnostics": {},
             "warning": "The requirements are ignored: to pass does not qualify the machine for verification."
-                       if call["ignore_requirements"] else None}
+            if call["ignore_requirements"]
+            else None,
+        }
 
     def say(self, text: str) -> None:
         self.lines.append(text)
-        (warn if self.call["debugging"] and self.call.cli else self.call.note)(shown(text, 500))
+        (warn if self.call["debugging"] and self.call.cli else self.call.note)(printable(text, 500))
 
     def run(self) -> None:
         """The test; how it ends is in `result`."""
-        steps = {"preflight": self.choose, "rental": self.rent, "wait": self.wait, "test": self.watch}
+        steps = {
+            "preflight": self.choose,
+            "rental": self.rent,
+            "wait": self.wait,
+            "test": self.watch,
+        }
         try:
             for phase, step in steps.items():
                 self.result["phase"] = phase
@@ -4668,18 +6069,32 @@ class SelfTest:
             self.result.update(phase="complete", stage="complete", success=True)
         except Unfit as failure:
             self.fail(*failure.args)
-            if self.result["stage"] == "startup" and self.result["failure_code"] != "instance_start_timeout":
+            if (
+                self.result["stage"] == "startup"
+                and self.result["failure_code"] != "instance_start_timeout"
+            ):
                 self.finish()  # at once; whether it is gone is looked at in the end
 
     def fail(self, code: str, stage: str, reason: str) -> None:
         self.say(f"{code}: {reason}")
-        self.result.update(success=False, failure_code=code, stage=stage, reason=reason,
-                           failure={"code": code, "stage": stage, "summary": reason})
+        self.result.update(
+            success=False,
+            failure_code=code,
+            stage=stage,
+            reason=reason,
+            failure={"code": code, "stage": stage, "summary": reason},
+        )
 
     def choose(self) -> None:
-        """Finds the machine's best offer, whoever rents parts of it, and looks whether it is good enough."""
-        query: Row = {"machine_id": {"eq": self.machine}, "verified": {"eq": "any"}, "rentable": {"eq": True},
-                      "rented": {"eq": "any"}}
+        """Finds the machine's best offer, whoever rents parts of it, and looks whether it is good
+        enough.
+        """
+        query: Row = {
+            "machine_id": {"eq": self.machine},
+            "verified": {"eq": "any"},
+            "rentable": {"eq": True},
+            "rented": {"eq": "any"},
+        }
         code, reason = "no_offer", "the machine is not listed; `vastai list machine` makes offers"
         try:
             offers = self.call.do("search_offers", query=query, no_default=True)
@@ -4695,36 +6110,61 @@ class SelfTest:
             raise Unfit(code, "select_offer", reason)
         offer = max(offers, key=lambda row: row.get("dlperf") or 0)
         self.result.update(offer=offer, checks=requirements(offer))
-        missed = [f"{row['title']} {row['actual']:g}, due {row['operator']} {row['required']:g} {row['unit']}"
-                  for row in self.result["checks"] if row["status"] == "fail"]
+        missed = [
+            f"{row['title']} {row['actual']:g}, due {row['operator']} {row['required']:g} {row['unit']}"
+            for row in self.result["checks"]
+            if row["status"] == "fail"
+        ]
         if missed and not self.call["ignore_requirements"]:
-            raise Unfit("preflight_requirements_failed", "preflight_requirements", "; ".join(missed))
+            raise Unfit(
+                "preflight_requirements_failed", "preflight_requirements", "; ".join(missed)
+            )
 
     def rent(self) -> None:
         """Makes the instance, with the newest image that the machine can run."""
-        id, cap, cuda = (self.result["offer"].get(name) or 0 for name in ("id", "compute_cap", "cuda_max_good"))
+        id, cap, cuda = (
+            self.result["offer"].get(name) or 0 for name in ("id", "compute_cap", "cuda_max_good")
+        )
         cuda = min(cuda, 11.8 if 0 < cap < 700 else 12.8 if 0 < cap < 750 else cuda)
-        image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE") or (
-            f"vastai/test:self-test-v2-cuda-{max((v for v in (11.8, 12.8, 13.0, 13.3) if v <= cuda), default=11.8)}")
+        image = (
+            self.call["test_image"]
+            or os.environ.get("VAST_SELF_TEST_IMAGE")
+            or (
+                f"vastai/test:self-test-v2-cuda-{max((v for v in (11.8, 12.8, 13.0, 13.3) if v <= cuda), default=11.8)}"
+            )
+        )
         self.say(f"renting offer {id} with {image}")
         self.instance = "?"
         try:
             self.instance = self.call.do(
-                "create_instance", id=id, image=image, disk=40, label=self.label, runtype="ssh_direc ssh_proxy",
-                env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234", onstart_cmd="/verification/remote.sh"
+                "create_instance",
+                id=id,
+                image=image,
+                disk=40,
+                label=self.label,
+                runtype="ssh_direc ssh_proxy",
+                env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
+                onstart_cmd="/verification/remote.sh",
             ).get("new_contract")
         except VastAIError as error:
             unclear = isinstance(error, OutcomeUnknownError) or (
-                200 <= error.status < 300 and dig(error.body, "success") is not False)  # an answer that nobody can read
+                200 <= error.status < 300 and get_path(error.body, "success") is not False
+            )  # an answer that nobody can read
             self.instance = "?" if unclear else None
             self.result["error"] = error.msg
             raise Unfit("instance_create_failed", "create_instance", error.msg) from None
         if not self.instance:
             self.instance = "?"
-            raise Unfit("instance_create_missing_contract", "create_instance", "the service named no instance")
+            raise Unfit(
+                "instance_create_missing_contract",
+                "create_instance",
+                "the service named no instance",
+            )
 
     def polled(self, pause: float, limit: float) -> Iterator[Row]:
-        """The instance as it is, time and again; {} where the service does not tell, which may pass."""
+        """The instance as it is, time and again; {} where the service does not tell, which may
+        pass.
+        """
         for _ in ticks(pause, limit):
             self.row = {}
             try:
@@ -4736,17 +6176,34 @@ class SelfTest:
     def wait(self) -> None:
         """Waits until the instance runs."""
         for row in self.polled(10, 900):
-            states, told = {row.get("intended_status"), row.get("actual_status")}, (row.get("status_msg") or "").strip()
-            code = failure_of(told, STATUS_FAILURES, "instance_status_error") if told else "daemon_startup_failed"
+            states, told = (
+                {row.get("intended_status"), row.get("actual_status")},
+                (row.get("status_msg") or "").strip(),
+            )
+            code = (
+                failure_of(told, STATUS_FAILURES, "instance_status_error")
+                if told
+                else "daemon_startup_failed"
+            )
             if any(sign in told.lower() for sign in STATUS_SIGNS):
                 raise Unfit(code, "startup", told)
             if row.get("actual_status") == "offline":
-                raise Unfit("instance_offline_before_test", "startup", "the instance went offline before the test")
+                raise Unfit(
+                    "instance_offline_before_test",
+                    "startup",
+                    "the instance went offline before the test",
+                )
             if states & {"stopped", "exited"}:
-                raise Unfit(code, "startup", f"the instance stopped before the test: {told or 'no reason given'}")
+                raise Unfit(
+                    code,
+                    "startup",
+                    f"the instance stopped before the test: {told or 'no reason given'}",
+                )
             if states == {"running"}:
                 return
-            self.say(f"instance {self.instance}: {row.get('actual_status') or 'no state yet'} {told}")
+            self.say(
+                f"instance {self.instance}: {row.get('actual_status') or 'no state yet'} {told}"
+            )
         raise Unfit("instance_start_timeout", "startup", "the instance did not run within 900 s")
 
     def watch(self) -> None:
@@ -4754,20 +6211,32 @@ class SelfTest:
         import ssl
         from http.client import HTTPException
         from urllib.request import urlopen
+
         ip, ports = str(self.row.get("public_ipaddr") or "").strip(), self.row.get("ports") or {}
         port = (ports.get("5000/tcp") or [{}])[0].get("HostPort")
         if not ip:
-            raise Unfit("missing_public_ip", "instance_network", "the instance has no public address")
+            raise Unfit(
+                "missing_public_ip", "instance_network", "the instance has no public address"
+            )
         if not port:
-            raise Unfit("progress_port_not_mapped", "instance_network",
-                        f"port 5000 of the instance cannot be reached from outside, only: {', '.join(ports) or 'none'}")
+            raise Unfit(
+                "progress_port_not_mapped",
+                "instance_network",
+                f"port 5000 of the instance cannot be reached from outside, only: {', '.join(ports) or 'none'}",
+            )
         time.sleep(15)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their certificates themselves
+        context = ssl.SSLContext(
+            ssl.PROTOCOL_TLS_CLIENT
+        )  # hosts sign their certificates themselves
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         heard, reached, page = time.monotonic(), False, f"https://{ip}:{port}/progress"
         for row in self.polled(20, 600):
             if row.get("actual_status") == "offline":
-                raise Unfit("instance_offline_before_test", "runtime", "the instance went offline during the test")
+                raise Unfit(
+                    "instance_offline_before_test",
+                    "runtime",
+                    "the instance went offline during the test",
+                )
             text = problem = ""
             try:
                 with urlopen(page, timeout=10, context=context) as response:
@@ -4781,16 +6250,25 @@ class SelfTest:
                 if line == "DONE":
                     return
                 if line.startswith("ERROR"):
-                    raise Unfit(failure_of(line, TEST_FAILURES, "legacy_progress_error"), "runtime", line)
+                    raise Unfit(
+                        failure_of(line, TEST_FAILURES, "legacy_progress_error"), "runtime", line
+                    )
             if row.get("actual_status") == "running" and time.monotonic() - heard >= 120:
                 if not problem:
-                    raise Unfit("progress_empty_timeout", "runtime_progress", f"{page} was empty for 120 s")
-                raise Unfit("progress_endpoint_lost" if reached else "progress_endpoint_unreachable",
-                            "runtime_connect", f"{page} did not answer for 120 s: {problem}")
+                    raise Unfit(
+                        "progress_empty_timeout", "runtime_progress", f"{page} was empty for 120 s"
+                    )
+                raise Unfit(
+                    "progress_endpoint_lost" if reached else "progress_endpoint_unreachable",
+                    "runtime_connect",
+                    f"{page} did not answer for 120 s: {problem}",
+                )
         raise Unfit("runtime_test_timeout", "runtime", "the test was not done within 600 s")
 
     def finish(self) -> None:
-        """Removes the instance unless it is gone; after a failure its diagnostics are written before."""
+        """Removes the instance unless it is gone; after a failure its diagnostics are written
+        before.
+        """
         row: Any = self.instance and {"id": "?"}
         try:
             if row and self.instance != "?":
@@ -4806,18 +6284,30 @@ class SelfTest:
             self.save(None if self.instance == "?" else self.instance)
         finally:
             self.say(f"removing instance {self.instance}")
-            if not removed(self.call, "instance", self.instance, self.label, self.began - 300):
-                self.fail("cleanup_failed", "cleanup", f"instance {self.instance} may be there and cost: `vastai "
-                          f"show instances --label {self.label}` shows it. {self.result['reason']}")
+            if not delete_until_gone(
+                self.call, "instance", self.instance, self.label, self.began - 300
+            ):
+                self.fail(
+                    "cleanup_failed",
+                    "cleanup",
+                    f"instance {self.instance} may be there and cost: `vastai "
+                    f"show instances --label {self.label}` shows it. {self.result['reason']}",
+                )
 
     def save(self, instance: int | None = None) -> None:
         """Writes the diagnostics of a failure, once."""
         call, notes = self.call, self.result["diagnostics"]
-        off = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower() in ("0", "false", "no", "off")
+        off = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower() in (
+            "0",
+            "false",
+            "no",
+            "off",
+        )
         if self.result["failure_code"] and not (notes or off or call["no_support_bundle"]):
             try:
                 notes["support_bundle"] = write_bundle(
-                    call, call["support_bundle_dir"] or "/tmp", self.result, self.lines, instance)
+                    call, call["support_bundle_dir"] or "/tmp", self.result, self.lines, instance
+                )
             except UsageError as error:
                 notes["support_bundle_error"] = error.msg
 
@@ -4832,78 +6322,150 @@ def requirements(offer: Row) -> list[Row]:
     gpus, ports = has("num_gpus") or 1, has("direct_port_count", 0)
     vram, ram = has("gpu_total_ram", 0), has("gpu_ram", 0)
     speed = min(500.0, max(100.0, 500 * vram / 1024 / 192))
-    rows = [("CUDA version", has("cuda_max_good", 0), ">=", 11.8, "CUDA"),
-            ("Reliability", has("reliability", 0), ">", 0.9, "ratio"), ("Open ports", ports, ">=", 3 * gpus, "ports"),
-            ("PCIe bandwidth", has("pcie_bw", 0), ">", 2.85, "GB/s"),
-            ("Download", has("inet_down", 0), ">=", speed, "Mb/s"), ("Upload", has("inet_up", 0), ">=", speed, "Mb/s"),
-            ("Memory of each GPU", vram / gpus / 1024 or ram / (1024 if ram >= 1024 else 1), ">", 7, "GiB"),
-            ("Main memory", has("cpu_ram", 0), ">=", min(0.95 * vram, 2_000_000), "MiB"),
-            ("CPU cores", has("cpu_cores", 0), ">=", 2 * gpus, "cores")]
+    rows = [
+        ("CUDA version", has("cuda_max_good", 0), ">=", 11.8, "CUDA"),
+        ("Reliability", has("reliability", 0), ">", 0.9, "ratio"),
+        ("Open ports", ports, ">=", 3 * gpus, "ports"),
+        ("PCIe bandwidth", has("pcie_bw", 0), ">", 2.85, "GB/s"),
+        ("Download", has("inet_down", 0), ">=", speed, "Mb/s"),
+        ("Upload", has("inet_up", 0), ">=", speed, "Mb/s"),
+        (
+            "Memory of each GPU",
+            vram / gpus / 1024 or ram / (1024 if ram >= 1024 else 1),
+            ">",
+            7,
+            "GiB",
+        ),
+        ("Main memory", has("cpu_ram", 0), ">=", min(0.95 * vram, 2_000_000), "MiB"),
+        ("CPU cores", has("cpu_cores", 0), ">=", 2 * gpus, "cores"),
+    ]
     if ports > 64 * gpus:
         rows.append(("Ports that are of use", ports, "<=", 64 * gpus, "ports"))
-    return [{"title": title, "actual": round(value, 3), "operator": sign, "required": round(due, 3), "unit": unit,
-             "status": "info" if sign == "<=" else "pass" if value > due or (value, sign) == (due, ">=") else "fail"}
-            for title, value, sign, due, unit in rows]
+    return [
+        {
+            "title": title,
+            "actual": round(value, 3),
+            "operator": sign,
+            "required": round(due, 3),
+            "unit": unit,
+            "status": "info"
+            if sign == "<="
+            else "pass"
+            if value > due or (value, sign) == (due, ">=")
+            else "fail",
+        }
+        for title, value, sign, due, unit in rows
+    ]
 
 
 STATUS_FAILURES = {
     "docker_pull_failed": "pull|manifest|not found|unauthorized|denied|repository does not exist|no such image",
-    "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|exited|mount|entrypoint"}
-STATUS_SIGNS = ("error", "failed", "failure", "exception", "traceback", "oci runtime", "permission denied")
+    "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|exited|mount|entrypoint",
+}
+STATUS_SIGNS = (
+    "error",
+    "failed",
+    "failure",
+    "exception",
+    "traceback",
+    "oci runtime",
+    "permission denied",
+)
 TEST_FAILURES = {
     "nvml_failed": "nvml|nvidia-smi|driver/library version mismatch",
     "nccl_failed": "nccl|unhandled system error|connection timed out|allreduce|peer access",
     "ecc_failed": "ecc|volatile double bit|aggregate single bit",
     "stress_gpu_burn_failed": "stress|gpu-burn|xid|thermal|power limit|burn-in|hardware error",
-    "resnet_failed": "resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror"}
+    "resnet_failed": "resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror",
+}
 
 
 def failure_of(text: str, table: dict[str, str], otherwise: str) -> str:
     """The failure code of which a message has a word."""
-    return next((code for code, words in table.items() if any(w in text.lower() for w in words.split("|"))), otherwise)
+    return next(
+        (code for code, words in table.items() if any(w in text.lower() for w in words.split("|"))),
+        otherwise,
+    )
 
 
 def run_dump_logs(call: Call) -> Row:
     """The bundle alone, with the logs of an instance where one is named."""
     instance, machine = call["instance_id"], str(call["machine_id"])
     if instance is not None:
-        authorized(call.client, call.row)
+        require_key(call.client, call.row)
     result = {"machine_id": machine, "stage": "manual_dump_logs", "instance_id": instance}
-    return write_bundle(call, call["output_dir"], result, [f"dump-logs for machine {machine}; instance: {instance}"],
-                        instance, call["include_local_host_artifacts"])
+    return write_bundle(
+        call,
+        call["output_dir"],
+        result,
+        [f"dump-logs for machine {machine}; instance: {instance}"],
+        instance,
+        call["include_local_host_artifacts"],
+    )
 
 
-def write_bundle(call: Call, folder: str, result: Row, lines: list[str], instance: Any, local: bool = False) -> Row:
-    """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises UsageError."""
+def write_bundle(
+    call: Call, folder: str, result: Row, lines: list[str], instance: Any, local: bool = False
+) -> Row:
+    """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises
+    UsageError.
+    """
     import glob
     import re
     import subprocess
     import tarfile
-    stamp, machine, errors = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), result["machine_id"], []
+
+    stamp, machine, errors = (
+        time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
+        result["machine_id"],
+        [],
+    )
     members: Row = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result}
     logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
-    sources: list[tuple[str, str, Any]] = [] if instance is None else [
-        ("instance/show-instance.json", "show_instance", {"id": instance}), ("instance/container.log", "logs", logs),
-        ("instance/daemon.log", "logs", {**logs, "daemon_logs": True})]
+    sources: list[tuple[str, str, Any]] = (
+        []
+        if instance is None
+        else [
+            ("instance/show-instance.json", "show_instance", {"id": instance}),
+            ("instance/container.log", "logs", logs),
+            ("instance/daemon.log", "logs", {**logs, "daemon_logs": True}),
+        ]
+    )
     if local:
-        kaalia = {f"kaalia/{os.path.basename(path)}": f"tail -c {LOG_END} {path}"
-                  for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*")}
-        sources += [(f"host/{name}", "", line) for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items()]
+        kaalia = {
+            f"kaalia/{os.path.basename(path)}": f"tail -c {LOG_END} {path}"
+            for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*")
+        }
+        sources += [
+            (f"host/{name}", "", line) for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items()
+        ]
     for name, method, source in sources:
         call.note(f"fetching {name} …")
         try:  # past the check of parameters, which would make a text of `tail`
-            members[name] = perform(Call(call.client, METHODS[method], source, View())) if method else output_of(source)
+            members[name] = (
+                perform(Call(call.client, METHODS[method], source, View()))
+                if method
+                else output_of(source)
+            )
         except (VastAIError, OSError, subprocess.TimeoutExpired) as error:
             errors.append({"artifact": name, "error": getattr(error, "msg", "") or str(error)})
     names = sorted([*members, "collection-errors.json", "manifest.json"])
     members["collection-errors.json"] = errors
-    members["manifest.json"] = {"bundle_version": 1, "machine_id": machine, "created_at_utc": stamp, "files": names,
-                                "collection_errors": errors, "includes_local_host_artifacts": local}
+    members["manifest.json"] = {
+        "bundle_version": 1,
+        "machine_id": machine,
+        "created_at_utc": stamp,
+        "files": names,
+        "collection_errors": errors,
+        "includes_local_host_artifacts": local,
+    }
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name in names:
-            clean = without_secrets(members[name], call.client.secrets)
-            data = (clean if isinstance(clean, str) else pretty(clean)).encode("utf-8", "replace")
+            clean = redact_diagnostics(members[name], call.client.secrets)
+            data = (clean if isinstance(clean, str) else format_json(clean)).encode(
+                "utf-8", "replace"
+            )
             data = data if name.endswith(".json") else data[-LOG_END:]
             member = tarfile.TarInfo(name)
             member.size, member.mtime, member.mode = len(data), int(time.time()), 0o600
@@ -4912,40 +6474,41 @@ def write_bundle(call: Call, folder: str, result: Row, lines: list[str], instanc
     path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
     write_private(path, packed.getvalue())
     call.note("")
-    return {"path": path, "created_at_utc": stamp, "size_bytes": len(packed.getvalue()), "files": names,
-            "collection_errors": without_secrets(errors, call.client.secrets)}
+    return {
+        "path": path,
+        "created_at_utc": stamp,
+        "size_bytes": len(packed.getvalue()),
+        "files": names,
+        "collection_errors": redact_diagnostics(errors, call.client.secrets),
+    }
 
 
-SECRET_NAME = r"(?:api[ _-]?key|token|secret|passw(?:or)?d|authorization|host_port_range)"
-SECRET_TEXT = (rf'(?i)({SECRET_NAME}[\w-]{{0,40}}\\{{0,2}}["\']?[ \t]{{0,8}}[=:][ \t]{{0,8}})'  # bounded, hence linear
-               r'(?:(?:bearer|basic)[ \t]{1,8})?(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\'[^\'\n]*\'?|[^\s,;]+)')
 LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
 DMESG_WORDS = ("warn", "err", "fail", "fault", "crit", "panic", "oops", "bug")
 LOCAL_ARTIFACTS = {
-    "dmesg-filtered.log": "dmesg -T", "nvidia-smi.txt": "nvidia-smi", "nvidia-smi-L.txt": "nvidia-smi -L",
-    "docker-info.txt": "docker info", "ip-addr.txt": "ip addr", "ss-tlnp-summary.txt": "ss -tlnp",
-    "etc-docker-daemon.json": "cat /etc/docker/daemon.json", "docker-mounts.txt": "grep docker /proc/mounts",
-    "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia --since -24h --no-pager"}
-
-
-def without_secrets(value: Any, secrets: Sequence[str]) -> Any:
-    """A text or JSON value with REDACTED for `secrets` and for what names such as token or password stand before."""
-    import re
-    if isinstance(value, dict):
-        return {name: "REDACTED" if re.search(SECRET_NAME, str(name), re.I) else without_secrets(item, secrets)
-                for name, item in value.items()}
-    if isinstance(value, list):
-        return [without_secrets(item, secrets) for item in value]
-    for secret in secrets if isinstance(value, str) else ():
-        value = value.replace(secret, "REDACTED")
-    return re.sub(SECRET_TEXT, r"\1REDACTED", value) if isinstance(value, str) else value
+    "dmesg-filtered.log": "dmesg -T",
+    "nvidia-smi.txt": "nvidia-smi",
+    "nvidia-smi-L.txt": "nvidia-smi -L",
+    "docker-info.txt": "docker info",
+    "ip-addr.txt": "ip addr",
+    "ss-tlnp-summary.txt": "ss -tlnp",
+    "etc-docker-daemon.json": "cat /etc/docker/daemon.json",
+    "docker-mounts.txt": "grep docker /proc/mounts",
+    "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia --since -24h --no-pager",
+}
 
 
 def output_of(line: str) -> str:
     """What a program of this machine tells.  Raises OSError, and TimeoutExpired after 10 s."""
     import subprocess
-    done = subprocess.run(line.split(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          timeout=10)
+
+    done = subprocess.run(
+        line.split(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=10,
+    )
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     if done.returncode:
         raise OSError(f"{line}: status {done.returncode}: {' '.join(lines)[:300]}")
@@ -4956,8 +6519,14 @@ def output_of(line: str) -> str:
 
 
 def run_benchmarks(call: Call) -> list[Row]:
-    """How fast a template is on some GPUs: from measurements of the last 30 days, else by renting each."""
-    field, value = ("hash_id", call["template_hash"]) if call["template_id"] is None else ("id", call["template_id"])
+    """How fast a template is on some GPUs: from measurements of the last 30 days, else by renting
+    each.
+    """
+    field, value = (
+        ("hash_id", call["template_hash"])
+        if call["template_id"] is None
+        else ("id", call["template_id"])
+    )
     if value in (None, ""):
         raise UsageError("which template? Give --template_hash or --template_id")
     template = next(iter(call.do("search_templates", query={field: {"eq": value}})), None)
@@ -4971,8 +6540,13 @@ def run_benchmarks(call: Call) -> list[Row]:
         perf, price = (0, 0) if call["no_cache"] else known_benchmark(call, template, gpu)
         offers = call.do("search_offers", query={**filters, **gpu}, limit=1)
         call.note("")
-        if perf and not (offers and call.cli and not call.raw and not call.view.confirmed and agreed(
-                f"{count}x {name}: {perf:.1f}, measured lately. Rent it to measure anew?")):
+        if perf and not (
+            offers
+            and call.cli
+            and not call.raw
+            and not call.view.confirmed
+            and agreed(f"{count}x {name}: {perf:.1f}, measured lately. Rent it to measure anew?")
+        ):
             rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
             wanted.append((name, count))
@@ -4989,20 +6563,38 @@ def run_benchmarks(call: Call) -> list[Row]:
 
 
 SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
-GPU_WORDS = {"ti": "Ti", "laptop": "laptop", "tesla": "Tesla", "titan": "Titan", "quadro": "Quadro", "radeon": "Radeon"}
+GPU_WORDS = {
+    "ti": "Ti",
+    "laptop": "laptop",
+    "tesla": "Tesla",
+    "titan": "Titan",
+    "quadro": "Quadro",
+    "radeon": "Radeon",
+}
 
 
 def gpu_specs(text: str, count: int | None, filters: Row) -> list[tuple[str, int]]:
-    """(GPU, number) of `2x RTX_4090, rtx_3090`; without a text the usual ones, as many as the memory filter needs."""
+    """(GPU, number) of `2x RTX_4090, rtx_3090`; without a text the usual ones, as many as the
+    memory filter needs.
+    """
     import re
+
     limits = filters.get("gpu_total_ram") or {}
     least = limits.get("gt", limits.get("gte", 0) - 1)  # MB; all cards must have more
-    specs = [(name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
-             for name, size in SWEEP.items() if not text]
+    specs = [
+        (name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
+        for name, size in SWEEP.items()
+        if not text
+    ]
     for times, name in re.findall(r"(?i)[ _]*(?:(\d{1,4})[ _]*x[ _]*)?([^,]+)", text):
-        words = [GPU_WORDS.get(word.lower()) or (word.upper() if word.islower() or word.istitle() else word)
-                 for word in name.replace("_", " ").split()]
-        specs += [(" ".join(words).replace("ADA", "Ada"), int(times or count or 1))] if words else []
+        words = [
+            GPU_WORDS.get(word.lower())
+            or (word.upper() if word.islower() or word.istitle() else word)
+            for word in name.replace("_", " ").split()
+        ]
+        specs += (
+            [(" ".join(words).replace("ADA", "Ada"), int(times or count or 1))] if words else []
+        )
     if not specs:
         raise UsageError("--gpus: expected names such as '2x RTX_4090, RTX_3090'")
     return list(dict.fromkeys(specs))
@@ -5010,19 +6602,40 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[tuple[str, int
 
 def benchmark(name: str, count: int, status: str, perf: float = 0, price: float = 0) -> Row:
     """A row of the result; None for what is not known."""
-    return {"gpu_name": name, "num_gpus": count, "status": status, "measured_perf": perf or None,
-            "rental_dph": price or None, "perf_per_dollar": perf / price if perf and price else None}
+    return {
+        "gpu_name": name,
+        "num_gpus": count,
+        "status": status,
+        "measured_perf": perf or None,
+        "rental_dph": price or None,
+        "perf_per_dollar": perf / price if perf and price else None,
+    }
 
 
 def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
     """The medians of what was measured: performance and $/hr; 0 where nothing was."""
     from statistics import median
+
     found: Row = {}
     query = {"type": {"eq": "perf"}, **gpu, "last_update": {"gte": time.time() - 30 * 86400}}
-    for field, value in (("template_hash", template.get("hash_id")), ("template_id", template.get("id"))):
-        found.update({row.get("id"): row for row in call.do(
-            "search_benchmarks", query={**query, field: {"eq": value}}, limit=100,
-            order=[{"col": "last_update", "dir": "desc"}]) if (row.get("value") or 0) > 0} if value else {})
+    for field, value in (
+        ("template_hash", template.get("hash_id")),
+        ("template_id", template.get("id")),
+    ):
+        found.update(
+            {
+                row.get("id"): row
+                for row in call.do(
+                    "search_benchmarks",
+                    query={**query, field: {"eq": value}},
+                    limit=100,
+                    order=[{"col": "last_update", "dir": "desc"}],
+                )
+                if (row.get("value") or 0) > 0
+            }
+            if value
+            else {}
+        )
     prices = [row["dph_base"] for row in found.values() if (row.get("dph_base") or 0) > 0]
     return median([row["value"] for row in found.values()] or [0]), median(prices or [0])
 
@@ -5030,13 +6643,16 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
 def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
     """Which filter of the template leaves no offer of a GPU."""
     from operator import eq, ge, gt, le, lt, ne
+
     sample = next(iter(call.do("search_offers", query=gpu, limit=1)), None) if filters else None
     if sample is None:
         return "there are no offers of it"
     compare = {"gt": gt, "gte": ge, "lt": lt, "lte": le, "eq": eq, "neq": ne}
     for field, limits in filters.items():
         try:
-            met = all(compare[sign](float(sample[field]), float(limit)) for sign, limit in limits.items())
+            met = all(
+                compare[sign](float(sample[field]), float(limit)) for sign, limit in limits.items()
+            )
         except (LookupError, TypeError, ValueError):
             met = False  # no numbers: the search tells
         if not met and not call.do("search_offers", query={field: limits, **gpu}, limit=1):
@@ -5045,17 +6661,36 @@ def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
 
 
 def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
-    """A serverless worker of each GPU measures itself, side by side, until all have or the time is over."""
+    """A serverless worker of each GPU measures itself, side by side, until all have or the time is
+    over.
+    """
     rows = {spec: benchmark(*spec, "timeout") for spec in specs}
     names = {spec: f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}" for spec in specs}
-    rented: dict[Any, list[tuple[str, Any]]] = {spec: [] for spec in specs}  # kinds and ids, as they are to be deleted
+    rented: dict[Any, list[tuple[str, Any]]] = {
+        spec: [] for spec in specs
+    }  # kinds and ids, as they are to be deleted
     endpoints: dict[Any, Any] = {}
-    watcher = call if not call["autoscaler_url"] else Call(
-        VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry), call.row, {}, call.view)
+    watcher = (
+        call
+        if not call["autoscaler_url"]
+        else Call(
+            VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry),
+            call.row,
+            {},
+            call.view,
+        )
+    )
 
     def make(spec: tuple[str, int], kind: str, **params: Any) -> Any:
-        rented[spec].insert(0, (kind, "?"))  # from here on it may be there, whatever becomes of the answer
-        answer = call.do(f"create_{kind}", endpoint_name=names[spec], auto_instance=call["auto_instance"], **params)
+        rented[spec].insert(
+            0, (kind, "?")
+        )  # from here on it may be there, whatever becomes of the answer
+        answer = call.do(
+            f"create_{kind}",
+            endpoint_name=names[spec],
+            auto_instance=call["auto_instance"],
+            **params,
+        )
         rented[spec][0] = (kind, answer.get("result", answer.get("id")) or "?")
         return rented[spec][0][1]
 
@@ -5064,18 +6699,25 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
             for worker in watcher.do("get_endpoint_workers", id=endpoints[spec]):
                 if ("instance", worker["id"]) not in rented[spec]:
                     rented[spec].append(("instance", worker["id"]))  # it outlives its workergroup
-                if worker.get("status") == "idle" and (worker.get("measured_perf") or 0) > 0:  # else an estimate
+                if (
+                    worker.get("status") == "idle" and (worker.get("measured_perf") or 0) > 0
+                ):  # else an estimate
                     row = call.do("show_instance", id=worker["id"]) or {}
                     price = row.get("dph_base") or row.get("dph_total") or 0
                     rows[spec] = benchmark(*spec, "ok", worker["measured_perf"], price)
-        except (VastAIError, *ODD) as error:  # nothing that a service says may keep us from giving back
+        except (
+            VastAIError,
+            *ODD,
+        ) as error:  # nothing that a service says may keep us from giving back
             call.note(f"{names[spec]}: {error}")
 
     def give_back(chosen: list[tuple[str, int]]) -> None:
         for spec in chosen:
             if spec in endpoints and rows[spec]["status"] == "timeout":
                 look(spec)  # for workers that came last
-            rented[spec] = [thing for thing in rented[spec] if not removed(call, *thing, names[spec])]
+            rented[spec] = [
+                thing for thing in rented[spec] if not delete_until_gone(call, *thing, names[spec])
+            ]
 
     def still_there() -> str:
         things = ", ".join(f"{kind} {id}" for things in rented.values() for kind, id in things)
@@ -5085,8 +6727,13 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
         chosen = "template_hash" if call["template_id"] is None else "template_id"
         for spec in specs:
             endpoints[spec] = make(spec, "endpoint", cold_workers=1, max_workers=1, min_load=1.0)
-            make(spec, "workergroup", endpoint_id=endpoints[spec], **{chosen: call[chosen]},
-                 search_params=f"gpu_name={spec[0].replace(' ', '_')} num_gpus={spec[1]}")
+            make(
+                spec,
+                "workergroup",
+                endpoint_id=endpoints[spec],
+                **{chosen: call[chosen]},
+                search_params=f"gpu_name={spec[0].replace(' ', '_')} num_gpus={spec[1]}",
+            )
         for _ in ticks(10, call["timeout"]):
             for spec in specs:
                 if rows[spec]["status"] == "timeout":
@@ -5097,11 +6744,11 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
                 break
             call.note(f"{len(done)} of {len(specs)} have measured themselves …")
     except BaseException:
-        surely(call, lambda: give_back(specs))
+        cleanup_guard(call, lambda: give_back(specs))
         if still_there():
             call.warn(still_there())
         raise
-    surely(call, lambda: give_back(specs))
+    cleanup_guard(call, lambda: give_back(specs))
     if still_there():
         raise PartialError(still_there(), results=list(rows.values()))
     return list(rows.values())
@@ -5115,24 +6762,38 @@ def ticks(pause: float, limit: float) -> Iterator[None]:
         time.sleep(max(0, min(pause, end - time.monotonic())))
 
 
-def surely(call: Call, clean_up: Callable[[], None]) -> None:
-    """Gives back what is rented, for it goes on costing; one Ctrl-C begins that anew, the next ends it."""
+def cleanup_guard(call: Call, clean_up: Callable[[], None]) -> None:
+    """Gives back what is rented, for it goes on costing; one Ctrl-C begins that anew, the next ends
+    it.
+    """
     try:
         clean_up()
     except KeyboardInterrupt:
         if call.cli:
-            warn("giving back what is rented; another Ctrl-C leaves it there, and it goes on costing")
+            warn(
+                "giving back what is rented; another Ctrl-C leaves it there, and it goes on costing"
+            )
         clean_up()
     call.note("")
 
 
-def removed(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool:
-    """Deletes a rented thing, in ten tries, 10 s apart; one of unknown id, "?", by its name.  Is it gone?"""
+def delete_until_gone(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool:
+    """Deletes a rented thing, in ten tries, 10 s apart; one of unknown id, "?", by its name.  Is it
+    gone?
+    """
     for attempt in range(10):
         time.sleep(10 if attempt else 5 if id == "?" else 0)
         try:
-            ids = [id] if id != "?" else [row["id"] for row in call.do(f"show_{kind}s") if name in (
-                row.get("label"), row.get("endpoint_name")) and (row.get("start_date") or since) >= since]
+            ids = (
+                [id]
+                if id != "?"
+                else [
+                    row["id"]
+                    for row in call.do(f"show_{kind}s")
+                    if name in (row.get("label"), row.get("endpoint_name"))
+                    and (row.get("start_date") or since) >= since
+                ]
+            )
             for one in ids:
                 try:
                     call.do(f"{'destroy' if kind == 'instance' else 'delete'}_{kind}", id=one)
@@ -5144,10 +6805,13 @@ def removed(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool
     return False
 
 
-# --------------------------------------------------------------------------------------------------------------- VastAI
+# ------------------------------------------------------------------------------------------- VastAI
+
 
 class Method:
-    """A row as a method.  It looks like a function with the row's signature, but builds that only when asked."""
+    """A row as a method.  It looks like a function with the row's signature, but builds that only
+    when asked.
+    """
 
     __slots__ = ("__dict__", "name", "row")  # __dict__, so that decorators may leave their marks
 
@@ -5163,10 +6827,13 @@ class Method:
         if client is None:
             return self
         from types import MethodType
+
         return MethodType(self, client)
 
     def __call__(self, *args: Any, **given: Any) -> Any:
-        if not args:  # no parameter has a name: unittest.mock would ask callers of a stand-in for it
+        if (
+            not args
+        ):  # no parameter has a name: unittest.mock would ask callers of a stand-in for it
             raise TypeError(f"{self.name}() missing 1 required positional argument: 'self'")
         return args[0]._call(self.row, args[1:], given)
 
@@ -5188,10 +6855,15 @@ class Method:
 def signature(row: Command) -> Any:
     """The inspect.Signature of a row's method."""
     from inspect import Parameter, Signature
+
     parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
     optional = False
     for arg in (arg for arg in row.args if arg.face != "cli"):
-        kind = Parameter.KEYWORD_ONLY if optional and arg.default is REQUIRED else Parameter.POSITIONAL_OR_KEYWORD
+        kind = (
+            Parameter.KEYWORD_ONLY
+            if optional and arg.default is REQUIRED
+            else Parameter.POSITIONAL_OR_KEYWORD
+        )
         optional = optional or arg.default is not REQUIRED
         default = Parameter.empty if arg.default is REQUIRED else arg.default
         parameters.append(Parameter(arg.name, kind, default=default, annotation=arg.annotation))
@@ -5211,16 +6883,22 @@ def docstring(row: Command) -> str:
             default = "" if arg.default in (REQUIRED, None, False) else f"; default {arg.default!r}"
             lines.append(f"    {arg.name}: {arg.help}{choices}{default}")
         lines.append("")
-    lines += [f"Returns {row.annotation}.",
-              "Raises VastAIError: AuthError, NotFoundError, RateLimitError, NetworkError"
-              + ("" if row.safe else ", OutcomeUnknownError") + "; UsageError for a bad argument."]
+    lines += [
+        f"Returns {row.annotation}.",
+        "Raises VastAIError: AuthError, NotFoundError, RateLimitError, NetworkError"
+        + ("" if row.safe else ", OutcomeUnknownError")
+        + "; UsageError for a bad argument.",
+    ]
     if row.path:
-        lines.append(f"Request: {row.method} {row.path.partition(':')[2] or row.path}"
-                     + ("" if row.safe else ", never repeated once it may have been read"))
+        lines.append(
+            f"Request: {row.method} {row.path.partition(':')[2] or row.path}"
+            + ("" if row.safe else ", never repeated once it may have been read")
+        )
     lines.append(f"Command line: vastai {row.name}" if row.face != "sdk" else "Only in the SDK.")
     return "\n".join(lines)
 
 
+# fmt: off
 if TYPE_CHECKING:  # the rows that programs touch most, for type checkers; at run time they are plain dicts
     Offer = TypedDict("Offer", {
         "id": int, "ask_contract_id": int, "bundle_id": int, "machine_id": int, "host_id": int, "gpu_name": str,
@@ -5289,6 +6967,7 @@ if TYPE_CHECKING:  # the rows that programs touch most, for type checkers; at ru
         "amount_cents": float, "original_amount": Optional[float], "balance_before": float, "balance_after": float,
         "is_credit": bool, "is_delayed": bool, "is_check": bool, "failed": bool, "refunded": bool, "service": str,
         "event_id": Optional[str], "error": Optional[str], "extra": Any, "paypal_email": Optional[str]})
+# fmt: on
 
 
 class VastAI:
@@ -5304,23 +6983,38 @@ class VastAI:
         curl: print each request as a curl command and send nothing.
         timeout: seconds that one request may take.
 
-    One object may be used by any number of threads.  `close()`, or leaving a `with` block, closes its connections.
-    Raises UsageError for a server or retry that cannot be.  Each method also takes raw, explain, quiet and curl for
-    one call.
+    One object may be used by any number of threads.  `close()`, or leaving a `with` block, closes
+    its connections. Raises UsageError for a server or retry that cannot be.  Each method also takes
+    raw, explain, quiet and curl for one call.
     """
 
-    def __init__(self, api_key: str | None = None, server_url: str | None = None, retry: int = 3, raw: bool = True,
-                 explain: bool = False, quiet: bool = False, curl: bool = False, timeout: float = 120) -> None:
+    def __init__(
+        self,
+        api_key: str | None = None,
+        server_url: str | None = None,
+        retry: int = 3,
+        raw: bool = True,
+        explain: bool = False,
+        quiet: bool = False,
+        curl: bool = False,
+        timeout: float = 120,
+    ) -> None:
         self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
         try:
             self.retry, self.timeout = _whole(retry), _number(timeout)
             if self.retry < 1 or self.timeout <= 0:
                 raise ValueError
         except (ValueError, TypeError, AttributeError):
-            raise UsageError("expected a retry (a number of attempts) of 1 or more and a timeout (seconds) above 0, "
-                             f"not {described(retry)} and {described(timeout)}") from None
-        self.server_url = checked_url(server_url or os.environ.get("VAST_URL", "").strip() or SERVER)
-        self.user_agent = f"vastai/{__version__} (python {sys.version_info[0]}.{sys.version_info[1]})"
+            raise UsageError(
+                "expected a retry (a number of attempts) of 1 or more and a timeout (seconds) above 0, "
+                f"not {short_repr(retry)} and {short_repr(timeout)}"
+            ) from None
+        self.server_url = checked_url(
+            server_url or os.environ.get("VAST_URL", "").strip() or SERVER
+        )
+        self.user_agent = (
+            f"vastai/{__version__} (python {sys.version_info[0]}.{sys.version_info[1]})"
+        )
         self.pool = Pool()
         self.api_key, self.creds_source, self.key_origin = find_key(api_key)
 
@@ -5367,18 +7061,29 @@ class VastAI:
     def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
         """A method call: binds, checks, performs; prints instead of returning where `raw` is off."""
         taken = {arg.name for arg in row.args if arg.face != "cli"}
-        now = {name: given.pop(name) for name in ("raw", "explain", "quiet", "curl") if name in given.keys() - taken}
+        now = {
+            name: given.pop(name)
+            for name in ("raw", "explain", "quiet", "curl")
+            if name in given.keys() - taken
+        }
         client, key = self.varied(**now) if now.keys() - {"raw"} else self, self.api_key
         view = View("json" if now.get("raw", self.raw) else "table")
         with row:
-            call = Call(client, row, check(row, bind(row, args, given), cli=False), view)
+            call = Call(
+                client, row, check_params(row, bind_params(row, args, given), cli=False), view
+            )
             try:
                 answer = perform(call)
             except NothingSent:
                 return None
             except VastAIError as error:
-                if (error.status != 200 or dig(error.body, "success") is not False or row.is_list
-                        or row.returns in ("text", "any") or (row.strict and "error" in error.body)):
+                if (
+                    error.status != 200
+                    or get_path(error.body, "success") is not False
+                    or row.is_list
+                    or row.returns in ("text", "any")
+                    or (row.strict and "error" in error.body)
+                ):
                     raise
                 answer = error.body  # for `if result.get("success"): …`
             finally:
@@ -5386,6 +7091,7 @@ class VastAI:
                     self.api_key = client.api_key
             return answer if view.form == "json" else display(call, answer)
 
+    # fmt: off
     # stubs: begin
     if TYPE_CHECKING:  # written by `python3 test_vastai.py stubs`
         def search_offers(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
@@ -5836,32 +7542,43 @@ class VastAI:
                 autoscaler_url: str | None = None) -> list[dict[str, Any]]:
             "Measure a template on several GPUs."; ...
     # stubs: end
+    # fmt: on
 
 
 def checked_url(url: str) -> str:
     """A server URL without its final slash.  Raises UsageError."""
     from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(url)
-        good = (parts.scheme in ("http", "https") and parts.hostname and not parts.query + parts.fragment
-                and not parts.username)
+        good = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and not parts.query + parts.fragment
+            and not parts.username
+        )
         good = good and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
     except (ValueError, AttributeError, TypeError):
         good = False
     if not good:
-        raise UsageError(f"the server must be a URL such as {SERVER}, not {described(url)}")
+        raise UsageError(f"the server must be a URL such as {SERVER}, not {short_repr(url)}")
     return url.rstrip("/")
 
 
 def find_key(given: str | None, session: bool = False) -> tuple[str | None, str, str]:
-    """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; a blank one is none."""
+    """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; a blank
+    one is none.
+    """
     if given is not None and str(given).strip():
         return given, "CODE", "--api-key or api_key="
     key = os.environ.get("VAST_API_KEY", "")
     if key.strip():
         return key, "ENV", "the environment variable VAST_API_KEY"
-    names = [*[config_file("vast_tfa_key")] * session, config_file("vast_api_key"),
-             os.path.expanduser("~/.vast_api_key")]
+    names = [
+        *[config_file("vast_tfa_key")] * session,
+        config_file("vast_api_key"),
+        os.path.expanduser("~/.vast_api_key"),
+    ]
     for path in names:
         key = read_key(path) or ""
         if key:
@@ -5874,13 +7591,18 @@ for method, command in METHODS.items():
 del method, command
 
 
-# --------------------------------------------------------------------------------------------- the official SDK's names
+# ------------------------------------------------------------------------- the official SDK's names
+
 
 def other_name(name: str) -> Any:
-    """`from vastai import vastai_sdk`, `vastai.api.query.offers_fields`, and the row types, which are dicts."""
+    """`from vastai import vastai_sdk`, `vastai.api.query.offers_fields`, and the row types, which
+    are dicts.
+    """
     if name.startswith("offers_"):
         fields = {field for field, _ in field_help(OFFER_FIELDS)}
-        return {"offers_fields": fields, "offers_alias": ALIASES, "offers_mult": MULTIPLIERS}.get(name)
+        return {"offers_fields": fields, "offers_alias": ALIASES, "offers_mult": MULTIPLIERS}.get(
+            name
+        )
     if name in ("api", "cli", "query", "sdk", "utils", "vastai_sdk"):
         return sys.modules[__name__]
     if name in {row.of for row in COMMANDS.values() if row.of}:
@@ -5888,16 +7610,21 @@ def other_name(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-globals()["__getattr__"] = other_name  # not by its name: type checkers would take every misspelt name for good
+globals()["__getattr__"] = (
+    other_name  # not by its name: type checkers would take every misspelt name for good
+)
 if __name__ == "vastai":  # the official package's modules: this one answers for them
     for module in ("sdk", "vastai_sdk", "utils", "api", "api.query", "cli", "cli.main"):
         sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
 
 
-# ------------------------------------------------------------------------------------------------------------ rendering
+# --------------------------------------------------------------------------------- shapes and cells
+
 
 def display(call: Call, answer: Any) -> None:
-    """Prints what a command returned, in the form that was asked for.  Raises VastAIError where that makes no sense."""
+    """Prints what a command returned, in the form that was asked for.  Raises VastAIError where
+    that makes no sense.
+    """
     try:
         render(call, answer)
     except VastAIError:
@@ -5911,19 +7638,22 @@ def render(call: Call, answer: Any) -> None:
     view, row, columns = call.view, call.row, call.row.columns
     if row.rows and isinstance(answer, dict) and call.as_rows and (columns or not view.quiet):
         answer = answer.get(row.rows) or []
-    many, refused = isinstance(answer, list), isinstance(answer, dict) and answer.get("success") is False
+    many, refused = (
+        isinstance(answer, list),
+        isinstance(answer, dict) and answer.get("success") is False,
+    )
     items: Any = answer if many else [answer] if isinstance(answer, dict) else []
     if view.quiet and columns and (items or many):
         name = "id" if not row.rows and any("id" in item for item in items) else columns[0][1]
-        return emit("".join(f"{text_of(item.get(name))}\n" for item in items))
+        return write_out("".join(f"{format_value(item.get(name))}\n" for item in items))
     if view.fields and (items or many):
         names = [name.strip() for name in view.fields.split(",") if name.strip()]
         columns = tuple((name, name, "", 0) for name in names)
         if view.form in ("json", "jsonl"):
-            items = [{name: dig(item, name) for name in names} for item in items]
+            items = [{name: get_path(item, name) for name in names} for item in items]
             answer = items if many else items[0]
     if view.form == "json":
-        return emit(pretty(answer) + "\n")
+        return write_out(format_json(answer) + "\n")
     if (items or many) and (view.fields or view.form != "table"):
         return emit_rows(call, items, columns)
     if row.show and not (row.path and refused):
@@ -5936,102 +7666,67 @@ def render(call: Call, answer: Any) -> None:
         emit_rows(call, items, columns)
         next_page(call)
     elif isinstance(answer, dict):
-        emit_card(call, answer) if columns and not row.rows else emit(sentence(call, {} if row.rows else answer) + "\n")
+        emit_card(call, answer) if columns and not row.rows else write_out(
+            sentence(call, {} if row.rows else answer) + "\n"
+        )
     elif isinstance(answer, str):
-        emit(answer if answer.endswith("\n") else answer + "\n", plain=True)
+        write_out(answer if answer.endswith("\n") else answer + "\n", plain=True)
     elif answer is not None:
-        emit(pretty(answer) + "\n")
+        write_out(format_json(answer) + "\n")
     return None
-
-
-def emit(text: str, plain: bool = False) -> None:
-    """Writes to stdout, with escapes for what its encoding lacks; `plain` text of the service keeps its control
-    characters only where no terminal would obey them."""
-    out = sys.stdout
-    if out is None or getattr(out, "closed", False):
-        return
-    if plain and is_terminal(out):
-        text = shown_lines(text.replace("\r\n", "\n").expandtabs())
-    try:
-        out.write(text)
-    except UnicodeEncodeError:
-        out.write(text.encode(out.encoding, "backslashreplace").decode(out.encoding))
-
-
-def pretty(value: Any) -> str:
-    """json.dumps(value, indent=1, sort_keys=True), but faster for many rows."""
-    return indented([value], "\n")[0]
-
-
-def indented(values: Sequence[Any], pad: str) -> list[str]:
-    """Each of `values`, which stand at one depth, as JSON with an indent.
-
-    With an indent Python's json does without its C part.  So the objects and the lists of a depth are each written in
-    one go, with line breaks for blanks; numbers hold the places of what stands a depth further down.
-    """
-    import json
-    inner, mark = pad + " ", int.from_bytes(os.urandom(16), "big")  # too long to be met by chance
-    ends: dict[type, tuple[str, str]] = {dict: ("{", "}"), list: ("[", "]")}
-    made: dict[type, Iterator[str]] = {}
-    for kind, (left, right) in ends.items():
-        flat: list[Any] = []
-        deeper: list[Any] = []
-        value: Any
-        for value in (value for value in values if value and type(value) is kind):
-            pairs = value.items() if kind is dict else enumerate(value)
-            names = [name for name, item in pairs if type(item) in ends]
-            if names:
-                names.sort()
-                deeper += map(value.__getitem__, names)
-                value = value.copy()
-                for name in names:
-                    value[name] = mark
-            flat.append(value)
-        text = json.dumps(flat, sort_keys=True, separators=("," + inner, ": "))[2:-2]
-        text = text.replace(f"{right},{inner}{left}", "\0")  # no text in JSON has a line break or a NUL in it
-        if deeper:
-            parts = zip(text.split(str(mark)), [*indented(deeper, inner), ""])
-            text = "".join(part for pair in parts for part in pair)
-        made[kind] = iter([f"{left}{inner}{body}{pad}{right}" for body in text.split("\0")])
-    return [next(made[type(value)]) if value and type(value) in ends else json.dumps(value) for value in values]
 
 
 def sentence(call: Call, answer: Row) -> str:
     """What a command without rows says: its own sentence, the service's, or the answer itself."""
-    for form in filter(None, call.row.done.split("|") if answer.get("success") is not False else ()):
+    for form in filter(
+        None, call.row.done.split("|") if answer.get("success") is not False else ()
+    ):
         try:
             text = filled(call, form, answer)
             told = answer.get("msg")
             text += f" {told}" if isinstance(told, str) and told not in text else ""
-            return shown(masked(text, call.client.secrets), 2000)
+            return printable(redact_text(text, call.client.secrets), 2000)
         except (LookupError, ValueError, TypeError):
             continue
     told = answer.get("msg")
     if isinstance(told, str) and told and len(answer) <= 2:
-        return shown(masked(told, call.client.secrets), 2000)
-    return pretty(answer)
+        return printable(redact_text(told, call.client.secrets), 2000)
+    return format_json(answer)
 
 
 def filled(call: Call, text: str, answer: Row) -> str:
-    """A question or sentence of a row with parameters and members of the answer in it; dates in UTC."""
-    words = {"answer": answer, **answer, **call.extra, **{k: v for k, v in call.params.items() if v is not None}}
+    """A question or sentence of a row with parameters and members of the answer in it; dates in
+    UTC.
+    """
+    words = {
+        "answer": answer,
+        **answer,
+        **call.extra,
+        **{k: v for k, v in call.params.items() if v is not None},
+    }
+
     def told(name: str, value: Any) -> Any:
         if isinstance(value, list):
             return ", ".join(map(str, value))
         if isinstance(value, dict) and f"{{{name}[" not in text:
-            return text_of(value)
-        return utc_text(value) if name == "sdate" or name.endswith("_date") else value
-    return text.format_map({name: told(name, value) for name, value in words.items() if value is not None})
+            return format_value(value)
+        return format_utc(value) if name == "sdate" or name.endswith("_date") else value
+
+    return text.format_map(
+        {name: told(name, value) for name, value in words.items() if value is not None}
+    )
 
 
 def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
     """Rows as a table, CSV, TSV or one JSON object a line."""
     import json
+
     form = call.view.form
     if form == "jsonl":
-        return emit("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+        return write_out("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     if form in ("csv", "tsv"):
         import csv
+
         named = {name: "" for row in rows for name in row}
         names = [column[1] for column in columns] if call.view.fields else sorted(named)
         if not names:
@@ -6040,135 +7735,144 @@ def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
         writer = csv.writer(out, "excel-tab" if form == "tsv" else "excel", lineterminator="\n")
         writer.writerow(names)
         for row in rows:
-            values = [dig(row, name) if call.view.fields else row.get(name) for name in names]
-            writer.writerow([json.dumps(v, sort_keys=True) if isinstance(v, (dict, list)) else v for v in values])
-        return emit(out.getvalue())
+            values = [get_path(row, name) if call.view.fields else row.get(name) for name in names]
+            writer.writerow(
+                [
+                    json.dumps(v, sort_keys=True) if isinstance(v, (dict, list)) else v
+                    for v in values
+                ]
+            )
+        return write_out(out.getvalue())
     width = terminal_width() if is_terminal(sys.stdout) else None
     if not rows and width is not None:
         return remark(call, f"No {call.row.name.split()[-1].replace('-', ' ')}.")
-    lines, dropped = table(rows, columns, width, call.view.color and colored())
+    lines, dropped = format_table(rows, columns, width, call.view.color and colored())
     page_out(lines, call.view.full)
-    if dropped and not call.extra.get("dropped"):  # once, also where several tables follow each other
+    if dropped and not call.extra.get(
+        "dropped"
+    ):  # once, also where several tables follow each other
         call.extra["dropped"] = dropped
-        remark(call, clip(f"No room for {', '.join(dropped)}", max(24, terminal_width() - 28))
-               + " (a pipe shows all columns)")
+        remark(
+            call,
+            truncate(f"No room for {', '.join(dropped)}", max(24, terminal_width() - 28))
+            + " (a pipe shows all columns)",
+        )
     return None
 
 
 def next_page(call: Call) -> None:
     """Says how the page behind one of several is asked for."""
     if call.extra.get("next_token"):
-        emit(f"Next page: --next-token {shown(str(call.extra['next_token']), 0)}\n")
+        write_out(f"Next page: --next-token {printable(str(call.extra['next_token']), 0)}\n")
 
 
 def emit_card(call: Call, row: Row) -> None:
     """One thing as two columns: name and value, without what is not there."""
     columns = call.row.columns
-    texts = [text_in(column, row) for column in columns]
+    texts = [format_cell(column, row) for column in columns]
     wide = max(len(column[0]) for column in columns)
     bright = call.view.color and colored()
-    lines = [f"{column[0]:<{wide}}  {paint(text, column[2]) if bright else text}"
-             for column, text in zip(columns, texts) if text != "-"]
-    emit("\n".join(lines) + "\n" if lines else pretty(row) + "\n")
+    lines = [
+        f"{column[0]:<{wide}}  {paint(text, column[2]) if bright else text}"
+        for column, text in zip(columns, texts)
+        if text != "-"
+    ]
+    write_out("\n".join(lines) + "\n" if lines else format_json(row) + "\n")
 
 
 def remark(call: Call, text: str) -> None:
     """A line beside the answer, on stderr."""
     if not call.view.quiet and not call.client.quiet:
         flush(sys.stdout)  # the answer comes first, also where both go to one place
-        tell(shown(text, 1000) + "\n")
-
-
-def page_out(lines: list[str], full: bool) -> None:
-    """Lines to stdout; through $PAGER where there are more than a terminal shows."""
-    text = "\n".join(lines) + "\n"
-    pager = os.environ.get("PAGER", "").strip()
-    if full or not pager or not is_terminal(sys.stdout) or len(lines) < os.get_terminal_size(sys.stdout.fileno()).lines:
-        return emit(text)
-    import shlex
-    import subprocess
-    try:
-        sys.stdout.flush()
-        subprocess.run(shlex.split(pager), input=text.encode("utf-8", "replace"), env={"LESS": "FRX", **os.environ})
-    except (OSError, ValueError):
-        emit(text)
-    return None
-
-
-def terminal_width() -> int:
-    """Columns of the terminal, at least 20; COLUMNS goes first, 80 where neither tells."""
-    told = os.environ.get("COLUMNS", "")
-    width = int(told) if told.isascii() and told.isdigit() else 0
-    try:
-        width = width or os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError, AttributeError):
-        pass
-    return max(20, width or 80)
-
-
-def colored() -> bool:
-    """May stdout have colour?"""
-    return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        write_err(printable(text, 1000) + "\n")
 
 
 # Tables
 
-def table(rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool) -> tuple[list[str], list[str]]:
-    """The lines of a table, and the headers of columns that a terminal `width` columns wide has no room for.
+
+def format_table(
+    rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool
+) -> tuple[list[str], list[str]]:
+    """The lines of a table, and the headers of columns that a terminal `width` columns wide has no
+    room for.
 
     Without a width nothing is cut and no column goes.
     """
-    every = [Strip(column, rows) for column in columns]
-    strips = every if width is None else fitted(every, width)
+    every = [TableColumn(column, rows) for column in columns]
+    strips = every if width is None else fit_columns(every, width)
     forms = [strip.lay_out(bright, strip is strips[-1]) for strip in strips]
     header = "  ".join(strip.header for strip in strips)
     lines = [f"\033[1m{header}\033[0m" if bright else header]
     lines += map("  ".join(forms).__mod__, zip(*(strip.cells for strip in strips)))
-    return lines, [strip.header for strip in sorted(every, key=lambda strip: strip.rank) if strip not in strips]
+    return lines, [
+        strip.header for strip in sorted(every, key=lambda strip: strip.rank) if strip not in strips
+    ]
 
 
-class Strip:
-    """One column of a table being laid out: its cells, the form that % writes them in, and the room that it gets."""
+class TableColumn:
+    """One column of a table being laid out: its cells, the form that % writes them in, and the room
+    that it gets.
+    """
 
     __slots__ = ("cells", "form", "header", "narrow", "number", "rank", "room", "sizes", "state")
 
     def __init__(self, column: Sequence[Any], rows: list[Row]) -> None:
         self.header, form = column[0], column[2]
-        self.form, self.cells = cells_of(column, rows)
+        self.form, self.cells = format_cells(column, rows)
         self.rank: int = column[3] if len(column) > 3 else 1
         self.state = form == "state"
-        self.number = self.form != "%s" or form[:1] in (".", "{") or all(map(_is_number, self.cells))
+        self.number = (
+            self.form != "%s" or form[:1] in (".", "{") or all(map(_is_number, self.cells))
+        )
         self.measure()
         widest = max(self.sizes)  # a cell of more than 200 places is not aligned to
-        self.room = widest if widest <= 200 else max([self.sizes[0], *filter((200).__ge__, self.sizes)])
+        self.room = (
+            widest if widest <= 200 else max([self.sizes[0], *filter((200).__ge__, self.sizes)])
+        )
 
     def measure(self) -> None:
         """How wide the header and the cells are; of numbers only the longest ones."""
         numbers = self.form != "%s"
-        texts = [self.header, *((self.form % end(self.cells) for end in (min, max)) if numbers else self.cells)]
+        texts = [
+            self.header,
+            *((self.form % end(self.cells) for end in (min, max)) if numbers else self.cells),
+        ]
         self.sizes = list(map(len if all(map(str.isascii, texts)) else display_width, texts))
         self.narrow = numbers or all(map(str.isascii, self.cells))  # len() tells how wide a cell is
 
     @property
     def least(self) -> int:
-        """The room below which it says too little: a number or a short text whole, a long text 16 places."""
+        """The room below which it says too little: a number or a short text whole, a long text 16
+        places.
+        """
         if self.number or self.room <= (24 if self.rank else 40):
             return self.room
         return max(16 if self.rank else 40, self.sizes[0])
 
     def cut(self) -> None:
         if max(self.sizes) > self.room:
-            self.header = clip(self.header, self.room)
-            self.cells, self.form = [clip(self.form % cell, self.room) for cell in self.cells], "%s"
+            self.header = truncate(self.header, self.room)
+            self.cells, self.form = (
+                [truncate(self.form % cell, self.room) for cell in self.cells],
+                "%s",
+            )
             self.measure()
 
     def lay_out(self, bright: bool, last: bool) -> str:
-        """Gives the header its blanks, and the cells theirs where % would miscount; returns their form in a line."""
+        """Gives the header its blanks, and the cells theirs where % would miscount; returns their
+        form in a line.
+        """
         room = self.room if self.number or not last else 0
         gaps = [" " * (room - size) for size in self.sizes]
         if not self.narrow or (bright and self.state):
-            cells = [paint(cell, "state") for cell in self.cells] if bright and self.state else self.cells
-            self.cells = [gap + cell if self.number else cell + gap for gap, cell in zip(gaps[1:], cells)]
+            cells = (
+                [paint(cell, "state") for cell in self.cells]
+                if bright and self.state
+                else self.cells
+            )
+            self.cells = [
+                gap + cell if self.number else cell + gap for gap, cell in zip(gaps[1:], cells)
+            ]
             form = "%s"
         else:
             form = f"%{'' if self.number else '-'}{room or ''}{self.form[1:]}"
@@ -6176,8 +7880,10 @@ class Strip:
         return form
 
 
-def fitted(strips: list[Strip], width: int) -> list[Strip]:
-    """The strips that fit side by side, by rank; what room is left over goes to those that had to shrink."""
+def fit_columns(strips: list[TableColumn], width: int) -> list[TableColumn]:
+    """The strips that fit side by side, by rank; what room is left over goes to those that had to
+    shrink.
+    """
     left, kept = width + 2, strips[:0]
     for strip in sorted(strips, key=lambda strip: strip.rank):
         if not kept or not strip.rank or strip.least + 2 <= left:
@@ -6195,46 +7901,15 @@ def fitted(strips: list[Strip], width: int) -> list[Strip]:
 
 
 def _is_number(cell: str) -> bool:
-    return cell == "-" or cell[cell[:1] == "-":].replace(".", "", 1).isdigit()
-
-
-def display_width(text: str) -> int:
-    """Columns that a text takes on a terminal: wide letters two, combining ones none."""
-    if text.isascii() or len(text) > 10_000:  # wider than any terminal
-        return len(text)
-    from unicodedata import combining, east_asian_width
-    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def clip(text: str, width: int) -> str:
-    """A text cut to so many columns, with … where something is missing."""
-    if display_width(text) <= width:
-        return text
-    used = 1
-    kept: list[str] = []
-    for c in text[:width + 1]:
-        used += display_width(c)
-        if used > width:
-            break
-        kept.append(c)
-    return "".join(kept) + "…"
-
-
-COLORS = {"running": "32", "verified": "32", "active": "32", "loading": "33", "created": "33", "exited": "2",
-          "stopped": "2", "offline": "31", "deverified": "31", "unverified": "33", "error": "31"}
-
-
-def paint(text: str, form: str) -> str:
-    """A state in its colour: running green, loading yellow, exited dim, offline red."""
-    word = text.strip()
-    code = COLORS.get(word) if form == "state" else None
-    return text.replace(word, f"\033[{code}m{word}\033[0m") if code else text
+    return cell == "-" or cell[cell[:1] == "-" :].replace(".", "", 1).isdigit()
 
 
 # Cells
 
-def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]]:
-    """A column's cells and how % writes them: numbers where there is nothing else, else texts and "%s".
+
+def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]]:
+    """A column's cells and how % writes them: numbers where there is nothing else, else texts and
+    "%s".
 
     Null, missing and empty are `-`.
     """
@@ -6243,8 +7918,10 @@ def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]
         return "%s", [FORMATS[form](row, name) for row in rows]
     if "|" in name or "." in name:
         names = name.split("|")
-        found = ((dig(row, name) for name in names) for row in rows)
-        values: list[Any] = [next((value for value in some if value is not None), None) for some in found]
+        found = ((get_path(row, name) for name in names) for row in rows)
+        values: list[Any] = [
+            next((value for value in some if value is not None), None) for some in found
+        ]
     else:
         values = [row.get(name) for row in rows]
     form, times, factor = form.partition("*")
@@ -6257,37 +7934,29 @@ def cells_of(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]
             return "%d", values
         if kinds and kinds <= {int, float} and form[:1] == ".":
             return shape, [float(value) * scale for value in values]
-        return "%s", [shape % (value * scale) if type(value) in (float, int) else
-                      "-" if value is None or value == "" else text_of(value) for value in values]
+        return "%s", [
+            shape % (value * scale)
+            if type(value) in (float, int)
+            else "-"
+            if value is None or value == ""
+            else format_value(value)
+            for value in values
+        ]
     except OverflowError:  # a number of hundreds of digits
-        return "%s", ["-" if value is None or value == "" else text_of(value) for value in values]
+        return "%s", [
+            "-" if value is None or value == "" else format_value(value) for value in values
+        ]
 
 
-def text_in(column: Sequence[Any], row: Row) -> str:
+def format_cell(column: Sequence[Any], row: Row) -> str:
     """The cell of one row."""
-    form, cells = cells_of(column, [row])
+    form, cells = format_cells(column, [row])
     return str(form % cells[0])
-
-
-def text_of(value: Any) -> str:
-    """Any value as one line; null as `-`."""
-    if isinstance(value, (dict, list)):
-        import json
-        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    text = "-" if value is None else str(value)
-    return text if text.isprintable() else shown(text, 0)
-
-
-def span(seconds: float) -> str:
-    """A length of time as people say it: 2d 3h, 4h 15m, 7m."""
-    minutes = int(max(0, seconds)) // 60
-    days, hours = minutes // 1440, minutes // 60 % 24
-    return f"{days}d {hours}h" if days else f"{hours}h {minutes % 60}m" if hours else f"{minutes}m"
 
 
 def _age(row: Row, name: str) -> str:
     started = row.get(name)
-    return span(time.time() - started) if isinstance(started, (int, float)) else "-"
+    return format_duration(time.time() - started) if isinstance(started, (int, float)) else "-"
 
 
 def _hours(row: Row, name: str) -> str:
@@ -6296,43 +7965,59 @@ def _hours(row: Row, name: str) -> str:
 
 
 def _moment(form: str) -> Callable[[Row, str], str]:
-    return lambda row, name: text_of(utc_text(row[name], form)) if row.get(name) else "-"
+    return lambda row, name: format_value(format_utc(row[name], form)) if row.get(name) else "-"
 
 
 def _weekday(row: Row, name: str) -> str:
-    days, day = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"), row.get(name)
-    return "Everyday" if day is None else days[day] if day in range(7) else text_of(day)
+    days, day = (
+        ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
+        row.get(name),
+    )
+    return "Everyday" if day is None else days[day] if day in range(7) else format_value(day)
 
 
 def _hour(row: Row, name: str) -> str:
     hour = row.get(name)
     if hour is None:
         return "every hour"
-    return f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}" if hour in range(24) else text_of(hour)
+    return (
+        f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}"
+        if hour in range(24)
+        else format_value(hour)
+    )
 
 
 def _minute(row: Row, name: str) -> str:
     minute = row.get(name)
-    return "every minute" if minute is None else text_of(minute).zfill(2)
+    return "every minute" if minute is None else format_value(minute).zfill(2)
 
 
 def _join(row: Row, name: str) -> str:
     value = row.get(name)
-    return ", ".join(map(text_of, value)) or "-" if isinstance(value, list) else text_of(value) if value else "-"
+    return (
+        ", ".join(map(format_value, value)) or "-"
+        if isinstance(value, list)
+        else format_value(value)
+        if value
+        else "-"
+    )
 
 
 def _change(factor: float, digits: int) -> Callable[[Row, str], str]:
     def cell(row: Row, name: str) -> str:
-        old, new = (f"{v * factor:.{digits}f}" if isinstance(v, (int, float)) else None
-                    for v in (row.get(f"old_{name}"), row.get(f"new_{name}")))
+        old, new = (
+            f"{v * factor:.{digits}f}" if isinstance(v, (int, float)) else None
+            for v in (row.get(f"old_{name}"), row.get(f"new_{name}"))
+        )
         return f"{old or '?'} -> {new}" if new else "-"
+
     return cell
 
 
 def _gpu(row: Row, _: str) -> str:
     use = row.get("gpu_util")
     busy = f" ({use:.0f}%)" if isinstance(use, (int, float)) else ""
-    return text_of(f"{row.get('num_gpus') or '?'}x {row.get('gpu_name') or '?'}{busy}")
+    return format_value(f"{row.get('num_gpus') or '?'}x {row.get('gpu_name') or '?'}{busy}")
 
 
 def _usage(used: Any, total: Any) -> str:
@@ -6357,42 +8042,78 @@ def _volumes(row: Row, _: str) -> str:
             found.append(f"#{volume.get('id')}")
             if isinstance(total, (int, float)) and isinstance(free, (int, float)):
                 found[-1] += f" {_usage(total - free, total)}"
-    return text_of(", ".join(found)) if found else "-"
+    return format_value(", ".join(found)) if found else "-"
 
 
 def _net(row: Row, _: str) -> str:
-    up, down = (f"{v:.0f}" if isinstance(v, (int, float)) else "?" for v in (row.get("inet_up"), row.get("inet_down")))
+    up, down = (
+        f"{v:.0f}" if isinstance(v, (int, float)) else "?"
+        for v in (row.get("inet_up"), row.get("inet_down"))
+    )
     return f"↑{up} ↓{down}"
 
 
-FORMATS: dict[str, Callable[[Row, str], str]] = {  # what the cell of a row says, by the format of its column
-    "state": lambda row, name: text_of(row.get(name) or "-"),
-    "unknown": lambda row, name: text_of(row.get(name) or "unknown"),
-    "_": lambda row, name: text_of(row.get(name) or "-").replace(" ", "_"),
-    "first16": lambda row, name: text_of(str(row.get(name) or "-")[:16]),
+FORMATS: dict[
+    str, Callable[[Row, str], str]
+] = {  # what the cell of a row says, by the format of its column
+    "state": lambda row, name: format_value(row.get(name) or "-"),
+    "unknown": lambda row, name: format_value(row.get(name) or "unknown"),
+    "_": lambda row, name: format_value(row.get(name) or "-").replace(" ", "_"),
+    "first16": lambda row, name: format_value(str(row.get(name) or "-")[:16]),
     "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
-    "join": _join, "age": _age, "hours": _hours, "weekday": _weekday, "hour": _hour, "min": _minute,
-    "day": _moment("%Y-%m-%d"), "minute": _moment("%Y-%m-%d %H:%M"), "second": _moment("%Y-%m-%d %H:%M:%S"),
-    "slashed": _moment("%Y-%m-%d/%H:%M"), "utc": _moment("%Y-%m-%d %H:%M UTC"),
-    "gpu": _gpu, "disk": _disk, "volumes": _volumes, "net": _net,
-    "template": lambda row, _: text_of(
-        f"{row.get('template_name') or '?'} ({row['template_id']})" if row.get("template_id") else "-"),
-    "ssh": lambda row, _: text_of(f"{row['ssh_host']}:{row.get('ssh_port')}" if row.get("ssh_host") else "-"),
-    "$/hr": _change(3600, 4), "$/month": _change(2592000, 4), "$/GB": _change(1, 4), "%": _change(100, 2)}
+    "join": _join,
+    "age": _age,
+    "hours": _hours,
+    "weekday": _weekday,
+    "hour": _hour,
+    "min": _minute,
+    "day": _moment("%Y-%m-%d"),
+    "minute": _moment("%Y-%m-%d %H:%M"),
+    "second": _moment("%Y-%m-%d %H:%M:%S"),
+    "slashed": _moment("%Y-%m-%d/%H:%M"),
+    "utc": _moment("%Y-%m-%d %H:%M UTC"),
+    "gpu": _gpu,
+    "disk": _disk,
+    "volumes": _volumes,
+    "net": _net,
+    "template": lambda row, _: format_value(
+        f"{row.get('template_name') or '?'} ({row['template_id']})"
+        if row.get("template_id")
+        else "-"
+    ),
+    "ssh": lambda row, _: format_value(
+        f"{row['ssh_host']}:{row.get('ssh_port')}" if row.get("ssh_host") else "-"
+    ),
+    "$/hr": _change(3600, 4),
+    "$/month": _change(2592000, 4),
+    "$/GB": _change(1, 4),
+    "%": _change(100, 2),
+}
 
 
 # What `show` names: rows that print more than a table, a card or a sentence.  In the table's order.
+
 
 def show_offers(call: Call, rows: list[Row]) -> None:
     """The table of a search; how many rows and which conditions on stderr."""
     if rows or not is_terminal(sys.stdout):
         emit_rows(call, rows, call.extra["columns"])
-    signs = {name: sign if sign in "<=>=!=" else f" {sign} " for sign, name in reversed(list(OPERATORS.items()))}
+    signs = {
+        name: sign if sign in "<=>=!=" else f" {sign} "
+        for sign, name in reversed(list(OPERATORS.items()))
+    }
     query = call.extra["query"].get("q", call.extra["query"])
-    words = [f"{field}{signs.get(operator, operator)}{as_typed(field, value)}" for field, conditions in query.items()
-             if isinstance(conditions, dict) for operator, value in conditions.items()]
+    words = [
+        f"{field}{signs.get(operator, operator)}{as_typed(field, value)}"
+        for field, conditions in query.items()
+        if isinstance(conditions, dict)
+        for operator, value in conditions.items()
+    ]
     more = ", as many as --limit lets through" if len(rows) == call["limit"] else ""
-    remark(call, f"{len(rows)} offer{'s' * (len(rows) != 1)}{more}; conditions: {' '.join(words) or 'none'}")
+    remark(
+        call,
+        f"{len(rows)} offer{'s' * (len(rows) != 1)}{more}; conditions: {' '.join(words) or 'none'}",
+    )
     if not rows:
         remark(call, "Fewer conditions find more; FIELD=any takes one away, such as verified=any.")
 
@@ -6403,29 +8124,45 @@ def as_typed(field: str, value: Any) -> str:
         return f"[{','.join(as_typed(field, item) for item in value)}]"
     if isinstance(value, float) and field in MULTIPLIERS:
         value = f"{value / MULTIPLIERS[field]:g}"
-    return text_of(str(value).lower() if isinstance(value, bool) else value).replace(" ", "_")
+    return format_value(str(value).lower() if isinstance(value, bool) else value).replace(" ", "_")
 
 
 def show_instance_table(call: Call, rows: list[Row]) -> None:
-    """The summary and table of show instances; what the filters can be is a second request, and no loss if it fails."""
+    """The summary and table of show instances; what the filters can be is a second request, and no
+    loss if it fails.
+    """
     page = call.extra.get("page", {})
     filters = []
     if call.cli:
         try:
             combinations = call.do("show_instance_filters")
-            for name, option in (("actual_status", "status"), ("gpu_name", "gpu-name"), ("verification",) * 2):
+            for name, option in (
+                ("actual_status", "status"),
+                ("gpu_name", "gpu-name"),
+                ("verification",) * 2,
+            ):
                 values = sorted({repr(str(row[name])) for row in combinations if row.get(name)})
                 filters += [f"--{option} {'|'.join(values)}"] if len(values) > 1 else []
         except VastAIError:
             pass
     if not rows:
-        return emit("No instances.\n")
+        return write_out("No instances.\n")
     volumes = call["cols"] or any(row.get("volume_info") for row in rows)
-    emit_rows(call, rows, [column for column in call.extra["columns"] if volumes or column[1] != "volumes"])
+    emit_rows(
+        call,
+        rows,
+        [column for column in call.extra["columns"] if volumes or column[1] != "volumes"],
+    )
     cost = sum(row["dph_total"] for row in rows if isinstance(row.get("dph_total"), (int, float)))
     total = page.get("total_instances") or len(rows)
-    labels = ", ".join(f"{name or '(none)'} {count}" for name, count in (page.get("label_counts") or {}).items())
-    remark(call, f"{len(rows)} of {total} instances, {cost:.4f} $/hr" + (f"; labels: {labels}" if labels else ""))
+    labels = ", ".join(
+        f"{name or '(none)'} {count}" for name, count in (page.get("label_counts") or {}).items()
+    )
+    remark(
+        call,
+        f"{len(rows)} of {total} instances, {cost:.4f} $/hr"
+        + (f"; labels: {labels}" if labels else ""),
+    )
     if filters:
         remark(call, "To see fewer: " + " ".join(filters))
     return next_page(call)
@@ -6434,75 +8171,110 @@ def show_instance_table(call: Call, rows: list[Row]) -> None:
 def show_network_disk_tables(call: Call, answer: Row) -> None:
     """A table of disks and one of mounts for each cluster."""
     for cluster in answer["data"]:
-        emit(f"Cluster {shown(str(cluster.get('cluster_id')))}\n")
+        write_out(f"Cluster {printable(str(cluster.get('cluster_id')))}\n")
         emit_rows(call, objects(cluster.get("network_disks") or []), NETWORK_DISK_COLUMNS)
         ids = cluster.get("machine_ids")
-        emit_rows(call, [{"id": id, "mount": dig(cluster, f"mounts.{id}") or "N/A"}
-                         for id in (ids if isinstance(ids, list) else ())], MOUNT_COLUMNS)
+        emit_rows(
+            call,
+            [
+                {"id": id, "mount": get_path(cluster, f"mounts.{id}") or "N/A"}
+                for id in (ids if isinstance(ids, list) else ())
+            ],
+            MOUNT_COLUMNS,
+        )
     if not answer["data"]:
-        emit("No network disks.\n")
+        write_out("No network disks.\n")
 
 
 def show_backup_files(call: Call, answer: Row) -> None:
     """The files with addresses that carry the token; an address is never cut."""
     from urllib.parse import quote, urlsplit
+
     token = answer.get("authorization_token")
-    emit(f"Token: {text_of(token)}\n"
-         f"It is in the addresses below, and good for {text_of(answer.get('expires_in_sec'))} seconds.\n")
+    write_out(
+        f"Token: {format_value(token)}\n"
+        f"It is in the addresses below, and good for {format_value(answer.get('expires_in_sec'))} seconds.\n"
+    )
     if answer.get("truncated"):
-        emit("This list is truncated: the backup has more files. "
-             f"`vastai copy vast.{call['contract_id']}:/ ID:/PATH` restores them all.\n")
+        write_out(
+            "This list is truncated: the backup has more files. "
+            f"`vastai copy vast.{call['contract_id']}:/ ID:/PATH` restores them all.\n"
+        )
     rows = [dict(row) for row in answer["files"]]
     for row in rows:
         if row.get("url") and token:
-            row["url"] += ("&" if urlsplit(row["url"]).query else "?") + "Authorization=" + quote(token, safe="")
-    lines, _ = table(rows, BACKUP_FILE_COLUMNS, None, False)
+            row["url"] += (
+                ("&" if urlsplit(row["url"]).query else "?")
+                + "Authorization="
+                + quote(token, safe="")
+            )
+    lines, _ = format_table(rows, BACKUP_FILE_COLUMNS, None, False)
     page_out(lines if rows else ["No files are in it yet."], call.view.full)
 
 
 def show_settled(call: Call, answer: Row) -> None:
     """What became of each price increase."""
     for result in answer.get("results") or [{"status": f"{call.row.name.split()[0]}ed", **answer}]:
-        number = text_of(result.get("pending_price_increase_id"))
-        emit(f"Instance {text_of(result.get('contract_id'))}: price increase {number} {result['status']}\n")
+        number = format_value(result.get("pending_price_increase_id"))
+        write_out(
+            f"Instance {format_value(result.get('contract_id'))}: price increase {number} {result['status']}\n"
+        )
 
 
 def show_gpu_trends(call: Call, answer: Row) -> None:
     """A table for each GPU; of 40 points and more only about 20."""
     if answer.get("needs_machine"):
-        return emit(sentence(call, {}) + "\n")
+        return write_out(sentence(call, {}) + "\n")
     if not answer:
-        return emit("no data\n")
+        return write_out("no data\n")
     for gpu, part in answer.items():
         stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
-        facts = ", ".join(f"{head} {text_of(part['stats'].get(name) or '-')}" for head, name in stats.items())
-        emit(f"{text_of(gpu)}: {facts}\n")
+        facts = ", ".join(
+            f"{head} {format_value(part['stats'].get(name) or '-')}" for head, name in stats.items()
+        )
+        write_out(f"{format_value(gpu)}: {facts}\n")
         step = 1 if call.view.full else max(1, len(part["rows"]) // 20)
         if part["rows"]:
             emit_rows(call, part["rows"][::step], GPU_TRENDS_COLUMNS)
-        emit("no data\n" if not part["rows"] else "" if step == 1 else
-             f"One point in {step} of {len(part['rows'])}; --full shows all.\n")
+        write_out(
+            "no data\n"
+            if not part["rows"]
+            else ""
+            if step == 1
+            else f"One point in {step} of {len(part['rows'])}; --full shows all.\n"
+        )
     return None
 
 
 def show_tfa_status(call: Call, answer: Row) -> None:
-    """The methods, and how many backup codes there are; phone numbers only where a method needs one."""
+    """The methods, and how many backup codes there are; phone numbers only where a method needs
+    one.
+    """
     methods = objects(answer.get("methods") or [])
     phones = any(row.get("method") == "sms" for row in methods)
     if not methods:
-        return emit("Two-factor authentication is off.\n")
-    emit_rows(call, methods, [column for column in TFA_COLUMNS if phones or column[1] != "phone_number"])
-    return emit(f"\nBackup codes left: {text_of(answer.get('backup_codes_remaining'))}\n")
+        return write_out("Two-factor authentication is off.\n")
+    emit_rows(
+        call, methods, [column for column in TFA_COLUMNS if phones or column[1] != "phone_number"]
+    )
+    return write_out(f"\nBackup codes left: {format_value(answer.get('backup_codes_remaining'))}\n")
 
 
 def show_backup_codes(call: Call, answer: Row) -> None:
-    """Asks where new backup codes shall go: to the screen only on demand, to the usual file where nobody answers."""
+    """Asks where new backup codes shall go: to the screen only on demand, to the usual file where
+    nobody answers.
+    """
     codes = answer.get("backup_codes")
     if not codes or not isinstance(codes, list):
-        return emit(sentence(call, answer) + "\n")
-    lines = ["Backup codes of Vast.ai, each good for one login. All earlier ones are void.", *map(text_of, codes)]
+        return write_out(sentence(call, answer) + "\n")
+    lines = [
+        "Backup codes of Vast.ai, each good for one login. All earlier ones are void.",
+        *map(format_value, codes),
+    ]
     text = "\n".join(lines) + "\n"
-    name = f"vastai_backup_codes_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}.txt"
+    name = (
+        f"vastai_backup_codes_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}.txt"
+    )
     usual = os.path.join(os.path.expanduser("~"), "Downloads", name)
     question = f"{len(codes)} new backup codes. 1: keep them in {usual}, 2: in another file, 3: show them here."
     while call.cli:
@@ -6519,13 +8291,15 @@ def show_backup_codes(call: Call, answer: Row) -> None:
             if os.path.exists(path):
                 raise UsageError(f"{path} exists already")
             write_private(path, text)
-            return emit(f"{len(codes)} backup codes are kept in {path}\n")
+            return write_out(f"{len(codes)} backup codes are kept in {path}\n")
         except UsageError as error:
             if choice is None:
-                raise VastAIError(f"the new backup codes are lost: {error.msg}",
-                                  hint="`vastai tfa regen-codes` makes others.") from None
+                raise VastAIError(
+                    f"the new backup codes are lost: {error.msg}",
+                    hint="`vastai tfa regen-codes` makes others.",
+                ) from None
             warn(error.msg)
-    return emit(text)
+    return write_out(text)
 
 
 def show_cards(call: Call, rows: list[Row]) -> None:
@@ -6536,23 +8310,35 @@ def show_cards(call: Call, rows: list[Row]) -> None:
 
 def show_listing(call: Call, answers: Any) -> None:
     """On which terms machines are offered, or run their default job."""
-    terms = ", ".join(f"{arg.name} {utc_text(call[arg.name]) if arg.kind is EXPIRY else call[arg.name]}"
-                      for arg in call.row.args if arg.option and call[arg.name] is not None)
-    what = "The default job of machine {} is set" if call.row.name == "set defjob" else "Machine {} is offered"
-    for id, answer in zip(call["ids"] or [call["id"]], answers if isinstance(answers, list) else [answers]):
+    terms = ", ".join(
+        f"{arg.name} {format_utc(call[arg.name]) if arg.kind is EXPIRY else call[arg.name]}"
+        for arg in call.row.args
+        if arg.option and call[arg.name] is not None
+    )
+    what = (
+        "The default job of machine {} is set"
+        if call.row.name == "set defjob"
+        else "Machine {} is offered"
+    )
+    for id, answer in zip(
+        call["ids"] or [call["id"]], answers if isinstance(answers, list) else [answers]
+    ):
         longer = f". Rentals made longer: {answer['extended']}" if answer.get("extended") else ""
-        emit(shown(f"{what.format(id)}, {terms}{longer}", 2000) + "\n")
+        write_out(printable(f"{what.format(id)}, {terms}{longer}", 2000) + "\n")
 
 
 def show_items(call: Call, answer: Any) -> None:
     """Invoice items, their sum, and what is not billed yet."""
     rows = answer if isinstance(answer, list) else billed(call, answer["invoices"])
     emit_rows(call, rows, ITEM_COLUMNS)
-    emit(f"Total: {sum(amount_of(row) or 0 for row in rows):.2f} $\n")
+    write_out(f"Total: {sum(amount_of(row) or 0 for row in rows):.2f} $\n")
     current = call.extra["current"]
     if isinstance(current, dict):
-        words = [f"{text_of(k)} {text_of(round(v, 4) if isinstance(v, float) else v)}" for k, v in current.items()]
-        emit(f"Current: {', '.join(words)}\n")
+        words = [
+            f"{format_value(k)} {format_value(round(v, 4) if isinstance(v, float) else v)}"
+            for k, v in current.items()
+        ]
+        write_out(f"Current: {', '.join(words)}\n")
 
 
 def show_billing(call: Call, answer: Row) -> None:
@@ -6565,10 +8351,12 @@ def show_billing(call: Call, answer: Row) -> None:
         rows = bill_rows(call, answer["results"])
         count += len(answer["results"])
         if call["charges"] and call["format"] == "tree":
-            emit("".join(charge_lines(call, rows, 0)))
+            write_out("".join(charge_lines(call, rows, 0)))
         elif rows:
             emit_rows(call, rows, columns)
-        remark(call, f"{count} of {count if answer.get('total') is None else answer['total']} results")
+        remark(
+            call, f"{count} of {count if answer.get('total') is None else answer['total']} results"
+        )
         call.extra["next_token"] = call.params["next_token"] = answer.get("next_token")
         next_page(call)
         if not call["next_token"] or not call.cli or not agreed("Show the next page?"):
@@ -6579,11 +8367,20 @@ def show_billing(call: Call, answer: Row) -> None:
 def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
     """Charges as a tree; the parts of instances and volumes only with --verbose."""
     for row in rows:
-        start, end = (utc_text(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end"))
-        words = [row.get("type") or "-", row.get("source"), text_in(CHARGE_COLUMNS[2], row) + " $",
-                 row.get("description"), f"({start}{'' if start == end else f' to {end}'})"]
-        yield "  " * depth + "  ".join(text_of(word) for word in words if word) + "\n"
-        if row.get("items") and (call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")):
+        start, end = (
+            format_utc(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end")
+        )
+        words = [
+            row.get("type") or "-",
+            row.get("source"),
+            format_cell(CHARGE_COLUMNS[2], row) + " $",
+            row.get("description"),
+            f"({start}{'' if start == end else f' to {end}'})",
+        ]
+        yield "  " * depth + "  ".join(format_value(word) for word in words if word) + "\n"
+        if row.get("items") and (
+            call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")
+        ):
             yield from charge_lines(call, bill_rows(call, objects(row["items"])), depth + 1)
 
 
@@ -6592,7 +8389,10 @@ def show_levels(call: Call, answer: Row) -> None:
     level = ("info0", "info1", "trace", "debug")[call["level"]]
     text = answer.get(level, answer.get("logs"))
     if text:
-        emit(text_of(text) + "\n" if not isinstance(text, str) else text.rstrip("\n") + "\n", plain=True)
+        write_out(
+            format_value(text) + "\n" if not isinstance(text, str) else text.rstrip("\n") + "\n",
+            plain=True,
+        )
     else:
         remark(call, f"nothing was logged at level {call['level']} ({level})")
 
@@ -6601,73 +8401,170 @@ def show_notifications(call: Call, answer: Row) -> None:
     """The choices as a table: a line for each kind."""
     rows = notification_rows(answer)
     names = list(dict.fromkeys(name for row in rows for name in row if name != "key"))
-    emit_rows(call, [{"key": row["key"], **{str(at): row.get(name) for at, name in enumerate(names)}} for row in rows],
-              [("Key", "key", "", 0), *((text_of(name), str(at), "", 0) for at, name in enumerate(names))])
+    emit_rows(
+        call,
+        [
+            {"key": row["key"], **{str(at): row.get(name) for at, name in enumerate(names)}}
+            for row in rows
+        ],
+        [
+            ("Key", "key", "", 0),
+            *((format_value(name), str(at), "", 0) for at, name in enumerate(names)),
+        ],
+    )
 
 
 def show_self_test(call: Call, answer: Row) -> None:
     """The requirements and what came of the test; why a machine failed follows on stderr."""
     if answer["checks"]:
-        emit_rows(call, answer["checks"], (
-            ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Due", "required", ".6g"),
-            ("Unit", "unit", ""), ("", "status", "")))
+        emit_rows(
+            call,
+            answer["checks"],
+            (
+                ("Requirement", "title", ""),
+                ("Has", "actual", ".6g"),
+                ("", "operator", ""),
+                ("Due", "required", ".6g"),
+                ("Unit", "unit", ""),
+                ("", "status", ""),
+            ),
+        )
     if answer["warning"]:
-        emit(answer["warning"] + "\n")
+        write_out(answer["warning"] + "\n")
     if answer["success"]:
-        emit(f"Machine {shown(answer['machine_id'])} has passed.\n")
+        write_out(f"Machine {printable(answer['machine_id'])} has passed.\n")
     elif not call.cli:  # there an error says it
-        emit(f"Machine {shown(answer['machine_id'])} has failed: {shown(answer['reason'], 500)}\n")
+        write_out(
+            f"Machine {printable(answer['machine_id'])} has failed: {printable(answer['reason'], 500)}\n"
+        )
     if "support_bundle" in answer["diagnostics"]:
         show_bundle(call, answer["diagnostics"]["support_bundle"])
 
 
 def show_bundle(call: Call, bundle: Row) -> None:
     """Where the archive is, what is in it, and what could not be had."""
-    missing = [f"missing: {item['artifact']}: {item['error']}" for item in bundle["collection_errors"]]
-    lines = [f"Diagnostics: {bundle['path']}", *(f"  {name}" for name in bundle["files"]), *missing,
-             "Look through it before you send it to Vast.ai's support."]
-    emit("".join(shown(line, 500) + "\n" for line in lines))
+    missing = [
+        f"missing: {item['artifact']}: {item['error']}" for item in bundle["collection_errors"]
+    ]
+    lines = [
+        f"Diagnostics: {bundle['path']}",
+        *(f"  {name}" for name in bundle["files"]),
+        *missing,
+        "Look through it before you send it to Vast.ai's support.",
+    ]
+    write_out("".join(printable(line, 500) + "\n" for line in lines))
 
 
-# ------------------------------------------------------------------------------------------------------ invoices as PDF
-# Letter pages in the two Helvetica faces that every viewer brings along, so nothing is embedded.  Bold text is measured
-# as if it were regular, which holds for digits.
+# ---------------------------------------------------------------------------------- invoices as PDF
+# Letter pages in the two Helvetica faces that every viewer brings along, so nothing is embedded.
+# Bold text is measured as if it were regular, which holds for digits.
 
-# Advance widths in 1/1000 of the font size, from Adobe's metrics files: each letter stands for one code of
-# WinAnsiEncoding (cp1252), 32 to 255, and counts from "0" into the list of all widths that occur.
-_PDF_ADVANCES = (191, 222, 238, 260, 278, 280, 333, 334, 350, 355, 365, 370, 389, 400, 469, 474,
-                 500, 537, 556, 584, 611, 667, 722, 737, 778, 833, 834, 889, 944, 975, 1000, 1015)
+# Advance widths in 1/1000 of the font size, from Adobe's metrics files: each letter stands for one
+# code of WinAnsiEncoding (cp1252), 32 to 255, and counts from "0" into the list of all widths that
+# occur.
+_PDF_ADVANCES = (
+    191,
+    222,
+    238,
+    260,
+    278,
+    280,
+    333,
+    334,
+    350,
+    355,
+    365,
+    370,
+    389,
+    400,
+    469,
+    474,
+    500,
+    537,
+    556,
+    584,
+    611,
+    667,
+    722,
+    737,
+    778,
+    833,
+    834,
+    889,
+    944,
+    975,
+    1000,
+    1015,
+)
 _PDF_WIDTHS = (
     "449BBKE066<C4644BBBBBBBBBB44CCCBOEEFFEDHF4@EBIFHEHFEDFELEED444>B6BB@BB4BB11@1IBBBB6@4B@F@@@737C8B81B6NBB6NE6N8D88"
-    "11668BN6N@6L8@E46BBBB3B6G;BC6G6=C666BA466:BJJJDEEEEEENFEEEE4444FFHHHHHCHFFFFEEDBBBBBBK@BBBB4444BBBBBBBCDBBBB@B@")
+    "11668BN6N@6L8@E46BBBB3B6G;BC6G6=C666BA466:BJJJDEEEEEENFEEEE4444FFHHHHHCHFFFFEEDBBBBBBK@BBBB4444BBBBBBBCDBBBB@B@"
+)
 _PDF_STYLES = {  # font, size, colour
-    "brand": (b"F2", 22, b"0.06 0.20 0.38 rg"), "title": (b"F1", 22, b"0.50 g"), "label": (b"F2", 7, b"0.50 g"),
-    "body": (b"F1", 9, b"0.13 g"), "strong": (b"F2", 10, b"0.06 0.20 0.38 rg"), "note": (b"F1", 8, b"0.45 g"),
-    "credit": (b"F1", 9, b"0.05 0.43 0.25 rg")}
-_PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM = 54, 558, 730, 68  # points, from the bottom left corner
+    "brand": (b"F2", 22, b"0.06 0.20 0.38 rg"),
+    "title": (b"F1", 22, b"0.50 g"),
+    "label": (b"F2", 7, b"0.50 g"),
+    "body": (b"F1", 9, b"0.13 g"),
+    "strong": (b"F2", 10, b"0.06 0.20 0.38 rg"),
+    "note": (b"F1", 8, b"0.45 g"),
+    "credit": (b"F1", 9, b"0.05 0.43 0.25 rg"),
+}
+_PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM = (
+    54,
+    558,
+    730,
+    68,
+)  # points, from the bottom left corner
 _PDF_COLUMNS = (
-    (b"DATE", 54, 108), (b"DESCRIPTION", 114, 354), (b"QUANTITY", 360, 420), (b"RATE", 424, 484), (b"AMOUNT", 488, 558))
+    (b"DATE", 54, 108),
+    (b"DESCRIPTION", 114, 354),
+    (b"QUANTITY", 360, 420),
+    (b"RATE", 424, 484),
+    (b"AMOUNT", 488, 558),
+)
 
 
-def invoice_pdf(rows: Iterable[Row], user: Row, title: str = "Invoice", number: str = "", period: str = "",
-                totals: Sequence[tuple[str, str]] = ()) -> bytes:
+def invoice_pdf(
+    rows: Iterable[Row],
+    user: Row,
+    title: str = "Invoice",
+    number: str = "",
+    period: str = "",
+    totals: Sequence[tuple[str, str]] = (),
+) -> bytes:
     """An invoice as the bytes of a PDF file; the same arguments give the same bytes.
 
-    `rows` are the service's, in the order to show them; a "payment" shows its amount alone.  `user` is the account that
-    show_user gives.  `totals` are (label, text) below the table.  Every value may be missing, null or of any type.
+    `rows` are the service's, in the order to show them; a "payment" shows its amount alone.  `user`
+    is the account that show_user gives.  `totals` are (label, text) below the table.  Every value
+    may be missing, null or of any type.
     """
+
     def field(name: str) -> bytes:
         return _pdf_text(user.get(name))
+
     pages = _PdfPages((_pdf_text(title) + b" " + _pdf_text(number)).strip())
     pages.write(_PDF_LEFT, b"Vast.ai", "brand")
     pages.write(_PDF_RIGHT, _pdf_text(title), "title", 380, right=True)
     pages.rule(0.3, 16, 26)
     city = (field("billaddress_city") + b" " + field("billaddress_zip")).strip()
     pages.y = -18 + min(
-        pages.block(_PDF_LEFT, 170, (b"BILLED TO", [field("fullname") or field("username"), field("billaddress_line1"),
-                                                    field("billaddress_line2"), city, field("billaddress_country")])),
+        pages.block(
+            _PDF_LEFT,
+            170,
+            (
+                b"BILLED TO",
+                [
+                    field("fullname") or field("username"),
+                    field("billaddress_line1"),
+                    field("billaddress_line2"),
+                    city,
+                    field("billaddress_country"),
+                ],
+            ),
+        ),
         pages.block(240, 170, (b"ACCOUNT", dict.fromkeys((field("username"), field("email"))))),
-        pages.block(424, 134, (b"NUMBER", [_pdf_text(number)]), (b"PERIOD", [_pdf_text(period)])))
+        pages.block(424, 134, (b"NUMBER", [_pdf_text(number)]), (b"PERIOD", [_pdf_text(period)])),
+    )
     pages.headings()
     left, right = _PDF_COLUMNS[1][1:]
     for row in list(rows) or [{"description": "There is nothing in this period."}]:
@@ -6675,11 +8572,18 @@ def invoice_pdf(rows: Iterable[Row], user: Row, title: str = "Invoice", number: 
         description = row.get("description") or str(row.get("type") or "").capitalize()
         lines = _pdf_wrap(_pdf_text(description, 500), right - left)
         pages.need(12 * len(lines))
-        for (_, start, end), name, places in zip(_PDF_COLUMNS[2:], ("quantity", "rate", "amount"), (4, 6, 4)):
+        for (_, start, end), name, places in zip(
+            _PDF_COLUMNS[2:], ("quantity", "rate", "amount"), (4, 6, 4)
+        ):
             if name == "amount" or not payment:
                 text = _pdf_number(row.get(name), places, "$" * (name != "quantity"))
                 pages.write(end, text, "credit" if payment else "body", end - start, right=True)
-        pages.write(_PDF_LEFT, b"" if moment is None else _pdf_text(utc_text(moment, "%Y-%m-%d")), "note", 54)
+        pages.write(
+            _PDF_LEFT,
+            b"" if moment is None else _pdf_text(format_utc(moment, "%Y-%m-%d")),
+            "note",
+            54,
+        )
         for line in lines:
             pages.write(left, line)
             pages.y -= 12
@@ -6700,17 +8604,25 @@ class _PdfPages:
         self.pages: list[list[bytes]] = [[]]
         self.page, self.y = self.pages[0], float(_PDF_TOP)
 
-    def write(self, x: float, text: bytes, style: str = "body", room: float = 600, right: bool = False) -> None:
-        """Writes a text, cut to its room, at the height of the pen: from `x` on or, with `right`, up to it."""
+    def write(
+        self, x: float, text: bytes, style: str = "body", room: float = 600, right: bool = False
+    ) -> None:
+        """Writes a text, cut to its room, at the height of the pen: from `x` on or, with `right`,
+        up to it.
+        """
         (font, size, colour), text = _PDF_STYLES[style], _pdf_cut(text, style, room)
         x = x - _pdf_width(text, style) if right else x
         text = text.replace(b"\\", b"\\\\").replace(b"(", b"\\(").replace(b")", b"\\)")
-        self.page.append(b"BT /%b %d Tf %b %.2f %.2f Td (%b) Tj ET" % (font, size, colour, x, self.y, text))
+        self.page.append(
+            b"BT /%b %d Tf %b %.2f %.2f Td (%b) Tj ET" % (font, size, colour, x, self.y, text)
+        )
 
     def rule(self, grey: float, above: float, below: float) -> None:
         """Draws a thin line, so far below what was written and above what comes."""
         self.y -= above
-        self.page.append(b"%.2f G 0.5 w %d %.2f m %d %.2f l S" % (grey, _PDF_LEFT, self.y, _PDF_RIGHT, self.y))
+        self.page.append(
+            b"%.2f G 0.5 w %d %.2f m %d %.2f l S" % (grey, _PDF_LEFT, self.y, _PDF_RIGHT, self.y)
+        )
         self.y -= below
 
     def headings(self) -> None:
@@ -6729,7 +8641,9 @@ class _PdfPages:
             self.headings()
 
     def block(self, left: float, room: float, *parts: tuple[bytes, Iterable[bytes]]) -> float:
-        """Writes labels, each over its lines if it has any, and puts the pen back; tells how low it was."""
+        """Writes labels, each over its lines if it has any, and puts the pen back; tells how low it
+        was.
+        """
         top = self.y
         for label, texts in parts:
             lines = [line for text in texts if text for line in _pdf_wrap(text, room)]
@@ -6742,47 +8656,74 @@ class _PdfPages:
     def file(self) -> bytes:
         """The finished document: numbers the pages and puts the objects behind each other."""
         import zlib
-        count, title = len(self.pages), ("\ufeff" + self.caption.decode("cp1252")).encode("utf-16-be").hex().encode()
+
+        count, title = (
+            len(self.pages),
+            ("\ufeff" + self.caption.decode("cp1252")).encode("utf-16-be").hex().encode(),
+        )
         font = b"<< /Type /Font /Subtype /Type1 /BaseFont /%b /Encoding /WinAnsiEncoding >>"
-        objects = [b"<< /Type /Catalog /Pages 2 0 R /Lang (en-US) >>",
-                   b"<< /Type /Pages /Count %d /Kids [%b] /MediaBox [0 0 612 792] /Resources << /Font << /F1 4 0 R"
-                   b" /F2 5 0 R >> >> >>" % (count, b" ".join(b"%d 0 R" % (6 + 2 * index) for index in range(count))),
-                   b"<< /Title <%b> /Producer (vastai) >>" % title, font % b"Helvetica", font % b"Helvetica-Bold"]
+        objects = [
+            b"<< /Type /Catalog /Pages 2 0 R /Lang (en-US) >>",
+            b"<< /Type /Pages /Count %d /Kids [%b] /MediaBox [0 0 612 792] /Resources << /Font << /F1 4 0 R"
+            b" /F2 5 0 R >> >> >>"
+            % (count, b" ".join(b"%d 0 R" % (6 + 2 * index) for index in range(count))),
+            b"<< /Title <%b> /Producer (vastai) >>" % title,
+            font % b"Helvetica",
+            font % b"Helvetica-Bold",
+        ]
         for number, page in enumerate(self.pages, 1):
             self.page, self.y = page, 40
             self.write(_PDF_LEFT, b"All dates are in UTC.", "note")
             self.write(_PDF_RIGHT, b"Page %d of %d" % (number, count), "note", right=True)
             stream = zlib.compress(b"\n".join(page))
-            objects += [b"<< /Type /Page /Parent 2 0 R /Contents %d 0 R >>" % (len(objects) + 2),
-                        b"<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream" % (len(stream), stream)]
-        data = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")  # bytes above 127 tell every program that the file is binary
+            objects += [
+                b"<< /Type /Page /Parent 2 0 R /Contents %d 0 R >>" % (len(objects) + 2),
+                b"<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream"
+                % (len(stream), stream),
+            ]
+        data = bytearray(
+            b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n"
+        )  # bytes above 127 tell every program that the file is binary
         table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
         for number, content in enumerate(objects, 1):
             table += b"%010d 00000 n \n" % len(data)
             data += b"%d 0 obj\n%b\nendobj\n" % (number, content)
-        return bytes(data) + table + (b"trailer\n<< /Size %d /Root 1 0 R /Info 3 0 R >>\nstartxref\n%d\n%%%%EOF\n"
-                                      % (len(objects) + 1, len(data)))
+        return (
+            bytes(data)
+            + table
+            + (
+                b"trailer\n<< /Size %d /Root 1 0 R /Info 3 0 R >>\nstartxref\n%d\n%%%%EOF\n"
+                % (len(objects) + 1, len(data))
+            )
+        )
 
 
 def _pdf_text(value: Any, limit: int = 80) -> bytes:
-    """At most `limit` characters of any value as a line of cp1252; for letters that it lacks, their base or `?`."""
+    """At most `limit` characters of any value as a line of cp1252; for letters that it lacks, their
+    base or `?`.
+    """
     from unicodedata import category, combining, normalize
 
     def known(c: str) -> str:
-        if category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\t\n\r":  # they would leave no trace on paper
+        if (
+            category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\t\n\r"
+        ):  # they would leave no trace on paper
             return "?"
         for text in (c, "".join(base for base in normalize("NFKD", c) if not combining(base))):
             if text and text.encode("cp1252", "ignore").decode("cp1252") == text:
                 return text
         return "-" if c == "\u2212" else "?"  # a minus sign must not get lost
+
     text = "" if value is None else str(value)
-    text = normalize("NFC", text if len(text) <= limit else text[:limit - 1] + "\u2026")
+    text = normalize("NFC", text if len(text) <= limit else text[: limit - 1] + "\u2026")
     odd = {ord(c): known(c) for c in set(text) if not " " <= c <= "~"}
     return b" ".join(text.translate(odd).encode("cp1252").split())
 
 
 def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
-    """A number, or a text that holds one, with at most `places` decimals; any other text stays as it is."""
+    """A number, or a text that holds one, with at most `places` decimals; any other text stays as
+    it is.
+    """
     text = _pdf_text(value)
     try:
         number = round(float(text), places)
@@ -6797,7 +8738,11 @@ def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
 
 def _pdf_width(text: bytes, style: str) -> float:
     """How many points wide a text is."""
-    return sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text) * _PDF_STYLES[style][1] / 1000
+    return (
+        sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text)
+        * _PDF_STYLES[style][1]
+        / 1000
+    )
 
 
 def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
@@ -6805,7 +8750,7 @@ def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> byt
     if _pdf_width(text, style) <= room:
         return text
     at = 0
-    while _pdf_width(text[:at + 1] + mark, style) <= room:
+    while _pdf_width(text[: at + 1] + mark, style) <= room:
         at += 1
     return text[:at] + mark
 
@@ -6815,13 +8760,13 @@ def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
     lines = []
     while text:
         line = _pdf_cut(text, "body", room, b"")
-        line = line if line == text else text[:len(line) + 1].rpartition(b" ")[0] or line
+        line = line if line == text else text[: len(line) + 1].rpartition(b" ")[0] or line
         lines.append(line)
-        text = text[len(line):].strip(b" ")
+        text = text[len(line) :].strip(b" ")
     return lines or [b""]
 
 
-# --------------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 # fmt: off
 GLOBAL_ARGS = Command("vastai", "", SAFE, "",
@@ -6847,13 +8792,15 @@ def canonical(word: str) -> str:
     return word.partition("=")[0].replace("_", "-") if word.startswith("--") else word
 
 
-def verb_of(word: str) -> list[str]:
+def commands_of_verb(word: str) -> list[str]:
     """The commands that begin with a word."""
     return [name for name in NAMES if name.split()[0] == word]
 
 
 def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]:
-    """The command that a line names, the line without its name, and the words that should have named one."""
+    """The command that a line names, the line without its name, and the words that should have
+    named one.
+    """
     alone = {flag for arg in GLOBAL_ARGS.args if arg.kind is FLAG for flag in arg.flags}
     valued = {flag for arg in GLOBAL_ARGS.args for flag in arg.flags} - alone
     at = 0
@@ -6863,17 +8810,28 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
             at += 2 if canonical(word) in valued and "=" not in word else 1
             continue
         for length in (2, 1):
-            name = " ".join(argv[at:at + length])
+            name = " ".join(argv[at : at + length])
             if name in NAMES:
-                return NAMES[name], argv[:at] + argv[at + length:], []
-        if at == 0 or not argv[at - 1].startswith("-") or canonical(argv[at - 1]) in alone or verb_of(word):
-            return None, argv, [word, *(other for other in argv[at + 1:at + 2] if other[:1] != "-")]
+                return NAMES[name], argv[:at] + argv[at + length :], []
+        if (
+            at == 0
+            or not argv[at - 1].startswith("-")
+            or canonical(argv[at - 1]) in alone
+            or commands_of_verb(word)
+        ):
+            return (
+                None,
+                argv,
+                [word, *(other for other in argv[at + 1 : at + 2] if other[:1] != "-")],
+            )
         at += 1  # perhaps the value of an option that stands before its command
     return None, argv, []
 
 
 def parse_line(row: Command, words: list[str], start: Row | None = None) -> tuple[Row, Row]:
-    """The parameters of a command and the global options, from the words of a line.  Raises UsageError."""
+    """The parameters of a command and the global options, from the words of a line.  Raises
+    UsageError.
+    """
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -6889,35 +8847,53 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     taken = {flag for arg in mine for flag in arg.flags if arg.option}
     everywhere = [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
     # A formatter of fixed width: the usual one loads shutil, for every argument.
-    parser = Parser(prog="vastai", add_help=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80))
+    parser = Parser(
+        prog="vastai",
+        add_help=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
+    )
     for arg in [*mine, *everywhere]:
         if arg.option:
             add_option(parser, arg)
     takes_rest = any(arg.rest for arg in mine)
-    tail = next((words[at + 1:] for at, word in enumerate(words) if word == "--args" and takes_rest), None)
+    tail = next(
+        (words[at + 1 :] for at, word in enumerate(words) if word == "--args" and takes_rest), None
+    )
     if tail is not None:  # argparse would look for options in there
-        words = words[:-len(tail) - 1]
+        words = words[: -len(tail) - 1]
     end = words.index("--") if "--" in words else len(words)
     found, loose = parser.parse_known_args(words[:end])
     for word in loose:
         if word.startswith("-") and len(word) > 1 and not word[1:2].isdigit():
             known = {flag for arg in [*mine, *everywhere] for flag in arg.flags if arg.option}
-            raise UsageError(f"no option {shown(word)!r}{nearest(canonical(word), known)}")
+            raise UsageError(f"no option {printable(word)!r}{suggest(canonical(word), known)}")
     given = vars(found)
     if tail is not None:
         given["args"] = tail
-    given.update(positionals(row, [arg for arg in mine if not arg.option], loose + words[end + 1:]))
+    given.update(
+        positionals(row, [arg for arg in mine if not arg.option], loose + words[end + 1 :])
+    )
     names = {arg.name for arg in mine}
     common = {name: value for name, value in given.items() if name not in names}
     mine_given = {name: value for name, value in given.items() if name in names}
-    return mine_given, check(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
+    return mine_given, check_params(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
 
 
 def add_option(parser: Any, arg: Arg) -> None:
     """One option in argparse's terms; --some_option and --some-option are the same."""
     import argparse
-    flags = list(dict.fromkeys(f for flag in arg.flags for f in (flag, flag[:2] + flag[2:].replace("_", "-"),
-                                                                 flag[:2] + flag[2:].replace("-", "_"))))
+
+    flags = list(
+        dict.fromkeys(
+            f
+            for flag in arg.flags
+            for f in (
+                flag,
+                flag[:2] + flag[2:].replace("_", "-"),
+                flag[:2] + flag[2:].replace("-", "_"),
+            )
+        )
+    )
     kept: dict[str, Any] = {"dest": arg.name, "default": argparse.SUPPRESS}
     if arg.kind is FLAG:
         kept["action"] = "store_true"
@@ -6929,47 +8905,55 @@ def add_option(parser: Any, arg: Arg) -> None:
         kept["nargs"] = "+"
     parser.add_argument(*flags, **kept)
     for flag, value in arg.shortcuts.items():
-        parser.add_argument(flag, dest=arg.name, action="store_const", const=value, default=argparse.SUPPRESS)
+        parser.add_argument(
+            flag, dest=arg.name, action="store_const", const=value, default=argparse.SUPPRESS
+        )
 
 
 def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
     """Words without a dash, given to the arguments that stand alone, in their order."""
     given: Row = {}
     for at, arg in enumerate(args):
-        later = sum(other.default is REQUIRED for other in args[at + 1:])
+        later = sum(other.default is REQUIRED for other in args[at + 1 :])
         count = max(len(words) - later, arg.default is REQUIRED) if arg.many else 1
         if len(words) > (0 if arg.default is REQUIRED else later):
             given[arg.name] = words[:count] if arg.many else words[0]
             words = words[count:]
     if words:
-        raise UsageError(f"unexpected {shown(words[0])!r}")
+        raise UsageError(f"unexpected {printable(words[0])!r}")
     return given
 
 
 def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
     """Runs one command line; returns its exit status or raises VastAIError.
 
-    A prompt hands in the global options that hold where the line says nothing else, and the connections that it keeps.
+    A prompt hands in the global options that hold where the line says nothing else, and the
+    connections that it keeps.
     """
     if argv[:1] == ["__complete"]:
-        emit("".join(f"{word}\t{meaning}\n" if meaning else f"{word}\n" for word, meaning in complete(argv[1:])))
+        write_out(
+            "".join(
+                f"{word}\t{meaning}\n" if meaning else f"{word}\n"
+                for word, meaning in complete(argv[1:])
+            )
+        )
         return 0
     row, words, lost = find_command(argv)
-    asked = {canonical(word) for word in (words[:words.index("--")] if "--" in words else words)}
+    asked = {canonical(word) for word in (words[: words.index("--")] if "--" in words else words)}
     helping = not {"-h", "--help"}.isdisjoint(asked)
     if row is None:
         if "--version" in asked:
-            emit(f"{__version__}\n")
+            write_out(f"{__version__}\n")
             return 0
-        if lost and not (helping and verb_of(lost[0])):
-            raise UsageError(lost_command(lost))
+        if lost and not (helping and commands_of_verb(lost[0])):
+            raise UsageError(unknown_command_message(lost))
         if words and not helping:
             with GLOBAL_ARGS:
                 parse_line(GLOBAL_ARGS, words)  # is there a misspelt option?
-        emit(overview(lost[0] if lost else ""))
+        write_out(overview(lost[0] if lost else ""))
         return 0
     if helping and "--args" not in asked:
-        emit(command_help(row))
+        write_out(command_help(row))
         return 0
     if row.name == "help":
         return run_line(["--help", *words])
@@ -6981,26 +8965,46 @@ def run_row(row: Command, words: list[str], start: Row | None, pool: Pool | None
     """Runs a command with the words of its line; as run_line."""
     given, common = parse_line(row, words, start)
     if common["help"] or common["version"]:  # as prefixes, or among several short options
-        emit(command_help(row) if common["help"] else f"{__version__}\n")
+        write_out(command_help(row) if common["help"] else f"{__version__}\n")
         return 0
-    if given.get("format") in ("json", "jsonl", "csv", "tsv"):  # show invoices-v1 has a --format of its own as well
+    if given.get("format") in (
+        "json",
+        "jsonl",
+        "csv",
+        "tsv",
+    ):  # show invoices-v1 has a --format of its own as well
         common["format"] = given.pop("format")
     form = "json" if common["raw"] else common["format"]
     quiet = common["quiet"] and (form != "json" or row.name == "show instances")
-    view = View(form, common["fields"], quiet, common["full"], not common["no_color"], given.get("yes", False))
+    view = View(
+        form,
+        common["fields"],
+        quiet,
+        common["full"],
+        not common["no_color"],
+        given.get("yes", False),
+    )
     if row.name == "repl":
         if start is not None:
             raise UsageError("this is the prompt already")
         return repl({**common, "raw": False, "format": form})
-    params = check(row, given, cli=True)
+    params = check_params(row, given, cli=True)
     with client_of(common, pool) as client:
         return answer_line(Call(client, row, params, view, cli=True))
 
 
 def client_of(common: Row, pool: Pool | None = None) -> VastAI:
     """The client that global options ask for, over connections of its own or over those of `pool`."""
-    client = VastAI(common["api_key"], common["url"], common["retry"], True, common["explain"], common["quiet"],
-                    common["curl"], common["timeout"])
+    client = VastAI(
+        common["api_key"],
+        common["url"],
+        common["retry"],
+        True,
+        common["explain"],
+        common["quiet"],
+        common["curl"],
+        common["timeout"],
+    )
     if client.creds_source == "FILE" or client.creds_source == "NONE":
         client.api_key, client.creds_source, client.key_origin = find_key(None, session=True)
     client.pool = pool or client.pool
@@ -7011,7 +9015,7 @@ def answer_line(call: Call) -> int:
     """Asks where the row says so, performs a call and shows its answer."""
     if call.row.ask and not call.client.curl:
         if call.row.build:
-            request_of(call)  # what is wrong with the arguments shows before the question
+            build_request(call)  # what is wrong with the arguments shows before the question
         confirm(call, filled(call, call.row.ask, {}))
     try:
         answer = perform(call)
@@ -7023,16 +9027,23 @@ def answer_line(call: Call) -> int:
             error.results = []
         raise
     if answer is None and call.row.returns not in ("none", "text"):
-        named = [f"{call.row.name.partition(' ')[2]} {call[arg.name]}" for arg in call.row.args
-                 if "path" in call.row.places(arg)]
+        named = [
+            f"{call.row.name.partition(' ')[2]} {call[arg.name]}"
+            for arg in call.row.args
+            if "path" in call.row.places(arg)
+        ]
         thing = [*named, "such thing"][0]
-        raise NotFoundError(f"there is no {thing}",
-                            hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "")
+        raise NotFoundError(
+            f"there is no {thing}",
+            hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "",
+        )
     if call.row.returns == "text" and not call.raw and isinstance(answer, str):
         answer = reader_text(call, answer)
     display(call, answer)
-    if isinstance(answer, dict) and answer.get("success") is False:  # found out in several steps, and shown in full
-        raise VastAIError(str(answer.get("reason") or words_of(answer)))
+    if (
+        isinstance(answer, dict) and answer.get("success") is False
+    ):  # found out in several steps, and shown in full
+        raise VastAIError(str(answer.get("reason") or reason_of(answer)))
     return 0
 
 
@@ -7044,58 +9055,51 @@ def reader_text(call: Call, text: str) -> str:
     return text.replace(str(path).rstrip("/"), "") if path else text
 
 
-def lost_command(words: list[str]) -> str:
+def unknown_command_message(words: list[str]) -> str:
     """What to say of words that name no command."""
-    verb = verb_of(words[0])
+    verb = commands_of_verb(words[0])
     if verb and len(words) == 1:
-        return f"{words[0]} what? There {'is' if len(verb) == 1 else 'are'}:\n" + overview(words[0]).rstrip()
+        return (
+            f"{words[0]} what? There {'is' if len(verb) == 1 else 'are'}:\n"
+            + overview(words[0]).rstrip()
+        )
     name = " ".join(words)
-    close = nearest(name, NAMES) or nearest(words[0], {n.split()[0] for n in NAMES})
-    return f"no command {shown(name)!r}{close or ';'} `vastai --help` lists them"
-
-
-def wrapped(text: str, width: int, indent: int = 0) -> str:
-    """A text in lines of at most `width` columns, all but the first indented; textwrap would load re."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
-            lines[-1] += " " + word
-        else:
-            lines.append((" " * indent if lines else "") + word)
-    return "\n".join(lines)
+    close = suggest(name, NAMES) or suggest(words[0], {n.split()[0] for n in NAMES})
+    return f"no command {printable(name)!r}{close or ';'} `vastai --help` lists them"
 
 
 def overview(verb: str = "") -> str:
-    """The commands in groups with a line each, fitted to the terminal; with a verb those that begin with it."""
+    """The commands in groups with a line each, fitted to the terminal; with a verb those that begin
+    with it.
+    """
     rows = [row for row in COMMANDS.values() if row.face != "sdk"]
     rows = [row for row in rows if not verb or row.name.split()[0] == verb] or rows
     if not verb and read_key(config_file("vast_role")) == "client":
         rows = [row for row in rows if "host" not in row.group]
     width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
-    lines = [] if verb else ["usage: vastai COMMAND [argument …] [option …]", "",
-                             wrapped("Rents GPUs at Vast.ai. `vastai COMMAND --help` explains a command.", width), ""]
+    lines = (
+        []
+        if verb
+        else [
+            "usage: vastai COMMAND [argument …] [option …]",
+            "",
+            wrap_text("Rents GPUs at Vast.ai. `vastai COMMAND --help` explains a command.", width),
+            "",
+        ]
+    )
     group = ""
     for row in rows:
         if row.group != group:
             group = row.group
             lines += ([""] if lines and lines[-1] else []) + [group + ":"]
-        lines.append(clip(f"  {row.name:<{wide - 2}}{row.summary}", width))
+        lines.append(truncate(f"  {row.name:<{wide - 2}}{row.summary}", width))
     if not verb:
         lines += ["", "Options of every command:"]
-        lines += [two_columns(spelling(arg), meaning(arg), wide, width) for arg in GLOBAL_ARGS.args]
+        lines += [
+            two_columns(format_flags(arg), format_meaning(arg), wide, width)
+            for arg in GLOBAL_ARGS.args
+        ]
     return "\n".join(lines) + "\n"
-
-
-def two_columns(left: str, right: str, wide: int, width: int) -> str:
-    """A name and what it means, the meaning wrapped in its own column."""
-    if width - wide < 24:  # no room for two columns
-        below = "\n".join(f"      {line.strip()}" for line in wrapped(right, width - 6).split("\n"))
-        return f"  {wrapped(left, width - 2, 6)}\n{below}"
-    body = wrapped(right, width - wide).split("\n")
-    head = f"  {left:<{wide - 2}}"
-    if len(left) > wide - 4:
-        return "\n".join(["  " + wrapped(left, width - 2, 6)] + [" " * wide + line.strip() for line in body])
-    return "\n".join([head + body[0]] + [" " * wide + line.strip() for line in body[1:]])
 
 
 def command_help(row: Command) -> str:
@@ -7103,24 +9107,54 @@ def command_help(row: Command) -> str:
     width = min(terminal_width(), 120)
     mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
     alone = [arg for arg in mine if not arg.option]
-    lines = [wrapped(usage_of(row), width, 7), "", wrapped(f"{row.summary[:1].upper()}{row.summary[1:]}.", width)]
+    lines = [
+        wrap_text(usage_of(row), width, 7),
+        "",
+        wrap_text(f"{row.summary[:1].upper()}{row.summary[1:]}.", width),
+    ]
     if row.note:
-        lines += ["", wrapped(row.note, width)]
+        lines += ["", wrap_text(row.note, width)]
     options = [arg for arg in mine if arg.option]
     for title, args in (("Arguments", alone), ("Options", options)):
         if args:
-            pairs = [pair for arg in args for pair in [(spelling(arg), meaning(arg)), *short_ways(arg)]]
-            lines += ["", f"{title}:", *(two_columns(name, text, 28, width) for name, text in pairs)]
+            pairs = [
+                pair
+                for arg in args
+                for pair in [(format_flags(arg), format_meaning(arg)), *short_ways(arg)]
+            ]
+            lines += [
+                "",
+                f"{title}:",
+                *(two_columns(name, text, 28, width) for name, text in pairs),
+            ]
     if row.fields:
-        lines += ["", "Fields of the query:",
-                  *(two_columns(name, text, 28, width) for name, text in field_help(row.fields)), "",
-                  wrapped("Operators: >= > <= < = != in notin. A list is [A,B], a text with blanks \"A B\" or A_B; "
-                          "conditions stand side by side and all must hold.", width)]
+        lines += [
+            "",
+            "Fields of the query:",
+            *(two_columns(name, text, 28, width) for name, text in field_help(row.fields)),
+            "",
+            wrap_text(
+                'Operators: >= > <= < = != in notin. A list is [A,B], a text with blanks "A B" or A_B; '
+                "conditions stand side by side and all must hold.",
+                width,
+            ),
+        ]
     if row.aliases:
-        lines += ["", wrapped(f"Also: vastai {', vastai '.join(row.aliases)}", width)]
+        lines += ["", wrap_text(f"Also: vastai {', vastai '.join(row.aliases)}", width)]
     if row.examples:
-        lines += ["", "Examples:", *(f"  vastai {row.name} {example}".rstrip() for example in row.examples)]
-    lines += ["", wrapped("Options of every command: " + " ".join(arg.flags[-1] for arg in GLOBAL_ARGS.args), width, 2)]
+        lines += [
+            "",
+            "Examples:",
+            *(f"  vastai {row.name} {example}".rstrip() for example in row.examples),
+        ]
+    lines += [
+        "",
+        wrap_text(
+            "Options of every command: " + " ".join(arg.flags[-1] for arg in GLOBAL_ARGS.args),
+            width,
+            2,
+        ),
+    ]
     if row.face != "cli":
         lines.append(f"In Python: VastAI().{row.methods[0]}(…)")
     return "\n".join(lines) + "\n"
@@ -7128,9 +9162,18 @@ def command_help(row: Command) -> str:
 
 def usage_of(row: Command) -> str:
     mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
-    return " ".join([f"usage: vastai {row.name}", *(placeholder(arg) for arg in mine if not arg.option),
-                     *(f"{arg.flags[-1]} {metavar(arg)}" for arg in mine if arg.option and arg.cli is REQUIRED),
-                     *["[option …]"] * any(arg.option for arg in mine)])
+    return " ".join(
+        [
+            f"usage: vastai {row.name}",
+            *(placeholder(arg) for arg in mine if not arg.option),
+            *(
+                f"{arg.flags[-1]} {metavar(arg)}"
+                for arg in mine
+                if arg.option and arg.cli is REQUIRED
+            ),
+            *["[option …]"] * any(arg.option for arg in mine),
+        ]
+    )
 
 
 def placeholder(arg: Arg) -> str:
@@ -7140,21 +9183,51 @@ def placeholder(arg: Arg) -> str:
 
 
 # What stands behind an option that takes text, where its name says more than the kind does.
-METAVARS = {word: meant for meant, words in {
-    "N": "tail num_gpus", "FILE": "identity", "IMAGE": "image test_image", "GPU": "gpu_name gpu", "HASH":
-    "template_hash template_hash_id hash_id", "PATH": "src dst mount_path jupyter_dir output_dir support_bundle_dir",
-    "URL": "url href webhook_url", "COMMAND": "onstart_cmd onstart entrypoint", "KEY": "api_key", "REGEX": "filter",
-    "PATTERN": "exclude", "COLUMN": "order_by", "COLUMNS": "cols", "FIELDS": "fields", "STATE": "status", "NAME":
-    "label volume_label tag role instance_label", "QUERY": "search_params", "TOKEN": "next_token", "SHAPE": "format",
-    "REGION": "region", "DAY": "day", "HOUR": "hour", "NUMBER": "phone_number", "KIND": "type", "SPAN": "duration",
-    "GPUS": "gpus", "USER": "user docker_login_user username", "REPO": "repo"}.items() for word in words.split()}
+METAVARS = {
+    word: meant
+    for meant, words in {
+        "N": "tail num_gpus",
+        "FILE": "identity",
+        "IMAGE": "image test_image",
+        "GPU": "gpu_name gpu",
+        "HASH": "template_hash template_hash_id hash_id",
+        "PATH": "src dst mount_path jupyter_dir output_dir support_bundle_dir",
+        "URL": "url href webhook_url",
+        "COMMAND": "onstart_cmd onstart entrypoint",
+        "KEY": "api_key",
+        "REGEX": "filter",
+        "PATTERN": "exclude",
+        "COLUMN": "order_by",
+        "COLUMNS": "cols",
+        "FIELDS": "fields",
+        "STATE": "status",
+        "NAME": "label volume_label tag role instance_label",
+        "QUERY": "search_params",
+        "TOKEN": "next_token",
+        "SHAPE": "format",
+        "REGION": "region",
+        "DAY": "day",
+        "HOUR": "hour",
+        "NUMBER": "phone_number",
+        "KIND": "type",
+        "SPAN": "duration",
+        "GPUS": "gpus",
+        "USER": "user docker_login_user username",
+        "REPO": "repo",
+    }.items()
+    for word in words.split()
+}
 
 
 def metavar(arg: Arg) -> str:
-    return METAVARS.get(arg.name, arg.kind.metavar) if arg.kind.metavar in ("TEXT", "NAME") else arg.kind.metavar
+    return (
+        METAVARS.get(arg.name, arg.kind.metavar)
+        if arg.kind.metavar in ("TEXT", "NAME")
+        else arg.kind.metavar
+    )
 
 
-def spelling(arg: Arg) -> str:
+def format_flags(arg: Arg) -> str:
     """An argument as it is typed."""
     if not arg.option:
         return placeholder(arg)
@@ -7163,8 +9236,10 @@ def spelling(arg: Arg) -> str:
     return ", ".join(arg.flags) + ("" if arg.kind is FLAG else " …" if arg.rest else f" {word}")
 
 
-def meaning(arg: Arg) -> str:
-    """What an argument's help says, with its choices where those did not stand beside it, and its default."""
+def format_meaning(arg: Arg) -> str:
+    """What an argument's help says, with its choices where those did not stand beside it, and its
+    default.
+    """
     facts = [f"one of {', '.join(map(str, arg.choices))}"] if arg.choices and not _few(arg) else []
     if arg.cli not in (REQUIRED, None, False, ""):
         facts.append(f"default {arg.cli:g}" if isinstance(arg.cli, float) else f"default {arg.cli}")
@@ -7182,16 +9257,21 @@ def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
         yield ", ".join(flags), f"same as {arg.flags[-1]} {value}"
 
 
-# --------------------------------------------------------------------------------------------------------------- shells
-# Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the table alone decides.
+# ------------------------------------------------------------------------------------------- shells
+# Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the
+# table alone decides.
 
 FILES = "FILE"  # stands where a meaning would: names of files are due, and a shell knows those better than we do
 
 
-def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None = None) -> list[tuple[str, str]]:
-    """What the last of `words` (a line without its `vastai`) can become, each with its meaning or "".
+def complete(
+    words: Sequence[str], start: Row | None = None, pool: Pool | None = None
+) -> list[tuple[str, str]]:
+    """What the last of `words` (a line without its `vastai`) can become, each with its meaning or
+    "".
 
-    Where files are due there is one pair, of what stands before the name and FILES.  `start`, `pool`: as for run_line.
+    Where files are due there is one pair, of what stands before the name and FILES.  `start`,
+    `pool`: as for run_line.
     """
     *before, word = words or [""]
     helping = before[:1] == ["help"]
@@ -7203,7 +9283,11 @@ def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None =
     args = [] if helping else args + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
     options = {canonical(flag): arg for arg in args if arg.option for flag in arg.flags}
     seen: dict[Arg, str] = {}
-    due, loose, behind = None, 0, False  # the option whose value comes next, words that stand alone, is it behind --?
+    due, loose, behind = (
+        None,
+        0,
+        False,
+    )  # the option whose value comes next, words that stand alone, is it behind --?
     for known in rest:
         if known.startswith("-") and known != "-" and not behind:
             behind, due = known == "--", options.get(canonical(known))
@@ -7217,11 +9301,16 @@ def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None =
             due = due if due.many and not due.again else None
         else:
             loose += 1
-    head = word[:word.index("=") + 1] if word.startswith("--") and "=" in word and not behind else ""
+    head = (
+        word[: word.index("=") + 1] if word.startswith("--") and "=" in word and not behind else ""
+    )
     dashed = word.startswith("-") and not head and not behind
     alone = [arg for arg in args if not arg.option]
-    arg = options.get(canonical(word)) if head else due or next(
-        (arg for at, arg in enumerate(alone) if at == loose or arg.many), None)
+    arg = (
+        options.get(canonical(word))
+        if head
+        else due or next((arg for at, arg in enumerate(alone) if at == loose or arg.many), None)
+    )
     found: list[tuple[str, str]] = []
     if not head and not due and (stem or not row):
         found += next_words(stem)
@@ -7229,16 +9318,25 @@ def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None =
         service = {arg.name: value for arg, value in seen.items() if arg.name in ("api_key", "url")}
         found += value_words(arg, row, {**(start or {}), **service}, pool)
     if dashed or (row and not (arg or word or stem)):
-        for arg in (arg for arg in args if arg.option and not arg.hidden and (arg.again or arg not in seen)):
+        for arg in (
+            arg for arg in args if arg.option and not arg.hidden and (arg.again or arg not in seen)
+        ):
             for flag in (*arg.flags, *arg.shortcuts):
                 forms = (flag, canonical(flag), flag[:2] + flag[2:].replace("-", "_"))
                 form = next((form for form in forms if form.startswith(word)), "")
                 if form.startswith("--") or (form and form == word):
-                    meaning = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else arg.help
+                    meaning = (
+                        f"{arg.flags[-1]} {arg.shortcuts[flag]}"
+                        if flag in arg.shortcuts
+                        else arg.help
+                    )
                     found.append((form, meaning))
     many = arg is not None and arg.many
-    return [(head + text, meaning) for text, meaning in found
-            if meaning == FILES or ((head + text).startswith(word) and not (many and text in rest))]
+    return [
+        (head + text, meaning)
+        for text, meaning in found
+        if meaning == FILES or ((head + text).startswith(word) and not (many and text in rest))
+    ]
 
 
 def next_words(stem: list[str]) -> list[tuple[str, str]]:
@@ -7246,8 +9344,8 @@ def next_words(stem: list[str]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for row in COMMANDS.values():
         parts = row.name.split()
-        if row.face != "sdk" and parts[:len(stem)] == stem and len(parts) > len(stem):
-            word, rest = parts[len(stem)], " ".join(parts[len(stem) + 1:])
+        if row.face != "sdk" and parts[: len(stem)] == stem and len(parts) > len(stem):
+            word, rest = parts[len(stem)], " ".join(parts[len(stem) + 1 :])
             if not rest or word not in found:
                 found[word] = rest or row.summary
             elif len(found[word]) < 50:
@@ -7255,27 +9353,37 @@ def next_words(stem: list[str]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def value_words(arg: Arg, row: Command | None, given: Row, pool: Pool | None) -> list[tuple[str, str]]:
+def value_words(
+    arg: Arg, row: Command | None, given: Row, pool: Pool | None
+) -> list[tuple[str, str]]:
     """What an argument takes, as far as that can be told."""
     if arg.choices or arg.kind is TRUTH:
         return [(str(choice), "") for choice in arg.choices or ("true", "false")]
     if row and row.fields and arg.kind in (QUERY, ORDER):
         return field_help(row.fields)
-    if arg.kind in (ID, IDS) and arg.help.startswith("the instance"):  # no other property tells them from offers
+    if arg.kind in (ID, IDS) and arg.help.startswith(
+        "the instance"
+    ):  # no other property tells them from offers
         return instance_ids(given, pool)
-    return [("", FILES)] if arg.kind.metavar == "FILE" or " file" in arg.help or "local path" in arg.help else []
+    return (
+        [("", FILES)]
+        if arg.kind.metavar == "FILE" or " file" in arg.help or "local path" in arg.help
+        else []
+    )
 
 
 def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
     """Your instances: at most a minute old, asked for at most two seconds, none where that fails."""
     import threading
+
     found: list[tuple[str, str]] = []
 
     def ask() -> None:
         try:
             given.update(retry=1, timeout=2, explain=False, curl=False)
-            client = client_of(check(GLOBAL_ARGS, given, cli=True), pool)
+            client = client_of(check_params(GLOBAL_ARGS, given, cli=True), pool)
             from hashlib import sha256
+
             whose = sha256(f"{client.server_url} {client.api_key}".encode()).hexdigest()[:24]
             path = cache_file(f"instances-{whose}")
             cached = os.path.exists(path) and 0 <= time.time() - os.stat(path).st_mtime < 60
@@ -7283,14 +9391,28 @@ def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
                 lines = _read_file(path).splitlines()
             else:
                 row = METHODS["show_instances"]
-                rows = perform(Call(client, row, check(row, {}, cli=False), View(quiet=True)))
-                lines = ["\t".join([str(_whole(item["id"])), " ".join(shown(str(item[name])) for name in (
-                    "actual_status", "num_gpus", "gpu_name", "label") if item.get(name))]) for item in rows]
+                rows = perform(
+                    Call(client, row, check_params(row, {}, cli=False), View(quiet=True))
+                )
+                lines = [
+                    "\t".join(
+                        [
+                            str(_whole(item["id"])),
+                            " ".join(
+                                printable(str(item[name]))
+                                for name in ("actual_status", "num_gpus", "gpu_name", "label")
+                                if item.get(name)
+                            ),
+                        ]
+                    )
+                    for item in rows
+                ]
             found[:] = [(line.partition("\t")[0], line.partition("\t")[2]) for line in lines]
             if not cached:
                 write_private(path, "\n".join(lines))
         except Exception:  # noqa: BLE001 - no key, no service: nothing to offer, and nothing to say amid a line
             pass
+
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(2)  # a look-up of the service's name knows no timeout
@@ -7301,7 +9423,8 @@ def run_completion(call: Call) -> str:
     return SCRIPTS[call["shell"]]
 
 
-SCRIPTS = {"bash": r"""# Completion of vastai for bash; in ~/.bashrc: eval "$(vastai completion bash)"
+SCRIPTS = {
+    "bash": r"""# Completion of vastai for bash; in ~/.bashrc: eval "$(vastai completion bash)"
 _vastai() {
     local i line last=${COMP_WORDS[COMP_CWORD]} head words=()
     for ((i = 1; i <= COMP_CWORD; i++)); do  # bash splits --a=b and a:b; that is undone
@@ -7323,7 +9446,8 @@ _vastai() {
     done < <("${COMP_WORDS[0]/#\~/$HOME}" __complete "${words[@]}" 2> /dev/null)
 }
 complete -F _vastai vastai vastai.py
-""", "zsh": r"""#compdef vastai vastai.py
+""",
+    "zsh": r"""#compdef vastai vastai.py
 # Completion of vastai for zsh; in ~/.zshrc: eval "$(vastai completion zsh)"
 _vastai() {
     local line
@@ -7344,7 +9468,8 @@ else
     (( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
     compdef _vastai vastai vastai.py
 fi
-""", "fish": r"""# Completion of vastai for fish; in ~/.config/fish/config.fish: vastai completion fish | source
+""",
+    "fish": r"""# Completion of vastai for fish; in ~/.config/fish/config.fish: vastai completion fish | source
 function __vastai_complete
     set -l words (commandline -opc)
     set -l program (string replace -r '^~(?=/)' -- $HOME $words[1])
@@ -7362,7 +9487,8 @@ function __vastai_complete
 end
 complete -c vastai -f -a '(__vastai_complete)'
 complete -c vastai.py -f -a '(__vastai_complete)'
-"""}
+""",
+}
 
 
 class KeptPool(Pool):
@@ -7380,6 +9506,7 @@ def repl(start: Row) -> int:
     At a terminal the answer is 0; of a script it is the status of the last command that failed.
     """
     import shlex
+
     talking, pool, status, failed = is_terminal(sys.stdin), KeptPool(), 0, 0
     editing = talking and is_terminal(sys.stdout)
     remember = line_editor(start, pool) if editing else lambda line, words: None
@@ -7402,7 +9529,12 @@ def repl(start: Row) -> int:
                 raise
             say("\n")
             continue
-        except (EOFError, OSError, ValueError, AttributeError):  # the end, or a stdin that is closed
+        except (
+            EOFError,
+            OSError,
+            ValueError,
+            AttributeError,
+        ):  # the end, or a stdin that is closed
             line = ""
         try:
             words = [] if line.lstrip().startswith("#") else shlex.split(line)
@@ -7410,12 +9542,12 @@ def repl(start: Row) -> int:
             told = UsageError(f"cannot read the line: {str(error).lower()}")
             status = failed = report(told, ["--raw"] if start["format"] == "json" else [])
             continue
-        words = words[words[:1] == ["vastai"]:]
+        words = words[words[:1] == ["vastai"] :]
         if not line or words in (["exit"], ["quit"]):
             break
         if words:
             remember(line.rstrip("\n"), words)
-            status = guarded(words, start, pool)
+            status = run_guarded(words, start, pool)
             failed = status or failed
         if words and status == 130:
             if not talking:
@@ -7427,8 +9559,11 @@ def repl(start: Row) -> int:
 
 
 def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
-    """Gives input() editing, completion and a history where Python has readline; returns what remembers a line."""
+    """Gives input() editing, completion and a history where Python has readline; returns what
+    remembers a line.
+    """
     import shlex
+
     try:
         import readline
     except ImportError:
@@ -7445,15 +9580,19 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
     def offer(text: str, state: int) -> str | None:
         if not state:
             try:
-                words = shlex.split(readline.get_line_buffer()[:readline.get_begidx()])
-                found[:] = complete([*words[words[:1] == ["vastai"]:], text], start, pool)
+                words = shlex.split(readline.get_line_buffer()[: readline.get_begidx()])
+                found[:] = complete([*words[words[:1] == ["vastai"] :], text], start, pool)
             except Exception:  # noqa: BLE001 - an open quote; nothing may be said amid a line
                 found.clear()
             if found and found[0][1] == FILES:
                 from glob import escape, glob
+
                 head = found[0][0]
-                names = glob(escape(os.path.expanduser(text[len(head):])) + "*")
-                found[:] = [(head + shlex.quote(name) + "/" * os.path.isdir(name), "") for name in sorted(names)]
+                names = glob(escape(os.path.expanduser(text[len(head) :])) + "*")
+                found[:] = [
+                    (head + shlex.quote(name) + "/" * os.path.isdir(name), "")
+                    for name in sorted(names)
+                ]
         word = found[state][0] if state < len(found) else None
         return word if word is None or word.endswith("/") else word + " "
 
@@ -7468,7 +9607,9 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
     readline.set_auto_history(False)
     readline.set_completer(offer)
     readline.set_completer_delims(" \t\n")
-    readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
+    readline.parse_and_bind(
+        "bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete"
+    )
     for line in kept():
         readline.add_history(line)
     return remember
@@ -7482,18 +9623,23 @@ def may_tell_secret(words: list[str]) -> bool:
     except UsageError:
         return True
     values = {**common, **given}
-    return not row or any(arg.secret and values.get(arg.name) is not None for arg in (*GLOBAL_ARGS.args, *row.args))
+    return not row or any(
+        arg.secret and values.get(arg.name) is not None for arg in (*GLOBAL_ARGS.args, *row.args)
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------- main
+# --------------------------------------------------------------------------------------------- main
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: runs `argv` (sys.argv without its first word, if not given) and returns the exit status."""
+    """The command line: runs `argv` (sys.argv without its first word, if not given) and returns the
+    exit status.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(errors="backslashreplace")
-    status = guarded(words)
+    status = run_guarded(words)
     for stream in (sys.stdout, sys.stderr):
         try:
             flush(stream)
@@ -7503,9 +9649,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """The command line as a process of its own, which ends with main(), without the interpreter's tidying up.
+    """The command line as a process of its own, which ends with main(), without the interpreter's
+    tidying up.
 
-    To take all modules and rows apart takes a tenth of a short run.  Profilers need the way out that VASTAI_DEBUG=1 is.
+    To take all modules and rows apart takes a tenth of a short run.  Profilers need the way out
+    that VASTAI_DEBUG=1 is.
     """
     status = main()
     if os.environ.get("VASTAI_DEBUG"):
@@ -7513,7 +9661,7 @@ def program() -> NoReturn:
     os._exit(status)
 
 
-def guarded(words: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
+def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
     """Runs a command line as run_line does and says what went wrong; returns the exit status."""
     debug, status = os.environ.get("VASTAI_DEBUG"), 0
     told_as = ["--raw"] if start and start["format"] == "json" else words
@@ -7528,7 +9676,7 @@ def guarded(words: list[str], start: Row | None = None, pool: Pool | None = None
         flush(sys.stdout)
         return status
     except KeyboardInterrupt:
-        tell(CLEAR * erasable())
+        write_err(CLEAR * erasable())
         return 130
     except BrokenPipeError:  # whoever read our output has enough
         discard(sys.stdout)
@@ -7537,32 +9685,27 @@ def guarded(words: list[str], start: Row | None = None, pool: Pool | None = None
         if debug:
             raise
         if isinstance(error, OSError):
-            told = f"cannot use {shown(str(error.filename or 'stdout'), 300)}: {error.strerror or error}"
+            told = f"cannot use {printable(str(error.filename or 'stdout'), 300)}: {error.strerror or error}"
             discard(sys.stdout)
         else:
-            told = (f"{type(error).__name__}: {shown(str(error), 300)} (a defect of this program; VASTAI_DEBUG=1 shows "
-                    "where)")
+            told = (
+                f"{type(error).__name__}: {printable(str(error), 300)} (a defect of this program; VASTAI_DEBUG=1 shows "
+                "where)"
+            )
         report(VastAIError(told, command="vastai"), told_as)
         return 1
-
-
-def discard(stream: TextIO | None) -> None:
-    """Sends a stream that cannot be written to nowhere, or the interpreter would complain as it flushes at the end."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
-    except (OSError, ValueError, AttributeError):
-        pass
 
 
 def report(error: VastAIError, words: Sequence[str]) -> int:
     """A failure on stderr, as text or, with --raw, as one JSON object; the exit status."""
     if isinstance(error, PartialError) and error.results:
-        emit(pretty(error.results) + "\n")
+        write_out(format_json(error.results) + "\n")
     if error.msg:
         import json
+
         told = {"error": True, "status_code": error.status, "msg": error.msg}
-        text = json.dumps(told) if wants_json(words) else shown_lines(str(error))
-        tell(CLEAR * erasable() + text + "\n")
+        text = json.dumps(told) if wants_json(words) else printable_lines(str(error))
+        write_err(CLEAR * erasable() + text + "\n")
     return error.exit_status
 
 
@@ -7570,9 +9713,11 @@ def wants_json(words: Sequence[str]) -> bool:
     """Does a line ask for JSON?  Also one that could not be parsed."""
     flags = [canonical(word) for word in words]
     pairs = [f"{word} {value}" for word, value in zip(words, [*words[1:], ""])]
-    return (any(len(flag) > 3 and "--raw".startswith(flag) for flag in flags)
-            or not {"--format=json", "--form=json"}.isdisjoint(words)
-            or not {"--format json", "--form json"}.isdisjoint(pairs))
+    return (
+        any(len(flag) > 3 and "--raw".startswith(flag) for flag in flags)
+        or not {"--format=json", "--form=json"}.isdisjoint(words)
+        or not {"--format json", "--form json"}.isdisjoint(pairs)
+    )
 
 
 main.main = main  # type: ignore[attr-defined]  # `import vastai.cli.main`: in the official package that is a module
