@@ -3816,6 +3816,20 @@ class CompatTest(CommandCase):
 class PureTest(unittest.TestCase):
     """What needs no service: queries, environments, orders, dates, places, tables."""
 
+    def test_members_of_answers_are_read_as_what_they_should_be(self):
+        for value, number in ((7, 7), (0.5, 0.5), ("7", 7), (" 7.5 ", 7.5), ("1e3", 1000.0), (-2, -2), (True, None), (None, None),
+                              ("", None), ("x", None), ("nan", None), (float("inf"), None), ("1e999", None), (10 ** 400, None),
+                              ([], None), ({}, None), ("\u00b2", None)):
+            with self.subTest(value=str(value)[:20]):
+                self.assertEqual(vastai.as_number(value), number)
+                self.assertIs(type(vastai.as_number(value)), type(number))
+        self.assertEqual([vastai.as_whole(value) for value in (7, 7.0, "7", 7.5, None, "x", True)], [7, 7, 7, None, None, None, None])
+        self.assertEqual([vastai.as_text(value) for value in ("a", 7, None, [], True, {})], ["a", "7", "", "", "", ""])
+        self.assertEqual(vastai.as_rows([{"a": 1}, None, 7, [{}], {}]), [{"a": 1}, {}])
+        for odd in (None, 7, "x", {}, {"a": []}):
+            self.assertEqual((vastai.as_rows(odd), vastai.as_list(odd)), ([], []))
+        self.assertEqual([vastai.as_dict(value) for value in ({"a": 1}, None, [], "x")], [{"a": 1}, {}, {}, {}])
+
     def test_queries(self):
         def parse(text):
             return vastai.parse_query(text, {}, vastai.OFFER_FIELDS, vastai.ALIASES, vastai.MULTIPLIERS)

@@ -556,6 +556,50 @@ def format_duration(seconds: float) -> str:
     return f"{days}d {hours}h" if days else f"{hours}h {minutes % 60}m" if hours else f"{minutes}m"
 
 
+# What a member of an answer may be relied on to be.  The service sends null, text for numbers and
+# other types; these read a member as what it should be, and never fail.
+
+
+def as_number(value: Any) -> float | int | None:
+    """A finite number, or the one that a text holds; None for anything else, true and false too."""
+    if isinstance(value, str):
+        try:
+            value = int(value) if value.isdigit() and len(value) < 20 else float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if abs(value) <= 1e300 else None  # NaN is not, either
+
+
+def as_whole(value: Any) -> int | None:
+    """A whole number such as an id or a count, also from a text or from 7.0; None for anything else."""
+    number = as_number(value)
+    return int(number) if number is not None and number == number // 1 else None
+
+
+def as_text(value: Any) -> str:
+    """A text as it is, a number as text; "" for anything else."""
+    if isinstance(value, str):
+        return value
+    return "" if as_number(value) is None else str(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is; an empty one for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def as_rows(value: Any) -> list[Row]:
+    """The objects of a list; none if there is no list."""
+    return [row for row in as_list(value) if isinstance(row, dict)]
+
+
+def as_dict(value: Any) -> Row:
+    """An object as it is; an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
 def get_path(row: Any, path: str) -> Any:
     """`row["a"]["b"]` for "a.b"; None where something on the way is missing."""
     for name in path.split("."):
