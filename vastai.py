@@ -573,20 +573,20 @@ def as_number(value: Any) -> float | int | None:
 
 
 def as_whole(value: Any) -> int | None:
-    """A whole number such as an id or a count, also from a text or from 7.0; None for anything else."""
+    """A whole number such as an id or a count, also from a text or from 7.0; None for the rest."""
     number = as_number(value)
     return int(number) if number is not None and number == number // 1 else None
 
 
 def as_text(value: Any) -> str:
-    """A text as it is, a number as text; "" for anything else."""
+    """A text as it is, a number as text; "" for the rest."""
     if isinstance(value, str):
         return value
     return "" if as_number(value) is None else str(value)
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list as it is; an empty one for anything else."""
+    """A list as it is; an empty one for the rest."""
     return value if isinstance(value, list) else []
 
 
@@ -596,7 +596,7 @@ def as_rows(value: Any) -> list[Row]:
 
 
 def as_dict(value: Any) -> Row:
-    """An object as it is; an empty one for anything else."""
+    """An object as it is; an empty one for the rest."""
     return value if isinstance(value, dict) else {}
 
 
