@@ -72,9 +72,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 HOUR, DAY = 3600, 86400
 HOURS_PER_MONTH = 730
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: answers and refusals
-# ----------------------------------------------------------------------------------------------------------------------
+# ==================================================================================================
+# 1. THE SIMULATED SERVICE
+# ==================================================================================================
+
+# ----------------------------------------------------------------------------- answers and refusals
 
 
 class Answer(Exception):
@@ -127,9 +129,7 @@ def decoded(text):
         return text
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: the query language of the service - conditions, order, pages
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------- query language: conditions, order, pages
 
 COMPARISONS = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 OPERATORS = set(COMPARISONS) | {"eq", "neq", "in", "notin"}
@@ -257,9 +257,8 @@ def columns(rows, wanted):
     return [{name: row.get(name) for name in wanted} for row in rows]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: the goods - GPU models, offers, templates
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------- goods: GPU models, offers, templates
+
 
 GpuModel = collections.namedtuple("GpuModel", "name ram cap dlperf tflops mem_bw watts pcie nvlink price counts")
 
@@ -413,9 +412,7 @@ def digest(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: an instance
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------- instances
 
 COPIED_FROM_OFFER = (
     "bundle_id bw_nvlink cluster_id compute_cap cpu_arch cpu_cores cpu_cores_effective cpu_name cpu_ram cuda_max_good "
@@ -571,13 +568,11 @@ class Instance:
         return ""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: the market - all state, and what it starts with
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------- state: tables, and what they start with
 
 
-class Market:
-    """Everything the simulated service knows. The routes below read and change it, one request at a time."""
+class State:
+    """Everything the simulated service knows, and what it starts with. The routes read and change it."""
 
     def __init__(self, key, credit, boot, clock):
         self.key, self.boot, self.now, self.url = key, boot, clock, ""
@@ -617,7 +612,7 @@ class Market:
                 "image": image_of(template), "last_update": self.born - nth * DAY, "launch_args": None})
         for gpu_name, age, goal in (("RTX 4090", 2, "running"), ("RTX 3090", 9, "stopped")):
             offer = [row for row in offers if row["gpu_name"] == gpu_name and row["num_gpus"] == 1][-1]
-            instance = new_instance(self, offer, {
+            instance = self.new_instance(offer, {
                 "image": "vastai/pytorch:2.6.0-cuda-12.4.1", "disk": 40, "runtype": "ssh_direc ssh_proxy",
                 "env": {"TZ": "UTC", "-p 8080:8080": "1"}, "label": {"running": "training", "stopped": None}[goal]})
             instance.row["start_date"] = instance.started = self.born - age * DAY
@@ -690,8 +685,8 @@ class Market:
         self.add("network_disks", {"id": 77, "machines": list(self.tables["machines"]), "mount_point": "/mnt/disk1"})
         group = {"endpoint_name": "vLLM-Qwen3-8B", "template_id": 88203, "search_params": "gpu_name=RTX_4090"}
         call = Call("POST", "/", {}, json.dumps(group).encode())
-        endpoint = create_endpoint(self, call)["result"]
-        create_workergroup(self, call)
+        endpoint = self.create_endpoint(call)["result"]
+        self.create_workergroup(call)
         self.add("deployments", {
             "id": 644, "name": "square", "tag": "default", "image": "vastai/base-image:cuda-12.8.1-auto",
             "endpoint_id": endpoint, "env": "-e A=1", "file_hash": digest("square")[:16],
@@ -788,19 +783,160 @@ def cluster_nodes(subnet, machine_ids, taken=0):
              "local_ip": f"{prefix}.{taken + nth + 2}"} for nth, machine_id in enumerate(machine_ids)]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: routes for searching and renting
-# ----------------------------------------------------------------------------------------------------------------------
-# A route is a function (market, call, *ids from the path) that returns the answer or raises Refusal.
+# -------------------------------------------------------------------- routes: searching and renting
+
+ROUTES = {}  # "METHOD /path": handler(market, call, *ids from the path), which returns the answer or raises Answer
 
 
-def offers_for(market, body):
-    """The priced offers that meet a search, in its order."""
-    kind, storage = body.get("type", "on-demand"), number(body.get("allocated_storage", 5.0))
-    if kind not in ("on-demand", "ondemand", "bid", "reserved"):
-        raise Refusal(400, "invalid_args", f"Invalid offer type {kind!r}")
-    rows = [priced(offer, kind, storage or 0.0) for offer in market.rows("offers")]
-    return found(rows, body)
+def route(method_and_path):
+    """Registers a handler. {id} is a whole number, any other name in braces one segment of text; a final slash is
+    optional everywhere."""
+    def register(handler):
+        ROUTES[method_and_path] = handler
+        return handler
+    return register
+
+
+class SearchRoutes:
+    """Offers, templates, market figures, and rentals."""
+
+    def offers_for(self, body):
+        """The priced offers that meet a search, in its order."""
+        kind, storage = body.get("type", "on-demand"), number(body.get("allocated_storage", 5.0))
+        if kind not in ("on-demand", "ondemand", "bid", "reserved"):
+            raise Refusal(400, "invalid_args", f"Invalid offer type {kind!r}")
+        rows = [priced(offer, kind, storage or 0.0) for offer in self.rows("offers")]
+        return found(rows, body)
+
+    @route("PUT /api/v0/search/asks/")
+    def search_asks(self, call):
+        return {"offers": columns(self.offers_for(call.body.get("q") or {}), call.body.get("select_cols"))}
+
+    @route("GET /api/v0/template/")
+    def search_templates(self, call):
+        rows = arranged(matching(self.rows("templates"), call.query.get("select_filters")), call.query.get("order_by"))
+        return {"success": True, "templates_found": len(rows),
+                "templates": columns(rows, call.query.get("select_cols"))}
+
+    @route("GET /api/v0/benchmarks/")
+    def search_benchmarks(self, call):
+        rows = arranged(matching(self.rows("benchmarks"), call.query.get("select_filters")), call.query.get("order_by"))
+        page, following = page_of(rows, call.query, 25, 100)
+        return {"success": True, "benchmarks_found": len(rows), "next_token": following,
+                "benchmarks": columns(page, call.query.get("select_cols"))}
+
+    def rent(self, offer_id, terms):
+        """Makes an instance from an offer, or says why not."""
+        by_hash = terms.get("template_hash_id")
+        template = self.find_template(by_hash) if by_hash else None
+        if not (terms.get("image") or template):
+            raise Refusal(400, "invalid_args", "image or template_hash_id is required")
+        offer = self.tables["offers"].get(offer_id)
+        if not offer or offer["rented"] or not offer["rentable"]:
+            raise Refusal(404, "no_such_ask", "error 404/3603: no_such_ask "
+                          f"Instance type by id {offer_id} is not available.", ask_id=offer_id)
+        bid, disk = terms.get("price"), number(terms.get("disk") or 10)
+        if disk is None:
+            raise Refusal(400, "invalid_args", f"Invalid disk size {terms['disk']!r}")
+        if bid is not None and (number(bid) or 0) < offer["min_bid"]:
+            raise Refusal(400, "bid_too_low", f"Your bid of {bid} is below the minimum of {offer['min_bid']}.")
+        if disk > offer["disk_space"]:
+            raise Refusal(400, "invalid_args", f"Only {offer['disk_space']} GB of disk are left on this machine.")
+        if priced(offer, storage=disk)["dph_total"] > self.user["balance"] + self.user["credit"]:
+            raise Refusal(400, "insufficient_credit", "Your account lacks credit; see the billing page.")
+        return self.new_instance(offer, terms, template)
+
+    def new_instance(self, offer, terms, template=None):
+        """The contract itself; it takes the offer off the market."""
+        instance = Instance(next(self.ids), offer, terms, template, self.now())
+        if terms.get("volume_info"):
+            self.attach_volume(instance, terms["volume_info"])
+        offer.update(rented=True, rentable=False)
+        self.tables["instances"][instance.id] = instance
+        return instance
+
+    def attach_volume(self, instance, wish):
+        if wish.get("create_new"):
+            volume = self.new_volume("volume_offers", wish["volume_id"], wish.get("size") or 15, wish.get("name"))
+        else:
+            volume = self.find("volumes", wish["volume_id"])
+        volume["instances"].append(instance.id)
+        instance.row["volume_info"] = [{"id": volume["id"], "mount_path": wish.get("mount_path"),
+                                        "avail_space": volume["disk_space"], "total_space": volume["disk_space"]}]
+
+    @route("PUT /api/v0/asks/{id}/")
+    def create_instance(self, call, offer_id):
+        return {"success": True, "new_contract": self.rent(offer_id, call.body).id}
+
+    @route("POST /api/v0/asks/bulk/")
+    def create_instances(self, call):
+        ids = call.need("ids")
+        if len(ids) > 64:
+            raise Refusal(400, "invalid_args", "too many asks")
+        return {"success": True, "new_contracts": [self.rent(offer_id, call.body).id for offer_id in ids]}
+
+    @route("PUT /api/v0/launch_instance/")
+    def launch_instance(self, call):
+        offers = self.offers_for(call.need("q"))
+        if not offers:
+            raise Refusal(404, "no_offers", "No offers matched your request")
+        return {"success": True, "new_contract": self.rent(offers[0]["id"], call.body).id}
+
+    @route("POST /api/v0/template/")
+    def create_template(self, call):
+        if not call.body.get("name"):
+            raise Refusal(400, "invalid_args", "Template name is required")
+        call.need("image")
+        row = self.add("templates", new_template(call.body, next(self.ids), self.user["id"], self.now()))
+        return {"success": True, "msg": f"Template Created Successfully! New Template ID: {row['id']}",
+                "template": row}
+
+    @route("PUT /api/v0/template/")
+    @route("PUT /api/v1/template/")
+    def update_template(self, call):
+        old = self.find_template(call.need("hash_id"))
+        row = self.add("templates", new_template(dict(old, **call.body), old["id"], old["creator_id"], self.now()))
+        return {"success": True, "template": row}
+
+    @route("DELETE /api/v0/template/")
+    def delete_template(self, call):
+        row = self.find_template(call.body.get("hash_id"), call.body.get("template_id"))
+        self.remove("templates", row["id"])
+        return {"success": True, "msg": "Template Deleted Successfully!"}
+
+    @route("GET /api/v0/metrics/gpu/current/")
+    def metrics_now(self, call):
+        """Market figures by GPU model, from the offers that the query lets through."""
+        wanted = {"verified": {"yes": True, "no": False}.get(call.query.get("verified")),
+                  "datacenter": {"secure_cloud": True, "community": False}.get(call.query.get("hosting_type"))}
+        conditions = {field: {"eq": value} for field, value in wanted.items() if value is not None}
+        if isinstance(call.query.get("num_gpus"), int):
+            conditions["num_gpus"] = {"eq": call.query["num_gpus"]}
+        offers = matching(self.rows("offers"), conditions)
+        return {"success": True, "gpus": [metrics_of(model, [row for row in offers if row["gpu_name"] == model.name])
+                                          for model in MODELS]}
+
+    @route("GET /api/v0/metrics/gpu/history/")
+    def metrics_history(self, call):
+        now = int(self.now())
+        end, step = int(call.query.get("end") or now), int(call.query.get("step") or HOUR)
+        start = int(call.query.get("start") or end - 2 * DAY)
+        times = list(range(start, end + 1, max(step, (end - start) // 2000, 60)))
+        names = [name.strip() for name in str(call.query.get("gpu_name", "RTX 4090")).split(",")]
+        wanted = [model for model in MODELS if model.name in names]
+        return {"success": True, "gpus": {model.name: history_of(model, times) for model in wanted}}
+
+    @route("GET /api/v0/metrics/gpu/locations/")
+    def metrics_locations(self, call):
+        places = {place: rest for place, *rest in SITES}
+        rows = []
+        for offer in self.rows("offers"):
+            city, latitude, longitude = places[offer["geolocation"]]
+            rows.append({"latitude": latitude, "longitude": longitude, "city": city, "rented": offer["rented"],
+                         "country_code": country_code(offer["geolocation"]), "gpu_name": offer["gpu_name"],
+                         "state": "rented" if offer["rented"] else "available", "num_gpus": offer["num_gpus"],
+                         "verified": offer["verification"] == "verified", "datacenter": offer["hosting_type"] == 1})
+        return {"success": True, "locations": rows}
 
 
 def found(rows, body):
@@ -810,119 +946,6 @@ def found(rows, body):
     if limit is None or limit < 1:
         raise Refusal(400, "invalid_args", f"Invalid limit {body['limit']!r}")
     return arranged(rows, body.get("order"))[:int(limit)]
-
-
-def search_asks(market, call):
-    return {"offers": columns(offers_for(market, call.body.get("q") or {}), call.body.get("select_cols"))}
-
-
-def searching(table):
-    return lambda market, call: {"offers": found(market.rows(table), call.body)}
-
-
-def search_templates(market, call):
-    rows = arranged(matching(market.rows("templates"), call.query.get("select_filters")), call.query.get("order_by"))
-    return {"success": True, "templates_found": len(rows), "templates": columns(rows, call.query.get("select_cols"))}
-
-
-def search_benchmarks(market, call):
-    rows = arranged(matching(market.rows("benchmarks"), call.query.get("select_filters")), call.query.get("order_by"))
-    page, following = page_of(rows, call.query, 25, 100)
-    return {"success": True, "benchmarks_found": len(rows), "next_token": following,
-            "benchmarks": columns(page, call.query.get("select_cols"))}
-
-
-def rent(market, offer_id, terms):
-    """Makes an instance from an offer, or says why not."""
-    by_hash = terms.get("template_hash_id")
-    template = market.find_template(by_hash) if by_hash else None
-    if not (terms.get("image") or template):
-        raise Refusal(400, "invalid_args", "image or template_hash_id is required")
-    offer = market.tables["offers"].get(offer_id)
-    if not offer or offer["rented"] or not offer["rentable"]:
-        raise Refusal(404, "no_such_ask", "error 404/3603: no_such_ask "
-                      f"Instance type by id {offer_id} is not available.", ask_id=offer_id)
-    bid, disk = terms.get("price"), number(terms.get("disk") or 10)
-    if disk is None:
-        raise Refusal(400, "invalid_args", f"Invalid disk size {terms['disk']!r}")
-    if bid is not None and (number(bid) or 0) < offer["min_bid"]:
-        raise Refusal(400, "bid_too_low", f"Your bid of {bid} is below the minimum of {offer['min_bid']}.")
-    if disk > offer["disk_space"]:
-        raise Refusal(400, "invalid_args", f"Only {offer['disk_space']} GB of disk are left on this machine.")
-    if priced(offer, storage=disk)["dph_total"] > market.user["balance"] + market.user["credit"]:
-        raise Refusal(400, "insufficient_credit", "Your account lacks credit; see the billing page.")
-    return new_instance(market, offer, terms, template)
-
-
-def new_instance(market, offer, terms, template=None):
-    """The contract itself; it takes the offer off the market."""
-    instance = Instance(next(market.ids), offer, terms, template, market.now())
-    if terms.get("volume_info"):
-        attach_volume(market, instance, terms["volume_info"])
-    offer.update(rented=True, rentable=False)
-    market.tables["instances"][instance.id] = instance
-    return instance
-
-
-def attach_volume(market, instance, wish):
-    if wish.get("create_new"):
-        volume = new_volume(market, "volume_offers", wish["volume_id"], wish.get("size") or 15, wish.get("name"))
-    else:
-        volume = market.find("volumes", wish["volume_id"])
-    volume["instances"].append(instance.id)
-    instance.row["volume_info"] = [{"id": volume["id"], "mount_path": wish.get("mount_path"),
-                                    "avail_space": volume["disk_space"], "total_space": volume["disk_space"]}]
-
-
-def create_instance(market, call, offer_id):
-    return {"success": True, "new_contract": rent(market, offer_id, call.body).id}
-
-
-def create_instances(market, call):
-    ids = call.need("ids")
-    if len(ids) > 64:
-        raise Refusal(400, "invalid_args", "too many asks")
-    return {"success": True, "new_contracts": [rent(market, offer_id, call.body).id for offer_id in ids]}
-
-
-def launch_instance(market, call):
-    offers = offers_for(market, call.need("q"))
-    if not offers:
-        raise Refusal(404, "no_offers", "No offers matched your request")
-    return {"success": True, "new_contract": rent(market, offers[0]["id"], call.body).id}
-
-
-def create_template(market, call):
-    if not call.body.get("name"):
-        raise Refusal(400, "invalid_args", "Template name is required")
-    call.need("image")
-    row = market.add("templates", new_template(call.body, next(market.ids), market.user["id"], market.now()))
-    return {"success": True, "msg": f"Template Created Successfully! New Template ID: {row['id']}",
-            "template": row}
-
-
-def update_template(market, call):
-    old = market.find_template(call.need("hash_id"))
-    row = market.add("templates", new_template(dict(old, **call.body), old["id"], old["creator_id"], market.now()))
-    return {"success": True, "template": row}
-
-
-def delete_template(market, call):
-    row = market.find_template(call.body.get("hash_id"), call.body.get("template_id"))
-    market.remove("templates", row["id"])
-    return {"success": True, "msg": "Template Deleted Successfully!"}
-
-
-def metrics_now(market, call):
-    """Market figures by GPU model, from the offers that the query lets through."""
-    wanted = {"verified": {"yes": True, "no": False}.get(call.query.get("verified")),
-              "datacenter": {"secure_cloud": True, "community": False}.get(call.query.get("hosting_type"))}
-    conditions = {field: {"eq": value} for field, value in wanted.items() if value is not None}
-    if isinstance(call.query.get("num_gpus"), int):
-        conditions["num_gpus"] = {"eq": call.query["num_gpus"]}
-    offers = matching(market.rows("offers"), conditions)
-    return {"success": True, "gpus": [metrics_of(model, [row for row in offers if row["gpu_name"] == model.name])
-                                      for model in MODELS]}
 
 
 def metrics_of(model, offers):
@@ -944,15 +967,6 @@ def quantile(ascending, part):
     return round(ascending[int(part * (len(ascending) - 1))], 4) if ascending else None
 
 
-def metrics_history(market, call):
-    now = int(market.now())
-    end, step = int(call.query.get("end") or now), int(call.query.get("step") or HOUR)
-    start = int(call.query.get("start") or end - 2 * DAY)
-    times = list(range(start, end + 1, max(step, (end - start) // 2000, 60)))
-    names = [name.strip() for name in str(call.query.get("gpu_name", "RTX 4090")).split(",")]
-    return {"success": True, "gpus": {model.name: history_of(model, times) for model in MODELS if model.name in names}}
-
-
 def history_of(model, times):
     swing = [1 + (at // HOUR % 24 - 12) / 100 for at in times]
     supply = {"rented_verified": 400, "avail_verified": 120, "rented_unverified": 60, "avail_unverified": 30,
@@ -967,581 +981,569 @@ def history_of(model, times):
                       "dlperf_per_dollar": round(model.dlperf / model.price, 1)}}
 
 
-def metrics_locations(market, call):
-    places = {place: rest for place, *rest in SITES}
-    rows = []
-    for offer in market.rows("offers"):
-        city, latitude, longitude = places[offer["geolocation"]]
-        rows.append({"latitude": latitude, "longitude": longitude, "city": city, "rented": offer["rented"],
-                     "country_code": country_code(offer["geolocation"]), "gpu_name": offer["gpu_name"],
-                     "state": "rented" if offer["rented"] else "available", "num_gpus": offer["num_gpus"],
-                     "verified": offer["verification"] == "verified", "datacenter": offer["hosting_type"] == 1})
-    return {"success": True, "locations": rows}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: routes for instances
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def views(market):
-    return [instance.view(market.now(), market.boot) for instance in market.rows("instances")]
-
-
-def show_instance(market, call, instance_id):
-    instance = market.tables["instances"].get(instance_id)
-    return {"instances": instance and instance.view(market.now(), market.boot)}
-
-
-def show_instances(market, call):
-    rows = arranged(matching(views(market), call.query.get("select_filters")), call.query.get("order_by"))
-    page, following = page_of(rows, call.query, 25, 25)
-    labels = collections.Counter(row["label"] or "" for row in rows)
-    return {"success": True, "instances_found": len(page), "total_instances": len(rows), "label_counts": labels,
-            "next_token": following, "instances": columns(page, call.query.get("select_cols"))}
-
-
-def instance_filters(market, call):
-    names = ("actual_status", "verification", "gpu_name")
-    seen = {tuple(row[name] for name in names) for row in views(market)}
-    return {"success": True, "filters": [dict(zip(names, values)) for values in sorted(seen)]}
-
-
-def destroy_instances(market, call, *ids):
-    """One or, with `instance_ids` in the body, many; each gives its offer back to the market."""
-    for instance in [market.find("instances", instance_id) for instance_id in ids or call.need("instance_ids")]:
-        instance.offer.update(rented=False, rentable=True)
-        for volume in market.rows("volumes"):
-            volume["instances"] = [holder for holder in volume["instances"] if holder != instance.id]
-        market.remove("instances", instance.id)
-    return {"success": True}
-
-
-def change_instance(market, call, *ids):
-    """State or label of one instance or, with ids in the body, of many."""
-    ids = ids or call.body.get("IDs") or call.need("ids")
-    instances = [market.find("instances", instance_id) for instance_id in ids]
-    state, label = "running" if call.path.endswith("/start/") else call.body.get("state"), call.body.get("label")
-    if state not in ("running", "stopped", None) or (state is None and label is None):
-        raise Refusal(400, "invalid_args", "state must be running or stopped, or label must be given")
-    for instance in instances:
-        if state:
-            instance.set_goal(state, market.now())
-        if label is not None:
-            instance.row["label"] = label
-    return {"success": True}
-
-
-def restart(market, call, instance_id):
-    instance = market.find("instances", instance_id)
-    if instance.goal != "running":
-        raise Refusal(400, "invalid_args", f"Instance {instance_id} is not running.")
-    instance.started = market.now()
-    if "recycle" in call.path:
-        instance.files = dict(FILES)
-    return {"success": True}
-
-
-def change_bid(market, call, instance_id):
-    instance, bid = market.find("instances", instance_id), call.body.get("price")
-    if bid is not None and not (number(bid) or 0) >= 0.001:
-        raise Refusal(400, "invalid_args", "Please set a bid price >= 0.001.")
-    instance.row["is_bid"] = True
-    instance.price(bid if bid is not None else instance.offer["min_bid"] * 1.05)
-    return {"success": True}
-
-
-def prepay(market, call, instance_id):
-    instance, amount = market.find("instances", instance_id), number(call.need("amount"))
-    market.spend(amount, status=411)
-    instance.row["credit_balance"] = (instance.row["credit_balance"] or 0.0) + amount
-    months = instance.row["credit_balance"] / (instance.row["dph_total"] * HOURS_PER_MONTH)
-    return {"success": True, "timescale": round(months, 4), "discount_rate": min(0.4, round(0.1 * months, 4))}
-
-
-def show_deposit(market, call, instance_id):
-    deposit = market.find("instances", instance_id).row["credit_balance"] or 0.0
-    return {"success": True, "refundable_deposit": deposit, "total_discount": round(deposit * 0.1, 2),
-            "discount_months": 3 if deposit else 0}
-
-
-def show_price_increases(market, call):
-    rows = market.rows("price_increases")
-    return {"success": True, "count": len(rows), "truncated": False, "pending_price_increases": rows}
-
-
-def update_instance(market, call, instance_id):
-    instance, body = market.find("instances", instance_id), call.body
-    named = body.get("template_hash_id") or body.get("template_id")
-    template = market.find_template(body.get("template_hash_id"), body.get("template_id")) if named else None
-    instance.configure(body, template)
-    return {"success": True, "updated_instance": {"id": instance.id, "image_uuid": instance.row["image_uuid"]}}
-
-
-def request_logs(market, call, instance_id):
-    instance = market.find("instances", instance_id)
-    lines = instance.daemon_log() if call.body.get("daemon_logs") == "true" else instance.container_log(market.now())
-    try:
-        lines = [line for line in lines if re.search(call.body.get("filter") or "", line)]
-    except re.error as error:
-        raise Refusal(400, "invalid_args", f"Invalid filter: {error}") from None
-    tail = number(call.body.get("tail"))
-    lines = lines[-int(tail):] if tail else lines
-    return {"success": True, "result_url": market.store("".join(line + "\n" for line in lines)),
-            "msg": "Wait a few seconds and view the result_url"}
-
-
-def execute(market, call, instance_id):
-    instance, command = market.find("instances", instance_id), call.need("command")
-    return {"success": True, "writeable_path": instance.writeable_path,
-            "result_url": market.store(instance.shell(command)),
-            "msg": "Command is executing, wait a few seconds and then view the result_url"}
-
-
-def fetch_result(market, call, name):
-    """The presigned storage: knows no keys, and is offended by them, as S3 is."""
-    if call.authorization:
-        raise Answer(400, "<Error><Code>InvalidArgument</Code>"
-                          "<Message>Only one auth mechanism allowed</Message></Error>")
-    ready, text = market.results.get(name, (float("inf"), ""))
-    if market.now() < ready:
-        raise Answer(404, "<Error><Code>NoSuchKey</Code></Error>")
-    return Text(text)
-
-
-def show_instance_keys(market, call, instance_id):
-    keys = market.find("instances", instance_id).keys
-    return {"success": True, "ssh_keys": json.dumps(list(keys.values()))}
-
-
-def attach_key(market, call, instance_id):
-    instance, text = market.find("instances", instance_id), call.need("ssh_key")
-    known = next((row["id"] for row in market.rows("ssh_keys") if row["key"] == text), None) or next(market.ids)
-    instance.keys[known] = {"id": known, "public_key": text}
-    return {"success": True, "msg": "SSH key added to instance."}
-
-
-def detach_key(market, call, instance_id, key_id):
-    if market.find("instances", instance_id).keys.pop(key_id, None) is None:
-        raise Refusal(404, "no_such_ssh_key", f"SSH key {key_id} is not attached to instance {instance_id}")
-    return {"success": True, "msg": "SSH key removed from instance."}
-
-
-def take_snapshot(market, call, instance_id):
-    instance = market.find("instances", instance_id)
-    call.need("personal_repo")
-    market.add("backups", {"contract_id": instance.id, "type": "snapshot", "machine_id": instance.row["machine_id"],
-                           "status": "pending", "created_at": market.now(), "info": None})
-    return {"success": True, "msg": "snapshot scheduled"}
-
-
-def backup_files(market, call, contract_id):
-    """The files of an instance's latest backup; the id is the instance's."""
-    if contract_id not in [row["contract_id"] for row in market.rows("backups")]:
-        raise Refusal(404, "not_found", f"No backup of instance {contract_id}")
-    address = f"https://files.example.com/c.{contract_id}"
-    return {"success": True, "authorization_token": "4_00/ab+c=", "expires_in_sec": HOUR, "truncated": False,
-            "files": [{"name": f"upper{name}", "size": size, "url": address + name} for name, size in FILES.items()]}
-
-
-def settle_price_increase(market, call):
-    increase_id = call.need("pending_price_increase_id")
-    if increase_id not in market.tables["price_increases"]:
-        raise Refusal(404, "no_pending_price_increase", f"There is no pending price increase {increase_id}.")
-    row = market.remove("price_increases", increase_id)
-    instance = market.tables["instances"].get(row["contract_id"])
-    if instance and "accept" in call.path:
-        instance.offer["dph_base"] = row["new_gpu_costpersec"] * HOUR
-        instance.price()
-    return {"success": True, "pending_price_increase_id": increase_id, "contract_id": row["contract_id"]}
-
-
-def fetch_contracts(market, call):
-    """Ids and labels of contracts, of all or of those asked for."""
-    ids, label = call.body.get("contract_ids"), call.body.get("label")
-    rows = [{"id": row.id, "label": row.row["label"]} for row in market.rows("instances") if not ids or row.id in ids]
-    return {"success": True, "contracts": [row for row in rows if label in (None, row["label"])]}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: routes for copies, schedules, volumes and deployments
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def copy(market, call):
-    """Between two remotes it just begins; from or to this computer the answer says where rsync shall connect."""
-    call.need("src_path", "dst_path")
-    sides, answer = {side: call.body.get(f"{side}_id") for side in ("src", "dst")}, {"success": True}
-    for side, place in sides.items():
-        contract = re.fullmatch(r"(?:C\.)?(\d+)", str(place))
-        instance = contract and market.tables["instances"].get(int(contract.group(1)))
-        if contract and not instance:
-            raise Refusal(400, "invalid_args", f"Invalid {side}_id.")
-        if instance:
-            answer.update({f"{side}_addr": instance.offer["public_ipaddr"], f"{side}_port": 22000 + instance.id % 1000})
-    if set(sides.values()) & {None, "local"}:
-        return answer
-    return {"success": True, "msg": "Remote to Remote copy initiated - check instance status bar for progress updates."}
-
-
-def cloud_copy(market, call):
-    selected = call.need("selected")
-    if number(selected) not in market.tables["connections"]:
-        raise Refusal(400, "invalid_args", f"Unknown cloud connection {selected}")
-    market.find("instances", int(number(call.need("instance_id")) or 0))
-    return {"success": True, "msg": "Cloud Copy Operation Started", "result_url": None}
-
-
-def create_job(market, call):
-    """At most one job for an instance and endpoint: a second one is answered with the id of the first."""
-    instance_id, api_endpoint = call.need("instance_id", "api_endpoint")
-    for job in market.rows("jobs"):
-        if (job["instance_id"], job["api_endpoint"]) == (instance_id, api_endpoint):
-            raise Refusal(422, "job_exists", "A scheduled job exists already", scheduled_job_id=job["id"])
-    job = {"min_of_the_hour": 0, "day_of_the_week": None, "hour_of_the_day": None}
-    job = market.add("jobs", dict(job, **call.body))
-    return {"success": True, "scheduled_job_id": job["id"]}
-
-
-def update_row(table):
-    """The members of the body that the row has are set; null leaves them."""
-    def route(market, call, row_id):
-        row = market.find(table, row_id)
-        row.update({name: value for name, value in call.body.items()
-                    if name in row and name != "id" and value is not None})
-        return {"success": True, "id": row_id}
-    return route
-
-
-def new_volume(market, table, offer_id, size, name=None):
-    """A volume made from an offer, or as a copy of another volume's."""
-    offer, volume_id = market.find(table, offer_id), next(market.ids)
-    return market.add("volumes", {
-        "id": volume_id, "cluster_id": offer.get("cluster_id"), "label": name, "disk_space": float(size),
-        "status": "active", "start_date": market.now(), "public_ipaddr": "203.0.113.45", "instances": [],
-        **{field: offer[field] for field in ("disk_name", "driver_version", "inet_up", "inet_down", "reliability2",
-                                             "machine_id", "verification", "host_id", "geolocation")}})
-
-
-def create_volume(table, prefix):
-    def route(market, call):
-        volume = new_volume(market, table, call.need("id"), call.body.get("size") or 15, call.body.get("name"))
-        return {"success": True, "volume_name": f"{prefix}.{volume['id']}"}
-    return route
-
-
-def clone_volume(market, call):
-    source_id, offer_id = call.need("src_id", "dst_id")
-    source = market.find("volumes", source_id)
-    size = call.body.get("size") or source["disk_space"]
-    volume = new_volume(market, "volume_offers", offer_id, size, source["label"])
-    return {"success": True, "volume_name": f"V.{volume['id']}"}
-
-
-def show_volumes(market, call):
-    kind = call.query.get("type", "all_volume")
-    return {"volumes": [row for row in market.rows("volumes")
-                        if kind in ("all_volume", "network_volume" if row["cluster_id"] else "local_volume")]}
-
-
-def delete_volume(market, call):
-    volume = market.tables["volumes"].get(call.query.get("id"))
-    if volume is None:
-        raise Refusal(404, "no_such_volume", "Volume with that ID does not exist.")
-    if volume["instances"]:
-        raise Refusal(400, "volume_in_use", f"Volume is attached to instance {volume['instances'][0]}")
-    market.remove("volumes", volume["id"])
-    return {"success": True}
-
-
-def list_volume(market, call):
-    """A host offers space on one machine or on several for volumes."""
-    machines, listed = call.need("machine"), None
-    for machine_id in machines if isinstance(machines, list) else [machines]:
-        market.find("machines", machine_id)
-        offer = next(row for row in market.rows("offers") if row["machine_id"] == machine_id)
-        listed = market.add("volume_offers", dict(volume_offer(offer, next(market.ids)),
-                                                  disk_space=call.body.get("size") or 15,
-                                                  storage_cost=call.body.get("price_disk") or 0.1))
-    return {"success": True, "msg": f"volume on machine {machines} offered", "id": listed["id"]}
-
-
-def list_network_volume(market, call):
-    market.find("network_disks", call.need("disk_id"))
-    row = network_volume_offer(market.rows("offers")[0], next(market.ids), 12)
-    row.update(disk_space=call.body.get("size") or 15, storage_cost=call.body.get("price_disk") or 0.15)
-    market.add("network_offers", row)
-    return {"success": True, "msg": f"Listed network volume offer {row['id']}", "id": row["id"]}
-
-
-def unlist(table, noun):
-    def route(market, call):
-        market.remove(table, call.need("id"))
-        return {"success": True, "msg": f"Unlisted {noun} {call.body['id']}."}
-    return route
-
-
-def show_network_disks(market, call):
-    disks = market.rows("network_disks")
-    machines = sorted({machine for disk in disks for machine in disk["machines"]})
-    return {"success": True, "data": [{
-        "cluster_id": 12, "machine_ids": machines,
-        "mounts": {str(machine): disk["mount_point"] for disk in disks for machine in disk["machines"]},
-        "network_disks": [{"network_disk_id": disk["id"], "free_space": 900.5, "total_space": 1000.0}
-                          for disk in disks]}]}
-
-
-def add_network_disk(market, call):
-    machines, mount_point = call.need("machines", "mount_point")
-    disk = {"machines": machines, "mount_point": mount_point}
-    if call.body.get("disk_id"):
-        disk["id"] = call.body["disk_id"]
-    return {"success": True, "disk_id": market.add("network_disks", disk)["id"], "msg": "ok"}
-
-
-def deployment_versions(market, call, deployment_id):
-    row = market.find("deployments", deployment_id)
-    versions = (("current_version_id", "updated_at", None), ("last_healthy_version_id", "created_at", True))
-    return {"success": True, "versions": [{"id": row[name], "file_hash": digest(row[name])[:16], "created_at": row[at],
-                                           "healthy": healthy} for name, at, healthy in versions]}
-
-
-def deployment_state(state):
-    def route(market, call, deployment_id):
-        market.find("deployments", deployment_id)["endpoint_state"] = state
-        return {"success": True, "endpoint_state": state}
-    return route
-
-
-def delete_deployments(market, call):
-    name, tag = call.need("name"), call.body.get("tag")
-    ids = [row["id"] for row in market.rows("deployments") if row["name"] == name and tag in (None, row["tag"])]
-    if not ids:
-        raise Refusal(404, "not_found", f"Deployment {name} not found")
-    for deployment_id in ids:
-        market.remove("deployments", deployment_id)
-    return {"success": True, "count": len(ids)}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: routes for hosts - machines, clusters, overlays
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def machine_offers(market, machine_id):
-    market.find("machines", machine_id)
-    return [row for row in market.rows("offers") if row["machine_id"] == machine_id]
-
-
-def list_machine(market, call):
-    """Puts a machine on the market; what is not given stays as it was."""
-    machine, chunk = call.need("machine", "min_chunk")
-    if machine not in market.tables["machines"]:
-        return {"success": False, "msg": "Only machine owner can create ask contracts"}
-    row, price = market.find("machines", machine), call.body.get("price_gpu")
-    for name, given in (("listed_gpu_cost", price), ("listed_inet_up_cost", call.body.get("price_inetu")),
-                        ("listed_inet_down_cost", call.body.get("price_inetd")),
-                        ("min_bid_price", call.body.get("price_min_bid")),
-                        ("credit_discount_max", call.body.get("credit_discount_max"))):
-        row[name] = row[name] if given is None else given
-    row["listed"] = True
-    for offer in machine_offers(market, machine):
-        offer.update(rentable=not offer["rented"], dph_base=row["listed_gpu_cost"] * offer["num_gpus"])
-    return {"success": True, "extended": 0, "msg": f"ask contracts created, min_chunk {chunk}"}
-
-
-def unlist_machine(market, call, machine_id):
-    for offer in machine_offers(market, machine_id):
-        offer["rentable"] = False
-    market.find("machines", machine_id)["listed"] = False
-    return {"success": True, "machine_id": machine_id, "user_id": market.user["id"]}
-
-
-def delete_machine(market, call, machine_id):
-    if any(offer["rented"] for offer in machine_offers(market, machine_id)):
-        return {"success": False, "msg": "machine has active client contracts"}
-    unlist_machine(market, call, machine_id)
-    market.remove("machines", machine_id)
-    return {"success": True, "msg": f"machine {machine_id} deleted"}
-
-
-def set_min_bid(market, call, machine_id):
-    market.find("machines", machine_id)["min_bid_price"] = call.body.get("price")
-    return {"success": True, "you_sent": call.body}
-
-
-def set_default_job(market, call):
-    machine_id = call.need("machine")
-    market.find("machines", machine_id)
-    market.tables["default_jobs"][machine_id] = call.body
-    return {"success": True, "machine_id": machine_id, "user_id": market.user["id"], "you_sent": call.body}
-
-
-def remove_default_job(market, call, machine_id):
-    market.find("machines", machine_id)
-    if market.tables["default_jobs"].pop(machine_id, None) is None:
-        return {"success": False, "msg": "no default job on this machine"}
-    return {"success": True, "machine_id": machine_id, "user_id": market.user["id"]}
-
-
-def schedule_maintenance(market, call, machine_id):
-    market.find("machines", machine_id)
-    start, hours = (number(value) for value in call.need("sdate", "duration"))
-    market.add("maintenances", {"machine_id": machine_id, "start_time": start, "end_time": start + hours * HOUR,
-                                "duration_hours": hours,
-                                "maintenance_category": call.body.get("maintenance_category")})
-    return {"success": True, "notified": 0, "you_sent": call.body}
-
-
-def cancel_maintenance(market, call, machine_id):
-    market.find("machines", machine_id)
-    doomed = [row["id"] for row in market.rows("maintenances") if row["machine_id"] == machine_id]
-    for maintenance_id in doomed:
-        market.remove("maintenances", maintenance_id)
-    return {"success": True, "machine_id": machine_id,
-            "msg": f"deleted {len(doomed)} scheduled maintenance window(s) on machine {machine_id}"}
-
-
-def defrag_machines(market, call):
-    return {"success": True, "summary": dict.fromkeys(call.need("machine_ids"), {"moved": 0})}
-
-
-def show_maintenances(market, call):
-    wanted = call.query.get("machine_ids")
-    return [row for row in market.rows("maintenances") if not wanted or row["machine_id"] in wanted]
-
-
-def show_reports(market, call, machine_id):
-    if machine_id not in {offer["machine_id"] for offer in market.rows("offers")}:
-        raise Refusal(404, "not_found", "Machine not found.")
-    return [{"problem": "slow disk", "message": "I/O stalls every minute",
-             "created_at": market.days_ago(5)}]
-
-
-def create_cluster(market, call):
-    subnet, manager_id = call.need("subnet", "manager_id")
-    row = market.add("clusters", {"subnet": subnet, "nodes": cluster_nodes(subnet, [manager_id])})
-    return {"success": True, "msg": f"Cluster {row['id']} created"}
-
-
-def join_cluster(market, call):
-    cluster_id, machine_ids = call.need("cluster_id", "machine_ids")
-    row = market.find("clusters", cluster_id)
-    row["nodes"] += cluster_nodes(row["subnet"], machine_ids, len(row["nodes"]))
-    return {"success": True, "msg": f"joined {len(machine_ids)} machines"}
-
-
-def leave_cluster(market, call):
-    cluster_id, machine_id = call.need("cluster_id", "machine_id")
-    row, manager_id = market.find("clusters", cluster_id), call.body.get("new_manager_id")
-    if machine_id not in [node["machine_id"] for node in row["nodes"]]:
-        raise Refusal(404, "not_found", f"Machine {machine_id} is not in cluster {cluster_id}")
-    row["nodes"] = [node for node in row["nodes"] if node["machine_id"] != machine_id]
-    for node in row["nodes"] if manager_id else ():
-        node["is_cluster_manager"] = node["machine_id"] == manager_id
-    return {"success": True, "msg": "removed"}
-
-
-def delete_cluster(market, call):
-    market.remove("clusters", call.need("cluster_id"))
-    return {"success": True, "msg": f"Cluster {call.body['cluster_id']} deleted"}
-
-
-def find_overlay(market, name=None, overlay_id=None):
-    for row in market.rows("overlays"):
-        if row["name"] == name or (name is None and row["overlay_id"] == overlay_id):
-            return row
-    raise Refusal(404, "not_found", f"Overlay {overlay_id if name is None else name} not found")
-
-
-def create_overlay(market, call):
-    cluster_id, name = call.need("cluster_id", "name")
-    market.find("clusters", cluster_id)
-    row = market.add("overlays", {"overlay_id": None, "name": name, "internal_subnet": "172.21.0.0/16",
-                                  "cluster_id": cluster_id, "instances": []})
-    row["overlay_id"] = row["id"]
-    return {"success": True, "msg": "Overlay created", "overlay_id": row["id"]}
-
-
-def join_overlay(market, call):
-    name, instance_id = call.need("name", "instance_id")
-    find_overlay(market, name)["instances"].append(market.find("instances", instance_id).id)
-    return {"success": True, "msg": "joined"}
-
-
-def delete_overlay(market, call):
-    row = find_overlay(market, call.body.get("overlay_name"), call.body.get("overlay_id"))
-    market.remove("overlays", row["id"])
-    return {"success": True, "msg": f"Overlay {row['name']} deleted"}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: routes for serverless - endpoints, workergroups, workers
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def create_endpoint(market, call):
-    row = {"min_load": 0, "min_cold_load": 0, "target_util": 0.9, "cold_mult": 2.5, "cold_workers": 5,
-           "max_workers": 20, "endpoint_name": None, "max_queue_time": None, "target_queue_time": None,
-           "inactivity_timeout": None, "endpoint_state": "active", "user_id": market.user["id"]}
-    row.update((name, value) for name, value in call.body.items() if name in row)
-    row.update(created_at=market.stamp(market.now()), api_key=digest("endpoint", next(market.ids)),
-               auto_delete_in_seconds=None, auto_delete_due_24h=False)
-    return {"success": True, "result": market.add("endpoints", row)["id"]}
-
-
-def delete_endpoint(market, call, endpoint_id):
-    market.remove("endpoints", endpoint_id)
-    groups = [row for row in market.rows("workergroups") if row["endpoint_id"] == endpoint_id]
-    deleted = [worker["id"] for group in groups for worker in workers_of(market, group)]
-    for group in groups:
-        market.remove("workergroups", group["id"])
-    return {"success": True, "msg": "deleted", "deleted_workers": deleted, "failed_workers": []}
-
-
-def find_endpoint(market, endpoint_id=None, name=None):
-    for row in market.rows("endpoints"):
-        if endpoint_id == row["id"] or (name and name == row["endpoint_name"]):
-            return row
-    return None
-
-
-def create_workergroup(market, call):
-    body = call.body
-    if not (body.get("template_hash") or body.get("template_id") or body.get("search_params")):
-        raise Refusal(400, "invalid_args", "template_hash or search_params is required")
-    endpoint = find_endpoint(market, body.get("endpoint_id"), body.get("endpoint_name"))
-    if endpoint is None:
-        raise Refusal(400, "invalid_args", "Endpointgroup not found for user")
-    row = {"min_load": 0, "target_util": 0.9, "cold_mult": 2.5, "cold_workers": 2, "test_workers": 2,
-           "template_hash": None, "template_id": None, "search_params": "", "search_query": {}, "launch_args": None,
-           "gpu_ram": 24, "created_at": market.now()}
-    row.update((name, value) for name, value in body.items() if name in row and value is not None)
-    wanted = re.findall(r"(\w+)=(\S+)", row["search_params"])
-    row.update(endpoint_id=endpoint["id"], endpoint_name=endpoint["endpoint_name"], user_id=market.user["id"],
-               search_query={field: {"eq": value.replace("_", " ")} for field, value in wanted},
-               api_key=endpoint["api_key"])
-    group = market.add("workergroups", row)
-    if endpoint["min_load"]:  # there is work from the first moment on, so its workers are rented at once
-        offers = matching(market.rows("offers"), row["search_query"])
-        terms = {"label": endpoint["endpoint_name"], "image": "vastai/pytorch"}
-        group["instances"] = [new_instance(market, offer, terms).id for offer in offers[:endpoint["max_workers"]]]
-    return {"success": True, "id": group["id"]}
-
-
-def delete_workergroup(market, call, group_id):
-    workers = workers_of(market, market.find("workergroups", group_id))
-    market.remove("workergroups", group_id)
-    return {"success": True, "msg": "deleted", "deleted_workers": [row["id"] for row in workers], "failed_workers": []}
-
-
-def workers_of(market, group):
-    """The rented workers of a group, else two cold ones; they boot like instances do, and then measure themselves."""
-    ready = market.now() - group["created_at"] >= market.boot
-    ids = group.get("instances", [group["id"] * 10, group["id"] * 10 + 1])
-    return [{"id": worker_id, "status": "idle" if ready else "loading", "gpu_name": "RTX 4090",
-             "measured_perf": 152.3 + nth if ready else 0.0, "url": f"http://192.0.2.{10 + nth}:8000",
-             "created_at": market.stamp(group["created_at"])} for nth, worker_id in enumerate(ids)]
+# -------------------------------------------------------------------------------- routes: instances
+
+
+class InstanceRoutes:
+    """What is rented: its state, price, logs, keys, snapshots."""
+
+    def views(self):
+        return [instance.view(self.now(), self.boot) for instance in self.rows("instances")]
+
+    @route("GET /api/v0/instances/{id}/")
+    def show_instance(self, call, instance_id):
+        instance = self.tables["instances"].get(instance_id)
+        return {"instances": instance and instance.view(self.now(), self.boot)}
+
+    @route("GET /api/v1/instances/")
+    def show_instances(self, call):
+        rows = arranged(matching(self.views(), call.query.get("select_filters")), call.query.get("order_by"))
+        page, following = page_of(rows, call.query, 25, 25)
+        labels = collections.Counter(row["label"] or "" for row in rows)
+        return {"success": True, "instances_found": len(page), "total_instances": len(rows), "label_counts": labels,
+                "next_token": following, "instances": columns(page, call.query.get("select_cols"))}
+
+    @route("GET /api/v0/instances/filters/")
+    def instance_filters(self, call):
+        names = ("actual_status", "verification", "gpu_name")
+        seen = {tuple(row[name] for name in names) for row in self.views()}
+        return {"success": True, "filters": [dict(zip(names, values)) for values in sorted(seen)]}
+
+    @route("DELETE /api/v0/instances/{id}/")
+    @route("DELETE /api/v0/instances/")
+    def destroy_instances(self, call, *ids):
+        """One or, with `instance_ids` in the body, many; each gives its offer back to the market."""
+        for instance in [self.find("instances", instance_id) for instance_id in ids or call.need("instance_ids")]:
+            instance.offer.update(rented=False, rentable=True)
+            for volume in self.rows("volumes"):
+                volume["instances"] = [holder for holder in volume["instances"] if holder != instance.id]
+            self.remove("instances", instance.id)
+        return {"success": True}
+
+    @route("PUT /api/v0/instances/{id}/")
+    @route("PUT /api/v0/instances/")
+    @route("POST /api/v0/instances/start/")
+    def change_instance(self, call, *ids):
+        """State or label of one instance or, with ids in the body, of many."""
+        ids = ids or call.body.get("IDs") or call.need("ids")
+        instances = [self.find("instances", instance_id) for instance_id in ids]
+        state, label = "running" if call.path.endswith("/start/") else call.body.get("state"), call.body.get("label")
+        if state not in ("running", "stopped", None) or (state is None and label is None):
+            raise Refusal(400, "invalid_args", "state must be running or stopped, or label must be given")
+        for instance in instances:
+            if state:
+                instance.set_goal(state, self.now())
+            if label is not None:
+                instance.row["label"] = label
+        return {"success": True}
+
+    @route("PUT /api/v0/instances/reboot/{id}/")
+    @route("PUT /api/v0/instances/recycle/{id}/")
+    def restart(self, call, instance_id):
+        instance = self.find("instances", instance_id)
+        if instance.goal != "running":
+            raise Refusal(400, "invalid_args", f"Instance {instance_id} is not running.")
+        instance.started = self.now()
+        if "recycle" in call.path:
+            instance.files = dict(FILES)
+        return {"success": True}
+
+    @route("PUT /api/v0/instances/bid_price/{id}/")
+    def change_bid(self, call, instance_id):
+        instance, bid = self.find("instances", instance_id), call.body.get("price")
+        if bid is not None and not (number(bid) or 0) >= 0.001:
+            raise Refusal(400, "invalid_args", "Please set a bid price >= 0.001.")
+        instance.row["is_bid"] = True
+        instance.price(bid if bid is not None else instance.offer["min_bid"] * 1.05)
+        return {"success": True}
+
+    @route("PUT /api/v0/instances/prepay/{id}/")
+    def prepay(self, call, instance_id):
+        instance, amount = self.find("instances", instance_id), number(call.need("amount"))
+        self.spend(amount, status=411)
+        instance.row["credit_balance"] = (instance.row["credit_balance"] or 0.0) + amount
+        months = instance.row["credit_balance"] / (instance.row["dph_total"] * HOURS_PER_MONTH)
+        return {"success": True, "timescale": round(months, 4), "discount_rate": min(0.4, round(0.1 * months, 4))}
+
+    @route("GET /api/v0/instances/balance/{id}/")
+    def show_deposit(self, call, instance_id):
+        deposit = self.find("instances", instance_id).row["credit_balance"] or 0.0
+        return {"success": True, "refundable_deposit": deposit, "total_discount": round(deposit * 0.1, 2),
+                "discount_months": 3 if deposit else 0}
+
+    @route("GET /api/v0/instances/pending-price-increases/")
+    def show_price_increases(self, call):
+        rows = self.rows("price_increases")
+        return {"success": True, "count": len(rows), "truncated": False, "pending_price_increases": rows}
+
+    @route("PUT /api/v0/instances/update_template/{id}/")
+    def update_instance(self, call, instance_id):
+        instance, body = self.find("instances", instance_id), call.body
+        named = body.get("template_hash_id") or body.get("template_id")
+        template = self.find_template(body.get("template_hash_id"), body.get("template_id")) if named else None
+        instance.configure(body, template)
+        return {"success": True, "updated_instance": {"id": instance.id, "image_uuid": instance.row["image_uuid"]}}
+
+    @route("PUT /api/v0/instances/request_logs/{id}/")
+    def request_logs(self, call, instance_id):
+        instance = self.find("instances", instance_id)
+        lines = instance.daemon_log() if call.body.get("daemon_logs") == "true" else instance.container_log(self.now())
+        try:
+            lines = [line for line in lines if re.search(call.body.get("filter") or "", line)]
+        except re.error as error:
+            raise Refusal(400, "invalid_args", f"Invalid filter: {error}") from None
+        tail = number(call.body.get("tail"))
+        lines = lines[-int(tail):] if tail else lines
+        return {"success": True, "result_url": self.store("".join(line + "\n" for line in lines)),
+                "msg": "Wait a few seconds and view the result_url"}
+
+    @route("PUT /api/v0/instances/command/{id}/")
+    def execute(self, call, instance_id):
+        instance, command = self.find("instances", instance_id), call.need("command")
+        return {"success": True, "writeable_path": instance.writeable_path,
+                "result_url": self.store(instance.shell(command)),
+                "msg": "Command is executing, wait a few seconds and then view the result_url"}
+
+    @route("GET /storage/{name}")
+    def fetch_result(self, call, name):
+        """The presigned storage: knows no keys, and is offended by them, as S3 is."""
+        if call.authorization:
+            raise Answer(400, "<Error><Code>InvalidArgument</Code>"
+                              "<Message>Only one auth mechanism allowed</Message></Error>")
+        ready, text = self.results.get(name, (float("inf"), ""))
+        if self.now() < ready:
+            raise Answer(404, "<Error><Code>NoSuchKey</Code></Error>")
+        return Text(text)
+
+    @route("GET /api/v0/instances/{id}/ssh/")
+    def show_instance_keys(self, call, instance_id):
+        keys = self.find("instances", instance_id).keys
+        return {"success": True, "ssh_keys": json.dumps(list(keys.values()))}
+
+    @route("POST /api/v0/instances/{id}/ssh/")
+    def attach_key(self, call, instance_id):
+        instance, text = self.find("instances", instance_id), call.need("ssh_key")
+        known = next((row["id"] for row in self.rows("ssh_keys") if row["key"] == text), None) or next(self.ids)
+        instance.keys[known] = {"id": known, "public_key": text}
+        return {"success": True, "msg": "SSH key added to instance."}
+
+    @route("DELETE /api/v0/instances/{id}/ssh/{id}/")
+    def detach_key(self, call, instance_id, key_id):
+        if self.find("instances", instance_id).keys.pop(key_id, None) is None:
+            raise Refusal(404, "no_such_ssh_key", f"SSH key {key_id} is not attached to instance {instance_id}")
+        return {"success": True, "msg": "SSH key removed from instance."}
+
+    @route("POST /api/v0/instances/take_snapshot/{id}/")
+    def take_snapshot(self, call, instance_id):
+        instance = self.find("instances", instance_id)
+        call.need("personal_repo")
+        self.add("backups", {"contract_id": instance.id, "type": "snapshot", "machine_id": instance.row["machine_id"],
+                             "status": "pending", "created_at": self.now(), "info": None})
+        return {"success": True, "msg": "snapshot scheduled"}
+
+    @route("GET /api/v0/instance_backups/{id}/download/")
+    def backup_files(self, call, contract_id):
+        """The files of an instance's latest backup; the id is the instance's."""
+        if contract_id not in [row["contract_id"] for row in self.rows("backups")]:
+            raise Refusal(404, "not_found", f"No backup of instance {contract_id}")
+        address = f"https://files.example.com/c.{contract_id}"
+        return {"success": True, "authorization_token": "4_00/ab+c=", "expires_in_sec": HOUR, "truncated": False,
+                "files": [{"name": f"upper{name}", "size": size, "url": address + name}
+                          for name, size in FILES.items()]}
+
+    @route("PUT /api/v0/instances/accept-price-increase/")
+    @route("PUT /api/v0/instances/reject-price-increase/")
+    def settle_price_increase(self, call):
+        increase_id = call.need("pending_price_increase_id")
+        if increase_id not in self.tables["price_increases"]:
+            raise Refusal(404, "no_pending_price_increase", f"There is no pending price increase {increase_id}.")
+        row = self.remove("price_increases", increase_id)
+        instance = self.tables["instances"].get(row["contract_id"])
+        if instance and "accept" in call.path:
+            instance.offer["dph_base"] = row["new_gpu_costpersec"] * HOUR
+            instance.price()
+        return {"success": True, "pending_price_increase_id": increase_id, "contract_id": row["contract_id"]}
+
+    @route("POST /api/v0/contracts/fetch/")
+    def fetch_contracts(self, call):
+        """Ids and labels of contracts, of all or of those asked for."""
+        ids, label = call.body.get("contract_ids"), call.body.get("label")
+        rows = [{"id": row.id, "label": row.row["label"]} for row in self.rows("instances") if not ids or row.id in ids]
+        return {"success": True, "contracts": [row for row in rows if label in (None, row["label"])]}
+
+
+# -------------------------------------------------- routes: copies, schedules, volumes, deployments
+
+
+class StorageRoutes:
+    """Copies, schedules, volumes and deployments."""
+
+    @route("PUT /api/v0/commands/rsync/")
+    @route("PUT /api/v0/commands/copy_direct/")
+    def copy(self, call):
+        """Between two remotes it just begins; from or to this computer the answer says where rsync shall connect."""
+        call.need("src_path", "dst_path")
+        sides, answer = {side: call.body.get(f"{side}_id") for side in ("src", "dst")}, {"success": True}
+        for side, place in sides.items():
+            contract = re.fullmatch(r"(?:C\.)?(\d+)", str(place))
+            instance = contract and self.tables["instances"].get(int(contract.group(1)))
+            if contract and not instance:
+                raise Refusal(400, "invalid_args", f"Invalid {side}_id.")
+            if instance:
+                answer[f"{side}_addr"] = instance.offer["public_ipaddr"]
+                answer[f"{side}_port"] = 22000 + instance.id % 1000
+        if set(sides.values()) & {None, "local"}:
+            return answer
+        return {"success": True,
+                "msg": "Remote to Remote copy initiated - check instance status bar for progress updates."}
+
+    @route("POST /api/v0/commands/rclone/")
+    def cloud_copy(self, call):
+        selected = call.need("selected")
+        if number(selected) not in self.tables["connections"]:
+            raise Refusal(400, "invalid_args", f"Unknown cloud connection {selected}")
+        self.find("instances", int(number(call.need("instance_id")) or 0))
+        return {"success": True, "msg": "Cloud Copy Operation Started", "result_url": None}
+
+    @route("POST /api/v0/commands/schedule_job/")
+    def create_job(self, call):
+        """At most one job for an instance and endpoint: a second one is answered with the id of the first."""
+        instance_id, api_endpoint = call.need("instance_id", "api_endpoint")
+        for job in self.rows("jobs"):
+            if (job["instance_id"], job["api_endpoint"]) == (instance_id, api_endpoint):
+                raise Refusal(422, "job_exists", "A scheduled job exists already", scheduled_job_id=job["id"])
+        job = {"min_of_the_hour": 0, "day_of_the_week": None, "hour_of_the_day": None}
+        job = self.add("jobs", dict(job, **call.body))
+        return {"success": True, "scheduled_job_id": job["id"]}
+
+    def new_volume(self, table, offer_id, size, name=None):
+        """A volume made from an offer, or as a copy of another volume's."""
+        offer, volume_id = self.find(table, offer_id), next(self.ids)
+        return self.add("volumes", {
+            "id": volume_id, "cluster_id": offer.get("cluster_id"), "label": name, "disk_space": float(size),
+            "status": "active", "start_date": self.now(), "public_ipaddr": "203.0.113.45", "instances": [],
+            **{field: offer[field] for field in ("disk_name", "driver_version", "inet_up", "inet_down", "reliability2",
+                                                 "machine_id", "verification", "host_id", "geolocation")}})
+
+    @route("POST /api/v0/volumes/copy/")
+    def clone_volume(self, call):
+        source_id, offer_id = call.need("src_id", "dst_id")
+        source = self.find("volumes", source_id)
+        size = call.body.get("size") or source["disk_space"]
+        volume = self.new_volume("volume_offers", offer_id, size, source["label"])
+        return {"success": True, "volume_name": f"V.{volume['id']}"}
+
+    @route("GET /api/v0/volumes/")
+    def show_volumes(self, call):
+        kind = call.query.get("type", "all_volume")
+        return {"volumes": [row for row in self.rows("volumes")
+                            if kind in ("all_volume", "network_volume" if row["cluster_id"] else "local_volume")]}
+
+    @route("DELETE /api/v0/volumes/")
+    def delete_volume(self, call):
+        volume = self.tables["volumes"].get(call.query.get("id"))
+        if volume is None:
+            raise Refusal(404, "no_such_volume", "Volume with that ID does not exist.")
+        if volume["instances"]:
+            raise Refusal(400, "volume_in_use", f"Volume is attached to instance {volume['instances'][0]}")
+        self.remove("volumes", volume["id"])
+        return {"success": True}
+
+    @route("POST /api/v0/volumes/")
+    def list_volume(self, call):
+        """A host offers space on one machine or on several for volumes."""
+        machines, listed = call.need("machine"), None
+        for machine_id in machines if isinstance(machines, list) else [machines]:
+            self.find("machines", machine_id)
+            offer = next(row for row in self.rows("offers") if row["machine_id"] == machine_id)
+            listed = self.add("volume_offers", dict(volume_offer(offer, next(self.ids)),
+                                                    disk_space=call.body.get("size") or 15,
+                                                    storage_cost=call.body.get("price_disk") or 0.1))
+        return {"success": True, "msg": f"volume on machine {machines} offered", "id": listed["id"]}
+
+    @route("POST /api/v0/network_volumes/")
+    def list_network_volume(self, call):
+        self.find("network_disks", call.need("disk_id"))
+        row = network_volume_offer(self.rows("offers")[0], next(self.ids), 12)
+        row.update(disk_space=call.body.get("size") or 15, storage_cost=call.body.get("price_disk") or 0.15)
+        self.add("network_offers", row)
+        return {"success": True, "msg": f"Listed network volume offer {row['id']}", "id": row["id"]}
+
+    @route("GET /api/v0/network_disk/")
+    def show_network_disks(self, call):
+        disks = self.rows("network_disks")
+        machines = sorted({machine for disk in disks for machine in disk["machines"]})
+        return {"success": True, "data": [{
+            "cluster_id": 12, "machine_ids": machines,
+            "mounts": {str(machine): disk["mount_point"] for disk in disks for machine in disk["machines"]},
+            "network_disks": [{"network_disk_id": disk["id"], "free_space": 900.5, "total_space": 1000.0}
+                              for disk in disks]}]}
+
+    @route("POST /api/v0/network_disk/")
+    def add_network_disk(self, call):
+        machines, mount_point = call.need("machines", "mount_point")
+        disk = {"machines": machines, "mount_point": mount_point}
+        if call.body.get("disk_id"):
+            disk["id"] = call.body["disk_id"]
+        return {"success": True, "disk_id": self.add("network_disks", disk)["id"], "msg": "ok"}
+
+    @route("GET /api/v0/deployment/{id}/versions/")
+    def deployment_versions(self, call, deployment_id):
+        row = self.find("deployments", deployment_id)
+        versions = (("current_version_id", "updated_at", None), ("last_healthy_version_id", "created_at", True))
+        return {"success": True, "versions": [
+            {"id": row[name], "file_hash": digest(row[name])[:16], "created_at": row[at], "healthy": healthy}
+            for name, at, healthy in versions]}
+
+    @route("DELETE /api/v0/deployments/")
+    def delete_deployments(self, call):
+        name, tag = call.need("name"), call.body.get("tag")
+        ids = [row["id"] for row in self.rows("deployments") if row["name"] == name and tag in (None, row["tag"])]
+        if not ids:
+            raise Refusal(404, "not_found", f"Deployment {name} not found")
+        for deployment_id in ids:
+            self.remove("deployments", deployment_id)
+        return {"success": True, "count": len(ids)}
+
+
+# ------------------------------------------------------------------------------------ routes: hosts
+
+
+class HostRoutes:
+    """Machines, clusters and overlays."""
+
+    def machine_offers(self, machine_id):
+        self.find("machines", machine_id)
+        return [row for row in self.rows("offers") if row["machine_id"] == machine_id]
+
+    @route("PUT /api/v0/machines/create_asks/")
+    def list_machine(self, call):
+        """Puts a machine on the market; what is not given stays as it was."""
+        machine, chunk = call.need("machine", "min_chunk")
+        if machine not in self.tables["machines"]:
+            return {"success": False, "msg": "Only machine owner can create ask contracts"}
+        row, price = self.find("machines", machine), call.body.get("price_gpu")
+        for name, given in (("listed_gpu_cost", price), ("listed_inet_up_cost", call.body.get("price_inetu")),
+                            ("listed_inet_down_cost", call.body.get("price_inetd")),
+                            ("min_bid_price", call.body.get("price_min_bid")),
+                            ("credit_discount_max", call.body.get("credit_discount_max"))):
+            row[name] = row[name] if given is None else given
+        row["listed"] = True
+        for offer in self.machine_offers(machine):
+            offer.update(rentable=not offer["rented"], dph_base=row["listed_gpu_cost"] * offer["num_gpus"])
+        return {"success": True, "extended": 0, "msg": f"ask contracts created, min_chunk {chunk}"}
+
+    @route("DELETE /api/v0/machines/{id}/asks/")
+    def unlist_machine(self, call, machine_id):
+        for offer in self.machine_offers(machine_id):
+            offer["rentable"] = False
+        self.find("machines", machine_id)["listed"] = False
+        return {"success": True, "machine_id": machine_id, "user_id": self.user["id"]}
+
+    @route("POST /api/v0/machines/{id}/force_delete/")
+    def delete_machine(self, call, machine_id):
+        if any(offer["rented"] for offer in self.machine_offers(machine_id)):
+            return {"success": False, "msg": "machine has active client contracts"}
+        self.unlist_machine(call, machine_id)
+        self.remove("machines", machine_id)
+        return {"success": True, "msg": f"machine {machine_id} deleted"}
+
+    @route("PUT /api/v0/machines/{id}/minbid/")
+    def set_min_bid(self, call, machine_id):
+        self.find("machines", machine_id)["min_bid_price"] = call.body.get("price")
+        return {"success": True, "you_sent": call.body}
+
+    @route("PUT /api/v0/machines/create_bids/")
+    def set_default_job(self, call):
+        machine_id = call.need("machine")
+        self.find("machines", machine_id)
+        self.tables["default_jobs"][machine_id] = call.body
+        return {"success": True, "machine_id": machine_id, "user_id": self.user["id"], "you_sent": call.body}
+
+    @route("DELETE /api/v0/machines/{id}/defjob/")
+    def remove_default_job(self, call, machine_id):
+        self.find("machines", machine_id)
+        if self.tables["default_jobs"].pop(machine_id, None) is None:
+            return {"success": False, "msg": "no default job on this machine"}
+        return {"success": True, "machine_id": machine_id, "user_id": self.user["id"]}
+
+    @route("PUT /api/v0/machines/{id}/dnotify/")
+    def schedule_maintenance(self, call, machine_id):
+        self.find("machines", machine_id)
+        start, hours = (number(value) for value in call.need("sdate", "duration"))
+        self.add("maintenances", {"machine_id": machine_id, "start_time": start, "end_time": start + hours * HOUR,
+                                  "duration_hours": hours,
+                                  "maintenance_category": call.body.get("maintenance_category")})
+        return {"success": True, "notified": 0, "you_sent": call.body}
+
+    @route("PUT /api/v0/machines/{id}/cancel_maint/")
+    def cancel_maintenance(self, call, machine_id):
+        self.find("machines", machine_id)
+        doomed = [row["id"] for row in self.rows("maintenances") if row["machine_id"] == machine_id]
+        for maintenance_id in doomed:
+            self.remove("maintenances", maintenance_id)
+        return {"success": True, "machine_id": machine_id,
+                "msg": f"deleted {len(doomed)} scheduled maintenance window(s) on machine {machine_id}"}
+
+    @route("PUT /api/v0/machines/defrag_offers/")
+    def defrag_machines(self, call):
+        return {"success": True, "summary": dict.fromkeys(call.need("machine_ids"), {"moved": 0})}
+
+    @route("GET /api/v0/machines/maintenances/")
+    def show_maintenances(self, call):
+        wanted = call.query.get("machine_ids")
+        return [row for row in self.rows("maintenances") if not wanted or row["machine_id"] in wanted]
+
+    @route("GET /api/v0/machines/{id}/reports/")
+    def show_reports(self, call, machine_id):
+        if machine_id not in {offer["machine_id"] for offer in self.rows("offers")}:
+            raise Refusal(404, "not_found", "Machine not found.")
+        return [{"problem": "slow disk", "message": "I/O stalls every minute",
+                 "created_at": self.days_ago(5)}]
+
+    @route("POST /api/v0/cluster/")
+    def create_cluster(self, call):
+        subnet, manager_id = call.need("subnet", "manager_id")
+        row = self.add("clusters", {"subnet": subnet, "nodes": cluster_nodes(subnet, [manager_id])})
+        return {"success": True, "msg": f"Cluster {row['id']} created"}
+
+    @route("PUT /api/v0/cluster/")
+    def join_cluster(self, call):
+        cluster_id, machine_ids = call.need("cluster_id", "machine_ids")
+        row = self.find("clusters", cluster_id)
+        row["nodes"] += cluster_nodes(row["subnet"], machine_ids, len(row["nodes"]))
+        return {"success": True, "msg": f"joined {len(machine_ids)} machines"}
+
+    @route("DELETE /api/v0/cluster/remove_machine/")
+    def leave_cluster(self, call):
+        cluster_id, machine_id = call.need("cluster_id", "machine_id")
+        row, manager_id = self.find("clusters", cluster_id), call.body.get("new_manager_id")
+        if machine_id not in [node["machine_id"] for node in row["nodes"]]:
+            raise Refusal(404, "not_found", f"Machine {machine_id} is not in cluster {cluster_id}")
+        row["nodes"] = [node for node in row["nodes"] if node["machine_id"] != machine_id]
+        for node in row["nodes"] if manager_id else ():
+            node["is_cluster_manager"] = node["machine_id"] == manager_id
+        return {"success": True, "msg": "removed"}
+
+    @route("DELETE /api/v0/cluster/")
+    def delete_cluster(self, call):
+        self.remove("clusters", call.need("cluster_id"))
+        return {"success": True, "msg": f"Cluster {call.body['cluster_id']} deleted"}
+
+    def find_overlay(self, name=None, overlay_id=None):
+        for row in self.rows("overlays"):
+            if row["name"] == name or (name is None and row["overlay_id"] == overlay_id):
+                return row
+        raise Refusal(404, "not_found", f"Overlay {overlay_id if name is None else name} not found")
+
+    @route("POST /api/v0/overlay/")
+    def create_overlay(self, call):
+        cluster_id, name = call.need("cluster_id", "name")
+        self.find("clusters", cluster_id)
+        row = self.add("overlays", {"overlay_id": None, "name": name, "internal_subnet": "172.21.0.0/16",
+                                    "cluster_id": cluster_id, "instances": []})
+        row["overlay_id"] = row["id"]
+        return {"success": True, "msg": "Overlay created", "overlay_id": row["id"]}
+
+    @route("PUT /api/v0/overlay/")
+    def join_overlay(self, call):
+        name, instance_id = call.need("name", "instance_id")
+        self.find_overlay(name)["instances"].append(self.find("instances", instance_id).id)
+        return {"success": True, "msg": "joined"}
+
+    @route("DELETE /api/v0/overlay/")
+    def delete_overlay(self, call):
+        row = self.find_overlay(call.body.get("overlay_name"), call.body.get("overlay_id"))
+        self.remove("overlays", row["id"])
+        return {"success": True, "msg": f"Overlay {row['name']} deleted"}
+
+
+# ------------------------------------------------------------------------------- routes: serverless
+
+
+class ServerlessRoutes:
+    """Endpoints, workergroups and workers."""
+
+    @route("POST /api/v0/endptjobs/")
+    def create_endpoint(self, call):
+        row = {"min_load": 0, "min_cold_load": 0, "target_util": 0.9, "cold_mult": 2.5, "cold_workers": 5,
+               "max_workers": 20, "endpoint_name": None, "max_queue_time": None, "target_queue_time": None,
+               "inactivity_timeout": None, "endpoint_state": "active", "user_id": self.user["id"]}
+        row.update((name, value) for name, value in call.body.items() if name in row)
+        row.update(created_at=self.stamp(self.now()), api_key=digest("endpoint", next(self.ids)),
+                   auto_delete_in_seconds=None, auto_delete_due_24h=False)
+        return {"success": True, "result": self.add("endpoints", row)["id"]}
+
+    @route("DELETE /api/v0/endptjobs/{id}/")
+    def delete_endpoint(self, call, endpoint_id):
+        self.remove("endpoints", endpoint_id)
+        groups = [row for row in self.rows("workergroups") if row["endpoint_id"] == endpoint_id]
+        deleted = [worker["id"] for group in groups for worker in self.workers_of(group)]
+        for group in groups:
+            self.remove("workergroups", group["id"])
+        return {"success": True, "msg": "deleted", "deleted_workers": deleted, "failed_workers": []}
+
+    def find_endpoint(self, endpoint_id=None, name=None):
+        for row in self.rows("endpoints"):
+            if endpoint_id == row["id"] or (name and name == row["endpoint_name"]):
+                return row
+        return None
+
+    @route("POST /api/v0/autojobs/")
+    def create_workergroup(self, call):
+        body = call.body
+        if not (body.get("template_hash") or body.get("template_id") or body.get("search_params")):
+            raise Refusal(400, "invalid_args", "template_hash or search_params is required")
+        endpoint = self.find_endpoint(body.get("endpoint_id"), body.get("endpoint_name"))
+        if endpoint is None:
+            raise Refusal(400, "invalid_args", "Endpointgroup not found for user")
+        row = {"min_load": 0, "target_util": 0.9, "cold_mult": 2.5, "cold_workers": 2, "test_workers": 2,
+               "template_hash": None, "template_id": None, "search_params": "", "search_query": {}, "launch_args": None,
+               "gpu_ram": 24, "created_at": self.now()}
+        row.update((name, value) for name, value in body.items() if name in row and value is not None)
+        wanted = re.findall(r"(\w+)=(\S+)", row["search_params"])
+        row.update(endpoint_id=endpoint["id"], endpoint_name=endpoint["endpoint_name"], user_id=self.user["id"],
+                   search_query={field: {"eq": value.replace("_", " ")} for field, value in wanted},
+                   api_key=endpoint["api_key"])
+        group = self.add("workergroups", row)
+        if endpoint["min_load"]:  # there is work from the first moment on, so its workers are rented at once
+            offers = matching(self.rows("offers"), row["search_query"])
+            terms = {"label": endpoint["endpoint_name"], "image": "vastai/pytorch"}
+            group["instances"] = [self.new_instance(offer, terms).id for offer in offers[:endpoint["max_workers"]]]
+        return {"success": True, "id": group["id"]}
+
+    @route("DELETE /api/v0/autojobs/{id}/")
+    def delete_workergroup(self, call, group_id):
+        workers = self.workers_of(self.find("workergroups", group_id))
+        self.remove("workergroups", group_id)
+        return {"success": True, "msg": "deleted", "deleted_workers": [row["id"] for row in workers],
+                "failed_workers": []}
+
+    def workers_of(self, group):
+        """The rented workers of a group, else two cold ones; they boot like instances, then measure themselves."""
+        ready = self.now() - group["created_at"] >= self.boot
+        ids = group.get("instances", [group["id"] * 10, group["id"] * 10 + 1])
+        return [{"id": worker_id, "status": "idle" if ready else "loading", "gpu_name": "RTX 4090",
+                 "measured_perf": 152.3 + nth if ready else 0.0, "url": f"http://192.0.2.{10 + nth}:8000",
+                 "created_at": self.stamp(group["created_at"])} for nth, worker_id in enumerate(ids)]
+
+    @route("POST /update_workers/")
+    def update_workers(self, call):
+        workers = self.workers_of(self.find("workergroups", call.need("workergroup_id")))
+        return {"success": True, **({"cancelled": True} if call.body.get("cancel_update") else
+                                    {"workers_to_update": len(workers)})}
+
+    @route("POST /route/")
+    def route_request(self, call):
+        """The address of the worker that shall do one piece of work."""
+        name, cost = call.need("endpoint", "cost")
+        endpoint = self.find_endpoint(name=name)
+        groups = [row for row in self.rows("workergroups") if endpoint and row["endpoint_id"] == endpoint["id"]]
+        ready = [worker for group in groups for worker in self.workers_of(group) if worker["status"] == "idle"]
+        answer = {"endpoint": name, "__request_id": digest("request", next(self.ids))}
+        if not ready:
+            return dict(answer, status="No worker is ready")
+        return dict(answer, url=ready[0]["url"], cost=cost, reqnum=1, signature=digest("signature", name))
 
 
 def unknown_group(kind, name):
@@ -1549,50 +1551,7 @@ def unknown_group(kind, name):
     return f"authenticate_{kind}_apikey: invalid api_key or {kind} {name} not found"
 
 
-def worker_logs(kind):
-    def route(market, call):
-        name = call.body.get("id") or call.body.get("endpoint")
-        table = {"endpoint": "endpoints", "workergroup": "workergroups"}[kind]
-        if name not in market.tables[table] and not (kind == "endpoint" and find_endpoint(market, name=name)):
-            return unknown_group(kind, name)
-        lines = [f"{market.stamp(market.born)} - Worker {nth} started" for nth in range(1, 6)]
-        text = "\n".join(lines[-int(call.body.get("tail") or 1000):]) + "\n"
-        return {"info0": "boot\n", "info1": text, "trace": "trace: " + text, "debug": "debug: " + text, "logs": text}
-    return route
-
-
-def show_workers(kind):
-    def route(market, call):
-        wanted = call.need("id")
-        groups = [row for row in market.rows("workergroups")
-                  if wanted == row["endpoint_id" if kind == "endpoint" else "id"]]
-        if not groups and not (kind == "endpoint" and find_endpoint(market, wanted)):
-            return unknown_group(kind, wanted)
-        return {"workers": [worker for group in groups for worker in workers_of(market, group)]}
-    return route
-
-
-def update_workers(market, call):
-    workers = workers_of(market, market.find("workergroups", call.need("workergroup_id")))
-    return {"success": True, **({"cancelled": True} if call.body.get("cancel_update") else
-                                {"workers_to_update": len(workers)})}
-
-
-def route_request(market, call):
-    """The address of the worker that shall do one piece of work."""
-    name, cost = call.need("endpoint", "cost")
-    endpoint = find_endpoint(market, name=name)
-    groups = [row for row in market.rows("workergroups") if endpoint and row["endpoint_id"] == endpoint["id"]]
-    ready = [worker for group in groups for worker in workers_of(market, group) if worker["status"] == "idle"]
-    answer = {"endpoint": name, "__request_id": digest("request", next(market.ids))}
-    if not ready:
-        return dict(answer, status="No worker is ready")
-    return dict(answer, url=ready[0]["url"], cost=cost, reqnum=1, signature=digest("signature", name))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: routes for the account - keys, team, 2FA, money, notifications
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ routes: the account
 
 RIGHT_CODE = "123456"
 BACKUP_CODES = [f"AAAA-BBBB-{nth:04d}" for nth in range(1, 9)]
@@ -1600,116 +1559,284 @@ NOTIFICATIONS = {"client:low_credit": "Low balance", "client:outbid": "Instance 
                  "client:instance_offline": "Instance offline", "host:machine_offline": "Machine offline"}
 
 
-def create_ssh_key(market, call):
-    row = {"user_id": market.user["id"], "created_at": market.stamp(market.now()), "deleted_at": None}
-    text = call.need("ssh_key").strip()
-    return {"success": True, "key": market.add("ssh_keys", dict(row, key=text, public_key=text))}
+class AccountRoutes:
+    """Keys, team, 2FA, money and notifications."""
 
+    @route("POST /api/v0/ssh/")
+    def create_ssh_key(self, call):
+        row = {"user_id": self.user["id"], "created_at": self.stamp(self.now()), "deleted_at": None}
+        text = call.need("ssh_key").strip()
+        return {"success": True, "key": self.add("ssh_keys", dict(row, key=text, public_key=text))}
 
-def update_ssh_key(market, call, key_id):
-    row = market.find("ssh_keys", key_id)
-    row["key"] = row["public_key"] = call.need("ssh_key").strip()
-    return {"success": True, "key": row}
+    @route("PUT /api/v0/ssh/{id}/")
+    def update_ssh_key(self, call, key_id):
+        row = self.find("ssh_keys", key_id)
+        row["key"] = row["public_key"] = call.need("ssh_key").strip()
+        return {"success": True, "key": row}
 
+    @route("POST /api/v0/auth/apikeys/")
+    def create_api_key(self, call):
+        permissions = call.body.get("permissions") or {}
+        row = self.add("api_keys", {
+            "user_id": self.user["id"], "name": call.need("name"), "team_id": None, "team_name": None,
+            "rights": "read" if permissions else "all", "permissions": permissions})
+        return {"id": row["id"], "key": digest("key", row["id"]) * 2, "permissions": row["permissions"]}
 
-def create_api_key(market, call):
-    row = market.add("api_keys", {
-        "user_id": market.user["id"], "name": call.need("name"), "team_id": None, "team_name": None,
-        "rights": "read" if call.body.get("permissions") else "all", "permissions": call.body.get("permissions") or {}})
-    return {"id": row["id"], "key": digest("key", row["id"]) * 2, "permissions": row["permissions"]}
+    @route("PUT /api/v0/commands/reset_apikey/")
+    def reset_api_key(self, call):
+        self.key = digest("new key", self.key) * 2
+        return {"success": True, "new_api_key": self.key}
 
+    @route("PUT /api/v0/users/")
+    def set_user(self, call):
+        self.user.update((name, value) for name, value in call.body.items() if name not in ("id", "balance", "credit"))
+        return {"success": True}
 
-def reset_api_key(market, call):
-    market.key = digest("new key", market.key) * 2
-    return {"success": True, "new_api_key": market.key}
+    @route("POST /api/v0/users/")
+    def create_subaccount(self, call):
+        email, username, _ = call.need("email", "username", "password")
+        if email in [row["email"] for row in self.rows("subaccounts")]:
+            raise Refusal(409, "user_exists", "User already exists")
+        row = self.add("subaccounts", {
+            "email": email, "username": username, "credit": 0.0, "parent_id": self.user["id"],
+            "host_only": bool(call.body.get("host_only")), "key_id": next(self.ids), "deleted_at": None,
+            "created_at": self.stamp(self.now())})
+        return {"id": row["id"], "username": username, "email": email, "key_id": row["key_id"]}
 
+    @route("POST /api/v0/secrets/")
+    def create_secret(self, call):
+        key = call.need("key")
+        if key in self.secrets:
+            return {"success": False, "error": "existing_key", "msg": f"Key {key} already exists"}
+        self.secrets[key] = call.body.get("value")
+        return {"success": True, "msg": "Environment variable added"}
 
-def set_user(market, call):
-    market.user.update((name, value) for name, value in call.body.items() if name not in ("id", "balance", "credit"))
-    return {"success": True}
+    @route("PUT /api/v0/secrets/")
+    @route("DELETE /api/v0/secrets/")
+    def change_secret(self, call):
+        """PUT sets and DELETE removes a secret that must be there."""
+        key = call.need("key")
+        if key not in self.secrets:
+            raise Refusal(404, "not_found", f"Key {key} does not exist")
+        if call.method == "DELETE":
+            del self.secrets[key]
+            return {"success": True, "msg": "Environment variable deleted"}
+        self.secrets[key] = call.body.get("value")
+        return {"success": True, "msg": "Environment variable updated"}
 
+    @route("POST /api/v0/team/")
+    def create_team(self, call):
+        name, amount = call.need("team_name"), number(call.body.get("transfer_credit")) or 0.0
+        self.spend(amount)
+        self.team = {"id": next(self.ids), "name": name}
+        return {"success": True, "msg": "Team Successfully Created!", "team_id": self.team["id"]}
 
-def create_subaccount(market, call):
-    email, username, _ = call.need("email", "username", "password")
-    if email in [row["email"] for row in market.rows("subaccounts")]:
-        raise Refusal(409, "user_exists", "User already exists")
-    row = market.add("subaccounts", {
-        "email": email, "username": username, "credit": 0.0, "parent_id": market.user["id"],
-        "host_only": bool(call.body.get("host_only")), "key_id": next(market.ids), "deleted_at": None,
-        "created_at": market.stamp(market.now())})
-    return {"id": row["id"], "username": username, "email": email, "key_id": row["key_id"]}
+    @route("DELETE /api/v0/team/")
+    def destroy_team(self, call):
+        if self.team is None:
+            raise Refusal(404, "not_found", "There is no team")
+        self.team = None
+        for table in ("members", "roles", "invites"):
+            self.tables[table].clear()
+        return {"success": True, "msg": "Team deleted", "pkey_id": None}
 
+    @route("POST /api/v0/team/invite/")
+    def invite_member(self, call):
+        email, role = str(call.query.get("email") or ""), str(call.query.get("role") or "")
+        if not (email and role):
+            raise Refusal(400, "invalid_args", "email and role are required")
+        if email in [row["email"] for row in self.rows("members")]:
+            raise Answer(400, {"msg": "User is already a member of this team."})
+        self.add("invites", {"email": email, "role": role})
+        return {"success": True, "msg": f"New invitation sent to {email}"}
 
-def create_secret(market, call):
-    key = call.need("key")
-    if key in market.secrets:
-        return {"success": False, "error": "existing_key", "msg": f"Key {key} already exists"}
-    market.secrets[key] = call.body.get("value")
-    return {"success": True, "msg": "Environment variable added"}
+    @route("POST /api/v0/team/roles/")
+    def create_role(self, call):
+        name = call.need("name")
+        self.add("roles", {"name": name, "identifier": re.sub(r"\W+", "_", name.lower()),
+                           "permissions": call.body.get("permissions") or {}})
+        return {"msg": "success"}
 
+    @route("GET /api/v0/team/roles/{name}/")
+    def find_role(self, call, name):
+        """Roles are shown and removed by name, changed by id."""
+        for row in self.rows("roles"):
+            if name in (row["name"], str(row["id"])):
+                return row
+        raise Refusal(404, "invalid_args", "Role not found")
 
-def change_secret(market, call):
-    """PUT sets and DELETE removes a secret that must be there."""
-    key = call.need("key")
-    if key not in market.secrets:
-        raise Refusal(404, "not_found", f"Key {key} does not exist")
-    if call.method == "DELETE":
-        del market.secrets[key]
-        return {"success": True, "msg": "Environment variable deleted"}
-    market.secrets[key] = call.body.get("value")
-    return {"success": True, "msg": "Environment variable updated"}
+    @route("PUT /api/v0/team/roles/{name}/")
+    def update_role(self, call, name):
+        role = self.find_role(call, name)
+        role.update((field, call.body[field]) for field in ("name", "permissions") if field in call.body)
+        return {"success": True, "msg": "role updated"}
 
+    @route("DELETE /api/v0/team/roles/{name}/")
+    def remove_role(self, call, name):
+        self.remove("roles", self.find_role(call, name)["id"])
+        return {"success": True}
 
-def create_team(market, call):
-    name, amount = call.need("team_name"), number(call.body.get("transfer_credit")) or 0.0
-    market.spend(amount)
-    market.team = {"id": next(market.ids), "name": name}
-    return {"success": True, "msg": "Team Successfully Created!", "team_id": market.team["id"]}
+    @route("GET /api/v0/tfa/status/")
+    def tfa_status(self, call):
+        return {"tfa_enabled": bool(self.tables["tfa_methods"]), "methods": self.rows("tfa_methods"),
+                "backup_codes_remaining": len(BACKUP_CODES)}
 
+    @route("POST /api/v0/tfa/sms/")
+    @route("POST /api/v0/tfa/sms/resend/")
+    @route("POST /api/v0/tfa/email/")
+    def tfa_send(self, call):
+        return {"success": True, "secret": digest("secret", next(self.ids))[:16], "msg": f"Code sent: {RIGHT_CODE}"}
 
-def destroy_team(market, call):
-    if market.team is None:
-        raise Refusal(404, "not_found", "There is no team")
-    market.team = None
-    for table in ("members", "roles", "invites"):
-        market.tables[table].clear()
-    return {"success": True, "msg": "Team deleted", "pkey_id": None}
+    @route("POST /api/v0/tfa/totp-setup/")
+    def tfa_totp_setup(self, call):
+        secret = "JBSWY3DPEHPK3PXP"
+        account = urllib.parse.quote(self.user["email"])
+        return {"success": True, "secret": secret,
+                "provisioning_uri": f"otpauth://totp/Vast.ai:{account}?secret={secret}&issuer=Vast.ai"}
 
+    @route("POST /api/v0/tfa/confirm-new/")
+    def tfa_confirm(self, call):
+        call.need("secret")
+        if call.body.get("code") != RIGHT_CODE:
+            raise Refusal(400, "2fa_verification_failed", "Invalid verification code")
+        first = not self.tables["tfa_methods"]
+        self.add("tfa_methods", {
+            "user_id": self.user["id"], "is_primary": first, "method": call.body.get("tfa_method", "totp"),
+            "label": call.body.get("label"), "phone_number": call.body.get("phone_number"), "created_at": self.now(),
+            "last_used": None, "fail_count": 0, "locked_until": None})
+        return {"success": True, **({"backup_codes": BACKUP_CODES} if first else {})}
 
-def invite_member(market, call):
-    email, role = str(call.query.get("email") or ""), str(call.query.get("role") or "")
-    if not (email and role):
-        raise Refusal(400, "invalid_args", "email and role are required")
-    if email in [row["email"] for row in market.rows("members")]:
-        raise Answer(400, {"msg": "User is already a member of this team."})
-    market.add("invites", {"email": email, "role": role})
-    return {"success": True, "msg": f"New invitation sent to {email}"}
+    @route("DELETE /api/v0/tfa/")
+    def tfa_delete(self, call):
+        check_code(call)
+        rows = self.rows("tfa_methods")
+        if not rows:
+            raise Refusal(404, "not_found", "2FA is not active")
+        self.remove("tfa_methods", call.body.get("target_id") or rows[0]["id"])
+        return {"success": True, "remaining_methods": len(self.tables["tfa_methods"])}
 
+    @route("PUT /api/v0/tfa/update/")
+    def tfa_update(self, call):
+        row = self.find("tfa_methods", call.need("tfa_method_id"))
+        row.update((name, call.body[name]) for name in ("label", "is_primary") if name in call.body)
+        return {"success": True, "method": row}
 
-def create_role(market, call):
-    name = call.need("name")
-    market.add("roles", {"name": name, "identifier": re.sub(r"\W+", "_", name.lower()),
-                         "permissions": call.body.get("permissions") or {}})
-    return {"msg": "success"}
+    @route("POST /api/v0/tfa/authorize-new-method/")
+    @route("PUT /api/v0/tfa/authorize-new-method/")
+    def tfa_authorize(self, call):
+        """POST begins, unless a backup code settles it at once; PUT ends with the code."""
+        if call.method == "POST" and not call.body.get("backup_code"):
+            return self.tfa_send(call)
+        check_code(call)
+        return {"success": True, "msg": "Authorization successful."}
 
+    @route("PUT /api/v0/commands/transfer_credit/")
+    def transfer_credit(self, call):
+        recipient, amount = call.need("recipient", "amount")
+        self.spend(number(amount))
+        newest = dict(self.rows("payments")[0], id=next(self.ids), when=self.now(), paid_on=self.now(),
+                      amount_cents=-round(number(amount) * 100), is_credit=False, service="transfer",
+                      extra={"to": recipient})
+        self.tables["payments"] = {newest["id"]: newest, **self.tables["payments"]}
+        return {"success": True}
 
-def find_role(market, call, name):
-    """Roles are shown and removed by name, changed by id."""
-    for row in market.rows("roles"):
-        if name in (row["name"], str(row["id"])):
-            return row
-    raise Refusal(404, "invalid_args", "Role not found")
+    @route("GET /api/v0/invoices/")
+    def search_invoices(self, call):
+        rows = arranged(matching(self.rows("payments"), call.query.get("select_filters")), call.query.get("order_by"))
+        return columns(rows, call.query.get("select_cols"))
 
+    def ledger(self, call, rows):
+        """The paged answer that invoices and charges share."""
+        for row in rows:
+            row.update(when=row["start"], day=row["start"], service=row["metadata"].get("service"))
+        rows = matching(rows, call.query.get("select_filters"))
+        rows = arranged(rows, [["start", "desc" if call.query.get("latest_first") else "asc"]])
+        page, following = page_of(rows, call.query, 20, 100)
+        hidden = ("when", "day", "service")
+        return {"success": True, "count": len(page), "total": len(rows), "next_token": following,
+                "results": [{name: value for name, value in row.items() if name not in hidden} for row in page]}
 
-def update_role(market, call, name):
-    role = find_role(market, call, name)
-    role.update((field, call.body[field]) for field in ("name", "permissions") if field in call.body)
-    return {"success": True, "msg": "role updated"}
+    @route("GET /api/v1/invoices/")
+    def show_invoices(self, call):
+        return self.ledger(call, [
+            {"start": row["when"], "end": row["paid_on"], "source": row["service"],
+             "type": "transfer" if row["service"] == "transfer" else "credit",
+             "description": "MASTERCARD ...4242" if row["service"] == "stripe_payments" else "",
+             "amount": -row["amount_cents"] / 100, "metadata": {"invoice_id": row["id"], "service": row["service"]},
+             "items": []} for row in self.rows("payments")])
 
+    @route("GET /api/v0/charges/")
+    def show_charges(self, call):
+        rows = [{name: value for name, value in row.items() if name != "id"} for row in self.rows("charges")]
+        if call.query.get("format") != "tree":
+            rows = [dict(row, items=[]) for row in rows]
+        return self.ledger(call, rows)
 
-def remove_role(market, call, name):
-    market.remove("roles", find_role(market, call, name)["id"])
-    return {"success": True}
+    @route("GET /api/v0/users/{user}/invoices/")
+    def show_statement(self, call, user):
+        """The first generation's invoices: charges and payments in one list, amounts as text."""
+        since, until = number(call.query.get("sdate")) or 0.0, number(call.query.get("edate")) or float("inf")
+        rows = [{"id": row["id"], "description": row["service"], "quantity": None, "rate": None, "type": "payment",
+                 "amount": str(row["amount_cents"] / 100), "timestamp": row["when"]} for row in self.rows("payments")]
+        if call.query.get("inc_charges") is not False:
+            for row in self.rows("charges"):
+                rows += [{"id": row["id"], "description": f"{item['type']} charge: {item['description']}", "rate": None,
+                          "quantity": "24.000", "amount": str(item["amount"]), "timestamp": row["end"],
+                          "type": "charge", "instance_id": int(row["source"].partition("-")[2])}
+                         for item in row["items"]]
+        due = sum(instance.row["dph_total"] for instance in self.rows("instances") if instance.goal == "running")
+        rows = [row for row in rows if since <= row["timestamp"] <= until]
+        return {"invoices": arranged(rows, [["timestamp", "asc"]]),
+                "current": {"charges": round(due, 4), "service_fee": 0.0, "total": round(due, 4),
+                            "credit": self.user["credit"]}}
+
+    @route("GET /api/v0/users/{user}/machine-earnings/")
+    def show_earnings(self, call, user):
+        first, last = number(call.query.get("sday")) or 0, number(call.query.get("eday")) or self.now() / DAY
+        machines = [row for row in self.rows("machines") if call.query.get("machid") in (None, row["id"])]
+        days = range(max(int(first), int(last) - 90), int(last) + 1)
+        total = len(machines) * len(days)
+        return {"summary": {"total_gpu": 10.5 * total, "total_stor": 0.25 * total, "total_bwu": 0.0, "total_bwd": 0.0},
+                "username": self.user["username"], "email": self.user["email"], "fullname": self.user["fullname"],
+                "current": {"balance": self.user["balance"], "service_fee": 0.0, "total": 0.0, "credit": 0.0},
+                "per_machine": [dict(earnings(len(days)), machine_id=row["id"]) for row in machines],
+                "per_day": [dict(earnings(len(machines)), day=day) for day in days]}
+
+    @route("GET /api/v0/users/{user}/notification-prefs/")
+    @route("PUT /api/v0/users/{user}/notification-prefs/")
+    def notification_preferences(self, call, user):
+        if call.method == "PUT":
+            for context, settings in call.need("notification_preferences").items():
+                self.preferences.setdefault(context, {}).update(settings)
+        return {"success": True, "notification_preferences": self.preferences}
+
+    @route("POST /api/v0/webhooks/")
+    def create_webhook(self, call):
+        address, event_types = call.need("webhook_url", "event_types")
+        check_event_types(call)
+        stamp = self.stamp(self.now())
+        row = self.add("webhooks", {"user_id": self.user["id"], "name": call.body.get("name"), "webhook_url": address,
+                                    "event_types": event_types, "created_at": stamp, "updated_at": stamp,
+                                    "webhook_secret": digest("webhook", next(self.ids))})
+        return webhook_answer(row, secret=True)
+
+    @route("GET /api/v0/webhooks/")
+    def show_webhooks(self, call):
+        return {"success": True, "webhooks": [shown_webhook(row) for row in self.rows("webhooks")]}
+
+    @route("PUT /api/v0/webhooks/{id}/")
+    def update_webhook(self, call, webhook_id):
+        check_event_types(call)
+        row = self.find("webhooks", webhook_id)
+        row.update((name, call.body[name]) for name in ("name", "webhook_url", "event_types") if name in call.body)
+        row["updated_at"] = self.stamp(self.now())
+        return webhook_answer(row)
+
+    @route("POST /api/v0/webhooks/{id}/rotate-secret/")
+    def rotate_webhook_secret(self, call, webhook_id):
+        row = self.find("webhooks", webhook_id)
+        row["webhook_secret"] = digest("webhook", next(self.ids))
+        return webhook_answer(row, secret=True)
 
 
 def check_code(call):
@@ -1718,144 +1845,8 @@ def check_code(call):
         raise Refusal(401, "2fa_verification_failed", "Invalid 2FA code", fail_count=1)
 
 
-def with_code(**answer):
-    """Answers always the same, once the code is right."""
-    def route(market, call):
-        check_code(call)
-        return dict(answer, success=True)
-    return route
-
-
-def tfa_status(market, call):
-    return {"tfa_enabled": bool(market.tables["tfa_methods"]), "methods": market.rows("tfa_methods"),
-            "backup_codes_remaining": len(BACKUP_CODES)}
-
-
-def tfa_send(market, call):
-    return {"success": True, "secret": digest("secret", next(market.ids))[:16], "msg": f"Code sent: {RIGHT_CODE}"}
-
-
-def tfa_totp_setup(market, call):
-    secret = "JBSWY3DPEHPK3PXP"
-    account = urllib.parse.quote(market.user["email"])
-    return {"success": True, "secret": secret,
-            "provisioning_uri": f"otpauth://totp/Vast.ai:{account}?secret={secret}&issuer=Vast.ai"}
-
-
-def tfa_confirm(market, call):
-    call.need("secret")
-    if call.body.get("code") != RIGHT_CODE:
-        raise Refusal(400, "2fa_verification_failed", "Invalid verification code")
-    first = not market.tables["tfa_methods"]
-    market.add("tfa_methods", {
-        "user_id": market.user["id"], "is_primary": first, "method": call.body.get("tfa_method", "totp"),
-        "label": call.body.get("label"), "phone_number": call.body.get("phone_number"), "created_at": market.now(),
-        "last_used": None, "fail_count": 0, "locked_until": None})
-    return {"success": True, **({"backup_codes": BACKUP_CODES} if first else {})}
-
-
-def tfa_delete(market, call):
-    check_code(call)
-    rows = market.rows("tfa_methods")
-    if not rows:
-        raise Refusal(404, "not_found", "2FA is not active")
-    market.remove("tfa_methods", call.body.get("target_id") or rows[0]["id"])
-    return {"success": True, "remaining_methods": len(market.tables["tfa_methods"])}
-
-
-def tfa_update(market, call):
-    row = market.find("tfa_methods", call.need("tfa_method_id"))
-    row.update((name, call.body[name]) for name in ("label", "is_primary") if name in call.body)
-    return {"success": True, "method": row}
-
-
-def tfa_authorize(market, call):
-    """POST begins, unless a backup code settles it at once; PUT ends with the code."""
-    if call.method == "POST" and not call.body.get("backup_code"):
-        return tfa_send(market, call)
-    check_code(call)
-    return {"success": True, "msg": "Authorization successful."}
-
-
-def transfer_credit(market, call):
-    recipient, amount = call.need("recipient", "amount")
-    market.spend(number(amount))
-    newest = dict(market.rows("payments")[0], id=next(market.ids), when=market.now(), paid_on=market.now(),
-                  amount_cents=-round(number(amount) * 100), is_credit=False, service="transfer",
-                  extra={"to": recipient})
-    market.tables["payments"] = {newest["id"]: newest, **market.tables["payments"]}
-    return {"success": True}
-
-
-def search_invoices(market, call):
-    rows = arranged(matching(market.rows("payments"), call.query.get("select_filters")), call.query.get("order_by"))
-    return columns(rows, call.query.get("select_cols"))
-
-
-def ledger(market, call, rows):
-    """The paged answer that invoices and charges share."""
-    for row in rows:
-        row.update(when=row["start"], day=row["start"], service=row["metadata"].get("service"))
-    rows = matching(rows, call.query.get("select_filters"))
-    rows = arranged(rows, [["start", "desc" if call.query.get("latest_first") else "asc"]])
-    page, following = page_of(rows, call.query, 20, 100)
-    hidden = ("when", "day", "service")
-    return {"success": True, "count": len(page), "total": len(rows), "next_token": following,
-            "results": [{name: value for name, value in row.items() if name not in hidden} for row in page]}
-
-
-def show_invoices(market, call):
-    return ledger(market, call, [
-        {"start": row["when"], "end": row["paid_on"], "type": "transfer" if row["service"] == "transfer" else "credit",
-         "source": row["service"], "description": "MASTERCARD ...4242" if row["service"] == "stripe_payments" else "",
-         "amount": -row["amount_cents"] / 100, "metadata": {"invoice_id": row["id"], "service": row["service"]},
-         "items": []} for row in market.rows("payments")])
-
-
-def show_charges(market, call):
-    rows = [{name: value for name, value in row.items() if name != "id"} for row in market.rows("charges")]
-    if call.query.get("format") != "tree":
-        rows = [dict(row, items=[]) for row in rows]
-    return ledger(market, call, rows)
-
-
-def show_statement(market, call, user):
-    """The first generation's invoices: charges and payments in one list, amounts as text."""
-    since, until = number(call.query.get("sdate")) or 0.0, number(call.query.get("edate")) or float("inf")
-    rows = [{"id": row["id"], "description": row["service"], "quantity": None, "rate": None, "type": "payment",
-             "amount": str(row["amount_cents"] / 100), "timestamp": row["when"]} for row in market.rows("payments")]
-    if call.query.get("inc_charges") is not False:
-        for row in market.rows("charges"):
-            rows += [{"id": row["id"], "description": f"{item['type']} charge: {item['description']}", "rate": None,
-                      "quantity": "24.000", "amount": str(item["amount"]), "timestamp": row["end"], "type": "charge",
-                      "instance_id": int(row["source"].partition("-")[2])} for item in row["items"]]
-    due = sum(instance.row["dph_total"] for instance in market.rows("instances") if instance.goal == "running")
-    return {"invoices": arranged([row for row in rows if since <= row["timestamp"] <= until], [["timestamp", "asc"]]),
-            "current": {"charges": round(due, 4), "service_fee": 0.0, "total": round(due, 4),
-                        "credit": market.user["credit"]}}
-
-
 def earnings(machine_days):
     return {"gpu_earn": 10.5 * machine_days, "sto_earn": 0.25 * machine_days, "bwu_earn": 0.0, "bwd_earn": 0.0}
-
-
-def show_earnings(market, call, user):
-    first, last = number(call.query.get("sday")) or 0, number(call.query.get("eday")) or market.now() / DAY
-    machines = [row for row in market.rows("machines") if call.query.get("machid") in (None, row["id"])]
-    days = range(max(int(first), int(last) - 90), int(last) + 1)
-    total = len(machines) * len(days)
-    return {"summary": {"total_gpu": 10.5 * total, "total_stor": 0.25 * total, "total_bwu": 0.0, "total_bwd": 0.0},
-            "username": market.user["username"], "email": market.user["email"], "fullname": market.user["fullname"],
-            "current": {"balance": market.user["balance"], "service_fee": 0.0, "total": 0.0, "credit": 0.0},
-            "per_machine": [dict(earnings(len(days)), machine_id=row["id"]) for row in machines],
-            "per_day": [dict(earnings(len(machines)), day=day) for day in days]}
-
-
-def notification_preferences(market, call, user):
-    if call.method == "PUT":
-        for context, settings in call.need("notification_preferences").items():
-            market.preferences.setdefault(context, {}).update(settings)
-    return {"success": True, "notification_preferences": market.preferences}
 
 
 def shown_webhook(row):
@@ -1874,254 +1865,163 @@ def check_event_types(call):
         raise Refusal(400, "invalid_args", f"Unknown event types: {', '.join(sorted(unknown))}")
 
 
-def create_webhook(market, call):
-    address, event_types = call.need("webhook_url", "event_types")
-    check_event_types(call)
-    stamp = market.stamp(market.now())
-    row = market.add("webhooks", {"user_id": market.user["id"], "name": call.body.get("name"), "webhook_url": address,
-                                  "event_types": event_types, "created_at": stamp, "updated_at": stamp,
-                                  "webhook_secret": digest("webhook", next(market.ids))})
-    return webhook_answer(row, secret=True)
+# -------------------------------------------------------- routes that need no function of their own
 
 
-def show_webhooks(market, call):
-    return {"success": True, "webhooks": [shown_webhook(row) for row in market.rows("webhooks")]}
+def searching(table):
+    return lambda market, call: {"offers": found(market.rows(table), call.body)}
 
 
-def update_webhook(market, call, webhook_id):
-    check_event_types(call)
-    row = market.find("webhooks", webhook_id)
-    row.update((name, call.body[name]) for name in ("name", "webhook_url", "event_types") if name in call.body)
-    row["updated_at"] = market.stamp(market.now())
-    return webhook_answer(row)
+def updating(table):
+    """The members of the body that the row has are set; null leaves them."""
+    def handler(market, call, row_id):
+        row = market.find(table, row_id)
+        row.update({name: value for name, value in call.body.items()
+                    if name in row and name != "id" and value is not None})
+        return {"success": True, "id": row_id}
+    return handler
 
 
-def rotate_webhook_secret(market, call, webhook_id):
-    row = market.find("webhooks", webhook_id)
-    row["webhook_secret"] = digest("webhook", next(market.ids))
-    return webhook_answer(row, secret=True)
+def volume_creation(table, prefix):
+    def handler(market, call):
+        volume = market.new_volume(table, call.need("id"), call.body.get("size") or 15, call.body.get("name"))
+        return {"success": True, "volume_name": f"{prefix}.{volume['id']}"}
+    return handler
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: the table of routes
-# ----------------------------------------------------------------------------------------------------------------------
-# {id} is a whole number, any other name in braces one segment of text. A final slash is optional everywhere.
+def unlisting(table, noun):
+    def handler(market, call):
+        market.remove(table, call.need("id"))
+        return {"success": True, "msg": f"Unlisted {noun} {call.body['id']}."}
+    return handler
+
+
+def state_setting(state):
+    def handler(market, call, deployment_id):
+        market.find("deployments", deployment_id)["endpoint_state"] = state
+        return {"success": True, "endpoint_state": state}
+    return handler
+
+
+def log_reading(kind):
+    def handler(market, call):
+        name = call.body.get("id") or call.body.get("endpoint")
+        table = {"endpoint": "endpoints", "workergroup": "workergroups"}[kind]
+        if name not in market.tables[table] and not (kind == "endpoint" and market.find_endpoint(name=name)):
+            return unknown_group(kind, name)
+        lines = [f"{market.stamp(market.born)} - Worker {nth} started" for nth in range(1, 6)]
+        text = "\n".join(lines[-int(call.body.get("tail") or 1000):]) + "\n"
+        return {"info0": "boot\n", "info1": text, "trace": "trace: " + text, "debug": "debug: " + text, "logs": text}
+    return handler
+
+
+def worker_listing(kind):
+    def handler(market, call):
+        wanted = call.need("id")
+        groups = [row for row in market.rows("workergroups")
+                  if wanted == row["endpoint_id" if kind == "endpoint" else "id"]]
+        if not groups and not (kind == "endpoint" and market.find_endpoint(wanted)):
+            return unknown_group(kind, wanted)
+        return {"workers": [worker for group in groups for worker in market.workers_of(group)]}
+    return handler
+
+
+def code_check(**answer):
+    """Answers always the same, once the code is right."""
+    def handler(market, call):
+        check_code(call)
+        return dict(answer, success=True)
+    return handler
 
 
 def listing(table, under=None, only=None, **more):
     """Shows all rows, or those the query asks for by the field `only`: as a bare list, or as a member of an object."""
-    def route(market, call, *ids):
+    def handler(market, call, *ids):
         rows = [row for row in market.rows(table) if call.query.get(only) in (None, row.get(only))]
         return dict(more, **{under: rows}) if under else rows
-    return route
+    return handler
 
 
 def showing(table, under=None):
     """Shows one row, as it is or as a member of an object."""
-    def route(market, call, row_id):
+    def handler(market, call, row_id):
         row = market.find(table, row_id)
         return {"success": True, under: row} if under else row
-    return route
+    return handler
 
 
 def removal(table, **answer):
-    def route(market, call, row_id):
+    def handler(market, call, row_id):
         market.remove(table, row_id)
         return answer or {"success": True}
-    return route
+    return handler
 
 
-def on_row(table, **answer):
+def fixed_answer(table, **answer):
     """Answers always the same, if there is such a row."""
-    def route(market, call, row_id):
+    def handler(market, call, row_id):
         market.find(table, row_id)
         return dict(answer, success=True)
-    return route
+    return handler
 
 
 # fmt: off
-ROUTES = {
-    # searching
-    "POST   /api/v0/bundles/": lambda market, call: {"offers": offers_for(market, call.body)},
-    "PUT    /api/v0/search/asks/": search_asks,
-    "POST   /api/v0/volumes/search/": searching("volume_offers"),
-    "POST   /api/v0/network_volumes/search/": searching("network_offers"),
-    "GET    /api/v0/benchmarks/": search_benchmarks,
-    "GET    /api/v0/metrics/gpu/current/": metrics_now,
-    "GET    /api/v0/metrics/gpu/history/": metrics_history,
-    "GET    /api/v0/metrics/gpu/locations/": metrics_locations,
-    # renting
-    "PUT    /api/v0/asks/{id}/": create_instance,
-    "POST   /api/v0/asks/bulk/": create_instances,
-    "PUT    /api/v0/launch_instance/": launch_instance,
-    # templates
-    "GET    /api/v0/template/": search_templates,
-    "POST   /api/v0/template/": create_template,
-    "PUT    /api/v0/template/": update_template,
-    "PUT    /api/v1/template/": update_template,
-    "DELETE /api/v0/template/": delete_template,
-    # instances
-    "GET    /api/v1/instances/": show_instances,
-    "GET    /api/v0/instances/filters/": instance_filters,
-    "GET    /api/v0/instances/{id}/": show_instance,
-    "PUT    /api/v0/instances/{id}/": change_instance,
-    "PUT    /api/v0/instances/": change_instance,
-    "POST   /api/v0/instances/start/": change_instance,
-    "DELETE /api/v0/instances/{id}/": destroy_instances,
-    "DELETE /api/v0/instances/": destroy_instances,
-    "PUT    /api/v0/instances/reboot/{id}/": restart,
-    "PUT    /api/v0/instances/recycle/{id}/": restart,
-    "PUT    /api/v0/instances/bid_price/{id}/": change_bid,
-    "PUT    /api/v0/instances/prepay/{id}/": prepay,
-    "GET    /api/v0/instances/balance/{id}/": show_deposit,
-    "PUT    /api/v0/instances/update_template/{id}/": update_instance,
-    "PUT    /api/v0/instances/request_logs/{id}/": request_logs,
-    "PUT    /api/v0/instances/command/{id}/": execute,
-    "GET    /storage/{name}": fetch_result,
-    "GET    /api/v0/instances/{id}/ssh/": show_instance_keys,
-    "POST   /api/v0/instances/{id}/ssh/": attach_key,
-    "DELETE /api/v0/instances/{id}/ssh/{id}/": detach_key,
-    "POST   /api/v0/instances/take_snapshot/{id}/": take_snapshot,
-    "GET    /api/v0/instance_backups/": listing("backups", under="backups", success=True, only="contract_id"),
-    "GET    /api/v0/instance_backups/{id}/download/": backup_files,
-    "GET    /api/v0/instances/pending-price-increases/": show_price_increases,
-    "PUT    /api/v0/instances/accept-price-increase/": settle_price_increase,
-    "PUT    /api/v0/instances/reject-price-increase/": settle_price_increase,
-    "POST   /api/v0/contracts/fetch/": fetch_contracts,
-    # copies and schedules
-    "PUT    /api/v0/commands/rsync/": copy,
-    "PUT    /api/v0/commands/copy_direct/": copy,
+ROUTES.update({
+    "POST /api/v0/bundles/": lambda market, call: {"offers": market.offers_for(call.body)},
+    "POST /api/v0/volumes/search/": searching("volume_offers"),
+    "POST /api/v0/network_volumes/search/": searching("network_offers"),
+    "GET /api/v0/instance_backups/": listing("backups", under="backups", success=True, only="contract_id"),
     "DELETE /api/v0/commands/copy_direct/": lambda market, call: {"success": bool(call.need("dst_id"))},
-    "POST   /api/v0/commands/rclone/": cloud_copy,
     "DELETE /api/v0/commands/rclone/": lambda market, call: {"success": bool(call.need("dst_id"))},
-    "GET    /api/v0/users/cloud_integrations/": listing("connections"),
-    "GET    /api/v0/commands/schedule_job/": listing("jobs"),
-    "POST   /api/v0/commands/schedule_job/": create_job,
-    "PUT    /api/v0/commands/schedule_job/{id}/": update_row("jobs"),
+    "GET /api/v0/users/cloud_integrations/": listing("connections"),
+    "GET /api/v0/commands/schedule_job/": listing("jobs"),
+    "PUT /api/v0/commands/schedule_job/{id}/": updating("jobs"),
     "DELETE /api/v0/commands/schedule_job/{id}/": removal("jobs"),
-    # volumes and network volumes
-    "GET    /api/v0/volumes/": show_volumes,
-    "PUT    /api/v0/volumes/": create_volume("volume_offers", "V"),
-    "DELETE /api/v0/volumes/": delete_volume,
-    "POST   /api/v0/volumes/": list_volume,
-    "POST   /api/v0/volumes/unlist/": unlist("volume_offers", "Volume"),
-    "POST   /api/v0/volumes/copy/": clone_volume,
-    "PUT    /api/v0/network_volumes/": create_volume("network_offers", "N"),
-    "POST   /api/v0/network_volumes/": list_network_volume,
-    "POST   /api/v0/network_volumes/unlist/": unlist("network_offers", "network volume"),
-    "GET    /api/v0/network_disk/": show_network_disks,
-    "POST   /api/v0/network_disk/": add_network_disk,
-    # hosts
-    "GET    /api/v0/machines/": listing("machines", under="machines"),
-    "GET    /api/v0/machines/{id}/": lambda market, call, machine_id: [market.find("machines", machine_id)],
-    "GET    /api/v0/machines/maintenances/": show_maintenances,
-    "GET    /api/v0/machines/{id}/reports/": show_reports,
-    "PUT    /api/v0/machines/create_asks/": list_machine,
-    "DELETE /api/v0/machines/{id}/asks/": unlist_machine,
-    "POST   /api/v0/machines/{id}/force_delete/": delete_machine,
-    "PUT    /api/v0/machines/{id}/minbid/": set_min_bid,
-    "PUT    /api/v0/machines/create_bids/": set_default_job,
-    "DELETE /api/v0/machines/{id}/defjob/": remove_default_job,
-    "PUT    /api/v0/machines/{id}/dnotify/": schedule_maintenance,
-    "PUT    /api/v0/machines/{id}/cancel_maint/": cancel_maintenance,
-    "PUT    /api/v0/machines/{id}/cleanup/": on_row("machines", num_deleted=0, msg="deleted 0 expired contracts"),
-    "PUT    /api/v0/machines/defrag_offers/": defrag_machines,
-    "GET    /api/v0/users/{user}/machine-earnings/": show_earnings,
-    "GET    /api/v0/clusters/": lambda market, call: {"clusters": market.tables["clusters"]},
-    "POST   /api/v0/cluster/": create_cluster,
-    "PUT    /api/v0/cluster/": join_cluster,
-    "DELETE /api/v0/cluster/": delete_cluster,
-    "DELETE /api/v0/cluster/remove_machine/": leave_cluster,
-    "GET    /api/v0/overlay/": listing("overlays"),
-    "POST   /api/v0/overlay/": create_overlay,
-    "PUT    /api/v0/overlay/": join_overlay,
-    "DELETE /api/v0/overlay/": delete_overlay,
-    # serverless
-    "GET    /api/v0/endptjobs/": listing("endpoints", under="results", success=True),
-    "POST   /api/v0/endptjobs/": create_endpoint,
-    "PUT    /api/v0/endptjobs/{id}/": update_row("endpoints"),
-    "DELETE /api/v0/endptjobs/{id}/": delete_endpoint,
-    "GET    /api/v0/autojobs/": listing("workergroups", under="results", success=True),
-    "POST   /api/v0/autojobs/": create_workergroup,
-    "PUT    /api/v0/autojobs/{id}/": update_row("workergroups"),
-    "DELETE /api/v0/autojobs/{id}/": delete_workergroup,
-    "POST   /get_endpoint_logs/": worker_logs("endpoint"),
-    "POST   /get_autogroup_logs/": worker_logs("workergroup"),
-    "POST   /get_endpoint_workers/": show_workers("endpoint"),
-    "POST   /get_workergroup_workers/": show_workers("workergroup"),
-    "POST   /update_workers/": update_workers,
-    "POST   /route/": route_request,
-    "GET    /api/v0/deployments/": listing("deployments", under="deployments", success=True),
-    "DELETE /api/v0/deployments/": delete_deployments,
-    "GET    /api/v0/deployment/{id}/": showing("deployments", under="deployment"),
-    "GET    /api/v0/deployment/{id}/versions/": deployment_versions,
-    "POST   /api/v0/deployment/{id}/start/": deployment_state("active"),
-    "POST   /api/v0/deployment/{id}/stop/": deployment_state("stopped"),
+    "PUT /api/v0/volumes/": volume_creation("volume_offers", "V"),
+    "POST /api/v0/volumes/unlist/": unlisting("volume_offers", "Volume"),
+    "PUT /api/v0/network_volumes/": volume_creation("network_offers", "N"),
+    "POST /api/v0/network_volumes/unlist/": unlisting("network_offers", "network volume"),
+    "GET /api/v0/machines/": listing("machines", under="machines"),
+    "GET /api/v0/machines/{id}/": lambda market, call, machine_id: [market.find("machines", machine_id)],
+    "PUT /api/v0/machines/{id}/cleanup/": fixed_answer("machines", num_deleted=0, msg="deleted 0 expired contracts"),
+    "GET /api/v0/clusters/": lambda market, call: {"clusters": market.tables["clusters"]},
+    "GET /api/v0/overlay/": listing("overlays"),
+    "GET /api/v0/endptjobs/": listing("endpoints", under="results", success=True),
+    "PUT /api/v0/endptjobs/{id}/": updating("endpoints"),
+    "GET /api/v0/autojobs/": listing("workergroups", under="results", success=True),
+    "PUT /api/v0/autojobs/{id}/": updating("workergroups"),
+    "POST /get_endpoint_logs/": log_reading("endpoint"),
+    "POST /get_autogroup_logs/": log_reading("workergroup"),
+    "POST /get_endpoint_workers/": worker_listing("endpoint"),
+    "POST /get_workergroup_workers/": worker_listing("workergroup"),
+    "GET /api/v0/deployments/": listing("deployments", under="deployments", success=True),
+    "GET /api/v0/deployment/{id}/": showing("deployments", under="deployment"),
+    "POST /api/v0/deployment/{id}/start/": state_setting("active"),
+    "POST /api/v0/deployment/{id}/stop/": state_setting("stopped"),
     "DELETE /api/v0/deployment/{id}/": removal("deployments"),
-    # keys and settings
-    "GET    /api/v0/ssh/": listing("ssh_keys"),
-    "POST   /api/v0/ssh/": create_ssh_key,
-    "PUT    /api/v0/ssh/{id}/": update_ssh_key,
+    "GET /api/v0/ssh/": listing("ssh_keys"),
     "DELETE /api/v0/ssh/{id}/": removal("ssh_keys"),
-    "GET    /api/v0/auth/apikeys/": listing("api_keys", under="apikeys"),
-    "POST   /api/v0/auth/apikeys/": create_api_key,
-    "GET    /api/v0/auth/apikeys/{id}/": showing("api_keys"),
+    "GET /api/v0/auth/apikeys/": listing("api_keys", under="apikeys"),
+    "GET /api/v0/auth/apikeys/{id}/": showing("api_keys"),
     "DELETE /api/v0/auth/apikeys/{id}/": removal("api_keys"),
-    "PUT    /api/v0/commands/reset_apikey/": reset_api_key,
-    "GET    /api/v0/secrets/": lambda market, call: {"success": True, "secrets": market.secrets},
-    "POST   /api/v0/secrets/": create_secret,
-    "PUT    /api/v0/secrets/": change_secret,
-    "DELETE /api/v0/secrets/": change_secret,
-    "GET    /api/v0/audit_logs/": listing("audit_logs"),
-    "GET    /api/v0/users/current/": lambda market, call: dict(market.user, api_key=market.key),
-    "PUT    /api/v0/users/": set_user,
-    "POST   /api/v0/users/": create_subaccount,
-    "GET    /api/v0/subaccounts/": listing("subaccounts", under="users"),
-    "GET    /api/v0/users/{user}/ipaddrs/": listing("addresses", under="results", success=True),
-    "GET    /api/v0/notification-types/": listing("notification_types", under="notification_types", success=True),
-    "GET    /api/v0/users/{user}/notification-prefs/": notification_preferences,
-    "PUT    /api/v0/users/{user}/notification-prefs/": notification_preferences,
-    "GET    /api/v0/webhooks/": show_webhooks,
-    "POST   /api/v0/webhooks/": create_webhook,
-    "PUT    /api/v0/webhooks/{id}/": update_webhook,
+    "GET /api/v0/secrets/": lambda market, call: {"success": True, "secrets": market.secrets},
+    "GET /api/v0/audit_logs/": listing("audit_logs"),
+    "GET /api/v0/users/current/": lambda market, call: dict(market.user, api_key=market.key),
+    "GET /api/v0/subaccounts/": listing("subaccounts", under="users"),
+    "GET /api/v0/users/{user}/ipaddrs/": listing("addresses", under="results", success=True),
+    "GET /api/v0/notification-types/": listing("notification_types", under="notification_types", success=True),
     "DELETE /api/v0/webhooks/{id}/": removal("webhooks"),
-    "POST   /api/v0/webhooks/{id}/rotate-secret/": rotate_webhook_secret,
-    "POST   /api/v0/webhooks/{id}/test/": on_row("webhooks", msg="Test webhook delivered"),
-    # two-factor authentication
-    "GET    /api/v0/tfa/status/": tfa_status,
-    "POST   /api/v0/tfa/": with_code(session_key="sandbox-session-8d1f", backup_codes_remaining=8),
-    "DELETE /api/v0/tfa/": tfa_delete,
-    "POST   /api/v0/tfa/sms/": tfa_send,
-    "POST   /api/v0/tfa/sms/resend/": tfa_send,
-    "POST   /api/v0/tfa/email/": tfa_send,
-    "POST   /api/v0/tfa/totp-setup/": tfa_totp_setup,
-    "POST   /api/v0/tfa/confirm-new/": tfa_confirm,
-    "PUT    /api/v0/tfa/regen-backup-codes/": with_code(backup_codes=BACKUP_CODES),
-    "PUT    /api/v0/tfa/update/": tfa_update,
-    "POST   /api/v0/tfa/authorize-new-method/": tfa_authorize,
-    "PUT    /api/v0/tfa/authorize-new-method/": tfa_authorize,
-    # team
-    "POST   /api/v0/team/": create_team,
-    "DELETE /api/v0/team/": destroy_team,
-    "GET    /api/v0/team/members/": listing("members"),
+    "POST /api/v0/webhooks/{id}/test/": fixed_answer("webhooks", msg="Test webhook delivered"),
+    "POST /api/v0/tfa/": code_check(session_key="sandbox-session-8d1f", backup_codes_remaining=8),
+    "PUT /api/v0/tfa/regen-backup-codes/": code_check(backup_codes=BACKUP_CODES),
+    "GET /api/v0/team/members/": listing("members"),
     "DELETE /api/v0/team/members/{id}/": removal("members", status="success", message="User removed from the team."),
-    "POST   /api/v0/team/invite/": invite_member,
-    "POST   /api/v0/team/roles/": create_role,
-    "GET    /api/v0/team/roles-full/": listing("roles"),
-    "GET    /api/v0/team/roles/{name}/": find_role,
-    "PUT    /api/v0/team/roles/{name}/": update_role,
-    "DELETE /api/v0/team/roles/{name}/": remove_role,
-    # money
-    "PUT    /api/v0/commands/transfer_credit/": transfer_credit,
-    "GET    /api/v0/invoices/": search_invoices,
-    "GET    /api/v1/invoices/": show_invoices,
-    "GET    /api/v0/charges/": show_charges,
-    "GET    /api/v0/users/{user}/invoices/": show_statement,
-}
+    "GET /api/v0/team/roles-full/": listing("roles"),
+})
 # fmt: on
-for method_and_path, route in list(ROUTES.items()):  # the documented names of the same services
+for method_and_path, handler in list(ROUTES.items()):  # the documented names of the same services
     for name, alias in (("/autojobs/", "/workergroups/"), ("/get_autogroup_logs/", "/get_workergroup_logs/")):
-        ROUTES[method_and_path.replace(name, alias)] = route
+        ROUTES[method_and_path.replace(name, alias)] = handler
 WITHOUT_KEY = ("/api/v0/bundles", "/api/v0/search/asks", "/api/v0/volumes/search", "/api/v0/network_volumes/search",
                "/storage/")
 
@@ -2133,22 +2033,27 @@ def pattern_of(method_and_path):
     return re.compile(f"{method} /{'/'.join(parts)}/?")
 
 
-PATTERNS = [(pattern_of(method_and_path), route) for method_and_path, route in ROUTES.items()]
+PATTERNS = [(pattern_of(method_and_path), handler) for method_and_path, handler in ROUTES.items()]
 
 
 def route_for(call):
     """The route and the ids from the path."""
-    for pattern, route in PATTERNS:
+    for pattern, handler in PATTERNS:
         match = pattern.fullmatch(f"{call.method} {call.path}")
         if match:
-            return route, [int(part) if part.isdigit() and r"\d" in pattern.pattern else urllib.parse.unquote(part)
-                           for part in match.groups()]
+            return handler, [int(part) if part.isdigit() and r"\d" in pattern.pattern else urllib.parse.unquote(part)
+                             for part in match.groups()]
     raise Refusal(404, "not_found", f"Unknown path: {call.method} {call.path}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sandbox: the HTTP server
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------ the market: state and routes together
+
+
+class Market(SearchRoutes, InstanceRoutes, StorageRoutes, HostRoutes, ServerlessRoutes, AccountRoutes, State):
+    """The simulated service without its HTTP: state and routes, one request at a time."""
+
+
+# -------------------------------------------------------------------------------------- HTTP server
 
 
 class Sandbox:
@@ -2298,291 +2203,510 @@ class SandboxHandler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What is written from the table: type stubs, the README's list of commands, the pinned surface
-# ----------------------------------------------------------------------------------------------------------------------
+# ==================================================================================================
+# 2. WHAT THE TESTS SHARE
+# ==================================================================================================
+
+# ----------------------------------------------------------------- in this process and as a process
+
+SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAnotherAnotherAnotherAnotherAn ada@home"
+FAKE_PROGRAM = """#!/bin/sh
+printf '%s\\n' "${0##*/}" "$@" >>"$FAKE_LOG"
+exit ${FAKE_STATUS:-0}
+"""
 
 
-def stub(name, row):
-    """The lines of one method for type checkers: signature, docstring, body."""
-    parameters, optional = ["self"], False
-    for arg in (arg for arg in row.args if arg.face != "cli"):
-        required = arg.default is vastai.REQUIRED
-        if optional and required:
-            parameters.append("*")
-        optional = optional or not required
-        parameters.append(f"{arg.name}: {arg.annotation}" + ("" if required else f" = {arg.default!r}"))
-    doc = f'"{row.summary[:1].upper()}{row.summary[1:]}."; ...'
-    head, tail = f"        def {name}(", f") -> {row.annotation}:"
-    line = f"{head}{', '.join(parameters)}{tail}"
-    if len(line) + len(doc) < 120:
-        return [f"{line} {doc}"]
-    lines, words = [head], [f"{part}," for part in parameters[:-1]] + [parameters[-1] + tail]
-    for word in [part for word in words for part in (word.replace(", ", ",\n").split("\n") if len(word) > 60 else [word])]:
-        if len(lines[-1]) + len(word) >= 119:
-            lines.append(" " * 16 + word)
-        else:
-            lines[-1] += word if lines[-1] == head else f" {word}"
-    return [*lines, f"            {doc}"]
+@functools.lru_cache(maxsize=None)
+def compiled():
+    """The path of vastai.py compiled once: Python compiles a program anew each time that it runs it from its source."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, True)
+    return py_compile.compile(os.path.join(HERE, "vastai.py"), os.path.join(folder, "vastai.pyc"), doraise=True)
 
 
-def stub_block():
-    """The block of vastai.py between `# stubs: begin` and `# stubs: end`."""
-    lines = ["    if TYPE_CHECKING:  # written by `python3 test_vastai.py stubs`"]
-    for name, row in vastai.METHODS.items():
-        lines += stub(name, row) if name == row.methods[0] else [f"        {name} = {row.methods[0]}"]
-    return "\n".join(lines) + "\n"
+def clean_environment(home, **more):
+    """The environment of a user who has nothing but the folder `home`."""
+    kept = {name: value for name, value in os.environ.items() if not (
+        name.startswith(("VAST", "XDG_")) or name.lower().endswith("_proxy") or name in ("PAGER", "COLUMNS"))}
+    return {**kept, "HOME": home, "USERPROFILE": home, "PYTHONIOENCODING": "utf-8", **more}
 
 
-def reference_block():
-    """The README's list of commands, a line each, by the groups of the help."""
-    lines, group = [], ""
-    for row in vastai.COMMANDS.values():
-        if row.group != group:
-            group = row.group
-            lines += ["", f"### {group}", "", "| command | method | |", "| --- | --- | --- |"]
-        command = f"`vastai {row.name}`" if row.face != "sdk" else ""
-        method = f"`{row.methods[0]}()`" if row.face != "cli" else ""
-        lines.append(f"| {command} | {method} | {row.summary} |")
-    return "\n".join(lines[1:]) + "\n"
+# Everywhere below: `run_here` runs a command line in this process, `run_process` as a process of its own to its end,
+# `start_process` starts one and does not wait. The first two return (status, stdout, stderr).
 
 
-def surface_line(row):
-    """A command with everything that a caller can give it, in one line."""
-    words = [row.name, *(f"/{alias}" for alias in row.aliases), *(f"/{name}()" for name in row.methods[1:])]
-    words += {"sdk": ["(sdk)"], "cli": ["(cli)"]}.get(row.face, [])
-    for arg in row.args:
-        default = "" if arg.default is vastai.REQUIRED else f"={arg.default!r}"
-        default += "" if arg.cli == arg.default else f"|{arg.cli!r}"
-        marks = {"sdk": "(sdk)", "cli": "(cli)"}.get(arg.face, "") + "".join(f"/{old}" for old in arg.old)
-        flags = ",".join([*arg.flags, *arg.shortcuts])
-        choices = "{" + ",".join(map(str, arg.choices)) + "}" if arg.choices else ""
-        name = "" if arg.name == arg.flags[-1].lstrip("-").replace("-", "_") else f"->{arg.name}"
-        words.append(f"{flags}{name}:{arg.kind.metavar}{'+' * arg.many}{choices}{default}{marks}")
-    return " ".join(words) + f" -> {row.annotation}" + ("" if row.safe else " ONCE")
+class CommandCase(unittest.TestCase):
+    """A sandbox and an empty home."""
+
+    maxDiff = None
+    box_options = {"boot": 0.3}
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.home = folder.name
+        self.box = Sandbox(**self.box_options)
+        self.addCleanup(self.box.close)
+        self.environment = clean_environment(self.home, VAST_URL=self.box.url, VAST_API_KEY=self.box.key)
+        patched = mock.patch.dict(os.environ, self.environment, clear=True)
+        patched.start()
+        self.addCleanup(patched.stop)
+        self.client = vastai.VastAI()
+        self.addCleanup(self.client.close)
+
+    def run_here(self, line, stdin="", **environment):
+        """(status, stdout, stderr) of a line for the shell, or of a list of words, run in this process."""
+        words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
+        out, err = io.StringIO(), io.StringIO()
+        with mock.patch.dict(os.environ, environment), mock.patch("sys.stdin", io.StringIO(stdin)), \
+                contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = vastai.main(words)
+        return status, out.getvalue(), err.getvalue()
+
+    def run_line(self, *words, **options):  # the earlier names, until no test has them any more
+        return self.run_here(*words, **options)
+
+    def process(self, *words, **options):
+        return self.run_process(*words, **options)
+
+    def ok(self, line, **options):
+        """The stdout of a line that must succeed."""
+        status, out, err = self.run_here(line, **options)
+        self.assertEqual(status, 0, f"vastai {line}: {err}")
+        return out
+
+    def raw(self, line, **options):
+        return json.loads(self.ok(line + " --raw", **options))
+
+    def run_process(self, line, program="", **options):
+        """The same in a process of its own."""
+        words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
+        options = {"env": self.environment, "input": "", **options}
+        program = os.path.join(HERE, program) if program else compiled()
+        done = subprocess.run([sys.executable, program, *words], capture_output=True,
+                              encoding="utf-8", timeout=30, **options)
+        return done.returncode, done.stdout, done.stderr
+
+    def fake_programs(self, *names):
+        """Programs in PATH that only write down how they were called; returns what reads that: words, one a line."""
+        folder, log = os.path.join(self.home, "bin"), os.path.join(self.home, "called")
+        os.makedirs(folder, exist_ok=True)
+        for name in names:
+            with open(os.path.join(folder, name), "w") as file:
+                file.write(FAKE_PROGRAM)
+            os.chmod(file.name, 0o755)
+        os.environ.update(PATH=folder + os.pathsep + os.environ["PATH"], FAKE_LOG=log)
+
+        def called():
+            with open(log) as file:
+                words = file.read().splitlines()
+            os.unlink(log)
+            return words
+        return called
+
+    def last(self, path):
+        """The newest request to a path."""
+        return next(request for request in reversed(self.box.requests) if re.fullmatch(path, request["path"]))
+
+    def cheapest(self, query="num_gpus=1", **options):
+        return self.client.search_offers(query=query, order="dph_total", **options)[0]["id"]
+
+    def rented(self, **options):
+        return self.client.create_instance(id=self.cheapest(), image="vastai/pytorch", **options)["new_contract"]
+
+    def assertReadable(self, text, what=""):
+        """Made for people: no ANSI codes, no control characters, nothing of Python in it."""
+        self.assertNotRegex(text, r"[\x00-\x09\x0b-\x1f\x7f]", what)
+        for sign in ("Traceback", "{'", "': ", "<class", "object at 0x"):
+            self.assertNotIn(sign, text, what)
 
 
-def surface_block():
-    return "SURFACE = r'''\n" + "\n".join(surface_line(row) for row in vastai.COMMANDS.values()) + "\n'''\n"
+# ------------------------------------------------------------ a server that does what a script says
+
+KEY = "key-8f3a52c1d97e4b60"
+# For 127.0.0.1, signed by itself, until 2125; of no use to anybody else.
+CERTIFICATE = """\
+MIIBbDCCARKgAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwIBcNMjAwMTAxMDAwMDAwWhgPMjEyNTAxMDEwMDAwMDBa
+MBQxEjAQBgNVBAMMCTEyNy4wLjAuMTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABOs9cspE+WQ1CfCWHS2BR1Gt7DPQrd8cRb9vpkvVOGK8ML+6
+M29CEL5pPaT5LocjECqVd4oLu3x5roKeQFtdfzujUzBRMA8GA1UdEQQIMAaHBH8AAAEwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAoQw
+HQYDVR0OBBYEFFAgs0WPTQcV8d5pFfZdgL9dAdqEMAoGCCqGSM49BAMCA0gAMEUCIQDd1YiHzHdYF3tGH85X3tueaV+duadF4woc8Oljq++iiQIg
+c4LOM9moo14bUpQl1EE5bzK9fq6hG5LAkWQPIze7sBE="""
+PRIVATE = """\
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgXIJZGjpHUqZSPC60bH/QEA2pUduyyKhu4/pQEumQRR2hRANCAATrPXLKRPlkNQnw
+lh0tgUdRrewz0K3fHEW/b6ZL1ThivDC/ujNvQhC+aT2k+S6HIxAqlXeKC7t8ea6CnkBbXX87"""
 
 
-BLOCKS = {
-    "stubs": ("vastai.py", "    # stubs: begin\n", "    # stubs: end\n", stub_block),
-    "reference": ("README.md", "<!-- commands: begin -->\n", "<!-- commands: end -->\n", reference_block),
-    "surface": ("test_vastai.py", "# surface: begin\n", "# surface: end\n", surface_block),
+def pem(kind, text):
+    return f"-----BEGIN {kind}-----\n" + "\n".join(re.findall(".{1,64}",
+                                                              text.replace("\n", ""))) + f"\n-----END {kind}-----\n"
+
+
+def reply(body=None, status=200, **headers):
+    """The bytes of an answer; `body` is bytes, text or what becomes JSON, `retry_after="1"` a header."""
+    data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body
+                                                                                                       or {}).encode()
+    headers = {"Content-Length": len(data), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value is not None)
+    return f"HTTP/1.1 {status} Some Words\r\n{head}\r\n".encode("latin-1") + data
+
+
+def hang_up(faulty, sock, request):
+    """Reads the request and closes."""
+
+
+def reset(faulty, sock, request):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def stall(faulty, sock, request):
+    faulty.over.wait(5)
+
+
+def cut(data):
+    """Sends this and closes."""
+    return lambda faulty, sock, request: sock.sendall(data)
+
+
+def stuck(data):
+    """Sends this and no more."""
+    def step(faulty, sock, request):
+        sock.sendall(data)
+        faulty.over.wait(5)
+    return step
+
+
+def trickle(data, pause=0.02):
+    def step(faulty, sock, request):
+        for at in range(len(data)):
+            if faulty.over.wait(pause):
+                break
+            sock.sendall(data[at:at + 1])
+    return step
+
+
+AT_ONCE = object()  # closes a new connection before it reads anything
+
+
+class Faulty:
+    """Does to each request what the next step of a script says; the last step goes on for ever.
+
+    A step is the bytes of an answer, or a function of (server, socket, request) that returns True if the connection
+    stays. `route` in place of a script gives the step for a request.
+    """
+
+    def __init__(self, *steps, tls=None, route=None):
+        self.steps, self.route, self.tls = list(steps), route, tls
+        self.requests, self.connections, self.sockets = [], 0, set()
+        self.lock, self.over = threading.Lock(), threading.Event()
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(256)
+        self.port = self.listener.getsockname()[1]
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.over.set()
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.hang_up()
+
+    def hang_up(self):
+        for sock in list(self.sockets):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self.listener.accept()
+                self.connections += 1
+                threading.Thread(target=self.talk, args=(sock,), daemon=True).start()
+
+    def talk(self, sock):
+        self.sockets.add(sock)
+        with contextlib.suppress(OSError, ValueError), sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls:
+                sock = self.tls.wrap_socket(sock, server_side=True)
+            with sock, sock.makefile("rb") as file:
+                while self.one(sock, file):
+                    pass
+
+    def one(self, sock, file):
+        """Serves one request of a connection; True if there may be another."""
+        if self.steps and self.steps[0] is AT_ONCE:
+            self.next()
+            return False
+        request = self.read(file)
+        if request is None:
+            return False
+        step = self.route(request) if self.route else self.next()
+        if not isinstance(step, bytes):
+            return step(self, sock, request)
+        sock.sendall(step)
+        return True
+
+    def next(self):
+        with self.lock:
+            return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+
+    def read(self, file):
+        line = file.readline().decode("latin-1").split()
+        if len(line) != 3:
+            return None
+        headers = {}
+        for header in iter(file.readline, b"\r\n"):
+            name, _, value = header.decode("latin-1").partition(":")
+            headers[name.strip().lower()] = value.strip()
+        body = file.read(int(headers.get("content-length", 0)))
+        request = {"method": line[0], "target": line[1], "path": line[1].partition("?")[0], "headers": headers,
+                   "body": body}
+        self.requests.append(request)
+        return request
+
+    @property
+    def writes(self):
+        return [(request["method"], request["target"], request["body"]) for request in self.requests
+                if request["method"] != "GET"]
+
+
+class FaultCase(unittest.TestCase):
+    """A test with a home of its own, no proxies, and no waiting between attempts."""
+
+    maxDiff = None
+
+    def setUp(self):
+        self.home = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.home, True)
+        kept = {name: value for name, value in os.environ.items()
+                if not name.upper().startswith(("VAST", "XDG", "HTTP", "ALL_PROXY", "NO_PROXY", "SSL_", "REQUESTS_",
+                                                "PYTHON"))}
+        kept.update(HOME=self.home, USERPROFILE=self.home, NO_COLOR="1", COLUMNS="100")
+        for patch in (mock.patch.dict(os.environ, kept, clear=True),
+                      mock.patch("random.uniform", lambda low, high: 0.0)):
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def serve(self, *steps, **options):
+        server = Faulty(*steps, **options)
+        self.addCleanup(server.__exit__)
+        return server
+
+    def client(self, server, **options):
+        client = vastai.VastAI(KEY, server if isinstance(server, str) else server.url, **{"timeout": 5, **options})
+        self.addCleanup(client.close)
+        return client
+
+    def error(self, call, *args, **given):
+        """The VastAIError of a call; any other outcome fails the test."""
+        try:
+            answer = call(*args, **given)
+        except vastai.VastAIError as error:
+            told = "".join(traceback.format_exception(type(error), error, error.__traceback__)) + repr(error)
+            self.assertNotIn(KEY, told)
+            return error
+        return self.fail(f"no error, but {answer!r}")
+
+    def run_here(self, server, *words, stdin=""):
+        """(status, stdout, stderr) of a command line in this process, at this server."""
+        out, err = io.StringIO(), io.StringIO()
+        url = ["--url", server if isinstance(server, str) else server.url] if server else []
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("sys.stdin",
+                                                                                          io.StringIO(stdin)):
+            status = vastai.main([*words[:2], *url, "--api-key", KEY, *words[2:]])
+        self.assertNotIn(KEY, out.getvalue() + err.getvalue())
+        self.assertNotIn("Traceback", err.getvalue())
+        return status, out.getvalue(), err.getvalue()
+
+    def start_process(self, *words, before="", **options):
+        """A command line in a process of its own; `before` is a shell's redirections or an ulimit."""
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.Popen([sys.executable, compiled(), *words], cwd=self.home, **options)
+
+    def cli(self, *words, **options):  # the earlier names, until no test has them any more
+        return self.run_here(*words, **options)
+
+    def run_line(self, *words, **options):
+        return self.run_process(*words, **options)
+
+    def start(self, *words, **options):
+        return self.start_process(*words, **options)
+
+    def run_process(self, *words, env=(), **options):
+        environment = {**os.environ, "VAST_API_KEY": KEY, **dict(env)}
+        process = self.start_process(*words, env={k: v for k, v in environment.items() if v is not None}, **options)
+        out, err = process.communicate(timeout=20)
+        for stream in (out or b"", err or b""):
+            self.assertNotIn(KEY.encode(), stream)
+            self.assertNotIn(b"Traceback", stream)
+        return process.returncode, (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace")
+
+
+def server_context(folder):
+    """A server's TLS context; its authority is left in the folder as ca.pem."""
+    for name, kind, text in (("ca.pem", "CERTIFICATE", CERTIFICATE), ("key.pem", "PRIVATE " + "KEY", PRIVATE)):
+        with open(os.path.join(folder, name), "w", encoding="ascii") as file:
+            file.write(pem(kind, text))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(os.path.join(folder, "ca.pem"), os.path.join(folder, "key.pem"))
+    return context
+
+
+# --------------------------------------------------------------- believable arguments for every row
+
+BELIEVABLE = {  # parameters whose kind does not say all that the command wants
+    "ssh_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test", "frequency": "DAILY", "src": "7:/a", "dst": "8:/b",
+              "sdate": "01/31/2026",
+    "duration": 2.0, "start_date": "2026-01-01", "end_date": "2026-02-01", "role": "client",
+              "url": "https://example.com/hook",
+    "events": ["instance.created"], "name": "a-name", "pubkey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test",
+}
+BESIDES = {  # parameters that a command does not require, but for another one
+    "delete template": {"template_id": 7}, "cloud copy": {"instance": 7, "connection": 8},
+           "delete deployment": {"id": 7}, "get endpt-logs": {"id": 7},
+    "tfa login": {"code": "123456"}, "tfa update": {"label": "phone"}, "tfa delete": {"code": "123456"},
+    "tfa regen-codes": {"code": "123456"},
 }
 
 
-def block(name, write=False):
-    """(what a generated block holds, what it should hold); with `write` it is brought up to date."""
-    file, begin, end, make = BLOCKS[name]
-    with open(os.path.join(HERE, file), encoding="utf-8") as source:
-        text = source.read()
-    before, _, rest = text.partition("\n" + begin)
-    found, _, after = rest.partition(end)
-    made = make()
-    if write:
-        with open(os.path.join(HERE, file), "w", encoding="utf-8") as target:
-            target.write(f"{before}\n{begin}{made}{end}{after}")
-    return found, made
+def believable(row, face, folder):
+    """Arguments with which a command can be called, the required ones alone."""
+    path = os.path.join(folder, "object.json")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"api": {}}')
+    given = dict(BESIDES.get(row.name, {}))
+    for arg in row.args:
+        if arg.face in ("", face) and arg.name not in given and (arg.default if face == "sdk"
+                                                                 else arg.cli) is vastai.REQUIRED:
+            for value in [*filter(None, [BELIEVABLE.get(arg.name)]), *arg.choices[:1], [7], 7, "7", "text", True,
+                          {"a": 1}, path]:
+                with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, vastai.VastAIError):
+                    vastai.convert_value(row, arg, value, face == "cli")
+                    given[arg.name] = value
+                    break
+            else:
+                raise AssertionError(f"no value for {row.name} {arg.name}")
+    return given
 
 
-def writer(name):
-    def write(arguments):
-        argparse.ArgumentParser(prog=f"test_vastai.py {name}", description=write.__doc__).parse_args(arguments)
-        block(name, write=True)
-        print(f"{BLOCKS[name][0]}: {name} written")
-        return 0
-    write.__doc__ = f"Write the {name} into {BLOCKS[name][0]}, from the table."
-    return write
+def line_of(row, given):
+    """The same arguments as words of a command line."""
+    words = row.name.split()
+    for arg in row.args:
+        if arg.name in given:
+            value = given[arg.name]
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = json.dumps(value) if isinstance(value, dict) else text
+            words += [f"{arg.flags[-1]}={text}"] if arg.option else [text]
+    return words
 
 
-# surface: begin
-SURFACE = r'''
-search offers /search instances query:QUERY+=None -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False --new:TEXT=False(cli) --disable-bundling:TEXT=False(cli) -> list[Offer]
-search offers-new (sdk) query:QUERY+=None --type:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False -> list[Offer]
-search templates query:QUERY+=None -> list[Template]
-show template id:ID -> Template
-create instance id:ID/ID --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
-create instances ids:ID+ --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None -> dict[str, Any] ONCE
-launch instance -g,--gpu-name:NAME -n,--num-gpus:TEXT -i,--image:TEXT -r,--region:TEXT=None -d,--disk:GB=10|16.0 -o,--order:FIELDS='score-' --limit:N=None|3 --env:ENV=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --runtype:TEXT=None(sdk) --args:TEXT=None --query:JSON=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
-show instances /show instances-v1 -s,--status:TEXT+=None --label:TEXT+=None --gpu-name:TEXT+=None --verification:TEXT+{verified,unverified,deverified}=None --order-by:TEXT+=None -l,--limit:N=None -t,--next-token:TEXT=None -a,--all:TEXT=False -v,--verbose:TEXT=False(cli) --cols:TEXT=None(cli) -> list[Instance]
-show instances-v1 (sdk) params:JSON=None -> dict[str, Any]
-show instance-filters (sdk) -> list[dict[str, Any]]
-show instance id:ID/ID/INSTANCE_ID -> Instance | Any
-start instance id:ID/ID -> dict[str, Any]
-stop instance id:ID/ID -> dict[str, Any]
-destroy instance id:ID/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any]
-start instances ids:ID+ -> dict[str, Any]
-stop instances ids:ID+ -> dict[str, Any]
-destroy instances ids:ID+ -y,--yes:TEXT=False(cli) -> dict[str, Any]
-reboot instance id:ID/ID --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any] ONCE
-recycle instance id:ID/ID -> dict[str, Any] ONCE
-label instance id:ID/ID label:TEXT -> dict[str, Any]
-update instance id:ID/ID --template_id:ID=None --template_hash_id:TEXT=None --image:TEXT=None --args:TEXT=None --env:JSON=None --onstart:TEXT=None -> dict[str, Any]
-prepay instance id:ID/ID amount:USD -> dict[str, Any] ONCE
-change bid id:ID/ID --price:USD=None --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any]
-execute id:ID/ID command:NAME/COMMAND --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' --max-wait:SECONDS=60 -> str ONCE
-logs instance_id:ID/id/ID/INSTANCE_ID --tail:TEXT=None --filter:TEXT=None --daemon-logs:TEXT=False --max-wait:SECONDS=60 -f,--follow:TEXT=False(cli) -> str
-wait instance id:ID/ID --status:TEXT{running,loading,exited,destroyed}='running' --max-wait:SECONDS=600 --poll:SECONDS=5 -> Instance
-ssh (cli) id:ID/ID command:TEXT+=None -i,--identity:TEXT=None -> None ONCE
-scp (cli) source:NAME target:NAME -i,--identity:TEXT=None -r,--recursive:TEXT=False -> None ONCE
-ssh-url id:ID/ID --all:TEXT=False(cli) -> str
-scp-url id:ID/ID --all:TEXT=False(cli) -> str
-create template --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any] ONCE
-update template hash_id:NAME/HASH_ID --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any]
-delete template --template-id:ID=None --hash-id:TEXT=None -> dict[str, Any]
-search volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
-search network-volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
-show volumes -t,--type:TEXT{all,local,network}='all' -> list[Volume]
-create volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
-create network-volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
-clone volume source:ID dest:ID -s,--size:GB=None -d,--disable_compression:TEXT=False -> dict[str, Any] ONCE
-delete volume id:ID -> dict[str, Any]
-list volume id:ID -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
-list volumes ids:ID+ -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
-unlist volume id:ID -> dict[str, Any]
-list network-volume disk_id:ID -p,--price_disk:USD=0.15 -s,--size:GB=15 -e,--end_date:DATE=None -> dict[str, Any] ONCE
-unlist network-volume id:ID -> dict[str, Any]
-show network-disks -> dict[str, Any]
-add network-disk machines:ID+ mount_point:NAME -d,--disk_id:ID=None -> dict[str, Any] ONCE
-copy src:NAME dst:NAME -i,--identity:NAME=None(cli) --exclude:TEXT+=None(cli) -> dict[str, Any] ONCE
-cancel copy dst->dst_id:ID/dst -> dict[str, Any]
-cancel sync dst->dst_id:ID/dst -> dict[str, Any]
-cloud copy --src:NAME --dst:NAME='/workspace' --instance:ID=None --connection:ID=None --transfer:TEXT='Instance to Cloud' --dry-run:TEXT=False --size-only:TEXT=False --ignore-existing:TEXT=False --update:TEXT=False --delete-excluded:TEXT=False --flags:TEXT+=None(sdk) --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-show connections -> list[dict[str, Any]]
-take snapshot instance_id:ID/id --repo:TEXT=None --container_registry:NAME='docker.io' --docker_login_user:TEXT=None --docker_login_pass:TEXT=None --pause:true|false=True -> dict[str, Any] ONCE
-show instance-backups --contract-id:ID=None -> list[dict[str, Any]]
-show instance-backup-files /instance_backup_files() contract_id:ID -> dict[str, Any]
-show deployments -> list[dict[str, Any]]
-show deployment id:ID -> dict[str, Any] | Any
-show deployment-versions id:ID -> list[dict[str, Any]]
-start deployment id:ID -> dict[str, Any]
-stop deployment id:ID -> dict[str, Any]
-delete deployment id:ID=None --name:NAME=None --tag:TEXT=None -> dict[str, Any]
-show pending-price-increases -> dict[str, Any]
-accept price-increase ids:ID+(cli) instance_id:ID(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-reject price-increase ids:ID+(cli) instance_id:ID(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-search benchmarks query:QUERY+=None -o,--order:FIELDS=None -l,--limit:N=None -t,--next-token->after_token:TEXT=None/next_token -a,--all->all_pages:TEXT=False -> list[dict[str, Any]]
-search benchmarks-v1 (sdk) params:JSON=None -> dict[str, Any]
-show gpu-metrics /metrics gpu --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --num-gpus:TEXT{all,1,2,4,8,other}='all' -> dict[str, Any]
-show gpu-trends /metrics gpu-trends name:NAME='RTX 5090,RTX 4090,RTX 3090' --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --num-gpus:TEXT{all,1,2,4,8,other}='all' --start:N=None --end:N=None --step:N=None -> dict[str, Any]
-show gpu-locations /metrics gpu-locations --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --rented:TEXT{true,false,all}='all' --state:TEXT{all,rented,available,unavailable}='all' --gpu:TEXT=None -> dict[str, Any]
-set api-key new_api_key->api_key:NAME/new_api_key -> None
-show ssh-keys -> list[dict[str, Any]]
-create ssh-key ssh_key:TEXT=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-attach ssh instance_id:ID/id ssh_key:TEXT -> dict[str, Any]
-show instance-ssh-keys id:ID/ID/instance_id/INSTANCE_ID -> list[dict[str, Any]]
-detach ssh instance_id:ID/id ssh_key_id:ID -> dict[str, Any]
-update ssh-key id:ID/ssh_key_id ssh_key:TEXT -> dict[str, Any]
-delete ssh-key id:ID/ssh_key_id -> dict[str, Any]
-show api-keys -> list[dict[str, Any]]
-show api-key id:ID -> dict[str, Any]
-create api-key --name:NAME --permission_file->permissions:FILE=None/permission_file --key_params:JSON=None -> dict[str, Any] ONCE
-delete api-key id:ID -> dict[str, Any]
-reset api-key -> dict[str, Any] ONCE
-set role role:TEXT{host,client} -> None
-show env-vars -s,--show-values:TEXT=False -> dict[str, Any] | Any
-create env-var name:NAME value:TEXT -> dict[str, Any] ONCE
-update env-var name:NAME value:TEXT -> dict[str, Any]
-delete env-var name:NAME -> dict[str, Any]
-tfa login -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -> dict[str, Any] ONCE
-tfa logout -> dict[str, Any]
-tfa status -> dict[str, Any]
-tfa auth-new -c,--code:CODE=None -s,--secret:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -id,--method-id:ID=None -> dict[str, Any] ONCE
-tfa totp-setup -> dict[str, Any] ONCE
-tfa send-sms -p,--phone-number:TEXT=None -> dict[str, Any] ONCE
-tfa resend-sms -s,--secret:CODE -p,--phone-number:TEXT=None -> dict[str, Any] ONCE
-tfa send-email -> dict[str, Any] ONCE
-tfa activate code:NAME --secret:CODE -t,--method-type:TEXT{sms,totp}='totp' --phone-number:TEXT=None -l,--label:TEXT=None --method-id:ID=None(sdk) -> dict[str, Any] ONCE
-tfa update method_id:ID -l,--label:TEXT=None -p,--set-primary:true|false=None -> dict[str, Any]
-tfa delete -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None --method-id:ID=None -id,--id-to-delete:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-tfa regen-codes -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-create team --team-name:NAME --transfer-credit:USD=0 -> dict[str, Any] ONCE
-destroy team -> dict[str, Any]
-show members /show team-members /show_team_members() -> list[dict[str, Any]]
-invite member /invite team-member /invite_team_member() --email:NAME --role:NAME -> dict[str, Any] ONCE
-remove member /remove team-member /remove_team_member() id:ID/ID -> dict[str, Any]
-show team-roles -> list[dict[str, Any]]
-show team-role name:NAME/NAME -> dict[str, Any]
-create team-role --name:NAME/NAME --permissions:FILE -> dict[str, Any] ONCE
-update team-role id:ID/ID --name:NAME=None --permissions:FILE=None -> dict[str, Any]
-remove team-role name:NAME/NAME -> dict[str, Any]
-show machines -> list[Machine]
-show machine id:ID/Machine/machine_id -> Machine
-list machine id:ID/machine_id -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> dict[str, Any]
-list machines ids:ID+ -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> list[dict[str, Any]]
-unlist machine id:ID/machine_id -> dict[str, Any]
-delete machine id:ID/machine_id -> dict[str, Any]
-cleanup machine id:ID/machine_id -> dict[str, Any]
-defrag machines ids:ID+/IDs/machine_ids -> dict[str, Any]
-set min-bid id:ID/machine_id --price:USD=None -> dict[str, Any]
-set defjob id:ID/machine_id --price_gpu:USD=None --price_inetu:USD=None --price_inetd:USD=None --image:TEXT=None --args:TEXT=None -> dict[str, Any]
-remove defjob id:ID/machine_id -> dict[str, Any]
-show maints -i,--ids:ID/machine_ids -> list[dict[str, Any]]
-schedule maint id:ID/machine_id --sdate:DATE --duration:N --maintenance_category->category:TEXT='not provided'/maintenance_category -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-cancel maint id:ID/machine_id -y,--yes:TEXT=False(cli) -> dict[str, Any]
-reports id:ID/machine_id -> list[dict[str, Any]]
-show clusters -> dict[str, Any]
-create cluster subnet:NAME manager_id:ID -> dict[str, Any] ONCE
-delete cluster cluster_id:ID/id -> dict[str, Any]
-join cluster cluster_id:ID/id machine_ids:ID+ -> dict[str, Any]
-remove-machine-from-cluster cluster_id:ID machine_id:ID new_manager_id:ID=None -> dict[str, Any]
-show overlays -> list[dict[str, Any]]
-create overlay cluster_id:ID name:NAME -> dict[str, Any] ONCE
-join overlay name:NAME instance_id:ID/INSTANCE_ID -> dict[str, Any]
-delete overlay overlay_identifier:ID/overlay_id/overlay_name -> dict[str, Any]
-show user -q,--quiet:TEXT=False(cli) -> User
-show audit-logs -> list[dict[str, Any]]
-set user --file->params:FILE -> dict[str, Any]
-show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
-create subaccount --email:NAME --username:NAME --password:NAME --type:TEXT=None -> dict[str, Any] ONCE
-show ipaddrs -> list[dict[str, Any]]
-show invoices -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --instance_label:TEXT=None(cli) --pdf:FILE=None -> dict[str, Any]
-show invoices-v1 -i,--invoices:TEXT=False(cli) -c,--charges:TEXT=False -s,--start-date:DATE=None -e,--end-date:DATE=None -l,--limit:N=20 -t,--next-token:TEXT=None --latest-first:TEXT=False -ct,--charge-type:TEXT+{instance,volume,serverless,i,v,s}=None -f,--format:TEXT{table,tree}='table' -it,--invoice-type:TEXT+{transfers,stripe,bitpay,coinbase,crypto.com,reserved,payout_paypal,payout_wise}=None -v,--verbose:TEXT=False(cli) --pdf:FILE=None -> dict[str, Any]
-generate pdf-invoices (sdk) -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --pdf:FILE=None -> str
-search invoices query:QUERY+=None -> list[Invoice]
-show earnings -s,--start_date:DATE=None -e,--end_date:DATE=None -m,--machine_id:ID=None -q,--quiet:TEXT=False(cli) --last_days:N=None --user_id:ID='me' -> dict[str, Any]
-show deposit id:ID/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
-transfer credit recipient->recipient_pos:NAME=None(cli) amount->amount_pos:USD=None(cli) -r,--recipient:NAME|None -a,--amount:USD|None --skip:TEXT=False(cli) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-fetch contracts (sdk) label:TEXT=None contract_ids:ID=None -> list[dict[str, Any]]
-show scheduled-jobs -> list[dict[str, Any]]
-delete scheduled-job id:ID -> dict[str, Any]
-create scheduled-job (sdk) start_time:N end_time:N api_endpoint:NAME request_method:NAME request_body:JSON frequency:NAME instance_id:ID day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any] ONCE
-update scheduled-job (sdk) id:ID request_body:JSON start_time:N=None end_time:N=None api_endpoint:TEXT=None request_method:TEXT=None frequency:TEXT=None instance_id:ID=None day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any]
-show endpoints -> list[Endpoint]
-create endpoint --min_load:N=0.0 --min_cold_load:N=0.0 --target_util:N=0.9 --cold_mult:N=2.5 --cold_workers:N=5 --max_workers:N=20 --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
-update endpoint id:ID --min_load:N=None --min_cold_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' --endpoint_state:TEXT{active,suspended,stopped}=None -> dict[str, Any]
-delete endpoint id:ID -> dict[str, Any]
-get endpt-logs id:ID=None --level:N{0,1,2,3}=1 --tail:N=None --endpoint:NAME=None -> dict[str, Any]
-get endpt-workers /get_endpoint_workers() id:ID -> list[dict[str, Any]]
-show workergroups /show_autogroups() /show_autoscalers() -> list[Workergroup]
-create workergroup /create_autogroup() /create_autoscaler() --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --min_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --test_workers:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
-update workergroup /update_autogroup() /update_autoscaler() id:ID --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --min_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --test_workers:N=None -> dict[str, Any]
-delete workergroup /delete_autogroup() /delete_autoscaler() id:ID -> dict[str, Any]
-get wrkgrp-logs id:ID --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, Any]
-get wrkgrp-workers /get_workergroup_workers() id:ID -> list[dict[str, Any]]
-update workers id:ID --cancel:TEXT=False -> dict[str, Any] ONCE
-route endpoint:NAME cost:N -> dict[str, Any] ONCE
-show notification-types -> list[dict[str, Any]]
-show notifications --user_id:ID=None -> dict[str, Any] | Any
-set notifications notification_preferences:JSON --user_id:ID=None -> dict[str, Any] | Any
-show webhooks -> list[dict[str, Any]]
-create webhook webhook_url:NAME event_types:TEXT+ --name:TEXT=None -> dict[str, Any] ONCE
-update webhook id:ID --webhook_url:NAME=None --event_types:TEXT+=None --name:TEXT=None -> dict[str, Any]
-delete webhook id:ID -> dict[str, Any]
-rotate webhook-secret id:ID -> dict[str, Any] ONCE
-test webhook id:ID -> dict[str, Any] ONCE
-self-test machine machine_id:ID/id --debugging:TEXT=False --ignore-requirements:TEXT=False --test-image:TEXT=None --support-bundle-dir:TEXT=None --no-support-bundle:TEXT=False -> dict[str, Any] ONCE
-dump-logs machine_id:ID --instance-id:ID=None --output-dir:NAME='/tmp' --include-local-host-artifacts:TEXT=False -> dict[str, Any]
-run benchmarks --template_hash:TEXT=None --template_id:ID=None --gpus:TEXT=None --num_gpus:N=None --timeout:SECONDS=1800 --no-cache:TEXT=False -y,--yes:TEXT=False --auto_instance:TEXT=None --autoscaler_url:TEXT=None -> list[dict[str, Any]] ONCE
-update (cli) --check:TEXT=False -> None
-uninstall (cli) -y,--yes:TEXT=False(cli) -> None
-help (cli) command:TEXT+=None -> None
-repl (cli) -> None
-completion (cli) shell:TEXT{bash,zsh,fish} -> str
-'''
-# surface: end
+# ----------------------------------------------------------------------------- terminals and shells
+
+
+class Terminal:
+    """A program on a terminal of its own, to be typed at."""
+
+    # A process of its own, as forking one that has threads may hang; a background test has SIGINT ignored.
+    START = ("import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+             "tty = os.open(sys.argv[1], os.O_RDWR); [os.dup2(tty, number) for number in range(3)];"
+             "os.execvp(sys.argv[2], sys.argv[2:])")
+
+    def __init__(self, words, env):
+        import pty
+        self.descriptor, inner = pty.openpty()
+        self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self.START, os.ttyname(inner), *words],
+                                        env=env, start_new_session=True)
+        self.inner, self.text = inner, ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.descriptor)
+        os.close(self.inner)
+
+    def expect(self, wanted, seconds=8):
+        """Reads on until `wanted` has appeared; returns all up to there."""
+        import select
+        end = time.monotonic() + seconds
+        while wanted not in self.text:
+            if not select.select([self.descriptor], [], [], max(0, end - time.monotonic()))[0]:
+                raise AssertionError(f"no {wanted!r} in {self.text!r}")
+            self.text += os.read(self.descriptor, 65536).decode("utf-8", "replace")
+        before, _, self.text = self.text.partition(wanted)
+        return before
+
+    def type(self, text):
+        os.write(self.descriptor, text.encode())
+
+    def status(self):
+        """The exit status, once it has ended by itself."""
+        return self.process.wait(8)
+
+
+class ShellCase(unittest.TestCase):
+    """A home of its own, a `vastai` on the path, a sandbox and a service that never answers."""
+
+    def setUp(self):
+        self.box = Sandbox(boot=0)
+        self.addCleanup(self.box.close)
+        home = tempfile.TemporaryDirectory()
+        self.addCleanup(home.cleanup)
+        self.home = home.name
+        self.cache = os.path.join(self.home, "cache", "vastai")
+        program = os.path.join(self.home, "vastai")
+        with open(program, "w") as file:
+            folder = os.path.dirname(os.path.abspath(vastai.__file__))
+            code = f"import sys; sys.path.insert(0, {folder!r}); import vastai; sys.exit(vastai.main())"
+            file.write(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n')
+        os.chmod(program, 0o755)
+        self.env = {"PATH": self.home + os.pathsep + os.environ["PATH"], "HOME": self.home, "TERM": "dumb",
+                    "XDG_CACHE_HOME": os.path.join(self.home, "cache"), "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull,
+                    "XDG_CONFIG_HOME": os.path.join(self.home, "config"), "ZDOTDIR": self.home,
+                    "VAST_URL": self.box.url, "VAST_API_KEY": self.box.key}
+
+    def silent_service(self):
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        return "http://127.0.0.1:%d" % listener.getsockname()[1]
+
+    def run_process(self, *words, text="", **env):
+        return subprocess.run([os.path.join(self.home, "vastai"), *words], env={**self.env, **env}, input=text,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=30)
+
+    def vastai(self, *words, **options):  # the earlier name, until no test has it any more
+        return self.run_process(*words, **options)
+
+    def offered(self, *words, **env):
+        """{candidate: meaning} as a shell gets it."""
+        answer = self.run_process("__complete", *words, **env)
+        self.assertEqual("", answer.stderr)
+        return dict(line.partition("\t")[::2] for line in answer.stdout.splitlines())
+
+    def rented(self):
+        """The ids of the sandbox's two instances."""
+        with vastai.VastAI(api_key=self.box.key, server_url=self.box.url) as client:
+            ids = sorted(row["id"] for row in client.show_instances())
+            client.label_instance(ids[0], "a:b\tc")
+        return list(map(str, ids))
+
+    def asked(self):
+        return sum(call["path"] == "/api/v1/instances/" for call in self.box.requests)
+
+
+# ==================================================================================================
+# 3. TESTS
+# ==================================================================================================
+
+# ---------------------------------------------------------------------------------------- the table
 
 
 class TableTest(unittest.TestCase):
@@ -2687,115 +2811,7 @@ class TableTest(unittest.TestCase):
         subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What the tests of commands share
-# ----------------------------------------------------------------------------------------------------------------------
-
-SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAnotherAnotherAnotherAnotherAn ada@home"
-FAKE_PROGRAM = """#!/bin/sh
-printf '%s\\n' "${0##*/}" "$@" >>"$FAKE_LOG"
-exit ${FAKE_STATUS:-0}
-"""
-
-
-@functools.lru_cache(maxsize=None)
-def compiled():
-    """The path of vastai.py compiled once: Python compiles a program anew each time that it runs it from its source."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, True)
-    return py_compile.compile(os.path.join(HERE, "vastai.py"), os.path.join(folder, "vastai.pyc"), doraise=True)
-
-
-def clean_environment(home, **more):
-    """The environment of a user who has nothing but the folder `home`."""
-    kept = {name: value for name, value in os.environ.items() if not (
-        name.startswith(("VAST", "XDG_")) or name.lower().endswith("_proxy") or name in ("PAGER", "COLUMNS"))}
-    return {**kept, "HOME": home, "USERPROFILE": home, "PYTHONIOENCODING": "utf-8", **more}
-
-
-class CommandCase(unittest.TestCase):
-    """A sandbox, an empty home, and both ways to run a line: in this process and in one of its own."""
-
-    maxDiff = None
-    box_options = {"boot": 0.3}
-
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.home = folder.name
-        self.box = Sandbox(**self.box_options)
-        self.addCleanup(self.box.close)
-        self.environment = clean_environment(self.home, VAST_URL=self.box.url, VAST_API_KEY=self.box.key)
-        patched = mock.patch.dict(os.environ, self.environment, clear=True)
-        patched.start()
-        self.addCleanup(patched.stop)
-        self.client = vastai.VastAI()
-        self.addCleanup(self.client.close)
-
-    def run_line(self, line, stdin="", **environment):
-        """(status, stdout, stderr) of a line for the shell, or of a list of words, run in this process."""
-        words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
-        out, err = io.StringIO(), io.StringIO()
-        with mock.patch.dict(os.environ, environment), mock.patch("sys.stdin", io.StringIO(stdin)), \
-                contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = vastai.main(words)
-        return status, out.getvalue(), err.getvalue()
-
-    def ok(self, line, **options):
-        """The stdout of a line that must succeed."""
-        status, out, err = self.run_line(line, **options)
-        self.assertEqual(status, 0, f"vastai {line}: {err}")
-        return out
-
-    def raw(self, line, **options):
-        return json.loads(self.ok(line + " --raw", **options))
-
-    def process(self, line, program="", **options):
-        """The same in a process of its own."""
-        words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
-        options = {"env": self.environment, "input": "", **options}
-        program = os.path.join(HERE, program) if program else compiled()
-        done = subprocess.run([sys.executable, program, *words], capture_output=True,
-                              encoding="utf-8", timeout=30, **options)
-        return done.returncode, done.stdout, done.stderr
-
-    def fake_programs(self, *names):
-        """Programs in PATH that only write down how they were called; returns what reads that: words, one a line."""
-        folder, log = os.path.join(self.home, "bin"), os.path.join(self.home, "called")
-        os.makedirs(folder, exist_ok=True)
-        for name in names:
-            with open(os.path.join(folder, name), "w") as file:
-                file.write(FAKE_PROGRAM)
-            os.chmod(file.name, 0o755)
-        os.environ.update(PATH=folder + os.pathsep + os.environ["PATH"], FAKE_LOG=log)
-
-        def called():
-            with open(log) as file:
-                words = file.read().splitlines()
-            os.unlink(log)
-            return words
-        return called
-
-    def last(self, path):
-        """The newest request to a path."""
-        return next(request for request in reversed(self.box.requests) if re.fullmatch(path, request["path"]))
-
-    def cheapest(self, query="num_gpus=1", **options):
-        return self.client.search_offers(query=query, order="dph_total", **options)[0]["id"]
-
-    def rented(self, **options):
-        return self.client.create_instance(id=self.cheapest(), image="vastai/pytorch", **options)["new_contract"]
-
-    def assertReadable(self, text, what=""):
-        """Made for people: no ANSI codes, no control characters, nothing of Python in it."""
-        self.assertNotRegex(text, r"[\x00-\x09\x0b-\x1f\x7f]", what)
-        for sign in ("Traceback", "{'", "': ", "<class", "object at 0x"):
-            self.assertNotIn(sign, text, what)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Every command, once in both faces
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- every command, once in both faces
 
 ANY = object()
 
@@ -3118,7 +3134,7 @@ class EveryCommandTest(CommandCase):
                     with self.subTest(name, answer=answer):
                         waiting = " --max-wait 0" * ("max_wait" in [arg.name for arg in row.args])
                         use = self.uses[name]
-                        status, out, err = self.run_line(f"{name} {use.line}{waiting}", stdin=use.stdin)
+                        status, out, err = self.run_here(f"{name} {use.line}{waiting}", stdin=use.stdin)
                         self.assertNotRegex(out + err, "Traceback|defect of this program")
                         if name not in local and answer not in ('"text"', "{}", hollow):
                             self.assertNotEqual(status, 0, out)
@@ -3141,7 +3157,7 @@ class EveryCommandTest(CommandCase):
         if row.face == "sdk":
             return
         self.ready(use)
-        status, out, err = self.run_line(f"{row.name} --raw {use.line}", stdin=use.stdin)
+        status, out, err = self.run_here(f"{row.name} --raw {use.line}", stdin=use.stdin)
         self.assertEqual(status, use.exit, err)
         self.assertNotIn("Traceback", err)
         if use.exit:
@@ -3151,7 +3167,7 @@ class EveryCommandTest(CommandCase):
             if use.same is not ANY:
                 self.assertEqual(timeless(printed), timeless((use.same or (lambda same: same))(result)))
         self.ready(use)
-        status, out, err = self.run_line(f"{row.name} {use.line}", stdin=use.stdin)
+        status, out, err = self.run_here(f"{row.name} {use.line}", stdin=use.stdin)
         self.assertEqual(status, use.exit, err)
         self.assertReadable(out + err, row.name)
         if use.exit:
@@ -3207,7 +3223,7 @@ class DescriptionTest(CommandCase):
                      "schedule maint 7 --sdate 2026-02-30 --duration 2 -y",
                      "create instance 7 --image i --target_state asleep", "route chat"):
             with self.subTest(line):
-                self.assertEqual(self.run_line(line)[0], 2)
+                self.assertEqual(self.run_here(line)[0], 2)
         self.assertEqual(self.box.requests, [])
 
     def test_earnings(self):
@@ -3231,9 +3247,7 @@ def timeless(value):
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Searching, renting and giving back
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------- searching, renting and giving back
 
 
 class RentalTest(CommandCase):
@@ -3259,7 +3273,7 @@ class RentalTest(CommandCase):
         self.assertRegex(f"Error: {caught.exception}",
                          r"(?s)^Error: destroy instance: HTTP 404: .*99999.*show instances")
         for line in ("show instance 99999", "show instance 99999 --raw"):
-            status, out, err = self.run_line(line)
+            status, out, err = self.run_here(line)
             self.assertEqual((status, out), (4, ""))
             self.assertIn("99999", err)
 
@@ -3310,17 +3324,17 @@ class RentalTest(CommandCase):
         self.box.market.boot = 1000
         self.client.stop_instance(id)
         self.client.start_instance(id)
-        status, out, err = self.run_line(f"wait instance {id} --max-wait 0.2 --poll 0.1")
+        status, out, err = self.run_here(f"wait instance {id} --max-wait 0.2 --poll 0.1")
         self.assertEqual((status, out), (9, ""))
         self.assertIn(f"wait instance {id}", err)
         self.client.stop_instance(id)
-        status, _, err = self.run_line(f"wait instance {id} --poll 0.1 --max-wait 3")
+        status, _, err = self.run_here(f"wait instance {id} --poll 0.1 --max-wait 3")
         self.assertEqual(status, 1, "a stopped instance never runs: waiting has no sense")
         self.assertIn("exited", err)
         self.assertEqual(self.client.wait_instance(id, status="exited")["actual_status"], "exited")
         self.ok(f"destroy instance {id} -y --wait")
         self.assertEqual(self.client.wait_instance(id, status="destroyed"), {"id": id, "actual_status": "destroyed"})
-        self.assertEqual(self.run_line(f"wait instance {id}")[0], 4)
+        self.assertEqual(self.run_here(f"wait instance {id}")[0], 4)
 
     def test_logs_are_followed_to_the_end(self):
         id = next(iter(self.box.market.tables["instances"]))
@@ -3359,12 +3373,12 @@ class RentalTest(CommandCase):
                 with self.assertRaises(vastai.VastAIError) as caught:
                     self.client.create_instance(offer, image="vastai/pytorch")
                 self.assertIn(expected, str(caught.exception))
-                status, out, err = self.run_line(f"create instance {offer} --image vastai/pytorch --raw")
+                status, out, err = self.run_here(f"create instance {offer} --image vastai/pytorch --raw")
                 self.assertEqual((status, out), (4 if credit > 1 else 1, ""))
                 self.assertIn(expected, json.loads(err)["msg"])
                 self.assertEqual(json.loads(err)["status_code"], caught.exception.status)
-        self.assertNotIn("shows what there is", self.run_line(f"create instance {offer} --image vastai/pytorch")[2])
-        status, _, err = self.run_line(f"create instance {offer} --image x --bid_price -1")
+        self.assertNotIn("shows what there is", self.run_here(f"create instance {offer} --image vastai/pytorch")[2])
+        status, _, err = self.run_here(f"create instance {offer} --image x --bid_price -1")
         self.assertEqual(status, 2)
         self.assertIn("--bid_price", err)
 
@@ -3397,13 +3411,13 @@ class RentalTest(CommandCase):
         os.makedirs(os.path.dirname(places["file"]))
 
         def used(line="show user", **environment):
-            self.run_line(line, XDG_CONFIG_HOME=xdg, **environment)
+            self.run_here(line, XDG_CONFIG_HOME=xdg, **environment)
             return self.box.requests[-1]["headers"].get("Authorization", "none").split()[-1]
         for path in places.values():
             with open(path, "w") as file:
                 file.write(" \n")  # blank counts as absent
         before = len(self.box.requests)
-        status, out, err = self.run_line("show user", XDG_CONFIG_HOME=xdg, VAST_API_KEY=" ")
+        status, out, err = self.run_here("show user", XDG_CONFIG_HOME=xdg, VAST_API_KEY=" ")
         self.assertEqual((status, out, len(self.box.requests)), (3, "", before))
         for words in (places["file"], "VAST_API_KEY", "~/.vast_api_key", "--api-key"):
             self.assertIn(words, err)
@@ -3435,7 +3449,7 @@ class RentalTest(CommandCase):
         self.assertIn(f"POST {self.box.url}/api/v0/bundles/", err.getvalue())
         self.assertIn('"limit": 1', err.getvalue())
         self.assertEqual(out.getvalue(), "")
-        status, out, err = self.run_line("create instance 7 --image x --env '-e TOKEN=t0p' --login hush --explain "
+        status, out, err = self.run_here("create instance 7 --image x --env '-e TOKEN=t0p' --login hush --explain "
                                          f"--api-key {key}")
         self.assertEqual(status, 4)
         for secret in (key, "t0p", "hush"):
@@ -3446,14 +3460,14 @@ class RentalTest(CommandCase):
                      "label instance {} \"it's $HOME\"", "create instance 7 --image x", "get endpt-logs 30000143"):
             with self.subTest(line):
                 line = line.format(next(iter(self.box.market.tables["instances"])))
-                status, printed, err = self.run_line(line + " --curl")
+                status, printed, err = self.run_here(line + " --curl")
                 self.assertEqual((status, err, self.box.key in printed), (0, "", False))
                 if not shutil.which("curl"):
                     continue
                 done = subprocess.run(["sh", "-c", printed.replace("curl", "curl -s", 1)], env=self.environment,
                                       stdout=subprocess.PIPE)
                 theirs = self.box.requests[-1]
-                self.run_line(line + " --raw")
+                self.run_here(line + " --raw")
                 ours = self.box.requests[-1]
                 self.assertEqual([theirs[part] for part in ("method", "path", "query", "body")],
                                  [ours[part] for part in ("method", "path", "query", "body")])
@@ -3477,14 +3491,14 @@ class RentalTest(CommandCase):
         self.assertEqual(self.raw(line), json.loads(self.ok(line + " --format json")))
         self.assertEqual(self.ok("show instances -q"), "".join(f"{id}\n" for id in self.box.market.tables["instances"]))
         self.assertEqual(self.raw("show instance 30000074 --fields id,label"), {"id": 30000074, "label": "training"})
-        self.assertEqual(self.run_line("show instances --format xml")[0], 2)
+        self.assertEqual(self.run_here("show instances --format xml")[0], 2)
 
     def test_tables_in_a_pipe(self):
         running, stopped = self.box.market.rows("instances")
         running.row.update(label="日本語 e\u0301", image_uuid="\033[31mred\r\n\u202e\u2028x")
         whole = stopped.view
         stopped.view = lambda now, boot: dict(whole(now, boot), label=None, dph_total=None, image_uuid=None)
-        status, text, err = self.process("show instances")
+        status, text, err = self.run_process("show instances")
         self.assertEqual(status, 0, err)
         self.assertReadable(text)
         lines = text.splitlines()
@@ -3497,7 +3511,7 @@ class RentalTest(CommandCase):
         wide = lines[1][:lines[1].index("1x")]
         self.assertEqual(vastai.display_width(wide), column)
         self.assertEqual(lines[2][column:column + 2], "1x")
-        status, out, err = self.process("show instances", env={**self.environment, "PYTHONIOENCODING": "ascii"})
+        status, out, err = self.run_process("show instances", env={**self.environment, "PYTHONIOENCODING": "ascii"})
         self.assertEqual(status, 0, err)
         self.assertIn(r"\u65e5", out)
 
@@ -3519,19 +3533,19 @@ class RentalTest(CommandCase):
         self.assertEqual(words[0], "rsync")
         self.assertIn("--exclude=*.tmp", words)
         self.assertEqual(words[-2:], [f"{self.home}/", f"vastai_kaalia@127.0.0.1::C.{id}//workspace/data"])
-        self.assertEqual(self.run_line(f"ssh {id}", FAKE_STATUS="7")[0], 7, "the status of the remote command")
-        self.assertEqual(self.run_line(f"ssh {id}", PATH=os.path.join(self.home, "nowhere"))[0], 127)
+        self.assertEqual(self.run_here(f"ssh {id}", FAKE_STATUS="7")[0], 7, "the status of the remote command")
+        self.assertEqual(self.run_here(f"ssh {id}", PATH=os.path.join(self.home, "nowhere"))[0], 127)
         os.unlink(os.path.join(self.home, "called"))
-        self.assertEqual([self.run_line(f"scp -- -x {id}:/a")[0], self.run_line("scp a b")[0]], [2, 2])
+        self.assertEqual([self.run_here(f"scp -- -x {id}:/a")[0], self.run_here("scp a b")[0]], [2, 2])
         instance.offer["public_ipaddr"] = instance.row["ssh_host"] = "-oProxyCommand=x"
         for line in (f"ssh {id}", f"scp {id}:/a .", f"copy {id}:/a local:{self.home}/x"):
-            self.assertNotEqual(self.run_line(line)[0], 0, line)
+            self.assertNotEqual(self.run_here(line)[0], 0, line)
         self.assertFalse(os.path.exists(os.path.join(self.home, "called")), "nothing was run")
 
     def test_questions(self):
         id, line = self.rented(), "destroy instance {}"
         for answer in ("", "n\n", "yeah\n", "\n"):
-            status, out, err = self.run_line(line.format(id), stdin=answer)
+            status, out, err = self.run_here(line.format(id), stdin=answer)
             self.assertEqual((status, out), (2, ""))
             self.assertIn(f"Destroy instance {id}", err)
         self.assertIsNotNone(self.client.show_instance(id))
@@ -3552,22 +3566,22 @@ class RentalTest(CommandCase):
         self.ok(f"change bid {id} --price 0.5 --schedule DAILY --day '*' --hour 3")
         self.assertFalse([request for request in self.box.requests if "bid_price" in request["path"]])
         self.assertEqual(self.client.show_scheduled_jobs()[0]["hour_of_the_day"], 3)
-        status, _, err = self.run_line(f"reboot instance {id} --schedule DAILY --hour 25")
+        status, _, err = self.run_here(f"reboot instance {id} --schedule DAILY --hour 25")
         self.assertEqual(status, 2)
         self.assertIn("--hour", err)
 
     def test_the_program_in_a_process_of_its_own(self):
-        status, out, err = self.process("show user --raw")
+        status, out, err = self.run_process("show user --raw")
         self.assertEqual((status, json.loads(out)["username"], err), (0, "ada", ""))
         self.assertNotIn(self.box.key, out)
         script = "show user\nshow instance 99999\nshwo user\n\n# remark\nshow instances -q\nexit\nshow user\n"
-        status, out, err = self.process("repl", input=script)
+        status, out, err = self.run_process("repl", input=script)
         self.assertEqual(out.splitlines()[-2:], [str(id) for id in self.box.market.tables["instances"]])
         self.assertEqual((out.count("ada@example.com"), "99999" in err, "show user" in err), (1, True, True))
         self.assertNotEqual(status, 0, "a script tells whether all of it went well")
         done = subprocess.run([sys.executable, "-m", "vastai", "--version"], cwd=HERE, stdout=subprocess.PIPE)
         self.assertEqual((done.returncode, done.stdout.decode().strip()), (0, vastai.__version__))
-        status, out, err = self.process("shwo instances")
+        status, out, err = self.run_process("shwo instances")
         self.assertEqual((status, out), (2, ""))
         self.assertIn("did you mean 'show instances'", err)
 
@@ -3580,9 +3594,7 @@ class RentalTest(CommandCase):
             self.assertEqual((done.returncode, done.stdout.decode().split()), (0, ["first", vastai.__version__, *last]))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Programs that were written for the official package
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------- programs written for the official package
 
 
 class CompatTest(CommandCase):
@@ -3749,7 +3761,7 @@ class CompatTest(CommandCase):
                   "--onstart-cmd 'run it' --label sep --raw")
         id = json.loads(self.ok(create))["new_contract"]
         self.assertEqual(self.last("/api/v0/asks/.*")["body"]["env"], {"-p 8000:8000": "1", "K": "V"})
-        status, out, err = self.process(create)
+        status, out, err = self.run_process(create)
         self.assertEqual((status, out), (4, ""))
         self.assertRegex(err, r'"status_code": 4\d\d')
         self.assertEqual(set(json.loads(err)), {"error", "status_code", "msg"})
@@ -3758,7 +3770,7 @@ class CompatTest(CommandCase):
         self.assertIn(id, [row["id"] for row in self.raw("show instances")])
         self.assertEqual(len(self.ok(f"logs {id} --tail 1").splitlines()), 1)
         self.ok(f"destroy instance {id} -y")
-        self.assertEqual(self.run_line(f"show instance {id} --raw")[0], 4)
+        self.assertEqual(self.run_here(f"show instance {id} --raw")[0], 4)
 
     def test_names_that_are_imported(self):
         self.script(
@@ -3786,8 +3798,8 @@ class CompatTest(CommandCase):
         self.assertEqual(len(self.client.show_instances(raw=True)), len(self.client.show_instances()))
 
     def test_habits_on_the_command_line(self):
-        self.assertEqual(self.process("show user")[0], 0)
-        self.assertEqual(self.process("show user --api-key revoked")[0], 3)
+        self.assertEqual(self.run_process("show user")[0], 0)
+        self.assertEqual(self.run_process("show user --api-key revoked")[0], 3)
         self.assertEqual(self.raw("search offers --on-demand num_gpus=8"), json.loads(self.ok(
             ["search offers", "num_gpus=8", "--raw"])))
         lines, rows = self.ok("search offers num_gpus=1").splitlines(), self.client.search_offers("num_gpus=1")
@@ -3798,8 +3810,8 @@ class CompatTest(CommandCase):
         id = self.raw(f"create instance {self.cheapest()} --image a/b --onstart {script} --ssh")["new_contract"]
         sent = self.last("/api/v0/asks/.*")["body"]
         self.assertEqual((sent["onstart"], sent["runtype"]), ("echo one\necho two\n", "ssh_proxy"))
-        self.assertEqual(self.process(f"destroy instance {id}")[0], 2, "no answer is no")
-        self.assertEqual(self.process(f"destroy instance {id}", input="y\n")[0], 0)
+        self.assertEqual(self.run_process(f"destroy instance {id}")[0], 2, "no answer is no")
+        self.assertEqual(self.run_process(f"destroy instance {id}", input="y\n")[0], 0)
         self.ok(f"create instance {self.cheapest()} --image a/b --raw --args --model Qwen/Qwen3-8B --raw -o x -- -h")
         self.assertEqual(self.last("/api/v0/asks/.*")["body"]["args"],
                          ["--model", "Qwen/Qwen3-8B", "--raw", "-o", "x", "--", "-h"])
@@ -3808,9 +3820,7 @@ class CompatTest(CommandCase):
         self.assertEqual(self.raw("show env-vars --show-values"), self.raw("show env-vars --show_values"))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Pure functions
-# ----------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------- pure functions
 
 
 class PureTest(unittest.TestCase):
@@ -3973,279 +3983,8 @@ class PureTest(unittest.TestCase):
             self.assertEqual(vastai.format_json(value), json.dumps(value, indent=1, sort_keys=True))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: a server that does what a script says
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------- faults: the transport
 
-KEY = "key-8f3a52c1d97e4b60"
-# For 127.0.0.1, signed by itself, until 2125; of no use to anybody else.
-CERTIFICATE = """\
-MIIBbDCCARKgAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwIBcNMjAwMTAxMDAwMDAwWhgPMjEyNTAxMDEwMDAwMDBa
-MBQxEjAQBgNVBAMMCTEyNy4wLjAuMTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABOs9cspE+WQ1CfCWHS2BR1Gt7DPQrd8cRb9vpkvVOGK8ML+6
-M29CEL5pPaT5LocjECqVd4oLu3x5roKeQFtdfzujUzBRMA8GA1UdEQQIMAaHBH8AAAEwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAoQw
-HQYDVR0OBBYEFFAgs0WPTQcV8d5pFfZdgL9dAdqEMAoGCCqGSM49BAMCA0gAMEUCIQDd1YiHzHdYF3tGH85X3tueaV+duadF4woc8Oljq++iiQIg
-c4LOM9moo14bUpQl1EE5bzK9fq6hG5LAkWQPIze7sBE="""
-PRIVATE = """\
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgXIJZGjpHUqZSPC60bH/QEA2pUduyyKhu4/pQEumQRR2hRANCAATrPXLKRPlkNQnw
-lh0tgUdRrewz0K3fHEW/b6ZL1ThivDC/ujNvQhC+aT2k+S6HIxAqlXeKC7t8ea6CnkBbXX87"""
-
-
-def pem(kind, text):
-    return f"-----BEGIN {kind}-----\n" + "\n".join(re.findall(".{1,64}",
-                                                              text.replace("\n", ""))) + f"\n-----END {kind}-----\n"
-
-
-def reply(body=None, status=200, **headers):
-    """The bytes of an answer; `body` is bytes, text or what becomes JSON, `retry_after="1"` a header."""
-    data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body
-                                                                                                       or {}).encode()
-    headers = {"Content-Length": len(data), **{name.replace("_", "-"): value for name, value in headers.items()}}
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value is not None)
-    return f"HTTP/1.1 {status} Some Words\r\n{head}\r\n".encode("latin-1") + data
-
-
-def hang_up(faulty, sock, request):
-    """Reads the request and closes."""
-
-
-def reset(faulty, sock, request):
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def stall(faulty, sock, request):
-    faulty.over.wait(5)
-
-
-def cut(data):
-    """Sends this and closes."""
-    return lambda faulty, sock, request: sock.sendall(data)
-
-
-def stuck(data):
-    """Sends this and no more."""
-    def step(faulty, sock, request):
-        sock.sendall(data)
-        faulty.over.wait(5)
-    return step
-
-
-def trickle(data, pause=0.02):
-    def step(faulty, sock, request):
-        for at in range(len(data)):
-            if faulty.over.wait(pause):
-                break
-            sock.sendall(data[at:at + 1])
-    return step
-
-
-AT_ONCE = object()  # closes a new connection before it reads anything
-
-
-class Faulty:
-    """Does to each request what the next step of a script says; the last step goes on for ever.
-
-    A step is the bytes of an answer, or a function of (server, socket, request) that returns True if the connection
-    stays. `route` in place of a script gives the step for a request.
-    """
-
-    def __init__(self, *steps, tls=None, route=None):
-        self.steps, self.route, self.tls = list(steps), route, tls
-        self.requests, self.connections, self.sockets = [], 0, set()
-        self.lock, self.over = threading.Lock(), threading.Event()
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(256)
-        self.port = self.listener.getsockname()[1]
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.over.set()
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.hang_up()
-
-    def hang_up(self):
-        for sock in list(self.sockets):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self.listener.accept()
-                self.connections += 1
-                threading.Thread(target=self.talk, args=(sock,), daemon=True).start()
-
-    def talk(self, sock):
-        self.sockets.add(sock)
-        with contextlib.suppress(OSError, ValueError), sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self.tls:
-                sock = self.tls.wrap_socket(sock, server_side=True)
-            with sock, sock.makefile("rb") as file:
-                while self.one(sock, file):
-                    pass
-
-    def one(self, sock, file):
-        """Serves one request of a connection; True if there may be another."""
-        if self.steps and self.steps[0] is AT_ONCE:
-            self.next()
-            return False
-        request = self.read(file)
-        if request is None:
-            return False
-        step = self.route(request) if self.route else self.next()
-        if not isinstance(step, bytes):
-            return step(self, sock, request)
-        sock.sendall(step)
-        return True
-
-    def next(self):
-        with self.lock:
-            return self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
-
-    def read(self, file):
-        line = file.readline().decode("latin-1").split()
-        if len(line) != 3:
-            return None
-        headers = {}
-        for header in iter(file.readline, b"\r\n"):
-            name, _, value = header.decode("latin-1").partition(":")
-            headers[name.strip().lower()] = value.strip()
-        body = file.read(int(headers.get("content-length", 0)))
-        request = {"method": line[0], "target": line[1], "path": line[1].partition("?")[0], "headers": headers,
-                   "body": body}
-        self.requests.append(request)
-        return request
-
-    @property
-    def writes(self):
-        return [(request["method"], request["target"], request["body"]) for request in self.requests
-                if request["method"] != "GET"]
-
-
-class FaultCase(unittest.TestCase):
-    """A test with a home of its own, no proxies, and no waiting between attempts."""
-
-    maxDiff = None
-
-    def setUp(self):
-        self.home = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, self.home, True)
-        kept = {name: value for name, value in os.environ.items()
-                if not name.upper().startswith(("VAST", "XDG", "HTTP", "ALL_PROXY", "NO_PROXY", "SSL_", "REQUESTS_",
-                                                "PYTHON"))}
-        kept.update(HOME=self.home, USERPROFILE=self.home, NO_COLOR="1", COLUMNS="100")
-        for patch in (mock.patch.dict(os.environ, kept, clear=True),
-                      mock.patch("random.uniform", lambda low, high: 0.0)):
-            patch.start()
-            self.addCleanup(patch.stop)
-
-    def serve(self, *steps, **options):
-        server = Faulty(*steps, **options)
-        self.addCleanup(server.__exit__)
-        return server
-
-    def client(self, server, **options):
-        client = vastai.VastAI(KEY, server if isinstance(server, str) else server.url, **{"timeout": 5, **options})
-        self.addCleanup(client.close)
-        return client
-
-    def error(self, call, *args, **given):
-        """The VastAIError of a call; any other outcome fails the test."""
-        try:
-            answer = call(*args, **given)
-        except vastai.VastAIError as error:
-            told = "".join(traceback.format_exception(type(error), error, error.__traceback__)) + repr(error)
-            self.assertNotIn(KEY, told)
-            return error
-        return self.fail(f"no error, but {answer!r}")
-
-    def cli(self, server, *words, stdin=""):
-        """(status, stdout, stderr) of a command line in this process."""
-        out, err = io.StringIO(), io.StringIO()
-        url = ["--url", server if isinstance(server, str) else server.url] if server else []
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("sys.stdin",
-                                                                                          io.StringIO(stdin)):
-            status = vastai.main([*words[:2], *url, "--api-key", KEY, *words[2:]])
-        self.assertNotIn(KEY, out.getvalue() + err.getvalue())
-        self.assertNotIn("Traceback", err.getvalue())
-        return status, out.getvalue(), err.getvalue()
-
-    def start(self, *words, before="", **options):
-        """A command line in a process of its own; `before` is a shell's redirections or an ulimit."""
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return subprocess.Popen([sys.executable, compiled(), *words], cwd=self.home, **options)
-
-    def run_line(self, *words, env=(), **options):
-        environment = {**os.environ, "VAST_API_KEY": KEY, **dict(env)}
-        process = self.start(*words, env={k: v for k, v in environment.items() if v is not None}, **options)
-        out, err = process.communicate(timeout=20)
-        for stream in (out or b"", err or b""):
-            self.assertNotIn(KEY.encode(), stream)
-            self.assertNotIn(b"Traceback", stream)
-        return process.returncode, (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: believable and bad arguments for every row of the table
-# ----------------------------------------------------------------------------------------------------------------------
-
-BELIEVABLE = {  # parameters whose kind does not say all that the command wants
-    "ssh_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test", "frequency": "DAILY", "src": "7:/a", "dst": "8:/b",
-              "sdate": "01/31/2026",
-    "duration": 2.0, "start_date": "2026-01-01", "end_date": "2026-02-01", "role": "client",
-              "url": "https://example.com/hook",
-    "events": ["instance.created"], "name": "a-name", "pubkey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test",
-}
-BESIDES = {  # parameters that a command does not require, but for another one
-    "delete template": {"template_id": 7}, "cloud copy": {"instance": 7, "connection": 8},
-           "delete deployment": {"id": 7}, "get endpt-logs": {"id": 7},
-    "tfa login": {"code": "123456"}, "tfa update": {"label": "phone"}, "tfa delete": {"code": "123456"},
-    "tfa regen-codes": {"code": "123456"},
-}
-
-
-def believable(row, face, folder):
-    """Arguments with which a command can be called, the required ones alone."""
-    path = os.path.join(folder, "object.json")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write('{"api": {}}')
-    given = dict(BESIDES.get(row.name, {}))
-    for arg in row.args:
-        if arg.face in ("", face) and arg.name not in given and (arg.default if face == "sdk"
-                                                                 else arg.cli) is vastai.REQUIRED:
-            for value in [*filter(None, [BELIEVABLE.get(arg.name)]), *arg.choices[:1], [7], 7, "7", "text", True,
-                          {"a": 1}, path]:
-                with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, vastai.VastAIError):
-                    vastai.convert_value(row, arg, value, face == "cli")
-                    given[arg.name] = value
-                    break
-            else:
-                raise AssertionError(f"no value for {row.name} {arg.name}")
-    return given
-
-
-def line_of(row, given):
-    """The same arguments as words of a command line."""
-    words = row.name.split()
-    for arg in row.args:
-        if arg.name in given:
-            value = given[arg.name]
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            text = json.dumps(value) if isinstance(value, dict) else text
-            words += [f"{arg.flags[-1]}={text}"] if arg.option else [text]
-    return words
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: the transport
-# ----------------------------------------------------------------------------------------------------------------------
 
 USER, RENTED = {"id": 7, "username": "u"}, {"success": True, "new_contract": 77}
 LONG = json.dumps({"success": True, "text": "x" * 5000}).encode()
@@ -4826,16 +4565,6 @@ class TestProxies(FaultCase):
                 self.assertNotIn("same", str(error))
 
 
-def server_context(folder):
-    """A server's TLS context; its authority is left in the folder as ca.pem."""
-    for name, kind, text in (("ca.pem", "CERTIFICATE", CERTIFICATE), ("key.pem", "PRIVATE " + "KEY", PRIVATE)):
-        with open(os.path.join(folder, name), "w", encoding="ascii") as file:
-            file.write(pem(kind, text))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(os.path.join(folder, "ca.pem"), os.path.join(folder, "key.pem"))
-    return context
-
-
 class TestTls(FaultCase):
     def setUp(self):
         super().setUp()
@@ -4893,9 +4622,7 @@ class TestTls(FaultCase):
         self.assertIs(type(error), vastai.NetworkError)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: what the caller learns
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------- faults: what the caller learns
 
 
 class TestExitStatuses(FaultCase):
@@ -4929,13 +4656,13 @@ class TestExitStatuses(FaultCase):
                  "wait instance 7 --max-wait 0")):
             with self.subTest(status=status, words=words[:40]):
                 server = self.serve(*steps or [hang_up])
-                got, out, err = self.cli(server, *words.split())
+                got, out, err = self.run_here(server, *words.split())
                 self.assertEqual(got, status, err)
                 self.assertEqual(bool(err), bool(status))
                 if status not in (0, 8):
                     self.assertEqual(out, "")
                 server = self.serve(*steps or [hang_up])
-                got, out, err = self.cli(server, *words.split(), "--raw")
+                got, out, err = self.run_here(server, *words.split(), "--raw")
                 self.assertEqual(got, status)
                 if status:
                     told = json.loads(err)
@@ -4951,10 +4678,10 @@ class TestExitStatuses(FaultCase):
         for words in ("label instance x x --format json", "label instance x x --format=json", "show nothing --raw",
                       "--ra label instance x x",
                       "label instance 7 --raw --bad-option"):
-            status, out, err = self.cli("http://127.0.0.1:9", *words.split())
+            status, out, err = self.run_here("http://127.0.0.1:9", *words.split())
             self.assertEqual((status, out, json.loads(err)["error"]), (2, "", True))
         for words in ("show nothing", "show instance x --format csv"):
-            self.assertFalse(self.cli("http://127.0.0.1:9", *words.split())[2].startswith("{"))
+            self.assertFalse(self.run_here("http://127.0.0.1:9", *words.split())[2].startswith("{"))
 
     def test_families(self):
         for family, base in (("UsageError", ValueError), ("NotFoundError", LookupError), ("NetworkError", OSError),
@@ -4997,13 +4724,13 @@ class TestExitStatuses(FaultCase):
 
     def test_no_key_asked_for_json(self):
         with mock.patch.dict(os.environ, HOME=self.home):
-            status, _, err = self.run_line("show", "user", "--raw", env={"VAST_API_KEY": ""})
+            status, _, err = self.run_process("show", "user", "--raw", env={"VAST_API_KEY": ""})
         self.assertEqual(status, 3)
         for place in ("--api-key", "VAST_API_KEY", "vast_api_key", "~/.vast_api_key"):
             self.assertIn(place, json.loads(err)["msg"])
 
     def test_a_question_leaves_the_error_a_line_of_its_own(self):
-        status, out, err = self.cli(self.serve(reply()), "destroy", "instance", "7", "--raw", stdin="n\n")
+        status, out, err = self.run_here(self.serve(reply()), "destroy", "instance", "7", "--raw", stdin="n\n")
         question, told = err.splitlines()
         self.assertEqual((status, out, question[-5:], json.loads(told)["error"]), (2, "", "[y/N]", True))
 
@@ -5018,14 +4745,14 @@ class TestExitStatuses(FaultCase):
     def test_a_result_that_stalls(self):
         server = self.serve(route=lambda request: stall if request["method"] == "GET" else reply(
             {"success": True, "result_url": f"http://{request['headers']['host']}/result"}))
-        status, _, err = self.cli(server, "logs", "7", "--max-wait", "0.6", "--explain")
+        status, _, err = self.run_here(server, "logs", "7", "--max-wait", "0.6", "--explain")
         self.assertEqual(status, 9)
         self.assertIn(f"GET {server.url}/result", err)
         self.assertEqual(err.count("Authorization"), 1)
 
     def test_members_of_another_type(self):
         rows = [{"id": 7, "num_gpus": "2\x1b[31m", "gpu_name": 5, "volume_info": 3}]
-        status, out, err = self.cli(self.serve(reply({"instances": rows, "filters": []})), "show", "instances")
+        status, out, err = self.run_here(self.serve(reply({"instances": rows, "filters": []})), "show", "instances")
         self.assertEqual((status, "\x1b" in out, "2\\x1b[31mx 5" in out), (0, False, True), err)
 
     def test_a_log_that_repeats_itself(self):
@@ -5098,7 +4825,7 @@ class TestOddAnswers(FaultCase):
         refusal = {"success": False, "msg": "the offer is gone: success false"}
         for words in (["create", "instance", "5", "--image", "x", "--env", "-e ON_EXIT=success"],
                       ["create", "env-var", "DEBUG", "false"]):
-            status, out, err = self.cli(self.serve(reply(refusal)), *words)
+            status, out, err = self.run_here(self.serve(reply(refusal)), *words)
             self.assertEqual((status, out), (1, ""), err)
             self.assertIn("the offer is gone", err)
         client = self.client(self.serve(reply(refusal)))
@@ -5116,7 +4843,7 @@ class TestOddAnswers(FaultCase):
                 (["show", "invoices"], {"invoices": [{"amount": "1", "timestamp": "x"}]}),
                 (["show", "gpu-trends", "X"], {"gpus": {"X": {"stats": [1]}}})):
             with self.subTest(words):
-                status, _, err = self.cli(self.serve(reply(answer)), *words)
+                status, _, err = self.run_here(self.serve(reply(answer)), *words)
                 self.assertEqual(status, 1, err)
                 self.assertIn("the service gave", err)
                 self.assertNotIn("defect", err)
@@ -5126,7 +4853,7 @@ class TestOddAnswers(FaultCase):
     def test_addresses_of_results(self):
         for url in ("http://[bad/", "http://", "ftp://h/x", "http://h:99999/x", "x"):
             server = self.serve(reply({"success": True, "result_url": url}))
-            status, out, err = self.cli(server, "logs", "7")
+            status, out, err = self.run_here(server, "logs", "7")
             self.assertEqual((status, out, len(server.requests)), (1, "", 1), err)
             self.assertIn("address of the result", err)
         server = self.serve(route=lambda request: reply("text") if request["method"] == "GET" else reply(
@@ -5139,9 +4866,9 @@ class TestOddAnswers(FaultCase):
                               (["show", "instance-backup-files", "7"], {"files": []}),
                               (["show", "ssh-keys", "-q"], [{"id": None}]),
                               (["show", "invoices-v1", "-i"], {"results": [], "total": None})):
-            status, out, err = self.cli(self.serve(reply(answer)), *words)
+            status, out, err = self.run_here(self.serve(reply(answer)), *words)
             self.assertEqual((status, "None" in out + err), (0, False), out + err)
-        status, out, _ = self.cli(self.serve(reply({"id": 7}), reply({"notification_preferences": {"client": {
+        status, out, _ = self.run_here(self.serve(reply({"id": 7}), reply({"notification_preferences": {"client": {
             "low": {"\x1b[31mem.ail": True}}}})), "show", "notifications")
         self.assertEqual((status, out.split()), (0, ["Key", "\\x1b[31mem.ail", "client:low", "True"]))
 
@@ -5152,29 +4879,29 @@ class TestSteps(FaultCase):
     def test_one_page_in_other_shapes(self):
         page = reply({"instances": [{"id": 1}], "next_token": "abc", "total_instances": 3})
         for more, expected in ((["--fields", "id", "--raw"], '[\n {\n  "id": 1\n }\n]\n'), (["--format", "csv"], "id\n1\n")):
-            status, out, err = self.cli(self.serve(page), "show", "instances", "--limit", "2", *more)
+            status, out, err = self.run_here(self.serve(page), "show", "instances", "--limit", "2", *more)
             self.assertEqual((status, out), (0, expected), err)
 
     def test_columns_are_looked_at_first(self):
         server = self.serve(reply({"instances": []}))
-        self.assertEqual(self.cli(server, "show", "instances", "--cols", "id,bogus")[0], 2)
+        self.assertEqual(self.run_here(server, "show", "instances", "--cols", "id,bogus")[0], 2)
         self.assertEqual(server.requests, [])
 
     def test_the_newer_search(self):
         server = self.serve(reply({"offers": [{"id": 1, "geolocation": "Sweden, SE"}]}))
-        status, out, err = self.cli(server, "search", "offers", "--new", "georegion=true num_gpus=1")
+        status, out, err = self.run_here(server, "search", "offers", "--new", "georegion=true num_gpus=1")
         self.assertEqual((status, server.requests[0]["method"]), (0, "PUT"), err)
         self.assertIn("Sweden, SE, EU", out)
 
     def test_a_job_that_is_there(self):
         server = self.serve(reply({"success": True}), reply({"scheduled_job_id": 3, "msg": "conflict"}, 422))
-        status, _, err = self.cli(server, "reboot", "instance", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
+        status, _, err = self.run_here(server, "reboot", "instance", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
         self.assertEqual((status, "nothing was sent" in err, "was done once" in err), (1, False, True), err)
         server = self.serve(reply({"scheduled_job_id": 3, "msg": "conflict"}, 422))
-        status, _, err = self.cli(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
+        status, _, err = self.run_here(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
         self.assertEqual((status, len(server.requests)), (2, 1), err)
         server = self.serve(reply({"scheduled_job_id": 3, "msg": "conflict"}, 422), reply({"success": True}))
-        status, _, err = self.cli(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="y\n")
+        status, _, err = self.run_here(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="y\n")
         first, second = (json.loads(request["body"]) for request in server.requests)
         self.assertEqual((status, first, first["day_of_the_week"]), (0, second, None), err)
         self.assertEqual(first["request_body"], {"client_id": "me", "instance_id": 7, "price": None})
@@ -5183,17 +4910,17 @@ class TestSteps(FaultCase):
         path = os.path.join(self.home, ".ssh", "id_ed25519")
         vastai.write_private(path, "mine")
         with mock.patch.dict(os.environ, PATH=self.home):
-            self.assertEqual(self.cli(self.serve(reply()), "create", "ssh-key", "-y")[0], 127)
-        self.assertEqual(self.cli(self.serve(reply()), "create", "ssh-key", "-y", "--curl")[0], 0)
+            self.assertEqual(self.run_here(self.serve(reply()), "create", "ssh-key", "-y")[0], 127)
+        self.assertEqual(self.run_here(self.serve(reply()), "create", "ssh-key", "-y", "--curl")[0], 0)
         self.assertEqual(os.listdir(os.path.dirname(path)), ["id_ed25519"])
 
     def test_curl_of_many(self):
         ids = [str(id) for id in range(1, 131)]
-        status, out, _ = self.cli(self.serve(reply()), "start", "instances", *ids, "--curl")
+        status, out, _ = self.run_here(self.serve(reply()), "start", "instances", *ids, "--curl")
         self.assertEqual((status, out.count("curl "), ", 130]" in out), (0, 3, True))
 
     def test_following(self):
-        self.assertEqual(self.cli(self.serve(reply()), "logs", "7", "-f", "--raw")[0], 2)
+        self.assertEqual(self.run_here(self.serve(reply()), "logs", "7", "-f", "--raw")[0], 2)
         logs = [0]
 
         def answers(request):
@@ -5204,18 +4931,18 @@ class TestSteps(FaultCase):
                 return reply(f"line {logs[0]}\n")
             return reply({"instances": {"actual_status": "running"}} if logs[0] < 3 else {}, 200 if logs[0] < 3 else 404)
         with mock.patch.object(time, "sleep"):
-            status, out, err = self.cli(self.serve(route=answers), "logs", "7", "-f")
+            status, out, err = self.run_here(self.serve(route=answers), "logs", "7", "-f")
         self.assertEqual((status, out), (0, "line 1\nline 2\n"), err)
 
     def test_long_questions_are_asked_whole(self):
         ids = [str(10 ** 7 + n) for n in range(64)]
-        status, _, err = self.cli(self.serve(reply()), "destroy", "instances", *ids, stdin="n\n")
+        status, _, err = self.run_here(self.serve(reply()), "destroy", "instances", *ids, stdin="n\n")
         self.assertEqual((status, ids[-1] in err, "[y/N]" in err), (2, True, True))
 
     def test_price_increases(self):
         server = self.serve(reply({"pending_price_increases": [{"contract_id": 7, "pending_price_increase_id": 3}]}),
                             reply({"success": True}))
-        status, out, err = self.cli(server, "accept", "price-increase", "7", "-y")
+        status, out, err = self.run_here(server, "accept", "price-increase", "7", "-y")
         self.assertEqual((status, out), (0, "Instance 7: price increase 3 accepted\n"), err)
 
     def test_a_key_set_for_one_call(self):
@@ -5261,7 +4988,7 @@ class TestOutcomes(FaultCase):
                            image="x")
         self.assertEqual((type(error), error.results[-1]["success"]), (vastai.PartialError, None))
         pending = [{"contract_id": id, "pending_price_increase_id": id} for id in (1, 2)]
-        status, out, err = self.cli(self.serve(reply({"pending_price_increases": pending}), reply({"msg": "no"}, 400),
+        status, out, err = self.run_here(self.serve(reply({"pending_price_increases": pending}), reply({"msg": "no"}, 400),
                                                reply({}, 504)), "accept", "price-increase", "1", "2", "-y")
         self.assertEqual((status, [row["status"] for row in json.loads(out)], "2 (unknown)" in err),
                          (8, ["failed", "unknown"], True))
@@ -5336,7 +5063,7 @@ class TestLines(FaultCase):
     def test_help_in_every_spelling(self):
         server = self.serve(reply({"success": True}))
         for more in ("--help", "--hel", "-h", "-qh", "--vers"):
-            status, out, err = self.cli(server, "stop", "instance", "7", more)
+            status, out, err = self.run_here(server, "stop", "instance", "7", more)
             self.assertEqual((status, err, out == vastai.__version__ + "\n" or "usage: vastai stop instance" in out),
                              (0, "", True))
         self.assertEqual(server.requests, [])
@@ -5349,8 +5076,8 @@ class TestLines(FaultCase):
             self.assertEqual((status, out.getvalue(), f"did you mean {meant!r}" in err.getvalue()), (2, "", True),
                              err.getvalue())
         for line in ("--raw foo", "foo --help", "help foo"):
-            self.assertEqual(self.cli(None, *line.split())[:2], (2, ""))
-        self.assertEqual(self.cli(None, "help", "show")[0], 0)
+            self.assertEqual(self.run_here(None, *line.split())[:2], (2, ""))
+        self.assertEqual(self.run_here(None, "help", "show")[0], 0)
 
     def test_shapes(self):
         bill = reply({"results": [{"type": "invoice", "amount": 5}], "total": 1})
@@ -5363,19 +5090,19 @@ class TestLines(FaultCase):
                 (reply({"gpus": {}}), "show gpu-trends RTX_9999", "no data\n"),
                 (reply({"success": True, "workers_to_update": 2}), "update workers 7",
                  "Workergroup 7 is being updated: 2 workers.\n")):
-            status, out, err = self.cli(self.serve(step), *line.split())
+            status, out, err = self.run_here(self.serve(step), *line.split())
             self.assertEqual((status, out), (0, expected), err)
-        self.assertEqual(self.cli(self.serve(bill), "show", "invoices-v1", "-i", "-q")[0], 0)
+        self.assertEqual(self.run_here(self.serve(bill), "show", "invoices-v1", "-i", "-q")[0], 0)
         server = self.serve(reply({"id": 7}), reply({"notification_preferences": {"client": {"low": {"email": True}}}}))
-        self.assertEqual(self.cli(server, "show", "notifications", "--format", "csv")[1], "email,key\nTrue,client:low\n")
+        self.assertEqual(self.run_here(server, "show", "notifications", "--format", "csv")[1], "email,key\nTrue,client:low\n")
 
     def test_shapes_of_a_partial_failure(self):
         server = self.serve(reply({"extended": 0}), reply({"msg": "no"}, 400))
-        status, out, _ = self.cli(server, "list", "machines", "3", "5", "-g", "0.5", "--format", "csv", "--fields", "id,msg")
+        status, out, _ = self.run_here(server, "list", "machines", "3", "5", "-g", "0.5", "--format", "csv", "--fields", "id,msg")
         self.assertEqual((status, out), (8, "id,msg\n3,\n5,no\n"))
 
     def test_a_curl_line_without_its_secret_says_so(self):
-        status, out, err = self.cli(self.serve(reply()), "create", "env-var", "A", "b", "--curl")
+        status, out, err = self.run_here(self.serve(reply()), "create", "env-var", "A", "b", "--curl")
         self.assertEqual((status, '"value": "***"' in out, "***" in err), (0, True, True))
 
 
@@ -5430,15 +5157,15 @@ class TestArguments(FaultCase):
                                   ("create template --disk 8", "recommended_disk_space", "8"),
                                   ("delete template --hash h", "hash_id", "h")):
             server = self.serve(reply({"success": True}))
-            status, _, err = self.cli(server, *line.split())
+            status, _, err = self.run_here(server, *line.split())
             self.assertEqual((status, json.loads(server.requests[0]["body"])[name]), (0, value), err)
-        status, _, err = self.cli("http://unused", "create", "instance", "7", "--vol", "5")
+        status, _, err = self.run_here("http://unused", "create", "instance", "7", "--vol", "5")
         self.assertEqual((status, "ambiguous" in err), (2, True), err)
 
     def test_empty_options_are_not_given(self):
         for line in ("logs 5 --tail '' --filter ''", "show instances -t ''", "show invoices-v1 -i -t ''"):
             server = self.serve(reply({"instances": [], "results": []}))
-            self.assertEqual(self.cli(server, *shlex.split(line))[0], 0)
+            self.assertEqual(self.run_here(server, *shlex.split(line))[0], 0)
             sent = server.requests[0]["target"] + server.requests[0]["body"].decode()
             self.assertFalse(re.search("tail|filter\\b|token", sent), sent)
 
@@ -5446,7 +5173,7 @@ class TestArguments(FaultCase):
         path = os.path.join(self.home, "ssh-key.pub")
         vastai.write_private(path, "ssh-ed25519 AAAA me")
         server = self.serve(reply({"success": True}))
-        self.assertEqual(self.cli(server, "attach", "ssh", "5", path)[0], 0)
+        self.assertEqual(self.run_here(server, "attach", "ssh", "5", path)[0], 0)
         self.assertEqual(json.loads(server.requests[0]["body"]), {"ssh_key": "ssh-ed25519 AAAA me"})
 
     def test_path_parts(self):
@@ -5464,9 +5191,9 @@ class TestArguments(FaultCase):
         self.assertRaises(ValueError, vastai.register, "Odd", row)
 
     def test_curl_has_the_key_where_the_key_is(self):
-        status, out, _ = self.cli(self.serve(reply()), "label", "instance", "1", "@KEY@", "--curl")
+        status, out, _ = self.run_here(self.serve(reply()), "label", "instance", "1", "@KEY@", "--curl")
         self.assertEqual((status, "@KEY@" in out, out.count("$VAST_API_KEY")), (0, True, 1))
-        status, out, _ = self.cli(self.serve(reply()), "get", "wrkgrp-logs", "1", "--curl")
+        status, out, _ = self.run_here(self.serve(reply()), "get", "wrkgrp-logs", "1", "--curl")
         self.assertEqual((status, out.count("$VAST_API_KEY")), (0, 2))
 
 
@@ -5634,7 +5361,7 @@ class TestUnknownRental(FaultCase):
     def test_command_line(self):
         def route(request):
             return reply({"instances": [{"id": 4242, "label": "train"}]}) if request["method"] == "GET" else hang_up
-        status, out, err = self.cli(self.serve(route=route), "create", "instance", "7", "--image", "i", "--label",
+        status, out, err = self.run_here(self.serve(route=route), "create", "instance", "7", "--image", "i", "--label",
                                     "train")
         self.assertEqual((status, out), (7, ""))
         self.assertIn("4242", err)
@@ -5687,15 +5414,13 @@ class TestManyItems(FaultCase):
         self.assertEqual(len([item for item in error.results if not item.get("success")]), 1)
 
     def test_reported(self):
-        status, out, err = self.cli(self.serve(reply({"success": True}), reply("", 500)), "stop", "instances",
+        status, out, err = self.run_here(self.serve(reply({"success": True}), reply("", 500)), "stop", "instances",
                                     *map(str, self.IDS[:70]))
         self.assertEqual((status, len(json.loads(out))), (8, 70))
         self.assertIn("6 of 70 failed", err)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: threads and processes
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------ faults: threads and forks
 
 
 class TestConcurrency(FaultCase):
@@ -5844,9 +5569,7 @@ def open_files():
         return None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: secrets and hostile text
-# ----------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------- faults: secrets and hostile text
 
 
 class TestSecrets(FaultCase):
@@ -5876,7 +5599,7 @@ class TestSecrets(FaultCase):
                             self.assertNotIn("s3cr3t", told)
             for words in (["label", "instance", "7", "x"], ["create", "env-var", "a", "s3cr3t-env-value"]):
                 for more in ([], ["--raw"]):
-                    told = "".join(self.cli(server, *words, *more)[1:])
+                    told = "".join(self.run_here(server, *words, *more)[1:])
                     self.assertTrue("env-var" not in words or "s3cr3t" not in told)
 
     def test_explain_and_curl(self):
@@ -5899,7 +5622,7 @@ class TestSecrets(FaultCase):
 
     def test_explain_of_a_rental(self):
         server = self.serve(reply(RENTED))
-        status, out, err = self.cli(server, "create", "instance", "7", "--image", "i", "--env", self.SECRETS["env"],
+        status, out, err = self.run_here(server, "create", "instance", "7", "--image", "i", "--env", self.SECRETS["env"],
                                     "--login", self.SECRETS["login"], "--explain")
         self.assertEqual(status, 0)
         self.assertNotIn("s3cr3t", out + err)
@@ -5939,7 +5662,7 @@ class TestSecrets(FaultCase):
         old_mask = os.umask(0)
         try:
             os.makedirs(folder, 0o755)
-            status, _, err = self.cli(None, "set", "api-key", "-", stdin=f"  {KEY}\n")
+            status, _, err = self.run_here(None, "set", "api-key", "-", stdin=f"  {KEY}\n")
         finally:
             os.umask(old_mask)
         self.assertEqual(status, 0, err)
@@ -5951,7 +5674,7 @@ class TestSecrets(FaultCase):
             self.assertEqual([stat.S_IMODE(os.stat(place).st_mode) for place in (folder, path)], [0o700, 0o600])
         self.assertEqual((vastai.VastAI().api_key, vastai.VastAI().creds_source), (KEY, "FILE"))
         for bad in ("", "two words\n", "schl\u00fcssel\n", "\x1b[31m\n"):
-            self.assertEqual(self.cli(None, "set", "api-key", "-", stdin=bad)[0], 2)
+            self.assertEqual(self.run_here(None, "set", "api-key", "-", stdin=bad)[0], 2)
         with open(path, encoding="ascii") as file:
             self.assertEqual(file.read(), KEY)
 
@@ -5960,7 +5683,7 @@ class TestSecrets(FaultCase):
             pass
         for config in (os.path.join(self.home, "file"), "/dev/null/x"):
             with mock.patch.dict(os.environ, XDG_CONFIG_HOME=config):
-                status, out, err = self.cli(None, "set", "api-key", "new-key-1234567890")
+                status, out, err = self.run_here(None, "set", "api-key", "new-key-1234567890")
                 self.assertEqual((status, out), (2, ""))
                 self.assertIn("cannot write", err)
                 self.assertNotIn("new-key", err)
@@ -5979,7 +5702,7 @@ class TestSecrets(FaultCase):
         server = self.serve(route=lambda request: reply({"instances": row if "/7/" in request["path"] else [row],
                                                          "success": True}))
         for words in ("create ssh-key", "ssh 7", "scp 7:/a ."):
-            self.run_line(*words.split(), "--url", server.url, env={"PATH": folder + os.pathsep + os.environ["PATH"]})
+            self.run_process(*words.split(), "--url", server.url, env={"PATH": folder + os.pathsep + os.environ["PATH"]})
         with open(os.path.join(self.home, "log"), encoding="utf-8") as file:
             text = file.read()
         self.assertNotIn(KEY, text)
@@ -6012,10 +5735,10 @@ class TestHostileText(FaultCase):
                     {"id": 2, text[:100]: text[:100]}]
             with self.subTest(text=name):
                 server = self.serve(reply({"templates": rows, "instances": rows, "success": True}))
-                status, out, err = self.cli(server, "search", "templates")
+                status, out, err = self.run_here(server, "search", "templates")
                 self.assertEqual(status, 0, err)
                 self.check(out, 3)
-                status, out, err = self.cli(server, "show", "instances")
+                status, out, err = self.run_here(server, "show", "instances")
                 self.assertEqual(status, 0, err)
                 self.check(out, 3)
                 self.check(err)
@@ -6023,11 +5746,11 @@ class TestHostileText(FaultCase):
     def test_cards_and_sentences(self):
         for name, text in HOSTILE.items():
             with self.subTest(text=name):
-                status, out, err = self.cli(self.serve(reply({"id": 7, "username": text, "email": text,
+                status, out, err = self.run_here(self.serve(reply({"id": 7, "username": text, "email": text,
                                                               "fullname": text})), "show", "user")
                 self.assertEqual(status, 0, err)
                 self.check(out, 4)
-                status, out, err = self.cli(self.serve(reply({"success": True, "msg": text})), "label", "instance",
+                status, out, err = self.run_here(self.serve(reply({"success": True, "msg": text})), "label", "instance",
                                             "7", "x")
                 self.assertEqual(status, 0, err)
                 self.check(out, 1)
@@ -6044,7 +5767,7 @@ class TestHostileText(FaultCase):
             for step in steps:
                 with self.subTest(text=name, step=step[:30]):
                     server = self.serve(step)
-                    status, out, err = self.cli(server, "show", "ssh-keys")
+                    status, out, err = self.run_here(server, "show", "ssh-keys")
                     self.assertEqual((out, status > 0), ("", True))
                     self.check(err)
                     self.assertLess(err.count("\n"), 4)
@@ -6085,7 +5808,7 @@ class TestHostileText(FaultCase):
                                                                                 "\n")  # our own colours and progress
                 self.check(shown)
                 self.assertIn("owned", shown)
-        self.assertIn("\x1b[2J", self.run_line("logs", "7", "--url", server.url)[1])
+        self.assertIn("\x1b[2J", self.run_process("logs", "7", "--url", server.url)[1])
 
     def on_terminal(self, *words, size=(24, 100)):
         """What a command writes to a terminal that is its stdout and stderr."""
@@ -6094,7 +5817,7 @@ class TestHostileText(FaultCase):
         near, far = os.openpty()
         fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
-        process = self.start(*words, env={**environment, "VAST_API_KEY": KEY, "TERM": "xterm",
+        process = self.start_process(*words, env={**environment, "VAST_API_KEY": KEY, "TERM": "xterm",
                                           "PYTHONIOENCODING": "utf-8"}, stdout=far, stderr=far)
         os.close(far)
         parts = []
@@ -6123,9 +5846,7 @@ class TestHostileText(FaultCase):
                     parse(text)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: wrong use
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------- faults: wrong use
 
 
 class Odd:
@@ -6172,7 +5893,7 @@ class TestBadInput(FaultCase):
     def test_a_line_without_a_command(self):
         for status, line in ((0, []), (0, ["--raw"]), (0, ["--help"]), (2, ["--bogus"]), (2, ["--retry"]), (2, ["-x"])):
             with self.subTest(line):
-                found, out, err = self.cli(None, *line)
+                found, out, err = self.run_here(None, *line)
                 self.assertEqual((found, out == ""), (status, status > 0), err)
 
     def test_sdk(self):
@@ -6212,7 +5933,7 @@ class TestBadInput(FaultCase):
                             continue
                         if arg.face != "sdk" and row.face != "sdk":
                             with self.subTest(command=row.name, argument=arg.name, text=text):
-                                status, out, err = self.cli(self.server, *line_of(row, {**good, arg.name: text}))
+                                status, out, err = self.run_here(self.server, *line_of(row, {**good, arg.name: text}))
                                 self.assertEqual((status, out), (2, ""))
                                 self.refused(err.strip(), row)
                         if arg.face != "cli" and row.face != "cli":
@@ -6238,7 +5959,7 @@ class TestBadInput(FaultCase):
                       for text in BAD_TEXT]
             for line in lines:
                 with self.subTest(line=[word[:50] for word in line]):
-                    status, out, err = self.cli(self.server, *line)
+                    status, out, err = self.run_here(self.server, *line)
                     self.assertEqual((status, out), (2, ""))
                     self.refused(err.strip(), row)
 
@@ -6255,7 +5976,7 @@ class TestBadInput(FaultCase):
         for line in lines:
             for path in bad:
                 with self.subTest(line=line, path=path):
-                    status, out, err = self.cli(self.server, *line, path)
+                    status, out, err = self.run_here(self.server, *line, path)
                     self.assertEqual((status, out), (2, ""))
                     self.refused(err.strip(), None)
 
@@ -6271,7 +5992,7 @@ class TestBadInput(FaultCase):
                 if row is None or not any(line[-1] in arg.flags for arg in row.args):
                     continue
                 with self.subTest(line=line, text=text):
-                    status, out, err = self.cli(self.server, *line[:-1], f"{line[-1]}={text}")
+                    status, out, err = self.run_here(self.server, *line[:-1], f"{line[-1]}={text}")
                     self.assertEqual((status, out), (2, ""))
                     self.refused(err.strip(), row)
 
@@ -6289,8 +6010,8 @@ class TestBadInput(FaultCase):
                 vastai.VastAI(KEY, **given)
         self.assertIsInstance(vastai.VastAI(KEY, retry="5").retry, int)
         for text in ("x", "0", "-1", "1.5", ""):
-            self.assertEqual(self.cli(self.server, "show", "user", f"--retry={text}")[0], 2)
-        self.assertEqual(self.cli("ftp://x", "show", "user")[0], 2)
+            self.assertEqual(self.run_here(self.server, "show", "user", f"--retry={text}")[0], 2)
+        self.assertEqual(self.run_here("ftp://x", "show", "user")[0], 2)
 
     def test_methods(self):
         client = self.client(self.server)
@@ -6301,9 +6022,7 @@ class TestBadInput(FaultCase):
                 call()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: processes, signals, streams, homes
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------ faults: signals, streams, homes
 
 
 @unittest.skipUnless(os.name == "posix", "signals and redirections of POSIX")
@@ -6321,7 +6040,7 @@ class TestProcesses(FaultCase):
         return done.returncode, out, err
 
     def interrupt(self, *words, ready, stdin=subprocess.DEVNULL):
-        process = self.start(*words, stdin=stdin, env={**os.environ, "VAST_API_KEY": KEY})
+        process = self.start_process(*words, stdin=stdin, env={**os.environ, "VAST_API_KEY": KEY})
         for _ in range(1000):
             if ready(process):
                 break
@@ -6408,10 +6127,10 @@ class TestProcesses(FaultCase):
         self.addCleanup(os.chmod, blocked, 0o700)
         for env in ({"HOME": None}, {"HOME": ""}, {"HOME": "/dev/null"}, {"HOME": blocked}):
             with self.subTest(env=env):
-                status, out, err = self.run_line("show", "user", "--url", server.url, env=env)
+                status, out, err = self.run_process("show", "user", "--url", server.url, env=env)
                 self.assertEqual((status, err), (0, ""))
-        self.assertEqual(self.run_line("set", "api-key", "new-key-123456789", env={"HOME": "/dev/null"})[0], 2)
-        status, out, err = self.run_line("show", "user", env={"HOME": "/nonexistent", "VAST_API_KEY": None})
+        self.assertEqual(self.run_process("set", "api-key", "new-key-123456789", env={"HOME": "/dev/null"})[0], 2)
+        status, out, err = self.run_process("show", "user", env={"HOME": "/nonexistent", "VAST_API_KEY": None})
         self.assertEqual((status, out), (3, ""))
         self.assertIn("VAST_API_KEY", err)
 
@@ -6421,23 +6140,21 @@ class TestProcesses(FaultCase):
         for env in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "cp1252"},
                     {"PYTHONIOENCODING": "ascii:strict"}):
             with self.subTest(env=env):
-                status, out, err = self.run_line("show", "ssh-keys", "--url", server.url, env=env)
+                status, out, err = self.run_process("show", "ssh-keys", "--url", server.url, env=env)
                 self.assertEqual((status, err), (0, ""))
                 self.assertIn("7", out)
-                self.assertEqual(self.run_line("show", "instances", "--help", env=env)[0], 0)
-        self.assertIn("Jos\\xe9", self.run_line("show", "ssh-keys", "--format", "csv", "--url", server.url,
+                self.assertEqual(self.run_process("show", "instances", "--help", env=env)[0], 0)
+        self.assertIn("Jos\\xe9", self.run_process("show", "ssh-keys", "--format", "csv", "--url", server.url,
                                                 env={"PYTHONIOENCODING": "ascii"})[1])
-        self.assertEqual(self.run_line("show", "\u4e16", env={"PYTHONIOENCODING": "ascii"})[0], 2)
+        self.assertEqual(self.run_process("show", "\u4e16", env={"PYTHONIOENCODING": "ascii"})[0], 2)
 
     def test_debug(self):
-        process = self.start("show", "instance", "x", env={**os.environ, "VASTAI_DEBUG": "1", "VAST_API_KEY": KEY})
+        process = self.start_process("show", "instance", "x", env={**os.environ, "VASTAI_DEBUG": "1", "VAST_API_KEY": KEY})
         err = process.communicate(timeout=20)[1]
         self.assertEqual((process.returncode, b"Traceback" in err, KEY.encode() in err), (1, True, False))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Faults: at random
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------- faults: at random
 
 
 class TestAtRandom(FaultCase):
@@ -6520,99 +6237,7 @@ class TestAtRandom(FaultCase):
                 self.assertLessEqual(len(server.requests), 12)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Tests: completion and the prompt
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class Terminal:
-    """A program on a terminal of its own, to be typed at."""
-
-    # A process of its own, as forking one that has threads may hang; a background test has SIGINT ignored.
-    START = ("import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
-             "tty = os.open(sys.argv[1], os.O_RDWR); [os.dup2(tty, number) for number in range(3)];"
-             "os.execvp(sys.argv[2], sys.argv[2:])")
-
-    def __init__(self, words, env):
-        import pty
-        self.descriptor, inner = pty.openpty()
-        self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self.START, os.ttyname(inner), *words],
-                                        env=env, start_new_session=True)
-        self.inner, self.text = inner, ""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.process.kill()
-        self.process.wait()
-        os.close(self.descriptor)
-        os.close(self.inner)
-
-    def expect(self, wanted, seconds=8):
-        """Reads on until `wanted` has appeared; returns all up to there."""
-        import select
-        end = time.monotonic() + seconds
-        while wanted not in self.text:
-            if not select.select([self.descriptor], [], [], max(0, end - time.monotonic()))[0]:
-                raise AssertionError(f"no {wanted!r} in {self.text!r}")
-            self.text += os.read(self.descriptor, 65536).decode("utf-8", "replace")
-        before, _, self.text = self.text.partition(wanted)
-        return before
-
-    def type(self, text):
-        os.write(self.descriptor, text.encode())
-
-    def status(self):
-        """The exit status, once it has ended by itself."""
-        return self.process.wait(8)
-
-
-class ShellCase(unittest.TestCase):
-    """A home of its own, a `vastai` on the path, a sandbox and a service that never answers."""
-
-    def setUp(self):
-        self.box = Sandbox(boot=0)
-        self.addCleanup(self.box.close)
-        home = tempfile.TemporaryDirectory()
-        self.addCleanup(home.cleanup)
-        self.home = home.name
-        self.cache = os.path.join(self.home, "cache", "vastai")
-        program = os.path.join(self.home, "vastai")
-        with open(program, "w") as file:
-            folder = os.path.dirname(os.path.abspath(vastai.__file__))
-            code = f"import sys; sys.path.insert(0, {folder!r}); import vastai; sys.exit(vastai.main())"
-            file.write(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n')
-        os.chmod(program, 0o755)
-        self.env = {"PATH": self.home + os.pathsep + os.environ["PATH"], "HOME": self.home, "TERM": "dumb",
-                    "XDG_CACHE_HOME": os.path.join(self.home, "cache"), "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull,
-                    "XDG_CONFIG_HOME": os.path.join(self.home, "config"), "ZDOTDIR": self.home,
-                    "VAST_URL": self.box.url, "VAST_API_KEY": self.box.key}
-
-    def silent_service(self):
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(listener.close)
-        return "http://127.0.0.1:%d" % listener.getsockname()[1]
-
-    def vastai(self, *words, text="", **env):
-        return subprocess.run([os.path.join(self.home, "vastai"), *words], env={**self.env, **env}, input=text,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=30)
-
-    def offered(self, *words, **env):
-        """{candidate: meaning} as a shell gets it."""
-        answer = self.vastai("__complete", *words, **env)
-        self.assertEqual("", answer.stderr)
-        return dict(line.partition("\t")[::2] for line in answer.stdout.splitlines())
-
-    def rented(self):
-        """The ids of the sandbox's two instances."""
-        with vastai.VastAI(api_key=self.box.key, server_url=self.box.url) as client:
-            ids = sorted(row["id"] for row in client.show_instances())
-            client.label_instance(ids[0], "a:b\tc")
-        return list(map(str, ids))
-
-    def asked(self):
-        return sum(call["path"] == "/api/v1/instances/" for call in self.box.requests)
+# ------------------------------------------------------------------------ completion and the prompt
 
 
 class CompleteTest(unittest.TestCase):
@@ -6741,11 +6366,11 @@ class CompletionOfIdsTest(ShellCase):
         self.assertEqual(["offers\tGPU offers that can be rented", "[]"], out.decode().splitlines())
 
     def test_help_is_the_help(self):
-        self.assertEqual(self.vastai("search", "offers", "--help").stdout,
-                         self.vastai("help", "search", "offers").stdout)
-        self.assertEqual(self.vastai("--help").stdout, self.vastai("help").stdout)
-        self.assertIn("offers", self.vastai("help", "search").stdout)
-        self.assertEqual(2, self.vastai("completion", "tcsh").returncode)
+        self.assertEqual(self.run_process("search", "offers", "--help").stdout,
+                         self.run_process("help", "search", "offers").stdout)
+        self.assertEqual(self.run_process("--help").stdout, self.run_process("help").stdout)
+        self.assertIn("offers", self.run_process("help", "search").stdout)
+        self.assertEqual(2, self.run_process("completion", "tcsh").returncode)
 
 
 def shell(name):
@@ -6827,7 +6452,7 @@ class ReplTest(ShellCase):
         script = ("# a remark that isn't read\n\nshow user --fields id\n"
                   "vastai search offers 'num_gpus=1' --limit 1 --format csv --fields id\nshow instance 999\n"
                   "help search offers\nrepl\nshow ssh-keys 'open\nnonsense\nshow user --raw --fields id\n")
-        done = self.vastai("--quiet", "repl", text=script)
+        done = self.run_process("--quiet", "repl", text=script)
         self.assertEqual(2, done.returncode, "the last that failed")
         self.assertEqual(1, len(connections), "one connection for all")
         self.assertIn("no closing quotation", done.stderr)
@@ -6837,28 +6462,28 @@ class ReplTest(ShellCase):
         self.assertFalse(os.path.exists(os.path.join(self.cache, "history")))
 
     def test_statuses_and_ends(self):
-        self.assertEqual(0, self.vastai("repl", text="show user\nexit\nnonsense\n").returncode)
-        self.assertEqual(0, self.vastai("repl", text="").returncode)
-        self.assertEqual(4, self.vastai("repl", text="show instance 999\nquit\n").returncode)
-        self.assertEqual(4, self.vastai("repl", text="show instance 999\nshow user\n", HOME="/no").returncode)
+        self.assertEqual(0, self.run_process("repl", text="show user\nexit\nnonsense\n").returncode)
+        self.assertEqual(0, self.run_process("repl", text="").returncode)
+        self.assertEqual(4, self.run_process("repl", text="show instance 999\nquit\n").returncode)
+        self.assertEqual(4, self.run_process("repl", text="show instance 999\nshow user\n", HOME="/no").returncode)
 
     def test_global_options_hold(self):
         nowhere = "http://127.0.0.1:9"
         script = "show user --fields id\nshow user --fields id --format csv\nshow instance 999\nshow 'x\n"
-        done = self.vastai("--raw", "--url", self.box.url, "repl", "--api-key", "another-key-5678", text=script,
+        done = self.run_process("--raw", "--url", self.box.url, "repl", "--api-key", "another-key-5678", text=script,
                            VAST_URL=nowhere)
         self.assertIn('{\n "id": ', done.stdout)
         self.assertIn("\nid\n", done.stdout)
         self.assertEqual([True] * 2, [json.loads(line)["error"] for line in done.stderr.splitlines()])
         self.assertEqual("Bearer another-key-5678", self.box.requests[-1]["headers"]["Authorization"])
-        self.assertEqual(2, self.vastai("repl", "--retry", "x", text="show user\n").returncode)
-        self.assertEqual(0, self.vastai("--curl", "repl", text="reboot instance 5\n", VAST_URL=nowhere).returncode)
+        self.assertEqual(2, self.run_process("repl", "--retry", "x", text="show user\n").returncode)
+        self.assertEqual(0, self.run_process("--curl", "repl", text="reboot instance 5\n", VAST_URL=nowhere).returncode)
 
     def test_answers_to_questions_come_from_the_script(self):
         first, second = self.rented()
         script = f"destroy instance {first}\ny\ndestroy instance {second}\nn\n"
-        self.assertEqual(2, self.vastai("repl", text=script).returncode)
-        self.assertEqual([second], self.vastai("show", "instances", "-q").stdout.split())
+        self.assertEqual(2, self.run_process("repl", text=script).returncode)
+        self.assertEqual([second], self.run_process("show", "instances", "-q").stdout.split())
 
     @unittest.skipUnless(os.name == "posix", "needs a terminal")
     def test_at_a_terminal(self):
@@ -6908,9 +6533,7 @@ class ReplTest(ShellCase):
             self.assertEqual(0, terminal.status())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Tests: invoices as PDF
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------- invoices as PDF
 
 
 class PdfTest(unittest.TestCase):
@@ -7125,9 +6748,302 @@ class PdfTest(unittest.TestCase):
             self.assertIn(f"2024-05-01 Label (no. {index}) \\ caf\u00e9 24 $0.20 ${index}.50", lines)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Benchmark: what a user waits for, beside hand-written floors and, if there is one, the official client
-# ----------------------------------------------------------------------------------------------------------------------
+# ==================================================================================================
+# 4. WHAT IS WRITTEN FROM THE TABLE
+# ==================================================================================================
+
+# ----------------------------------------------------- stubs, the README's list, the pinned surface
+
+
+def stub(name, row):
+    """The lines of one method for type checkers: signature, docstring, body."""
+    parameters, optional = ["self"], False
+    for arg in (arg for arg in row.args if arg.face != "cli"):
+        required = arg.default is vastai.REQUIRED
+        if optional and required:
+            parameters.append("*")
+        optional = optional or not required
+        parameters.append(f"{arg.name}: {arg.annotation}" + ("" if required else f" = {arg.default!r}"))
+    doc = f'"{row.summary[:1].upper()}{row.summary[1:]}."; ...'
+    head, tail = f"        def {name}(", f") -> {row.annotation}:"
+    line = f"{head}{', '.join(parameters)}{tail}"
+    if len(line) + len(doc) < 120:
+        return [f"{line} {doc}"]
+    lines, words = [head], [f"{part}," for part in parameters[:-1]] + [parameters[-1] + tail]
+    for word in [part for word in words for part in (word.replace(", ", ",\n").split("\n") if len(word) > 60 else [word])]:
+        if len(lines[-1]) + len(word) >= 119:
+            lines.append(" " * 16 + word)
+        else:
+            lines[-1] += word if lines[-1] == head else f" {word}"
+    return [*lines, f"            {doc}"]
+
+
+def stub_block():
+    """The block of vastai.py between `# stubs: begin` and `# stubs: end`."""
+    lines = ["    if TYPE_CHECKING:  # written by `python3 test_vastai.py stubs`"]
+    for name, row in vastai.METHODS.items():
+        lines += stub(name, row) if name == row.methods[0] else [f"        {name} = {row.methods[0]}"]
+    return "\n".join(lines) + "\n"
+
+
+def reference_block():
+    """The README's list of commands, a line each, by the groups of the help."""
+    lines, group = [], ""
+    for row in vastai.COMMANDS.values():
+        if row.group != group:
+            group = row.group
+            lines += ["", f"### {group}", "", "| command | method | |", "| --- | --- | --- |"]
+        command = f"`vastai {row.name}`" if row.face != "sdk" else ""
+        method = f"`{row.methods[0]}()`" if row.face != "cli" else ""
+        lines.append(f"| {command} | {method} | {row.summary} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def surface_line(row):
+    """A command with everything that a caller can give it, in one line."""
+    words = [row.name, *(f"/{alias}" for alias in row.aliases), *(f"/{name}()" for name in row.methods[1:])]
+    words += {"sdk": ["(sdk)"], "cli": ["(cli)"]}.get(row.face, [])
+    for arg in row.args:
+        default = "" if arg.default is vastai.REQUIRED else f"={arg.default!r}"
+        default += "" if arg.cli == arg.default else f"|{arg.cli!r}"
+        marks = {"sdk": "(sdk)", "cli": "(cli)"}.get(arg.face, "") + "".join(f"/{old}" for old in arg.old)
+        flags = ",".join([*arg.flags, *arg.shortcuts])
+        choices = "{" + ",".join(map(str, arg.choices)) + "}" if arg.choices else ""
+        name = "" if arg.name == arg.flags[-1].lstrip("-").replace("-", "_") else f"->{arg.name}"
+        words.append(f"{flags}{name}:{arg.kind.metavar}{'+' * arg.many}{choices}{default}{marks}")
+    return " ".join(words) + f" -> {row.annotation}" + ("" if row.safe else " ONCE")
+
+
+def surface_block():
+    return "SURFACE = r'''\n" + "\n".join(surface_line(row) for row in vastai.COMMANDS.values()) + "\n'''\n"
+
+
+BLOCKS = {
+    "stubs": ("vastai.py", "    # stubs: begin\n", "    # stubs: end\n", stub_block),
+    "reference": ("README.md", "<!-- commands: begin -->\n", "<!-- commands: end -->\n", reference_block),
+    "surface": ("test_vastai.py", "# surface: begin\n", "# surface: end\n", surface_block),
+}
+
+
+def block(name, write=False):
+    """(what a generated block holds, what it should hold); with `write` it is brought up to date."""
+    file, begin, end, make = BLOCKS[name]
+    with open(os.path.join(HERE, file), encoding="utf-8") as source:
+        text = source.read()
+    before, _, rest = text.partition("\n" + begin)
+    found, _, after = rest.partition(end)
+    made = make()
+    if write:
+        with open(os.path.join(HERE, file), "w", encoding="utf-8") as target:
+            target.write(f"{before}\n{begin}{made}{end}{after}")
+    return found, made
+
+
+def writer(name):
+    def write(arguments):
+        argparse.ArgumentParser(prog=f"test_vastai.py {name}", description=write.__doc__).parse_args(arguments)
+        block(name, write=True)
+        print(f"{BLOCKS[name][0]}: {name} written")
+        return 0
+    write.__doc__ = f"Write the {name} into {BLOCKS[name][0]}, from the table."
+    return write
+
+
+# ------------------------------------------------------------------------------- the pinned surface
+
+# surface: begin
+SURFACE = r'''
+search offers /search instances query:QUERY+=None -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False --new:TEXT=False(cli) --disable-bundling:TEXT=False(cli) -> list[Offer]
+search offers-new (sdk) query:QUERY+=None --type:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False -> list[Offer]
+search templates query:QUERY+=None -> list[Template]
+show template id:ID -> Template
+create instance id:ID/ID --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
+create instances ids:ID+ --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None -> dict[str, Any] ONCE
+launch instance -g,--gpu-name:NAME -n,--num-gpus:TEXT -i,--image:TEXT -r,--region:TEXT=None -d,--disk:GB=10|16.0 -o,--order:FIELDS='score-' --limit:N=None|3 --env:ENV=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --runtype:TEXT=None(sdk) --args:TEXT=None --query:JSON=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
+show instances /show instances-v1 -s,--status:TEXT+=None --label:TEXT+=None --gpu-name:TEXT+=None --verification:TEXT+{verified,unverified,deverified}=None --order-by:TEXT+=None -l,--limit:N=None -t,--next-token:TEXT=None -a,--all:TEXT=False -v,--verbose:TEXT=False(cli) --cols:TEXT=None(cli) -> list[Instance]
+show instances-v1 (sdk) params:JSON=None -> dict[str, Any]
+show instance-filters (sdk) -> list[dict[str, Any]]
+show instance id:ID/ID/INSTANCE_ID -> Instance | Any
+start instance id:ID/ID -> dict[str, Any]
+stop instance id:ID/ID -> dict[str, Any]
+destroy instance id:ID/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any]
+start instances ids:ID+ -> dict[str, Any]
+stop instances ids:ID+ -> dict[str, Any]
+destroy instances ids:ID+ -y,--yes:TEXT=False(cli) -> dict[str, Any]
+reboot instance id:ID/ID --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any] ONCE
+recycle instance id:ID/ID -> dict[str, Any] ONCE
+label instance id:ID/ID label:TEXT -> dict[str, Any]
+update instance id:ID/ID --template_id:ID=None --template_hash_id:TEXT=None --image:TEXT=None --args:TEXT=None --env:JSON=None --onstart:TEXT=None -> dict[str, Any]
+prepay instance id:ID/ID amount:USD -> dict[str, Any] ONCE
+change bid id:ID/ID --price:USD=None --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any]
+execute id:ID/ID command:NAME/COMMAND --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' --max-wait:SECONDS=60 -> str ONCE
+logs instance_id:ID/id/ID/INSTANCE_ID --tail:TEXT=None --filter:TEXT=None --daemon-logs:TEXT=False --max-wait:SECONDS=60 -f,--follow:TEXT=False(cli) -> str
+wait instance id:ID/ID --status:TEXT{running,loading,exited,destroyed}='running' --max-wait:SECONDS=600 --poll:SECONDS=5 -> Instance
+ssh (cli) id:ID/ID command:TEXT+=None -i,--identity:TEXT=None -> None ONCE
+scp (cli) source:NAME target:NAME -i,--identity:TEXT=None -r,--recursive:TEXT=False -> None ONCE
+ssh-url id:ID/ID --all:TEXT=False(cli) -> str
+scp-url id:ID/ID --all:TEXT=False(cli) -> str
+create template --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any] ONCE
+update template hash_id:NAME/HASH_ID --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any]
+delete template --template-id:ID=None --hash-id:TEXT=None -> dict[str, Any]
+search volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
+search network-volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
+show volumes -t,--type:TEXT{all,local,network}='all' -> list[Volume]
+create volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
+create network-volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
+clone volume source:ID dest:ID -s,--size:GB=None -d,--disable_compression:TEXT=False -> dict[str, Any] ONCE
+delete volume id:ID -> dict[str, Any]
+list volume id:ID -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
+list volumes ids:ID+ -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
+unlist volume id:ID -> dict[str, Any]
+list network-volume disk_id:ID -p,--price_disk:USD=0.15 -s,--size:GB=15 -e,--end_date:DATE=None -> dict[str, Any] ONCE
+unlist network-volume id:ID -> dict[str, Any]
+show network-disks -> dict[str, Any]
+add network-disk machines:ID+ mount_point:NAME -d,--disk_id:ID=None -> dict[str, Any] ONCE
+copy src:NAME dst:NAME -i,--identity:NAME=None(cli) --exclude:TEXT+=None(cli) -> dict[str, Any] ONCE
+cancel copy dst->dst_id:ID/dst -> dict[str, Any]
+cancel sync dst->dst_id:ID/dst -> dict[str, Any]
+cloud copy --src:NAME --dst:NAME='/workspace' --instance:ID=None --connection:ID=None --transfer:TEXT='Instance to Cloud' --dry-run:TEXT=False --size-only:TEXT=False --ignore-existing:TEXT=False --update:TEXT=False --delete-excluded:TEXT=False --flags:TEXT+=None(sdk) --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+show connections -> list[dict[str, Any]]
+take snapshot instance_id:ID/id --repo:TEXT=None --container_registry:NAME='docker.io' --docker_login_user:TEXT=None --docker_login_pass:TEXT=None --pause:true|false=True -> dict[str, Any] ONCE
+show instance-backups --contract-id:ID=None -> list[dict[str, Any]]
+show instance-backup-files /instance_backup_files() contract_id:ID -> dict[str, Any]
+show deployments -> list[dict[str, Any]]
+show deployment id:ID -> dict[str, Any] | Any
+show deployment-versions id:ID -> list[dict[str, Any]]
+start deployment id:ID -> dict[str, Any]
+stop deployment id:ID -> dict[str, Any]
+delete deployment id:ID=None --name:NAME=None --tag:TEXT=None -> dict[str, Any]
+show pending-price-increases -> dict[str, Any]
+accept price-increase ids:ID+(cli) instance_id:ID(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+reject price-increase ids:ID+(cli) instance_id:ID(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+search benchmarks query:QUERY+=None -o,--order:FIELDS=None -l,--limit:N=None -t,--next-token->after_token:TEXT=None/next_token -a,--all->all_pages:TEXT=False -> list[dict[str, Any]]
+search benchmarks-v1 (sdk) params:JSON=None -> dict[str, Any]
+show gpu-metrics /metrics gpu --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --num-gpus:TEXT{all,1,2,4,8,other}='all' -> dict[str, Any]
+show gpu-trends /metrics gpu-trends name:NAME='RTX 5090,RTX 4090,RTX 3090' --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --num-gpus:TEXT{all,1,2,4,8,other}='all' --start:N=None --end:N=None --step:N=None -> dict[str, Any]
+show gpu-locations /metrics gpu-locations --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --rented:TEXT{true,false,all}='all' --state:TEXT{all,rented,available,unavailable}='all' --gpu:TEXT=None -> dict[str, Any]
+set api-key new_api_key->api_key:NAME/new_api_key -> None
+show ssh-keys -> list[dict[str, Any]]
+create ssh-key ssh_key:TEXT=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+attach ssh instance_id:ID/id ssh_key:TEXT -> dict[str, Any]
+show instance-ssh-keys id:ID/ID/instance_id/INSTANCE_ID -> list[dict[str, Any]]
+detach ssh instance_id:ID/id ssh_key_id:ID -> dict[str, Any]
+update ssh-key id:ID/ssh_key_id ssh_key:TEXT -> dict[str, Any]
+delete ssh-key id:ID/ssh_key_id -> dict[str, Any]
+show api-keys -> list[dict[str, Any]]
+show api-key id:ID -> dict[str, Any]
+create api-key --name:NAME --permission_file->permissions:FILE=None/permission_file --key_params:JSON=None -> dict[str, Any] ONCE
+delete api-key id:ID -> dict[str, Any]
+reset api-key -> dict[str, Any] ONCE
+set role role:TEXT{host,client} -> None
+show env-vars -s,--show-values:TEXT=False -> dict[str, Any] | Any
+create env-var name:NAME value:TEXT -> dict[str, Any] ONCE
+update env-var name:NAME value:TEXT -> dict[str, Any]
+delete env-var name:NAME -> dict[str, Any]
+tfa login -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -> dict[str, Any] ONCE
+tfa logout -> dict[str, Any]
+tfa status -> dict[str, Any]
+tfa auth-new -c,--code:CODE=None -s,--secret:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -id,--method-id:ID=None -> dict[str, Any] ONCE
+tfa totp-setup -> dict[str, Any] ONCE
+tfa send-sms -p,--phone-number:TEXT=None -> dict[str, Any] ONCE
+tfa resend-sms -s,--secret:CODE -p,--phone-number:TEXT=None -> dict[str, Any] ONCE
+tfa send-email -> dict[str, Any] ONCE
+tfa activate code:NAME --secret:CODE -t,--method-type:TEXT{sms,totp}='totp' --phone-number:TEXT=None -l,--label:TEXT=None --method-id:ID=None(sdk) -> dict[str, Any] ONCE
+tfa update method_id:ID -l,--label:TEXT=None -p,--set-primary:true|false=None -> dict[str, Any]
+tfa delete -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None --method-id:ID=None -id,--id-to-delete:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+tfa regen-codes -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+create team --team-name:NAME --transfer-credit:USD=0 -> dict[str, Any] ONCE
+destroy team -> dict[str, Any]
+show members /show team-members /show_team_members() -> list[dict[str, Any]]
+invite member /invite team-member /invite_team_member() --email:NAME --role:NAME -> dict[str, Any] ONCE
+remove member /remove team-member /remove_team_member() id:ID/ID -> dict[str, Any]
+show team-roles -> list[dict[str, Any]]
+show team-role name:NAME/NAME -> dict[str, Any]
+create team-role --name:NAME/NAME --permissions:FILE -> dict[str, Any] ONCE
+update team-role id:ID/ID --name:NAME=None --permissions:FILE=None -> dict[str, Any]
+remove team-role name:NAME/NAME -> dict[str, Any]
+show machines -> list[Machine]
+show machine id:ID/Machine/machine_id -> Machine
+list machine id:ID/machine_id -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> dict[str, Any]
+list machines ids:ID+ -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> list[dict[str, Any]]
+unlist machine id:ID/machine_id -> dict[str, Any]
+delete machine id:ID/machine_id -> dict[str, Any]
+cleanup machine id:ID/machine_id -> dict[str, Any]
+defrag machines ids:ID+/IDs/machine_ids -> dict[str, Any]
+set min-bid id:ID/machine_id --price:USD=None -> dict[str, Any]
+set defjob id:ID/machine_id --price_gpu:USD=None --price_inetu:USD=None --price_inetd:USD=None --image:TEXT=None --args:TEXT=None -> dict[str, Any]
+remove defjob id:ID/machine_id -> dict[str, Any]
+show maints -i,--ids:ID/machine_ids -> list[dict[str, Any]]
+schedule maint id:ID/machine_id --sdate:DATE --duration:N --maintenance_category->category:TEXT='not provided'/maintenance_category -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+cancel maint id:ID/machine_id -y,--yes:TEXT=False(cli) -> dict[str, Any]
+reports id:ID/machine_id -> list[dict[str, Any]]
+show clusters -> dict[str, Any]
+create cluster subnet:NAME manager_id:ID -> dict[str, Any] ONCE
+delete cluster cluster_id:ID/id -> dict[str, Any]
+join cluster cluster_id:ID/id machine_ids:ID+ -> dict[str, Any]
+remove-machine-from-cluster cluster_id:ID machine_id:ID new_manager_id:ID=None -> dict[str, Any]
+show overlays -> list[dict[str, Any]]
+create overlay cluster_id:ID name:NAME -> dict[str, Any] ONCE
+join overlay name:NAME instance_id:ID/INSTANCE_ID -> dict[str, Any]
+delete overlay overlay_identifier:ID/overlay_id/overlay_name -> dict[str, Any]
+show user -q,--quiet:TEXT=False(cli) -> User
+show audit-logs -> list[dict[str, Any]]
+set user --file->params:FILE -> dict[str, Any]
+show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
+create subaccount --email:NAME --username:NAME --password:NAME --type:TEXT=None -> dict[str, Any] ONCE
+show ipaddrs -> list[dict[str, Any]]
+show invoices -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --instance_label:TEXT=None(cli) --pdf:FILE=None -> dict[str, Any]
+show invoices-v1 -i,--invoices:TEXT=False(cli) -c,--charges:TEXT=False -s,--start-date:DATE=None -e,--end-date:DATE=None -l,--limit:N=20 -t,--next-token:TEXT=None --latest-first:TEXT=False -ct,--charge-type:TEXT+{instance,volume,serverless,i,v,s}=None -f,--format:TEXT{table,tree}='table' -it,--invoice-type:TEXT+{transfers,stripe,bitpay,coinbase,crypto.com,reserved,payout_paypal,payout_wise}=None -v,--verbose:TEXT=False(cli) --pdf:FILE=None -> dict[str, Any]
+generate pdf-invoices (sdk) -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --pdf:FILE=None -> str
+search invoices query:QUERY+=None -> list[Invoice]
+show earnings -s,--start_date:DATE=None -e,--end_date:DATE=None -m,--machine_id:ID=None -q,--quiet:TEXT=False(cli) --last_days:N=None --user_id:ID='me' -> dict[str, Any]
+show deposit id:ID/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
+transfer credit recipient->recipient_pos:NAME=None(cli) amount->amount_pos:USD=None(cli) -r,--recipient:NAME|None -a,--amount:USD|None --skip:TEXT=False(cli) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+fetch contracts (sdk) label:TEXT=None contract_ids:ID=None -> list[dict[str, Any]]
+show scheduled-jobs -> list[dict[str, Any]]
+delete scheduled-job id:ID -> dict[str, Any]
+create scheduled-job (sdk) start_time:N end_time:N api_endpoint:NAME request_method:NAME request_body:JSON frequency:NAME instance_id:ID day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any] ONCE
+update scheduled-job (sdk) id:ID request_body:JSON start_time:N=None end_time:N=None api_endpoint:TEXT=None request_method:TEXT=None frequency:TEXT=None instance_id:ID=None day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any]
+show endpoints -> list[Endpoint]
+create endpoint --min_load:N=0.0 --min_cold_load:N=0.0 --target_util:N=0.9 --cold_mult:N=2.5 --cold_workers:N=5 --max_workers:N=20 --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
+update endpoint id:ID --min_load:N=None --min_cold_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' --endpoint_state:TEXT{active,suspended,stopped}=None -> dict[str, Any]
+delete endpoint id:ID -> dict[str, Any]
+get endpt-logs id:ID=None --level:N{0,1,2,3}=1 --tail:N=None --endpoint:NAME=None -> dict[str, Any]
+get endpt-workers /get_endpoint_workers() id:ID -> list[dict[str, Any]]
+show workergroups /show_autogroups() /show_autoscalers() -> list[Workergroup]
+create workergroup /create_autogroup() /create_autoscaler() --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --min_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --test_workers:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
+update workergroup /update_autogroup() /update_autoscaler() id:ID --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --min_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --test_workers:N=None -> dict[str, Any]
+delete workergroup /delete_autogroup() /delete_autoscaler() id:ID -> dict[str, Any]
+get wrkgrp-logs id:ID --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, Any]
+get wrkgrp-workers /get_workergroup_workers() id:ID -> list[dict[str, Any]]
+update workers id:ID --cancel:TEXT=False -> dict[str, Any] ONCE
+route endpoint:NAME cost:N -> dict[str, Any] ONCE
+show notification-types -> list[dict[str, Any]]
+show notifications --user_id:ID=None -> dict[str, Any] | Any
+set notifications notification_preferences:JSON --user_id:ID=None -> dict[str, Any] | Any
+show webhooks -> list[dict[str, Any]]
+create webhook webhook_url:NAME event_types:TEXT+ --name:TEXT=None -> dict[str, Any] ONCE
+update webhook id:ID --webhook_url:NAME=None --event_types:TEXT+=None --name:TEXT=None -> dict[str, Any]
+delete webhook id:ID -> dict[str, Any]
+rotate webhook-secret id:ID -> dict[str, Any] ONCE
+test webhook id:ID -> dict[str, Any] ONCE
+self-test machine machine_id:ID/id --debugging:TEXT=False --ignore-requirements:TEXT=False --test-image:TEXT=None --support-bundle-dir:TEXT=None --no-support-bundle:TEXT=False -> dict[str, Any] ONCE
+dump-logs machine_id:ID --instance-id:ID=None --output-dir:NAME='/tmp' --include-local-host-artifacts:TEXT=False -> dict[str, Any]
+run benchmarks --template_hash:TEXT=None --template_id:ID=None --gpus:TEXT=None --num_gpus:N=None --timeout:SECONDS=1800 --no-cache:TEXT=False -y,--yes:TEXT=False --auto_instance:TEXT=None --autoscaler_url:TEXT=None -> list[dict[str, Any]] ONCE
+update (cli) --check:TEXT=False -> None
+uninstall (cli) -y,--yes:TEXT=False(cli) -> None
+help (cli) command:TEXT+=None -> None
+repl (cli) -> None
+completion (cli) shell:TEXT{bash,zsh,fish} -> str
+'''
+# surface: end
+
+
+# ==================================================================================================
+# 5. BENCHMARK
+# ==================================================================================================
+
+# -------------------------------------------------------------------------------------------- bench
 
 FLOOR_REQUEST = """
 import http.client, json
@@ -7341,9 +7257,11 @@ def print_bench_row(result):
               f"  x {middle[who] / base:.2f}", flush=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sub-commands
-# ----------------------------------------------------------------------------------------------------------------------
+# ==================================================================================================
+# 6. SUB-COMMANDS
+# ==================================================================================================
+
+# ------------------------------------------------------------------------------------------ sandbox
 
 
 def sandbox(arguments):
@@ -7361,6 +7279,9 @@ def sandbox(arguments):
                 time.sleep(HOUR)
         except KeyboardInterrupt:
             return 0
+
+
+# --------------------------------------------------------------------------------------------- demo
 
 
 class Walkthrough:
@@ -7427,6 +7348,8 @@ def walk_through(walk):
     walk.run("show instance 99999", status=4, expect="99999")
     walk.run("search offers 'gpu_nmae=RTX_4090'", status=1, expect="gpu_nmae")
 
+
+# --------------------------------------------------------------------------------------------- main
 
 SUBCOMMANDS = {"demo": demo, "sandbox": sandbox, "bench": bench, **{name: writer(name) for name in BLOCKS}}
 
