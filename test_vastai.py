@@ -1,9 +1,28 @@
 #!/usr/bin/env python3
 """Tests for `vastai.py`, and the simulated Vast.ai that they talk to.
 
-    python3 test_vastai.py                  run the tests (takes the arguments of unittest)
-    python3 test_vastai.py demo             a guided walk-through, against a sandbox of its own
-    python3 test_vastai.py sandbox          serve a sandbox until Ctrl-C: try everything without an account
+    python3 test_vastai.py              run the tests; takes unittest's arguments: -v, -k WORD, TestClass.test_name
+    python3 test_vastai.py demo         a guided tour of the command line, against a sandbox of its own
+    python3 test_vastai.py sandbox      serve a sandbox until Ctrl-C: try everything without an account
+    python3 test_vastai.py write        write what follows from the table: stubs, the README's list, the pinned surface
+    python3 test_vastai.py bench        measure start-up, memory and calls
+    python3 test_vastai.py NAME --help  the options of any of these
+
+The file in order:
+  1. THE SIMULATED SERVICE: answers and refusals | query language: conditions, order, pages |
+     goods: GPU models, offers, templates | instances | state: tables, and what they start with |
+     routes: searching and renting | routes: instances | routes: copies, schedules, volumes, deployments |
+     routes: hosts | routes: serverless | routes: the account | routes that need no function of their own |
+     the market: state and routes together | HTTP server
+  2. WHAT THE TESTS SHARE: in this process and as a process | a server that does what a script says |
+     believable arguments for every row | terminals and shells
+  3. TESTS: the table | every command, once in both faces | searching, renting and giving back |
+     programs written for the official package | pure functions | faults: the transport |
+     faults: what the caller learns | faults: threads and forks | faults: secrets and hostile text | faults: wrong use |
+     faults: signals, streams, homes | faults: at random | completion and the prompt | invoices as PDF
+  4. WHAT IS WRITTEN FROM THE TABLE: stubs, the README's list, the pinned surface | the pinned surface
+  5. BENCHMARK: bench
+  6. SUB-COMMANDS: sandbox | demo | main
 
 The sandbox is a small Vast.ai on a loopback port. It keeps state: what is rented appears in the list, boots, costs
 money and can be destroyed. From a test it is used like this:
@@ -701,7 +720,9 @@ class State:
         return list(self.tables[table].values())
 
     def add(self, table, row):
-        row.setdefault("id", next(self.ids))
+        """Puts a row into a table, with a new id unless it has one."""
+        if "id" not in row:
+            row["id"] = next(self.ids)
         self.tables[table][row["id"]] = row
         return row
 
@@ -2718,7 +2739,19 @@ class TableTest(unittest.TestCase):
         for name in BLOCKS:
             with self.subTest(name):
                 found, due = block(name)
-                self.assertEqual(found, due, f"run `python3 test_vastai.py {name}`")
+                self.assertEqual(found, due, f"{name} in {BLOCKS[name][0]}: run `python3 test_vastai.py write`")
+
+    def test_no_command_appears_or_vanishes_unseen(self):
+        pinned = {match.split(" /")[0].split(" (")[0] for match in re.findall(r"^[a-z].*?(?= -> | \S+:|$)", SURFACE, re.MULTILINE)}
+        advice = ": if that is meant, run `python3 test_vastai.py write`"
+        self.assertEqual(set(vastai.COMMANDS) - pinned, set(), "not in the pinned surface" + advice)
+        self.assertEqual(pinned - set(vastai.COMMANDS), set(), "in the pinned surface alone" + advice)
+
+    def test_help(self):
+        for words in (["--help"], ["-h"]):
+            done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, check=True)
+            for name in ("demo", "sandbox", "write", "bench", "THE SIMULATED SERVICE", "the pinned surface"):
+                self.assertIn(name, done.stdout.decode())
 
     def test_every_row_is_complete(self):
         for row in vastai.COMMANDS.values():
@@ -2854,7 +2887,11 @@ def uses(at, folder):
     free = [row["id"] for row in at.rows("offers") if row["rentable"] and row["num_gpus"] == 1]
     offer, machine, machine2 = free[0], first("machines"), first("machines", 1)
     volume_offer, endpoint, group = first("volume_offers"), first("endpoints"), first("workergroups")
-    template, new, today = at.tables["templates"][88200]["hash_id"], next(at.ids), time.strftime("%Y-%m-%d")
+    template_id, template = first("templates"), at.rows("templates")[0]["hash_id"]
+    new, today = next(at.ids), time.strftime("%Y-%m-%d")
+    deployment, ssh_key, api_key = first("deployments"), first("ssh_keys"), first("api_keys")
+    cluster, disk, method, role = first("clusters"), first("network_disks"), first("tfa_methods"), first("roles")
+    connection, member = first("connections"), first("members", 1)
     permissions = {"api": {"misc": {}}}
     permission_file, account = file("permissions.json", json.dumps(permissions)), {"fullname": "A. Example"}
     job = dict(start_time=at.born, end_time=at.born + DAY, api_endpoint=f"/api/v0/instances/reboot/{running}/",
@@ -2882,7 +2919,7 @@ def uses(at, folder):
                              order="dph", limit=3, same=without("datacenter")),
         "search offers-new": Use(query="num_gpus=1", limit=2),
         "search templates": Use("recommended=true"),
-        "show template": Use("88200"),
+        "show template": Use(f"{template_id}"),
         "create instance": Use(f"{offer} --image vastai/pytorch", offer, image="vastai/pytorch"),
         "create instances": Use(f"{free[0]} {free[1]} --image vastai/pytorch", free[:2], image="vastai/pytorch"),
         "launch instance": Use("-g RTX_4090 -n 1 -i vastai/pytorch", "RTX_4090", "1", "vastai/pytorch"),
@@ -2924,24 +2961,24 @@ def uses(at, folder):
         "list volume": Use(f"{machine} -s 20 -p 0.2", machine, 20, 0.2),
         "list volumes": Use(f"{machine} {machine2}", [machine, machine2]),
         "unlist volume": Use(f"{volume_offer}"),
-        "list network-volume": Use("77"),
+        "list network-volume": Use(f"{disk}"),
         "unlist network-volume": Use(f"{first('network_offers')}"),
         "show network-disks": Use(),
         "add network-disk": Use(f"{machine} {machine2} /mnt/disk2", [machine, machine2], "/mnt/disk2"),
         "copy": Use(f"local:{folder} C.{running}:/workspace/data"),
         "cancel copy": Use(f"{running}"),
         "cancel sync": Use(f"{running}"),
-        "cloud copy": Use(f"--src /workspace --dst backups --instance {running} --connection 1001",
-                          src="/workspace", dst="backups", instance=running, connection=1001),
+        "cloud copy": Use(f"--src /workspace --dst backups --instance {running} --connection {connection}",
+                          src="/workspace", dst="backups", instance=running, connection=connection),
         "show connections": Use(),
         "take snapshot": Use(f"{running} --repo ada/train", running, repo="ada/train"),
         "show instance-backups": Use(),
         "show instance-backup-files": Use(f"{running}"),
         "show deployments": Use(),
-        "show deployment": Use("644"),
-        "show deployment-versions": Use("644"),
-        "start deployment": Use("644"),
-        "stop deployment": Use("644"),
+        "show deployment": Use(f"{deployment}"),
+        "show deployment-versions": Use(f"{deployment}"),
+        "start deployment": Use(f"{deployment}"),
+        "stop deployment": Use(f"{deployment}"),
         "delete deployment": Use("--name square", name="square"),
         "show pending-price-increases": Use(),
         "accept price-increase": Use(f"{running} -y", running, same=ANY),
@@ -2957,12 +2994,12 @@ def uses(at, folder):
         "attach ssh": Use(f"{running} '{SSH_KEY}'"),
         "show instance-ssh-keys": Use(f"{running}", before=lambda sdk, market: sdk.attach_ssh(running, SSH_KEY)),
         "detach ssh": Use(f"{running} {new}", before=lambda sdk, market: sdk.attach_ssh(running, SSH_KEY)),
-        "update ssh-key": Use(f"321 '{SSH_KEY}'"),
-        "delete ssh-key": Use("321"),
+        "update ssh-key": Use(f"{ssh_key} '{SSH_KEY}'"),
+        "delete ssh-key": Use(f"{ssh_key}"),
         "show api-keys": Use(same=lambda rows: {"apikeys": rows}),
-        "show api-key": Use("5150"),
+        "show api-key": Use(f"{api_key}"),
         "create api-key": Use(f"--name ci --permission_file {permission_file}", "ci", permissions),
-        "delete api-key": Use("5150"),
+        "delete api-key": Use(f"{api_key}"),
         "reset api-key": Use(),
         "set role": Use("client", same=ANY),
         "show env-vars": Use(same=lambda names: dict.fromkeys(names, "*****")),
@@ -2978,18 +3015,19 @@ def uses(at, folder):
         "tfa resend-sms": Use("-s 5ec2e7", "5ec2e7"),
         "tfa send-email": Use(),
         "tfa activate": Use("123456 --secret 5ec2e7", **secret),
-        "tfa update": Use("77 -l spare", 77, "spare"),
-        "tfa delete": Use("-id 77 -t totp -c 123456 -y", code="123456", method_type="totp", id_to_delete=77),
+        "tfa update": Use(f"{method} -l spare", method, "spare"),
+        "tfa delete": Use(f"-id {method} -t totp -c 123456 -y", code="123456", method_type="totp",
+                          id_to_delete=method),
         "tfa regen-codes": Use("-c 123456 -y", code="123456", stdin="3\ny\n"),
         "create team": Use("--team-name lab", "lab"),
         "destroy team": Use(),
         "show members": Use(),
         "invite member": Use("--email kit@example.com --role developer", "kit@example.com", "developer"),
-        "remove member": Use("204456"),
+        "remove member": Use(f"{member}"),
         "show team-roles": Use(),
         "show team-role": Use("developer"),
         "create team-role": Use(f"--name reader --permissions {permission_file}", "reader", permissions),
-        "update team-role": Use("91 --name reader", 91, "reader"),
+        "update team-role": Use(f"{role} --name reader", role, "reader"),
         "remove team-role": Use("developer"),
         "show machines": Use(same=lambda rows: {"machines": rows}),
         "show machine": Use(f"{machine}", same=lambda row: [row]),
@@ -3009,11 +3047,11 @@ def uses(at, folder):
         "reports": Use(f"{machine}"),
         "show clusters": Use(),
         "create cluster": Use(f"10.12.0.0/24 {machine}"),
-        "delete cluster": Use("12"),
-        "join cluster": Use(f"12 {machine2}", 12, [machine2]),
-        "remove-machine-from-cluster": Use(f"12 {machine} {machine2}"),
+        "delete cluster": Use(f"{cluster}"),
+        "join cluster": Use(f"{cluster} {machine2}", cluster, [machine2]),
+        "remove-machine-from-cluster": Use(f"{cluster} {machine} {machine2}"),
         "show overlays": Use(),
-        "create overlay": Use("12 mesh-b"),
+        "create overlay": Use(f"{cluster} mesh-b"),
         "join overlay": Use(f"mesh-a {running}"),
         "delete overlay": Use("mesh-a"),
         "show user": Use(),
@@ -3063,8 +3101,8 @@ def uses(at, folder):
         "test webhook": Use(f"{new + 1}", before=webhook),
         "self-test machine": Use("7 --no-support-bundle", 7, no_support_bundle=True, exit=1),
         "dump-logs": Use(f"7 --output-dir {folder}", 7, output_dir=folder, same=ANY),
-        "run benchmarks": Use("--template_id 88203 --gpus RTX_4090 --no-cache -y", template_id=88203, gpus="RTX_4090",
-                              no_cache=True),
+        "run benchmarks": Use(f"--template_id {template_id} --gpus RTX_4090 --no-cache -y", template_id=template_id,
+                              gpus="RTX_4090", no_cache=True),
         "help": Use("show instances", same=ANY),
         "repl": Use(stdin=f"show instance {running}\nlabel instance {running} 'my own'\n\nexit\n", same=ANY),
         "completion": Use("bash", same=ANY),
@@ -3091,6 +3129,10 @@ class EveryCommandTest(CommandCase):
             self.box.market.url = self.box.url
         return self.box.market
 
+    def use_of(self, name):
+        self.assertIn(name, self.uses, f"no use of `{name}` yet: add one to uses()")
+        return self.uses[name]
+
     def ready(self, use):
         market = self.fresh()
         if use.before:
@@ -3098,19 +3140,18 @@ class EveryCommandTest(CommandCase):
 
     def test_every_command_has_a_use(self):
         self.assertEqual(set(vastai.COMMANDS) - set(self.uses), set(), "commands without an entry in uses()")
+        self.assertEqual(set(self.uses) - set(vastai.COMMANDS), set(), "entries in uses() without a command")
 
     def test_every_command(self):
         for name, row in vastai.COMMANDS.items():
-            use = self.uses.get(name)
-            if use:
-                with self.subTest(name):
-                    self.check_command(row, use)
+            with self.subTest(name):
+                self.check_command(row, self.use_of(name))
 
     def test_every_list_in_every_format(self):
         for name, row in vastai.COMMANDS.items():
             if row.is_list and row.face != "sdk":
                 with self.subTest(name):
-                    use, printed = self.uses[name], {}
+                    use, printed = self.use_of(name), {}
                     for option in ("--format jsonl", "--format csv", "--format tsv", "-q"):
                         self.ready(use)
                         printed[option] = self.ok(f"{option} {name} {use.line}")
@@ -3133,7 +3174,7 @@ class EveryCommandTest(CommandCase):
                 if row.face != "sdk" and name != "run benchmarks":  # which looks for long for what it may have rented
                     with self.subTest(name, answer=answer):
                         waiting = " --max-wait 0" * ("max_wait" in [arg.name for arg in row.args])
-                        use = self.uses[name]
+                        use = self.use_of(name)
                         status, out, err = self.run_here(f"{name} {use.line}{waiting}", stdin=use.stdin)
                         self.assertNotRegex(out + err, "Traceback|defect of this program")
                         if name not in local and answer not in ('"text"', "{}", hollow):
@@ -3142,7 +3183,7 @@ class EveryCommandTest(CommandCase):
     def test_a_benchmark_gives_everything_back(self):
         market = self.fresh()
         before = {name: list(market.tables[name]) for name in ("instances", "endpoints", "workergroups")}
-        row, = self.client.run_benchmarks(template_id=88203, gpus="RTX_4090", no_cache=True)
+        row, = self.client.run_benchmarks(template_id=next(iter(market.tables["templates"])), gpus="RTX_4090", no_cache=True)
         self.assertEqual((row["status"], row["measured_perf"]), ("ok", 152.3))
         self.assertAlmostEqual(row["perf_per_dollar"], row["measured_perf"] / row["rental_dph"])
         self.assertEqual({name: list(market.tables[name]) for name in before}, before)
@@ -3637,7 +3678,7 @@ class CompatTest(CommandCase):
             env={"A": "b"}, onstart_cmd="true", cancel_unavail=True, user=None, extra=None, args=None, force=False,
             python_utf8=False, lang_utf8=False, jupyter_lab=False, jupyter_dir=None, template_hash=None,
             template_hash_id=None)["new_contract"]
-        template = self.box.market.tables["templates"][88200]["hash_id"]
+        template = self.box.market.rows("templates")[0]["hash_id"]
         other = vast.create_instance(id=self.cheapest(), template_hash=template,
                                      template_hash_id=template)["new_contract"]
         self.assertEqual(vast.show_instance(id=other)["template_hash_id"], template)
@@ -3789,7 +3830,7 @@ class CompatTest(CommandCase):
         sent = self.last("/api/v0/launch_instance/")["body"]
         self.assertEqual((sent["q"]["gpu_name"], sent["onstart"], sent["runtype"]),
                          ({"eq": "RTX 4090"}, "true", "ssh_proxy"))
-        template = self.box.market.tables["templates"][88200]["hash_id"]
+        template = self.box.market.rows("templates")[0]["hash_id"]
         for given, member, value in (
                 (dict(onstart="a", image="x"), "onstart", "a"), (dict(entrypoint="b", image="x"), "onstart", "b"),
                 (dict(template_hash_id=template), "template_hash_id", template)):
@@ -6780,7 +6821,7 @@ def stub(name, row):
 
 def stub_block():
     """The block of vastai.py between `# stubs: begin` and `# stubs: end`."""
-    lines = ["    if TYPE_CHECKING:  # written by `python3 test_vastai.py stubs`"]
+    lines = ["    if TYPE_CHECKING:  # written by `python3 test_vastai.py write`"]
     for name, row in vastai.METHODS.items():
         lines += stub(name, row) if name == row.methods[0] else [f"        {name} = {row.methods[0]}"]
     return "\n".join(lines) + "\n"
@@ -6799,10 +6840,11 @@ def reference_block():
     return "\n".join(lines[1:]) + "\n"
 
 
-def surface_line(row):
-    """A command with everything that a caller can give it, in one line."""
-    words = [row.name, *(f"/{alias}" for alias in row.aliases), *(f"/{name}()" for name in row.methods[1:])]
-    words += {"sdk": ["(sdk)"], "cli": ["(cli)"]}.get(row.face, [])
+def surface_of(row):
+    """A command with everything that a caller can give it: in one line, or else in a line for each argument."""
+    head = [row.name, *(f"/{alias}" for alias in row.aliases), *(f"/{name}()" for name in row.methods[1:])]
+    head += {"sdk": ["(sdk)"], "cli": ["(cli)"]}.get(row.face, [])
+    words = []
     for arg in row.args:
         default = "" if arg.default is vastai.REQUIRED else f"={arg.default!r}"
         default += "" if arg.cli == arg.default else f"|{arg.cli!r}"
@@ -6811,17 +6853,39 @@ def surface_line(row):
         choices = "{" + ",".join(map(str, arg.choices)) + "}" if arg.choices else ""
         name = "" if arg.name == arg.flags[-1].lstrip("-").replace("-", "_") else f"->{arg.name}"
         words.append(f"{flags}{name}:{arg.kind.metavar}{'+' * arg.many}{choices}{default}{marks}")
-    return " ".join(words) + f" -> {row.annotation}" + ("" if row.safe else " ONCE")
+    words.append(f"-> {row.annotation}" + ("" if row.safe else " ONCE"))
+    line = " ".join(head + words)
+    return line if len(line) <= 120 else "\n    ".join([" ".join(head), *words])
 
 
 def surface_block():
-    return "SURFACE = r'''\n" + "\n".join(surface_line(row) for row in vastai.COMMANDS.values()) + "\n'''\n"
+    return "SURFACE = r'''\n" + "\n".join(surface_of(row) for row in vastai.COMMANDS.values()) + "\n'''\n"
 
 
+def contents_block():
+    """The list of parts and sections in the docstring of this file, from its banners."""
+    with open(os.path.join(HERE, "test_vastai.py"), encoding="utf-8") as source:
+        text = source.read()
+    lines = []
+    for part, section in re.findall(r"^# (?:={90,}\n# (\d+\. .*)|-{20,} (.*))$", text, re.MULTILINE):
+        if part:
+            lines.append(f"  {part}:")
+        elif lines[-1].endswith(":"):
+            lines[-1] += f" {section}"
+        elif len(lines[-1]) + len(section) < 116:
+            lines[-1] += f" | {section}"
+        else:
+            lines[-1] += " |"
+            lines.append(f"     {section}")
+    return "\n".join(lines) + "\n"
+
+
+# {what is written: (file, the line before it, the line after it, what makes it)}
 BLOCKS = {
     "stubs": ("vastai.py", "    # stubs: begin\n", "    # stubs: end\n", stub_block),
     "reference": ("README.md", "<!-- commands: begin -->\n", "<!-- commands: end -->\n", reference_block),
     "surface": ("test_vastai.py", "# surface: begin\n", "# surface: end\n", surface_block),
+    "contents": ("test_vastai.py", "The file in order:\n", "\nThe sandbox is a small", contents_block),
 }
 
 
@@ -6833,34 +6897,163 @@ def block(name, write=False):
     before, _, rest = text.partition("\n" + begin)
     found, _, after = rest.partition(end)
     made = make()
-    if write:
+    if write and found != made:
         with open(os.path.join(HERE, file), "w", encoding="utf-8") as target:
             target.write(f"{before}\n{begin}{made}{end}{after}")
     return found, made
 
 
-def writer(name):
-    def write(arguments):
-        argparse.ArgumentParser(prog=f"test_vastai.py {name}", description=write.__doc__).parse_args(arguments)
-        block(name, write=True)
-        print(f"{BLOCKS[name][0]}: {name} written")
-        return 0
-    write.__doc__ = f"Write the {name} into {BLOCKS[name][0]}, from the table."
-    return write
+def write(arguments, names=tuple(BLOCKS)):
+    """Write what follows from the table: type stubs, the README's list of commands, the pinned surface."""
+    argparse.ArgumentParser(prog="test_vastai.py write", description=write.__doc__).parse_args(arguments)
+    for name in names:
+        found, made = block(name, write=True)
+        print(f"{BLOCKS[name][0]}: {name} {'unchanged' if found == made else 'written'}")
+    return 0
 
 
 # ------------------------------------------------------------------------------- the pinned surface
 
 # surface: begin
 SURFACE = r'''
-search offers /search instances query:QUERY+=None -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False --new:TEXT=False(cli) --disable-bundling:TEXT=False(cli) -> list[Offer]
-search offers-new (sdk) query:QUERY+=None --type:TEXT{on-demand,bid,reserved,interruptible}='on-demand' -o,--order:FIELDS='score-' --limit:N=None --storage:GB=5.0 -n,--no-default:TEXT=False -> list[Offer]
+search offers /search instances
+    query:QUERY+=None
+    -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:TEXT{on-demand,bid,reserved,interruptible}='on-demand'
+    -o,--order:FIELDS='score-'
+    --limit:N=None
+    --storage:GB=5.0
+    -n,--no-default:TEXT=False
+    --new:TEXT=False(cli)
+    --disable-bundling:TEXT=False(cli)
+    -> list[Offer]
+search offers-new (sdk)
+    query:QUERY+=None
+    --type:TEXT{on-demand,bid,reserved,interruptible}='on-demand'
+    -o,--order:FIELDS='score-'
+    --limit:N=None
+    --storage:GB=5.0
+    -n,--no-default:TEXT=False
+    -> list[Offer]
 search templates query:QUERY+=None -> list[Template]
 show template id:ID -> Template
-create instance id:ID/ID --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
-create instances ids:ID+ --image:TEXT=None --disk:GB=10 --env:ENV=None --bid_price->price:USD=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --force:TEXT=False --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --user:TEXT=None --runtype:TEXT=None(sdk) --args:TEXT=None --volume-info:JSON=None(sdk) --bid-price:USD=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --create-volume:ID=None --link-volume:ID=None --volume-size:GB=None --mount-path:TEXT=None --volume-label:TEXT=None --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --target_state:TEXT{running,stopped}=None --vm:TEXT=False --args_str:TEXT=None -> dict[str, Any] ONCE
-launch instance -g,--gpu-name:NAME -n,--num-gpus:TEXT -i,--image:TEXT -r,--region:TEXT=None -d,--disk:GB=10|16.0 -o,--order:FIELDS='score-' --limit:N=None|3 --env:ENV=None --label:TEXT=None --extra:TEXT=None --onstart-cmd:TEXT=None/onstart/entrypoint --login:TEXT=None --python-utf8:TEXT=False --lang-utf8:TEXT=False --jupyter-lab:TEXT=False --jupyter-dir:TEXT=None --cancel-unavail:TEXT=False --template_hash:TEXT=None/template_hash_id --runtype:TEXT=None(sdk) --args:TEXT=None --query:JSON=None(sdk) --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --onstart:FILE=None(cli) --entrypoint:TEXT=None(cli) --wait:TEXT=False --max-wait:SECONDS=600 --confirm:TEXT=False -> CreatedInstance ONCE
-show instances /show instances-v1 -s,--status:TEXT+=None --label:TEXT+=None --gpu-name:TEXT+=None --verification:TEXT+{verified,unverified,deverified}=None --order-by:TEXT+=None -l,--limit:N=None -t,--next-token:TEXT=None -a,--all:TEXT=False -v,--verbose:TEXT=False(cli) --cols:TEXT=None(cli) -> list[Instance]
+create instance
+    id:ID/ID
+    --image:TEXT=None
+    --disk:GB=10
+    --env:ENV=None
+    --bid_price->price:USD=None
+    --label:TEXT=None
+    --extra:TEXT=None
+    --onstart-cmd:TEXT=None/onstart/entrypoint
+    --login:TEXT=None
+    --python-utf8:TEXT=False
+    --lang-utf8:TEXT=False
+    --jupyter-lab:TEXT=False
+    --jupyter-dir:TEXT=None
+    --force:TEXT=False
+    --cancel-unavail:TEXT=False
+    --template_hash:TEXT=None/template_hash_id
+    --user:TEXT=None
+    --runtype:TEXT=None(sdk)
+    --args:TEXT=None
+    --volume-info:JSON=None(sdk)
+    --bid-price:USD=None(sdk)
+    --ssh:TEXT=False
+    --jupyter:TEXT=False
+    --direct:TEXT=False
+    --create-volume:ID=None
+    --link-volume:ID=None
+    --volume-size:GB=None
+    --mount-path:TEXT=None
+    --volume-label:TEXT=None
+    --onstart:FILE=None(cli)
+    --entrypoint:TEXT=None(cli)
+    --target_state:TEXT{running,stopped}=None
+    --vm:TEXT=False
+    --args_str:TEXT=None
+    --wait:TEXT=False
+    --max-wait:SECONDS=600
+    --confirm:TEXT=False
+    -> CreatedInstance ONCE
+create instances
+    ids:ID+
+    --image:TEXT=None
+    --disk:GB=10
+    --env:ENV=None
+    --bid_price->price:USD=None
+    --label:TEXT=None
+    --extra:TEXT=None
+    --onstart-cmd:TEXT=None/onstart/entrypoint
+    --login:TEXT=None
+    --python-utf8:TEXT=False
+    --lang-utf8:TEXT=False
+    --jupyter-lab:TEXT=False
+    --jupyter-dir:TEXT=None
+    --force:TEXT=False
+    --cancel-unavail:TEXT=False
+    --template_hash:TEXT=None/template_hash_id
+    --user:TEXT=None
+    --runtype:TEXT=None(sdk)
+    --args:TEXT=None
+    --volume-info:JSON=None(sdk)
+    --bid-price:USD=None(sdk)
+    --ssh:TEXT=False
+    --jupyter:TEXT=False
+    --direct:TEXT=False
+    --create-volume:ID=None
+    --link-volume:ID=None
+    --volume-size:GB=None
+    --mount-path:TEXT=None
+    --volume-label:TEXT=None
+    --onstart:FILE=None(cli)
+    --entrypoint:TEXT=None(cli)
+    --target_state:TEXT{running,stopped}=None
+    --vm:TEXT=False
+    --args_str:TEXT=None
+    -> dict[str, Any] ONCE
+launch instance
+    -g,--gpu-name:NAME
+    -n,--num-gpus:TEXT
+    -i,--image:TEXT
+    -r,--region:TEXT=None
+    -d,--disk:GB=10|16.0
+    -o,--order:FIELDS='score-'
+    --limit:N=None|3
+    --env:ENV=None
+    --label:TEXT=None
+    --extra:TEXT=None
+    --onstart-cmd:TEXT=None/onstart/entrypoint
+    --login:TEXT=None
+    --python-utf8:TEXT=False
+    --lang-utf8:TEXT=False
+    --jupyter-lab:TEXT=False
+    --jupyter-dir:TEXT=None
+    --cancel-unavail:TEXT=False
+    --template_hash:TEXT=None/template_hash_id
+    --runtype:TEXT=None(sdk)
+    --args:TEXT=None
+    --query:JSON=None(sdk)
+    --ssh:TEXT=False
+    --jupyter:TEXT=False
+    --direct:TEXT=False
+    --onstart:FILE=None(cli)
+    --entrypoint:TEXT=None(cli)
+    --wait:TEXT=False
+    --max-wait:SECONDS=600
+    --confirm:TEXT=False
+    -> CreatedInstance ONCE
+show instances /show instances-v1
+    -s,--status:TEXT+=None
+    --label:TEXT+=None
+    --gpu-name:TEXT+=None
+    --verification:TEXT+{verified,unverified,deverified}=None
+    --order-by:TEXT+=None
+    -l,--limit:N=None
+    -t,--next-token:TEXT=None
+    -a,--all:TEXT=False
+    -v,--verbose:TEXT=False(cli)
+    --cols:TEXT=None(cli)
+    -> list[Instance]
 show instances-v1 (sdk) params:JSON=None -> dict[str, Any]
 show instance-filters (sdk) -> list[dict[str, Any]]
 show instance id:ID/ID/INSTANCE_ID -> Instance | Any
@@ -6870,24 +7063,149 @@ destroy instance id:ID/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT
 start instances ids:ID+ -> dict[str, Any]
 stop instances ids:ID+ -> dict[str, Any]
 destroy instances ids:ID+ -y,--yes:TEXT=False(cli) -> dict[str, Any]
-reboot instance id:ID/ID --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any] ONCE
+reboot instance
+    id:ID/ID
+    --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
+    --start_date:DATE=None
+    --end_date:DATE=None
+    --day:TEXT='0'
+    --hour:TEXT='0'
+    -> dict[str, Any] ONCE
 recycle instance id:ID/ID -> dict[str, Any] ONCE
 label instance id:ID/ID label:TEXT -> dict[str, Any]
-update instance id:ID/ID --template_id:ID=None --template_hash_id:TEXT=None --image:TEXT=None --args:TEXT=None --env:JSON=None --onstart:TEXT=None -> dict[str, Any]
+update instance
+    id:ID/ID
+    --template_id:ID=None
+    --template_hash_id:TEXT=None
+    --image:TEXT=None
+    --args:TEXT=None
+    --env:JSON=None
+    --onstart:TEXT=None
+    -> dict[str, Any]
 prepay instance id:ID/ID amount:USD -> dict[str, Any] ONCE
-change bid id:ID/ID --price:USD=None --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -> dict[str, Any]
-execute id:ID/ID command:NAME/COMMAND --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' --max-wait:SECONDS=60 -> str ONCE
-logs instance_id:ID/id/ID/INSTANCE_ID --tail:TEXT=None --filter:TEXT=None --daemon-logs:TEXT=False --max-wait:SECONDS=60 -f,--follow:TEXT=False(cli) -> str
-wait instance id:ID/ID --status:TEXT{running,loading,exited,destroyed}='running' --max-wait:SECONDS=600 --poll:SECONDS=5 -> Instance
+change bid
+    id:ID/ID
+    --price:USD=None
+    --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
+    --start_date:DATE=None
+    --end_date:DATE=None
+    --day:TEXT='0'
+    --hour:TEXT='0'
+    -> dict[str, Any]
+execute
+    id:ID/ID
+    command:NAME/COMMAND
+    --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
+    --start_date:DATE=None
+    --end_date:DATE=None
+    --day:TEXT='0'
+    --hour:TEXT='0'
+    --max-wait:SECONDS=60
+    -> str ONCE
+logs
+    instance_id:ID/id/ID/INSTANCE_ID
+    --tail:TEXT=None
+    --filter:TEXT=None
+    --daemon-logs:TEXT=False
+    --max-wait:SECONDS=60
+    -f,--follow:TEXT=False(cli)
+    -> str
+wait instance
+    id:ID/ID
+    --status:TEXT{running,loading,exited,destroyed}='running'
+    --max-wait:SECONDS=600
+    --poll:SECONDS=5
+    -> Instance
 ssh (cli) id:ID/ID command:TEXT+=None -i,--identity:TEXT=None -> None ONCE
 scp (cli) source:NAME target:NAME -i,--identity:TEXT=None -r,--recursive:TEXT=False -> None ONCE
 ssh-url id:ID/ID --all:TEXT=False(cli) -> str
 scp-url id:ID/ID --all:TEXT=False(cli) -> str
-create template --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any] ONCE
-update template hash_id:NAME/HASH_ID --name:TEXT=None --image:TEXT=None --image_tag:TEXT=None --href:TEXT=None --repo:TEXT=None --login:TEXT=None --env:TEXT=None --ssh:TEXT=False --jupyter:TEXT=False --direct:TEXT=False --jupyter-dir:TEXT=None --jupyter-lab:TEXT=False --onstart-cmd:TEXT=None --search_params:TEXT=None -n,--no-default:TEXT=False --disk_space:GB=None --readme:TEXT=None --hide-readme:TEXT=False --desc:TEXT=None --public:TEXT=False --runtype:TEXT=None(sdk) --use_ssh:TEXT=None(sdk) --jup_direct:TEXT=None(sdk) --ssh_direct:TEXT=None(sdk) --use_jupyter_lab:TEXT=None(sdk) --docker_login_repo:TEXT=None(sdk) --extra_filters:JSON=None(sdk) --readme_visible:TEXT=None(sdk) --private:TEXT=None(sdk) --docker_login_user:TEXT=None(sdk) --docker_login_pass:TEXT=None(sdk) --args_str:TEXT=None(sdk) --volume_info:JSON=None(sdk) -> dict[str, Any]
+create template
+    --name:TEXT=None
+    --image:TEXT=None
+    --image_tag:TEXT=None
+    --href:TEXT=None
+    --repo:TEXT=None
+    --login:TEXT=None
+    --env:TEXT=None
+    --ssh:TEXT=False
+    --jupyter:TEXT=False
+    --direct:TEXT=False
+    --jupyter-dir:TEXT=None
+    --jupyter-lab:TEXT=False
+    --onstart-cmd:TEXT=None
+    --search_params:TEXT=None
+    -n,--no-default:TEXT=False
+    --disk_space:GB=None
+    --readme:TEXT=None
+    --hide-readme:TEXT=False
+    --desc:TEXT=None
+    --public:TEXT=False
+    --runtype:TEXT=None(sdk)
+    --use_ssh:TEXT=None(sdk)
+    --jup_direct:TEXT=None(sdk)
+    --ssh_direct:TEXT=None(sdk)
+    --use_jupyter_lab:TEXT=None(sdk)
+    --docker_login_repo:TEXT=None(sdk)
+    --extra_filters:JSON=None(sdk)
+    --readme_visible:TEXT=None(sdk)
+    --private:TEXT=None(sdk)
+    --docker_login_user:TEXT=None(sdk)
+    --docker_login_pass:TEXT=None(sdk)
+    --args_str:TEXT=None(sdk)
+    --volume_info:JSON=None(sdk)
+    -> dict[str, Any] ONCE
+update template
+    hash_id:NAME/HASH_ID
+    --name:TEXT=None
+    --image:TEXT=None
+    --image_tag:TEXT=None
+    --href:TEXT=None
+    --repo:TEXT=None
+    --login:TEXT=None
+    --env:TEXT=None
+    --ssh:TEXT=False
+    --jupyter:TEXT=False
+    --direct:TEXT=False
+    --jupyter-dir:TEXT=None
+    --jupyter-lab:TEXT=False
+    --onstart-cmd:TEXT=None
+    --search_params:TEXT=None
+    -n,--no-default:TEXT=False
+    --disk_space:GB=None
+    --readme:TEXT=None
+    --hide-readme:TEXT=False
+    --desc:TEXT=None
+    --public:TEXT=False
+    --runtype:TEXT=None(sdk)
+    --use_ssh:TEXT=None(sdk)
+    --jup_direct:TEXT=None(sdk)
+    --ssh_direct:TEXT=None(sdk)
+    --use_jupyter_lab:TEXT=None(sdk)
+    --docker_login_repo:TEXT=None(sdk)
+    --extra_filters:JSON=None(sdk)
+    --readme_visible:TEXT=None(sdk)
+    --private:TEXT=None(sdk)
+    --docker_login_user:TEXT=None(sdk)
+    --docker_login_pass:TEXT=None(sdk)
+    --args_str:TEXT=None(sdk)
+    --volume_info:JSON=None(sdk)
+    -> dict[str, Any]
 delete template --template-id:ID=None --hash-id:TEXT=None -> dict[str, Any]
-search volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
-search network-volumes query:QUERY+=None -o,--order:FIELDS='score-' --limit:N=None --storage:GB=1.0 -n,--no-default:TEXT=False -> list[dict[str, Any]]
+search volumes
+    query:QUERY+=None
+    -o,--order:FIELDS='score-'
+    --limit:N=None
+    --storage:GB=1.0
+    -n,--no-default:TEXT=False
+    -> list[dict[str, Any]]
+search network-volumes
+    query:QUERY+=None
+    -o,--order:FIELDS='score-'
+    --limit:N=None
+    --storage:GB=1.0
+    -n,--no-default:TEXT=False
+    -> list[dict[str, Any]]
 show volumes -t,--type:TEXT{all,local,network}='all' -> list[Volume]
 create volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
 create network-volume id:ID -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
@@ -6903,9 +7221,34 @@ add network-disk machines:ID+ mount_point:NAME -d,--disk_id:ID=None -> dict[str,
 copy src:NAME dst:NAME -i,--identity:NAME=None(cli) --exclude:TEXT+=None(cli) -> dict[str, Any] ONCE
 cancel copy dst->dst_id:ID/dst -> dict[str, Any]
 cancel sync dst->dst_id:ID/dst -> dict[str, Any]
-cloud copy --src:NAME --dst:NAME='/workspace' --instance:ID=None --connection:ID=None --transfer:TEXT='Instance to Cloud' --dry-run:TEXT=False --size-only:TEXT=False --ignore-existing:TEXT=False --update:TEXT=False --delete-excluded:TEXT=False --flags:TEXT+=None(sdk) --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None --start_date:DATE=None --end_date:DATE=None --day:TEXT='0' --hour:TEXT='0' -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+cloud copy
+    --src:NAME
+    --dst:NAME='/workspace'
+    --instance:ID=None
+    --connection:ID=None
+    --transfer:TEXT='Instance to Cloud'
+    --dry-run:TEXT=False
+    --size-only:TEXT=False
+    --ignore-existing:TEXT=False
+    --update:TEXT=False
+    --delete-excluded:TEXT=False
+    --flags:TEXT+=None(sdk)
+    --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
+    --start_date:DATE=None
+    --end_date:DATE=None
+    --day:TEXT='0'
+    --hour:TEXT='0'
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] ONCE
 show connections -> list[dict[str, Any]]
-take snapshot instance_id:ID/id --repo:TEXT=None --container_registry:NAME='docker.io' --docker_login_user:TEXT=None --docker_login_pass:TEXT=None --pause:true|false=True -> dict[str, Any] ONCE
+take snapshot
+    instance_id:ID/id
+    --repo:TEXT=None
+    --container_registry:NAME='docker.io'
+    --docker_login_user:TEXT=None
+    --docker_login_pass:TEXT=None
+    --pause:true|false=True
+    -> dict[str, Any] ONCE
 show instance-backups --contract-id:ID=None -> list[dict[str, Any]]
 show instance-backup-files /instance_backup_files() contract_id:ID -> dict[str, Any]
 show deployments -> list[dict[str, Any]]
@@ -6917,11 +7260,35 @@ delete deployment id:ID=None --name:NAME=None --tag:TEXT=None -> dict[str, Any]
 show pending-price-increases -> dict[str, Any]
 accept price-increase ids:ID+(cli) instance_id:ID(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 reject price-increase ids:ID+(cli) instance_id:ID(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-search benchmarks query:QUERY+=None -o,--order:FIELDS=None -l,--limit:N=None -t,--next-token->after_token:TEXT=None/next_token -a,--all->all_pages:TEXT=False -> list[dict[str, Any]]
+search benchmarks
+    query:QUERY+=None
+    -o,--order:FIELDS=None
+    -l,--limit:N=None
+    -t,--next-token->after_token:TEXT=None/next_token
+    -a,--all->all_pages:TEXT=False
+    -> list[dict[str, Any]]
 search benchmarks-v1 (sdk) params:JSON=None -> dict[str, Any]
-show gpu-metrics /metrics gpu --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --num-gpus:TEXT{all,1,2,4,8,other}='all' -> dict[str, Any]
-show gpu-trends /metrics gpu-trends name:NAME='RTX 5090,RTX 4090,RTX 3090' --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --num-gpus:TEXT{all,1,2,4,8,other}='all' --start:N=None --end:N=None --step:N=None -> dict[str, Any]
-show gpu-locations /metrics gpu-locations --verified:TEXT{true,false,all}='all' --datacenter:TEXT{true,false,all}='all' --rented:TEXT{true,false,all}='all' --state:TEXT{all,rented,available,unavailable}='all' --gpu:TEXT=None -> dict[str, Any]
+show gpu-metrics /metrics gpu
+    --verified:TEXT{true,false,all}='all'
+    --datacenter:TEXT{true,false,all}='all'
+    --num-gpus:TEXT{all,1,2,4,8,other}='all'
+    -> dict[str, Any]
+show gpu-trends /metrics gpu-trends
+    name:NAME='RTX 5090,RTX 4090,RTX 3090'
+    --verified:TEXT{true,false,all}='all'
+    --datacenter:TEXT{true,false,all}='all'
+    --num-gpus:TEXT{all,1,2,4,8,other}='all'
+    --start:N=None
+    --end:N=None
+    --step:N=None
+    -> dict[str, Any]
+show gpu-locations /metrics gpu-locations
+    --verified:TEXT{true,false,all}='all'
+    --datacenter:TEXT{true,false,all}='all'
+    --rented:TEXT{true,false,all}='all'
+    --state:TEXT{all,rented,available,unavailable}='all'
+    --gpu:TEXT=None
+    -> dict[str, Any]
 set api-key new_api_key->api_key:NAME/new_api_key -> None
 show ssh-keys -> list[dict[str, Any]]
 create ssh-key ssh_key:TEXT=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
@@ -6932,7 +7299,11 @@ update ssh-key id:ID/ssh_key_id ssh_key:TEXT -> dict[str, Any]
 delete ssh-key id:ID/ssh_key_id -> dict[str, Any]
 show api-keys -> list[dict[str, Any]]
 show api-key id:ID -> dict[str, Any]
-create api-key --name:NAME --permission_file->permissions:FILE=None/permission_file --key_params:JSON=None -> dict[str, Any] ONCE
+create api-key
+    --name:NAME
+    --permission_file->permissions:FILE=None/permission_file
+    --key_params:JSON=None
+    -> dict[str, Any] ONCE
 delete api-key id:ID -> dict[str, Any]
 reset api-key -> dict[str, Any] ONCE
 set role role:TEXT{host,client} -> None
@@ -6940,18 +7311,52 @@ show env-vars -s,--show-values:TEXT=False -> dict[str, Any] | Any
 create env-var name:NAME value:TEXT -> dict[str, Any] ONCE
 update env-var name:NAME value:TEXT -> dict[str, Any]
 delete env-var name:NAME -> dict[str, Any]
-tfa login -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -> dict[str, Any] ONCE
+tfa login
+    -c,--code:CODE=None
+    -bc,--backup-code:CODE=None
+    -t,--method-type:TEXT{email,sms,totp}=None
+    -s,--secret:CODE=None
+    -id,--method-id:ID=None
+    -> dict[str, Any] ONCE
 tfa logout -> dict[str, Any]
 tfa status -> dict[str, Any]
-tfa auth-new -c,--code:CODE=None -s,--secret:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -id,--method-id:ID=None -> dict[str, Any] ONCE
+tfa auth-new
+    -c,--code:CODE=None
+    -s,--secret:CODE=None
+    -bc,--backup-code:CODE=None
+    -t,--method-type:TEXT{email,sms,totp}=None
+    -id,--method-id:ID=None
+    -> dict[str, Any] ONCE
 tfa totp-setup -> dict[str, Any] ONCE
 tfa send-sms -p,--phone-number:TEXT=None -> dict[str, Any] ONCE
 tfa resend-sms -s,--secret:CODE -p,--phone-number:TEXT=None -> dict[str, Any] ONCE
 tfa send-email -> dict[str, Any] ONCE
-tfa activate code:NAME --secret:CODE -t,--method-type:TEXT{sms,totp}='totp' --phone-number:TEXT=None -l,--label:TEXT=None --method-id:ID=None(sdk) -> dict[str, Any] ONCE
+tfa activate
+    code:NAME
+    --secret:CODE
+    -t,--method-type:TEXT{sms,totp}='totp'
+    --phone-number:TEXT=None
+    -l,--label:TEXT=None
+    --method-id:ID=None(sdk)
+    -> dict[str, Any] ONCE
 tfa update method_id:ID -l,--label:TEXT=None -p,--set-primary:true|false=None -> dict[str, Any]
-tfa delete -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None --method-id:ID=None -id,--id-to-delete:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-tfa regen-codes -c,--code:CODE=None -bc,--backup-code:CODE=None -t,--method-type:TEXT{email,sms,totp}=None -s,--secret:CODE=None -id,--method-id:ID=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+tfa delete
+    -c,--code:CODE=None
+    -bc,--backup-code:CODE=None
+    -t,--method-type:TEXT{email,sms,totp}=None
+    -s,--secret:CODE=None
+    --method-id:ID=None
+    -id,--id-to-delete:ID=None
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] ONCE
+tfa regen-codes
+    -c,--code:CODE=None
+    -bc,--backup-code:CODE=None
+    -t,--method-type:TEXT{email,sms,totp}=None
+    -s,--secret:CODE=None
+    -id,--method-id:ID=None
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] ONCE
 create team --team-name:NAME --transfer-credit:USD=0 -> dict[str, Any] ONCE
 destroy team -> dict[str, Any]
 show members /show team-members /show_team_members() -> list[dict[str, Any]]
@@ -6964,17 +7369,56 @@ update team-role id:ID/ID --name:NAME=None --permissions:FILE=None -> dict[str, 
 remove team-role name:NAME/NAME -> dict[str, Any]
 show machines -> list[Machine]
 show machine id:ID/Machine/machine_id -> Machine
-list machine id:ID/machine_id -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> dict[str, Any]
-list machines ids:ID+ -g,--price_gpu:USD=None -s,--price_disk:USD=None -u,--price_inetu:USD=None -d,--price_inetd:USD=None -b,--price_min_bid:USD=None -m,--min_chunk:N=1 -e,--end_date:DATE=None -r,--discount_rate:N=None -l,--duration:TEXT=None -v,--vol_size:N=None -z,--vol_price:USD=None -> list[dict[str, Any]]
+list machine
+    id:ID/machine_id
+    -g,--price_gpu:USD=None
+    -s,--price_disk:USD=None
+    -u,--price_inetu:USD=None
+    -d,--price_inetd:USD=None
+    -b,--price_min_bid:USD=None
+    -m,--min_chunk:N=1
+    -e,--end_date:DATE=None
+    -r,--discount_rate:N=None
+    -l,--duration:TEXT=None
+    -v,--vol_size:N=None
+    -z,--vol_price:USD=None
+    -> dict[str, Any]
+list machines
+    ids:ID+
+    -g,--price_gpu:USD=None
+    -s,--price_disk:USD=None
+    -u,--price_inetu:USD=None
+    -d,--price_inetd:USD=None
+    -b,--price_min_bid:USD=None
+    -m,--min_chunk:N=1
+    -e,--end_date:DATE=None
+    -r,--discount_rate:N=None
+    -l,--duration:TEXT=None
+    -v,--vol_size:N=None
+    -z,--vol_price:USD=None
+    -> list[dict[str, Any]]
 unlist machine id:ID/machine_id -> dict[str, Any]
 delete machine id:ID/machine_id -> dict[str, Any]
 cleanup machine id:ID/machine_id -> dict[str, Any]
 defrag machines ids:ID+/IDs/machine_ids -> dict[str, Any]
 set min-bid id:ID/machine_id --price:USD=None -> dict[str, Any]
-set defjob id:ID/machine_id --price_gpu:USD=None --price_inetu:USD=None --price_inetd:USD=None --image:TEXT=None --args:TEXT=None -> dict[str, Any]
+set defjob
+    id:ID/machine_id
+    --price_gpu:USD=None
+    --price_inetu:USD=None
+    --price_inetd:USD=None
+    --image:TEXT=None
+    --args:TEXT=None
+    -> dict[str, Any]
 remove defjob id:ID/machine_id -> dict[str, Any]
 show maints -i,--ids:ID/machine_ids -> list[dict[str, Any]]
-schedule maint id:ID/machine_id --sdate:DATE --duration:N --maintenance_category->category:TEXT='not provided'/maintenance_category -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+schedule maint
+    id:ID/machine_id
+    --sdate:DATE
+    --duration:N
+    --maintenance_category->category:TEXT='not provided'/maintenance_category
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] ONCE
 cancel maint id:ID/machine_id -y,--yes:TEXT=False(cli) -> dict[str, Any]
 reports id:ID/machine_id -> list[dict[str, Any]]
 show clusters -> dict[str, Any]
@@ -6992,27 +7436,146 @@ set user --file->params:FILE -> dict[str, Any]
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
 create subaccount --email:NAME --username:NAME --password:NAME --type:TEXT=None -> dict[str, Any] ONCE
 show ipaddrs -> list[dict[str, Any]]
-show invoices -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --instance_label:TEXT=None(cli) --pdf:FILE=None -> dict[str, Any]
-show invoices-v1 -i,--invoices:TEXT=False(cli) -c,--charges:TEXT=False -s,--start-date:DATE=None -e,--end-date:DATE=None -l,--limit:N=20 -t,--next-token:TEXT=None --latest-first:TEXT=False -ct,--charge-type:TEXT+{instance,volume,serverless,i,v,s}=None -f,--format:TEXT{table,tree}='table' -it,--invoice-type:TEXT+{transfers,stripe,bitpay,coinbase,crypto.com,reserved,payout_paypal,payout_wise}=None -v,--verbose:TEXT=False(cli) --pdf:FILE=None -> dict[str, Any]
-generate pdf-invoices (sdk) -s,--start_date:DATE=None -e,--end_date:DATE=None -c,--only_charges:TEXT=False -p,--only_credits:TEXT=False --pdf:FILE=None -> str
+show invoices
+    -s,--start_date:DATE=None
+    -e,--end_date:DATE=None
+    -c,--only_charges:TEXT=False
+    -p,--only_credits:TEXT=False
+    --instance_label:TEXT=None(cli)
+    --pdf:FILE=None
+    -> dict[str, Any]
+show invoices-v1
+    -i,--invoices:TEXT=False(cli)
+    -c,--charges:TEXT=False
+    -s,--start-date:DATE=None
+    -e,--end-date:DATE=None
+    -l,--limit:N=20
+    -t,--next-token:TEXT=None
+    --latest-first:TEXT=False
+    -ct,--charge-type:TEXT+{instance,volume,serverless,i,v,s}=None
+    -f,--format:TEXT{table,tree}='table'
+    -it,--invoice-type:TEXT+{transfers,stripe,bitpay,coinbase,crypto.com,reserved,payout_paypal,payout_wise}=None
+    -v,--verbose:TEXT=False(cli)
+    --pdf:FILE=None
+    -> dict[str, Any]
+generate pdf-invoices (sdk)
+    -s,--start_date:DATE=None
+    -e,--end_date:DATE=None
+    -c,--only_charges:TEXT=False
+    -p,--only_credits:TEXT=False
+    --pdf:FILE=None
+    -> str
 search invoices query:QUERY+=None -> list[Invoice]
-show earnings -s,--start_date:DATE=None -e,--end_date:DATE=None -m,--machine_id:ID=None -q,--quiet:TEXT=False(cli) --last_days:N=None --user_id:ID='me' -> dict[str, Any]
+show earnings
+    -s,--start_date:DATE=None
+    -e,--end_date:DATE=None
+    -m,--machine_id:ID=None
+    -q,--quiet:TEXT=False(cli)
+    --last_days:N=None
+    --user_id:ID='me'
+    -> dict[str, Any]
 show deposit id:ID/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
-transfer credit recipient->recipient_pos:NAME=None(cli) amount->amount_pos:USD=None(cli) -r,--recipient:NAME|None -a,--amount:USD|None --skip:TEXT=False(cli) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+transfer credit
+    recipient->recipient_pos:NAME=None(cli)
+    amount->amount_pos:USD=None(cli)
+    -r,--recipient:NAME|None
+    -a,--amount:USD|None
+    --skip:TEXT=False(cli)
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] ONCE
 fetch contracts (sdk) label:TEXT=None contract_ids:ID=None -> list[dict[str, Any]]
 show scheduled-jobs -> list[dict[str, Any]]
 delete scheduled-job id:ID -> dict[str, Any]
-create scheduled-job (sdk) start_time:N end_time:N api_endpoint:NAME request_method:NAME request_body:JSON frequency:NAME instance_id:ID day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any] ONCE
-update scheduled-job (sdk) id:ID request_body:JSON start_time:N=None end_time:N=None api_endpoint:TEXT=None request_method:TEXT=None frequency:TEXT=None instance_id:ID=None day_of_the_week:N=None hour_of_the_day:N=None -> dict[str, Any]
+create scheduled-job (sdk)
+    start_time:N
+    end_time:N
+    api_endpoint:NAME
+    request_method:NAME
+    request_body:JSON
+    frequency:NAME
+    instance_id:ID
+    day_of_the_week:N=None
+    hour_of_the_day:N=None
+    -> dict[str, Any] ONCE
+update scheduled-job (sdk)
+    id:ID
+    request_body:JSON
+    start_time:N=None
+    end_time:N=None
+    api_endpoint:TEXT=None
+    request_method:TEXT=None
+    frequency:TEXT=None
+    instance_id:ID=None
+    day_of_the_week:N=None
+    hour_of_the_day:N=None
+    -> dict[str, Any]
 show endpoints -> list[Endpoint]
-create endpoint --min_load:N=0.0 --min_cold_load:N=0.0 --target_util:N=0.9 --cold_mult:N=2.5 --cold_workers:N=5 --max_workers:N=20 --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
-update endpoint id:ID --min_load:N=None --min_cold_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --endpoint_name:TEXT=None --max_queue_time:N=None --target_queue_time:N=None --inactivity_timeout:N=None --auto_instance:TEXT='prod' --endpoint_state:TEXT{active,suspended,stopped}=None -> dict[str, Any]
+create endpoint
+    --min_load:N=0.0
+    --min_cold_load:N=0.0
+    --target_util:N=0.9
+    --cold_mult:N=2.5
+    --cold_workers:N=5
+    --max_workers:N=20
+    --endpoint_name:TEXT=None
+    --max_queue_time:N=None
+    --target_queue_time:N=None
+    --inactivity_timeout:N=None
+    --auto_instance:TEXT='prod'
+    -> dict[str, Any] ONCE
+update endpoint
+    id:ID
+    --min_load:N=None
+    --min_cold_load:N=None
+    --target_util:N=None
+    --cold_mult:N=None
+    --cold_workers:N=None
+    --max_workers:N=None
+    --endpoint_name:TEXT=None
+    --max_queue_time:N=None
+    --target_queue_time:N=None
+    --inactivity_timeout:N=None
+    --auto_instance:TEXT='prod'
+    --endpoint_state:TEXT{active,suspended,stopped}=None
+    -> dict[str, Any]
 delete endpoint id:ID -> dict[str, Any]
 get endpt-logs id:ID=None --level:N{0,1,2,3}=1 --tail:N=None --endpoint:NAME=None -> dict[str, Any]
 get endpt-workers /get_endpoint_workers() id:ID -> list[dict[str, Any]]
 show workergroups /show_autogroups() /show_autoscalers() -> list[Workergroup]
-create workergroup /create_autogroup() /create_autoscaler() --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --min_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --test_workers:N=None --auto_instance:TEXT='prod' -> dict[str, Any] ONCE
-update workergroup /update_autogroup() /update_autoscaler() id:ID --template_hash:TEXT=None --template_id:ID=None --search_params:TEXT=None --launch_args:TEXT=None --endpoint_name:TEXT=None --endpoint_id:ID=None --gpu_ram:GB=None -n,--no-default:TEXT=False --min_load:N=None --target_util:N=None --cold_mult:N=None --cold_workers:N=None --max_workers:N=None --test_workers:N=None -> dict[str, Any]
+create workergroup /create_autogroup() /create_autoscaler()
+    --template_hash:TEXT=None
+    --template_id:ID=None
+    --search_params:TEXT=None
+    --launch_args:TEXT=None
+    --endpoint_name:TEXT=None
+    --endpoint_id:ID=None
+    --gpu_ram:GB=None
+    -n,--no-default:TEXT=False
+    --min_load:N=None
+    --target_util:N=None
+    --cold_mult:N=None
+    --cold_workers:N=None
+    --max_workers:N=None
+    --test_workers:N=None
+    --auto_instance:TEXT='prod'
+    -> dict[str, Any] ONCE
+update workergroup /update_autogroup() /update_autoscaler()
+    id:ID
+    --template_hash:TEXT=None
+    --template_id:ID=None
+    --search_params:TEXT=None
+    --launch_args:TEXT=None
+    --endpoint_name:TEXT=None
+    --endpoint_id:ID=None
+    --gpu_ram:GB=None
+    -n,--no-default:TEXT=False
+    --min_load:N=None
+    --target_util:N=None
+    --cold_mult:N=None
+    --cold_workers:N=None
+    --max_workers:N=None
+    --test_workers:N=None
+    -> dict[str, Any]
 delete workergroup /delete_autogroup() /delete_autoscaler() id:ID -> dict[str, Any]
 get wrkgrp-logs id:ID --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, Any]
 get wrkgrp-workers /get_workergroup_workers() id:ID -> list[dict[str, Any]]
@@ -7027,9 +7590,31 @@ update webhook id:ID --webhook_url:NAME=None --event_types:TEXT+=None --name:TEX
 delete webhook id:ID -> dict[str, Any]
 rotate webhook-secret id:ID -> dict[str, Any] ONCE
 test webhook id:ID -> dict[str, Any] ONCE
-self-test machine machine_id:ID/id --debugging:TEXT=False --ignore-requirements:TEXT=False --test-image:TEXT=None --support-bundle-dir:TEXT=None --no-support-bundle:TEXT=False -> dict[str, Any] ONCE
-dump-logs machine_id:ID --instance-id:ID=None --output-dir:NAME='/tmp' --include-local-host-artifacts:TEXT=False -> dict[str, Any]
-run benchmarks --template_hash:TEXT=None --template_id:ID=None --gpus:TEXT=None --num_gpus:N=None --timeout:SECONDS=1800 --no-cache:TEXT=False -y,--yes:TEXT=False --auto_instance:TEXT=None --autoscaler_url:TEXT=None -> list[dict[str, Any]] ONCE
+self-test machine
+    machine_id:ID/id
+    --debugging:TEXT=False
+    --ignore-requirements:TEXT=False
+    --test-image:TEXT=None
+    --support-bundle-dir:TEXT=None
+    --no-support-bundle:TEXT=False
+    -> dict[str, Any] ONCE
+dump-logs
+    machine_id:ID
+    --instance-id:ID=None
+    --output-dir:NAME='/tmp'
+    --include-local-host-artifacts:TEXT=False
+    -> dict[str, Any]
+run benchmarks
+    --template_hash:TEXT=None
+    --template_id:ID=None
+    --gpus:TEXT=None
+    --num_gpus:N=None
+    --timeout:SECONDS=1800
+    --no-cache:TEXT=False
+    -y,--yes:TEXT=False
+    --auto_instance:TEXT=None
+    --autoscaler_url:TEXT=None
+    -> list[dict[str, Any]] ONCE
 update (cli) --check:TEXT=False -> None
 uninstall (cli) -y,--yes:TEXT=False(cli) -> None
 help (cli) command:TEXT+=None -> None
@@ -7351,11 +7936,15 @@ def walk_through(walk):
 
 # --------------------------------------------------------------------------------------------- main
 
-SUBCOMMANDS = {"demo": demo, "sandbox": sandbox, "bench": bench, **{name: writer(name) for name in BLOCKS}}
+SUBCOMMANDS = {"demo": demo, "sandbox": sandbox, "write": write, "bench": bench}
+SUBCOMMANDS.update((name, functools.partial(write, names=[name])) for name in BLOCKS)  # one block alone
 
 
 def main(argv):
     """A sub-command, or else the tests."""
+    if argv[1:2] in (["-h"], ["--help"], ["help"]):
+        print(__doc__.strip())
+        return 0
     if len(argv) > 1 and argv[1] in SUBCOMMANDS:
         return SUBCOMMANDS[argv[1]](argv[2:])
     faulthandler.dump_traceback_later(600, exit=True)  # what hangs, or grows with the square of its input, ends the run

@@ -7137,7 +7137,7 @@ class VastAI:
 
     # fmt: off
     # stubs: begin
-    if TYPE_CHECKING:  # written by `python3 test_vastai.py stubs`
+    if TYPE_CHECKING:  # written by `python3 test_vastai.py write`
         def search_offers(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
                 'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] = 'score-',
                 limit: int | None = None, storage: float = 5.0, no_default: bool = False) -> list[Offer]:
