@@ -399,11 +399,14 @@ def display_width(text: str) -> int:
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
-    """'; did you mean X?' for a misspelt word, or nothing."""
+    """'; did you mean X?' for a word that is misspelt slightly, or nothing."""
+    bare = {name.lstrip("-"): name for name in words}
+    if len(word) > 60:
+        return ""
     import difflib
 
-    close = difflib.get_close_matches(word[:60], list(words), 1, 0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(word.lstrip("-"), bare, 1, 0.7)
+    return f"; did you mean {bare[close[0]]!r}?" if close else ""
 
 
 def redact_text(text: str, secrets: Iterable[str]) -> str:
@@ -8843,115 +8846,244 @@ def commands_of_verb(word: str) -> list[str]:
 
 def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]:
     """The command that a line names, the line without its name, and the words that should have
-    named one.
+    named one.  Options may stand before, between and after the words of the name.
     """
     alone = {flag for arg in GLOBAL_ARGS.args if arg.kind is FLAG for flag in arg.flags}
     valued = {flag for arg in GLOBAL_ARGS.args for flag in arg.flags} - alone
+
+    def may_be_value(at: int) -> bool:
+        return at > 0 and argv[at - 1].startswith("-") and canonical(argv[at - 1]) not in alone
+
+    places = []  # of the words that are no options, nor values of global ones
     at = 0
     while at < len(argv):
         word = argv[at]
-        if word.startswith("-") and word != "-":
-            at += 2 if canonical(word) in valued and "=" not in word else 1
-            continue
-        for length in (2, 1):
-            name = " ".join(argv[at : at + length])
-            if name in NAMES:
-                return NAMES[name], argv[:at] + argv[at + length :], []
-        if (
-            at == 0
-            or not argv[at - 1].startswith("-")
-            or canonical(argv[at - 1]) in alone
-            or commands_of_verb(word)
-        ):
-            return (
-                None,
-                argv,
-                [word, *(other for other in argv[at + 1 : at + 2] if other[:1] != "-")],
-            )
-        at += 1  # perhaps the value of an option that stands before its command
+        dashed = word.startswith("-") and word != "-"
+        if not dashed:
+            places.append(at)
+        at += 2 if dashed and canonical(word) in valued and "=" not in word else 1
+    for number, first in enumerate(places):
+        word = argv[first]
+        verb = commands_of_verb(word)
+        for second in places[number + 1 :] if verb else ():
+            row = NAMES.get(f"{word} {argv[second]}")
+            if row:
+                return row, [w for at, w in enumerate(argv) if at not in (first, second)], []
+            if not may_be_value(second):
+                break
+        if word in NAMES:
+            return NAMES[word], argv[:first] + argv[first + 1 :], []
+        if verb or not may_be_value(first):
+            following = [argv[at] for at in places[number + 1 : number + 2]]
+            return None, argv, [word, *following]
     return None, argv, []
+
+
+class Line:
+    """The words of a command line, taken apart: `given` holds the options, `loose` the words that
+    stand alone.  Options, their prefixes, `--name=value`, `-lvalue` and `-qh` are read as argparse
+    reads them; its import alone would take a quarter of a short run.
+    """
+
+    __slots__ = ("given", "loose", "options", "row", "waiting", "words")
+
+    def __init__(self, row: Command) -> None:
+        self.row = row
+        mine = [arg for arg in row.args if arg.face != "sdk"]
+        taken = {flag for arg in mine for flag in arg.flags if arg.option}
+        everywhere = [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
+        self.options: dict[str, tuple[Arg, str]] = {}  # spelling -> its argument, the value it sets
+        for arg in [*mine, *everywhere]:
+            for flag in (*arg.flags, *arg.shortcuts) if arg.option else ():
+                dashes = flag[:2] + flag[2:].replace("_", "-")
+                underscores = flag[:2] + flag[2:].replace("-", "_")
+                for spelling in (flag, dashes, underscores):
+                    self.options.setdefault(spelling, (arg, arg.shortcuts.get(flag, "")))
+        self.given: Row = {}
+        self.loose: list[str] = []
+        alone = [arg for arg in mine if not arg.option]
+        #: words that stand alone before all that follows belongs to the last argument
+        self.waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
+
+    def read(self, words: list[str]) -> None:
+        """Takes all words in.  Raises UsageError for what cannot be understood."""
+        self.words = words[::-1]
+        while self.words:
+            if len(self.loose) >= self.waiting:
+                self.loose += self.words[::-1]
+                break
+            word = self.words.pop()
+            if word == "--":
+                self.loose += self.words[::-1]
+                break
+            found = self.find(word)
+            if found:
+                self.take(*found)
+            elif self.is_value(word) and (" " not in word or word[:1] != "-"):
+                self.loose.append(word)
+            else:
+                raise unknown_option_error(self.row, word, self.options)
+
+    def is_value(self, word: str) -> bool:
+        """Can a word be what an option takes, or stand alone?"""
+        if word[:1] != "-" or word == "-":
+            return True
+        if word == "--" or self.find(word):
+            return False
+        return word[1].isdigit() or (word[1] == "." and word[2:3].isdigit()) or " " in word
+
+    def find(self, word: str) -> tuple[str, str | None] | None:
+        """The option that a word means, and the value that stands in the same word (else None).
+
+        Raises UsageError where it can mean several.
+        """
+        if word[:1] != "-" or word in ("-", "--"):
+            return None
+        if word in self.options:
+            return word, None
+        head, equals, text = word.partition("=")
+        value = text if equals else None
+        if equals and head in self.options:
+            return head, value
+        found: dict[tuple[Arg, str], tuple[str, str | None]] = {}
+        if word[1] != "-" and word[:2] in self.options:
+            found[self.options[word[:2]]] = word[:2], word[2:]
+        for flag, meant in self.options.items():
+            if flag.startswith(head if word[1] == "-" else word):
+                found.setdefault(meant, (flag, value))
+        if len(found) > 1:
+            several = ", ".join(flag for flag, _ in found.values())
+            raise UsageError(f"{printable(head)} is ambiguous: it can mean {several}")
+        return next(iter(found.values()), None)
+
+    def take(self, flag: str, value: str | None) -> None:
+        """Notes an option with its value, which may be among the next words."""
+        arg, sets = self.options[flag]
+        if sets or arg.kind is FLAG:
+            self.given[arg.name] = sets or True
+            if value is None:
+                return
+            following = f"-{value[:1]}"
+            if flag[1] == "-" or not value:
+                raise UsageError(f"{flag} takes no value")
+            if following not in self.options:
+                raise unknown_option_error(self.row, following, self.options)
+            return self.take(following, value[1:] or None)
+        values = [] if value is None else [value]
+        many = arg.many and not arg.again
+        if arg.rest:
+            values += self.words[::-1]
+            self.words = []
+        elif value is None:
+            while self.words and self.is_value(self.words[-1]) and (many or not values):
+                values.append(self.words.pop())
+            if not values:
+                raise missing_value_error(arg, flag, self.words[-1:])
+        if arg.again:
+            self.given.setdefault(arg.name, []).extend(values)
+        else:
+            self.given[arg.name] = values if many or arg.rest else values[0]
+        return None
+
+
+def missing_value_error(arg: Arg, flag: str, following: list[str]) -> UsageError:
+    """The error of an option at the end of a line, or before another option."""
+    expected = "a value" if arg.kind.expects.startswith("text") else arg.kind.expects
+    hint = f"write {flag} {metavar(arg)}"
+    if following and following[0] != "--":
+        hint += f", or {flag}=-… for a value that begins with -"
+    return UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
+
+
+def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> UsageError:
+    """The error of a word that looks like an option.  What may be a secret is not repeated: neither
+    a value, nor anything where a secret is due.
+    """
+    name = word.partition("=")[0] if word.startswith("--") else word[:2]
+    hidden = any(arg.secret and not arg.option for arg in row.args)
+    for arg in (*row.args, *GLOBAL_ARGS.args):
+        glued = [flag for flag in arg.flags if arg.secret and name.startswith(flag)]
+        name = (glued or [name])[0]
+    close = suggest_option(row, name, options)
+    if hidden:
+        close += "; write -- before a value that begins with -"
+        return UsageError(f"no such option{close}")
+    return UsageError(f"no option {printable(name)!r}{close}")
+
+
+# What people type from habit, and what does it here.
+HABITS = {
+    "--sort": "--order --order-by",
+    "--sort-by": "--order --order-by",
+    "--json": "--raw",
+    "--output": "--format",
+    "--verbose": "--explain",
+    "--force": "--yes",
+    "--name": "--label",
+    "--gpus": "--num-gpus",
+    "login": "set api-key",
+    "auth": "set api-key",
+    "configure": "set api-key",
+    "whoami": "show user",
+    "balance": "show user",
+    "ls": "show instances",
+    "ps": "show instances",
+    "list": "show instances",
+    "rm": "destroy instance",
+    "kill": "destroy instance",
+    "rent": "create instance",
+    "run": "create instance",
+    "bid": "change bid",
+    "exec": "execute",
+    "ssh-key": "show ssh-keys",
+    "version": "--version",
+}
+VERBS = {  # of other programs
+    "list": "show search",
+    "ls": "show search",
+    "get": "show search",
+    "describe": "show",
+    "find": "search",
+    "rm": "destroy delete remove",
+    "remove": "delete destroy",
+    "delete": "destroy remove",
+    "destroy": "delete",
+    "kill": "destroy",
+    "terminate": "destroy",
+    "new": "create",
+    "add": "create attach",
+    "rent": "create",
+    "edit": "update",
+    "modify": "update",
+    "restart": "reboot",
+}
+
+
+def suggest_option(row: Command, name: str, options: Iterable[str]) -> str:
+    """'; did you mean --order?' for an option that a command does not have, or nothing."""
+    plain = name.lstrip("-").replace("-", "_")
+    for arg in row.args:
+        if not arg.option and plain in (arg.name, *arg.old) and arg.face != "sdk":
+            return f"; {placeholder(arg)} is a word of its own: `{usage_of(row)[7:]}`"
+    known = list(options)
+    for flag in HABITS.get(canonical(name), "").split():
+        if flag in known:
+            return f"; did you mean {flag!r}?"
+    return suggest(canonical(name), filter(lambda flag: flag.startswith("--"), known))
 
 
 def parse_line(row: Command, words: list[str], start: Row | None = None) -> tuple[Row, Row]:
     """The parameters of a command and the global options, from the words of a line.  Raises
     UsageError.
     """
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UsageError(message)
-
-        def _get_option_tuples(self, option_string: str) -> Any:
-            """The options that a prefix can mean; two spellings of one are no ambiguity."""
-            found = super()._get_option_tuples(option_string)
-            return found[:1] if len({id(option[0]) for option in found}) == 1 else found
-
+    line = Line(row)
+    line.read(words)
     mine = [arg for arg in row.args if arg.face != "sdk"]
-    taken = {flag for arg in mine for flag in arg.flags if arg.option}
-    everywhere = [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
-    # A formatter of fixed width: the usual one loads shutil, for every argument.
-    parser = Parser(
-        prog="vastai",
-        add_help=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
-    )
-    for arg in [*mine, *everywhere]:
-        if arg.option:
-            add_option(parser, arg)
-    takes_rest = any(arg.rest for arg in mine)
-    tail = next(
-        (words[at + 1 :] for at, word in enumerate(words) if word == "--args" and takes_rest), None
-    )
-    if tail is not None:  # argparse would look for options in there
-        words = words[: -len(tail) - 1]
-    end = words.index("--") if "--" in words else len(words)
-    found, loose = parser.parse_known_args(words[:end])
-    for word in loose:
-        if word.startswith("-") and len(word) > 1 and not word[1:2].isdigit():
-            known = {flag for arg in [*mine, *everywhere] for flag in arg.flags if arg.option}
-            raise UsageError(f"no option {printable(word)!r}{suggest(canonical(word), known)}")
-    given = vars(found)
-    if tail is not None:
-        given["args"] = tail
-    given.update(
-        positionals(row, [arg for arg in mine if not arg.option], loose + words[end + 1 :])
-    )
     names = {arg.name for arg in mine}
-    common = {name: value for name, value in given.items() if name not in names}
-    mine_given = {name: value for name, value in given.items() if name in names}
-    return mine_given, check_params(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
-
-
-def add_option(parser: Any, arg: Arg) -> None:
-    """One option in argparse's terms; --some_option and --some-option are the same."""
-    import argparse
-
-    flags = list(
-        dict.fromkeys(
-            f
-            for flag in arg.flags
-            for f in (
-                flag,
-                flag[:2] + flag[2:].replace("_", "-"),
-                flag[:2] + flag[2:].replace("-", "_"),
-            )
-        )
-    )
-    kept: dict[str, Any] = {"dest": arg.name, "default": argparse.SUPPRESS}
-    if arg.kind is FLAG:
-        kept["action"] = "store_true"
-    elif arg.rest:
-        kept["nargs"] = argparse.REMAINDER
-    elif arg.again:
-        kept["action"] = "append"
-    elif arg.many:
-        kept["nargs"] = "+"
-    parser.add_argument(*flags, **kept)
-    for flag, value in arg.shortcuts.items():
-        parser.add_argument(
-            flag, dest=arg.name, action="store_const", const=value, default=argparse.SUPPRESS
-        )
+    common = {name: value for name, value in line.given.items() if name not in names}
+    given = {name: value for name, value in line.given.items() if name in names}
+    given.update(positionals(row, [arg for arg in mine if not arg.option], line.loose))
+    return given, check_params(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
 
 
 def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
@@ -8959,12 +9091,15 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
     given: Row = {}
     for at, arg in enumerate(args):
         later = sum(other.default is REQUIRED for other in args[at + 1 :])
-        count = max(len(words) - later, arg.default is REQUIRED) if arg.many else 1
+        many = arg.many or arg.rest
+        count = max(len(words) - later, arg.default is REQUIRED) if many else 1
         if len(words) > (0 if arg.default is REQUIRED else later):
-            given[arg.name] = words[:count] if arg.many else words[0]
+            given[arg.name] = words[:count] if many else words[0]
             words = words[count:]
+    if words and any(arg.secret for arg in args):
+        raise UsageError("unexpected words; quote a value that has blanks", hint=usage_of(row))
     if words:
-        raise UsageError(f"unexpected {printable(words[0])!r}")
+        raise UsageError(f"unexpected {printable(words[0])!r}", hint=usage_of(row) if args else "")
     return given
 
 
@@ -8994,23 +9129,25 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         if words and not helping:
             with GLOBAL_ARGS:
                 parse_line(GLOBAL_ARGS, words)  # is there a misspelt option?
-        write_out(overview(lost[0] if lost else ""))
-        return 0
-    if helping and "--args" not in asked:
-        write_out(command_help(row))
+        write_out(overview(lost[0] if lost else "") if words else start_page())
         return 0
     if row.name == "help":
         return run_line(["--help", *words])
     with row:
-        return run_row(row, words, start, pool)
+        try:
+            given, common = parse_line(row, words, start)
+        except UsageError:
+            if not helping:
+                raise
+            common = {"help": True}
+        if common["help"] or common["version"]:
+            write_out(command_help(row) if common["help"] else f"{__version__}\n")
+            return 0
+        return run_row(row, given, common, start, pool)
 
 
-def run_row(row: Command, words: list[str], start: Row | None, pool: Pool | None) -> int:
-    """Runs a command with the words of its line; as run_line."""
-    given, common = parse_line(row, words, start)
-    if common["help"] or common["version"]:  # as prefixes, or among several short options
-        write_out(command_help(row) if common["help"] else f"{__version__}\n")
-        return 0
+def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool | None) -> int:
+    """Runs a command with the parameters and global options of its line; as run_line."""
     if given.get("format") in (
         "json",
         "jsonl",
@@ -9101,15 +9238,47 @@ def reader_text(call: Call, text: str) -> str:
 
 def unknown_command_message(words: list[str]) -> str:
     """What to say of words that name no command."""
-    verb = commands_of_verb(words[0])
-    if verb and len(words) == 1:
-        return (
-            f"{words[0]} what? There {'is' if len(verb) == 1 else 'are'}:\n"
-            + overview(words[0]).rstrip()
-        )
+    if commands_of_verb(words[0]) and len(words) == 1:
+        return f"`vastai {words[0]}` needs one word more:\n{overview(words[0]).rstrip()}"
     name = " ".join(words)
-    close = suggest(name, NAMES) or suggest(words[0], {n.split()[0] for n in NAMES})
-    return f"no command {printable(name)!r}{close or ';'} `vastai --help` lists them"
+    told = f"no command {name!r}" if name.isprintable() and len(name) <= 48 else "no such command"
+    return f"{told}{suggest_command(words) or ';'} `vastai --help` lists all commands"
+
+
+def suggest_command(words: list[str]) -> str:
+    """'; did you mean 'show user'?' for words that name no command, or nothing."""
+    first, *others = " ".join(words[:2]).lower().replace("-", " ").replace("_", " ").split()[
+        :2
+    ] or [""]
+    verbs = [first, *VERBS.get(first, "").split()] if others else ["show", "search"]
+    things = [thing for word in others or [first] for thing in (word, word + "s", word.rstrip("s"))]
+    likely = [f"{verb} {thing}" for verb in verbs for thing in things]
+    likely += HABITS.get(words[0].lower(), "").split("|")
+    for name in likely:
+        if name in NAMES or name.startswith("--"):
+            return f"; did you mean {name!r}?"
+    return suggest(" ".join(words), NAMES) or suggest(words[0], {n.split()[0] for n in NAMES})
+
+
+START_PAGE = (
+    ("search offers 'gpu_name=RTX_4090'", "find machines to rent, with their prices"),
+    ("create instance OFFER --image IMAGE --ssh", "rent one of them"),
+    ("show instances", "list what you rent"),
+    ("ssh INSTANCE", "open a shell on it"),
+    ("destroy instance INSTANCE", "delete it, and stop paying"),
+    ("set api-key", "save your API key, once"),
+    ("COMMAND --help", "explain a command, with examples"),
+    ("--help", "list all commands and options"),
+)
+
+
+def start_page() -> str:
+    """What `vastai` alone prints."""
+    width = min(terminal_width(), 120)
+    pairs = [(f"vastai {line}", meaning) for line, meaning in START_PAGE]
+    lines = ["usage: vastai COMMAND [argument …] [option …]", "", "Rent GPUs at Vast.ai:", ""]
+    lines += [two_columns(line, meaning, 54, width) for line, meaning in pairs]
+    return "\n".join(lines) + "\n"
 
 
 def overview(verb: str = "") -> str:
