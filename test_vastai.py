@@ -5120,6 +5120,41 @@ class TestLines(FaultCase):
             self.assertEqual(self.run_here(None, *line.split())[:2], (2, ""))
         self.assertEqual(self.run_here(None, "help", "show")[0], 0)
 
+    def test_options_between_the_words_of_a_command(self):
+        for line in ("show --raw instances", "--raw show -q instances", "show --url http://x:1 instances",
+                     "show --status running instances", "-q -- show instances"):
+            self.assertEqual(vastai.find_command(line.split())[0].name, "show instances", line)
+        for line in ("show --raw", "show x instances", "stop --raw x instance 7"):
+            self.assertIsNone(vastai.find_command(line.split())[0], line)
+
+    def test_what_is_not_understood_is_named_without_its_value(self):
+        for line, told in (("search offers --api-kye=SECRET", "no option '--api-kye'; did you mean '--api-key'?"),
+                           ("search offers --api-keySECRET", "no option '--api-key'"),
+                           ("take snapshot 5 --docker_login=SECRET", "--docker_login is ambiguous"),
+                           ("take snapshot 5 --docker_login_pass -SECRET", "--docker_login_pass: expected a value"),
+                           ("create env-var N -SECRET", "no such option; write -- before a value"),
+                           ("create env-var N --SECRET", "no such option; write -- before a value"),
+                           ("set api-key -SECRET", "no such option; write -- before a value"),
+                           ("set api-key my SECRET", "unexpected words"), ("show user --raw=SECRET", "takes no value"),
+                           ("x" + "SECRET" * 10, "no such command")):
+            status, out, err = self.run_here(None, *line.split())
+            self.assertEqual((status, out, told in err, "SECRET" in err, err.count("-S")), (2, "", True, False, 0), err)
+
+    def test_habits(self):
+        for line, told in (("login", "set api-key"), ("auth", "set api-key"), ("ls", "show instances"),
+                           ("ps", "show instances"), ("rm 5", "destroy instance"), ("version", "--version"),
+                           ("change-bid 11 0.35", "change bid"), ("ssh-key", "show ssh-keys"), ("show-instances", "show "
+                           "instances"), ("instances", "show instances"), ("delete instance 5", "destroy instance"),
+                           ("list offers", "search offers"), ("search offers --sort dph", "--order"),
+                           ("show instances --sort id", "--order-by"), ("show user --json", "--raw")):
+            status, out, err = self.run_here(None, *line.split())
+            self.assertEqual((status, out, f"did you mean {told!r}?" in err), (2, "", True), err)
+        for line, told in (("label instance 5 --label X", "vastai label instance ID LABEL"),
+                           ("prepay instance 5 --amount 50", "vastai prepay instance ID AMOUNT")):
+            self.assertIn(told, self.run_here(None, *line.split())[2])
+        for line in ("destroy instance 5 --wait", "search offers --zzz", "frobnicate"):
+            self.assertNotIn("did you mean", self.run_here(None, *line.split())[2].replace("destroy instance: ", ""))
+
     def test_shapes(self):
         bill = reply({"results": [{"type": "invoice", "amount": 5}], "total": 1})
         methods = reply({"methods": [{"id": 1, "method": "totp"}]})
