@@ -5143,8 +5143,8 @@ class TestLines(FaultCase):
     def test_habits(self):
         for line, told in (("login", "set api-key"), ("auth", "set api-key"), ("ls", "show instances"),
                            ("ps", "show instances"), ("rm 5", "destroy instance"), ("version", "--version"),
-                           ("change-bid 11 0.35", "change bid"), ("ssh-key", "show ssh-keys"), ("show-instances", "show "
-                           "instances"), ("instances", "show instances"), ("delete instance 5", "destroy instance"),
+                           ("change-bid 11 0.35", "change bid"), ("ssh-key", "show ssh-keys"), ("show-instances",
+                            "show instances"), ("instances", "show instances"), ("delete instance 5", "destroy instance"),
                            ("list offers", "search offers"), ("search offers --sort dph", "--order"),
                            ("show instances --sort id", "--order-by"), ("show user --json", "--raw")):
             status, out, err = self.run_here(None, *line.split())

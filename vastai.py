@@ -8959,18 +8959,13 @@ class Line:
     def take(self, flag: str, value: str | None) -> None:
         """Notes an option with its value, which may be among the next words."""
         arg, sets = self.options[flag]
+        many = arg.many and not arg.again
         if sets or arg.kind is FLAG:
             self.given[arg.name] = sets or True
-            if value is None:
-                return
-            following = f"-{value[:1]}"
-            if flag[1] == "-" or not value:
-                raise UsageError(f"{flag} takes no value")
-            if following not in self.options:
-                raise unknown_option_error(self.row, following, self.options)
-            return self.take(following, value[1:] or None)
+            if value is not None:
+                self.take_joined(flag, value)
+            return
         values = [] if value is None else [value]
-        many = arg.many and not arg.again
         if arg.rest:
             values += self.words[::-1]
             self.words = []
@@ -8983,7 +8978,15 @@ class Line:
             self.given.setdefault(arg.name, []).extend(values)
         else:
             self.given[arg.name] = values if many or arg.rest else values[0]
-        return None
+
+    def take_joined(self, flag: str, letters: str) -> None:
+        """Notes what stands behind the one letter of an option without a value, as in -qh."""
+        if flag[1] == "-" or not letters:
+            raise UsageError(f"{flag} takes no value")
+        following = f"-{letters[0]}"
+        if following not in self.options:
+            raise unknown_option_error(self.row, following, self.options)
+        self.take(following, letters[1:] or None)
 
 
 def missing_value_error(arg: Arg, flag: str, following: list[str]) -> UsageError:
