@@ -16,7 +16,7 @@ The file in order:
      the market: state and routes together | HTTP server
   2. WHAT THE TESTS SHARE: in this process and as a process | a server that does what a script says |
      believable arguments for every row | terminals and shells
-  3. TESTS: the table | every command, once in both faces | searching, renting and giving back |
+  3. TESTS: the table | the sandbox | every command, once in both faces | searching, renting and giving back |
      programs written for the official package | pure functions | faults: the transport |
      faults: what the caller learns | faults: threads and forks | faults: secrets and hostile text | faults: wrong use |
      faults: signals, streams, homes | faults: at random | completion and the prompt | invoices as PDF
@@ -30,6 +30,11 @@ money and can be destroyed. From a test it is used like this:
     with Sandbox(boot=0.2) as box:
         client = vastai.VastAI(api_key=box.key, server_url=box.url)
         box.fail("PUT /api/v0/asks/.*", status=503)         # the next request that matches gets this answer instead
+        box.lose("PUT /api/v0/asks/.*")                     # the next one takes place, but its answer is lost
+        box.machine(5, starts=False)                        # what is rented on machine 5 never runs; see BEHAVIOUR
+        row = box.offer(machine_id=6, dph_base=0.1)         # one more offer
+        box.outbid(instance_id)                             # stopped, as somebody bids more
+        box.workers(endpoint_id, 2)                         # two instances that work for an endpoint
         ...
         box.requests[-1]["body"]                            # everything that arrived, in order
 
@@ -89,7 +94,7 @@ import vastai
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HOUR, DAY = 3600, 86400
-HOURS_PER_MONTH = 730
+HOURS_PER_MONTH = 720  # as the service bills
 
 # ==================================================================================================
 # 1. THE SIMULATED SERVICE
@@ -443,12 +448,25 @@ FILES = {"/root/onstart.sh": 214, "/workspace/train.py": 5187, "/workspace/data/
          "/workspace/checkpoints/epoch-1.pt": 268512744, "/workspace/checkpoints/epoch-2.pt": 268512744}
 
 
+# What a machine, or one instance, does in place of what a good one does; see Sandbox.machine.
+BEHAVIOUR = {
+    "starts": True,  # False: it loads for ever; a number: seconds until it runs
+    "message": None,  # its status_msg as long as it does not run
+    "status": None,  # its actual_status, whatever happens: "offline", "unknown", "exited", "created"
+    "hidden": 0,  # seconds after the rental in which the service does not know the new id yet
+    "hidden_as": None,  # what it says then: None for an instance that is null, or 404
+    "outbid": None,  # seconds after the start until somebody bids more
+    "differs": {},  # members of its row that are not as ordered: {"disk_space": 8.0, "is_bid": False}
+}
+
+
 class Instance:
     """A rented instance: the facts of the contract, and the few times from which everything else follows."""
 
     def __init__(self, contract_id, offer, terms, template, now):
         self.id, self.offer, self.keys, self.files = contract_id, offer, {}, dict(FILES)
-        self.started = self.billed = now
+        self.made = self.started = self.billed = now
+        self.behaviour, self.halted = dict(BEHAVIOUR), ""
         self.writeable_path = f"/var/lib/docker/overlay2/{digest(contract_id)[:12]}/diff"
         self.goal = "stopped" if terms.get("target_state") == "stopped" else "running"
         self.row = {name: offer[name] for name in COPIED_FROM_OFFER}
@@ -500,11 +518,30 @@ class Instance:
             self.started = now
         self.goal = goal
 
+    def halt(self, why):
+        """The market stops it: somebody bids more, or the credit is used up."""
+        self.goal, self.halted = "stopped", why
+
+    def pass_time(self, now):
+        """What has happened by itself since the last look."""
+        outbid = self.behaviour["outbid"]
+        if outbid is not None and self.goal == "running" and now - self.started >= outbid:
+            self.offer["min_bid"] = round(1.5 * self.row["dph_base"], 4)
+            self.behaviour["outbid"] = None
+            self.halt("outbid")
+
+    def is_hidden(self, now):
+        return now - self.made < self.behaviour["hidden"]
+
     def status(self, now, boot):
+        starts = self.behaviour["starts"]
+        if self.behaviour["status"]:
+            return self.behaviour["status"]
         if self.goal == "stopped":
-            return "exited"
+            return "created" if self.halted == "low bid" else "exited"
         age = now - self.started
-        return "created" if age < boot / 4 else "loading" if age < boot else "running"
+        boot = boot if starts is True else float("inf") if starts is False else starts
+        return "created" if age < min(boot, 4.0) / 4 else "loading" if age < boot else "running"
 
     def ports(self):
         """Published ports: those asked for with -p, and ssh and Jupyter where they are direct."""
@@ -520,9 +557,11 @@ class Instance:
         """The row as the service answers it at this moment."""
         status = self.status(now, boot)
         running, image = status == "running", self.row["image_uuid"]
-        message = {"created": None, "loading": f"Pulling from {image.partition(':')[0]}",
+        message = {"loading": f"Pulling from {image.partition(':')[0]}",
                    "running": f"success, running {image}/{self.row['image_runtype'].split('_')[0]}",
-                   "exited": "success, stopped by user"}[status]
+                   "exited": "success, stopped by user"}.get(status)
+        if not running and self.behaviour["message"]:
+            message = self.behaviour["message"]
         uptime = max(0.0, now - self.started - boot) / 60 if running else None
         return dict(
             self.row, actual_status=status, cur_state=self.goal, next_state=self.goal, intended_status=self.goal,
@@ -532,7 +571,7 @@ class Instance:
             cpu_util=0.11 if running else 0.0, gpu_util=72.0 if running else None, gpu_temp=61.0 if running else None,
             mem_limit=self.row["cpu_ram"] / 1024, mem_usage=3.25 if running else None,
             vmem_usage=0.54 if running else None, disk_usage=round(sum(self.files.values()) / 1e9, 2),
-            disk_util=round(sum(self.files.values()) / 1e9 / self.row["disk_space"], 3))
+            disk_util=round(sum(self.files.values()) / 1e9 / self.row["disk_space"], 3), **self.behaviour["differs"])
 
     def container_log(self, now):
         """What the container wrote since it was started: one line a second once it trains, at most a thousand."""
@@ -597,6 +636,7 @@ class State:
         self.key, self.boot, self.now, self.url = key, boot, clock, ""
         self.born, self.ids = clock(), itertools.count(30000001)
         self.results, self.secrets, self.team, self.preferences = {}, {"HF_TOKEN": "hf_example"}, None, {}
+        self.behaviours = collections.defaultdict(dict)  # {machine id, or None for all: {name: value of BEHAVIOUR}}
         self.tables = collections.defaultdict(dict)
         self.user = {
             "id": 204455, "username": "ada", "email": "ada@example.com", "fullname": "Ada Example", "ssh_key": None,
@@ -705,7 +745,10 @@ class State:
         group = {"endpoint_name": "vLLM-Qwen3-8B", "template_id": 88203, "search_params": "gpu_name=RTX_4090"}
         call = Call("POST", "/", {}, json.dumps(group).encode())
         endpoint = self.create_endpoint(call)["result"]
-        self.create_workergroup(call)
+        group_id = self.create_workergroup(call)["id"]
+        for nth in (2, 3):  # what a worker cost that is gone
+            worker = Instance(30000000, big, {"label": group["endpoint_name"], "disk": 16}, None, self.born)
+            self.add("charges", new_charge(worker, nth, self.born, endpoint_id=endpoint, workergroup_id=group_id))
         self.add("deployments", {
             "id": 644, "name": "square", "tag": "default", "image": "vastai/base-image:cuda-12.8.1-auto",
             "endpoint_id": endpoint, "env": "-e A=1", "file_hash": digest("square")[:16],
@@ -761,15 +804,35 @@ class State:
         self.user["credit"] -= amount
 
     def bill(self):
-        """Brings the credit up to date; called before every request."""
+        """Brings the credit up to date, and stops what it does not pay for; called before every request."""
         now = self.now()
-        self.user["credit"] -= sum(instance.bill(now) for instance in self.rows("instances"))
+        for instance in self.rows("instances"):
+            instance.pass_time(now)
+            self.user["credit"] -= instance.bill(now)
+            if self.user["credit"] + self.user["balance"] < 0 and instance.goal == "running":
+                instance.halt("no credit")
 
     def store(self, text):
         """Puts a result where presigned URLs lead; like the real storage it takes a moment to appear there."""
         name = f"{digest('result', len(self.results))}.log"
         self.results[name] = (self.now() + min(0.4, self.boot / 2), text)
         return f"{self.url}/storage/{name}?X-Amz-Expires=300&X-Amz-Signature={digest(name)[:16]}%2B%3D"
+
+
+def wrapped(rows, name):
+    """The charges with those that name a workergroup, or an endpoint, together below one row for it."""
+    plain, groups = [], {}
+    for row in rows:
+        if row["metadata"].get(name + "_id"):
+            groups.setdefault(row["metadata"][name + "_id"], []).append(row)
+        else:
+            plain.append(row)
+    return plain + [
+        {"start": min(row["start"] for row in below), "end": max(row["end"] for row in below), "type": "serverless",
+         "source": f"{name}-{group_id}", "description": f"{name} {group_id} charges", "items": below,
+         "amount": round(sum(row["amount"] for row in below), 3),
+         "metadata": {key: value for key, value in below[0]["metadata"].items() if key == "endpoint_id"}}
+        for group_id, below in groups.items()]
 
 
 def new_payment(nth, user, now):
@@ -783,17 +846,23 @@ def new_payment(nth, user, now):
                 event_id=f"evt_{digest(nth)[:8]}", extra={}, failed=False, refunded=False, is_check=False)
 
 
-def new_charge(instance, days_ago, now):
-    """What one instance cost on one day."""
-    row, start = instance.row, now - (days_ago + 1) * DAY
-    hours = 24.0 if instance.goal == "running" else 0.0
-    common = {"start": start, "end": start + DAY}
+def new_charge(instance, days_ago, now, **metadata):
+    """What one instance cost on one day; the latest is not over yet."""
+    row, start = instance.row, now - (days_ago + 1) * DAY + HOUR
+    end = min(now, start + DAY)
+    disk_hours = (end - start) / HOUR
+    hours = disk_hours if instance.goal == "running" else 0.0
+    common = {"start": start, "end": end}
+    amounts = [("gpu", hours * row["dph_base"], f"{hours:.3f} hours at ${row['dph_base']:.3f}/hour"),
+               ("disk", disk_hours * instance.disk_per_hour,
+                f"{row['disk_space']:.0f} GB at ${row['storage_cost']}/month")]
+    if hours:
+        amounts += [("bwd", 12 * row["inet_down_cost"], f"12.000 GB at ${row['inet_down_cost']}/GB"),
+                    ("bwu", 3 * row["inet_up_cost"], f"3.000 GB at ${row['inet_up_cost']}/GB")]
     items = [dict(common, type=kind, source=None, description=text, amount=round(amount, 3), metadata={}, items=[])
-             for kind, amount, text in (
-                 ("gpu", hours * row["dph_base"], f"{hours:.3f} hours at ${row['dph_base']:.3f}/hour"),
-                 ("disk", 24 * instance.disk_per_hour, f"{row['disk_space']:.0f} GB at ${row['storage_cost']}/month"))]
-    return dict(common, type="instance", source=f"instance-{instance.id}", metadata={"label": row["label"]},
-                items=items, description=f"instance {instance.id} charges",
+             for kind, amount, text in amounts]
+    return dict(common, type="instance", source=f"instance-{instance.id}", items=items,
+                metadata=dict(metadata, label=row["label"]), description=f"instance {instance.id} charges",
                 amount=round(sum(item["amount"] for item in items), 3))
 
 
@@ -859,17 +928,21 @@ class SearchRoutes:
         bid, disk = terms.get("price"), number(terms.get("disk") or 10)
         if disk is None:
             raise Refusal(400, "invalid_args", f"Invalid disk size {terms['disk']!r}")
-        if bid is not None and (number(bid) or 0) < offer["min_bid"]:
-            raise Refusal(400, "bid_too_low", f"Your bid of {bid} is below the minimum of {offer['min_bid']}.")
         if disk > offer["disk_space"]:
             raise Refusal(400, "invalid_args", f"Only {offer['disk_space']} GB of disk are left on this machine.")
         if priced(offer, storage=disk)["dph_total"] > self.user["balance"] + self.user["credit"]:
             raise Refusal(400, "insufficient_credit", "Your account lacks credit; see the billing page.")
-        return self.new_instance(offer, terms, template)
+        instance = self.new_instance(offer, terms, template)
+        if bid is not None and (number(bid) or 0) < offer["min_bid"]:  # refused, and yet there: its disk is billed
+            instance.halt("low bid")
+            raise Refusal(400, "invalid_price", f"Your bid of {bid} is below the minimum of {offer['min_bid']}.",
+                          new_contract=instance.id)
+        return instance
 
     def new_instance(self, offer, terms, template=None):
         """The contract itself; it takes the offer off the market."""
         instance = Instance(next(self.ids), offer, terms, template, self.now())
+        instance.behaviour.update({**self.behaviours[None], **self.behaviours[offer["machine_id"]]})
         if terms.get("volume_info"):
             self.attach_volume(instance, terms["volume_info"])
         offer.update(rented=True, rentable=False)
@@ -1009,11 +1082,16 @@ class InstanceRoutes:
     """What is rented: its state, price, logs, keys, snapshots."""
 
     def views(self):
-        return [instance.view(self.now(), self.boot) for instance in self.rows("instances")]
+        now = self.now()
+        return [instance.view(now, self.boot) for instance in self.rows("instances") if not instance.is_hidden(now)]
 
     @route("GET /api/v0/instances/{id}/")
     def show_instance(self, call, instance_id):
         instance = self.tables["instances"].get(instance_id)
+        if instance and instance.is_hidden(self.now()):
+            if instance.behaviour["hidden_as"] == 404:
+                raise Refusal(404, "no_such_instance", f"No such instance {instance_id}")
+            instance = None
         return {"instances": instance and instance.view(self.now(), self.boot)}
 
     @route("GET /api/v1/instances/")
@@ -1076,6 +1154,9 @@ class InstanceRoutes:
             raise Refusal(400, "invalid_args", "Please set a bid price >= 0.001.")
         instance.row["is_bid"] = True
         instance.price(bid if bid is not None else instance.offer["min_bid"] * 1.05)
+        if instance.halted in ("outbid", "low bid") and instance.row["dph_base"] >= instance.offer["min_bid"]:
+            instance.halted = ""
+            instance.set_goal("running", self.now())
         return {"success": True}
 
     @route("PUT /api/v0/instances/prepay/{id}/")
@@ -1243,6 +1324,8 @@ class StorageRoutes:
         return self.add("volumes", {
             "id": volume_id, "cluster_id": offer.get("cluster_id"), "label": name, "disk_space": float(size),
             "status": "active", "start_date": self.now(), "public_ipaddr": "203.0.113.45", "instances": [],
+            "storage_cost": offer["storage_cost"],
+            "storage_total_cost": offer["storage_cost"] * float(size) / HOURS_PER_MONTH,
             **{field: offer[field] for field in ("disk_name", "driver_version", "inet_up", "inet_down", "reliability2",
                                                  "machine_id", "verification", "host_id", "geolocation")}})
 
@@ -1528,10 +1611,16 @@ class ServerlessRoutes:
                    api_key=endpoint["api_key"])
         group = self.add("workergroups", row)
         if endpoint["min_load"]:  # there is work from the first moment on, so its workers are rented at once
-            offers = matching(self.rows("offers"), row["search_query"])
-            terms = {"label": endpoint["endpoint_name"], "image": "vastai/pytorch"}
-            group["instances"] = [self.new_instance(offer, terms).id for offer in offers[:endpoint["max_workers"]]]
+            self.rent_workers(group, endpoint["max_workers"])
         return {"success": True, "id": group["id"]}
+
+    def rent_workers(self, group, count):
+        """Workers that are instances, from the first offers that the group's search lets through."""
+        offers = [offer for offer in matching(self.rows("offers"), group["search_query"]) if offer["rentable"]]
+        terms = {"label": group["endpoint_name"], "image": "vastai/pytorch"}
+        ids = [self.new_instance(offer, terms).id for offer in offers[:count]]
+        group["instances"] = group.get("instances", []) + ids
+        return ids
 
     @route("DELETE /api/v0/autojobs/{id}/")
     def delete_workergroup(self, call, group_id):
@@ -1542,11 +1631,14 @@ class ServerlessRoutes:
 
     def workers_of(self, group):
         """The rented workers of a group, else two cold ones; they boot like instances, then measure themselves."""
-        ready = self.now() - group["created_at"] >= self.boot
-        ids = group.get("instances", [group["id"] * 10, group["id"] * 10 + 1])
-        return [{"id": worker_id, "status": "idle" if ready else "loading", "gpu_name": "RTX 4090",
-                 "measured_perf": 152.3 + nth if ready else 0.0, "url": f"http://192.0.2.{10 + nth}:8000",
-                 "created_at": self.stamp(group["created_at"])} for nth, worker_id in enumerate(ids)]
+        now, instances = self.now(), self.tables["instances"]
+        ready = {group["id"] * 10 + nth: now - group["created_at"] >= self.boot for nth in range(2)}
+        if "instances" in group:
+            ready = {worker_id: instances[worker_id].status(now, self.boot) == "running"
+                     for worker_id in group["instances"] if worker_id in instances}
+        return [{"id": worker_id, "status": "idle" if warm else "loading", "gpu_name": "RTX 4090",
+                 "measured_perf": 152.3 + nth if warm else 0.0, "url": f"http://192.0.2.{10 + nth}:8000",
+                 "created_at": self.stamp(group["created_at"])} for nth, (worker_id, warm) in enumerate(ready.items())]
 
     @route("POST /update_workers/")
     def update_workers(self, call):
@@ -1788,9 +1880,14 @@ class AccountRoutes:
 
     @route("GET /api/v0/charges/")
     def show_charges(self, call):
+        """Contracts with their items; as a tree, those of serverless stand below their endpoint and workergroup."""
+        period = (call.query.get("select_filters") or {}).get("day") or {}
+        if not {"gte", "lte"} <= set(period):
+            raise Refusal(400, "invalid_args", "Must provide both 'day' gte and lte filters for instance charges")
         rows = [{name: value for name, value in row.items() if name != "id"} for row in self.rows("charges")]
-        if call.query.get("format") != "tree":
-            rows = [dict(row, items=[]) for row in rows]
+        if call.query.get("format") == "tree":
+            for name in ("workergroup", "endpoint"):
+                rows = wrapped(rows, name)
         return self.ledger(call, rows)
 
     @route("GET /api/v0/users/{user}/invoices/")
@@ -2087,7 +2184,8 @@ class Sandbox:
     def __init__(self, port=0, key="sandbox-5f0c2a9be1d74386", credit=25.0, boot=1.0, rate=None, strict=False,
                  clock=time.time):
         self.market = Market(key, credit, boot, clock)
-        self.requests, self.failures, self.recent = [], [], collections.defaultdict(collections.deque)
+        self.requests, self.failures, self.losses = [], [], []
+        self.recent = collections.defaultdict(collections.deque)
         self.rate, self.strict, self.lock = rate, strict, threading.Lock()
         self.server = SandboxServer(("127.0.0.1", port), SandboxHandler)
         self.server.box = self
@@ -2122,35 +2220,77 @@ class Sandbox:
         with self.lock:
             self.failures.append([re.compile(pattern), times, Answer(status, body, headers)])
 
-    def answer(self, call):
-        """(status, body, headers) for one request."""
+    def lose(self, pattern, status=None, body="", times=1):
+        """The next `times` requests that match take place, but their answer is lost: the connection ends, or this
+        status comes instead."""
         with self.lock:
-            self.requests.append(call.record())
-            try:
-                self.check(call)
-                route, ids = route_for(call)
-                self.authorize(call)
-                self.market.bill()
-                call.body = {} if call.body is None else call.body
-                if not isinstance(call.body, dict):
-                    raise Refusal(400, "invalid_request", "Invalid json body")
-                body = route(self.market, call, *ids)
-                self.audit(call)
-                return 200, body if isinstance(body, Text) else json.dumps(body), {}
-            except Answer as answer:
-                body = Text(answer.body) if isinstance(answer.body, str) else json.dumps(answer.body)
-                return answer.status, body, answer.headers
-            except Exception as error:  # a bug in a route: say so rather than hang up
-                traceback.print_exc()
-                return 500, json.dumps({"success": False, "error": "sandbox_bug", "msg": repr(error)}), {}
+            self.losses.append([re.compile(pattern), times, Answer(status, body)])
+
+    def machine(self, machine_id=None, **behaviour):
+        """What is rented on this machine, or on any, behaves like that: `starts=False`, `message="no space left on
+        device"`, `status="offline"`, `hidden=3`, `outbid=5`, `differs={"disk_space": 8.0}`; see BEHAVIOUR."""
+        assert set(behaviour) <= set(BEHAVIOUR), behaviour
+        with self.lock:
+            self.market.behaviours[machine_id].update(behaviour)
+
+    def instance(self, instance_id, **behaviour):
+        """The same for one instance that exists."""
+        assert set(behaviour) <= set(BEHAVIOUR), behaviour
+        with self.lock:
+            self.market.find("instances", instance_id).behaviour.update(behaviour)
+
+    def outbid(self, instance_id):
+        """Somebody bids more than this instance pays, so it is stopped."""
+        self.instance(instance_id, outbid=0)
+
+    def offer(self, **members):
+        """One more offer, a good single RTX 4090 but for these members; returns the row."""
+        with self.lock:
+            model = next(row for row in self.market.rows("offers") if (row["gpu_name"], row["num_gpus"]) == ("RTX 4090", 1))
+            row = dict(model, rented=False, rentable=True, verification="verified", id=next(self.market.ids),
+                       machine_id=next(self.market.ids), reliability=0.999, reliability2=0.999)
+            row.update(ask_contract_id=row["id"], **members)
+            return self.market.add("offers", row)
+
+    def workers(self, endpoint_id, count=1):
+        """Rents workers for an endpoint; returns their ids, which are those of instances."""
+        with self.lock:
+            group = next(row for row in self.market.rows("workergroups") if row["endpoint_id"] == endpoint_id)
+            return self.market.rent_workers(group, count)
+
+    def answer(self, call):
+        """(status, body, headers) for one request; the status is None if the connection is to end instead."""
+        with self.lock:
+            answer = self.serve(call)
+            lost = due(self.losses, call)
+            return (lost.status, Text(lost.body), {}) if lost else answer
+
+    def serve(self, call):
+        """(status, body, headers) for one request, which has taken place by then."""
+        self.requests.append(call.record())
+        try:
+            self.check(call)
+            route, ids = route_for(call)
+            self.authorize(call)
+            self.market.bill()
+            call.body = {} if call.body is None else call.body
+            if not isinstance(call.body, dict):
+                raise Refusal(400, "invalid_request", "Invalid json body")
+            body = route(self.market, call, *ids)
+            self.audit(call)
+            return 200, body if isinstance(body, Text) else json.dumps(body), {}
+        except Answer as answer:
+            body = Text(answer.body) if isinstance(answer.body, str) else json.dumps(answer.body)
+            return answer.status, body, answer.headers
+        except Exception as error:  # a bug in a route: say so rather than hang up
+            traceback.print_exc()
+            return 500, json.dumps({"success": False, "error": "sandbox_bug", "msg": repr(error)}), {}
 
     def check(self, call):
         """Prepared failures and the rate limit come before everything else."""
-        for failure in self.failures:
-            pattern, times, answer = failure
-            if times and pattern.fullmatch(f"{call.method} {call.path}"):
-                failure[1] -= 1
-                raise answer
+        failure = due(self.failures, call)
+        if failure:
+            raise failure
         recent, now = self.recent[call.path], time.monotonic()
         while recent and now - recent[0] >= 1:
             recent.popleft()
@@ -2171,6 +2311,16 @@ class Sandbox:
             self.market.add("audit_logs", {
                 "ip_address": "127.0.0.1", "api_key_id": self.market.user["key_id"], "args": json.dumps(call.body),
                 "created_at": self.market.stamp(self.market.now()), "api_route": call.method + "__" + call.path})
+
+
+def due(prepared, call):
+    """The answer that has been prepared for this request, or None."""
+    for entry in prepared:
+        pattern, times, answer = entry
+        if times and pattern.fullmatch(f"{call.method} {call.path}"):
+            entry[1] -= 1
+            return answer
+    return None
 
 
 class SandboxServer(http.server.ThreadingHTTPServer):
@@ -2206,6 +2356,9 @@ class SandboxHandler(http.server.BaseHTTPRequestHandler):
     def serve(self):
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status, body, headers = self.server.box.answer(Call(self.command, self.path, dict(self.headers), raw))
+        if status is None:
+            self.close_connection = True
+            return
         data = body.encode()
         self.send_response(status)
         self.send_header("Content-Type", "text/plain" if isinstance(body, Text) else "application/json")
@@ -2842,6 +2995,113 @@ class TableTest(unittest.TestCase):
                 "{'gpu_ram': {'gte': 24000.0}, 'dph_total': {'lt': '1'}}\n"
                 "assert parse_env('-e A=1') == {'A': '1'}")
         subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
+
+
+# -------------------------------------------------------------------------------------- the sandbox
+
+
+class SandboxTest(unittest.TestCase):
+    """What a test, or somebody who tries things out, can make the simulated service do."""
+
+    def setUp(self):
+        self.now = 1_800_000_000.0
+        self.box = Sandbox(boot=60, clock=lambda: self.now)
+        self.addCleanup(self.box.close)
+        self.client = vastai.VastAI(self.box.key, self.box.url)
+        self.addCleanup(self.client.close)
+
+    def rented(self, **terms):
+        """The id of an instance on a machine of its own."""
+        offer = self.box.offer(dph_base=0.1, min_bid=0.05)
+        return self.client.create_instance(id=offer["id"], image="i", **terms)["new_contract"]
+
+    def states(self, id, after=0.0):
+        """(actual, current, next and intended state) of an instance, some seconds later."""
+        self.now += after
+        row = self.client.show_instance(id)
+        return tuple(row[name] for name in ("actual_status", "cur_state", "next_state", "intended_status"))
+
+    def test_an_instance_starts_and_stops(self):
+        id = self.rented()
+        self.assertEqual(self.states(id), ("created", *["running"] * 3))
+        self.assertEqual(self.states(id, 10), ("loading", *["running"] * 3))
+        self.assertEqual(self.states(id, 60), ("running", *["running"] * 3))
+        self.client.stop_instance(id)
+        self.assertEqual(self.states(id), ("exited", *["stopped"] * 3))
+
+    def test_machines_that_are_no_good(self):
+        self.box.machine(5, starts=False, message="no space left on device", differs={"disk_space": 8.0})
+        self.box.machine(6, status="offline")
+        for machine_id, status in ((5, "loading"), (6, "offline"), (7, "running")):
+            offer = self.box.offer(machine_id=machine_id)
+            id = self.client.create_instance(id=offer["id"], image="i", disk=20)["new_contract"]
+            self.assertEqual(self.states(id, 10_000)[0], status)
+            row = self.client.show_instance(id)
+            self.assertEqual(row["disk_space"], 8.0 if machine_id == 5 else 20.0)
+            self.assertEqual("no space" in str(row["status_msg"]), machine_id == 5)
+
+    def test_a_low_bid_is_refused_and_leaves_an_instance(self):
+        offer = self.box.offer(min_bid=0.2)
+        with self.assertRaisesRegex(vastai.VastAIError, "below the minimum") as caught:
+            self.client.create_instance(id=offer["id"], image="i", price=0.1)
+        self.assertEqual(caught.exception.status, 400)
+        id = caught.exception.body["new_contract"]
+        self.assertEqual(self.states(id), ("created", *["stopped"] * 3))
+        self.assertTrue(self.client.show_instance(id)["is_bid"])
+
+    def test_outbid(self):
+        id = self.rented(price=0.06)
+        self.assertEqual(self.states(id, 60)[0], "running")
+        self.box.outbid(id)
+        self.assertEqual(self.states(id), ("exited", *["stopped"] * 3))
+        self.client.change_bid(id, 0.2)
+        self.assertEqual(self.states(id, 60)[0], "running")
+
+    def test_an_answer_that_is_lost_although_the_request_took_place(self):
+        before = set(self.box.market.tables["instances"])
+        self.box.lose("PUT /api/v0/asks/.*")
+        self.assertRaises(vastai.OutcomeUnknownError, self.rented)
+        self.box.lose("PUT /api/v0/asks/.*", status=502)
+        self.assertRaises(vastai.OutcomeUnknownError, self.rented)
+        self.assertEqual(len(set(self.box.market.tables["instances"]) - before), 2)
+
+    def test_a_new_instance_is_not_there_at_once(self):
+        for hidden_as in (None, 404):
+            self.box.machine(hidden=3, hidden_as=hidden_as)
+            id = self.rented()
+            try:
+                self.assertIsNone(self.client.show_instance(id))
+            except vastai.NotFoundError as error:
+                self.assertEqual(hidden_as, error.status)
+            self.assertNotIn(id, [row["id"] for row in self.client.show_instances()])
+            self.assertEqual(self.states(id, 3)[0], "created")
+
+    def test_what_things_cost(self):
+        id = self.rented(disk=72)
+        row = self.client.show_instance(id)
+        self.assertAlmostEqual(row["storage_total_cost"], row["storage_cost"] * 72 / 720)
+        self.assertAlmostEqual(row["dph_total"], 0.1 + row["storage_total_cost"], 5)
+        before = self.client.show_user()["credit"]
+        self.now += HOUR
+        others = sum(other.row["dph_total"] if other.goal == "running" else other.disk_per_hour
+                     for other in self.box.market.rows("instances"))
+        self.assertAlmostEqual(before - self.client.show_user()["credit"], others, 4)
+        self.client.create_volume(next(iter(self.box.market.tables["volume_offers"])), size=72)
+        volume, = self.client.show_volumes()
+        self.assertAlmostEqual(volume["storage_total_cost"], volume["storage_cost"] / 10)
+        self.assertEqual(self.states(id, 10_000 * HOUR)[3], "stopped", "the credit is used up")
+
+    def test_charges_of_the_last_day(self):
+        answer = self.client.show_invoices_v1(charges=True, start_date=self.now - DAY, end_date=self.now)
+        items = [item for row in answer["results"] for item in row["items"]]
+        self.assertEqual({item["type"] for item in items}, {"gpu", "disk", "bwd", "bwu"})
+        self.assertTrue(all(self.now - DAY <= item["start"] <= item["end"] <= self.now for item in items))
+
+    def test_workers_are_instances(self):
+        endpoint = next(iter(self.box.market.tables["endpoints"]))
+        ids = self.box.workers(endpoint, 2)
+        self.assertEqual([row["id"] for row in self.client.get_endpt_workers(endpoint)], ids)
+        self.assertLessEqual(set(ids), {row["id"] for row in self.client.show_instances()})
 
 
 # ---------------------------------------------------------------- every command, once in both faces
@@ -3498,9 +3758,10 @@ class RentalTest(CommandCase):
 
     def test_the_curl_line_does_the_same(self):
         for line in ("show user", "search offers 'gpu_name=RTX_4090 num_gpus=1' --limit 2",
-                     "label instance {} \"it's $HOME\"", "create instance 7 --image x", "get endpt-logs 30000143"):
+                     "label instance {instances} \"it's $HOME\"", "create instance 7 --image x",
+                     "get endpt-logs {endpoints}"):
             with self.subTest(line):
-                line = line.format(next(iter(self.box.market.tables["instances"])))
+                line = line.format(**{name: next(iter(rows)) for name, rows in self.box.market.tables.items() if rows})
                 status, printed, err = self.run_here(line + " --curl")
                 self.assertEqual((status, err, self.box.key in printed), (0, "", False))
                 if not shutil.which("curl"):
@@ -3531,7 +3792,8 @@ class RentalTest(CommandCase):
                          ["id", *(str(row["id"]) for row in rows)])
         self.assertEqual(self.raw(line), json.loads(self.ok(line + " --format json")))
         self.assertEqual(self.ok("show instances -q"), "".join(f"{id}\n" for id in self.box.market.tables["instances"]))
-        self.assertEqual(self.raw("show instance 30000074 --fields id,label"), {"id": 30000074, "label": "training"})
+        id = next(iter(self.box.market.tables["instances"]))
+        self.assertEqual(self.raw(f"show instance {id} --fields id,label"), {"id": id, "label": "training"})
         self.assertEqual(self.run_here("show instances --format xml")[0], 2)
 
     def test_tables_in_a_pipe(self):
