@@ -3074,7 +3074,7 @@ class SandboxTest(unittest.TestCase):
             except vastai.NotFoundError as error:
                 self.assertEqual(hidden_as, error.status)
             self.assertNotIn(id, [row["id"] for row in self.client.show_instances()])
-            self.assertEqual(self.states(id, 3)[0], "created")
+            self.assertEqual(self.states(id, 3)[0], "loading")
 
     def test_what_things_cost(self):
         id = self.rented(disk=72)
