@@ -1350,13 +1350,15 @@ def colored() -> bool:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, at least 20; COLUMNS goes first, 80 where neither tells."""
-    told = os.environ.get("COLUMNS", "")
-    width = int(told) if told.isascii() and told.isdigit() else 0
-    try:
-        width = width or os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError, AttributeError):
-        pass
+    """Columns of the terminal, at least 20: COLUMNS if set, 80 if nothing tells."""
+    given = os.environ.get("COLUMNS", "")
+    width = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 0
+    for stream in (sys.stdout, sys.stderr):
+        if not width and is_terminal(stream):
+            try:
+                width = os.get_terminal_size(stream.fileno()).columns
+            except (OSError, ValueError, AttributeError):
+                pass
     return max(20, width or 80)
 
 
@@ -1380,13 +1382,14 @@ def discard(stream: TextIO | None) -> None:
 
 def write_out(text: str, plain: bool = False) -> None:
     """Writes to stdout, with escapes for what its encoding lacks; `plain` text of the service keeps
-    its control characters only where no terminal would obey them.
+    its control characters only if no terminal would obey them.
     """
     out = sys.stdout
     if out is None or getattr(out, "closed", False):
         return
     if plain and is_terminal(out):
         text = printable_lines(text.replace("\r\n", "\n").expandtabs())
+    text = encodable(text, out)
     try:
         out.write(text)
     except UnicodeEncodeError:
@@ -1394,23 +1397,77 @@ def write_out(text: str, plain: bool = False) -> None:
 
 
 def write_err(text: str) -> None:
-    """Writes to stderr; lost where that is missing, closed or full."""
+    """Writes to stderr; lost if that is missing, closed or full."""
     try:
-        sys.stderr.write(text)
+        sys.stderr.write(encodable(text, sys.stderr))
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass
 
 
+PLAIN = {"…": "...", "↑": "^", "↓": "v", "→": "->", "×": "x"}
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """`text` with plain signs for the few of ours that a terminal's encoding lacks."""
+    if text.isascii() or not is_terminal(stream):
+        return text
+    try:
+        "".join(PLAIN).encode(stream.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        for sign, plain in PLAIN.items():
+            text = text.replace(sign, plain)
+    return text
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Sentences for a person, on stderr: after what stdout has, in the place of a line of progress,
+    safe to show, and wrapped at words if stderr is a terminal.
+    """
+    try:
+        flush(sys.stdout)
+    except OSError:
+        pass  # told when the command ends
+    lines = printable_lines(text).split("\n")
+    if is_terminal(sys.stderr):
+        lines = [wrap_line(line, terminal_width()) for line in lines]
+    show_progress("")
+    write_err("\n".join(lines) + end)
+
+
+def wrap_line(line: str, width: int) -> str:
+    """A line in as many of at most `width` columns as it needs, each as far to the right."""
+    if display_width(line) <= width:
+        return line
+    margin = " " * (len(line) - len(line.lstrip()))
+    return margin + wrap_text(line, width - len(margin)).replace("\n", "\n" + margin)
+
+
+progress_shown = [""]  # the text that show_progress was last given
+
+
+def show_progress(text: str, changing: str = "", in_pipe: bool = False) -> None:
+    """A line about work under way, and "" at its end.  At a terminal it is redrawn; with `in_pipe`
+    a pipe gets a line for each new `text`.  `changing` is for a terminal alone, such as seconds.
+    """
+    if erasable():
+        line = printable(f"{text} {changing}" if changing else text, 0)
+        if text or progress_shown[0]:
+            write_err(CLEAR + truncate(line, terminal_width() - 3))
+    elif in_pipe and text and text != progress_shown[0]:
+        write_err(printable(text, 0) + "\n")
+    progress_shown[0] = text
+
+
 def warn(text: str) -> None:
-    """A remark for the person at the terminal: one line on stderr, lost where there is no stderr."""
-    write_err(f"vastai: {text}\n")
+    """A remark for the person at the terminal, on stderr."""
+    say(f"vastai: {text}")
 
 
 def confirm(call: Call, question: str) -> None:
     """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
     if not call.view.confirmed and call.cli and not agreed(question):
-        raise UsageError("not confirmed; nothing was sent")
+        raise UsageError("not confirmed, nothing was sent; --yes skips the question")
 
 
 def agreed(question: str) -> bool:
@@ -1420,14 +1477,31 @@ def agreed(question: str) -> bool:
 
 def ask_line(question: str) -> str | None:
     """Asks on stderr and reads one line from stdin, stripped; None at its end."""
-    write_err(
-        printable(question, 0) + (" " if is_terminal(sys.stdin) else "\n")
-    )  # what a pipe answers ends no line
+    say(question, " " if is_terminal(sys.stdin) else "\n")  # what a pipe answers ends no line
     return read_line()
 
 
+def ask_secret(question: str) -> str:
+    """Asks for a secret at a terminal, which does not show what is typed; elsewhere takes a line of
+    stdin.  Raises UsageError for an empty one.
+    """
+    secret: str | None = None
+    if is_terminal(sys.stdin):
+        import getpass
+
+        try:
+            secret = getpass.getpass(f"{question}: ", sys.stderr).strip()
+        except (EOFError, OSError, ValueError):
+            pass
+    else:
+        secret = read_line()
+    if not secret:
+        raise UsageError(f"{question}: expected a line on stdin, found nothing")
+    return secret
+
+
 def read_line() -> str | None:
-    """One line from stdin, stripped; None at its end, and where it cannot be read."""
+    """One line from stdin, stripped; None at its end, and if it cannot be read."""
     try:
         line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
     except (OSError, ValueError):
@@ -3144,8 +3218,8 @@ class Call:
 
     def note(self, text: str) -> None:
         """Progress, for a person who watches a terminal."""
-        if self.cli and not self.client.quiet and erasable():
-            write_err(CLEAR + truncate(printable(text), terminal_width() - 1))
+        if self.cli and not self.client.quiet:
+            show_progress(text)
 
 
 def bind_params(row: Command, args: Sequence[Any], given: Row) -> Row:
@@ -7830,8 +7904,7 @@ def emit_card(call: Call, row: Row) -> None:
 def remark(call: Call, text: str) -> None:
     """A line beside the answer, on stderr."""
     if not call.view.quiet and not call.client.quiet:
-        flush(sys.stdout)  # the answer comes first, also where both go to one place
-        write_err(printable(text, 1000) + "\n")
+        say(printable(text, 1000))
 
 
 # Tables
@@ -9729,21 +9802,20 @@ def repl(start: Row) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # as in sys.argv
 
-    def say(text: str) -> None:
-        if talking and sys.stderr is not None:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+    def tell(text: str) -> None:
+        if talking:
+            write_err(text)
 
     while True:
         prompt = f"vastai [{status}]> " if status else "vastai> "
         try:
             if not editing:
-                say(prompt)
+                tell(prompt)
             line = input(prompt) + "\n" if editing else sys.stdin.readline()
         except KeyboardInterrupt:
             if not talking:
                 raise
-            say("\n")
+            tell("\n")
             continue
         except (
             EOFError,
@@ -9768,9 +9840,9 @@ def repl(start: Row) -> int:
         if words and status == 130:
             if not talking:
                 break
-            say("\n")
+            tell("\n")
     Pool.close(pool)
-    say("" if line else "\n")
+    tell("" if line else "\n")
     return 0 if talking else failed
 
 
@@ -9892,7 +9964,8 @@ def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = 
         flush(sys.stdout)
         return status
     except KeyboardInterrupt:
-        write_err(CLEAR * erasable())
+        if is_terminal(sys.stderr):
+            write_err(CLEAR if erasable() else "\n")
         return 130
     except BrokenPipeError:  # whoever read our output has enough
         discard(sys.stdout)
@@ -9920,8 +9993,11 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
         import json
 
         told = {"error": True, "status_code": error.status, "msg": error.msg}
-        text = json.dumps(told) if wants_json(words) else printable_lines(str(error))
-        write_err(CLEAR * erasable() + text + "\n")
+        if wants_json(words):
+            show_progress("")
+            write_err(json.dumps(told) + "\n")
+        else:
+            say(str(error))
     return error.exit_status
 
 
