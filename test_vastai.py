@@ -4243,8 +4243,8 @@ class PureTest(unittest.TestCase):
         columns = (("ID", "id", "", 0), ("Name", "name", "", 1), ("RAM", "gpu.ram", ".1f", 2),
                    ("$", "price", ".2f/2", 3))
         lines, dropped = vastai.format_table(rows, columns, None, False)
-        self.assertEqual(lines, ["  ID  Name   RAM     $", "   7  日本  24.0  0.06", "1234  e\u0301\\tb     -     -",
-                                 "   9  -        -  dear"])
+        self.assertEqual(lines, ["ID    Name   RAM     $", "7     日本  24.0  0.06", "1234  e\u0301\\tb     -     -",
+                                 "9     -        -  dear"])
         self.assertEqual(dropped, [])
         lines, dropped = vastai.format_table(rows, columns, 12, False)
         self.assertEqual(dropped, ["RAM", "$"])
@@ -4252,22 +4252,49 @@ class PureTest(unittest.TestCase):
         wide = [{"id": 1, "image": "x" * 40, "age": "2d 0h", "hash": "a" * 32}]
         columns = (("ID", "id", "", 0), ("Image", "image", "", 2), ("Hash", "hash", "", 0), ("Age", "age", "", 3))
         lines, dropped = vastai.format_table(wide, columns, 63, False)
-        self.assertEqual((lines[1], dropped), (f" 1  {'x' * 17}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
+        self.assertEqual((lines[1], dropped), (f"1   {'x' * 17}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
         self.assertEqual(vastai.format_table(wide, columns, 50, False)[1], ["Image"])  # Age still fits
         self.assertTrue(vastai.format_table(rows, columns, None, True)[0][0].startswith("\033[1m"))
         self.assertEqual([vastai.truncate("日本語", 5), vastai.truncate("abc", 3), vastai.display_width("e\u0301日")],
                          ["日本…", "abc", 3])
 
+    def test_tables_for_awk(self):
+        rows = [{"id": 7, "name": "RTX 4090", "place": "Texas, US", "note": "a b"}, {"id": 12345, "name": " ", "note": " "},
+                {"id": 3, "name": "日\u3000本\u00a0x", "place": "", "note": None}]
+        columns = (("ID", "id", "", 0), ("GPU name", "name", "", 0), ("Up Mb/s", "place", "", 0), ("My note", "note", "", 0))
+        lines, _ = vastai.format_table(rows, columns, None, False)
+        self.assertEqual([line.split(None, 3) for line in lines], [
+            ["ID", "GPU_name", "Up_Mb/s", "My_note"], ["7", "RTX_4090", "Texas,_US", "a b"], ["12345", "_", "-", "-"],
+            ["3", "日_本_x", "-", "-"]])
+        self.assertTrue(all(line[0] != " " for line in lines))
+        self.assertIn("RTX 4090", vastai.format_table(rows, columns, 100, False)[0][1])
+
+    def test_cells_of_any_type(self):
+        odd = [None, "", " ", True, 0, 1.0, -1, 2.5, 1e300, "7", "x", "2026-01-31T13:00:59.25Z", "2026-13-31T25:00:00Z",
+               [], [None], {}, {"a": []}, 10 ** 30]
+        names = ("x", "gpu_util", "num_gpus", "gpu_name", "disk_space", "disk_util", "disk_usage", "volume_info", "inet_up",
+                 "inet_down", "template_id", "template_name", "ssh_host", "ssh_port", "old_x", "new_x")
+        for form in (*vastai.FORMATS, "", ".1f", ".2f/1000", ".1f*100", "{}x"):
+            for value in odd:
+                cell = vastai.format_cell(("X", "x", form), dict.fromkeys(names, value))
+                self.assertTrue(isinstance(cell, str) and cell, (form, value))
+            vastai.format_table([dict.fromkeys(names, value) for value in odd], (("X", "x", form),), None, False)
+        for form, value, cell in (("weekday", 1.0, "Monday"), ("weekday", "1", "Monday"), ("hour", 13.0, "1 PM"),
+                                  ("minute", "2026-01-31T13:00:59.25Z", "2026-01-31 13:00"),
+                                  ("minute", "2026-01-31T13:00:59+01:00", "2026-01-31 12:00"),
+                                  ("minute", 1769864400, "2026-01-31 13:00"), ("minute", "soon", "soon")):
+            self.assertEqual(vastai.format_cell(("X", "x", form), {"x": value}), cell)
+
     def test_columns_of_numbers_alone(self):
-        rows = [{"n": 5, "price": 0.05, "share": 99.96, "big": 10 ** 400},
+        rows = [{"n": 5, "price": 0.05, "share": 99.96, "big": 10 ** 40},
                 {"n": -12, "price": 3, "share": -1, "big": 1}]
         columns = (("日本", "n", "", 0), ("$", "price", ".2f", 0), ("%", "share", ".1f", 0), ("Big", "big", ".0f", 3))
         lines, dropped = vastai.format_table(rows, columns[:3], 80, False)
-        self.assertEqual((lines, dropped), (["日本     $      %", "   5  0.05  100.0", " -12  3.00   -1.0"], []))
-        self.assertEqual(vastai.format_table(rows, columns, None, False)[0][2][:22], " -12  3.00   -1.0    1")
+        self.assertEqual((lines, dropped), (["日本     $      %", "5     0.05  100.0", "-12   3.00   -1.0"], []))
+        self.assertEqual(vastai.format_table(rows, columns, None, False)[0][2].split(), ["-12", "3.00", "-1.0", "1"])
         self.assertEqual(vastai.format_table([], columns, 80, True), (["\033[1m日本  $  %  Big\033[0m"], []))
         narrow = vastai.format_table([{"n": 10 ** 15, "price": 1.0, "share": 5.5}], columns[:3], 20, False)[0]
-        self.assertEqual(narrow, ["     日本     $    %", "10000000…  1.00  5.5"])
+        self.assertEqual(narrow, ["日本          $    %", "10000000…  1.00  5.5"])
 
     def test_json_is_as_json_makes_it(self):
         for value in ([], {}, [[]], {"b": 1, "a": [1, {"x": None}], "": "é\n"}, [1, [2, {}], "x"], "text", None, 1.5,

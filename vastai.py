@@ -1852,7 +1852,7 @@ def register(group: str, *rows: Command) -> None:
 
 # fmt: off
 OFFER_COLUMNS = (
-    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 4), ("N", "num_gpus", "{}x", 0), ("Model", "gpu_name", "", 0),
+    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 4), ("N", "num_gpus", "{}x", 0), ("Model", "gpu_name", "_", 0),
     ("PCIe GB/s", "pcie_bw", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6), ("vCPUs", "cpu_cores_effective", ".1f", 3),
     ("RAM GB", "cpu_ram", ".1f/1000", 2), ("VRAM GB", "gpu_ram", ".1f/1000", 1), ("Disk GB", "disk_space", ".0f", 2),
     ("$/hr", "dph_total", ".4f", 0), ("DLPerf", "dlperf", ".1f", 3), ("DLP/$", "dlperf_per_dphtotal", ".2f", 5),
@@ -1865,7 +1865,7 @@ RESERVED_COLUMNS = tuple(
     for c in OFFER_COLUMNS if c[1] not in ("gpu_ram", "score"))
 INSTANCE_CARD = (
     ("ID", "id", ""), ("Machine", "machine_id", ""), ("Status", "actual_status", "state"), ("GPUs", "num_gpus", "{}x"),
-    ("Model", "gpu_name", ""), ("GPU use %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
+    ("Model", "gpu_name", "_"), ("GPU use %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
     ("RAM GB", "cpu_ram", ".1f/1000"), ("Disk GB", "disk_space", ".0f"), ("SSH host", "ssh_host", ""),
     ("SSH port", "ssh_port", ""), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
     ("Up Mb/s", "inet_up", ".1f"), ("Down Mb/s", "inet_down", ".1f"), ("Reliability %", "reliability2", ".1f*100"),
@@ -1925,17 +1925,17 @@ DEPLOYMENT_CARD = (
     ("Last healthy", "last_healthy_version_id", ""), ("Storage", "storage", ""), *DEPLOYMENT_COLUMNS[7:])
 PRICE_INCREASE_COLUMNS = (
     ("Pending ID", "pending_price_increase_id", "", 0), ("Instance", "contract_id", "", 0), ("Host", "host_id", "", 3),
-    ("Current end", "contract_end_date", "utc", 2), ("New end", "ask_end_date", "utc", 2),
+    ("End (UTC)", "contract_end_date", "minute", 2), ("New end (UTC)", "ask_end_date", "minute", 2),
     ("GPU $/GPU/hr", "gpu_costpersec", "$/hr", 0), ("Storage $/GB/month", "disk_ram_costpersec", "$/month", 1),
     ("Up $/GB", "bwu_cost", "$/GB", 1), ("Down $/GB", "bwd_cost", "$/GB", 1),
     ("Platform fee %", "platform_fee", "%", 1))
 BENCHMARK_COLUMNS = (
-    ("ID", "id", "", 0), ("Machine", "machine_id", "", 2), ("Model", "gpu_name", "", 0), ("N", "num_gpus", "{}x", 0),
+    ("ID", "id", "", 0), ("Machine", "machine_id", "", 2), ("Model", "gpu_name", "_", 0), ("N", "num_gpus", "{}x", 0),
     ("Value", "value", ".2f", 0), ("$/hr", "dph_base", ".4f", 0), ("Type", "type", "", 1),
     ("Template", "template_hash", "", 3), ("Template ID", "template_id", "", 3), ("Instance", "contract_id", "", 5),
     ("Image", "image", "", 4), ("Date (UTC)", "last_update", "minute", 2))
 GPU_METRICS_COLUMNS = (
-    ("GPU", "gpu_name", "", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
+    ("GPU", "gpu_name", "_", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
     ("Unrent", "unavailable", "", 3), ("Usage %", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
     ("Avl/Ver", "avail_verified", "", 4), ("Rnt/Unv", "rented_unverified", "", 5),
     ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3), ("TFLOPS", "tflops", ".1f", 3),
@@ -1949,18 +1949,18 @@ GPU_TRENDS_COLUMNS = (
     ("Date", "timestamp", "minute", 0), *((head, name, "", 2) for head, name in SUPPLY.items()),
     *((f"{name[0].upper()}.{name[-3:] if 'p' in name else 'med'} $/hr", name, ".4f", 1) for name in PRICES))
 GPU_LOCATION_COLUMNS = (
-    ("GPU", "gpu_name", ""), ("City", "city", ""), ("CC", "country_code", ""), ("GPUs", "num_gpus", "{}"),
+    ("GPU", "gpu_name", "_"), ("City", "city", ""), ("CC", "country_code", ""), ("GPUs", "num_gpus", "{}"),
     ("State", "state", "state"), ("Verified", "verified", ""), ("Lat", "latitude", ".4f"), ("Lon", "longitude", ".4f"))
-SSH_KEY_COLUMNS = (("ID", "id", ""), ("Key", "key|public_key", ""), ("Created", "created_at", ""))
+SSH_KEY_COLUMNS = (("ID", "id", ""), ("Key", "key|public_key", ""), ("Created", "created_at", "minute"))
 API_KEY_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("Rights", "rights", "", 1), ("Team", "team_name", "", 2),
     ("Permissions", "permissions", "", 3))
 ENV_COLUMNS = (("Name", "name", "", 0), ("Value", "value", "", 0))
 TFA_COLUMNS = (
     ("ID", "id", "", 0), ("User", "user_id", "", 4), ("Primary", "is_primary", "", 1), ("Method", "method", "", 0),
-    ("Label", "label", "", 1), ("Phone", "phone_number", "", 3), ("Created (UTC)", "created_at", "second", 3),
-    ("Last used (UTC)", "last_used", "second", 2), ("Failures", "fail_count", "", 3),
-    ("Locked until (UTC)", "locked_until", "second", 2))
+    ("Label", "label", "", 1), ("Phone", "phone_number", "", 3), ("Created (UTC)", "created_at", "minute", 3),
+    ("Last used (UTC)", "last_used", "minute", 2), ("Failures", "fail_count", "", 3),
+    ("Locked until (UTC)", "locked_until", "minute", 2))
 TOTP_CARD = (("Secret", "secret", ""), ("URI", "provisioning_uri", ""))
 MEMBER_COLUMNS = (
     ("ID", "id", "", 0), ("User", "username", "", 0), ("Email", "email", "", 0), ("Name", "fullname", "", 2),
@@ -1970,17 +1970,17 @@ ROLE_COLUMNS = (
     ("Permissions", "permissions", "", 1))
 MACHINE_COLUMNS = (
     ("ID", "id", "", 0), ("GPUs", "num_gpus", "", 0), ("Model", "gpu_name", "_", 0), ("Disk GB", "disk_space", "", 3),
-    ("Host name", "hostname", "first16", 2), ("Driver", "driver_version", "", 5), ("Reliab.", "reliability2", ".4f", 3),
+    ("Host name", "hostname", "", 2), ("Driver", "driver_version", "", 5), ("Reliab.", "reliability2", ".4f", 3),
     ("Status", "verification", "state", 2), ("IP address", "public_ipaddr", "", 4), ("Location", "geolocation", "", 5),
     ("Reports", "num_reports", "", 6), ("GPU $/hr", "listed_gpu_cost", ".2f", 1),
     ("Bid $/hr", "min_bid_price", ".2f", 1), ("Discount", "credit_discount_max", ".2f", 6),
     ("Up $/TB", "listed_inet_up_cost", ".2f*1024", 6), ("Down $/TB", "listed_inet_down_cost", ".2f*1024", 6),
     ("Occupancy", "gpu_occupancy", "", 1))
 MAINT_COLUMNS = (
-    ("Machine", "machine_id", "", 0), ("Start (UTC)", "start_time", "slashed", 0),
-    ("End (UTC)", "end_time", "slashed", 0), ("Hours", "duration_hours", "", 1),
+    ("Machine", "machine_id", "", 0), ("Start (UTC)", "start_time", "minute", 0),
+    ("End (UTC)", "end_time", "minute", 0), ("Hours", "duration_hours", "", 1),
     ("Category", "maintenance_category", "", 2))
-REPORT_COLUMNS = (("Time", "created_at", "", 0), ("Problem", "problem", "", 0), ("Message", "message", "", 1))
+REPORT_COLUMNS = (("Time", "created_at", "minute", 0), ("Problem", "problem", "", 0), ("Message", "message", "", 1))
 CLUSTER_COLUMNS = (
     ("ID", "id", "", 0), ("Subnet", "subnet", "", 0), ("Nodes", "nodes", "count", 1), ("Manager", "manager", "", 0),
     ("Manager's IP", "manager_ip", "", 2), ("Machines", "machine_ids", "join", 0))
@@ -1999,13 +1999,13 @@ USER_CARD = (
     ("Email verified", "email_verified", ""), ("Password reset", "password_resettable", ""),
     ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
 AUDIT_COLUMNS = (
-    ("IP address", "ip_address", "", 1), ("API key", "api_key_id", "", 1), ("Time", "created_at", "", 0),
+    ("IP address", "ip_address", "", 1), ("API key", "api_key_id", "", 1), ("Time", "created_at", "minute", 0),
     ("Request", "api_route", "", 0), ("Arguments", "args", "", 2))
 SUBACCOUNT_COLUMNS = (
     ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Credit $", "credit", ".2f"))
 ITEM_COLUMNS = (
     ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3),
-    ("Amount $", "amount", "", 0), ("Timestamp", "timestamp", ".1f", 1), ("Type", "type", "", 1))
+    ("Amount $", "amount", "", 0), ("Time (UTC)", "timestamp", "minute", 1), ("Type", "type", "", 1))
 BILL_COLUMNS = (
     ("ID", "metadata.invoice_id", "", 0), ("Created", "start", "day", 1), ("Paid", "end", "day", 2),
     ("Type", "type", "", 1), ("Amount $", "amount", ".2f", 0), ("Source", "source", "", 2),
@@ -2026,13 +2026,13 @@ JOB_COLUMNS = (
 ENDPOINT_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "endpoint_name", "", 0), ("State", "endpoint_state", "state", 0),
     ("Load", "min_load", "", 2), ("Target", "target_util", "", 3), ("Cold x", "cold_mult", "", 3),
-    ("Cold", "cold_workers", "", 2), ("Most", "max_workers", "", 1), ("Created", "created_at", "", 4))
+    ("Cold", "cold_workers", "", 2), ("Most", "max_workers", "", 1), ("Created", "created_at", "minute", 4))
 WORKERGROUP_COLUMNS = (
     ("ID", "id", "", 0), ("Endpoint", "endpoint_id", "", 0), ("Name", "endpoint_name", "", 1),
     ("Template", "template_hash|template_id", "", 1), ("VRAM GB", "gpu_ram", "", 2),
     ("Search", "search_query|search_params", "", 4), ("Launch", "launch_args", "", 5))
 WORKER_COLUMNS = (
-    ("ID", "id", "", 0), ("Status", "status", "state", 0), ("Model", "gpu_name", "", 1),
+    ("ID", "id", "", 0), ("Status", "status", "state", 0), ("Model", "gpu_name", "_", 1),
     ("Perf", "measured_perf", "", 0), ("URL", "url", "", 3))
 ROUTE_CARD = (("Worker", "url", ""), ("Status", "status", ""), ("Cost", "cost", ""), ("Request", "reqnum", ""),
     ("Signature", "signature", ""))
@@ -3119,7 +3119,7 @@ register("Diagnostics",
         Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its workers' list", None, hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
-        columns=(("GPU", "gpu_name", ""), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
+        columns=(("GPU", "gpu_name", "_"), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
                  ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
         note="Rents real GPUs, after a question on the command line; a method call does not ask. All are given back at "
              "the end. Perf/$ is performance for each $/hr.",
@@ -7873,11 +7873,7 @@ def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
         "dropped"
     ):  # once, also where several tables follow each other
         call.extra["dropped"] = dropped
-        remark(
-            call,
-            truncate(f"No room for {', '.join(dropped)}", max(24, terminal_width() - 28))
-            + " (a pipe shows all columns)",
-        )
+        remark(call, truncate(f"Hidden to fit: {', '.join(dropped)}", terminal_width()))
     return None
 
 
@@ -7916,17 +7912,20 @@ def format_table(
     """The lines of a table, and the headers of columns that a terminal `width` columns wide has no
     room for.
 
-    Without a width nothing is cut and no column goes.
+    Without a width it is for a pipe: nothing is cut, no column goes, and awk finds every cell, as
+    only those of the last column have blanks.
     """
     every = [TableColumn(column, rows) for column in columns]
+    if width is None:
+        for strip in every:
+            strip.fill_blanks(strip is every[-1])
     strips = every if width is None else fit_columns(every, width)
-    forms = [strip.lay_out(bright, strip is strips[-1]) for strip in strips]
+    forms = [strip.lay_out(bright, strip is strips[0], strip is strips[-1]) for strip in strips]
     header = "  ".join(strip.header for strip in strips)
     lines = [f"\033[1m{header}\033[0m" if bright else header]
     lines += map("  ".join(forms).__mod__, zip(*(strip.cells for strip in strips)))
-    return lines, [
-        strip.header for strip in sorted(every, key=lambda strip: strip.rank) if strip not in strips
-    ]
+    hidden = sorted(set(every).difference(strips), key=lambda strip: strip.rank)
+    return lines, [strip.header for strip in hidden]
 
 
 class TableColumn:
@@ -7952,13 +7951,23 @@ class TableColumn:
 
     def measure(self) -> None:
         """How wide the header and the cells are; of numbers only the longest ones."""
-        numbers = self.form != "%s"
-        texts = [
-            self.header,
-            *((self.form % end(self.cells) for end in (min, max)) if numbers else self.cells),
-        ]
+        texts = [self.header]
+        if self.form == "%s":
+            texts += self.cells
+        else:
+            texts += [self.form % end(self.cells) for end in (min, max)]
         self.sizes = list(map(len if all(map(str.isascii, texts)) else display_width, texts))
-        self.narrow = numbers or all(map(str.isascii, self.cells))  # len() tells how wide a cell is
+        # Does len() tell how wide a cell is?
+        self.narrow = self.form != "%s" or all(map(str.isascii, self.cells))
+
+    def fill_blanks(self, last: bool) -> None:
+        """Puts _ for each blank of the header, and of the cells unless they are the `last` of their
+        lines.
+        """
+        self.header = without_blanks(self.header)
+        if self.form == "%s":
+            cells = self.cells if last else map(without_blanks, self.cells)
+            self.cells = [cell if cell.strip() else "-" for cell in cells]
 
     @property
     def least(self) -> int:
@@ -7972,32 +7981,33 @@ class TableColumn:
     def cut(self) -> None:
         if max(self.sizes) > self.room:
             self.header = truncate(self.header, self.room)
-            self.cells, self.form = (
-                [truncate(self.form % cell, self.room) for cell in self.cells],
-                "%s",
-            )
+            self.cells = [truncate(self.form % cell, self.room) for cell in self.cells]
+            self.form = "%s"
             self.measure()
 
-    def lay_out(self, bright: bool, last: bool) -> str:
-        """Gives the header its blanks, and the cells theirs where % would miscount; returns their
-        form in a line.
+    def lay_out(self, bright: bool, first: bool, last: bool) -> str:
+        """Gives the header its blanks, and the cells theirs if % would miscount; returns their form
+        in a line.
         """
-        room = self.room if self.number or not last else 0
+        right = self.number and not first
+        room = self.room if right or not last else 0
         gaps = [" " * (room - size) for size in self.sizes]
         if not self.narrow or (bright and self.state):
-            cells = (
-                [paint(cell, "state") for cell in self.cells]
-                if bright and self.state
-                else self.cells
-            )
-            self.cells = [
-                gap + cell if self.number else cell + gap for gap, cell in zip(gaps[1:], cells)
-            ]
+            cells = [paint(cell, "state") for cell in self.cells] if bright else self.cells
+            pairs = zip(gaps[1:], cells)
+            self.cells = [gap + cell if right else cell + gap for gap, cell in pairs]
             form = "%s"
         else:
-            form = f"%{'' if self.number else '-'}{room or ''}{self.form[1:]}"
-        self.header = gaps[0] + self.header if self.number else self.header + gaps[0]
+            form = f"%{'' if right else '-'}{room or ''}{self.form[1:]}"
+        self.header = gaps[0] + self.header if right else self.header + gaps[0]
         return form
+
+
+def without_blanks(text: str) -> str:
+    """A text with _ for each blank."""
+    if text.isascii():
+        return text.replace(" ", "_")
+    return "".join("_" if char.isspace() else char for char in text)
 
 
 def fit_columns(strips: list[TableColumn], width: int) -> list[TableColumn]:
@@ -8028,44 +8038,40 @@ def _is_number(cell: str) -> bool:
 
 
 def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]]:
-    """A column's cells and how % writes them: numbers where there is nothing else, else texts and
+    """A column's cells and how % writes them: numbers if there is nothing else, else texts and
     "%s".
 
     Null, missing and empty are `-`.
     """
     name, form = column[1], column[2]
     if form in FORMATS:
-        return "%s", [FORMATS[form](row, name) for row in rows]
-    if "|" in name or "." in name:
-        names = name.split("|")
-        found = ((get_path(row, name) for name in names) for row in rows)
-        values: list[Any] = [
-            next((value for value in some if value is not None), None) for some in found
-        ]
-    else:
-        values = [row.get(name) for row in rows]
+        return "%s", [FORMATS[form](row, name) or "-" for row in rows]
+    values = column_values(name, rows)
     form, times, factor = form.partition("*")
     form, over, divisor = form.partition("/")
     scale = float(factor) if times else 1 / float(divisor) if over else 1
     shape = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
     kinds = set(map(type, values))
-    try:
-        if kinds == {int} and not form:
-            return "%d", values
-        if kinds and kinds <= {int, float} and form[:1] == ".":
-            return shape, [float(value) * scale for value in values]
-        return "%s", [
-            shape % (value * scale)
-            if type(value) in (float, int)
-            else "-"
-            if value is None or value == ""
-            else format_value(value)
-            for value in values
-        ]
-    except OverflowError:  # a number of hundreds of digits
-        return "%s", [
-            "-" if value is None or value == "" else format_value(value) for value in values
-        ]
+    if kinds == {int} and not form:
+        return "%d", values
+    if kinds and kinds <= {int, float} and form[:1] == ".":
+        return shape, [value * scale for value in values]
+    cells = []
+    for value in values:
+        if type(value) in (float, int):
+            cells.append(shape % (value * scale))
+        else:
+            cells.append("-" if value is None or value == "" else format_value(value))
+    return "%s", cells
+
+
+def column_values(name: str, rows: Sequence[Row]) -> list[Any]:
+    """What the rows have under a field's name; of "a|b" the first that is there."""
+    if "|" not in name and "." not in name:
+        return [row.get(name) for row in rows]
+    names = name.split("|")
+    found = ((get_path(row, name) for name in names) for row in rows)
+    return [next((value for value in some if value is not None), None) for some in found]
 
 
 def format_cell(column: Sequence[Any], row: Row) -> str:
@@ -8074,112 +8080,138 @@ def format_cell(column: Sequence[Any], row: Row) -> str:
     return str(form % cells[0])
 
 
+# Cells that are more than a number or a text.  The service can send anything: what is not of the
+# type that is expected is shown as it is, or as -.
+
+
 def _age(row: Row, name: str) -> str:
-    started = row.get(name)
-    return format_duration(time.time() - started) if isinstance(started, (int, float)) else "-"
+    started = as_number(row.get(name))
+    return "-" if started is None else format_duration(time.time() - started)
 
 
 def _hours(row: Row, name: str) -> str:
-    since = row.get(name)
-    return f"{(time.time() - since) / 3600:.2f}" if isinstance(since, (int, float)) else "-"
+    since = as_number(row.get(name))
+    return "-" if since is None else f"{(time.time() - since) / 3600:.2f}"
 
 
 def _moment(form: str) -> Callable[[Row, str], str]:
-    return lambda row, name: format_value(format_utc(row[name], form)) if row.get(name) else "-"
+    def cell(row: Row, name: str) -> str:
+        value = row.get(name)
+        if isinstance(value, str) and value[10:11] == "T" and value[:4].isdigit():
+            value = seconds_of(value) or value
+        return format_value(format_utc(value, form)) if value else "-"
+
+    return cell
+
+
+def seconds_of(text: str) -> float | None:
+    """Unix seconds of a date as services write it, 2026-01-31T13:00:00Z; None for any other text."""
+    from datetime import datetime, timezone
+
+    try:
+        date = datetime.fromisoformat(
+            text[:19] + text[19:].lstrip(".0123456789").replace("Z", "+00:00")
+        )
+    except ValueError:
+        return None
+    return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _weekday(row: Row, name: str) -> str:
-    days, day = (
-        ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
-        row.get(name),
-    )
-    return "Everyday" if day is None else days[day] if day in range(7) else format_value(day)
+    days = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+    value = row.get(name)
+    day = as_whole(value)
+    if value is None:
+        return "Everyday"
+    return days[day] if day in range(7) else format_value(value)
 
 
 def _hour(row: Row, name: str) -> str:
-    hour = row.get(name)
-    if hour is None:
+    value = row.get(name)
+    hour = as_whole(value)
+    if value is None:
         return "every hour"
-    return (
-        f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}"
-        if hour in range(24)
-        else format_value(hour)
-    )
+    if hour is None or hour not in range(24):
+        return format_value(value)
+    return f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}"
 
 
 def _minute(row: Row, name: str) -> str:
-    minute = row.get(name)
-    return "every minute" if minute is None else format_value(minute).zfill(2)
+    value = row.get(name)
+    minute = as_whole(value)
+    if value is None:
+        return "every minute"
+    return format_value(value if minute is None else minute).zfill(2)
 
 
 def _join(row: Row, name: str) -> str:
     value = row.get(name)
-    return (
-        ", ".join(map(format_value, value)) or "-"
-        if isinstance(value, list)
-        else format_value(value)
-        if value
-        else "-"
-    )
+    if isinstance(value, list):
+        return ", ".join(map(format_value, value)) or "-"
+    return format_value(value) if value else "-"
 
 
 def _change(factor: float, digits: int) -> Callable[[Row, str], str]:
     def cell(row: Row, name: str) -> str:
-        old, new = (
-            f"{v * factor:.{digits}f}" if isinstance(v, (int, float)) else None
-            for v in (row.get(f"old_{name}"), row.get(f"new_{name}"))
-        )
-        return f"{old or '?'} -> {new}" if new else "-"
+        old, new = as_number(row.get(f"old_{name}")), as_number(row.get(f"new_{name}"))
+        if new is None:
+            return "-"
+        before = "?" if old is None else f"{old * factor:.{digits}f}"
+        return f"{before} -> {new * factor:.{digits}f}"
 
     return cell
 
 
 def _gpu(row: Row, _: str) -> str:
-    use = row.get("gpu_util")
-    busy = f" ({use:.0f}%)" if isinstance(use, (int, float)) else ""
-    return format_value(f"{row.get('num_gpus') or '?'}x {row.get('gpu_name') or '?'}{busy}")
+    use = as_number(row.get("gpu_util"))
+    busy = "" if use is None else f" ({use:.0f}%)"
+    model = format_value(row.get("gpu_name") or "?").replace(" ", "_")
+    return f"{format_value(row.get('num_gpus') or '?')}x {model}{busy}"
 
 
-def _usage(used: Any, total: Any) -> str:
-    known = isinstance(used, (int, float)) and used >= 0
-    return f"{used:.1f}/{total:.0f}" if known else f"?/{total:.0f}"
+def _usage(used: float | None, total: float) -> str:
+    return f"?/{total:.0f}" if used is None or used < 0 else f"{used:.1f}/{total:.0f}"
 
 
 def _disk(row: Row, _: str) -> str:
-    total, part = row.get("disk_space"), row.get("disk_util")
-    if not isinstance(total, (int, float)):
+    total, part = as_number(row.get("disk_space")), as_number(row.get("disk_util"))
+    if total is None:
         return "-"
-    percent = f" ({part * 100:.0f}%)" if isinstance(part, (int, float)) and part >= 0 else ""
-    return _usage(row.get("disk_usage"), total) + percent
+    percent = "" if part is None or part < 0 else f" ({part * 100:.0f}%)"
+    return _usage(as_number(row.get("disk_usage")), total) + percent
 
 
 def _volumes(row: Row, _: str) -> str:
     found = []
-    volumes = row.get("volume_info")
-    for volume in volumes if isinstance(volumes, list) else ():
-        if isinstance(volume, dict):
-            total, free = volume.get("total_space"), volume.get("avail_space")
-            found.append(f"#{volume.get('id')}")
-            if isinstance(total, (int, float)) and isinstance(free, (int, float)):
-                found[-1] += f" {_usage(total - free, total)}"
+    for volume in as_rows(row.get("volume_info")):
+        total, free = as_number(volume.get("total_space")), as_number(volume.get("avail_space"))
+        found.append(f"#{volume.get('id')}")
+        if total is not None and free is not None:
+            found[-1] += f" {_usage(total - free, total)}"
     return format_value(", ".join(found)) if found else "-"
 
 
 def _net(row: Row, _: str) -> str:
-    up, down = (
-        f"{v:.0f}" if isinstance(v, (int, float)) else "?"
-        for v in (row.get("inet_up"), row.get("inet_down"))
-    )
+    speeds = (as_number(row.get(name)) for name in ("inet_up", "inet_down"))
+    up, down = ("?" if speed is None else f"{speed:.0f}" for speed in speeds)
     return f"↑{up} ↓{down}"
 
 
-FORMATS: dict[
-    str, Callable[[Row, str], str]
-] = {  # what the cell of a row says, by the format of its column
+def _template(row: Row, _: str) -> str:
+    if not row.get("template_id"):
+        return "-"
+    return format_value(f"{row.get('template_name') or '?'} ({row['template_id']})")
+
+
+def _ssh(row: Row, _: str) -> str:
+    host = row.get("ssh_host")
+    return format_value(f"{host}:{row.get('ssh_port')}") if host else "-"
+
+
+FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the cell of a row
     "state": lambda row, name: format_value(row.get(name) or "-"),
     "unknown": lambda row, name: format_value(row.get(name) or "unknown"),
     "_": lambda row, name: format_value(row.get(name) or "-").replace(" ", "_"),
-    "first16": lambda row, name: format_value(str(row.get(name) or "-")[:16]),
     "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
     "join": _join,
     "age": _age,
@@ -8189,21 +8221,12 @@ FORMATS: dict[
     "min": _minute,
     "day": _moment("%Y-%m-%d"),
     "minute": _moment("%Y-%m-%d %H:%M"),
-    "second": _moment("%Y-%m-%d %H:%M:%S"),
-    "slashed": _moment("%Y-%m-%d/%H:%M"),
-    "utc": _moment("%Y-%m-%d %H:%M UTC"),
     "gpu": _gpu,
     "disk": _disk,
     "volumes": _volumes,
     "net": _net,
-    "template": lambda row, _: format_value(
-        f"{row.get('template_name') or '?'} ({row['template_id']})"
-        if row.get("template_id")
-        else "-"
-    ),
-    "ssh": lambda row, _: format_value(
-        f"{row['ssh_host']}:{row.get('ssh_port')}" if row.get("ssh_host") else "-"
-    ),
+    "template": _template,
+    "ssh": _ssh,
     "$/hr": _change(3600, 4),
     "$/month": _change(2592000, 4),
     "$/GB": _change(1, 4),
