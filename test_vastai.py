@@ -46,6 +46,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import base64
+import codecs
 import collections
 import contextlib
 import csv
@@ -81,6 +82,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -2900,12 +2902,6 @@ class TableTest(unittest.TestCase):
         self.assertEqual(set(vastai.COMMANDS) - pinned, set(), "not in the pinned surface" + advice)
         self.assertEqual(pinned - set(vastai.COMMANDS), set(), "in the pinned surface alone" + advice)
 
-    def test_help(self):
-        for words in (["--help"], ["-h"]):
-            done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, check=True)
-            for name in ("demo", "sandbox", "write", "bench", "THE SIMULATED SERVICE", "the pinned surface"):
-                self.assertIn(name, done.stdout.decode())
-
     def test_every_row_is_complete(self):
         for row in vastai.COMMANDS.values():
             with self.subTest(row.name):
@@ -3102,6 +3098,43 @@ class SandboxTest(unittest.TestCase):
         ids = self.box.workers(endpoint, 2)
         self.assertEqual([row["id"] for row in self.client.get_endpt_workers(endpoint)], ids)
         self.assertLessEqual(set(ids), {row["id"] for row in self.client.show_instances()})
+
+
+class SubCommandTest(unittest.TestCase):
+    """`python3 test_vastai.py NAME`."""
+
+    def run_process(self, *words, **options):
+        options = {"env": clean_environment(HERE, NO_COLOR="", TERM="xterm"), **options}
+        done = subprocess.run([sys.executable, __file__, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, encoding="utf-8", timeout=60, **options)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_help(self):
+        for words in (["--help"], ["-h"]):
+            status, out, err = self.run_process(*words)
+            self.assertEqual((status, err), (0, ""))
+            for name in ("demo", "sandbox", "write", "bench", "THE SIMULATED SERVICE", "the pinned surface"):
+                self.assertIn(name, out)
+
+    def test_a_port_in_use(self):
+        with Sandbox() as box:
+            port = box.url.rpartition(":")[2]
+            status, out, err = self.run_process("sandbox", "--port", port)
+        self.assertEqual((status, out), (1, ""))
+        self.assertRegex(err, rf"^sandbox: cannot use port {port}: .*\n  Choose another --port")
+
+    @unittest.skipUnless(os.name == "posix", "needs a pseudo-terminal")
+    def test_the_demo(self):
+        environment = clean_environment(HERE, TERM="xterm", COLUMNS="80")
+        with Terminal([sys.executable, __file__, "demo", "--boot", "0.1"], environment) as terminal:
+            out = terminal.expect("README.md", 30)
+            self.assertEqual(terminal.status(), 0)
+        self.assertIn("\033[1m$ vastai search offers", out)
+        self.assertRegex(out, "\033\\[\\d+mrunning")
+        lines = re.sub(r"\033\[[\d;]*[mK]", "", out).replace("\r\n", "\n").split("\n")
+        tables = [line for line in lines if line.startswith("#") or "  " in line.strip()]  # what a terminal wraps badly
+        self.assertGreater(len(tables), 30)
+        self.assertEqual([line for line in tables if len(line.rpartition("\r")[2]) > 80], [])
 
 
 # ---------------------------------------------------------------- every command, once in both faces
@@ -8174,12 +8207,20 @@ def print_bench_row(result):
 
 
 def sandbox(arguments):
-    """Serves a sandbox until Ctrl-C or SIGTERM."""
+    """Serve a sandbox until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog="test_vastai.py sandbox", description=sandbox.__doc__)
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; any free one by default")
     options = parser.parse_args(arguments)
+    if not 0 <= options.port < 1 << 16:
+        parser.error(f"--port {options.port}: a port is a number from 1 to 65535")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Sandbox(options.port, boot=5.0) as box:
+    try:
+        box = Sandbox(options.port, boot=5.0)
+    except OSError as error:
+        print(f"sandbox: cannot use port {options.port}: {error.strerror or error}\n"
+              "  Choose another --port, or leave it out to get a free one.", file=sys.stderr)
+        return 1
+    with box:
         print(f"export VAST_URL={box.url}\nexport VAST_API_KEY={box.key}", flush=True)
         print("Paste these two lines into another shell, then try: python3 vastai.py search offers. Ctrl-C ends it.",
               file=sys.stderr, flush=True)
@@ -8193,69 +8234,126 @@ def sandbox(arguments):
 # --------------------------------------------------------------------------------------------- demo
 
 
-class Walkthrough:
-    """Runs commands as a person would type them, and shows them with their output."""
+class Surprise(Exception):
+    """A step of the demo did not end as expected."""
+
+
+class Tour:
+    """Types commands as a person would, shows them with their output, and checks both.
+
+    The commands run on a terminal of their own, as wide as ours and colored if ours is, so that they print what a
+    person sees; without pseudo-terminals (on Windows) they run in a pipe.
+    """
 
     def __init__(self, box, home):
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("VAST", "XDG_"))}
-        self.environment.update(HOME=home, USERPROFILE=home, VAST_URL=box.url, VAST_API_KEY=box.key, COLUMNS="120",
-                                NO_COLOR="1", PYTHONIOENCODING="utf-8")
+        self.width, self.colored = shutil.get_terminal_size().columns, sys.stdout.isatty()
+        self.colored = self.colored and not os.environ.get("NO_COLOR")
+        self.environment = clean_environment(home, VAST_URL=box.url, VAST_API_KEY=box.key, COLUMNS=str(self.width))
+        if not self.colored:
+            self.environment.update(NO_COLOR="1", TERM="dumb")
+
+    def show(self, text, color=""):
+        print(f"\033[{color}m{text}\033[0m" if color and self.colored else text, flush=True)
 
     def say(self, text):
-        print("\n# " + text, flush=True)
+        """A remark, in lines as wide as the terminal."""
+        self.show("\n" + textwrap.fill(text, self.width, initial_indent="# ", subsequent_indent="# "), "36")
 
-    def run(self, line, status=0, expect=""):
+    def vastai(self, line, status=0, expect=""):
         """Runs `vastai LINE`; the exit status must be `status`, and the regex `expect` must be in the output."""
-        print("$ vastai " + line, flush=True)
-        done = subprocess.run([sys.executable, os.path.join(HERE, "vastai.py")] + shlex.split(line), cwd=HERE,
-                              env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=60)
-        output = done.stdout.decode("utf-8", "replace")
-        print(output.rstrip("\n"), flush=True)
-        if done.returncode or status:
-            print(f"(exit status {done.returncode})", flush=True)
-        found = re.search(expect, output, re.MULTILINE)
-        if done.returncode != status or not found:
-            raise Surprise(f"vastai {line}: expected exit status {status} and output that matches {expect!r}")
+        self.show("$ vastai " + line, "1")
+        return self.run([os.path.join(HERE, "vastai.py"), *shlex.split(line)], line, status, expect)
+
+    def python(self, code, expect=""):
+        """Runs a program that uses the SDK."""
+        self.show("".join(f">>> {line}\n" for line in code.splitlines()).rstrip(), "1")
+        return self.run(["-c", code], "the program", 0, expect)
+
+    def run(self, words, name, status, expect):
+        code, output = self.on_terminal(words) if os.name == "posix" else self.in_pipe(words)
+        if code or status:
+            self.show(f"(exit status {code})")
+        found = re.search(expect, re.sub(r"\033\[[\d;]*m", "", output), re.MULTILINE)
+        if code != status or not found:
+            raise Surprise(f"{name}: expected exit status {status} and output that matches {expect!r}")
         return found
 
+    def in_pipe(self, words):
+        done = subprocess.run([sys.executable, *words], cwd=HERE, env=self.environment, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        output = done.stdout.decode("utf-8", "replace")
+        self.show(output.rstrip("\n"))
+        return done.returncode, output
 
-class Surprise(Exception):
-    """A step of the walk-through did not end as expected."""
+    def on_terminal(self, words):
+        """(exit status, output), which is shown as it comes."""
+        import fcntl
+        import pty
+        import termios
+        outer, inner = pty.openpty()
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, self.width, 0, 0))
+        process = subprocess.Popen([sys.executable, *words], cwd=HERE, env=self.environment, stdin=subprocess.DEVNULL,
+                                   stdout=inner, stderr=inner)
+        os.close(inner)
+        decoder, output = codecs.getincrementaldecoder("utf-8")("replace"), ""
+        with contextlib.suppress(OSError):  # how Linux says that the other side has closed
+            for data in iter(lambda: os.read(outer, 65536), b""):
+                text = decoder.decode(data).replace("\r\n", "\n")
+                output += text
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        os.close(outer)
+        return process.wait(60), output
 
 
 def demo(arguments):
     """A first session: find a GPU, rent it, use it, give it back."""
-    argparse.ArgumentParser(prog="test_vastai.py demo", description=demo.__doc__).parse_args(arguments)
-    with tempfile.TemporaryDirectory() as home, Sandbox(boot=2.0) as box:
-        walk = Walkthrough(box, home)
+    parser = argparse.ArgumentParser(prog="test_vastai.py demo", description=demo.__doc__)
+    parser.add_argument("--boot", type=float, default=2.0, metavar="SECONDS", help="how long an instance takes to start")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as home, Sandbox(boot=options.boot) as box:
         try:
-            walk_through(walk)
+            first_session(Tour(box, home))
         except Surprise as surprise:
             print(f"\nNot as expected: {surprise}", file=sys.stderr)
             return 1
     return 0
 
 
-def walk_through(walk):
-    walk.say("Which single RTX 4090 is the cheapest?")
-    cheapest = walk.run("search offers 'gpu_name=RTX_4090 num_gpus=1' -o dph_total --limit 5", expect=r"^\s*(\d+)  ")
-    walk.say("Rent it, and wait until it runs.")
-    created = walk.run(f"create instance {cheapest.group(1)} --image vastai/pytorch --disk 32 --ssh --direct "
-                       "--label first --raw", expect=r'"new_contract": (\d+)')
+def first_session(tour):
+    tour.say("Nothing here is real: a simulated Vast.ai runs on this computer, and needs neither account nor money. "
+             "`vastai` stands for `python3 vastai.py`.")
+    tour.say("Which single RTX 4090 is the cheapest?")
+    cheapest = tour.vastai("search offers 'gpu_name=RTX_4090 num_gpus=1' -o dph_total --limit 3", expect=r"^\s*(\d+)  ")
+    tour.say("Rent it, and wait until it runs.")
+    created = tour.vastai(f"create instance {cheapest.group(1)} --image vastai/pytorch --disk 32 --ssh --direct "
+                          "--label first", expect=r"\b[Ii]nstance (\d+)")
     instance_id = created.group(1)
-    walk.run("wait instance " + instance_id)
-    walk.run("show instances", expect=instance_id)
-    walk.say("What is it doing, and how to get in?")
-    walk.run(f"logs {instance_id} --tail 3", expect="loss=")
-    walk.run("ssh-url " + instance_id, expect=r"^ssh://root@[\w.]+:\d+$")
-    walk.run(f"label instance {instance_id} 'my training'")
-    walk.say("Stop paying for the GPU, then give everything back.")
-    walk.run("stop instance " + instance_id)
-    walk.run(f"destroy instance {instance_id} -y")
-    walk.say("Mistakes are said plainly, and the exit status tells their kind.")
-    walk.run("show instance 99999", status=4, expect="99999")
-    walk.run("search offers 'gpu_nmae=RTX_4090'", status=1, expect="gpu_nmae")
+    tour.vastai("wait instance " + instance_id, expect="running")
+    tour.say("What is running, and what does it cost?")
+    tour.vastai("show instances", expect=instance_id)
+    tour.say("What is it doing, and how do I get in?")
+    tour.vastai(f"logs {instance_id} --tail 3", expect="loss=")
+    tour.vastai("ssh-url " + instance_id, expect=r"^ssh://root@[\w.]+:\d+$")
+    tour.say("Every command is also a method of the SDK, with the same names.")
+    tour.python("from vastai import VastAI\n"
+                f"row = VastAI().show_instance({instance_id})\n"
+                "print(row['gpu_name'], row['actual_status'], row['label'])", expect="RTX 4090 running first")
+    tour.say("Programs in other languages read JSON.")
+    tour.vastai(f"show instance {instance_id} --raw --fields id,label", expect='"label": "first"')
+    tour.say("Stop it: the GPU is free again, but the disk is still billed. Destroy it: nothing is billed any more.")
+    tour.vastai("stop instance " + instance_id)
+    tour.vastai(f"destroy instance {instance_id} -y")
+    tour.say("An error says what is wrong and what to do; its exit status tells the kind.")
+    tour.vastai("show instance 99999", status=4, expect="99999")
+    tour.vastai("search offers 'gpu_nmae=RTX_4090'", status=1, expect="gpu_name")
+    tour.say("That was a first session: search, rent, wait, look, log in, script, give back.")
+    tour.show("""\
+# Where to go on:
+#   python3 vastai.py --help            all commands
+#   python3 vastai.py help ssh          one of them, with examples
+#   python3 test_vastai.py sandbox      try them yourself, still without money
+#   README.md                           recipes, the SDK, and much more""", "36")
 
 
 # --------------------------------------------------------------------------------------------- main
