@@ -5442,6 +5442,27 @@ class TestLines(FaultCase):
             self.assertEqual(self.run_here(None, *line.split())[:2], (2, ""))
         self.assertEqual(self.run_here(None, "help", "show")[0], 0)
 
+    def test_help_fits_the_terminal(self):
+        for width in (60, 80, 100, 200):
+            with unittest.mock.patch.dict(os.environ, COLUMNS=str(width)):
+                pages = [vastai.command_help(row) for row in vastai.COMMANDS.values() if row.face != "sdk"]
+                for page in (*pages, vastai.overview(), vastai.overview("show"), vastai.start_page()):
+                    self.assertLessEqual(max(map(len, page.split("\n"))), width, page)
+                self.assertLessEqual(vastai.start_page().count("\n"), 22)
+        with unittest.mock.patch.dict(os.environ, COLUMNS="60"):
+            example = vastai.command_help(vastai.COMMANDS["create template"]).partition("Examples:\n")[2].partition("\n\n")[0]
+        words = shlex.split(example.replace("\\\n", " "))
+        self.assertEqual(words[1:], ["create", "template", *shlex.split(vastai.COMMANDS["create template"].examples[0])])
+
+    def test_docstrings_speak_of_parameters(self):
+        for row in vastai.METHODS.values():
+            text = vastai.docstring(row)
+            for arg in row.args:
+                self.assertFalse(arg.option and f"{arg.flags[-1]} " in f"{text} ", (row.name, arg.flags))
+            self.assertNotRegex(text, r"fields below|`vastai (show|destroy|create) ")
+        self.assertIn("    gpu_name: text", vastai.VastAI.search_offers.__doc__)
+        self.assertNotIn("    gpu_name: text", vastai.VastAI.show_user.__doc__)
+
     def test_options_between_the_words_of_a_command(self):
         for line in ("show --raw instances", "--raw show -q instances", "show --url http://x:1 instances",
                      "show --status running instances", "-q -- show instances"):

@@ -6993,30 +6993,56 @@ def signature(row: Command) -> Any:
 
 def docstring(row: Command) -> str:
     """What help() shows of a row's method."""
-    lines = [f"{row.summary[:1].upper()}{row.summary[1:]}.", ""]
-    if row.note:
-        lines += [row.note, ""]
     args = [arg for arg in row.args if arg.face != "cli"]
+    lines = [f"{row.summary[:1].upper()}{row.summary[1:]}."]
+    if row.note:
+        lines += ["", for_python(row.note, row)]
     if args:
-        lines.append("Args:")
-        for arg in args:
-            choices = f" ({', '.join(map(str, arg.choices))})" if arg.choices else ""
-            default = "" if arg.default in (REQUIRED, None, False) else f"; default {arg.default!r}"
-            lines.append(f"    {arg.name}: {arg.help}{choices}{default}")
-        lines.append("")
+        lines += ["", "Args:"]
+    for arg in args:
+        facts = [UNITS[arg.kind.metavar]] if arg.kind.metavar in UNITS else []
+        facts = [] if facts and facts[0] in arg.help else facts
+        facts += [f"one of {', '.join(map(repr, arg.choices))}"] if arg.choices else []
+        facts += [] if arg.default in (REQUIRED, None, False) else [f"default {arg.default!r}"]
+        lines.append(f"    {arg.name}: {'; '.join([for_python(arg.help, row), *facts])}")
+    if row.fields and any(arg.kind is QUERY for arg in args):
+        lines += ["", "Fields of the query:"]
+        lines += [f"    {name}: {meaning}" for name, meaning in field_help(row.fields)]
+    part = row.returns.partition("[")[0]
+    returned = f", the member {part!r} of the answer" if part not in RETURNED_WHOLE else ""
+    families = "AuthError, NotFoundError, RateLimitError, NetworkError"
+    families += "" if row.safe else ", OutcomeUnknownError"
     lines += [
-        f"Returns {row.annotation}.",
-        "Raises VastAIError: AuthError, NotFoundError, RateLimitError, NetworkError"
-        + ("" if row.safe else ", OutcomeUnknownError")
-        + "; UsageError for a bad argument.",
+        "",
+        f"Returns {row.annotation}{returned}.",
+        f"Raises VastAIError: {families}; UsageError for a bad argument.",
     ]
     if row.path:
-        lines.append(
-            f"Request: {row.method} {row.path.partition(':')[2] or row.path}"
-            + ("" if row.safe else ", never repeated once it may have been read")
-        )
+        once = "" if row.safe else ", never repeated once it may have been read"
+        lines.append(f"Request: {row.method} {row.path.partition(':')[2] or row.path}{once}")
     lines.append(f"Command line: vastai {row.name}" if row.face != "sdk" else "Only in the SDK.")
     return "\n".join(lines)
+
+
+UNITS = {"GB": "GB", "USD": "$", "SECONDS": "seconds"}
+RETURNED_WHOLE = ("", "text", "any", "none")
+
+
+def for_python(text: str, row: Command) -> str:
+    """A text of the help as a caller of the SDK needs it: parameters in place of options, methods in
+    place of commands.
+    """
+    for arg in row.args:
+        for flag in arg.flags if arg.option else ():
+            if flag.startswith("--") and flag in text:
+                text = text.replace(flag, arg.name)
+    parts = text.split("`")
+    for at in range(1, len(parts), 2):
+        words = parts[at].split()
+        command = find_command(words[1:])[0] if words[:1] == ["vastai"] else None
+        if command and command.face != "cli":
+            parts[at] = f"{command.methods[0]}()"
+    return "`".join(parts).replace("fields below", "fields listed here")
 
 
 # fmt: off
@@ -8985,11 +9011,9 @@ class Line:
 
     def __init__(self, row: Command) -> None:
         self.row = row
-        mine = [arg for arg in row.args if arg.face != "sdk"]
-        taken = {flag for arg in mine for flag in arg.flags if arg.option}
-        everywhere = [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
+        args = args_of_line(row)
         self.options: dict[str, tuple[Arg, str]] = {}  # spelling -> its argument, the value it sets
-        for arg in [*mine, *everywhere]:
+        for arg in args:
             for flag in (*arg.flags, *arg.shortcuts) if arg.option else ():
                 dashes = flag[:2] + flag[2:].replace("_", "-")
                 underscores = flag[:2] + flag[2:].replace("-", "_")
@@ -8997,7 +9021,7 @@ class Line:
                     self.options.setdefault(spelling, (arg, arg.shortcuts.get(flag, "")))
         self.given: Row = {}
         self.loose: list[str] = []
-        alone = [arg for arg in mine if not arg.option]
+        alone = [arg for arg in args if not arg.option]
         #: words that stand alone before all that follows belongs to the last argument
         self.waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
 
@@ -9415,61 +9439,59 @@ def overview(verb: str = "") -> str:
 
 
 def command_help(row: Command) -> str:
-    """Usage, arguments, options, fields of the query language and examples of one command."""
+    """Usage, arguments, options in groups, fields of the query language and examples of a command."""
     width = min(terminal_width(), 120)
     mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
-    alone = [arg for arg in mine if not arg.option]
-    lines = [
-        wrap_text(usage_of(row), width, 7),
-        "",
-        wrap_text(f"{row.summary[:1].upper()}{row.summary[1:]}.", width),
-    ]
+    summary = f"{row.summary[:1].upper()}{row.summary[1:]}."
+    blocks = [[wrap_text(usage_of(row), width, 7)], [wrap_text(summary, width)]]
     if row.note:
-        lines += ["", wrap_text(row.note, width)]
-    options = [arg for arg in mine if arg.option]
-    for title, args in (("Arguments", alone), ("Options", options)):
-        if args:
-            pairs = [
-                pair
-                for arg in args
-                for pair in [(format_flags(arg), format_meaning(arg)), *short_ways(arg)]
-            ]
-            lines += [
-                "",
-                f"{title}:",
-                *(two_columns(name, text, 28, width) for name, text in pairs),
-            ]
+        blocks.append([wrap_text(row.note, width)])
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for arg in mine:
+        title = getattr(arg, "group", "") or "Options" if arg.option else "Arguments"
+        pairs = sections.setdefault(title, [])
+        pairs += [(format_flags(arg), format_meaning(arg)), *short_ways(arg)]
     if row.fields:
-        lines += [
-            "",
-            "Fields of the query:",
-            *(two_columns(name, text, 28, width) for name, text in field_help(row.fields)),
-            "",
-            wrap_text(
-                'Operators: >= > <= < = != in notin. A list is [A,B], a text with blanks "A B" or A_B; '
-                "conditions stand side by side and all must hold.",
-                width,
-            ),
-        ]
+        sections["Fields of the query"] = field_help(row.fields)
+    for title, pairs in sections.items():
+        blocks.append([f"{title}:", *(two_columns(name, text, 28, width) for name, text in pairs)])
+    if row.fields:
+        blocks.append([wrap_text(QUERY_HELP, width)])
     if row.aliases:
-        lines += ["", wrap_text(f"Also: vastai {', vastai '.join(row.aliases)}", width)]
+        blocks.append([wrap_text(f"Also: vastai {', vastai '.join(row.aliases)}", width)])
     if row.examples:
-        lines += [
-            "",
-            "Examples:",
-            *(f"  vastai {row.name} {example}".rstrip() for example in row.examples),
-        ]
-    lines += [
-        "",
-        wrap_text(
-            "Options of every command: " + " ".join(arg.flags[-1] for arg in GLOBAL_ARGS.args),
-            width,
-            2,
-        ),
-    ]
+        lines = [f"vastai {row.name} {example}".rstrip() for example in row.examples]
+        blocks.append(["Examples:", *(format_example(line, width) for line in lines)])
+    everywhere = " ".join(arg.flags[-1] for arg in GLOBAL_ARGS.args)
+    blocks.append([wrap_text(f"Options of every command: {everywhere}", width, 2)])
     if row.face != "cli":
-        lines.append(f"In Python: VastAI().{row.methods[0]}(…)")
-    return "\n".join(lines) + "\n"
+        blocks[-1].append(f"In Python: VastAI().{row.methods[0]}(…)")
+    return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
+
+
+QUERY_HELP = (
+    'Operators: > >= < <= = != in notin. A list is [A,B]; a text with blanks is A_B or "A B". '
+    "All conditions must hold."
+)
+
+
+def format_example(line: str, width: int) -> str:
+    """A command line to copy, continued with a backslash if it is wider than the terminal."""
+    words: list[str] = []
+    for word in line.split(" "):
+        if words and words[-1].count("'") % 2:  # within quotes
+            words[-1] += f" {word}"
+        elif words and words[-1].startswith("-") and not word.startswith("-"):
+            words[-1] += f" {word}"  # a value stays with its option
+        else:
+            words.append(word)
+    lines = [f"  {words[0]}"]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word) <= width - 2:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"      {word}")
+    return " \\\n".join(lines)
 
 
 def usage_of(row: Command) -> str:
@@ -9582,73 +9604,112 @@ def complete(
     """What the last of `words` (a line without its `vastai`) can become, each with its meaning or
     "".
 
-    Where files are due there is one pair, of what stands before the name and FILES.  `start`,
-    `pool`: as for run_line.
+    If files are due there is one pair, of what stands before the name and FILES.  `start`, `pool`:
+    as for run_line.
     """
     *before, word = words or [""]
     helping = before[:1] == ["help"]
     row, rest, stem = find_command(before[helping:])
     if row and before[-1] == row.name:
         stem = [row.name]  # a command that is the first word of others, too
-    args = [arg for arg in row.args if arg.face != "sdk"] if row else []
-    taken = {flag for arg in args for flag in arg.flags if arg.option}
-    args = [] if helping else args + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
-    options = {canonical(flag): arg for arg in args if arg.option for flag in arg.flags}
-    seen: dict[Arg, str] = {}
-    due, loose, behind = (
-        None,
-        0,
-        False,
-    )  # the option whose value comes next, words that stand alone, is it behind --?
-    for known in rest:
-        if known.startswith("-") and known != "-" and not behind:
-            behind, due = known == "--", options.get(canonical(known))
-            if due:
-                if due.rest:
-                    return []
-                seen[due] = known.partition("=")[2]
-                due = None if due.kind is FLAG or "=" in known else due
-        elif due:
-            seen[due] = known
-            due = due if due.many and not due.again else None
-        else:
-            loose += 1
-    head = (
-        word[: word.index("=") + 1] if word.startswith("--") and "=" in word and not behind else ""
-    )
-    dashed = word.startswith("-") and not head and not behind
-    alone = [arg for arg in args if not arg.option]
-    arg = (
-        options.get(canonical(word))
-        if head
-        else due or next((arg for at, arg in enumerate(alone) if at == loose or arg.many), None)
-    )
+    typed = TypedWords([] if helping else args_of_line(row), rest)
+    if typed.closed:
+        return []
+    has_value = word.startswith("--") and "=" in word and not typed.literal
+    head = word[: word.index("=") + 1] if has_value else ""
+    dashed = word.startswith("-") and not head and not typed.literal
+    arg = typed.options.get(canonical(word)) if head else typed.next_arg()
     found: list[tuple[str, str]] = []
-    if not head and not due and (stem or not row):
+    if not head and not typed.due and (stem or not row):
         found += next_words(stem)
     if arg and not dashed:
-        service = {arg.name: value for arg, value in seen.items() if arg.name in ("api_key", "url")}
-        found += value_words(arg, row, {**(start or {}), **service}, pool)
+        found += value_words(arg, row, {**(start or {}), **typed.service}, pool)
     if dashed or (row and not (arg or word or stem)):
-        for arg in (
-            arg for arg in args if arg.option and not arg.hidden and (arg.again or arg not in seen)
-        ):
+        found += typed.option_words(word)
+    taken = rest if arg and arg.many else []
+    return [
+        (head + text, meaning)
+        for text, meaning in found
+        if meaning == FILES or ((head + text).startswith(word) and text not in taken)
+    ]
+
+
+def args_of_line(row: Command | None) -> list[Arg]:
+    """The arguments that a command line can have: the command's and those of every command."""
+    mine = [arg for arg in row.args if arg.face != "sdk"] if row else []
+    taken = {flag for arg in mine for flag in arg.flags if arg.option}
+    return mine + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
+
+
+class TypedWords:
+    """What stands before the word that is being completed.
+
+    seen     options that are there, with their last value
+    due      the option whose value comes next
+    loose    how many words stand alone
+    literal  no word is an option any more
+    closed   all that follows belongs to another program
+    """
+
+    __slots__ = ("alone", "args", "closed", "due", "literal", "loose", "options", "seen")
+
+    def __init__(self, args: list[Arg], words: list[str]) -> None:
+        self.args = [arg for arg in args if arg.option]
+        self.alone = [arg for arg in args if not arg.option]
+        self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
+        self.seen: dict[Arg, str] = {}
+        self.due: Arg | None = None
+        self.loose, self.literal, self.closed = 0, False, False
+        for word in words:
+            if word.startswith("-") and word != "-" and not self.literal:
+                self.read_option(word)
+            else:
+                self.read_value(word)
+
+    def read_option(self, word: str) -> None:
+        self.literal = word == "--"
+        self.due = arg = self.options.get(canonical(word))
+        if arg:
+            self.seen[arg] = word.partition("=")[2]
+            self.closed = self.closed or arg.rest
+            if arg.kind is FLAG or "=" in word:
+                self.due = None
+
+    def read_value(self, word: str) -> None:
+        if not self.due:
+            self.loose += 1
+            following = self.next_arg()
+            self.closed = self.closed or bool(following and following.rest)
+            return
+        self.seen[self.due] = word
+        if not self.due.many or self.due.again:
+            self.due = None
+
+    def next_arg(self) -> Arg | None:
+        """What the next word is for, if it is no option."""
+        if self.due:
+            return self.due
+        left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
+        return next(left, None)
+
+    @property
+    def service(self) -> Row:
+        """The options that say whom to ask for ids."""
+        return {
+            arg.name: value for arg, value in self.seen.items() if arg.name in ("api_key", "url")
+        }
+
+    def option_words(self, word: str) -> Iterator[tuple[str, str]]:
+        """The options that begin with `word` and can still be given, with their meanings."""
+        for arg in self.args:
+            if arg.hidden or (arg in self.seen and not arg.again):
+                continue
             for flag in (*arg.flags, *arg.shortcuts):
                 forms = (flag, canonical(flag), flag[:2] + flag[2:].replace("-", "_"))
                 form = next((form for form in forms if form.startswith(word)), "")
                 if form.startswith("--") or (form and form == word):
-                    meaning = (
-                        f"{arg.flags[-1]} {arg.shortcuts[flag]}"
-                        if flag in arg.shortcuts
-                        else arg.help
-                    )
-                    found.append((form, meaning))
-    many = arg is not None and arg.many
-    return [
-        (head + text, meaning)
-        for text, meaning in found
-        if meaning == FILES or ((head + text).startswith(word) and not (many and text in rest))
-    ]
+                    same = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else ""
+                    yield form, same or arg.help
 
 
 def next_words(stem: list[str]) -> list[tuple[str, str]]:
