@@ -5444,12 +5444,12 @@ class TestLines(FaultCase):
 
     def test_help_fits_the_terminal(self):
         for width in (60, 80, 100, 200):
-            with unittest.mock.patch.dict(os.environ, COLUMNS=str(width)):
+            with mock.patch.dict(os.environ, COLUMNS=str(width)):
                 pages = [vastai.command_help(row) for row in vastai.COMMANDS.values() if row.face != "sdk"]
                 for page in (*pages, vastai.overview(), vastai.overview("show"), vastai.start_page()):
                     self.assertLessEqual(max(map(len, page.split("\n"))), width, page)
                 self.assertLessEqual(vastai.start_page().count("\n"), 22)
-        with unittest.mock.patch.dict(os.environ, COLUMNS="60"):
+        with mock.patch.dict(os.environ, COLUMNS="60"):
             example = vastai.command_help(vastai.COMMANDS["create template"]).partition("Examples:\n")[2].partition("\n\n")[0]
         words = shlex.split(example.replace("\\\n", " "))
         self.assertEqual(words[1:], ["create", "template", *shlex.split(vastai.COMMANDS["create template"].examples[0])])
