@@ -11,7 +11,7 @@ completion and the table on the screen are all read from it.  To add a plain com
 
 The file in order: errors | values | rows | columns | shared options | THE TABLE | from arguments to
 a request | transport | this computer | commands of several steps | diagnostics and benchmarks |
-VastAI | the official SDK's names | rendering | invoices as PDF | command line | shells | main.
+serverless | VastAI | the official SDK's names | rendering | invoices as PDF | command line | shells | main.
 """
 
 from __future__ import annotations
@@ -59,11 +59,16 @@ if __name__ == "__main__":
 __version__ = "1.0.0"
 __all__ = [
     "AuthError",
+    "CoroutineServerless",
+    "Endpoint",
     "NetworkError",
     "NotFoundError",
     "OutcomeUnknownError",
     "PartialError",
     "RateLimitError",
+    "RequestStatus",
+    "Serverless",
+    "Session",
     "UsageError",
     "VastAI",
     "VastAIError",
@@ -3007,7 +3012,7 @@ register("Scheduled jobs",
 
 register("Serverless",
     Command("show endpoints", "GET /endptjobs/", SAFE, "your serverless endpoints",
-        returns="results[]", of="Endpoint", columns=ENDPOINT_COLUMNS, run="run_without_keys"),
+        returns="results[]", of="EndpointRow", columns=ENDPOINT_COLUMNS, run="run_without_keys"),
     Command("create endpoint", "POST /endptjobs/", ONCE, "make a serverless endpoint",
         *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, done="Endpoint {result} is made.",
         look="show endpoints", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
@@ -4536,23 +4541,35 @@ def tunnel(sock: Timed, place: str, proxy: str) -> None:
 _contexts: dict[Any, ssl.SSLContext] = {}
 
 
-def tls_context() -> ssl.SSLContext:
-    """The one TLS context of the process: reading the system's certificates costs more than the
-    request.
+def tls_context(root: str = "") -> ssl.SSLContext:
+    """The TLS context of the process: reading the system's certificates costs more than a request.
+
+    A `root` certificate (PEM) gives one that trusts it as well, for workers; raises OSError if it is
+    none.
     """
     import ssl
 
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
-    key = (bundle, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    key = (root, bundle, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
     if key not in _contexts:
         place = {"capath" if os.path.isdir(bundle) else "cafile": bundle} if bundle else {}
         try:
-            _contexts[key] = ssl.create_default_context(**place)  # type: ignore[arg-type]
+            context = ssl.create_default_context(**place)  # type: ignore[arg-type]
         except OSError as error:
             raise OSError(
                 f"the certificates of REQUESTS_CA_BUNDLE cannot be read: {error.strerror or error}"
             ) from None
+        if root:
+            context.load_verify_locations(cadata=root)
+            context.verify_flags &= (
+                ~ssl.VERIFY_X509_STRICT
+            )  # older roots do not say what they are for
+        _contexts[key] = context
     return _contexts[key]
+
+
+def user_agent() -> str:
+    return f"vastai/{__version__} (python {sys.version_info[0]}.{sys.version_info[1]})"
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
@@ -6926,6 +6943,1969 @@ def delete_until_gone(call: Call, kind: str, id: Any, name: str, since: float = 
     return False
 
 
+# --------------------------------------------------------------------------------------- serverless
+# Jobs for the workers of an endpoint.  The router names a worker and signs a grant; the job goes to
+# that worker, together with the grant.
+#
+# Every rule stands in a generator that does no I/O.  It yields what is to be done next: an `Ask`
+# (send this; it is answered with an Answer, or Unsent or Unanswered is thrown in) or a number (sleep
+# so many seconds), and returns the result.  There are two drivers: `drive` answers with this module's
+# own transport, for `VastAI().request()` and the command line; `Streams.drive` answers with asyncio,
+# for `Serverless` and `CoroutineServerless`.
+#
+# A worker is paid by the job, so a job is sent at most once unless the caller lets it be repeated.
+
+ROOT_URL = f"{SERVER}/static/jvastai_root.cer"  # signs the certificates of workers
+ROOT_AGE = 86_400  # seconds that the root certificate is cached
+ROUTE_LIMIT = 10.0  # seconds for one question to the router
+CONSOLE_LIMIT = 30.0  # seconds for one request to the console
+PATIENCE = 5  # tries in a row that the console and the router get
+
+
+class Ask:
+    """One HTTP request that a generator wants sent.
+
+    `key` goes into the header ("": none).  The exchange may take `limit` seconds and ends at
+    `deadline` (time.monotonic()) at the latest, the wait for a free connection included; None is
+    unlimited.  `stream` asks for the answer after its headers, with an iterator of events.  What is
+    `safe` may be sent again over a new connection if a kept one turns out to be closed.
+    """
+
+    __slots__ = ("deadline", "key", "limit", "method", "payload", "safe", "stream", "url")
+
+    def __init__(
+        self,
+        url: str,
+        body: Any = None,
+        *,
+        method: str = "POST",
+        key: str = "",
+        limit: float | None = None,
+        deadline: float | None = None,
+        stream: bool = False,
+        safe: bool = True,
+    ) -> None:
+        self.url, self.method, self.key, self.limit = url, method, key, limit
+        self.deadline, self.stream, self.safe = deadline, stream, safe
+        self.payload = None if body is None else encode_body(body)
+
+    def ends(self) -> float | None:
+        """The moment at which the exchange must be over if it begins now."""
+        ends = None if self.limit is None else time.monotonic() + self.limit
+        return ends if self.deadline is None else min(ends or self.deadline, self.deadline)
+
+    def headers(self, agent: str) -> dict[str, str]:
+        """Its headers.  Raises Unsent for a key that cannot stand in one."""
+        encoding = "identity" if self.stream else "gzip"  # packed events would come late
+        headers = {"Accept": "*/*", "Accept-Encoding": encoding, "User-Agent": agent}
+        if self.key:
+            if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
+                raise Unsent("the API key has characters that no key has")
+            headers["Authorization"] = f"Bearer {self.key}"
+        if self.payload is not None:
+            headers["Content-Type"] = "application/json"
+        return headers
+
+    def redirected(self, answer: Answer) -> Ask | None:
+        """The request to send instead if the answer is a redirect that may be followed."""
+        from urllib.parse import quote, urljoin, urlsplit
+
+        target = answer.headers.get("Location")
+        followed = (301, 302, 303, 307, 308) if self.method == "GET" else (307, 308)
+        if answer.status_code not in followed or not target:
+            return None
+        try:
+            old, new = urlsplit(self.url), urlsplit(urljoin(self.url, quote(target, safe=URL_SAFE)))
+            trusted = key_may_go(old, new)
+        except ValueError:
+            return None
+        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
+            return None
+        if self.key and not trusted:
+            return None
+        ask = Ask(new._replace(fragment="").geturl(), method=self.method, key=self.key)
+        ask.limit, ask.deadline, ask.safe = self.limit, self.deadline, self.safe
+        ask.stream, ask.payload = self.stream, self.payload
+        return ask
+
+
+class EventAnswer(Answer):
+    """An answer of which only the headers have come; `events` iterates over the objects in its body."""
+
+    __slots__ = ("events",)
+
+    def __init__(self, status_code: int, headers: Any, url: str, events: Any) -> None:
+        super().__init__(status_code, headers, b"", url)
+        self.events = events
+
+
+class ServerlessError(VastAIError):
+    """An error of a serverless request, whose text begins with what happened, as the official
+    client's does: programs look for `HTTP 429 - {…}` in it.
+    """
+
+    def __str__(self) -> str:
+        text = f"{self.command}: {self.msg}" if self.command else self.msg
+        return f"{text}\n  {self.hint}" if self.hint else text
+
+
+def serverless_error(
+    family: type[VastAIError], kind: type[BaseException], text: str, **details: Any
+) -> VastAIError:
+    """An error of `family` that is also a `kind` and has its name: the official client raises plain
+    ones, and programs catch or print those.
+    """
+    bases: list[type] = [ServerlessError, family]
+    asyncio = sys.modules.get("asyncio")
+    for other in (kind, getattr(asyncio, "TimeoutError", kind) if kind is TimeoutError else kind):
+        if not any(issubclass(base, other) for base in bases):
+            bases.append(other)
+    both = type(kind.__name__, tuple(bases), {"__module__": "vastai.serverless"})
+    error: VastAIError = both(text, **details)
+    return error
+
+
+def describe_refusal(
+    what: str, answer: Answer, key: str
+) -> tuple[type[VastAIError], str, dict[str, Any]]:
+    """The family of errors, the text and the details of an answer that is not a 2xx."""
+    secrets = [key] if key else []
+    family: type[VastAIError] = VastAIError
+    details: dict[str, Any] = {"response": answer.masked(secrets)}
+    if answer.status_code in (401, 403):
+        family = AuthError
+    elif answer.status_code in (404, 410):
+        family = NotFoundError
+    elif answer.status_code == 429:
+        family, details["retry_after"] = RateLimitError, pause_asked(answer)
+    words = redact_text(printable(answer.text[:512].strip(), 512), secrets)
+    return family, f"{what}: HTTP {answer.status_code} - {words}", details
+
+
+def refused_error(what: str, answer: Answer, key: str) -> VastAIError:
+    """The error of an answer that is not a 2xx: `WHAT: HTTP N - BODY`."""
+    family, text, details = describe_refusal(what, answer, key)
+    return serverless_error(family, RuntimeError, text, **details)
+
+
+def encode_body(body: Any) -> bytes:
+    """JSON in UTF-8.  Raises UsageError for what JSON cannot hold."""
+    import json
+
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"the payload must hold what JSON can: text, finite numbers, True, False, None, lists, dicts ({error})"
+        ) from None
+
+
+def succeeded(answer: Answer) -> bool:
+    return 200 <= answer.status_code < 300
+
+
+def may_pass(answer: Answer) -> bool:
+    """Does the status say that the same request may succeed later?"""
+    return answer.status_code in (408, 429) or answer.status_code >= 500
+
+
+def backoff(tries: int, longest: float, answer: Answer | None = None) -> float:
+    """Seconds to wait after so many tries: 2, 4, 8 … and up to 1 more, or what the answer asks for."""
+    from random import uniform
+
+    pause = min(2 ** min(tries, 20) + uniform(0, 1), longest)
+    asked = pause_asked(answer) if answer and answer.status_code in (429, 503) else None
+    return max(pause, min(asked or 0.0, LONGEST_PAUSE))
+
+
+def follow_redirects(ask: Ask) -> Iterator[Any]:
+    """Yields an Ask, then up to five to which it is redirected; returns the last answer."""
+    answer = yield ask
+    for _ in range(5):
+        target = ask.redirected(answer) if 300 <= answer.status_code < 400 else None
+        if target is None:
+            break
+        ask = target
+        answer = yield ask
+    return answer
+
+
+def ask_console(
+    what: str, url: str, key: str, *, method: str = "GET", body: Any = None
+) -> Iterator[Any]:
+    """Yields a request to the console or the router, up to five times; returns the JSON object of
+    the answer.
+
+    A POST creates something: like everywhere in this module it is repeated only if it cannot have
+    been carried out.  `what` begins the error's text.
+    """
+    safe = method != "POST" or url.endswith("/update_workers/")
+    tries = 0
+    while True:
+        tries += 1
+        reply: Answer | None = None
+        try:
+            ask = Ask(url, body, method=method, key=key, limit=CONSOLE_LIMIT, safe=safe)
+            reply = yield from follow_redirects(ask)
+        except Unsent as problem:
+            failure = serverless_error(NetworkError, ConnectionError, f"{what}: {problem}")
+        except Unanswered as problem:
+            if not safe:
+                raise serverless_error(
+                    OutcomeUnknownError,
+                    ConnectionError,
+                    f"{what}: the request was sent, but its outcome is unknown ({problem})",
+                    hint="Look with `vastai show endpoints` before you try again.",
+                ) from problem
+            failure = serverless_error(NetworkError, ConnectionError, f"{what}: {problem}")
+        else:
+            if succeeded(reply):
+                break
+            failure = refused_error(what, reply, key)
+            if not may_pass(reply) or not (safe or reply.status_code == 429):
+                raise failure
+        if tries == PATIENCE:
+            raise failure
+        yield backoff(tries, 5.0, reply)
+    try:
+        result = reply.json()
+    except ValueError:
+        result = None
+    if not isinstance(result, dict) or result.get("success") is False:
+        raise refused_error(what, reply, key)
+    return result
+
+
+def find_endpoints(console: str, key: str) -> Iterator[Any]:
+    """Yields what to ask the console; returns the rows of the account's endpoints, keys included."""
+    url = f"{console}/api/v0/endptjobs/?client_id=me"
+    result = yield from ask_console("cannot list the endpoints", url, key)
+    rows = result.get("results")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise serverless_error(
+            VastAIError, RuntimeError, "cannot list the endpoints: the answer has no list 'results'"
+        )
+    return rows
+
+
+class Job:
+    """One request to an endpoint, and how far it has come.
+
+    `endpoint` has a name and an api_key.  `timeout` bounds all of it, `worker_timeout` one try of a
+    worker (seconds; None is unlimited); `max_retries` counts all tries.  With a `session` the job
+    goes to the session's worker and no other.  `warn` is called with a sentence whenever a job whose
+    outcome is unknown is about to be repeated.
+    """
+
+    def __init__(
+        self,
+        endpoint: Any,
+        router: str,
+        route: str,
+        payload: Any,
+        *,
+        cost: float = 100,
+        stream: bool = False,
+        timeout: float | None = None,
+        worker_timeout: float | None = 600,
+        retry: bool = True,
+        max_retries: int | None = None,
+        session: Any = None,
+        tracker: Any = None,
+        longest_pause: float = 5.0,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        from urllib.parse import quote
+
+        if not isinstance(route, str) or not route:
+            raise UsageError(f"the route must be a path such as /v1/completions, not {route!r}")
+        self.endpoint, self.router, self.payload, self.cost = endpoint, router, payload, cost
+        self.route = ("" if route.startswith("/") else "/") + quote(route, safe=URL_SAFE)
+        self.stream, self.timeout, self.worker_timeout = stream, timeout, worker_timeout
+        self.retry, self.max_retries, self.session = retry, max_retries, session
+        self.tracker = tracker if tracker is not None else RequestStatus()
+        self.longest_pause, self.warn = longest_pause, warn
+        self.deadline: float | None = None
+        self.number = 0  # the router's number for this request; it stays the same over all tries
+        self.reason = ""  # why no worker has taken the job yet
+        self.lost = ""  # why the outcome of a try is unknown
+
+    def steps(self) -> Iterator[Any]:
+        """Yields Asks and pauses; returns the worker's answer as the official client's dict."""
+        self.deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        try:
+            return (yield from self.run())
+        except GeneratorExit:  # the driver gives up: cancelled, Ctrl-C
+            self.tracker.status = "Cancelled"
+            raise
+        except Exception:
+            self.tracker.status = "Errored"
+            raise
+
+    def run(self) -> Iterator[Any]:
+        """One try after the other, until there is an answer or a reason to stop."""
+        tries = unreached = 0
+        while True:
+            self.tracker.status = "Queued"
+            self.check_time()
+            grant, session_id = yield from self.find_worker()
+            worker = as_text(grant.get("url")).rstrip("/")
+            self.tracker.status, self.tracker.start_time = "In Progress", time.time()
+            tries += 1
+            another = self.max_retries is None or tries < self.max_retries
+            try:
+                answer = yield from follow_redirects(self.ask_worker(worker, grant, session_id))
+            except Unsent as problem:
+                unreached += 1
+                pause = backoff(unreached - 1, self.longest_pause) if unreached > 1 else 0.0
+                self.not_reached(worker, problem, another and (self.retry or unreached < PATIENCE))
+            except Unanswered as problem:
+                unreached = 0
+                pause = backoff(tries, self.longest_pause)
+                self.not_answered(worker, problem, another and self.retry)
+            else:
+                unreached = 0
+                if not (self.retry and another and may_pass(answer)):
+                    return self.result(answer, worker, grant)
+                self.reason = f"{worker} answered HTTP {answer.status_code}"
+                pause = backoff(tries, self.longest_pause, answer)
+            self.tracker.status = "Retrying"
+            yield from self.sleep(pause)
+
+    def find_worker(self) -> Iterator[Any]:
+        """Yields until the router names a worker; returns its grant and the session's id or None."""
+        if self.session is not None:
+            return self.session.auth_data, self.session.session_id
+        fixed = os.environ.get("VAST_DEBUG_WORKER_URL")
+        if fixed:
+            self.number = 1
+            return {"request_idx": 1, "url": fixed}, None
+        from random import uniform
+
+        failed = polls = 0
+        while True:
+            reply: Answer | None = None
+            try:
+                reply = yield from follow_redirects(self.ask_router())
+            except (Unsent, Unanswered) as problem:
+                self.reason = f"the router: {problem}"
+            else:
+                if succeeded(reply):
+                    grant = self.read_route(reply)
+                    if grant.get("url"):
+                        return grant, None
+                    self.tracker.status, failed, polls = "Polling", 0, polls + 1
+                    longest = backoff(polls - 1, self.longest_pause)
+                    yield from self.sleep(1.0 if polls == 1 else uniform(0.1, longest))
+                    continue
+                self.reason = f"the router: HTTP {reply.status_code}"
+            failed += 1
+            if reply is not None and not (may_pass(reply) and failed < PATIENCE):
+                raise self.route_error(reply)
+            self.check_time()
+            if failed == PATIENCE:
+                what = f"cannot route a request to endpoint {self.endpoint.name}: {self.reason}"
+                raise self.failure(NetworkError, RuntimeError, what)
+            yield from self.sleep(backoff(failed, self.longest_pause, reply))
+
+    def ask_router(self) -> Ask:
+        body = {
+            "endpoint": self.endpoint.name,
+            "api_key": self.endpoint.api_key,
+            "cost": self.cost,
+            "request_idx": self.number,
+            "replay_timeout": 60.0,
+        }
+        url, key = f"{self.router}/route/", self.endpoint.api_key
+        return Ask(url, body, key=key, limit=ROUTE_LIMIT, deadline=self.deadline)
+
+    def ask_worker(self, worker: str, grant: Row, session_id: str | None) -> Ask:
+        """The job.  The grant goes as it came, since its signature is checked; no key goes along."""
+        body = {"auth_data": grant, "session_id": session_id, "payload": self.payload}
+        return Ask(
+            worker + self.route,
+            body,
+            limit=self.worker_timeout,
+            deadline=self.deadline,
+            stream=self.stream,
+            safe=False,
+        )
+
+    def read_route(self, answer: Answer) -> Row:
+        """What the router says: a grant, or who is being waited for.  Raises if it is a refusal."""
+        try:
+            grant = answer.json()
+        except ValueError:
+            grant = None
+        if not isinstance(grant, dict) or grant.get("error_msg"):
+            raise self.route_error(answer)
+        self.number = grant.get("request_idx") or self.number
+        self.reason = f"the router: {printable(as_text(grant.get('status')), 200) or 'no worker'}"
+        url = grant.get("url")
+        if url and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
+            raise self.route_error(answer)
+        return grant
+
+    def not_reached(self, worker: str, problem: Unsent, another: bool) -> None:
+        """Notes that the job did not leave.  Raises if there is no other try."""
+        self.reason = f"cannot reach the worker {worker}: {problem}"
+        if self.session is not None:
+            self.session.open = False
+            raise self.failure(NetworkError, ConnectionError, self.reason) from problem
+        self.check_time()
+        if not another:
+            raise self.failure(NetworkError, ConnectionError, self.reason) from problem
+
+    def not_answered(self, worker: str, problem: Unanswered, another: bool) -> None:
+        """Notes that the job left and no whole answer came.  Raises if it must not be repeated."""
+        late = _timed_out(problem.__cause__)
+        self.lost = f"{worker}: {problem}"
+        self.check_time()
+        if self.session is not None and not late:
+            self.session.open = another = False
+        if not another:
+            kind = TimeoutError if late else ConnectionError
+            raise self.failure(OutcomeUnknownError, kind, "") from problem
+        if self.warn:
+            self.warn(f"the job was sent to {worker}, but {problem}; it is sent again")
+
+    def check_time(self) -> None:
+        """Raises if the whole request has taken its time."""
+        if self.deadline is not None and time.monotonic() > self.deadline - 0.001:
+            text = f"no answer within {self.timeout:.15g} s"
+            if self.reason:
+                text += f"; the last reason: {self.reason}"
+            raise self.failure(WaitTimeoutError, TimeoutError, text)
+
+    def sleep(self, seconds: float) -> Iterator[Any]:
+        """Yields a pause, but ends with the time of the whole request."""
+        if self.deadline is not None:
+            seconds = min(seconds, max(0.0, self.deadline - time.monotonic()))
+        if seconds:
+            yield seconds
+        self.check_time()
+
+    def route_error(self, answer: Answer) -> VastAIError:
+        what = f"cannot route a request to endpoint {self.endpoint.name}"
+        family, text, details = describe_refusal(what, answer, self.endpoint.api_key)
+        return self.failure(family, RuntimeError, text, **details)
+
+    def failure(
+        self, family: type[VastAIError], kind: type[BaseException], text: str, **details: Any
+    ) -> VastAIError:
+        """The error to end with.  If a try was lost the outcome is unknown, whatever came after."""
+        if self.lost:
+            family = OutcomeUnknownError
+            lost = f"the job was sent, but its outcome is unknown ({self.lost})"
+            text = f"{text}; {lost}" if text else lost
+        return serverless_error(family, kind, text, **details)
+
+    def result(self, answer: Answer, worker: str, grant: Row) -> Row:
+        """The official client's dict.  Raises if a 2xx is not the JSON that it claims to be."""
+        ok, value, text = succeeded(answer), None, ""
+        if isinstance(answer, EventAnswer) and ok:
+            value = answer.events
+        elif ok:
+            value, text = self.read_answer(answer, worker)
+        else:
+            text = decode_text(answer)
+            value = parse_object(text)
+            value = {"error": text} if value is None else value
+        tracker = self.tracker
+        tracker.status, tracker.complete_time = "Complete", time.time()
+        result = {
+            "response": value,
+            "ok": ok,
+            "status": answer.status_code,
+            "text": text,
+            "latency": tracker.complete_time - tracker.start_time,
+            "url": worker,
+            "request_idx": self.number,
+            "auth_data": grant,
+        }
+        if ok:
+            result["content_type"] = media_type(answer)
+        return result
+
+    def read_answer(self, answer: Answer, worker: str) -> tuple[Any, str]:
+        """The value of a 2xx (parsed JSON, text or bytes) and its text ("" for media)."""
+        import json
+
+        kind = media_type(answer)
+        if kind and "json" not in kind and not kind.startswith("text/"):
+            parsed = None
+            if answer.content[:100].lstrip()[:1] in (b"{", b"["):  # JSON under a wrong name
+                parsed = parse_object(decode_text(answer))
+            return answer.content if parsed is None else parsed, ""
+        text = decode_text(answer)
+        if kind.startswith("text/"):
+            parsed = parse_object(text)
+            return text if parsed is None else parsed, text
+        try:
+            return json.loads(text) if text.strip() else None, text
+        except (ValueError, RecursionError):
+            raise serverless_error(
+                VastAIError,
+                RuntimeError,
+                f"{worker}{self.route} answered HTTP {answer.status_code} with broken JSON: "
+                f"{printable(text[:120].strip(), 100)!r}",
+                response=answer,
+                hint="The job was done and is not repeated.",
+            ) from None
+
+
+def media_type(answer: Answer) -> str:
+    """The declared type of a body, without its parameters; "" if there is none."""
+    kind: str = answer.headers.get("Content-Type") or ""
+    return kind.partition(";")[0].strip().lower()
+
+
+def decode_text(answer: Answer) -> str:
+    """A body as text, in its declared encoding."""
+    _, _, name = (answer.headers.get("Content-Type") or "").lower().partition("charset=")
+    name = name.partition(";")[0].strip(" \"'")
+    try:
+        return answer.text if name in ("", "utf-8") else answer.content.decode(name, "replace")
+    except LookupError:
+        return answer.text
+
+
+def parse_object(text: str) -> Any:
+    """The JSON object or list that a text is; None if it is something else."""
+    import json
+
+    try:
+        return json.loads(text) if text.lstrip()[:1] in ("{", "[") else None
+    except (ValueError, RecursionError):
+        return None
+
+
+class EventParser:
+    """Turns the pieces of a streamed body into the objects in it.
+
+    One object a line, with or without `data:` before it.  Comments, `[DONE]`, names of events and
+    broken lines are passed over, as the official client does.
+    """
+
+    def __init__(self, headers: Any) -> None:
+        self.rest, self.unzip = b"", None
+        if headers.get("Content-Encoding", "").strip().lower() == "gzip":
+            import zlib
+
+            self.unzip = zlib.decompressobj(31)
+
+    def feed(self, piece: bytes) -> list[Any]:
+        """The objects that are complete with this piece; b"" ends the body.  Raises OSError."""
+        import json
+
+        if self.unzip and piece:
+            from zlib import error
+
+            try:
+                piece = self.unzip.decompress(piece)
+            except error:
+                raise OSError("the answer is not gzip") from None
+            if not piece:
+                return []
+        lines = (self.rest + piece).split(b"\n")
+        self.rest = lines.pop() if piece else b""
+        if len(self.rest) > LARGEST_ANSWER:
+            raise OSError("the answer is too large")
+        events = []
+        for line in lines:
+            line = line.strip()
+            if line.startswith(b"data:"):
+                line = line[5:].lstrip()
+            if line:
+                try:
+                    events.append(json.loads(line.decode()))
+                except (ValueError, RecursionError):
+                    continue
+        return events
+
+
+def stream_error(problem: BaseException) -> VastAIError:
+    """The error of a stream that ends before its end."""
+    kind = TimeoutError if _timed_out(problem) else ConnectionError
+    return serverless_error(
+        OutcomeUnknownError, kind, f"the worker's stream ended early ({describe_loss(problem)})"
+    )
+
+
+def describe_loss(problem: BaseException) -> str:
+    """Why a connection failed, in words that a user can act on."""
+    if isinstance(problem, EOFError):
+        return "the connection was closed before the end of the answer"
+    if isinstance(problem, ConnectionRefusedError):  # asyncio's text names no reason
+        return "Connection refused"
+    return _reason(problem)
+
+
+# The root certificate of the workers, fetched when the first https worker comes.
+
+_roots: dict[str, tuple[str, float]] = {}  # address -> certificate, when it was fetched
+
+
+def is_address(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def root_file(url: str) -> str:
+    """The cache file of a root certificate; another console's never takes the place of Vast.ai's."""
+    if url == ROOT_URL:
+        return cache_file("jvastai_root.cer")
+    return cache_file("root-" + "".join(c if c.isalnum() else "-" for c in url[-80:]) + ".cer")
+
+
+def cached_root(url: str) -> str:
+    """The root certificate from memory or the cache folder, if it is younger than a day; else ""."""
+    text, fetched = _roots.get(url, ("", 0.0))
+    if not text:
+        try:
+            fetched = os.stat(root_file(url)).st_mtime
+            with open(root_file(url), encoding="ascii") as file:
+                text = file.read(100_000)
+            tls_context(text)
+        except (OSError, ValueError):  # none, or a broken one
+            return ""
+        _roots[url] = text, fetched
+    return text if time.time() - fetched < ROOT_AGE else ""
+
+
+def fetch_root(url: str) -> Iterator[Any]:
+    """Yields what to ask; returns the root certificate (PEM) and caches it.  Raises Unsent."""
+    try:
+        answer = yield from follow_redirects(Ask(url, method="GET", limit=CONSOLE_LIMIT))
+    except (Unsent, Unanswered) as problem:
+        raise Unsent(f"cannot fetch Vast.ai's root certificate: {problem}") from problem
+    text = answer.text
+    if "-----BEGIN" not in text:
+        from base64 import encodebytes
+
+        body = encodebytes(answer.content).decode()
+        text = f"-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n"
+    try:
+        if not succeeded(answer):
+            raise OSError(f"HTTP {answer.status_code}")
+        tls_context(text)
+    except (OSError, ValueError) as error:
+        raise Unsent(
+            f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}"
+        ) from error
+    _roots[url] = text, time.time()
+    try:
+        write_private(root_file(url), text)
+    except UsageError:  # an unwritable folder: the next process fetches it again
+        pass
+    return text
+
+
+def root_is_new(url: str) -> bool:
+    return time.time() - _roots.get(url, ("", 0.0))[1] < 60
+
+
+def certificate_refused(problem: BaseException | None) -> bool:
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(problem, ssl.SSLCertVerificationError)
+
+
+# The driver over asyncio: HTTP/1.1 on its streams.
+
+
+class TimeLimit:
+    """`with TimeLimit(moment):` ends what is awaited inside with TimeoutError at that moment of
+    time.monotonic() (None: never).
+    """
+
+    __slots__ = ("late", "moment", "task", "timer")
+
+    def __init__(self, moment: float | None) -> None:
+        self.moment, self.late, self.timer = moment, False, None
+
+    def __enter__(self) -> None:
+        if self.moment is not None:
+            import asyncio
+
+            self.task: Any = asyncio.current_task()
+            loop, seconds = asyncio.get_running_loop(), self.moment - time.monotonic()
+            self.timer: Any = loop.call_later(max(0.0, seconds), self.end)
+
+    def end(self) -> None:
+        self.late = True
+        self.task.cancel()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.late and kind is not None and kind.__name__ == "CancelledError":
+            uncancel = getattr(self.task, "uncancel", None)  # since 3.11
+            if uncancel is None or not uncancel():  # nobody else has cancelled the task
+                raise TimeoutError("timed out") from None
+
+
+class Headers:
+    """The headers of an answer, whatever the case of their names."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        pairs = (line.partition(":") for line in lines)
+        self.values = {name.lower(): value.strip() for name, _, value in pairs}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.values.get(name.lower(), default)
+
+
+class Body:
+    """The body of an answer, read piece by piece, however its end is marked."""
+
+    __slots__ = ("chunked", "first", "headers", "left", "reader")
+
+    def __init__(self, reader: Any, status: int, headers: Headers) -> None:
+        self.reader, self.headers, self.first = reader, headers, True
+        self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
+        self.left: int | None = None  # bytes to come, of the chunk or the body; None: up to the end
+        if status in (204, 304) or self.chunked:
+            self.left = 0
+        elif headers.get("Content-Length"):
+            self.left = max(0, int(headers.get("Content-Length")))
+        if status in (204, 304):
+            self.chunked = False
+
+    async def piece(self) -> bytes:
+        """The next bytes of the body, b"" after the last.  Raises EOFError if it is cut."""
+        if self.chunked and not self.left:
+            await self.next_chunk()
+        if self.left == 0:
+            return b""
+        size = 1 << 16 if self.left is None else min(self.left, 1 << 16)
+        data: bytes = await self.reader.read(size)
+        if self.left is not None:
+            if not data:
+                raise EOFError
+            self.left -= len(data)
+        return data
+
+    async def next_chunk(self) -> None:
+        """Reads the size of the next chunk into `left`, and what follows the last chunk."""
+        if not self.first:
+            await self.reader.readexactly(2)  # the end of the line after a chunk
+        self.first = False
+        line = await self.reader.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        self.left = max(0, int(line.partition(b";")[0], 16))
+        if self.left == 0:
+            self.chunked = False
+            while (await self.reader.readline()).strip():
+                pass
+
+    async def whole(self) -> bytes:
+        """All of it, unpacked."""
+        parts, size = [], 0
+        while True:
+            part = await self.piece()
+            if not part:
+                return decompress(self, b"".join(parts))  # type: ignore[arg-type]
+            parts.append(part)
+            size += len(part)
+            if size > LARGEST_ANSWER:
+                raise OSError("the answer is too large")
+
+
+class Connection:
+    """A connection of one event loop."""
+
+    __slots__ = ("place", "reader", "since", "writer")
+    IDLE = 15.0  # seconds that it waits for its next request
+
+    def __init__(self, place: Any, reader: Any, writer: Any) -> None:
+        self.place, self.reader, self.writer, self.since = place, reader, writer, 0.0
+
+    def close(self) -> None:
+        try:
+            self.writer.transport.abort()  # at once, which is how a worker learns that nobody waits
+        except RuntimeError:  # its loop is closed, and with it the connection
+            pass
+
+    def quiet(self) -> bool:
+        """May it be used again?  Only if nothing has come since, not even its end."""
+        import select
+
+        transport = self.writer.transport
+        if (
+            transport.is_closing()
+            or self.reader.at_eof()
+            or time.monotonic() - self.since > self.IDLE
+        ):
+            return False
+        try:
+            return not select.select([transport.get_extra_info("socket")], [], [], 0)[0]
+        except (OSError, ValueError):  # more files than select can take
+            return False
+
+
+class Events:
+    """The events of a worker, as they come: `async for event in response`.
+
+    Closing it early closes the connection, and with it the worker's job.
+    """
+
+    def __init__(self, streams: Streams, connection: Connection, body: Body, ask: Ask) -> None:
+        from collections import deque
+
+        self.streams, self.body, self.limit = streams, body, ask.limit
+        self.connection: Connection | None = connection
+        self.parser, self.ready = EventParser(body.headers), deque()
+        self.until = ask.ends()  # `timeout` bounds the wait for the first piece, too
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self.ready:
+            if self.connection is None:
+                raise StopAsyncIteration
+            await self.read_on(self.connection)
+        return self.ready.popleft()
+
+    async def read_on(self, connection: Connection) -> None:
+        """Waits for the next piece of the body."""
+        try:
+            with TimeLimit(self.until):
+                piece = await self.body.piece()
+            self.ready.extend(self.parser.feed(piece))
+        except BaseException as error:
+            self.finish()
+            if isinstance(error, (OSError, EOFError, ValueError)):
+                raise stream_error(error) from error
+            raise
+        self.until = None if self.limit is None else time.monotonic() + self.limit
+        if not piece:
+            self.finish(whole=True)
+
+    def finish(self, whole: bool = False) -> None:
+        """Gives the connection back; closes it unless all events have come."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            self.streams.release(connection, self.body if whole else None)
+            self.streams.slots.release()
+
+    async def aclose(self) -> None:
+        self.finish()
+
+    def __del__(self) -> None:
+        self.finish()
+
+
+class Streams:
+    """The connections of one client in one event loop: those in use, and idle ones for the next."""
+
+    def __init__(self, client: ServerlessClient[Any], loop: Any) -> None:
+        import asyncio
+
+        self.client, self.loop = client, loop
+        self.slots = asyncio.Semaphore(client.connection_limit)
+        self.root_lock = asyncio.Lock()
+        self.idle: dict[Any, list[Connection]] = {}
+        self.used: set[Connection] = set()
+        self.tasks: set[Any] = set()
+        self.closed, self.sweeper = False, None
+
+    async def drive(self, steps: Iterator[Any], send: Any = None) -> Any:
+        """Runs a generator of Asks and pauses to its end; returns its result."""
+        import asyncio
+
+        send = send or self.send
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    if isinstance(step, Ask):
+                        answer = await send(step)
+                    else:
+                        answer = await asyncio.sleep(step)
+                except (Unsent, Unanswered) as problem:
+                    step = steps.throw(problem)  # type: ignore[attr-defined]
+                else:
+                    step = steps.send(answer)  # type: ignore[attr-defined]
+        except StopIteration as end:
+            return end.value
+        finally:
+            steps.close()  # type: ignore[attr-defined]
+
+    async def send(self, ask: Ask) -> Answer:
+        """The answer to an Ask, as soon as there is a connection for it.  Raises Unsent or Unanswered."""
+        try:
+            with TimeLimit(ask.deadline):
+                await self.slots.acquire()
+        except TimeoutError as error:
+            raise Unsent("all connections are in use") from error
+        try:
+            answer = await self.transact(ask)
+        except BaseException:
+            self.slots.release()
+            raise
+        if not isinstance(answer, EventAnswer):  # its iterator holds the connection
+            self.slots.release()
+        return answer
+
+    async def transact(self, ask: Ask) -> Answer:
+        """The answer to an Ask, over a kept connection or a new one."""
+        headers, ends = ask.headers(self.client.user_agent), ask.ends()
+        fresh = False
+        while True:
+            connection, reused, target = await self.connection(ask.url, headers, fresh, ends)
+            try:
+                with TimeLimit(ends):
+                    return await self.exchange(connection, ask, target, headers)
+            except (OSError, EOFError, ValueError) as error:
+                if not (reused and ask.safe) or _timed_out(error):
+                    raise Unanswered(describe_loss(error)) from error
+                fresh = True
+
+    async def exchange(
+        self, connection: Connection, ask: Ask, target: str, headers: dict[str, str]
+    ) -> Answer:
+        """Sends a request and reads the answer; a streamed one keeps the connection."""
+        payload = ask.payload or b""
+        lines = [f"{ask.method} {target} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if ask.method != "GET":
+            lines.append(f"Content-Length: {len(payload)}")
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        try:
+            connection.writer.write(head + payload)
+            await connection.writer.drain()
+            status, answered = await self.read_head(connection.reader)
+            body = Body(connection.reader, status, answered)
+            if ask.stream and 200 <= status < 300:
+                events = Events(self, connection, body, ask)
+                return EventAnswer(status, answered, ask.url, events)
+            content = await body.whole()
+        except BaseException:
+            self.release(connection, None)
+            raise
+        self.release(connection, body)
+        return Answer(status, answered, content, ask.url)
+
+    async def read_head(self, reader: Any) -> tuple[int, Headers]:
+        """The status and the headers of an answer."""
+        from asyncio import LimitOverrunError
+
+        status = 100
+        while status < 200:  # those only announce the answer
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except LimitOverrunError:
+                raise OSError("the headers of the answer are too large") from None
+            first, *lines = head.decode("latin-1").split("\r\n")
+            version, _, rest = first.partition(" ")
+            if not version.startswith("HTTP/1."):
+                raise OSError("the answer is not HTTP")
+            status = int(rest[:3])
+        headers = Headers(lines)
+        if version == "HTTP/1.0":
+            headers.values.setdefault("connection", "close")
+        return status, headers
+
+    def release(self, connection: Connection, body: Body | None) -> None:
+        """Keeps a connection for its next request, or closes it if its answer is not whole."""
+        self.used.discard(connection)
+        kept = body is not None and body.left == 0 and not self.closed
+        if not kept or "close" in body.headers.get("Connection", "").lower():
+            connection.close()
+            return
+        connection.since = time.monotonic()
+        self.idle.setdefault(connection.place, []).append(connection)
+        if self.sweeper is None:
+            self.sweeper = self.loop.call_later(Connection.IDLE, self.sweep)
+
+    def sweep(self) -> None:
+        """Closes what has been idle for too long."""
+        idle, self.idle, self.sweeper = self.idle, {}, None
+        for connection in [connection for waiting in idle.values() for connection in waiting]:
+            if connection.quiet():
+                self.idle.setdefault(connection.place, []).append(connection)
+            else:
+                connection.close()
+        if self.idle:
+            self.sweeper = self.loop.call_later(Connection.IDLE, self.sweep)
+
+    async def connection(
+        self, url: str, headers: dict[str, str], fresh: bool, ends: float | None
+    ) -> tuple[Connection, bool, str]:
+        """A connection for `url`, whether it was used before, and what to ask it for.  Raises
+        Unsent.
+        """
+        from urllib.parse import urlsplit
+
+        self.check_open()
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+            proxy = proxy_for(parts.scheme, parts.netloc.rpartition("@")[2])
+            place = (parts.scheme, host, port or (443 if parts.scheme == "https" else 80), proxy)
+            headers["Host"] = parts.netloc.rpartition("@")[2]
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            if proxy and parts.scheme == "http":
+                headers.update(proxy_headers(proxy))
+                target = url
+            kept = None if fresh else self.waiting(place)
+            if kept is not None:
+                connection = kept
+            else:
+                with TimeLimit(ends):
+                    connection = await self.connect(place)
+        except (OSError, EOFError, ValueError) as error:
+            raise Unsent(describe_loss(error)) from error
+        self.used.add(connection)
+        self.check_open()
+        return connection, kept is not None, target
+
+    def check_open(self) -> None:
+        if self.closed:
+            self.close()
+            raise serverless_error(NetworkError, RuntimeError, "the client was closed")
+
+    def waiting(self, place: Any) -> Connection | None:
+        """An idle connection that is still good."""
+        idle = self.idle.get(place, [])
+        while idle:
+            connection = idle.pop()
+            if connection.quiet():
+                return connection
+            connection.close()
+        return None
+
+    async def connect(self, place: Any) -> Connection:
+        """A new connection, through the proxy if there is one, and with TLS for https."""
+        scheme, host, _, _ = place
+        if scheme != "https":
+            return Connection(place, *await self.open(place, None))
+        if not is_address(host):
+            return Connection(place, *await self.open(place, tls_context()))
+        root = await self.root()
+        try:
+            return Connection(place, *await self.open(place, tls_context(root)))
+        except OSError as error:
+            if not certificate_refused(error):
+                raise
+            newer = await self.root(newer=True)
+            if newer == root:
+                raise
+        return Connection(place, *await self.open(place, tls_context(newer)))
+
+    async def open(self, place: Any, context: Any) -> tuple[Any, Any]:
+        """asyncio's reader and writer for a place."""
+        import asyncio
+
+        _, host, port, proxy = place
+        name = {"server_hostname": host} if context else {}
+        if proxy and context:
+            sock = await self.tunnel(host, port, proxy)
+            try:
+                return await asyncio.open_connection(sock=sock, ssl=context, **name)
+            except BaseException:
+                sock.close()
+                raise
+        if proxy:
+            host, port = proxy_place(proxy)
+        return await asyncio.open_connection(host, port, ssl=context, **name)
+
+    async def tunnel(self, host: str, port: int, proxy: str) -> Any:
+        """A socket that the proxy has connected to a place."""
+        import socket
+
+        near_host, near_port = proxy_place(proxy)
+        found = await self.loop.getaddrinfo(near_host, near_port, type=socket.SOCK_STREAM)
+        sock = socket.socket(found[0][0], socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            await self.loop.sock_connect(sock, found[0][4])
+            name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            lines = [f"CONNECT {name} HTTP/1.1", f"Host: {name}"]
+            lines += [f"{key}: {value}" for key, value in proxy_headers(proxy).items()]
+            await self.loop.sock_sendall(sock, ("\r\n".join(lines) + "\r\n\r\n").encode())
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):  # byte by byte: what follows is for TLS
+                byte = await self.loop.sock_recv(sock, 1)
+                if not byte or len(head) > 1 << 16:
+                    raise OSError("the proxy gave no answer")
+                head += byte
+            status = head.split(b"\r\n")[0].decode("latin-1").partition(" ")[2]
+            if not status.startswith("200"):
+                raise OSError(f"the proxy refuses: HTTP {status}")
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def root(self, newer: bool = False) -> str:
+        """The root certificate of the workers, fetched once for all who wait for it."""
+        url = self.client.SSL_CERT_URL
+        async with self.root_lock:
+            text = "" if newer and not root_is_new(url) else cached_root(url)
+            return text or await self.drive(fetch_root(url), self.transact)
+
+    def close(self) -> None:
+        """Closes every connection and cancels what was begun with `Serverless`."""
+        self.closed = True
+        for task in list(self.tasks):
+            task.cancel()
+        idle = [connection for waiting in self.idle.values() for connection in waiting]
+        for connection in [*idle, *self.used]:
+            connection.close()
+        self.idle.clear()
+
+
+# What programs import: `from vastai import Serverless`.
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections import deque
+    from dataclasses import dataclass as record
+    from typing import Awaitable, Coroutine, Generic, TypeVar, Union
+
+    R = TypeVar("R", bound=Awaitable[Any])
+    C = TypeVar("C", bound="ServerlessClient[Any]")
+
+    class ServerlessRequest(asyncio.Future[Row]):
+        """The future answer of a worker; see make_request_class()."""
+
+        tracker: RequestStatus
+        status: str
+        create_time: float
+        start_time: float | None
+        complete_time: float | None
+        req_idx: int
+
+        def __init__(self, tracker: RequestStatus | None = None) -> None: ...
+        def then(self, callback: Callable[[Row], object]) -> ServerlessRequest: ...
+
+    Tracker = Union[ServerlessRequest, "RequestStatus", None]
+else:
+
+    class Generic:  # typing's own would double the start-up
+        def __class_getitem__(cls, item):
+            return cls
+
+    R = None
+
+    def record(cls: Any) -> Any:
+        """A class of attributes with defaults, as dataclasses makes it, whose import takes 13 ms."""
+        names = list(cls.__annotations__)
+        defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
+
+        def __init__(self: Any, *args: Any, **given: Any) -> None:
+            values = dict(zip(names, args))
+            if len(args) > len(names) or given.keys() & values or given.keys() - set(names):
+                raise TypeError(f"{cls.__name__}() takes {', '.join(names)}, each once")
+            values = {**defaults, **values, **given}
+            lacking = [name for name in names if name not in values]
+            if lacking:
+                raise TypeError(f"{cls.__name__}() is missing {', '.join(lacking)}")
+            self.__dict__.update(values)
+            if hasattr(self, "__post_init__"):
+                self.__post_init__()
+
+        def __repr__(self: Any) -> str:
+            members = (f"{name}={getattr(self, name)!r}" for name in names)
+            return f"{cls.__name__}({', '.join(members)})"
+
+        def __eq__(self: Any, other: Any) -> Any:
+            return vars(self) == vars(other) if type(other) is cls else NotImplemented
+
+        for function in (__init__, __repr__, __eq__):
+            setattr(cls, function.__name__, function)
+        cls.__hash__ = None
+        return cls
+
+
+@record
+class RequestStatus:
+    """How far a request has come: New, Queued, Polling, In Progress, Retrying, and at the end
+    Complete, Cancelled or Errored.  Times are unix seconds.
+    """
+
+    status: str = "New"
+    create_time: float = 0.0
+    start_time: float | None = None
+    complete_time: float | None = None
+    req_idx: int = 0
+
+    def __post_init__(self) -> None:
+        self.create_time = self.create_time or time.time()
+
+
+def make_request_class() -> Any:
+    """The class ServerlessRequest.  It is made when it is first asked for, because its base loads
+    asyncio.
+    """
+    import asyncio
+
+    class ServerlessRequest(asyncio.Future):  # type: ignore[type-arg]
+        """The future answer of a worker.  It runs from the moment of the call; cancel() ends it."""
+
+        def __init__(self, tracker: RequestStatus | None = None) -> None:
+            super().__init__()
+            self.tracker = tracker if tracker is not None else RequestStatus()
+
+        def then(self, callback: Callable[[Row], object]) -> Any:
+            """Calls `callback` with the result; an error is printed."""
+
+            def done(request: Any) -> None:
+                if request.cancelled():
+                    return
+                if request.exception() is not None:
+                    print(request.exception())
+                else:
+                    callback(request.result())
+
+            self.add_done_callback(done)
+            return self
+
+    def forward(name: str) -> property:
+        def read(self: Any) -> Any:
+            return getattr(self.tracker, name)
+
+        def write(self: Any, value: Any) -> None:
+            setattr(self.tracker, name, value)
+
+        return property(read, write)
+
+    for name in ("status", "create_time", "start_time", "complete_time", "req_idx"):
+        setattr(ServerlessRequest, name, forward(name))
+    ServerlessRequest.__qualname__ = "ServerlessRequest"
+    return globals().setdefault("ServerlessRequest", ServerlessRequest)
+
+
+@record
+class EndpointConfig:
+    """The settings of an endpoint; the service has its own for those that are None."""
+
+    endpoint_name: str
+    cold_workers: int | None = None
+    max_workers: int | None = None
+    min_load: float | None = None
+    min_cold_load: float | None = None
+    target_util: float | None = None
+    cold_mult: float | None = None
+    max_queue_time: float | None = None
+    target_queue_time: float | None = None
+    autoscaler_instance: str | None = None
+    endpoint_state: str | None = None
+    inactivity_timeout: float | None = None
+
+    def to_dict(self) -> Row:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@record
+class EndpointData:
+    """An endpoint as the console describes it."""
+
+    id: int
+    config: EndpointConfig
+    api_key: str
+    user_id: int
+    created_at: float
+    auto_delete_in_seconds: float | None = None
+    auto_delete_due_24h: bool = False
+
+    @classmethod
+    def from_dict(cls, row: Row) -> EndpointData:
+        """Raises an error that is also a KeyError if the row lacks what an endpoint has."""
+        for name in ("id", "endpoint_name", "api_key", "user_id", "created_at"):
+            if name not in row:
+                text = f"the service describes an endpoint without {name!r}"
+                raise serverless_error(VastAIError, KeyError, text)
+        names = EndpointConfig.__annotations__
+        config = EndpointConfig(**{name: row[name] for name in names if name in row})
+        more = {name: row.get(name) for name in ("auto_delete_in_seconds", "auto_delete_due_24h")}
+        return cls(
+            row["id"],
+            config,
+            row["api_key"],
+            row["user_id"],
+            row["created_at"],
+            more["auto_delete_in_seconds"],
+            bool(more["auto_delete_due_24h"]),
+        )
+
+
+@record
+class WorkergroupConfig:
+    """The settings of a workergroup; it needs an endpoint and a template."""
+
+    search_params: str | dict[str, Any] = ""
+    endpoint_id: int | None = None
+    endpoint_name: str | None = None
+    template_hash: str | None = None
+    template_id: int | None = None
+    launch_args: str | None = None
+    min_cold_load: float | None = None
+    max_workers: int | None = None
+    gpu_ram: float | None = None
+    autoscaler_instance: str | None = None
+    docker_login_user: str | None = None
+    docker_login_pass: str | None = None
+    docker_login_repo: str | None = None
+
+    def to_dict(self) -> Row:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return {"search_params": self.search_params, **given}
+
+
+@record
+class ServerlessWorker:
+    """A worker of an endpoint, as the router describes it."""
+
+    id: int
+    status: str = "UNKNOWN"
+    cur_load: float = 0.0
+    new_load: float = 0.0
+    cur_load_rolling_avg: float = 0.0
+    cur_perf: float = 0.0
+    perf: float = 0.0
+    measured_perf: float = 0.0
+    dlperf: float = 0.0
+    reliability: float = 0.0
+    reqs_working: int = 0
+    disk_usage: float = 0.0
+    loaded_at: float = 0.0
+    started_at: float = 0.0
+
+    @classmethod
+    def from_dict(cls, row: Row) -> ServerlessWorker:
+        worker = cls(as_whole(row.get("id")) or 0, as_text(row.get("status")) or "UNKNOWN")
+        for name in list(cls.__annotations__)[2:]:
+            setattr(worker, name, float(as_number(row.get(name)) or 0))
+        worker.reqs_working = int(worker.reqs_working)
+        return worker
+
+
+@record
+class EndpointKey:
+    """What a request needs to know of an endpoint."""
+
+    name: str
+    id: int
+    api_key: str
+
+
+class Endpoint(Generic[R]):
+    """An endpoint, through which requests go to its workers.
+
+    It comes from `await client.get_endpoint(name)`, or is made from its name, id and API key.
+    """
+
+    def __init__(
+        self,
+        client: ServerlessClient[R],
+        name: str | None = None,
+        id: int | None = None,
+        api_key: str | None = None,
+        data: EndpointData | None = None,
+        soft_refresh_threshold: float = 3 * 86_400,
+        hard_refresh_threshold: float = 6 * 86_400,
+    ) -> None:
+        if client is None:
+            raise ValueError("an Endpoint needs a client")
+        self.client = client
+        self.data: EndpointData | EndpointKey
+        if isinstance(data, EndpointData):
+            self.data = data
+        elif isinstance(name, str) and isinstance(id, int) and isinstance(api_key, str):
+            self.data = EndpointKey(name, id, api_key)
+        else:
+            raise ValueError("an Endpoint needs data, or a name, an id and an api_key")
+        self.soft_refresh_threshold = soft_refresh_threshold
+        self.hard_refresh_threshold = hard_refresh_threshold
+        self.last_refresh = time.time()
+        self.refresh_task: Any = None
+
+    @property
+    def name(self) -> str:
+        data = self.data
+        return data.config.endpoint_name if isinstance(data, EndpointData) else data.name
+
+    @property
+    def id(self) -> int:
+        return self.data.id
+
+    @property
+    def api_key(self) -> str:
+        return self.data.api_key
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} (id={self.id})>"
+
+    async def refresh(self, block: bool = False) -> None:
+        """Fetches the endpoint's data again; in the background unless `block`."""
+        if self.refresh_task is None:
+            import asyncio
+
+            self.refresh_task = asyncio.ensure_future(self.client.fetch_endpoint(self.id))
+            self.refresh_task.add_done_callback(self.refreshed)
+        if block:
+            await self.refresh_task
+
+    def refreshed(self, task: Any) -> None:
+        self.refresh_task = None
+        if not task.cancelled() and task.exception() is None:
+            self.data, self.last_refresh = task.result(), time.time()
+
+    async def refresh_if_old(self) -> None:
+        """The key of an endpoint may change: fetches old data again, very old data first."""
+        age = time.time() - self.last_refresh
+        if age > self.soft_refresh_threshold:
+            await self.refresh(block=age > self.hard_refresh_threshold)
+
+    def request(
+        self,
+        route: str,
+        payload: Any,
+        serverless_request: Tracker = None,
+        cost: float = 100,
+        retry: bool = True,
+        stream: bool = False,
+        timeout: float | None = None,
+        session: Session | None = None,
+        worker_timeout: float | None = 600,
+        max_retries: int | None = None,
+    ) -> R:
+        """A request to a worker; awaited, it gives the official client's dict.
+
+        Args:
+            route: the worker's path, such as /v1/completions.
+            payload: what it is sent, JSON.
+            serverless_request: a tracker for the status.
+            cost: the expected work, in the endpoint's own unit.
+            retry: send the job again if the worker fails or is lost.
+            stream: the response is an async iterator of events.
+            timeout: seconds for all of it, up to the first byte of a stream; None waits for ever.
+            session: the session whose worker gets the job.
+            worker_timeout: seconds for one try of a worker, or between two pieces of a stream.
+            max_retries: tries in all; None is unlimited.
+        """
+        return self.client.queue_endpoint_request(
+            self,
+            route,
+            payload,
+            session=session,
+            serverless_request=serverless_request,
+            cost=cost,
+            timeout=timeout,
+            worker_timeout=worker_timeout,
+            retry=retry,
+            max_retries=max_retries,
+            stream=stream,
+        )
+
+    async def session(
+        self,
+        cost: float = 100,
+        lifetime: float = 60,
+        on_close_route: str | None = None,
+        on_close_payload: Row | None = None,
+        timeout: float | None = None,
+    ) -> Session:
+        """A session with one worker, which stays reserved for `lifetime` seconds after each request."""
+        payload = {
+            "lifetime": lifetime,
+            "on_close_route": on_close_route,
+            "on_close_payload": on_close_payload,
+        }
+        result = await self.request(
+            "/session/create", payload, cost=cost, timeout=timeout, worker_timeout=10
+        )
+        made = as_dict(result["response"])
+        if not result["ok"] or made.get("session_id") is None:
+            text = f"cannot create a session: HTTP {result['status']} - {result['text'][:512]}"
+            raise serverless_error(VastAIError, RuntimeError, text)
+        return Session(
+            self,
+            made["session_id"],
+            lifetime,
+            made.get("expiration"),
+            result["url"],
+            result["auth_data"],
+            on_close_route,
+            on_close_payload,
+        )
+
+    async def get_session(self, session_id: str, session_auth: Row, timeout: float = 10) -> Session:
+        """A session that was created earlier, by its id and `auth_data`."""
+        answer = await self.client.ask_session("get", session_id, session_auth, timeout)
+        grant = answer.get("auth_data")
+        if not isinstance(grant, dict):
+            raise serverless_error(
+                VastAIError, RuntimeError, f"session {session_id}: the answer has no 'auth_data'"
+            )
+        lifetime = as_number(answer.get("lifetime")) or 0
+        expiration = answer.get("expiration")
+        return Session(self, session_id, lifetime, expiration, as_text(grant.get("url")), grant)
+
+    async def close_session(self, session: Session) -> None:
+        """Ends a session.  Raises if the worker refuses."""
+        await self.client.ask_session("end", session.session_id, session.auth_data, 10)
+
+    async def session_healthcheck(self, session: Session) -> bool:
+        """Does the session's worker still know it?"""
+        try:
+            await self.client.ask_session("get", session.session_id, session.auth_data, 10)
+        except TimeoutError:
+            raise
+        except VastAIError:
+            return False
+        return True
+
+    async def get_workers(self) -> list[ServerlessWorker]:
+        """The endpoint's workers; none while they are not ready to be asked for."""
+        return await self.client.get_endpoint_workers(self)
+
+
+class Session:
+    """A worker that is reserved for a series of requests; `async with` ends it."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint[Any],
+        session_id: str,
+        lifetime: float,
+        expiration: Any,
+        url: str,
+        auth_data: Row,
+        on_close_route: str | None = None,
+        on_close_payload: Row | None = None,
+    ) -> None:
+        if endpoint is None or session_id is None or not url:
+            raise ValueError("a Session needs an endpoint, a session_id and a url")
+        self.endpoint, self.session_id, self.lifetime = endpoint, session_id, lifetime
+        self.expiration, self.url, self.auth_data = expiration, url, auth_data
+        self.on_close_route, self.on_close_payload = on_close_route, on_close_payload
+        self.open, self.closing = True, False
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def is_open(self) -> bool:
+        """Asks the worker."""
+        self.open = await self.endpoint.session_healthcheck(self)
+        return self.open
+
+    async def close(self) -> None:
+        """Ends the session, once; a worker that does not answer is left to let it expire."""
+        if not self.open or self.closing:
+            return
+        self.closing = True
+        try:
+            await self.endpoint.close_session(self)
+        except VastAIError as error:
+            self.endpoint.client.logger.warning("session %s: %s", self.session_id, error)
+        finally:
+            self.open = False
+
+    def request(
+        self,
+        route: str,
+        payload: Any,
+        serverless_request: Tracker = None,
+        cost: float = 100,
+        retry: bool = True,
+        stream: bool = False,
+        timeout: float | None = None,
+        worker_timeout: float | None = 600,
+        max_retries: int | None = None,
+    ) -> Coroutine[Any, Any, Row]:
+        """As Endpoint.request(), to the session's worker.  Raises ValueError if it is closed."""
+        self.check_open()
+        return self.send(
+            route,
+            payload,
+            serverless_request=serverless_request,
+            cost=cost,
+            retry=retry,
+            stream=stream,
+            timeout=timeout,
+            worker_timeout=worker_timeout,
+            max_retries=max_retries,
+            session=self,
+        )
+
+    async def send(self, route: str, payload: Any, **options: Any) -> Row:
+        result: Row = await self.endpoint.request(route, payload, **options)
+        if result["status"] == 410:
+            self.open = False
+            self.check_open()
+        return result
+
+    def check_open(self) -> None:
+        if not self.open:
+            raise serverless_error(
+                NotFoundError, ValueError, f"session {self.session_id} is closed; create another"
+            )
+
+
+class ManagedEndpoint(Generic[R]):
+    """An endpoint by its id; its data is fetched when a request needs it."""
+
+    def __init__(
+        self, id: int, client: ServerlessClient[R], data: EndpointData | None = None
+    ) -> None:
+        self.id, self.client = id, client
+        self.endpoint = Endpoint(client, data=data) if data is not None else None
+
+    def __repr__(self) -> str:
+        return f"<ManagedEndpoint id={self.id}>"
+
+    def invalidate(self) -> None:
+        """Has the next request fetch the endpoint again."""
+        self.endpoint = None
+
+    async def request(self, route: str, payload: Any, **options: Any) -> Row:
+        """As Endpoint.request()."""
+        if self.endpoint is None:
+            data = await self.client.fetch_endpoint(self.id)
+            self.endpoint = Endpoint(self.client, data=data)
+        result: Row = await self.client.queue_endpoint_request(
+            self.endpoint, route, payload, **options
+        )
+        return result
+
+    async def add_workergroup(
+        self, config: WorkergroupConfig | str | None = None, **settings: Any
+    ) -> int:
+        """Creates a workergroup from its settings or the hash of a template; returns its id."""
+        if not isinstance(config, WorkergroupConfig):
+            if config is not None:
+                settings["template_hash"] = config
+            config = WorkergroupConfig(**settings)
+        if config.endpoint_id is None:
+            config.endpoint_id = self.id
+        return await self.client.create_workergroup(config)
+
+    async def delete(self) -> None:
+        """Deletes the endpoint."""
+        await self.client.delete_endpoint(self.id)
+
+
+class ServerlessClient(Generic[R]):
+    """What `Serverless` and `CoroutineServerless` have in common: endpoints, workers, connections.
+
+    Args:
+        api_key: the account's key; without it VAST_API_KEY, then the key files, are read.
+        debug: log each request to stderr.
+        instance: prod, alpha, candidate or local: which router.
+        autoscaler_url: the router's address, in place of `instance`.
+        webserver_url: the console's address.
+        connection_limit: requests at a time; more wait.
+        default_request_timeout: not used, as in the official client.
+        max_poll_interval: seconds between two questions to the router, at most.
+    """
+
+    SSL_CERT_URL = ROOT_URL
+    VAST_WEB_URL = SERVER
+    VAST_SERVERLESS_URL = SERVERLESS
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        debug: bool = False,
+        instance: str = "prod",
+        autoscaler_url: str | None = None,
+        webserver_url: str = SERVER,
+        connection_limit: int = 500,
+        default_request_timeout: float = 600.0,
+        max_poll_interval: float = 5.0,
+    ) -> None:
+        import logging
+        from collections import deque
+
+        key, _, _ = find_key(api_key)
+        if not key:
+            raise serverless_error(
+                AuthError,
+                AttributeError,
+                f"No API key found. Looked at api_key=, VAST_API_KEY, {config_file('vast_api_key')} and "
+                "~/.vast_api_key. Create one at https://cloud.vast.ai/manage-keys/",
+            )
+        routers = {
+            "alpha": "https://run-alpha.vast.ai",
+            "candidate": "https://run-candidate.vast.ai",
+            "local": "http://localhost:8080",
+        }
+        self.api_key = key
+        self.autoscaler_url = autoscaler_url or routers.get(instance, SERVERLESS)
+        self.vast_web_url = webserver_url
+        self.debug, self.connection_limit = debug, connection_limit
+        self.default_request_timeout = float(default_request_timeout)
+        self.max_poll_interval = float(max_poll_interval)
+        self.latencies: deque[float] = deque(maxlen=50)
+        self.user_agent = user_agent()
+        self.logger = logging.getLogger(type(self).__name__)
+        if not self.logger.handlers:
+            self.logger.addHandler(logging.StreamHandler() if debug else logging.NullHandler())
+        if debug:
+            self.logger.setLevel(logging.DEBUG)
+        self._streams: dict[Any, Streams] = {}
+
+    async def __aenter__(self: C) -> C:
+        self.streams()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def streams(self) -> Streams:
+        """The connections of the running event loop."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        if loop not in self._streams:
+            for old in [other for other in self._streams if other.is_closed()]:
+                del self._streams[old]
+            self._streams[loop] = Streams(self, loop)
+        return self._streams[loop]
+
+    def is_open(self) -> bool:
+        """Has it been used, and not been closed since?"""
+        return any(not loop.is_closed() for loop in self._streams)
+
+    async def close(self) -> None:
+        """Cancels what runs and closes the connections; the client can be used again."""
+        import asyncio
+
+        opened, self._streams = self._streams, {}
+        for streams in opened.values():
+            streams.close()
+        running = opened.get(asyncio.get_running_loop())
+        if running is not None:
+            await asyncio.gather(*running.tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # the event loop closes the sockets in its next round
+
+    async def get_endpoints(self) -> list[Endpoint[R]]:
+        """The account's endpoints."""
+        rows = await self.streams().drive(find_endpoints(self.vast_web_url, self.api_key))
+        return [Endpoint(self, data=EndpointData.from_dict(row)) for row in rows]
+
+    async def get_endpoint(self, name: str = "") -> Endpoint[R]:
+        """The first endpoint of that name.  Raises NotFoundError."""
+        for endpoint in await self.get_endpoints():
+            if endpoint.name == name:
+                return endpoint
+        raise serverless_error(
+            NotFoundError, LookupError, f"no endpoint {name!r}; see `vastai show endpoints`"
+        )
+
+    async def get_endpoint_workers(self, endpoint: Endpoint[Any]) -> list[ServerlessWorker]:
+        """An endpoint's workers; none while they are not ready to be asked for.  The service allows
+        about one call a second.
+        """
+        if not isinstance(endpoint, Endpoint):
+            raise ValueError("expected an Endpoint")
+        what = f"cannot list the workers of endpoint {endpoint.name}"
+        url, body = (
+            f"{self.autoscaler_url}/get_endpoint_workers/",
+            {"id": endpoint.id, "api_key": self.api_key},
+        )
+        answer = await self.ask_once(what, Ask(url, body, limit=CONSOLE_LIMIT))
+        try:
+            rows = answer.json()
+        except ValueError:
+            rows = None
+        if isinstance(rows, dict) and "error_msg" in rows:
+            self.logger.warning("%s: %s", what, rows["error_msg"])
+            return []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise refused_error(what, answer, self.api_key)
+        return [ServerlessWorker.from_dict(row) for row in rows]
+
+    async def ask_once(self, what: str, ask: Ask) -> Answer:
+        """The 2xx answer to an Ask that is not repeated.  `what` begins the text of an error."""
+
+        def steps() -> Iterator[Any]:
+            return (yield from follow_redirects(ask))
+
+        try:
+            answer: Answer = await self.streams().drive(steps())
+        except (Unsent, Unanswered) as problem:
+            kind = TimeoutError if _timed_out(problem.__cause__) else ConnectionError
+            raise serverless_error(NetworkError, kind, f"{what}: {problem}") from problem
+        if not succeeded(answer):
+            raise refused_error(what, answer, self.api_key)
+        return answer
+
+    async def ask_session(self, verb: str, session_id: str, grant: Row, timeout: float) -> Row:
+        """The JSON object that a session's worker answers to /session/VERB."""
+        url = as_text(as_dict(grant).get("url")).rstrip("/")
+        if not url:
+            raise ValueError("expected the auth_data of a session, which has a url")
+        body = {"session_id": session_id, "session_auth": grant}
+        what = f"session {session_id}"
+        answer = await self.ask_once(what, Ask(f"{url}/session/{verb}", body, limit=timeout))
+        return as_dict(parse_object(decode_text(answer)))
+
+    async def fetch_endpoint(self, endpoint_id: int) -> EndpointData:
+        """An endpoint's data by its id."""
+        result = await self.ask_console(
+            f"cannot fetch endpoint {endpoint_id}", f"endptjobs/{endpoint_id}/"
+        )
+        return EndpointData.from_dict(as_dict(result.get("result")))
+
+    async def create_endpoint(self, config: EndpointConfig) -> ManagedEndpoint[R]:
+        """Creates an endpoint."""
+        what = f"cannot create endpoint {config.endpoint_name}"
+        result = await self.ask_console(what, "endptjobs/", "POST", config.to_dict())
+        return ManagedEndpoint(self.new_id(what, result.get("result")), self)
+
+    async def delete_endpoint(self, endpoint_id: int) -> None:
+        """Deletes an endpoint."""
+        what = f"cannot delete endpoint {endpoint_id}"
+        await self.ask_console(what, f"endptjobs/{endpoint_id}/", "DELETE")
+
+    async def create_workergroup(self, config: WorkergroupConfig) -> int:
+        """Creates a workergroup; returns its id."""
+        what = "cannot create a workergroup"
+        result = await self.ask_console(what, "workergroups/", "POST", config.to_dict())
+        return self.new_id(what, result.get("id"))
+
+    async def delete_workergroup(self, workergroup_id: int) -> None:
+        """Deletes a workergroup."""
+        what = f"cannot delete workergroup {workergroup_id}"
+        await self.ask_console(what, f"workergroups/{workergroup_id}/", "DELETE")
+
+    async def find_workergroup_for_endpoint(self, endpoint_id: int) -> int | None:
+        """The id of the endpoint's first workergroup, or None."""
+        result = await self.ask_console("cannot list the workergroups", "workergroups/")
+        for row in as_rows(result.get("results")):
+            if row.get("endpoint_id") == endpoint_id:
+                return as_whole(row.get("id"))
+        return None
+
+    async def update_workers(self, workergroup_id: int) -> Row:
+        """Has the workers of a workergroup updated, one after the other."""
+        what = f"cannot update the workers of workergroup {workergroup_id}"
+        url = f"{self.autoscaler_url}/update_workers/"
+        body = {"workergroup_id": workergroup_id, "api_key": self.api_key}
+        steps = ask_console(what, url, self.api_key, method="POST", body=body)
+        result: Row = await self.streams().drive(steps)
+        return result
+
+    async def ask_console(
+        self, what: str, path: str, method: str = "GET", body: Row | None = None
+    ) -> Row:
+        url = f"{self.vast_web_url}/api/v0/{path}"
+        steps = ask_console(what, url, self.api_key, method=method, body=body)
+        result: Row = await self.streams().drive(steps)
+        return result
+
+    def new_id(self, what: str, value: Any) -> int:
+        """The id of what was created.  Without one the outcome is unknown."""
+        number = as_whole(value)
+        if number is None:
+            text = f"{what}: the answer has no id, so the outcome is unknown"
+            raise serverless_error(OutcomeUnknownError, KeyError, text)
+        return number
+
+    def queue_endpoint_request(
+        self,
+        endpoint: Endpoint[Any],
+        worker_route: str,
+        worker_payload: Any,
+        session: Session | None = None,
+        serverless_request: Tracker = None,
+        cost: float = 100,
+        timeout: float | None = None,
+        worker_timeout: float | None = 600,
+        retry: bool = True,
+        max_retries: int | None = None,
+        stream: bool = False,
+    ) -> R:
+        """Endpoint.request() under its other name."""
+        if not isinstance(endpoint, Endpoint):
+            raise ValueError("expected an Endpoint")
+        tracker = serverless_request
+        job = Job(
+            endpoint,
+            self.autoscaler_url,
+            worker_route,
+            worker_payload,
+            cost=cost,
+            stream=stream,
+            timeout=timeout,
+            worker_timeout=worker_timeout,
+            retry=retry,
+            max_retries=max_retries,
+            session=session,
+            tracker=getattr(tracker, "tracker", tracker),
+            longest_pause=self.max_poll_interval,
+            warn=self.logger.warning,
+        )
+        return self.begin(job, serverless_request)
+
+    def begin(self, job: Job, request: Tracker) -> R:
+        raise NotImplementedError
+
+    async def run(self, job: Job) -> Row:
+        """A worker's answer."""
+        await job.endpoint.refresh_if_old()
+        result: Row = await self.streams().drive(job.steps())
+        self.latencies.append(result["latency"])
+        return result
+
+
+class CoroutineServerless(ServerlessClient["Coroutine[Any, Any, Row]"]):
+    """The serverless client whose requests are coroutines: they begin when they are awaited."""
+
+    def begin(self, job: Job, request: Tracker) -> Coroutine[Any, Any, Row]:
+        return self.run(job)
+
+
+class Serverless(ServerlessClient["ServerlessRequest"]):
+    """The serverless client whose requests are futures: they begin at once.
+
+    async with Serverless() as client:
+        endpoint = await client.get_endpoint("my-endpoint")
+        answer = await endpoint.request("/v1/completions", {"prompt": "Hi", "max_tokens": 8}, cost=8)
+        print(answer["response"])
+    """
+
+    def begin(self, job: Job, request: Tracker) -> ServerlessRequest:
+        import asyncio
+
+        kind = make_request_class() if "ServerlessRequest" not in globals() else ServerlessRequest
+        future: ServerlessRequest = request if isinstance(request, kind) else kind(job.tracker)
+        tasks = self.streams().tasks
+        task = asyncio.ensure_future(self.run(job))
+        tasks.add(task)
+
+        def finished(task: Any) -> None:
+            tasks.discard(task)
+            problem = None if task.cancelled() else task.exception()
+            if future.done():
+                return
+            if task.cancelled():
+                future.cancel()
+            elif problem is not None:
+                future.set_exception(problem)
+            else:
+                future.set_result(task.result())
+
+        def cancelled(future: Any) -> None:
+            if future.cancelled():
+                task.cancel()
+
+        task.add_done_callback(finished)
+        future.add_done_callback(cancelled)
+        return future
+
+
 # ------------------------------------------------------------------------------------------- VastAI
 
 
@@ -7099,7 +9079,7 @@ if TYPE_CHECKING:  # the rows that programs touch most, for type checkers; at ru
         "geolocation": str, "num_reports": int, "listed": bool, "listed_gpu_cost": Optional[float],
         "listed_inet_up_cost": float, "listed_inet_down_cost": float, "min_bid_price": float,
         "credit_discount_max": float, "earn_hour": float, "clients": List[Any], "error_description": Optional[str]})
-    Endpoint = TypedDict("Endpoint", {
+    EndpointRow = TypedDict("EndpointRow", {
         "id": int, "endpoint_name": Optional[str], "endpoint_state": str, "min_load": float, "target_util": float,
         "cold_mult": float, "cold_workers": int, "max_workers": int, "user_id": int, "created_at": str})
     Workergroup = TypedDict("Workergroup", {
@@ -7159,9 +9139,7 @@ class VastAI:
         self.server_url = checked_url(
             server_url or os.environ.get("VAST_URL", "").strip() or SERVER
         )
-        self.user_agent = (
-            f"vastai/{__version__} (python {sys.version_info[0]}.{sys.version_info[1]})"
-        )
+        self.user_agent = user_agent()
         self.pool = Pool()
         self.api_key, self.creds_source, self.key_origin = find_key(api_key)
 
@@ -7609,7 +9587,7 @@ class VastAI:
                 frequency: str | None = None, instance_id: int | str | None = None, day_of_the_week: int | None = None,
                 hour_of_the_day: int | None = None) -> dict[str, Any]:
             "Change what is repeated, or when."; ...
-        def show_endpoints(self) -> list[Endpoint]: "Your serverless endpoints."; ...
+        def show_endpoints(self) -> list[EndpointRow]: "Your serverless endpoints."; ...
         def create_endpoint(self, min_load: float = 0.0, min_cold_load: float = 0.0, target_util: float = 0.9,
                 cold_mult: float = 2.5, cold_workers: int = 5, max_workers: int = 20, endpoint_name: str | None = None,
                 max_queue_time: float | None = None, target_queue_time: float | None = None,
@@ -7742,26 +9720,73 @@ del method, command
 
 
 def other_name(name: str) -> Any:
-    """`from vastai import vastai_sdk`, `vastai.api.query.offers_fields`, and the row types, which
-    are dicts.
+    """`from vastai import vastai_sdk`, `vastai.api.query.offers_fields`, the row types, which are
+    dicts, and ServerlessRequest, whose base is expensive to load.
     """
     if name.startswith("offers_"):
         fields = {field for field, _ in field_help(OFFER_FIELDS)}
         return {"offers_fields": fields, "offers_alias": ALIASES, "offers_mult": MULTIPLIERS}.get(
             name
         )
-    if name in ("api", "cli", "query", "sdk", "utils", "vastai_sdk"):
+    if any(name in module.split(".") for module in OFFICIAL_MODULES):
         return sys.modules[__name__]
     if name in {row.of for row in COMMANDS.values() if row.of}:
         return dict
+    if name == "ServerlessRequest":
+        return make_request_class()
+    if name in OFFICIAL_ONLY and is_import(sys._getframe(1)):
+        raise ImportError(f"cannot import {name!r}: {OFFICIAL_ONLY[name]}", name=__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+
+def is_import(frame: Any) -> bool:
+    """Is a frame in the middle of `from … import …`?  Other questions, such as hasattr(), need an
+    AttributeError.
+    """
+    from opcode import opname
+
+    return opname[frame.f_code.co_code[frame.f_lasti]] == "IMPORT_FROM"
+
+
+_WORKER_SIDE = (
+    "this module is the client's side of serverless. Workers run the official package, which the "
+    "service's start script installs there"
+)
+OFFICIAL_ONLY = {
+    **dict.fromkeys(
+        ("Worker", "WorkerConfig", "HandlerConfig", "LogActionConfig", "BenchmarkConfig"),
+        _WORKER_SIDE,
+    ),
+    "Deployment": f"{_WORKER_SIDE}; deploy from an environment that has it: pip install vastai",
+    "SyncClient": "use VastAI, which has the same calls: search_offers, create_instance, …",
+    "AsyncClient": "use VastAI in a thread (asyncio.to_thread), and Serverless for endpoints",
+}
+OFFICIAL_MODULES = (
+    "sdk",
+    "vastai_sdk",
+    "utils",
+    "api",
+    "api.query",
+    "cli",
+    "cli.main",
+    "data",
+    "data.endpoint",
+    "data.workergroup",
+    "serverless",
+    "serverless.client",
+    "serverless.client.client",
+    "serverless.client.endpoint",
+    "serverless.client.managed",
+    "serverless.client.request_status",
+    "serverless.client.session",
+    "serverless.client.worker",
+)
 
 globals()["__getattr__"] = (
     other_name  # not by its name: type checkers would take every misspelt name for good
 )
 if __name__ == "vastai":  # the official package's modules: this one answers for them
-    for module in ("sdk", "vastai_sdk", "utils", "api", "api.query", "cli", "cli.main"):
+    for module in OFFICIAL_MODULES:
         sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
 
 
