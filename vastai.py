@@ -6962,6 +6962,61 @@ CONSOLE_LIMIT = 30.0  # seconds for one request to the console
 PATIENCE = 5  # tries in a row that the console and the router get
 
 
+if TYPE_CHECKING:
+    import asyncio
+    from collections import deque
+    from dataclasses import dataclass as record
+    from typing import Awaitable, Coroutine, Generator, Generic, TypeVar, Union
+
+    R = TypeVar("R", bound=Awaitable[Any])
+    C = TypeVar("C", bound="ServerlessClient[Any]")
+    Steps = Generator[Any, Any, Any]
+    Tracker = Union["ServerlessRequest", "RequestStatus", None]
+
+    class ServerlessRequest(asyncio.Future[Row]):
+        """The future answer of a worker; see make_request_class()."""
+
+        tracker: RequestStatus
+        status: str
+        create_time: float
+        start_time: float | None
+        complete_time: float | None
+        req_idx: int
+
+        def __init__(self, tracker: RequestStatus | None = None) -> None: ...
+        def then(self, callback: Callable[[Row], object]) -> ServerlessRequest: ...
+else:
+    R = None
+
+    class Generic:  # typing's own would double the start-up
+        def __class_getitem__(cls, item):
+            return cls
+
+    def record(cls):
+        """A class of attributes with defaults, as dataclasses makes it, whose import takes 13 ms."""
+        names = tuple(cls.__annotations__)
+        defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
+        wrap_up = getattr(cls, "__post_init__", None)
+
+        def __init__(self, *args, **given):
+            self.__dict__.update({**defaults, **dict(zip(names, args)), **given})
+            if len(args) > len(names) or self.__dict__.keys() != set(names):
+                raise TypeError(f"expected {cls.__name__}({', '.join(names)})")
+            if wrap_up:
+                wrap_up(self)
+
+        def __repr__(self):
+            members = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            return f"{cls.__name__}({members})"
+
+        def __eq__(self, other):
+            return vars(self) == vars(other) if type(other) is cls else NotImplemented
+
+        cls.__init__, cls.__repr__, cls.__eq__, cls.__hash__ = __init__, __repr__, __eq__, None
+        return cls
+
+
+@record
 class Ask:
     """One HTTP request that a generator wants sent.
 
@@ -6971,28 +7026,21 @@ class Ask:
     `safe` may be sent again over a new connection if a kept one turns out to be closed.
     """
 
-    __slots__ = ("deadline", "key", "limit", "method", "payload", "safe", "stream", "url")
-
-    def __init__(
-        self,
-        url: str,
-        body: Any = None,
-        *,
-        method: str = "POST",
-        key: str = "",
-        limit: float | None = None,
-        deadline: float | None = None,
-        stream: bool = False,
-        safe: bool = True,
-    ) -> None:
-        self.url, self.method, self.key, self.limit = url, method, key, limit
-        self.deadline, self.stream, self.safe = deadline, stream, safe
-        self.payload = None if body is None else encode_body(body)
+    url: str
+    payload: bytes | None = None
+    method: str = "POST"
+    key: str = ""
+    limit: float | None = None
+    deadline: float | None = None
+    stream: bool = False
+    safe: bool = True
 
     def ends(self) -> float | None:
         """The moment at which the exchange must be over if it begins now."""
-        ends = None if self.limit is None else time.monotonic() + self.limit
-        return ends if self.deadline is None else min(ends or self.deadline, self.deadline)
+        if self.limit is None:
+            return self.deadline
+        ends = time.monotonic() + self.limit
+        return ends if self.deadline is None else min(ends, self.deadline)
 
     def headers(self, agent: str) -> dict[str, str]:
         """Its headers.  Raises Unsent for a key that cannot stand in one."""
@@ -7016,17 +7064,11 @@ class Ask:
             return None
         try:
             old, new = urlsplit(self.url), urlsplit(urljoin(self.url, quote(target, safe=URL_SAFE)))
-            trusted = key_may_go(old, new)
+            trusted = key_may_go(old, new) or not self.key
         except ValueError:
             return None
-        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
-            return None
-        if self.key and not trusted:
-            return None
-        ask = Ask(new._replace(fragment="").geturl(), method=self.method, key=self.key)
-        ask.limit, ask.deadline, ask.safe = self.limit, self.deadline, self.safe
-        ask.stream, ask.payload = self.stream, self.payload
-        return ask
+        secure = new.scheme == "https" or old.scheme == new.scheme == "http"
+        return Ask(**{**vars(self), "url": new.geturl()}) if trusted and secure else None
 
 
 class EventAnswer(Answer):
@@ -7113,12 +7155,12 @@ def backoff(tries: int, longest: float, answer: Answer | None = None) -> float:
     """Seconds to wait after so many tries: 2, 4, 8 … and up to 1 more, or what the answer asks for."""
     from random import uniform
 
-    pause = min(2 ** min(tries, 20) + uniform(0, 1), longest)
+    pause: float = min(2.0 ** min(tries, 20) + uniform(0, 1), longest)
     asked = pause_asked(answer) if answer and answer.status_code in (429, 503) else None
     return max(pause, min(asked or 0.0, LONGEST_PAUSE))
 
 
-def follow_redirects(ask: Ask) -> Iterator[Any]:
+def follow_redirects(ask: Ask) -> Steps:
     """Yields an Ask, then up to five to which it is redirected; returns the last answer."""
     answer = yield ask
     for _ in range(5):
@@ -7130,9 +7172,7 @@ def follow_redirects(ask: Ask) -> Iterator[Any]:
     return answer
 
 
-def ask_console(
-    what: str, url: str, key: str, *, method: str = "GET", body: Any = None
-) -> Iterator[Any]:
+def ask_console(what: str, url: str, key: str, *, method: str = "GET", body: Any = None) -> Steps:
     """Yields a request to the console or the router, up to five times; returns the JSON object of
     the answer.
 
@@ -7140,12 +7180,13 @@ def ask_console(
     been carried out.  `what` begins the error's text.
     """
     safe = method != "POST" or url.endswith("/update_workers/")
+    payload = None if body is None else encode_body(body)
     tries = 0
     while True:
         tries += 1
         reply: Answer | None = None
         try:
-            ask = Ask(url, body, method=method, key=key, limit=CONSOLE_LIMIT, safe=safe)
+            ask = Ask(url, payload, method, key, CONSOLE_LIMIT, safe=safe)
             reply = yield from follow_redirects(ask)
         except Unsent as problem:
             failure = serverless_error(NetworkError, ConnectionError, f"{what}: {problem}")
@@ -7176,7 +7217,7 @@ def ask_console(
     return result
 
 
-def find_endpoints(console: str, key: str) -> Iterator[Any]:
+def find_endpoints(console: str, key: str) -> Steps:
     """Yields what to ask the console; returns the rows of the account's endpoints, keys included."""
     url = f"{console}/api/v0/endptjobs/?client_id=me"
     result = yield from ask_console("cannot list the endpoints", url, key)
@@ -7188,49 +7229,45 @@ def find_endpoints(console: str, key: str) -> Iterator[Any]:
     return rows
 
 
+@record
 class Job:
     """One request to an endpoint, and how far it has come.
 
     `endpoint` has a name and an api_key.  `timeout` bounds all of it, `worker_timeout` one try of a
     worker (seconds; None is unlimited); `max_retries` counts all tries.  With a `session` the job
-    goes to the session's worker and no other.  `warn` is called with a sentence whenever a job whose
+    goes to the session's worker and no other.  `warn` is called with a sentence when a job whose
     outcome is unknown is about to be repeated.
     """
 
-    def __init__(
-        self,
-        endpoint: Any,
-        router: str,
-        route: str,
-        payload: Any,
-        *,
-        cost: float = 100,
-        stream: bool = False,
-        timeout: float | None = None,
-        worker_timeout: float | None = 600,
-        retry: bool = True,
-        max_retries: int | None = None,
-        session: Any = None,
-        tracker: Any = None,
-        longest_pause: float = 5.0,
-        warn: Callable[[str], None] | None = None,
-    ) -> None:
+    endpoint: Any
+    router: str
+    route: str
+    payload: Any
+    cost: float = 100
+    stream: bool = False
+    timeout: float | None = None
+    worker_timeout: float | None = 600
+    retry: bool = True
+    max_retries: int | None = None
+    session: Session | None = None
+    tracker: Any = None  # a RequestStatus or what has its attributes
+    longest_pause: float = 5.0
+    warn: Callable[[str], None] | None = None
+    deadline: float | None = None
+    number: int = 0  # the router's number for this request; it stays the same over all tries
+    reason: str = ""  # why no worker has taken the job yet
+    lost: str = ""  # why the outcome of a try is unknown
+
+    def __post_init__(self) -> None:
         from urllib.parse import quote
 
-        if not isinstance(route, str) or not route:
-            raise UsageError(f"the route must be a path such as /v1/completions, not {route!r}")
-        self.endpoint, self.router, self.payload, self.cost = endpoint, router, payload, cost
-        self.route = ("" if route.startswith("/") else "/") + quote(route, safe=URL_SAFE)
-        self.stream, self.timeout, self.worker_timeout = stream, timeout, worker_timeout
-        self.retry, self.max_retries, self.session = retry, max_retries, session
-        self.tracker = tracker if tracker is not None else RequestStatus()
-        self.longest_pause, self.warn = longest_pause, warn
-        self.deadline: float | None = None
-        self.number = 0  # the router's number for this request; it stays the same over all tries
-        self.reason = ""  # why no worker has taken the job yet
-        self.lost = ""  # why the outcome of a try is unknown
+        if not isinstance(self.route, str) or not self.route:
+            given = short_repr(self.route)
+            raise UsageError(f"the route must be a path such as /v1/completions, not {given}")
+        self.route = "/" + quote(self.route.lstrip("/"), safe=URL_SAFE)
+        self.tracker = RequestStatus() if self.tracker is None else self.tracker
 
-    def steps(self) -> Iterator[Any]:
+    def steps(self) -> Steps:
         """Yields Asks and pauses; returns the worker's answer as the official client's dict."""
         self.deadline = None if self.timeout is None else time.monotonic() + self.timeout
         try:
@@ -7242,7 +7279,7 @@ class Job:
             self.tracker.status = "Errored"
             raise
 
-    def run(self) -> Iterator[Any]:
+    def run(self) -> Steps:
         """One try after the other, until there is an answer or a reason to stop."""
         tries = unreached = 0
         while True:
@@ -7272,7 +7309,7 @@ class Job:
             self.tracker.status = "Retrying"
             yield from self.sleep(pause)
 
-    def find_worker(self) -> Iterator[Any]:
+    def find_worker(self) -> Steps:
         """Yields until the router names a worker; returns its grant and the session's id or None."""
         if self.session is not None:
             return self.session.auth_data, self.session.session_id
@@ -7317,14 +7354,14 @@ class Job:
             "replay_timeout": 60.0,
         }
         url, key = f"{self.router}/route/", self.endpoint.api_key
-        return Ask(url, body, key=key, limit=ROUTE_LIMIT, deadline=self.deadline)
+        return Ask(url, encode_body(body), key=key, limit=ROUTE_LIMIT, deadline=self.deadline)
 
     def ask_worker(self, worker: str, grant: Row, session_id: str | None) -> Ask:
         """The job.  The grant goes as it came, since its signature is checked; no key goes along."""
         body = {"auth_data": grant, "session_id": session_id, "payload": self.payload}
         return Ask(
             worker + self.route,
-            body,
+            encode_body(body),
             limit=self.worker_timeout,
             deadline=self.deadline,
             stream=self.stream,
@@ -7377,7 +7414,7 @@ class Job:
                 text += f"; the last reason: {self.reason}"
             raise self.failure(WaitTimeoutError, TimeoutError, text)
 
-    def sleep(self, seconds: float) -> Iterator[Any]:
+    def sleep(self, seconds: float) -> Steps:
         """Yields a pause, but ends with the time of the whole request."""
         if self.deadline is not None:
             seconds = min(seconds, max(0.0, self.deadline - time.monotonic()))
@@ -7572,7 +7609,7 @@ def cached_root(url: str) -> str:
     return text if time.time() - fetched < ROOT_AGE else ""
 
 
-def fetch_root(url: str) -> Iterator[Any]:
+def fetch_root(url: str) -> Steps:
     """Yields what to ask; returns the root certificate (PEM) and caches it.  Raises Unsent."""
     try:
         answer = yield from follow_redirects(Ask(url, method="GET", limit=CONSOLE_LIMIT))
@@ -7620,7 +7657,8 @@ class TimeLimit:
     __slots__ = ("late", "moment", "task", "timer")
 
     def __init__(self, moment: float | None) -> None:
-        self.moment, self.late, self.timer = moment, False, None
+        self.moment, self.late = moment, False
+        self.timer: Any = None
 
     def __enter__(self) -> None:
         if self.moment is not None:
@@ -7628,7 +7666,7 @@ class TimeLimit:
 
             self.task: Any = asyncio.current_task()
             loop, seconds = asyncio.get_running_loop(), self.moment - time.monotonic()
-            self.timer: Any = loop.call_later(max(0.0, seconds), self.end)
+            self.timer = loop.call_later(max(0.0, seconds), self.end)
 
     def end(self) -> None:
         self.late = True
@@ -7700,9 +7738,14 @@ class Body:
             while (await self.reader.readline()).strip():
                 pass
 
+    def closes(self) -> bool:
+        """Is the connection closed after this answer?"""
+        return "close" in self.headers.get("Connection", "").lower()
+
     async def whole(self) -> bytes:
         """All of it, unpacked."""
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         while True:
             part = await self.piece()
             if not part:
@@ -7756,7 +7799,8 @@ class Events:
 
         self.streams, self.body, self.limit = streams, body, ask.limit
         self.connection: Connection | None = connection
-        self.parser, self.ready = EventParser(body.headers), deque()
+        self.parser = EventParser(body.headers)
+        self.ready: deque[Any] = deque()
         self.until = ask.ends()  # `timeout` bounds the wait for the first piece, too
 
     def __aiter__(self) -> Events:
@@ -7812,7 +7856,7 @@ class Streams:
         self.tasks: set[Any] = set()
         self.closed, self.sweeper = False, None
 
-    async def drive(self, steps: Iterator[Any], send: Any = None) -> Any:
+    async def drive(self, steps: Steps, send: Any = None) -> Any:
         """Runs a generator of Asks and pauses to its end; returns its result."""
         import asyncio
 
@@ -7821,18 +7865,15 @@ class Streams:
             step = next(steps)
             while True:
                 try:
-                    if isinstance(step, Ask):
-                        answer = await send(step)
-                    else:
-                        answer = await asyncio.sleep(step)
+                    answer = await (send(step) if isinstance(step, Ask) else asyncio.sleep(step))
                 except (Unsent, Unanswered) as problem:
-                    step = steps.throw(problem)  # type: ignore[attr-defined]
+                    step = steps.throw(problem)
                 else:
-                    step = steps.send(answer)  # type: ignore[attr-defined]
+                    step = steps.send(answer)
         except StopIteration as end:
             return end.value
         finally:
-            steps.close()  # type: ignore[attr-defined]
+            steps.close()
 
     async def send(self, ask: Ask) -> Answer:
         """The answer to an Ask, as soon as there is a connection for it.  Raises Unsent or Unanswered."""
@@ -7912,8 +7953,7 @@ class Streams:
     def release(self, connection: Connection, body: Body | None) -> None:
         """Keeps a connection for its next request, or closes it if its answer is not whole."""
         self.used.discard(connection)
-        kept = body is not None and body.left == 0 and not self.closed
-        if not kept or "close" in body.headers.get("Connection", "").lower():
+        if body is None or body.left != 0 or self.closed or body.closes():
             connection.close()
             return
         connection.since = time.monotonic()
@@ -8060,66 +8100,6 @@ class Streams:
 
 
 # What programs import: `from vastai import Serverless`.
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections import deque
-    from dataclasses import dataclass as record
-    from typing import Awaitable, Coroutine, Generic, TypeVar, Union
-
-    R = TypeVar("R", bound=Awaitable[Any])
-    C = TypeVar("C", bound="ServerlessClient[Any]")
-
-    class ServerlessRequest(asyncio.Future[Row]):
-        """The future answer of a worker; see make_request_class()."""
-
-        tracker: RequestStatus
-        status: str
-        create_time: float
-        start_time: float | None
-        complete_time: float | None
-        req_idx: int
-
-        def __init__(self, tracker: RequestStatus | None = None) -> None: ...
-        def then(self, callback: Callable[[Row], object]) -> ServerlessRequest: ...
-
-    Tracker = Union[ServerlessRequest, "RequestStatus", None]
-else:
-
-    class Generic:  # typing's own would double the start-up
-        def __class_getitem__(cls, item):
-            return cls
-
-    R = None
-
-    def record(cls: Any) -> Any:
-        """A class of attributes with defaults, as dataclasses makes it, whose import takes 13 ms."""
-        names = list(cls.__annotations__)
-        defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
-
-        def __init__(self: Any, *args: Any, **given: Any) -> None:
-            values = dict(zip(names, args))
-            if len(args) > len(names) or given.keys() & values or given.keys() - set(names):
-                raise TypeError(f"{cls.__name__}() takes {', '.join(names)}, each once")
-            values = {**defaults, **values, **given}
-            lacking = [name for name in names if name not in values]
-            if lacking:
-                raise TypeError(f"{cls.__name__}() is missing {', '.join(lacking)}")
-            self.__dict__.update(values)
-            if hasattr(self, "__post_init__"):
-                self.__post_init__()
-
-        def __repr__(self: Any) -> str:
-            members = (f"{name}={getattr(self, name)!r}" for name in names)
-            return f"{cls.__name__}({', '.join(members)})"
-
-        def __eq__(self: Any, other: Any) -> Any:
-            return vars(self) == vars(other) if type(other) is cls else NotImplemented
-
-        for function in (__init__, __repr__, __eq__):
-            setattr(cls, function.__name__, function)
-        cls.__hash__ = None
-        return cls
 
 
 @record
@@ -8714,7 +8694,7 @@ class ServerlessClient(Generic[R]):
             f"{self.autoscaler_url}/get_endpoint_workers/",
             {"id": endpoint.id, "api_key": self.api_key},
         )
-        answer = await self.ask_once(what, Ask(url, body, limit=CONSOLE_LIMIT))
+        answer = await self.ask_once(what, Ask(url, encode_body(body), limit=CONSOLE_LIMIT))
         try:
             rows = answer.json()
         except ValueError:
@@ -8729,7 +8709,7 @@ class ServerlessClient(Generic[R]):
     async def ask_once(self, what: str, ask: Ask) -> Answer:
         """The 2xx answer to an Ask that is not repeated.  `what` begins the text of an error."""
 
-        def steps() -> Iterator[Any]:
+        def steps() -> Steps:
             return (yield from follow_redirects(ask))
 
         try:
@@ -8748,7 +8728,8 @@ class ServerlessClient(Generic[R]):
             raise ValueError("expected the auth_data of a session, which has a url")
         body = {"session_id": session_id, "session_auth": grant}
         what = f"session {session_id}"
-        answer = await self.ask_once(what, Ask(f"{url}/session/{verb}", body, limit=timeout))
+        ask = Ask(f"{url}/session/{verb}", encode_body(body), limit=timeout)
+        answer = await self.ask_once(what, ask)
         return as_dict(parse_object(decode_text(answer)))
 
     async def fetch_endpoint(self, endpoint_id: int) -> EndpointData:
@@ -9745,7 +9726,8 @@ def is_import(frame: Any) -> bool:
     """
     from opcode import opname
 
-    return opname[frame.f_code.co_code[frame.f_lasti]] == "IMPORT_FROM"
+    name: str = opname[frame.f_code.co_code[frame.f_lasti]]
+    return name == "IMPORT_FROM"
 
 
 _WORKER_SIDE = (
