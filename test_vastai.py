@@ -7887,7 +7887,7 @@ update scheduled-job (sdk)
     day_of_the_week:N=None
     hour_of_the_day:N=None
     -> dict[str, Any]
-show endpoints -> list[Endpoint]
+show endpoints -> list[EndpointRow]
 create endpoint
     --min_load:N=0.0
     --min_cold_load:N=0.0

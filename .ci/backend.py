@@ -26,6 +26,13 @@ EPOCH_1980 = 315532800  # zip files know no earlier time
 SDK_MODULE = b"""\
 from vastai import *  # noqa: F403
 from vastai import VastAI as VastAI
+from vastai import other_name as __getattr__  # noqa: F401
+"""
+
+SDK_STUBS = b"""\
+from vastai import *
+from vastai import ServerlessRequest as ServerlessRequest
+from vastai import VastAI as VastAI
 """
 
 WHEEL = """\
@@ -44,7 +51,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         "vastai.py": module,
         "vastai-stubs/__init__.pyi": module,
         "vastai_sdk.py": SDK_MODULE,
-        "vastai_sdk-stubs/__init__.pyi": SDK_MODULE,
+        "vastai_sdk-stubs/__init__.pyi": SDK_STUBS,
     })
 
 
