@@ -21,7 +21,7 @@ The file in order:
      faults: what the caller learns | faults: threads and forks | faults: secrets and hostile text | faults: wrong use |
      faults: signals, streams, homes | faults: at random | completion and the prompt | invoices as PDF
   4. WHAT IS WRITTEN FROM THE TABLE: stubs, the README's list, the pinned surface | the pinned surface
-  5. BENCHMARK: bench
+  5. BENCHMARK: programs that are measured, and servers | measuring
   6. SUB-COMMANDS: sandbox | demo | main
 
 The sandbox is a small Vast.ai on a loopback port. It keeps state: what is rented appears in the list, boots, costs
@@ -8006,7 +8006,7 @@ completion (cli) shell:TEXT{bash,zsh,fish} -> str
 # 5. BENCHMARK
 # ==================================================================================================
 
-# -------------------------------------------------------------------------------------------- bench
+# -------------------------------------------------------- programs that are measured, and servers
 
 FLOOR_REQUEST = """
 import http.client, json
@@ -8121,103 +8121,170 @@ sys.exit(status != 0)
 """
 
 
-def measured(command, env, home):
-    """(seconds, what it printed) of one process."""
-    began = time.perf_counter()
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=home, check=True)
-    return time.perf_counter() - began, done.stdout
+# ---------------------------------------------------------------------------------------- measuring
+
+# {line: requests that the official client, 1.9.1, sends for it with its output in a pipe}
+REQUESTS = {
+    "show instances": 2, "show instances --raw": 1, "show instance {running}": 1, "ssh-url {running}": 1,
+    "search offers 'num_gpus=1'": 1, "search offers --raw": 1, "search templates": 1, "show user": 1,
+    "create instance {offer} --image i": 1, "launch instance -g RTX_4090 -n 1 -i i": 1, "start instance {stopped}": 1,
+    "stop instance {running}": 1, "label instance {running} x": 1, "change bid {running} --price 0.5": 1,
+    "destroy instance {stopped} -y": 1, "logs {running} --tail 3": 2, "copy {running}:/a {stopped}:/b": 1,
+    "show invoices-v1 -c": 1, "show endpoints": 1, "show machines": 1, "show env-vars": 1,
+}
+OFFICIAL_ALSO = "/api/v0/gpu_names/unique/"  # which it fetches at its start and keeps for a day: not counted
 
 
-def bench_rows(python, official, port, slow, secure):
-    """(what, unit, most, {who: command}, how to read a run) of each row."""
-    def seconds(run):
+class Bench:
+    """Runs commands of several programs in turns, each in a folder of its own, and prints what they took.
+
+    `folders` is {who: folder in which `import vastai` finds that program's module}: ours, an earlier file's ("before"),
+    the official client's, for which any folder without a vastai.py does.
+    """
+
+    def __init__(self, runs, env, folders):
+        self.runs, self.env, self.folders, self.results = runs, env, folders, []
+
+    def run(self, who, command):
+        """(seconds, what it printed) of one process."""
+        began = time.perf_counter()
+        done = subprocess.run(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              cwd=self.folders.get(who, self.folders["ours"]), check=True)
+        return time.perf_counter() - began, done.stdout
+
+    def row(self, what, unit, most, commands, read):
+        """Measures {who: command} in turns; `read` makes a figure of what `run` returns, `most` is the target."""
+        commands = {who: command for who, command in commands.items() if command}
+        if "before" in self.folders:
+            commands["before"] = commands["ours"]
+        figures = {who: [] for who in commands}
+        for _ in range(self.runs):
+            for who, command in commands.items():
+                figures[who].append(read(self.run(who, command)))
+        self.results.append({"what": what, "unit": unit, "target": most, "figures": figures})
+        print(f"{what}   (at most {most})" if most else what)
+        middle = {who: statistics.median(values) for who, values in figures.items()}
+        base = next(who for who in (most.rpartition(" ")[2], "floor", "ours") if who in middle)
+        for who, values in figures.items():
+            print(f"    {who:<9} median {middle[who]:9.2f} {unit:<3}  min {min(values):9.2f}  max {max(values):9.2f}"
+                  f"  {middle[who] / middle[base]:6.2f} x {base}", flush=True)
+
+
+def bench_rows(measure, python, official, port, slow, secure):
+    """All rows of times and memory."""
+    def milliseconds(run):
         return run[0] * 1000
 
     def printed(run):
         return float(run[1]) * 1000
 
+    def mebibytes(run):
+        return float(run[1])
+
     def official_cli(*words):
-        return [os.path.join(official, "bin", "vastai"), "--url", f"http://127.0.0.1:{port}", *words] if official else None
+        return official and [os.path.join(official, "bin", "vastai"), "--url", f"http://127.0.0.1:{port}", *words]
 
     def official_code(code):
-        return [os.path.join(official, "bin", "python"), "-c", code] if official else None
-    ours = [python, "-m", "vastai"]
-    plain = [python, "-c", "pass"]
+        return official and [os.path.join(official, "bin", "python"), "-c", code]
+
+    ours, plain = [python, "-m", "vastai"], [python, "-c", "pass"]
+    script = [python, "-c", "import sys; sys.argv[1:] = ['--version']; from vastai import program; program()"]
     process = {"floor": [python, "-c", FLOOR_REQUEST.format(port=port)], "ours": [*ours, "show", "instances", "--raw"],
                "official": official_cli("show", "instances", "--raw")}
-    ideal = [python, "-c", f"print({-(-200 // 16) * 0.05})"]
-    call = "from vastai import VastAI\nclient = VastAI('bench-key', 'http://127.0.0.1:%d')\n" % port
-    return [
-        ("show instances --raw, process", "ms", "1.25 x floor", process, seconds),
-        # A child's peak counts from its parent's size: a small process starts the one that is measured.
-        ("  its peak memory", "MiB", "1.2 x floor", {who: command and [python, "-ISc", LAUNCHER, *command]
-                                                     for who, command in process.items()}, lambda run: float(run[1])),
-        ("--version, vastai script", "ms", "1.5 x floor", {"floor": plain, "ours": [
-            python, "-c", "import sys; sys.argv[1:] = ['--version']; from vastai import program; program()"],
-            "official": official_cli("--version")}, seconds),
-        ("--version, python -m", "ms", "", {"floor": [python, "-m", "empty"], "ours": [*ours, "--version"]}, seconds),
-        ("--help, python -m", "ms", "2 x floor", {"floor": plain, "ours": [*ours, "--help"],
-                                                  "official": official_cli("--help")}, seconds),
-        ("from vastai import VastAI", "ms", "0.8 x floor", {
-            "floor": [python, "-c", "import json, http.client"], "ours": [python, "-c", "from vastai import VastAI"],
-            "official": official_code("from vastai import VastAI")}, seconds),
-        ("one call, kept-alive", "ms", "1.5 x floor", {
-            "floor": [python, "-c", CALLS.format(setup=FLOOR_CALL.format(port=port))],
-            "ours": [python, "-c", CALLS.format(setup=OUR_CALL.format(port=port))],
-            "official": official_code(CALLS.format(setup=call + "call = lambda: client.show_instances_v1({'limit': 25})"))},
-         printed),
-        ("200 calls, 16 threads, 50 ms", "ms", "1.10 x ideal", {
-            "floor": ideal, "ours": [python, "-c", THREADED.format(port=slow)],
-            "official": official_code(THREADED.format(port=slow))}, printed),
-        *((f"https: {what}", "ms", "", {"ours": [python, "-c", SECURE.format(port=secure, which=which)]}, printed)
-          for which, what in enumerate(("first call, with the TLS context", "next call, kept-alive", "another client"))),
-        ("search offers, 5,000 rows, table", "ms", "0.2 x official", {
-            "floor": [python, "-c", FLOOR_SEARCH.format(port=port, show=FLOOR_TABLE.format(
-                names=[column[1] for column in vastai.OFFER_COLUMNS]))], "ours": [*ours, "search", "offers"], "official": official_cli("search", "offers")}, seconds),
-        ("search offers, 5,000 rows, JSON", "ms", "0.2 x official", {
-            "floor": [python, "-c", FLOOR_SEARCH.format(port=port, show=FLOOR_JSON)], "ours": [*ours, "search", "offers", "--raw"], "official": official_cli("search", "offers", "--raw")}, seconds),
-    ]
+    call = (f"from vastai import VastAI\nclient = VastAI('bench-key', 'http://127.0.0.1:{port}')\n"
+            "call = lambda: client.show_instances_v1({'limit': 25})")
+
+    measure("show instances --raw, process", "ms", "1.05 x floor", process, milliseconds)
+    # A child's peak counts from its parent's size: a small process starts the one that is measured.
+    measure("  its peak memory", "MiB", "1.12 x floor", {
+        who: command and [python, "-ISc", LAUNCHER, *command] for who, command in process.items()}, mebibytes)
+    measure("--version, vastai script", "ms", "1.35 x floor", {
+        "floor": plain, "ours": script, "official": official_cli("--version")}, milliseconds)
+    measure("--version, python -m", "ms", "", {
+        "floor": [python, "-m", "empty"], "ours": [*ours, "--version"]}, milliseconds)
+    measure("--version, python vastai.py, compiled each time", "ms", "0.7 x before", {
+        "floor": plain, "ours": [python, "vastai.py", "--version"]}, milliseconds)
+    measure("--help, python -m", "ms", "1.35 x floor", {
+        "floor": plain, "ours": [*ours, "--help"], "official": official_cli("--help")}, milliseconds)
+    measure("from vastai import VastAI; the floor is import json, http.client", "ms", "0.6 x floor", {
+        "floor": [python, "-c", "import json, http.client"], "ours": [python, "-c", "from vastai import VastAI"],
+        "official": official_code("from vastai import VastAI")}, milliseconds)
+    measure("one call, kept-alive", "ms", "1.25 x floor", {
+        "floor": [python, "-c", CALLS.format(setup=FLOOR_CALL.format(port=port))],
+        "ours": [python, "-c", CALLS.format(setup=OUR_CALL.format(port=port))],
+        "official": official_code(CALLS.format(setup=call))}, printed)
+    measure("200 calls, 16 threads, 50 ms each; the ideal is 13 rounds", "ms", "1.04 x ideal", {
+        "ideal": [python, "-c", f"print({-(-200 // 16) * 0.05})"], "ours": [python, "-c", THREADED.format(port=slow)],
+        "official": official_code(THREADED.format(port=slow))}, printed)
+    for which, what in enumerate(("first call, with the TLS context", "next call, kept-alive", "another client")):
+        measure(f"https: {what}", "ms", "", {
+            "ours": [python, "-c", SECURE.format(port=secure, which=which)]}, printed)
+    table = FLOOR_TABLE.format(names=[column[1] for column in vastai.OFFER_COLUMNS])
+    for what, words, show, most in (("table", [], table, 0.17), ("JSON", ["--raw"], FLOOR_JSON, 0.2)):
+        measure(f"search offers, 5,000 rows, {what}", "ms", f"{most:.2f} x official", {
+            "floor": [python, "-c", FLOOR_SEARCH.format(port=port, show=show)],
+            "ours": [*ours, "search", "offers", *words], "official": official_cli("search", "offers", *words)},
+            milliseconds)
+
+
+def count_requests(measured, python, official):
+    """How many requests a command sends; the official client's count is pinned unless it is there to be run."""
+    print("requests of a command, its output in a pipe")
+    counts = {}
+    for line, pinned in REQUESTS.items():
+        commands = {"ours": [python, "-m", "vastai"]}
+        if official:
+            commands["official"] = [os.path.join(official, "bin", "vastai")]
+        found = {"official": pinned}
+        for who, command in commands.items():
+            with Sandbox(boot=0) as box:
+                running, stopped = list(box.market.tables["instances"])[:2]
+                words = shlex.split(line.format(running=running, stopped=stopped, offer=box.offer()["id"]))
+                address = ["--url", box.url] if who == "official" else []
+                env = dict(measured.env, VAST_URL=box.url, VAST_API_KEY=box.key)
+                subprocess.run([*command, *address, *words], env=env, cwd=measured.folders[who], input=b"",
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                found[who] = sum(request["path"] != OFFICIAL_ALSO for request in box.requests)
+        counts[line] = found
+        print(f"    {line:<50} ours {found['ours']}   official {found['official']}", flush=True)
+    return counts
 
 
 def bench(arguments):
-    """Measure start-up, memory, calls and rendering, in turns with floors; asserts nothing."""
+    """Measure start-up, memory, calls, rendering and requests, in turns with floors; asserts nothing."""
     parser = argparse.ArgumentParser(prog="test_vastai.py bench", description=bench.__doc__)
-    parser.add_argument("--runs", type=int, default=11, help="runs of each command")
+    parser.add_argument("--runs", type=int, default=11, help="runs of each command (11)")
+    parser.add_argument("--before", metavar="FILE", help="an earlier vastai.py to compare with")
     parser.add_argument("--official", metavar="VENV", help="virtual environment with the official client")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
-    results = []
+    sources = {"ours": os.path.join(HERE, "vastai.py"), **({"before": options.before} if options.before else {})}
     with tempfile.TemporaryDirectory() as home:
         fast, slow, secure = BenchServer(), BenchServer(0.05), BenchServer(context=server_context(home))
-        shutil.copy(os.path.join(HERE, "vastai.py"), home)
-        with open(os.path.join(home, "empty.py"), "w"):
-            pass
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("VAST", "PYTHON"))}
-        env.update(HOME=home, VAST_URL=f"http://127.0.0.1:{fast.port}", VAST_API_KEY="bench-key", VASTAI_NO_UPDATE_CHECK="1",
-                   REQUESTS_CA_BUNDLE=os.path.join(home, "ca.pem"))
-        subprocess.run([sys.executable, "-c", "import vastai, empty"], env=env, cwd=home, check=True)  # writes the .pyc
-        rows = bench_rows(sys.executable, options.official, fast.port, slow.port, secure.port)
-        for what, unit, most, commands, read in rows:
-            figures = {who: [] for who, command in commands.items() if command}
-            for _ in range(options.runs):
-                for who in figures:
-                    # The official client is to find its own module, not ours, in the folder where it starts.
-                    figures[who].append(read(measured(commands[who], env, os.sep if who == "official" else home)))
-            results.append({"what": what, "unit": unit, "target": most, "figures": figures})
-            print_bench_row(results[-1])
+        # Nothing of the caller's counts: neither settings of Python, nor bytecode, nor the folder where this starts.
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("VAST", "PYTHON", "XDG_"))}
+        env.update(HOME=home, VAST_URL=f"http://127.0.0.1:{fast.port}", VAST_API_KEY="bench-key",
+                   VASTAI_NO_UPDATE_CHECK="1", REQUESTS_CA_BUNDLE=os.path.join(home, "ca.pem"))
+        folders = {"official": os.sep}  # where it finds its own module, not ours
+        for who, source in sources.items():
+            folders[who] = os.path.join(home, who)
+            os.mkdir(folders[who])
+            shutil.copy(source, os.path.join(folders[who], "vastai.py"))
+            with open(os.path.join(folders[who], "empty.py"), "w"):
+                pass
+            subprocess.run([sys.executable, "-c", "import vastai, empty"], env=env, cwd=folders[who], check=True)
+        print(f"CPython {sys.version.split()[0]} on {os.cpu_count()} processors, {options.runs} runs each, in turns.\n"
+              "floor: the least program on the standard library that does the same")
+        for who, source in sources.items():
+            print(f"{who}: {os.path.abspath(source)}, {os.path.getsize(source):,} bytes")
+        print(f"official: {options.official or 'not measured (--official VENV); its requests as they were counted once'}")
+        measured = Bench(options.runs, env, folders)
+        bench_rows(measured.row, sys.executable, options.official, fast.port, slow.port, secure.port)
+        requests = count_requests(measured, sys.executable, options.official)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
+            json.dump({"rows": measured.results, "requests": requests}, file, indent=1)
     return 0
-
-
-def print_bench_row(result):
-    print(f"{result['what']}   (at most {result['target']})" if result["target"] else result["what"])
-    middle = {who: statistics.median(values) for who, values in result["figures"].items()}
-    base = middle.get(result["target"].rpartition(" ")[2]) or middle.get("floor") or middle["ours"]
-    for who, values in result["figures"].items():
-        print(f"    {who:<9} median {middle[who]:9.2f} {result['unit']:<3}  min {min(values):9.2f}  max {max(values):9.2f}"
-              f"  x {middle[who] / base:.2f}", flush=True)
 
 
 # ==================================================================================================
