@@ -104,10 +104,12 @@ class VastAIError(Exception):
 
     `status` is the HTTP status or 0, `msg` the service's own words, `body` its parsed answer or
     text, `command` the command's name, `response` the answer (status_code, text, headers, json(),
-    ok) or None.
+    ok) or None.  `found` is the id of an instance that was made although the rental failed, or
+    that has appeared with its label since; a list if there are several.
     """
 
     exit_status = 1
+    found: Any = None
 
     def __init__(
         self,
@@ -185,14 +187,10 @@ class NetworkError(VastAIError, OSError):
 
 class OutcomeUnknownError(VastAIError):
     """A request that must not be repeated was sent and no answer came: it may or may not have been
-    carried out.
-
-    After a rental with a label, `found` is the id of the one instance of that label that has come
-    since, or None.
+    carried out.  See `found`.
     """
 
     exit_status = 7
-    found: int | None = None
 
 
 class PartialError(VastAIError):
@@ -317,14 +315,17 @@ def relabel_error(error: VastAIError, what: str) -> VastAIError:
 
 
 def partial(results: list[Row]) -> PartialError:
-    """The error of several items of which some failed."""
+    """The error of several items of which some failed, or may have failed (`success` is None)."""
     failed = {str(item.get("id")): item.get("msg") for item in results if not item.get("success")}
-    reasons = list(dict.fromkeys(filter(None, failed.values())))
-    return PartialError(
-        f"{len(failed)} of {len(results)} failed: {', '.join(list(failed)[:20])}"
-        + "".join(f"; {reason}" for reason in reasons[:3]),
-        results=results,
-    )
+    unknown = [str(item.get("id")) for item in results if item.get("success", False) is None]
+    words = []
+    if len(failed) > len(unknown):
+        known = [id for id in failed if id not in unknown]
+        words.append(f"{len(known)} of {len(results)} failed: {', '.join(known[:20])}")
+    if unknown:
+        words.append(f"the outcome of {len(unknown)} is unknown: {', '.join(unknown)}")
+    words += list(dict.fromkeys(filter(None, failed.values())))[:3]
+    return PartialError("; ".join(words), results=results)
 
 
 # ------------------------------------------------------------------------------- text and redaction
@@ -4805,51 +4806,112 @@ def chunk(row: Row) -> Row | None:
 
 def run_create_instance(call: Call) -> Row:
     """One rental; with `wait` the instance that came of it stands under "instance"."""
-    label = call["label"] or (f"vastai-{os.urandom(6).hex()}" if call["confirm"] else None)
-    begun = time.time()
-    try:
-        answer: Row = call.send(label=label or call["label"])
-    except OutcomeUnknownError as error:
-        if label:
-            look_for_instance(call, error, label, begun)
-        raise
-    if call["wait"]:
+    rented = rental(call, call["label"], call["confirm"])
+    with SignalGuard():
         try:
-            id = _whole(answer.get("new_contract"))
-        except (ValueError, TypeError, AttributeError):
-            raise VastAIError(
-                "it was rented, but the service named no instance to wait for",
-                hint=f"`vastai {call.row.look}` shows it.",
-            ) from None
-        try:
-            answer["instance"] = wait_for(call, id, "running")
+            answer = rent(call, rented)
+            if call["wait"]:
+                goal = "exited" if call["target_state"] == "stopped" else "running"
+                answer["instance"] = row = wait_for(call, rented.id, goal)
+                check_disk(call, row)
+        except OutcomeUnknownError as error:
+            if rented.name:
+                look_for_instance(error, rented)
+            raise
         except KeyboardInterrupt:
-            call.warn(
-                f"instance {id} is rented and goes on costing; `vastai destroy instance {id}` ends it"
-            )
+            tell(call, rented.still_costs())
             raise
     return answer
 
 
-def look_for_instance(call: Call, error: OutcomeUnknownError, label: str, begun: float) -> None:
-    """Adds to an error of unknown outcome what one look at the instances of its label shows."""
-    found: list[Any] = []
+def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
+    """What is to be rented: its label is the caller's or, with `made_up`, one that nobody else has.
+
+    Of the caller's label, only what has started since counts.
+    """
+    since = time.time() - 60  # seconds by which the service's clock may be behind
+
+    def new(row: Row) -> bool:
+        return (as_number(row.get("start_date")) or since) >= since
+
+    if label or not made_up:
+        return Rented(call, "instance", label or "", made_up=False, ours=new)
+    return Rented(call, "instance", f"vastai-{os.urandom(6).hex()}")
+
+
+def rent(call: Call, rented: Rented, **params: Any) -> Row:
+    """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
+    rented.id = "?"
     try:
-        for row in call.do("show_instances", label=[label]):
-            start = row.get("start_date")
-            if row.get("label") == label.strip() and not (
-                isinstance(start, (int, float)) and start < begun - 60
-            ):
-                found.append(row.get("id"))
-        words = f"There are {len(found)} new instances labelled {label!r}: {', '.join(map(str, found[:20]))}."
-        if len(found) == 1:
-            error.found = error.details["found"] = found[0]
-            words = f"Instance {found[0]}, labelled {label!r}, has appeared since: it is most likely the one."
-        elif not found:
-            words = f"No instance labelled {label!r} has appeared so far."
-    except VastAIError as problem:
-        words = f"The instances labelled {label!r} could not be listed: {problem.msg}."
+        answer: Row = call.send(label=rented.name or call["label"], **params)
+    except (NothingSent, OutcomeUnknownError):
+        raise
+    except VastAIError as error:
+        made = contracts_of(error.body)
+        rented.id = made[0] if made else None
+        left = refused_but_made(call, error, made)
+        rented.id = left[0] if left else None
+        if left and call["cancel_unavail"]:
+            raise PartialError(error.msg, **error.details) from error
+        raise
+    ids = contracts_of(answer)
+    if not ids:
+        raise outcome_unknown_error(call.row, "the service confirmed it, but named no instance")
+    rented.id = ids[0]
+    return answer
+
+
+def contracts_of(answer: Any) -> list[int]:
+    """The ids of the instances that an answer says were made."""
+    members = as_dict(answer)
+    named = [members.get("new_contract"), *as_list(members.get("new_contracts"))]
+    return [id for id in map(as_whole, named) if id]
+
+
+def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int]:
+    """Adds to a refusal which instances were made all the same; with `cancel_unavail` they are
+    given back first.  Returns the ids that are left.
+    """
+    left = []
+    for id in ids:
+        rented = Rented(call, "instance", "")
+        rented.id = id
+        if call["cancel_unavail"]:
+            rented.give_back()
+        if rented.id is None:
+            error.msg += f"; instance {id}, made all the same, is destroyed"
+        else:
+            left.append(id)
+            error.msg += f"; but {rented.still_costs()}"
+    if left:
+        error.found = error.details["found"] = left[0] if len(left) == 1 else left
+    return left
+
+
+def look_for_instance(error: VastAIError, rented: Rented) -> None:
+    """Adds to an error of unknown outcome what one look at the instances of its label shows."""
+    label, found = rented.name, rented.rows()
+    ids = [row.get("id") for row in found or ()]
+    if found is None:
+        words = f"The instances labelled {label!r} could not be listed: {rented.problem}."
+    elif len(ids) == 1:
+        rented.id = error.found = error.details["found"] = ids[0]
+        words = (
+            f"Instance {ids[0]}, labelled {label!r}, has appeared since: it is most likely the one."
+        )
+    elif ids:
+        named = ", ".join(map(str, ids[:20]))
+        words = f"There are {len(ids)} new instances labelled {label!r}: {named}."
+    else:
+        words = f"No instance labelled {label!r} has appeared so far."
     error.hint = f"{printable(words, 1000)}\n  {error.hint}"
+
+
+def check_disk(call: Call, row: Row) -> None:
+    """Says it if an instance has less disk than was asked for."""
+    size = as_number(row.get("disk_space"))
+    if size is not None and size < (call["disk"] or 0) * 0.99:
+        call.warn(f"instance {row.get('id')} has {size:g} GB of disk, not {call['disk']:g} GB")
 
 
 def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
@@ -5023,95 +5085,116 @@ def run_destroy_instance(call: Call) -> Row:
     return answer
 
 
+def run_change_state(call: Call) -> Row:
+    """Starts, stops, reboots or recycles an instance; with `wait` until that is done."""
+    answer: Row = call.send()
+    if call["wait"]:
+        verb = call.row.name.split()[0]
+        goal, stale = {"start": ("running", "exited"), "stop": ("exited", "")}.get(
+            verb, ("running", "running")
+        )
+        wait_for(call, call["id"], goal, stale=stale)
+    return answer
+
+
 def run_wait(call: Call) -> Row:
     return wait_for(call, call["id"], call["status"], call["poll"])
 
 
-def wait_for(call: Call, id: int, status: str, poll: float = 5) -> Row:
-    """The instance once it is in a state.
-
-    Raises WaitTimeoutError; VastAIError or NotFoundError where the state can no longer come.
-    """
-    begun, end, pause = time.monotonic(), time.monotonic() + call["max_wait"], poll / 4
-    look = Call(
-        call.client.varied(retry=1), call.row, {}, call.view
-    )  # one try a look: this is a loop already
-    while True:
-        asked, look.client.timeout = 0.0, min(call.client.timeout, max(0.5, end - time.monotonic()))
-        try:
-            row = look.do("show_instance", id=id)
-        except NotFoundError:
-            row = None
-        except RateLimitError as error:
-            row, asked = {}, error.retry_after or pause
-        except VastAIError as error:
-            if not isinstance(error, NetworkError) and error.status < 500:
-                raise relabel_error(error, f"instance {id} cannot be looked at") from error
-            row = {}  # one lost answer is no reason to give up
-        state = "destroyed" if row is None else row.get("actual_status")
-        if state == status:
-            call.note("")
-            return {"id": id, "actual_status": status} if row is None else row
-        if row is None:
-            raise NotFoundError(f"instance {id} is gone")
-        told = str(row.get("status_msg") or "").strip()
-        stopped = (
-            status in ("running", "loading")
-            and state == "exited"
-            and row.get("intended_status") == "stopped"
-        )
-        if stopped or (status != "destroyed" and told.lower().startswith("error")):
-            told = f" {printable(told, 300)}" * bool(told)
-            raise VastAIError(
-                f"instance {id} cannot become {status}: it is {state or 'not started'}.{told}",
-                hint=f"`vastai logs {id}` may say why; it costs until it is destroyed.",
-            )
-        left = end - time.monotonic()
-        if left <= 0:
-            raise WaitTimeoutError(
-                f"instance {id} was not {status} after {call['max_wait']:g} s: "
-                f"it is {state or 'unknown'}",
-                hint=f"`vastai wait instance {id}` goes on waiting.",
-            )
-        call.note(f"instance {id}: {state or '…'}, {time.monotonic() - begun:.0f} s {told[:60]}")
-        time.sleep(max(0.0, min(left, max(pause, asked))))
-        pause = min(poll * 3, pause * 1.25)
-
-
 def run_bulk(call: Call) -> Row:
     """One request for each 64 ids; a part that fails does not stop the others."""
-    ids, key = call["ids"], next(arg.key for arg in call.row.args if arg.name == "ids")
-    answers, results, failures = [], [], []
-    for at in range(0, len(ids), BULK):
-        part = ids[at : at + BULK]
+    bulk = Bulk(call)
+    with SignalGuard():
         try:
-            answers.append(call.send(body={key: part}))
-            results += [{"id": id, "success": True} for id in part]
-        except NothingSent:
-            continue
-        except VastAIError as error:
-            if isinstance(error, (AuthError, UsageError)) and not answers:
-                raise
-            failures.append(error)
-            done = None if isinstance(error, OutcomeUnknownError) else False
-            results += [
-                {"id": id, "success": done, "status_code": error.status, "msg": error.msg}
-                for id in part
-            ]
-    if failures and not answers:
-        raise next(
-            (error for error in failures if isinstance(error, OutcomeUnknownError)), failures[0]
-        )
-    if failures:
-        raise partial(results)
-    if not answers:
-        raise NothingSent
-    merged = dict(answers[0])
-    for answer in answers[1:]:
-        for name, value in answer.items():
-            both = isinstance(value, list) and isinstance(merged.get(name), list)
-            merged[name] = merged[name] + value if both else value
-    return merged
+            bulk.send()
+        except KeyboardInterrupt:
+            tell(call, bulk.interrupted())
+            raise
+    return bulk.result()
+
+
+class Bulk:
+    """A command for many ids: what was answered so far, an entry for each id, and the instances
+    that it made.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.ids = call, call["ids"]
+        self.key = next(arg.key for arg in call.row.args if arg.name == "ids")
+        self.rents = call.row.name == "create instances"
+        self.answers: list[Row] = []
+        self.failures: list[VastAIError] = []
+        self.made: list[int] = []
+        self.results = [{"id": id, "success": False, "msg": "not sent"} for id in self.ids]
+
+    def send(self) -> None:
+        for at in range(0, len(self.ids), BULK):
+            entries = self.results[at : at + BULK]
+            mark(entries, success=None, msg="no answer yet")
+            try:
+                self.send_part(entries)
+            except NothingSent:
+                continue
+            except VastAIError as error:
+                self.failures.append(error)
+                self.made += refused_but_made(self.call, error, contracts_of(error.body))
+                done = None if isinstance(error, OutcomeUnknownError) else False
+                mark(entries, success=done, status_code=error.status, msg=error.msg)
+                if isinstance(error, (AuthError, UsageError)):
+                    return  # the others would meet the same
+
+    def send_part(self, entries: list[Row]) -> None:
+        answer: Row = self.call.send(body={self.key: [entry["id"] for entry in entries]})
+        made = contracts_of(answer) if self.rents else []
+        if self.rents and not made:
+            reason = "the service confirmed it, but named no instances"
+            raise outcome_unknown_error(self.call.row, reason)
+        self.answers.append(answer)
+        self.made += made
+        mark(entries, success=True)
+        if len(made) == len(entries):
+            for entry, id in zip(entries, made):
+                entry["new_contract"] = id
+
+    def result(self) -> Row:
+        """The answers as one; raises what went wrong with some ids, or with all."""
+        unknown = [error for error in self.failures if isinstance(error, OutcomeUnknownError)]
+        if self.failures and (self.answers or self.made):
+            raise self.named(partial(self.results))
+        if unknown:
+            unknown[0].msg += f"; {partial(self.results).msg}"
+            raise self.named(unknown[0])
+        if self.failures:
+            raise self.failures[0]
+        if not self.answers:
+            raise NothingSent
+        merged = dict(self.answers[0])
+        for answer in self.answers[1:]:
+            for name, value in answer.items():
+                both = isinstance(value, list) and isinstance(merged.get(name), list)
+                merged[name] = merged[name] + value if both else value
+        return merged
+
+    def named(self, error: VastAIError) -> VastAIError:
+        """The error with what is known of each id, and with the instances that were made."""
+        error.details.update(results=self.results, found=self.made or None)
+        error.results, error.found = self.results, self.made or None  # type: ignore[attr-defined]
+        error.msg += self.made_words()
+        return error
+
+    def made_words(self) -> str:
+        return f"; made: instances {', '.join(map(str, self.made))}" if self.made else ""
+
+    def interrupted(self) -> str:
+        return f"interrupted; {partial(self.results).msg}{self.made_words()}"
+
+
+def mark(entries: list[Row], **what: Any) -> None:
+    """Sets what became of some ids; `success` is None while nobody knows."""
+    for entry in entries:
+        id = entry["id"]
+        entry.clear()
+        entry.update(id=id, **what)
 
 
 def run_scheduled(call: Call) -> Any:
@@ -5178,29 +5261,30 @@ def run_logs(call: Call) -> Any:
 def follow_logs(call: Call, text: str) -> None:
     """Prints logs as they come, until the instance is gone or has stopped."""
     last: list[str] = []
-    pause, over = 2.0, False
-    while True:
+    over = False
+
+    def look(left: float) -> Any:
+        nonlocal last, over, text
         lines = text.splitlines()
         fresh = new_lines(last, lines)
         if fresh:
             write_out("\n".join(fresh) + "\n", plain=True)
             flush(sys.stdout)
-            last, pause = lines, 2.0
+            last = lines
         if over:
-            return
-        time.sleep(pause)
-        pause = min(15.0, pause * 1.3)
+            return True
         try:
             row = call.do("show_instance", id=call["instance_id"])
         except NotFoundError:
             row = None
         if row is None:
-            return
-        over = (
-            row.get("actual_status") == "exited"
-        )  # looked at before the log, so that its end is not lost
+            return True
+        over = row.get("actual_status") == "exited"  # before the log, so that its end is not lost
         url = call.send(tail=call["tail"] or "1000").get("result_url")
         text = result_text(call, str(url), call["max_wait"]) if url else text
+        return MOVED if fresh else None
+
+    poll_until(look, FOREVER, 2.0, 15.0)
 
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
@@ -5231,27 +5315,25 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
             f"the service gave {printable(url, 100)!r} as the address of the result"
         ) from None
     url = parts.geturl()
-    end, pause, request = (
-        time.monotonic() + max_wait,
-        0.3,
-        Request("GET", url, {}, None, SAFE, auth=False),
-    )
+    request = Request("GET", url, {}, None, SAFE, auth=False)
     if call.client.explain:
         explain_request(call.client, request)
-    while True:
-        time.sleep(max(0, min(pause, end - time.monotonic())))
+
+    def look(left: float) -> str | None:
         call.note("waiting for the result …")
+        timeout = min(max(0.5, left), call.client.timeout)
         try:
-            left = max(0.5, end - time.monotonic())
-            answer = send_following_redirects(call.client, request, min(left, call.client.timeout))
-            if answer.status_code == 200:
-                call.note("")
-                return answer.text
+            answer = send_following_redirects(call.client, request, timeout)
         except (Unsent, Unanswered):
-            pass
-        if time.monotonic() >= end:
-            raise WaitTimeoutError(f"the result was not there after {max_wait:g} s")
-        pause = min(3.0, pause * 1.3)
+            return None
+        return answer.text if answer.status_code == 200 else None
+
+    time.sleep(min(0.3, max_wait))  # it takes a moment
+    text: str | None = poll_until(look, max_wait, 0.3, 3.0)
+    call.note("")
+    if text is None:
+        raise WaitTimeoutError(f"the result was not there after {max_wait:g} s")
+    return text
 
 
 HOW_TO_GET_SSH = (
@@ -6145,6 +6227,413 @@ def installation() -> tuple[str, str]:
     return "file", place
 
 
+# ------------------------------------------------------------------------- waiting and giving back
+# One way to wait, one table of what can never run, one way to give back: for whatever rents.
+
+NOT_THERE_YET = 30.0  # seconds after a rental in which the service may not know the new instance
+SETTLING = 10.0  # seconds after a start or restart in which the old state may still be shown
+GIVE_BACK_TRIES, GIVE_BACK_PAUSE = 10, 10.0  # and seconds between two of them
+FOREVER = float("inf")  # seconds
+MOVED = object()  # what a look of poll_until returns if something happened, but not yet the end
+
+FINAL_MESSAGES = {  # whose fault: parts of a `status_msg` after which an instance never runs
+    "image": (
+        "manifest unknown",
+        "unauthorized",
+        "pull access denied",
+        "access to the resource is denied",
+        "repository does not exist",
+        "no matching manifest",
+        "invalid reference format",
+    ),
+    "host": (
+        "error response from daemon",
+        "oci runtime",
+        "no space left on device",
+        "unexpected eof",
+        "failed to pull",
+        "failed to create",
+        "failed to start",
+        "failed to register layer",
+        "cannot connect to the docker daemon",
+        "could not select device driver",
+        "nvidia-container-cli",
+        "port is already allocated",
+        "tls handshake timeout",
+        "context deadline exceeded",
+        "toomanyrequests",
+    ),
+}
+
+
+def poll_until(
+    look: Callable[[float], Any],
+    limit: float,
+    pause: float,
+    most: float = 0,
+    *,
+    tries: int = 0,
+    clock: Callable[[], float] | None = None,
+    sleep: Callable[[float], None] | None = None,
+) -> Any:
+    """What `look(seconds left)` returns, once that is not None; None after `limit` seconds or
+    `tries` looks.
+
+    The pauses between two looks begin at `pause` seconds and grow by a quarter each time, up to
+    `most`; after a look that returns MOVED they begin again.  A look that meets the rate limit is
+    repeated after the pause that the service asks for.
+    """
+    clock, sleep = clock or time.monotonic, sleep or time.sleep
+    end, first, looks = clock() + limit, pause, 0
+    while True:
+        asked = 0.0
+        try:
+            result = look(max(0.0, end - clock()))
+        except RateLimitError as error:
+            result, asked = None, min(error.retry_after or 0.0, LONGEST_PAUSE)
+        if result is not None and result is not MOVED:
+            return result
+        looks += 1
+        left = end - clock()
+        if left <= 0 or looks == tries:
+            return None
+        pause = first if result is MOVED else pause
+        sleep(min(left, max(pause, asked)))
+        pause = min(pause * 1.25, max(most, first))
+
+
+def fault_of(row: Row, exited_before: bool = False) -> tuple[str, str]:
+    """Why an instance can never run, as (whose fault, what it shows); two empty texts while it may.
+
+    The fault is the "host"'s, the "image"'s, or it is "stopped".  A restart passes through
+    `exited`: that counts if it was `exited_before` as well.
+    """
+    states = [row.get(name) for name in ("intended_status", "cur_state", "next_state")]
+    state, told = row.get("actual_status"), str(row.get("status_msg") or "").strip()
+    shown = f"it is {state or 'not started'}" + (f": {told}" if told else "")
+    if states == ["stopped"] * 3:
+        return "stopped", f"{shown} (outbid, stopped or out of credit)"
+    if state == "running":
+        return "", ""
+    for fault, signs in FINAL_MESSAGES.items():
+        if any(sign in told.lower() for sign in signs):
+            return fault, shown
+    if told.lower().startswith("error"):
+        return "host", shown
+    if state == "exited" and states[0] == "stopped":
+        return "stopped", shown
+    if state in ("offline", "unknown") or (state == "exited" and exited_before):
+        return "host", shown
+    return "", ""
+
+
+class Watch:
+    """The looks at one instance: how it was last (`row`), whether it was ever seen, and what is
+    wrong with it.
+    """
+
+    def __init__(self, call: Call, id: int) -> None:
+        client = call.client.varied(retry=1)  # one try a look: who looks repeats it anyway
+        self.call, self.id, self.begun = Call(client, call.row, {}, call.view), id, time.monotonic()
+        self.row: Row = {}
+        self.seen = False
+        self.exited = 0  # looks in a row that showed it exited
+
+    def look(self, left: float, patient: bool = True) -> Row | None:
+        """The instance; {} if the service does not tell this time, None if it is gone.
+
+        A new one is not gone yet, if `patient`, but not there yet.  Raises VastAIError.
+        """
+        client = self.call.client
+        client.timeout = min(client.timeout, max(0.5, left))
+        row: Row | None
+        try:
+            row = self.call.do("show_instance", id=self.id)
+        except NotFoundError:
+            row = None
+        except RateLimitError:
+            raise
+        except VastAIError as error:
+            if not isinstance(error, NetworkError) and error.status < 500:
+                raise relabel_error(error, f"instance {self.id} cannot be looked at") from error
+            return {}  # one lost answer is no reason to give up
+        if row is None:
+            fresh = time.monotonic() - self.begun < NOT_THERE_YET and not self.seen
+            return {} if fresh and patient else None
+        self.row, self.seen = row, True
+        self.exited = self.exited + 1 if row.get("actual_status") == "exited" else 0
+        return row
+
+    def fault(self) -> tuple[str, str]:
+        return fault_of(self.row, self.exited > 1)
+
+    def dead_error(self, wanted: str) -> VastAIError | None:
+        """The error to raise if the instance can never be `wanted`; its `fault` says whose it is."""
+        fault, shown = self.fault()
+        hint = f"`vastai logs {self.id}` may say why; it costs until it is destroyed."
+        if fault == "stopped":
+            hint = f"`vastai start instance {self.id}` starts it; its disk is billed until it is destroyed."
+        if fault == "stopped" and self.row.get("is_bid"):
+            hint = f"Raise the bid with `vastai change bid {self.id} --price {next_bid(self.row)}`."
+        words = f"instance {self.id} cannot become {wanted}: {printable(shown, 400)}"
+        return VastAIError(words, hint=hint, fault=fault) if fault else None
+
+
+def wait_for(call: Call, id: int, status: str, poll: float = 5, stale: str = "") -> Row:
+    """The instance once it is in a state; `stale` is one that it may still show from before.
+
+    Raises WaitTimeoutError; VastAIError or NotFoundError if that state can no longer come.
+    """
+    poll = max(poll, 0.2)  # seconds; a poll of 0 must not flood the service
+    watch, limit, changed = Watch(call, id), call["max_wait"], not stale
+
+    def look(left: float) -> Row | None:
+        nonlocal changed
+        row = watch.look(left, patient=status != "destroyed")
+        if row is None and status == "destroyed":
+            return {"id": id, "actual_status": status}
+        if row is None:
+            raise NotFoundError(f"no instance {id}; see `vastai show instances`")
+        state, elapsed = row.get("actual_status"), time.monotonic() - watch.begun
+        changed = changed or (row != {} and state != stale) or elapsed > SETTLING
+        dead = watch.dead_error(status) if row and status in ("running", "loading") else None
+        if dead and changed:
+            raise dead
+        if state == status and changed:
+            return row
+        told = str(row.get("status_msg") or "").strip()[:60]
+        call.note(f"instance {id}: {state or '…'}, {elapsed:.0f} s {told}")
+        return None
+
+    row: Row | None = poll_until(look, limit, max(poll / 4, 0.1), poll * 3)
+    call.note("")
+    if row is None:
+        state = watch.row.get("actual_status") or ("not started" if watch.seen else "not there")
+        raise WaitTimeoutError(
+            f"instance {id} was not {status} after {limit:g} s: it is {state}",
+            hint=f"`vastai wait instance {id}` goes on waiting.",
+        )
+    return row
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, SIGHUP or SIGBREAK, as an interruption like Ctrl-C."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.exit_status = 128 + signum
+
+
+class SignalGuard:
+    """In its block SIGTERM, SIGHUP and SIGBREAK interrupt as Ctrl-C does.
+
+    Only in the main thread, and only those whose handler is the default one: nohup, and a program's
+    own handlers, stay in force.
+    """
+
+    def __enter__(self) -> Any:
+        import signal
+        import threading
+
+        self.handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
+                number = getattr(signal, name, None)  # not every system has all of them
+                if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                    self.handlers[number] = signal.signal(number, self.interrupt)
+        return self
+
+    def interrupt(self, number: int, frame: Any) -> None:
+        raise Interrupted(number)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        import signal
+
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+class Rented:
+    """Something rented that must be given back: an "instance", an "endpoint" or a "workergroup".
+
+    Its `id` is None while there is none, and "?" from the moment its request is sent until the
+    answer is read: then it is found by its `name`.  If that name is not `made_up` by us, only a
+    single row that is `ours` counts.  `price` is in $/hr, or None.
+    """
+
+    results: list[Row] = []
+
+    def __init__(
+        self,
+        call: Call,
+        kind: str,
+        name: str,
+        made_up: bool = True,
+        ours: Callable[[Row], bool] | None = None,
+    ) -> None:
+        client = call.client.varied(retry=1, timeout=min(call.client.timeout, 30.0))
+        self.call, self.kind, self.name = (
+            Call(client, call.row, {}, call.view, call.cli),
+            kind,
+            name,
+        )
+        self.made_up, self.ours = made_up, ours or (lambda row: True)
+        self.id: Any = None
+        self.price: Any = None
+        self.problem = ""  # why it could not be given back
+
+    def find(self) -> list[Row] | None:
+        """Our rows of this name: three looks within 15 s, until there are some.  None if no look
+        succeeded.
+        """
+        looked = False
+
+        def look(left: float) -> list[Row] | None:
+            nonlocal looked
+            rows = self.rows()
+            looked = looked or rows is not None
+            return rows or None
+
+        found: list[Row] | None = poll_until(look, 15, 7, tries=3)
+        return found or ([] if looked else None)
+
+    def rows(self) -> list[Row] | None:
+        """One look at our rows of this name; None if it failed."""
+        params: Row = {"label": [self.name]} if self.kind == "instance" else {}
+        try:
+            rows = self.call.do(f"show_{self.kind}s", **params)
+        except VastAIError as error:
+            self.problem = error.msg
+            return None
+        names = [(row.get("label"), row.get("endpoint_name")) for row in rows]
+        return [
+            row for row, name in zip(rows, names) if self.name.strip() in name and self.ours(row)
+        ]
+
+    def give_back(self) -> None:
+        """Deletes it and looks that it is gone; what is not certain to be gone keeps its id."""
+        ids = [] if self.id is None else [self.id]
+        if self.id == "?":
+            rows = self.find()
+            if rows is None:
+                return
+            if len(rows) > 1 and not self.made_up:
+                found = ", ".join(str(row.get("id")) for row in rows)
+                self.problem = f"several have appeared: {found}"
+                return
+            ids = [row.get("id") for row in rows]
+        left = [id for id in ids if not self.remove(id)]
+        self.id = left[0] if left else None
+
+    def remove(self, id: Any) -> bool:
+        """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
+
+        def attempt(left: float) -> bool | None:
+            try:
+                self.problem = "the service still shows it"
+                return None if self.delete(id) else True
+            except RateLimitError as error:
+                self.problem = error.msg
+                raise
+            except Exception as error:  # noqa: BLE001 (whatever comes, the clean-up goes on)
+                self.problem = getattr(error, "msg", "") or f"{type(error).__name__}: {error}"
+                self.call.note(f"{self.kind} {id}: {self.problem}; trying again …")
+                return None
+
+        return bool(poll_until(attempt, FOREVER, GIVE_BACK_PAUSE, tries=GIVE_BACK_TRIES))
+
+    def delete(self, id: Any) -> bool:
+        """One request that deletes it, and one look: does the service still show it?"""
+        instance = self.kind == "instance"
+        try:
+            self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
+        except VastAIError as error:
+            if not isinstance(error, NotFoundError) and "no such" not in error.msg.lower():
+                raise
+        if not instance:
+            return any(row.get("id") == id for row in self.call.do(f"show_{self.kind}s"))
+        try:
+            return self.call.do("show_instance", id=id) is not None
+        except NotFoundError:
+            return False
+
+    def still_costs(self) -> str:
+        """A sentence on what may be left, what it costs, and how to end it; "" if nothing is."""
+        if self.id is None:
+            return ""
+        reason = f" ({printable(self.problem, 200)})" if self.problem else ""
+        if self.id == "?":
+            named = f" labelled {self.name!r}" if self.name else ""
+            return (
+                f"whether a {self.kind}{named} was made is unknown{reason}; "
+                f"look with `vastai show {self.kind}s`"
+            )
+        verb = "destroy" if self.kind == "instance" else "delete"
+        state = f"could not be given back{reason}" if reason else "is rented"
+        rate = f" {format_rate(self.price)}" if as_number(self.price) is not None else ""
+        return (
+            f"{self.kind} {self.id} {state} and is billed{rate} until "
+            f"`vastai {verb} {self.kind} {self.id}` ends it"
+        )
+
+
+class Holding(SignalGuard):
+    """Whatever ends its block, `rented.give_back()` is called; PartialError if that leaves something.
+
+    The first signal begins this, or is held back until it is done; the next one ends it, and then
+    what is left is said.
+    """
+
+    def __init__(self, call: Call, rented: Any) -> None:
+        self.call, self.rented = call, rented
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        signal = error if isinstance(error, KeyboardInterrupt) else None
+        try:
+            while True:
+                try:
+                    self.rented.give_back()
+                    break
+                except KeyboardInterrupt as another:
+                    if signal is not None:
+                        tell(self.call, self.rented.still_costs())
+                        raise signal from None
+                    signal = another
+                    tell(self.call, "giving back first; another signal ends that")
+        finally:
+            super().__exit__(kind, error, trace)
+        left = self.rented.still_costs()
+        if left:
+            raise PartialError(left, results=self.rented.results) from error
+        if signal is not None and signal is not error:
+            raise signal
+
+
+def format_rate(price: Any) -> str:
+    """$/hr with as many digits as matter."""
+    return f"${as_number(price) or 0:.3g}/hr"
+
+
+def bid_over(price: float, percent: float) -> float:
+    """A bid, $/hr, so much above another price, rounded up to a tenth of a cent."""
+    tenths = price * (100 + percent) * 10  # of a cent; a little off, as floats are
+    return -(-round(tenths, 6) // 1) / 1000
+
+
+def next_bid(row: Row) -> str:
+    """What to bid for an interruptible instance that was outbid."""
+    prices = [as_number(row.get(name)) or 0 for name in ("min_bid", "dph_base")]
+    return f"{bid_over(max(prices), 10):g}" if max(prices) > 0 else "PRICE"
+
+
+def tell(call: Call, text: str) -> None:
+    """A line on stderr about what is rented, tried or given back; never held back, as it is about
+    money.  Methods print nothing.
+    """
+    if call.cli and text:
+        say(text)
+
+
 # ----------------------------------------------------------------------- diagnostics and benchmarks
 # Of a host's machines: they rent what they test, and give it back whatever happens.
 
@@ -6154,10 +6643,8 @@ def run_self_test(call: Call) -> Row:
     if not call.client.curl:
         require_key(call.client, call.row)
     test = SelfTest(call)
-    try:
+    with Holding(call, test):
         test.run()
-    finally:
-        cleanup_guard(call, test.finish)
     test.save()
     return test.result
 
@@ -6166,10 +6653,11 @@ class SelfTest:
     """One self-test: what it found, what it said, and the instance that it must not leave behind."""
 
     def __init__(self, call: Call) -> None:
-        self.call, self.machine, self.began = call, str(call["machine_id"]), time.time()
-        self.label = f"vast-self-test-machine-{self.machine}"
+        self.call, self.machine = call, str(call["machine_id"])
+        self.rented = Rented(call, "instance", f"vast-self-test-machine-{self.machine}")
+        lately = time.time() - 3600  # an older one of this label is another test's
+        self.rented.ours = lambda row: (as_number(row.get("start_date")) or lately) >= lately
         self.lines: list[str] = []
-        self.instance: Any = None  # "?" while there may be one that the service has not named
         self.row: Row = {}  # the instance as it was seen last
         self.result: Row = {
             "success": False,
@@ -6211,7 +6699,7 @@ class SelfTest:
                 self.result["stage"] == "startup"
                 and self.result["failure_code"] != "instance_start_timeout"
             ):
-                self.finish()  # at once; whether it is gone is looked at in the end
+                self.give_back()  # at once; whether it is gone is looked at in the end
 
     def fail(self, code: str, stage: str, reason: str) -> None:
         self.say(f"{code}: {reason}")
@@ -6272,77 +6760,63 @@ class SelfTest:
             )
         )
         self.say(f"renting offer {id} with {image}")
-        self.instance = "?"
+        self.rented.id = "?"
         try:
-            self.instance = self.call.do(
+            answer = self.call.do(
                 "create_instance",
                 id=id,
                 image=image,
                 disk=40,
-                label=self.label,
+                label=self.rented.name,
                 runtype="ssh_direc ssh_proxy",
                 env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
                 onstart_cmd="/verification/remote.sh",
-            ).get("new_contract")
+            )
+            self.rented.id = answer["new_contract"]
         except VastAIError as error:
+            code = "instance_create_failed"
             unclear = isinstance(error, OutcomeUnknownError) or (
                 200 <= error.status < 300 and get_path(error.body, "success") is not False
             )  # an answer that nobody can read
-            self.instance = "?" if unclear else None
+            if not unclear:
+                self.rented.id = error.found
+            elif not error.status:
+                code = "instance_create_missing_contract"
             self.result["error"] = error.msg
-            raise Unfit("instance_create_failed", "create_instance", error.msg) from None
-        if not self.instance:
-            self.instance = "?"
-            raise Unfit(
-                "instance_create_missing_contract",
-                "create_instance",
-                "the service named no instance",
-            )
+            raise Unfit(code, "create_instance", error.msg) from None
 
-    def polled(self, pause: float, limit: float) -> Iterator[Row]:
-        """The instance as it is, time and again; {} where the service does not tell, which may
-        pass.
-        """
-        for _ in ticks(pause, limit):
+    def look(self) -> Row:
+        """The instance as it is; {} if the service does not tell, which may pass."""
+        try:
+            self.row = self.call.do("show_instance", id=self.rented.id) or {}
+        except VastAIError as error:
             self.row = {}
-            try:
-                self.row = self.call.do("show_instance", id=self.instance) or {}
-            except VastAIError as error:
-                self.say(f"instance {self.instance}: {error.msg}")
-            yield self.row
+            self.say(f"instance {self.rented.id}: {error.msg}")
+        return self.row
 
     def wait(self) -> None:
         """Waits until the instance runs."""
-        for row in self.polled(10, 900):
-            states, told = (
-                {row.get("intended_status"), row.get("actual_status")},
-                (row.get("status_msg") or "").strip(),
-            )
-            code = (
-                failure_of(told, STATUS_FAILURES, "instance_status_error")
-                if told
-                else "daemon_startup_failed"
-            )
-            if any(sign in told.lower() for sign in STATUS_SIGNS):
-                raise Unfit(code, "startup", told)
-            if row.get("actual_status") == "offline":
-                raise Unfit(
-                    "instance_offline_before_test",
-                    "startup",
-                    "the instance went offline before the test",
-                )
-            if states & {"stopped", "exited"}:
-                raise Unfit(
-                    code,
-                    "startup",
-                    f"the instance stopped before the test: {told or 'no reason given'}",
-                )
-            if states == {"running"}:
-                return
-            self.say(
-                f"instance {self.instance}: {row.get('actual_status') or 'no state yet'} {told}"
-            )
-        raise Unfit("instance_start_timeout", "startup", "the instance did not run within 900 s")
+
+        def look(left: float) -> bool | None:
+            row = self.look()
+            state, told = row.get("actual_status"), as_text(row.get("status_msg")).strip()
+            code = "daemon_startup_failed"
+            if told:
+                code = failure_of(told, STATUS_FAILURES, "instance_status_error")
+            if fault_of(row)[0] or any(sign in told.lower() for sign in STATUS_SIGNS):
+                if state == "offline":
+                    code = "instance_offline_before_test"
+                reason = told or f"the instance was {state or 'stopped'} before the test"
+                raise Unfit(code, "startup", reason)
+            if {row.get("intended_status"), state} & {"stopped", "exited"}:
+                reason = f"the instance stopped before the test: {told or 'no reason given'}"
+                raise Unfit(code, "startup", reason)
+            self.say(f"instance {self.rented.id}: {state or 'no state yet'} {told}")
+            return True if state == row.get("intended_status") == "running" else None
+
+        if not poll_until(look, 900, 10):
+            reason = "the instance did not run within 900 s"
+            raise Unfit("instance_start_timeout", "startup", reason)
 
     def watch(self) -> None:
         """Follows the page of the test, which grows by lines, to its DONE or ERROR."""
@@ -6368,7 +6842,10 @@ class SelfTest:
         )  # hosts sign their certificates themselves
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         heard, reached, page = time.monotonic(), False, f"https://{ip}:{port}/progress"
-        for row in self.polled(20, 600):
+
+        def look(left: float) -> bool | None:
+            nonlocal heard, reached
+            row = self.look()
             if row.get("actual_status") == "offline":
                 raise Unfit(
                     "instance_offline_before_test",
@@ -6386,7 +6863,7 @@ class SelfTest:
                 if line not in self.lines:
                     self.say(line)
                 if line == "DONE":
-                    return
+                    return True
                 if line.startswith("ERROR"):
                     raise Unfit(
                         failure_of(line, TEST_FAILURES, "legacy_progress_error"), "runtime", line
@@ -6401,36 +6878,44 @@ class SelfTest:
                     "runtime_connect",
                     f"{page} did not answer for 120 s: {problem}",
                 )
-        raise Unfit("runtime_test_timeout", "runtime", "the test was not done within 600 s")
+            return None
 
-    def finish(self) -> None:
+        if not poll_until(look, 600, 20):
+            raise Unfit("runtime_test_timeout", "runtime", "the test was not done within 600 s")
+
+    def give_back(self) -> None:
         """Removes the instance unless it is gone; after a failure its diagnostics are written
         before.
         """
-        row: Any = self.instance and {"id": "?"}
+        id = self.rented.id
+        if id is None:
+            return
         try:
-            if row and self.instance != "?":
-                row = self.call.do("show_instance", id=self.instance)
+            row = {} if id == "?" else self.call.do("show_instance", id=id)
         except NotFoundError:
-            return
-        except VastAIError as error:  # what is not seen is not gone
-            self.say(error.msg)
+            row = None
+        except Exception as error:  # noqa: BLE001 (what is not seen is not gone)
+            row = {}
+            self.say(f"instance {id}: {error}")
         gone = ("destroyed", "terminated", "offline")
-        if not row or (row.get("intended_status") or row.get("actual_status")) in gone:
+        if row is None or (row.get("intended_status") or row.get("actual_status")) in gone:
+            self.rented.id = None
             return
         try:
-            self.save(None if self.instance == "?" else self.instance)
+            self.save(None if id == "?" else id)
         finally:
-            self.say(f"removing instance {self.instance}")
-            if not delete_until_gone(
-                self.call, "instance", self.instance, self.label, self.began - 300
-            ):
-                self.fail(
-                    "cleanup_failed",
-                    "cleanup",
-                    f"instance {self.instance} may be there and cost: `vastai "
-                    f"show instances --label {self.label}` shows it. {self.result['reason']}",
-                )
+            self.say(f"removing instance {id}")
+            self.rented.give_back()
+            if self.rented.id is not None:
+                reason = f"{self.rented.still_costs()}. {self.result['reason']}"
+                self.fail("cleanup_failed", "cleanup", reason)
+
+    def still_costs(self) -> str:
+        return self.rented.still_costs()
+
+    @property
+    def results(self) -> list[Row]:
+        return [self.result]
 
     def save(self, instance: int | None = None) -> None:
         """Writes the diagnostics of a failure, once."""
@@ -6802,145 +7287,93 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
     """A serverless worker of each GPU measures itself, side by side, until all have or the time is
     over.
     """
-    rows = {spec: benchmark(*spec, "timeout") for spec in specs}
-    names = {spec: f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}" for spec in specs}
-    rented: dict[Any, list[tuple[str, Any]]] = {
-        spec: [] for spec in specs
-    }  # kinds and ids, as they are to be deleted
-    endpoints: dict[Any, Any] = {}
-    watcher = (
-        call
-        if not call["autoscaler_url"]
-        else Call(
-            VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry),
-            call.row,
-            {},
-            call.view,
+    bench = Bench(call, specs)
+    with Holding(call, bench):
+        bench.run()
+    return bench.results
+
+
+class Bench:
+    """Benchmarks under way: what was measured, and all that was rented for it."""
+
+    def __init__(self, call: Call, specs: list[tuple[str, int]]) -> None:
+        self.call, self.watcher = call, call
+        self.rows = {spec: benchmark(*spec, "timeout") for spec in specs}
+        self.names = {
+            spec: f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}" for spec in specs
+        }
+        self.rented: dict[Any, list[Rented]] = {
+            spec: [] for spec in specs
+        }  # in the order to delete
+        self.endpoints: dict[Any, Any] = {}
+        if call["autoscaler_url"]:
+            client = VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry)
+            self.watcher = Call(client, call.row, {}, call.view)
+
+    @property
+    def results(self) -> list[Row]:
+        return list(self.rows.values())
+
+    def run(self) -> None:
+        chosen = "template_hash" if self.call["template_id"] is None else "template_id"
+        for spec in self.rows:
+            limits = {"cold_workers": 1, "max_workers": 1, "min_load": 1.0}
+            self.endpoints[spec] = self.make(spec, "endpoint", **limits)
+            search = f"gpu_name={spec[0].replace(' ', '_')} num_gpus={spec[1]}"
+            template = {chosen: self.call[chosen], "search_params": search}
+            self.make(spec, "workergroup", endpoint_id=self.endpoints[spec], **template)
+        poll_until(self.look, self.call["timeout"], 10)
+
+    def make(self, spec: tuple[str, int], kind: str, **params: Any) -> Any:
+        """Makes an endpoint or workergroup; it may be there from the first line on, whatever becomes
+        of the answer.
+        """
+        rented = Rented(self.call, kind, self.names[spec])
+        self.rented[spec].insert(0, rented)
+        rented.id = "?"
+        scaler = self.call["auto_instance"]
+        answer = self.call.do(
+            f"create_{kind}", endpoint_name=rented.name, auto_instance=scaler, **params
         )
-    )
+        rented.id = as_whole(answer.get("result", answer.get("id"))) or "?"
+        return rented.id
 
-    def make(spec: tuple[str, int], kind: str, **params: Any) -> Any:
-        rented[spec].insert(
-            0, (kind, "?")
-        )  # from here on it may be there, whatever becomes of the answer
-        answer = call.do(
-            f"create_{kind}",
-            endpoint_name=names[spec],
-            auto_instance=call["auto_instance"],
-            **params,
-        )
-        rented[spec][0] = (kind, answer.get("result", answer.get("id")) or "?")
-        return rented[spec][0][1]
+    def look(self, left: float) -> bool | None:
+        """One look at all workers; those that have measured themselves are given back."""
+        for spec, row in self.rows.items():
+            if row["status"] == "timeout":
+                self.look_at(spec)
+        done = [spec for spec, row in self.rows.items() if row["status"] == "ok"]
+        self.give_back(done)
+        self.call.note(f"{len(done)} of {len(self.rows)} have measured themselves …")
+        return True if len(done) == len(self.rows) else None
 
-    def look(spec: tuple[str, int]) -> None:
+    def look_at(self, spec: tuple[str, int]) -> None:
         try:
-            for worker in watcher.do("get_endpoint_workers", id=endpoints[spec]):
-                if ("instance", worker["id"]) not in rented[spec]:
-                    rented[spec].append(("instance", worker["id"]))  # it outlives its workergroup
-                if (
-                    worker.get("status") == "idle" and (worker.get("measured_perf") or 0) > 0
-                ):  # else an estimate
-                    row = call.do("show_instance", id=worker["id"]) or {}
-                    price = row.get("dph_base") or row.get("dph_total") or 0
-                    rows[spec] = benchmark(*spec, "ok", worker["measured_perf"], price)
-        except (
-            VastAIError,
-            *ODD,
-        ) as error:  # nothing that a service says may keep us from giving back
-            call.note(f"{names[spec]}: {error}")
+            workers = self.watcher.do("get_endpoint_workers", id=self.endpoints[spec])
+            for worker in workers:
+                id, perf = as_whole(worker.get("id")), as_number(worker.get("measured_perf")) or 0
+                if id and id not in [rented.id for rented in self.rented[spec]]:
+                    rented = Rented(self.call, "instance", "")  # it outlives its workergroup
+                    rented.id = id
+                    self.rented[spec].append(rented)
+                if id and worker.get("status") == "idle" and perf > 0:  # else an estimate
+                    row = self.call.do("show_instance", id=id) or {}
+                    price = as_number(row.get("dph_base")) or as_number(row.get("dph_total")) or 0
+                    self.rows[spec] = benchmark(*spec, "ok", perf, price)
+        except VastAIError as error:
+            self.call.note(f"{self.names[spec]}: {error}")
 
-    def give_back(chosen: list[tuple[str, int]]) -> None:
-        for spec in chosen:
-            if spec in endpoints and rows[spec]["status"] == "timeout":
-                look(spec)  # for workers that came last
-            rented[spec] = [
-                thing for thing in rented[spec] if not delete_until_gone(call, *thing, names[spec])
-            ]
+    def give_back(self, specs: Iterable[tuple[str, int]] | None = None) -> None:
+        for spec in self.rows if specs is None else specs:
+            if spec in self.endpoints and self.rows[spec]["status"] == "timeout":
+                self.look_at(spec)  # for workers that came last
+            for rented in self.rented[spec]:
+                rented.give_back()
 
-    def still_there() -> str:
-        things = ", ".join(f"{kind} {id}" for things in rented.values() for kind, id in things)
-        return things and f"not deleted, and still costing: {things}"
-
-    try:
-        chosen = "template_hash" if call["template_id"] is None else "template_id"
-        for spec in specs:
-            endpoints[spec] = make(spec, "endpoint", cold_workers=1, max_workers=1, min_load=1.0)
-            make(
-                spec,
-                "workergroup",
-                endpoint_id=endpoints[spec],
-                **{chosen: call[chosen]},
-                search_params=f"gpu_name={spec[0].replace(' ', '_')} num_gpus={spec[1]}",
-            )
-        for _ in ticks(10, call["timeout"]):
-            for spec in specs:
-                if rows[spec]["status"] == "timeout":
-                    look(spec)
-            done = [spec for spec in specs if rows[spec]["status"] == "ok"]
-            give_back(done)
-            if len(done) == len(specs):
-                break
-            call.note(f"{len(done)} of {len(specs)} have measured themselves …")
-    except BaseException:
-        cleanup_guard(call, lambda: give_back(specs))
-        if still_there():
-            call.warn(still_there())
-        raise
-    cleanup_guard(call, lambda: give_back(specs))
-    if still_there():
-        raise PartialError(still_there(), results=list(rows.values()))
-    return list(rows.values())
-
-
-def ticks(pause: float, limit: float) -> Iterator[None]:
-    """Comes round every `pause` seconds until `limit` seconds are over."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        yield
-        time.sleep(max(0, min(pause, end - time.monotonic())))
-
-
-def cleanup_guard(call: Call, clean_up: Callable[[], None]) -> None:
-    """Gives back what is rented, for it goes on costing; one Ctrl-C begins that anew, the next ends
-    it.
-    """
-    try:
-        clean_up()
-    except KeyboardInterrupt:
-        if call.cli:
-            warn(
-                "giving back what is rented; another Ctrl-C leaves it there, and it goes on costing"
-            )
-        clean_up()
-    call.note("")
-
-
-def delete_until_gone(call: Call, kind: str, id: Any, name: str, since: float = 0) -> bool:
-    """Deletes a rented thing, in ten tries, 10 s apart; one of unknown id, "?", by its name.  Is it
-    gone?
-    """
-    for attempt in range(10):
-        time.sleep(10 if attempt else 5 if id == "?" else 0)
-        try:
-            ids = (
-                [id]
-                if id != "?"
-                else [
-                    row["id"]
-                    for row in call.do(f"show_{kind}s")
-                    if name in (row.get("label"), row.get("endpoint_name"))
-                    and (row.get("start_date") or since) >= since
-                ]
-            )
-            for one in ids:
-                try:
-                    call.do(f"{'destroy' if kind == 'instance' else 'delete'}_{kind}", id=one)
-                except NotFoundError:  # this one is gone; others of its name may be there
-                    pass
-            return True
-        except (VastAIError, *ODD) as error:
-            call.note(f"{kind} {id}: {error} (try {attempt + 1} of 10)")
-    return False
+    def still_costs(self) -> str:
+        things = [rented for several in self.rented.values() for rented in several]
+        return "; ".join(filter(None, (rented.still_costs() for rented in things)))
 
 
 # --------------------------------------------------------------------------------------- serverless
@@ -12054,10 +12487,10 @@ def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = 
             report(error, told_as)
         flush(sys.stdout)
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signal:
         if is_terminal(sys.stderr):
             write_err(CLEAR if erasable() else "\n")
-        return 130
+        return getattr(signal, "exit_status", 130)
     except BrokenPipeError:  # whoever read our output has enough
         discard(sys.stdout)
         return status
@@ -12084,6 +12517,8 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
         import json
 
         told = {"error": True, "status_code": error.status, "msg": error.msg}
+        if error.found:
+            told["found"] = error.found
         if wants_json(words):
             show_progress("")
             write_err(json.dumps(told) + "\n")
