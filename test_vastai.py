@@ -5466,6 +5466,13 @@ class TestLines(FaultCase):
         self.assertIn("    gpu_name: text", vastai.VastAI.search_offers.__doc__)
         self.assertNotIn("    gpu_name: text", vastai.VastAI.show_user.__doc__)
 
+    def test_words_of_a_line_as_a_shell_reads_them(self):
+        for line in ("a  b\tc", "a 'b c' \"d e\"", "'' \"\"", "a\\ b", '"a\\"b" \'c\\d\'', '"\\x"', "a'b'c\"d\"", "a\\\n"):
+            self.assertEqual(vastai.shell_words(line), shlex.split(line))
+        for line in ("'a", 'a "b', "a\\", '"\\'):
+            self.assertRaises(ValueError, vastai.shell_words, line)
+        self.assertEqual(vastai.shell_words("x" * 1_000_000), ["x" * 1_000_000])  # shlex takes fifteen seconds
+
     def test_options_between_the_words_of_a_command(self):
         for line in ("show --raw instances", "--raw show -q instances", "show --url http://x:1 instances",
                      "show --status running instances", "-q -- show instances"):
@@ -6877,7 +6884,7 @@ class ReplTest(ShellCase):
         done = self.run_process("--quiet", "repl", text=script)
         self.assertEqual(2, done.returncode, "the last that failed")
         self.assertEqual(1, len(connections), "one connection for all")
-        self.assertIn("no closing quotation", done.stderr)
+        self.assertIn("is not closed", done.stderr)
         self.assertIn("prompt already", done.stderr)
         self.assertIn("usage: vastai search offers", done.stdout)
         self.assertNotIn("vastai>", done.stdout + done.stderr)

@@ -11809,7 +11809,8 @@ def unknown_command_message(words: list[str]) -> str:
         return f"`vastai {words[0]}` needs one word more:\n{overview(words[0]).rstrip()}"
     name = " ".join(words)
     told = f"no command {name!r}" if name.isprintable() and len(name) <= 48 else "no such command"
-    return f"{told}{suggest_command(words) or ';'} `vastai --help` lists all commands"
+    verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
+    return f"{told}{suggest_command(words) or ';'} `{verb}` lists what there is"
 
 
 def suggest_command(words: list[str]) -> str:
@@ -11824,7 +11825,8 @@ def suggest_command(words: list[str]) -> str:
     for name in likely:
         if name in NAMES or name.startswith("--"):
             return f"; did you mean {name!r}?"
-    return suggest(" ".join(words), NAMES) or suggest(words[0], {n.split()[0] for n in NAMES})
+    verb = "" if commands_of_verb(words[0]) else suggest(words[0], {n.split()[0] for n in NAMES})
+    return suggest(" ".join(words), NAMES) or verb
 
 
 START_PAGE = (
@@ -12059,23 +12061,29 @@ def complete(
     typed = TypedWords([] if helping else args_of_line(row), rest)
     if typed.closed:
         return []
-    has_value = word.startswith("--") and "=" in word and not typed.literal
-    head = word[: word.index("=") + 1] if has_value else ""
-    dashed = word.startswith("-") and not head and not typed.literal
-    arg = typed.options.get(canonical(word)) if head else typed.next_arg()
-    found: list[tuple[str, str]] = []
-    if not head and not typed.due and (stem or not row):
-        found += next_words(stem)
-    if arg and not dashed:
-        found += value_words(arg, row, {**(start or {}), **typed.service}, pool)
-    if dashed or (row and not (arg or word or stem)):
-        found += typed.option_words(word)
-    taken = rest if arg and arg.many else []
-    return [
-        (head + text, meaning)
-        for text, meaning in found
-        if meaning == FILES or ((head + text).startswith(word) and text not in taken)
-    ]
+    service = {**(start or {}), **typed.service}
+    if word.startswith("-") and not typed.literal:
+        found = complete_option(word, typed, row, service, pool)
+    else:
+        found = [] if typed.due or (row and not stem) else next_words(stem)
+        arg = typed.next_arg()
+        values = value_words(arg, row, service, pool) if arg else []
+        found += [pair for pair in values if not (arg and arg.many and pair[0] in rest)]
+        if row and not (arg or word or stem):
+            found += typed.option_words(word)
+    return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
+
+
+def complete_option(
+    word: str, typed: TypedWords, row: Command | None, service: Row, pool: Pool | None
+) -> list[tuple[str, str]]:
+    """The options that begin with `word`, or the values of --name=…."""
+    if not word.startswith("--") or "=" not in word:
+        return list(typed.option_words(word))
+    head = word[: word.index("=") + 1]
+    arg = typed.options.get(canonical(word))
+    values = value_words(arg, row, service, pool) if arg else []
+    return [(head + text, meaning) for text, meaning in values]
 
 
 def args_of_line(row: Command | None) -> list[Arg]:
@@ -12322,8 +12330,6 @@ def repl(start: Row) -> int:
 
     At a terminal the answer is 0; of a script it is the status of the last command that failed.
     """
-    import shlex
-
     talking, pool, status, failed = is_terminal(sys.stdin), KeptPool(), 0, 0
     editing = talking and is_terminal(sys.stdout)
     remember = line_editor(start, pool) if editing else lambda line, words: None
@@ -12353,7 +12359,7 @@ def repl(start: Row) -> int:
         ):  # the end, or a stdin that is closed
             line = ""
         try:
-            words = [] if line.lstrip().startswith("#") else shlex.split(line)
+            words = [] if line.lstrip().startswith("#") else shell_words(line)
         except ValueError as error:
             told = UsageError(f"cannot read the line: {str(error).lower()}")
             status = failed = report(told, ["--raw"] if start["format"] == "json" else [])
@@ -12372,6 +12378,37 @@ def repl(start: Row) -> int:
     Pool.close(pool)
     tell("" if line else "\n")
     return 0 if talking else failed
+
+
+def shell_words(line: str) -> list[str]:
+    """The words of a line, quotes and backslashes read as a shell does; ValueError if a quote is open.
+
+    shlex does the same, and takes 15 s for a word of a megabyte.
+    """
+    words: list[str] = []
+    word: list[str] | None = None  # the letters of the word under way
+    quote = ""
+    letters = iter(line)
+    for char in letters:
+        if not quote and char in " \t\r\n":
+            words += [] if word is None else ["".join(word)]
+            word = None
+            continue
+        word = [] if word is None else word
+        if char == quote:
+            quote = ""
+        elif char == "\\" and quote != "'":
+            following = next(letters, "")
+            if not following:
+                raise ValueError("nothing follows the backslash")
+            word.append(char + following if quote and following not in '"\\' else following)
+        elif not quote and char in "'\"":
+            quote = char
+        else:
+            word.append(char)
+    if quote:
+        raise ValueError(f"the quote {quote} is not closed")
+    return words + ([] if word is None else ["".join(word)])
 
 
 def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
@@ -12396,7 +12433,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
     def offer(text: str, state: int) -> str | None:
         if not state:
             try:
-                words = shlex.split(readline.get_line_buffer()[: readline.get_begidx()])
+                words = shell_words(readline.get_line_buffer()[: readline.get_begidx()])
                 found[:] = complete([*words[words[:1] == ["vastai"] :], text], start, pool)
             except Exception:  # noqa: BLE001 - an open quote; nothing may be said amid a line
                 found.clear()
