@@ -6872,6 +6872,53 @@ class ShellsTest(ShellCase):
         self.assertEqual([], found[6])
 
 
+class ScreenTest(ShellCase):
+    """What a person at a terminal sees, and what a pipe gets."""
+
+    def on_terminal(self, *words, **env):
+        """All that a command writes to a terminal."""
+        with Terminal([os.path.join(self.home, "vastai"), *words], {**self.env, **env}) as terminal:
+            status = terminal.status()
+            os.write(terminal.inner, b"@END@")
+            return status, terminal.expect("@END@").replace("\r\n", "\n")
+
+    def test_sentences_are_wrapped_at_words(self):
+        words = ("label", "instance", "5", "--label", "X")
+        status, text = self.on_terminal(*words, COLUMNS="40")
+        self.assertEqual(status, 2)
+        self.assertLessEqual(max(map(len, text.split("\n"))), 40, text)
+        piped = self.run_process(*words, COLUMNS="40").stderr
+        self.assertEqual((piped.count("\n"), piped.split()), (1, text.split()))
+
+    def test_an_ascii_terminal(self):
+        status, text = self.on_terminal("search", "offers", COLUMNS="70", PYTHONIOENCODING="ascii", LC_ALL="C")
+        self.assertEqual((status, "\\u" in text), (0, False), text)
+
+    def test_tables(self):
+        _, text = self.on_terminal("search", "offers", COLUMNS="80", PAGER="")
+        header = text.split("\n")[0]
+        self.assertIn("Hidden to fit: ", text)
+        self.assertRegex(text, "RTX_[0-9]")
+        self.assertLessEqual(max(map(len, text.split("\n"))), 80, text)
+        piped = self.run_process("search", "offers")
+        lines = [line.split() for line in piped.stdout.splitlines()]
+        self.assertGreater(len(lines[0]), len(header.split()))
+        self.assertTrue(all(len(line) >= len(lines[0]) and line[0].isdigit() for line in lines[1:]), piped.stdout)
+        self.assertTrue(all(line[:1].isdigit() for line in piped.stdout.splitlines()[1:]))
+
+    def test_a_secret_is_not_shown(self):
+        code = "import vastai; vastai.write_out(repr(vastai.ask_secret('API key')))"
+        env = {**self.env, "PYTHONPATH": os.path.dirname(os.path.abspath(vastai.__file__))}
+        with Terminal([sys.executable, "-c", code], env) as terminal:
+            terminal.expect("API key: ")
+            terminal.type("sesame\n")
+            self.assertEqual((terminal.expect("'sesame'").strip(), terminal.status()), ("", 0))
+        for text, shown in ((" sesame \nmore\n", "'sesame'"), ("", "")):
+            done = subprocess.run([sys.executable, "-c", code], env=env, input=text, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True)
+            self.assertEqual((done.stdout, "found nothing" in done.stderr), (shown, not shown))
+
+
 class ReplTest(ShellCase):
     """Many commands in one process."""
 
