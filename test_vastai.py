@@ -44,6 +44,7 @@ Standard library only, CPython 3.8 and newer.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import atexit
 import base64
 import codecs
@@ -53,6 +54,7 @@ import csv
 import email.utils
 import faulthandler
 import functools
+import gc
 import gzip
 import hashlib
 import http.client
@@ -89,6 +91,7 @@ import traceback
 import types
 import unittest
 import urllib.parse
+import warnings
 import zlib
 from unittest import mock
 
@@ -6664,6 +6667,573 @@ class TestAtRandom(FaultCase):
                          and request["path"].endswith("/team/")]
                 self.assertLessEqual(len(posts), 2 if b"429" in data[:20] or b"307" in data[:20] else 1)
                 self.assertLessEqual(len(server.requests), 12)
+
+
+# --------------------------------------------------------------------------------------- serverless
+
+ENDPOINT_KEY = "endpoint-key-5c2b81f09a7d"
+ENDPOINT = {"id": 321, "endpoint_name": "tests", "api_key": ENDPOINT_KEY, "user_id": 7, "created_at": 1.76e9,
+            "max_workers": 4}
+WAITING = {"request_idx": 42, "status": "total workers: 1, loading workers: 1"}
+EVENTS = [{"choices": [{"text": "Pa"}]}, {"choices": [{"text": "ris"}]}]
+
+
+def chunked(*pieces, end=True, **headers):
+    """A streamed answer, each piece a chunk of its own."""
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{lines}Transfer-Encoding: chunked\r\n\r\n"
+    body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return head.encode() + body + (b"0\r\n\r\n" if end else b"")
+
+
+def event(value):
+    return b"data: %s\n\n" % json.dumps(value).encode()
+
+
+def until_gone(data):
+    """Sends this and waits until the client hangs up, which is noted in `gone`."""
+    def step(faulty, sock, request):
+        sock.sendall(data)
+        sock.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            while sock.recv(4096):
+                pass
+        faulty.gone.set()
+    return step
+
+
+class ServerlessCase(FaultCase):
+    """One server that is console, router and worker; `router` and `worker` are the steps of those two."""
+
+    def setUp(self):
+        super().setUp()
+        vastai._roots.clear()
+        self.server = self.serve(route=self.step)
+        self.server.gone = threading.Event()
+        self.worker_url = self.server.url
+        self.router, self.worker = [{}], [reply({"n": 1}, Content_Type="application/json")]
+
+    def step(self, request):
+        if request["path"].startswith("/api/v0/endptjobs/3"):
+            return reply({"success": True, "result": dict(ENDPOINT, api_key="renewed-key")})
+        if request["path"].startswith("/api/v0/"):
+            return reply({"success": True, "results": [ENDPOINT]})
+        if request["path"].startswith("/static/"):
+            return reply(pem("CERTIFICATE", CERTIFICATE))
+        steps = self.router if request["path"] == "/route/" else self.worker
+        step = steps.pop(0) if len(steps) > 1 else steps[0]
+        if isinstance(step, dict):
+            grant = {"endpoint": "tests", "url": self.worker_url, "cost": 1, "reqnum": 5, "request_idx": 42,
+                     "signature": "c2ln"}
+            return reply({**grant, **step})
+        return step
+
+    def sent(self, path):
+        return [request for request in self.server.requests if request["path"] == path]
+
+    def program(self, program, kind="Serverless", **options):
+        """What `await program(client, endpoint)` returns."""
+        async def main():
+            options.setdefault("max_poll_interval", 0.01)
+            async with getattr(vastai, kind)(KEY, autoscaler_url=self.server.url, webserver_url=self.server.url,
+                                             **options) as client:
+                client.SSL_CERT_URL = self.server.url + "/static/root.cer"
+                return await program(client, vastai.Endpoint(client, "tests", 321, ENDPOINT_KEY))
+        return asyncio.run(asyncio.wait_for(main(), 15))
+
+    def ask(self, **options):
+        """One request to the worker's /work; in both drivers, which must agree."""
+        payload = options.pop("payload", {"a": 1})
+        return self.program(lambda client, endpoint: endpoint.request("/work", payload, **options))
+
+    def listen(self, **options):
+        """The events of a streamed request."""
+        async def program(client, endpoint):
+            answer = await endpoint.request("/work", {}, stream=True, **options)
+            return [event async for event in answer["response"]]
+        return self.program(program)
+
+
+class TestJobs(ServerlessCase):
+    """A job is sent once, unless the caller lets it be repeated."""
+
+    LOSSES = (hang_up, reset, cut(b"HTTP/1.1 200 OK\r\nConte"), cut(reply({"n": 1})[:-3]), cut(chunked(b'{"n"', end=False)))
+
+    def test_lost(self):
+        for loss in self.LOSSES:
+            for kind in ("Serverless", "CoroutineServerless"):
+                self.worker, self.server.requests = [loss], []
+                error = self.error(self.program, lambda client, endpoint: endpoint.request("/work", {}, retry=False), kind)
+                self.assertIsInstance(error, vastai.OutcomeUnknownError)
+                self.assertIsInstance(error, ConnectionError)
+                self.assertIn("outcome is unknown", str(error))
+                self.assertEqual(len(self.sent("/work")), 1)
+
+    def test_lost_and_repeated(self):
+        self.worker = [*self.LOSSES, reply({"n": 2})]
+        self.assertEqual(self.ask()["response"], {"n": 2})
+        self.assertEqual(len(self.sent("/work")), len(self.LOSSES) + 1)
+        self.worker, self.server.requests = [hang_up], []
+        self.assertIsInstance(self.error(self.ask, max_retries=3), vastai.OutcomeUnknownError)
+        self.assertEqual(len(self.sent("/work")), 3)
+
+    def test_slow(self):
+        self.worker = [stall]
+        for options in ({"worker_timeout": 0.2, "retry": False}, {"timeout": 0.3}):
+            self.server.requests = []
+            error = self.error(self.ask, **options)
+            self.assertIsInstance(error, vastai.OutcomeUnknownError)
+            self.assertIsInstance(error, asyncio.TimeoutError)
+            self.assertEqual(len(self.sent("/work")), 1)
+
+    def test_lost_then_something_else(self):
+        """Whatever comes after a lost job, its outcome stays unknown."""
+        self.worker, self.router = [hang_up], [{}, reply("no such endpoint", 404)]
+        error = self.error(self.ask)
+        self.assertIsInstance(error, vastai.OutcomeUnknownError)
+        self.assertIn("HTTP 404 - no such endpoint", str(error))
+
+    def test_broken_answer(self):
+        self.worker = [reply('{"n": ', Content_Type="application/json")]
+        error = self.error(self.ask)
+        self.assertEqual((len(self.sent("/work")), error.body), (1, '{"n": '))
+        self.assertIn("broken JSON", str(error))
+
+    def test_refusing(self):
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.worker_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+            error = self.error(self.ask, timeout=0.2)
+            self.assertIsInstance(error, vastai.WaitTimeoutError)
+            self.assertIsInstance(error, asyncio.TimeoutError)
+            self.assertIn("refused", str(error))
+            for options, tries in (({"max_retries": 2}, 2), ({"retry": False}, 5)):
+                self.server.requests = []
+                error = self.error(self.ask, **options)
+                self.assertIsInstance(error, (vastai.NetworkError, ConnectionError))
+                self.assertEqual(len(self.sent("/route/")), tries)
+            self.router = [{}, {"url": self.server.url}]
+            self.assertEqual(self.ask(retry=False)["response"], {"n": 1})
+
+    def test_failing(self):
+        self.worker = [reply("boom", 500), reply("busy", 429), reply({"n": 3})]
+        self.assertEqual(self.ask()["response"], {"n": 3})
+        self.worker = [reply("boom", 500)]
+        for options, tries in (({"retry": False}, 1), ({"max_retries": 3}, 3)):
+            self.server.requests = []
+            answer = self.ask(**options)
+            self.assertEqual((answer["ok"], answer["status"], answer["response"]), (False, 500, {"error": "boom"}))
+            self.assertEqual(len(self.sent("/work")), tries)
+
+    def test_answers(self):
+        for body, kind, response, text in (
+                (b'{"a": "\xc5\xbe"}', "application/json", {"a": "ž"}, '{"a": "ž"}'), (b"[1]", None, [1], "[1]"),
+                (b"", None, None, ""), (b"\xe9", "text/plain; charset=latin-1", "é", "é"), (b"[1]", "text/plain", [1], "[1]"),
+                (b"{no", "text/plain", "{no", "{no"), (b"\x89PNG\xff", "image/png", b"\x89PNG\xff", ""),
+                (b' {"a": 1}', "application/octet-stream", {"a": 1}, ""), (b"NaN", "application/json; x", None, "NaN")):
+            self.worker = [reply(body, Content_Type=kind)]
+            answer = self.ask()
+            if body != b"NaN":
+                self.assertEqual(answer["response"], response)
+            self.assertEqual((answer["text"], answer["content_type"]), (text, (kind or "").partition(";")[0]))
+        self.worker = [reply(gzip.compress(b'{"z": 1}'), Content_Encoding="gzip")]
+        self.assertEqual(self.ask()["response"], {"z": 1})
+
+    def test_what_is_sent(self):
+        self.ask(payload={"text": "ž"}, cost=8)
+        (route,), (job,) = self.sent("/route/"), self.sent("/work")
+        self.assertEqual(route["headers"]["authorization"], f"Bearer {ENDPOINT_KEY}")
+        self.assertEqual(json.loads(route["body"]), {"endpoint": "tests", "api_key": ENDPOINT_KEY, "cost": 8,
+                                                     "request_idx": 0, "replay_timeout": 60.0})
+        self.assertNotIn("authorization", job["headers"])
+        self.assertEqual(job["target"], "/work")
+        self.assertEqual(sorted(json.loads(job["body"])["auth_data"]),
+                         ["cost", "endpoint", "reqnum", "request_idx", "signature", "url"])
+
+    def test_what_is_not(self):
+        for payload in ({"a": float("nan")}, {"a": object()}):
+            self.assertIsInstance(self.error(self.ask, payload=payload), vastai.UsageError)
+        for route in ("", None):
+            with self.assertRaises(vastai.UsageError):
+                self.program(lambda client, endpoint: endpoint.request(route, {}))
+        self.assertEqual(self.sent("/work"), [])
+
+    def test_kept_connections(self):
+        """A worker's idle connection is used again while it is open; that it was closed costs no job."""
+        async def program(client, endpoint):
+            for _ in range(3):
+                self.assertTrue((await endpoint.request("/work", {}, retry=False))["ok"])
+            before = self.server.connections
+            self.server.hang_up()
+            await asyncio.sleep(0.05)
+            self.assertTrue((await endpoint.request("/work", {}, retry=False))["ok"])
+            return before
+        self.assertEqual(self.program(program), 1)
+        self.assertEqual(len(self.sent("/work")), 4)
+
+
+class TestRouter(ServerlessCase):
+    def test_waiting(self):
+        self.router = [reply(WAITING), reply(dict(WAITING, url=None)), reply("oops", 502), hang_up, {}]
+        answer = self.ask()
+        self.assertEqual((answer["response"], answer["request_idx"], answer["url"]), ({"n": 1}, 42, self.server.url))
+        self.assertEqual([json.loads(request["body"])["request_idx"] for request in self.sent("/route/")],
+                         [0, 42, 42, 42, 42])
+
+    def test_nobody_comes(self):
+        self.router = [reply(WAITING)]
+        error = self.error(self.ask, timeout=0.2)
+        self.assertIsInstance(error, vastai.WaitTimeoutError)
+        self.assertIsInstance(error, asyncio.TimeoutError)
+        self.assertIn("loading workers: 1", str(error))
+
+    def test_refusals(self):
+        for step, words, tries in ((reply("no such endpoint", 404), "HTTP 404 - no such endpoint", 1),
+                                   (reply({"error_msg": "invalid key"}), "invalid key", 1), (reply("<html>"), "route", 1),
+                                   (reply({"url": "ftp://x"}), "route", 1), (reply("oops", 502), "HTTP 502 - oops", 5),
+                                   (hang_up, "closed", 5)):
+            self.router, self.server.requests = [step], []
+            error = self.error(self.ask)
+            self.assertIsInstance(error, RuntimeError)
+            self.assertIn(words, str(error))
+            self.assertIn("route", str(error))
+            self.assertEqual((len(self.sent("/route/")), self.sent("/work")), (tries, []))
+
+    def test_echoed_key(self):
+        self.router = [reply(f"bad key {ENDPOINT_KEY}", 403)]
+        error = self.error(self.ask)
+        self.assertNotIn(ENDPOINT_KEY, str(error) + repr(error.body))
+        self.assertIsInstance(error, vastai.AuthError)
+
+    def test_redirected(self):
+        self.router = [reply("", 307, Location="/route/?again"), {}]
+        self.assertTrue(self.ask()["ok"])
+        self.assertEqual(self.sent("/route/")[1]["headers"]["authorization"], f"Bearer {ENDPOINT_KEY}")
+        other = self.serve(reply("not for you"))
+        self.router = [reply("", 307, Location=other.url)]
+        self.assertIn("HTTP 307", str(self.error(self.ask)))
+        self.assertEqual(other.requests, [])
+
+
+class TestEvents(ServerlessCase):
+    def test_events(self):
+        whole = b": hello\r\nevent: x\r\n" + event(EVENTS[0]) + b"data: {broken\n\n" + event(EVENTS[1]) + b"data: [DONE]\n\n"
+        lines = "\n".join(map(json.dumps, EVENTS)).encode()  # the last one without a newline
+        for answer in (chunked(whole), chunked(*(whole[at:at + 1] for at in range(len(whole)))), chunked(lines),
+                       reply(lines), chunked(gzip.compress(lines), Content_Encoding="gzip")):
+            self.worker = [answer]
+            self.assertEqual(self.listen(), EVENTS)
+        self.worker = [cut(b"HTTP/1.0 200 OK\r\n\r\n" + lines)]  # up to the end of the connection
+        self.assertEqual(self.listen(), EVENTS)
+
+    def test_cut(self):
+        for step in (cut(chunked(event(1), end=False)), cut(reply(event(1), Content_Length=99))):
+            self.worker = [step]
+            error = self.error(self.listen)
+            self.assertIsInstance(error, ConnectionError)
+            self.assertIsInstance(error, vastai.OutcomeUnknownError)
+
+    def test_stuck(self):
+        for data, options in ((chunked(end=False), {"timeout": 0.2}), (chunked(event(1), end=False), {"worker_timeout": 0.2}),
+                              (b"", {"timeout": 0.2})):
+            self.worker = [stuck(data)]
+            self.assertIsInstance(self.error(self.listen, **options), asyncio.TimeoutError)
+        self.worker = [trickle(chunked(*map(event, range(9))), 0.001)]
+        self.assertEqual(self.listen(timeout=0.3), list(range(9)))  # the time ends with the first piece
+
+    def test_hanging_up(self):
+        """Whoever does not listen any more closes the connection, which ends the worker's job."""
+        async def closed(client, endpoint):
+            answer = await endpoint.request("/work", {}, stream=True)
+            async for _ in answer["response"]:
+                break
+            await answer["response"].aclose()
+            await self.hung_up()
+
+        async def forgotten(client, endpoint):
+            async for _ in (await endpoint.request("/work", {}, stream=True))["response"]:
+                break
+            await self.hung_up()
+
+        async def left(client, endpoint):
+            answer = await endpoint.request("/work", {}, stream=True)
+            await client.close()
+            await self.hung_up()
+            with self.assertRaises(ConnectionError):
+                [event async for event in answer["response"]]
+
+        async def cancelled(client, endpoint):
+            request = endpoint.request("/work", {})
+            await asyncio.sleep(0.1)
+            request.cancel()
+            await self.hung_up()
+            self.assertEqual(request.status, "Cancelled")
+
+        async def waited_for(client, endpoint):
+            with self.assertRaises(asyncio.TimeoutError):
+                await asyncio.wait_for(endpoint.request("/work", {}), 0.1)
+            await self.hung_up()
+
+        async def closed_under_way(client, endpoint):
+            request = endpoint.request("/work", {})
+            await asyncio.sleep(0.1)
+            await client.close()
+            await self.hung_up()
+            self.assertTrue(request.cancelled())
+
+        for program in (closed, forgotten, left):
+            self.worker = [until_gone(chunked(event(1), end=False))]
+            self.program(program)
+        for program in (cancelled, waited_for, closed_under_way):
+            self.worker = [until_gone(b"")]
+            self.program(program)
+
+    async def hung_up(self):
+        self.assertTrue(await asyncio.get_running_loop().run_in_executor(None, self.server.gone.wait, 2))
+        self.server.gone.clear()
+
+
+class TestServerless(ServerlessCase):
+    """The classes around the requests."""
+
+    def test_endpoints(self):
+        async def program(client, endpoint):
+            found = await client.get_endpoint("tests")
+            with self.assertRaisesRegex(Exception, "no endpoint 'others'"):
+                await client.get_endpoint("others")
+            return repr(found), found.data.config.max_workers, client.is_open()
+        self.assertEqual(self.program(program), ("<Endpoint tests (id=321)>", 4, True))
+
+    def test_old_endpoint(self):
+        """The key of an endpoint that was fetched long ago is fetched again."""
+        async def program(client, endpoint):
+            for _ in range(2):
+                await vastai.Endpoint(client, "old", 321, "old-key", soft_refresh_threshold=-2, hard_refresh_threshold=-1
+                                      ).request("/work", {})
+        self.program(program)
+        self.assertEqual({request["headers"]["authorization"] for request in self.sent("/route/")}, {"Bearer renewed-key"})
+
+    def test_future(self):
+        seen, told = [], io.StringIO()
+
+        async def program(client, endpoint):
+            tracker = vastai.RequestStatus()
+            request = endpoint.request("/work", {}, serverless_request=tracker)
+            self.assertIsInstance(request, vastai.ServerlessRequest)
+            self.assertTrue(asyncio.isfuture(request))
+            self.assertIs(request.then(seen.append), request)
+            self.assertEqual(request.status, "New")
+            await request
+            self.router = [reply("no", 404)]
+            failed = endpoint.request("/work", {}).then(seen.append)
+            with contextlib.redirect_stdout(told):
+                await asyncio.wait([failed])
+            return tracker.status, failed.status, tracker.complete_time >= tracker.start_time >= tracker.create_time
+        self.assertEqual(self.program(program), ("Complete", "Errored", True))
+        self.assertEqual([answer["response"] for answer in seen], [{"n": 1}])
+        self.assertIn("HTTP 404 - no", told.getvalue())
+
+    def test_more_than_connections(self):
+        """More jobs than connections wait, and a wait does not count as the router's time."""
+        def slowly(faulty, sock, request):
+            time.sleep(0.02)
+            sock.sendall(reply({"n": 1}))
+            return True
+        self.worker = [slowly]
+
+        async def program(client, endpoint):
+            answers = await asyncio.gather(*(endpoint.request("/work", {}) for _ in range(12)))
+            self.assertLessEqual(self.server.connections, 2)
+            self.worker = [stall]
+            waiting = [endpoint.request("/work", {}, timeout=0.2) for _ in range(4)]
+            failed = await asyncio.gather(*waiting, return_exceptions=True)
+            return [answer["ok"] for answer in answers], {type(error).__name__ for error in failed}
+        self.assertEqual(self.program(program, connection_limit=2), ([True] * 12, {"TimeoutError"}))
+
+    def test_two_loops(self):
+        client = vastai.Serverless(KEY, autoscaler_url=self.server.url)
+        endpoint = vastai.Endpoint(client, "tests", 321, ENDPOINT_KEY)
+
+        async def once():
+            return (await endpoint.request("/work", {}))["ok"], client.is_open()
+        self.assertFalse(client.is_open())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            for _ in range(3):
+                self.assertEqual(asyncio.run(once()), (True, True))
+            asyncio.run(client.close())
+            self.assertFalse(client.is_open())
+            gc.collect()  # the sockets of loops that ended without closing the client
+
+    def test_keys(self):
+        with self.assertRaisesRegex(AttributeError, "API key"):
+            vastai.Serverless()
+        os.makedirs(os.path.join(self.home, ".config", "vastai"))
+        with open(os.path.join(self.home, ".config", "vastai", "vast_api_key"), "w") as file:
+            file.write("key-of-a-file")
+        self.assertEqual(vastai.CoroutineServerless().api_key, "key-of-a-file")
+        with mock.patch.dict(os.environ, VAST_API_KEY=KEY):
+            self.assertEqual(vastai.Serverless().api_key, KEY)
+
+        async def program(client, endpoint):
+            return await vastai.Endpoint(client, "tests", 321, "a\r\nb: c").request("/work", {}, timeout=0.1)
+        self.error(self.program, program)
+        self.assertEqual(self.server.requests, [])
+
+    def test_creations_are_not_repeated(self):
+        self.server.route = lambda request: hang_up
+
+        async def program(client, endpoint):
+            await client.create_endpoint(vastai.EndpointConfig("new"))
+        self.assertIsInstance(self.error(self.program, program), vastai.OutcomeUnknownError)
+        self.assertEqual(len(self.server.requests), 1)
+
+    def test_workers(self):
+        answers = [reply([{"id": 5, "status": None, "perf": "1.5"}]), reply({"error_msg": "not ready"}),
+                   reply({"error": "slow down"}, 429)]
+        self.server.route = lambda request: answers.pop(0)
+
+        async def program(client, endpoint):
+            workers = [await endpoint.get_workers() for _ in range(2)]
+            with self.assertRaisesRegex(RuntimeError, 'HTTP 429 - {"error": "slow down"}'):
+                await endpoint.get_workers()
+            return workers
+        (worker,), none = self.program(program)
+        self.assertEqual((worker.id, worker.status, worker.perf, worker.reqs_working, none), (5, "UNKNOWN", 1.5, 0, []))
+
+
+class TestServerlessSessions(ServerlessCase):
+    MADE = reply({"session_id": "s-1", "expiration": 1.9e9}, 201)
+
+    def test_session(self):
+        self.worker = [self.MADE, reply({"n": 1}), reply({"ended": True})]
+
+        async def program(client, endpoint):
+            async with await endpoint.session(lifetime=30) as session:
+                answer = await session.request("/work", {})
+            with self.assertRaises(ValueError):
+                session.request("/work", {})
+            return answer["ok"], session.open
+        self.assertEqual(self.program(program), (True, False))
+        self.assertEqual(json.loads(self.sent("/work")[0]["body"])["session_id"], "s-1")
+        self.assertEqual((len(self.sent("/route/")), len(self.sent("/session/end"))), (1, 1))
+
+    def test_endings(self):
+        for step, kind in ((reply({"error": "gone"}, 410), ValueError), (hang_up, ConnectionError)):
+            self.worker, self.server.requests = [self.MADE, step], []
+
+            async def program(client, endpoint):
+                session = await endpoint.session()
+                with self.assertRaises(kind):
+                    await session.request("/work", {})
+                return session.open
+            self.assertFalse(self.program(program))
+            self.assertEqual(len(self.sent("/work")), 1)
+
+    def test_is_open(self):
+        for step, state in ((reply({"auth_data": {}}), True), (reply({"error": "no session"}, 400), False), (hang_up, False)):
+            self.worker = [self.MADE, step]
+
+            async def program(client, endpoint):
+                return await (await endpoint.session()).is_open()
+            self.assertEqual(self.program(program), state)
+
+
+class TestServerlessTls(ServerlessCase):
+    """Workers' certificates are signed by Vast.ai's root, which is fetched, cached, and trusted for workers alone."""
+
+    def setUp(self):
+        super().setUp()
+        self.far = self.serve(reply({"n": 2}), tls=server_context(self.home))
+        self.worker_url = self.far.url
+        self.cache = vastai.root_file(self.server.url + "/static/root.cer")
+
+    def fetched(self):
+        return len(self.sent("/static/root.cer"))
+
+    def test_fetched_once(self):
+        async def program(client, endpoint):
+            return [answer["response"] for answer in await asyncio.gather(
+                *(endpoint.request("/work", {}) for _ in range(5)))]
+        self.assertEqual(self.program(program, connection_limit=1), [{"n": 2}] * 5)
+        self.assertEqual(self.program(program), [{"n": 2}] * 5)
+        vastai._roots.clear()  # as in another process
+        self.assertEqual(self.program(program), [{"n": 2}] * 5)
+        self.assertEqual(self.fetched(), 1)
+        os.utime(self.cache, (time.time() - 90_000,) * 2)
+        vastai._roots.clear()
+        self.program(program)
+        self.assertEqual(self.fetched(), 2)
+
+    def test_renewed(self):
+        """A root that was cached and does not fit, or is broken, is fetched again."""
+        system = ssl.create_default_context().get_ca_certs(binary_form=True)
+        old = ssl.DER_cert_to_PEM_cert(system[0]) if system else "broken"
+        for text in (old, "broken"):
+            os.makedirs(os.path.dirname(self.cache), exist_ok=True)
+            with open(self.cache, "w") as file:
+                file.write(text)
+            os.utime(self.cache, (time.time() - 600,) * 2)
+            vastai._roots.clear()
+            self.assertEqual(self.ask(max_retries=1)["response"], {"n": 2})
+        self.assertEqual(self.fetched(), 2)
+
+    def test_strangers(self):
+        self.server.route = lambda request: (reply("nothing here", 404) if request["path"].startswith("/static")
+                                             else self.step(request))
+        self.assertIn("root certificate", str(self.error(self.ask, max_retries=1)))
+        for url in (self.far.url.replace("127.0.0.1", "localhost"), "https://127.0.0.1:1"):
+            self.worker_url = url
+            self.error(self.ask, max_retries=1)
+        self.assertEqual(self.far.requests, [])
+        self.server.url = self.far.url  # a router with that certificate is none
+        self.assertIn("certificate", str(self.error(self.ask)))
+        self.assertEqual(self.far.requests, [])
+
+    def test_proxies(self):
+        proxy = TestProxies.proxy(self)
+        address = f"http://user:pass%2Fword@127.0.0.1:{proxy.port}"
+        with mock.patch.dict(os.environ, HTTPS_PROXY=address):
+            self.assertEqual(self.ask()["response"], {"n": 2})
+        self.assertEqual([request["target"] for request in proxy.requests], [f"127.0.0.1:{self.far.port}"])
+        with mock.patch.dict(os.environ, HTTP_PROXY=address):
+            self.error(self.ask, timeout=0.1)
+        self.assertEqual(proxy.requests[-1]["target"], self.server.url + "/route/")
+
+
+class TestServerlessNames(unittest.TestCase):
+    def run_python(self, program):
+        done = subprocess.run([sys.executable, "-S", "-c", program], cwd=HERE, capture_output=True, text=True, timeout=20)
+        return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+    def test_asyncio_is_loaded_late(self):
+        self.assertEqual(self.run_python("import sys, vastai; vastai.Serverless('key-of-nobody').api_key; "
+                                         "vastai.RequestStatus(); print('asyncio' in sys.modules, 'dataclasses' in sys.modules)"),
+                         "False False")
+
+    def test_modules_of_the_official_package(self):
+        self.assertEqual(self.run_python("""
+from vastai.serverless.client.client import Serverless, ServerlessRequest
+from vastai.serverless.client.endpoint import Endpoint
+from vastai.serverless.client.session import Session
+from vastai.serverless.client.request_status import RequestStatus
+from vastai.data.endpoint import EndpointConfig
+import vastai.serverless
+print(vastai.serverless.client.client.Serverless is Serverless, issubclass(ServerlessRequest, __import__('asyncio').Future))
+"""), "True True")
+
+    def test_names_that_are_not_here(self):
+        for name in ("Worker", "WorkerConfig", "HandlerConfig", "LogActionConfig", "BenchmarkConfig", "Deployment", "SyncClient",
+                     "AsyncClient"):
+            self.assertRegex(self.run_python(f"from vastai import VastAI, {name}"), f"^ImportError: cannot import '{name}': .{{50}}")
+            self.assertFalse(hasattr(vastai, name))
+
+    def test_records(self):
+        status = vastai.RequestStatus("Queued", start_time=2)
+        self.assertEqual(status, vastai.RequestStatus("Queued", status.create_time, 2))
+        self.assertIn("status='Queued'", repr(status))
+        for wrong in (lambda: vastai.RequestStatus(stat=1), lambda: vastai.EndpointConfig(), lambda: vastai.RequestStatus(*range(9))):
+            self.assertRaises(TypeError, wrong)
 
 
 # ------------------------------------------------------------------------ completion and the prompt

@@ -7460,7 +7460,8 @@ class Ask:
     `key` goes into the header ("": none).  The exchange may take `limit` seconds and ends at
     `deadline` (time.monotonic()) at the latest, the wait for a free connection included; None is
     unlimited.  `stream` asks for the answer after its headers, with an iterator of events.  What is
-    `safe` may be sent again over a new connection if a kept one turns out to be closed.
+    `safe` may be sent again over a new connection if a kept one turns out to be closed.  A `worker`
+    that is addressed by its IP address may have a certificate that Vast.ai has signed.
     """
 
     url: str
@@ -7471,6 +7472,7 @@ class Ask:
     deadline: float | None = None
     stream: bool = False
     safe: bool = True
+    worker: bool = False
 
     def ends(self) -> float | None:
         """The moment at which the exchange must be over if it begins now."""
@@ -7803,6 +7805,7 @@ class Job:
             deadline=self.deadline,
             stream=self.stream,
             safe=False,
+            worker=True,
         )
 
     def read_route(self, answer: Answer) -> Row:
@@ -8333,7 +8336,7 @@ class Streams:
         headers, ends = ask.headers(self.client.user_agent), ask.ends()
         fresh = False
         while True:
-            connection, reused, target = await self.connection(ask.url, headers, fresh, ends)
+            connection, reused, target = await self.connection(ask, headers, fresh, ends)
             try:
                 with TimeLimit(ends):
                     return await self.exchange(connection, ask, target, headers)
@@ -8410,24 +8413,26 @@ class Streams:
             self.sweeper = self.loop.call_later(Connection.IDLE, self.sweep)
 
     async def connection(
-        self, url: str, headers: dict[str, str], fresh: bool, ends: float | None
+        self, ask: Ask, headers: dict[str, str], fresh: bool, ends: float | None
     ) -> tuple[Connection, bool, str]:
-        """A connection for `url`, whether it was used before, and what to ask it for.  Raises
+        """A connection for an Ask, whether it was used before, and what to ask it for.  Raises
         Unsent.
         """
         from urllib.parse import urlsplit
 
         self.check_open()
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(ask.url)
             host, port = parts.hostname or "", parts.port
             proxy = proxy_for(parts.scheme, parts.netloc.rpartition("@")[2])
-            place = (parts.scheme, host, port or (443 if parts.scheme == "https" else 80), proxy)
+            secure = parts.scheme == "https"
+            rooted = secure and ask.worker and is_address(host)
+            place = (secure, host, port or (443 if secure else 80), proxy, rooted)
             headers["Host"] = parts.netloc.rpartition("@")[2]
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            if proxy and parts.scheme == "http":
+            if proxy and not secure:
                 headers.update(proxy_headers(proxy))
-                target = url
+                target = ask.url
             kept = None if fresh else self.waiting(place)
             if kept is not None:
                 connection = kept
@@ -8457,11 +8462,10 @@ class Streams:
 
     async def connect(self, place: Any) -> Connection:
         """A new connection, through the proxy if there is one, and with TLS for https."""
-        scheme, host, _, _ = place
-        if scheme != "https":
-            return Connection(place, *await self.open(place, None))
-        if not is_address(host):
-            return Connection(place, *await self.open(place, tls_context()))
+        secure, *_, rooted = place
+        if not rooted:
+            context = tls_context() if secure else None
+            return Connection(place, *await self.open(place, context))
         root = await self.root()
         try:
             return Connection(place, *await self.open(place, tls_context(root)))
@@ -8477,7 +8481,7 @@ class Streams:
         """asyncio's reader and writer for a place."""
         import asyncio
 
-        _, host, port, proxy = place
+        _, host, port, proxy, _ = place
         name = {"server_hostname": host} if context else {}
         if proxy and context:
             sock = await self.tunnel(host, port, proxy)
@@ -9165,7 +9169,7 @@ class ServerlessClient(Generic[R]):
             raise ValueError("expected the auth_data of a session, which has a url")
         body = {"session_id": session_id, "session_auth": grant}
         what = f"session {session_id}"
-        ask = Ask(f"{url}/session/{verb}", encode_body(body), limit=timeout)
+        ask = Ask(f"{url}/session/{verb}", encode_body(body), limit=timeout, worker=True)
         answer = await self.ask_once(what, ask)
         return as_dict(parse_object(decode_text(answer)))
 
