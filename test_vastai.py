@@ -6855,7 +6855,7 @@ class TestJobs(ServerlessCase):
             self.assertIsInstance(self.error(self.ask, payload=payload), vastai.UsageError)
         for route in ("", None):
             with self.assertRaises(vastai.UsageError):
-                self.program(lambda client, endpoint: endpoint.request(route, {}))
+                self.program(lambda client, endpoint, route=route: endpoint.request(route, {}))
         self.assertEqual(self.sent("/work"), [])
 
     def test_kept_connections(self):
@@ -7122,7 +7122,7 @@ class TestServerlessSessions(ServerlessCase):
         for step, kind in ((reply({"error": "gone"}, 410), ValueError), (hang_up, ConnectionError)):
             self.worker, self.server.requests = [self.MADE, step], []
 
-            async def program(client, endpoint):
+            async def program(client, endpoint, kind=kind):
                 session = await endpoint.session()
                 with self.assertRaises(kind):
                     await session.request("/work", {})
