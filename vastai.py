@@ -11184,23 +11184,18 @@ def invoice_pdf(
     )
     pages.headings()
     left, right = _PDF_COLUMNS[1][1:]
+    numbers = (("quantity", 4, ""), ("rate", 6, "$"), ("amount", 4, "$"))
     for row in list(rows) or [{"description": "There is nothing in this period."}]:
         payment, moment = row.get("type") == "payment", row.get("timestamp")
         description = row.get("description") or str(row.get("type") or "").capitalize()
         lines = _pdf_wrap(_pdf_text(description, 500), right - left)
         pages.need(12 * len(lines))
-        for (_, start, end), name, places in zip(
-            _PDF_COLUMNS[2:], ("quantity", "rate", "amount"), (4, 6, 4)
-        ):
+        for (_, start, end), (name, places, unit) in zip(_PDF_COLUMNS[2:], numbers):
             if name == "amount" or not payment:
-                text = _pdf_number(row.get(name), places, "$" * (name != "quantity"))
+                text = _pdf_number(row.get(name), places, unit)
                 pages.write(end, text, "credit" if payment else "body", end - start, right=True)
-        pages.write(
-            _PDF_LEFT,
-            b"" if moment is None else _pdf_text(format_utc(moment, "%Y-%m-%d")),
-            "note",
-            54,
-        )
+        date = b"" if moment is None else _pdf_text(format_utc(moment, "%Y-%m-%d"))
+        pages.write(_PDF_LEFT, date, "note", 54)
         for line in lines:
             pages.write(left, line)
             pages.y -= 12
@@ -11274,16 +11269,15 @@ class _PdfPages:
         """The finished document: numbers the pages and puts the objects behind each other."""
         import zlib
 
-        count, title = (
-            len(self.pages),
-            ("\ufeff" + self.caption.decode("cp1252")).encode("utf-16-be").hex().encode(),
-        )
+        count = len(self.pages)
+        title = ("\ufeff" + self.caption.decode("cp1252")).encode("utf-16-be").hex().encode()
+        kids = b" ".join(b"%d 0 R" % (6 + 2 * index) for index in range(count))
+        fonts = b"/Resources << /Font << /F1 4 0 R /F2 5 0 R >> >>"
         font = b"<< /Type /Font /Subtype /Type1 /BaseFont /%b /Encoding /WinAnsiEncoding >>"
         objects = [
             b"<< /Type /Catalog /Pages 2 0 R /Lang (en-US) >>",
-            b"<< /Type /Pages /Count %d /Kids [%b] /MediaBox [0 0 612 792] /Resources << /Font << /F1 4 0 R"
-            b" /F2 5 0 R >> >> >>"
-            % (count, b" ".join(b"%d 0 R" % (6 + 2 * index) for index in range(count))),
+            b"<< /Type /Pages /Count %d /Kids [%b] /MediaBox [0 0 612 792] %b >>"
+            % (count, kids, fonts),
             b"<< /Title <%b> /Producer (vastai) >>" % title,
             font % b"Helvetica",
             font % b"Helvetica-Bold",
@@ -11298,21 +11292,15 @@ class _PdfPages:
                 b"<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream"
                 % (len(stream), stream),
             ]
-        data = bytearray(
-            b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n"
-        )  # bytes above 127 tell every program that the file is binary
-        table = b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+        # Bytes above 127 tell every program that the file is binary.
+        data = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
+        size = len(objects) + 1
+        table = b"xref\n0 %d\n0000000000 65535 f \n" % size
         for number, content in enumerate(objects, 1):
             table += b"%010d 00000 n \n" % len(data)
             data += b"%d 0 obj\n%b\nendobj\n" % (number, content)
-        return (
-            bytes(data)
-            + table
-            + (
-                b"trailer\n<< /Size %d /Root 1 0 R /Info 3 0 R >>\nstartxref\n%d\n%%%%EOF\n"
-                % (len(objects) + 1, len(data))
-            )
-        )
+        trailer = b"trailer\n<< /Size %d /Root 1 0 R /Info 3 0 R >>\n" % size
+        return bytes(data) + table + trailer + b"startxref\n%d\n%%%%EOF\n" % len(data)
 
 
 def _pdf_text(value: Any, limit: int = 80) -> bytes:
@@ -11322,10 +11310,8 @@ def _pdf_text(value: Any, limit: int = 80) -> bytes:
     from unicodedata import category, combining, normalize
 
     def known(c: str) -> str:
-        if (
-            category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\t\n\r"
-        ):  # they would leave no trace on paper
-            return "?"
+        if category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\t\n\r":
+            return "?"  # it would leave no trace on paper
         for text in (c, "".join(base for base in normalize("NFKD", c) if not combining(base))):
             if text and text.encode("cp1252", "ignore").decode("cp1252") == text:
                 return text
@@ -11350,16 +11336,14 @@ def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
         return text
     whole, _, part = f"{abs(number):,.{places}f}".partition(".")
     part = part.rstrip("0").ljust(2 if unit else 0, "0")  # money shows its cents
-    return f"{'-' * (number < 0)}{unit}{whole}{'.' * bool(part)}{part}".encode()
+    sign, point = "-" if number < 0 else "", "." if part else ""
+    return f"{sign}{unit}{whole}{point}{part}".encode()
 
 
 def _pdf_width(text: bytes, style: str) -> float:
     """How many points wide a text is."""
-    return (
-        sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text)
-        * _PDF_STYLES[style][1]
-        / 1000
-    )
+    advances = sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text)
+    return advances * _PDF_STYLES[style][1] / 1000
 
 
 def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
@@ -12434,6 +12418,9 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
         except UsageError:
             return []
 
+    def quoted(path: str) -> str:
+        return shlex.quote(path) + ("/" if os.path.isdir(path) else "")
+
     def offer(text: str, state: int) -> str | None:
         if not state:
             try:
@@ -12446,10 +12433,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
 
                 head = found[0][0]
                 names = glob(escape(os.path.expanduser(text[len(head) :])) + "*")
-                found[:] = [
-                    (head + shlex.quote(name) + "/" * os.path.isdir(name), "")
-                    for name in sorted(names)
-                ]
+                found[:] = [(head + quoted(name), "") for name in sorted(names)]
         word = found[state][0] if state < len(found) else None
         return word if word is None or word.endswith("/") else word + " "
 
