@@ -17,9 +17,10 @@ The file in order:
   2. WHAT THE TESTS SHARE: in this process and as a process | a server that does what a script says |
      believable arguments for every row | terminals and shells
   3. TESTS: the table | the sandbox | every command, once in both faces | searching, renting and giving back |
-     programs written for the official package | pure functions | faults: the transport |
-     faults: what the caller learns | faults: threads and forks | faults: secrets and hostile text | faults: wrong use |
-     faults: signals, streams, homes | faults: at random | serverless | completion and the prompt | invoices as PDF
+     hosts: self-test | benchmarks, charges, copies, second factors | programs written for the official package |
+     pure functions | faults: the transport | faults: what the caller learns | faults: threads and forks |
+     faults: secrets and hostile text | faults: wrong use | faults: signals, streams, homes | faults: at random |
+     serverless | completion and the prompt | invoices as PDF
   4. WHAT IS WRITTEN FROM THE TABLE: stubs, the README's list, the pinned surface | the pinned surface
   5. BENCHMARK: programs that are measured, and servers | measuring
   6. SUB-COMMANDS: sandbox | demo | main
@@ -461,6 +462,7 @@ BEHAVIOUR = {
     "hidden": 0,  # seconds after the rental in which the service does not know the new id yet
     "hidden_as": None,  # what it says then: None for an instance that is null, or 404
     "outbid": None,  # seconds after the start until somebody bids more
+    "address": None,  # (host, port) to which all its ports lead
     "differs": {},  # members of its row that are not as ordered: {"disk_space": 8.0, "is_bid": False}
 }
 
@@ -491,7 +493,8 @@ class Instance:
         template = template or {}
         env = terms.get("env")
         if isinstance(env, str):
-            env = dict(re.findall(r"-e\s+(\w+)=(\S+)", env))
+            env = {name or f"-p {port}": value or "1"
+                   for name, value, port in re.findall(r"-e\s+(\w+)=(\S+)|-p\s+([\d:/a-z]+)", env)}
         self.row.update(
             image_uuid=image, onstart=terms.get("onstart") or template.get("onstart") or self.row.get("onstart"),
             image_runtype=terms.get("runtype") or template.get("runtype") or self.row.get("image_runtype") or "ssh")
@@ -555,6 +558,8 @@ class Instance:
         for name, _ in self.row["extra_env"]:
             asked = re.match(r"-p \d+:(\d+)(/\w+)?$", name)
             inner += [asked.group(1) + (asked.group(2) or "/tcp")] if asked else []
+        if self.behaviour["address"]:
+            return {port: [{"HostIp": "0.0.0.0", "HostPort": str(self.behaviour["address"][1])}] for port in inner}
         return {port: [{"HostIp": host, "HostPort": str(first + nth)} for host in ("0.0.0.0", "::")]
                 for nth, port in enumerate(inner)}
 
@@ -568,15 +573,16 @@ class Instance:
         if not running and self.behaviour["message"]:
             message = self.behaviour["message"]
         uptime = max(0.0, now - self.started - boot) / 60 if running else None
-        return dict(
+        view = dict(
             self.row, actual_status=status, cur_state=self.goal, next_state=self.goal, intended_status=self.goal,
             status_msg=message, uptime_mins=uptime, ports=self.ports() if running else None,
-            public_ipaddr=self.offer["public_ipaddr"] if status != "created" else None,
+            public_ipaddr=(self.behaviour["address"] or [self.offer["public_ipaddr"]])[0] if status != "created" else None,
             duration=max(0.0, self.row["end_date"] - now), time_remaining="", host_run_time=2592000.0,
             cpu_util=0.11 if running else 0.0, gpu_util=72.0 if running else None, gpu_temp=61.0 if running else None,
             mem_limit=self.row["cpu_ram"] / 1024, mem_usage=3.25 if running else None,
             vmem_usage=0.54 if running else None, disk_usage=round(sum(self.files.values()) / 1e9, 2),
-            disk_util=round(sum(self.files.values()) / 1e9 / self.row["disk_space"], 3), **self.behaviour["differs"])
+            disk_util=round(sum(self.files.values()) / 1e9 / self.row["disk_space"], 3))
+        return {**view, **self.behaviour["differs"]}
 
     def container_log(self, now):
         """What the container wrote since it was started: one line a second once it trains, at most a thousand."""
@@ -751,8 +757,9 @@ class State:
         call = Call("POST", "/", {}, json.dumps(group).encode())
         endpoint = self.create_endpoint(call)["result"]
         group_id = self.create_workergroup(call)["id"]
+        offer, terms = self.rows("instances")[0].offer, {"label": group["endpoint_name"], "disk": 16}
+        worker = Instance(next(self.ids), offer, terms, None, self.born)
         for nth in (2, 3):  # what a worker cost that is gone
-            worker = Instance(30000000, big, {"label": group["endpoint_name"], "disk": 16}, None, self.born)
             self.add("charges", new_charge(worker, nth, self.born, endpoint_id=endpoint, workergroup_id=group_id))
         self.add("deployments", {
             "id": 644, "name": "square", "tag": "default", "image": "vastai/base-image:cuda-12.8.1-auto",
@@ -2410,6 +2417,20 @@ def clean_environment(home, **more):
     return {**kept, "HOME": home, "USERPROFILE": home, "PYTHONIOENCODING": "utf-8", **more}
 
 
+@contextlib.contextmanager
+def fast_clock():
+    """Nobody waits: time.sleep() returns at once, and the clocks of this process go on by what was to be slept."""
+    passed, sleep, clock, monotonic = [0.0], time.sleep, time.time, time.monotonic
+
+    def jump(seconds):
+        passed[0] += max(0.0, seconds)
+        sleep(0.0001)
+
+    with mock.patch("time.sleep", jump), mock.patch("time.time", lambda: clock() + passed[0]), \
+            mock.patch("time.monotonic", lambda: monotonic() + passed[0]):
+        yield
+
+
 # Everywhere below: `run_here` runs a command line in this process, `run_process` as a process of its own to its end,
 # `start_process` starts one and does not wait. The first two return (status, stdout, stderr).
 
@@ -3174,10 +3195,8 @@ def uses(at, folder):
 
     def bring(sdk, market):
         """Makes the running instance's SSH port one that answers."""
-        instance = market.tables["instances"][running]
-        instance.offer["public_ipaddr"] = "127.0.0.1"
-        port = urllib.parse.urlsplit(sdk.server_url).port
-        instance.ports = lambda: {"22/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port)}]}
+        address = ("127.0.0.1", urllib.parse.urlsplit(sdk.server_url).port)
+        market.tables["instances"][running].behaviour["address"] = address
 
     running, stopped = at.tables["instances"]
     free = [row["id"] for row in at.rows("offers") if row["rentable"] and row["num_gpus"] == 1]
@@ -3932,6 +3951,266 @@ class RentalTest(CommandCase):
             done = subprocess.run([sys.executable, "-c", code, "--version"], cwd=HERE, stdout=subprocess.PIPE,
                                   env={**os.environ, "VASTAI_DEBUG": debug})
             self.assertEqual((done.returncode, done.stdout.decode().split()), (0, ["first", vastai.__version__, *last]))
+
+
+# --------------------------------------------------------------------------------- hosts: self-test
+
+
+class SelfTestTest(CommandCase):
+    """`self-test machine`: it waits for what it rented, follows its page, and leaves nothing behind."""
+
+    box_options = {"boot": 30, "clock": lambda: time.time()}  # the one that fast_clock() puts there
+
+    def setUp(self):
+        super().setUp()
+        self.box.offer(machine_id=5)
+        self.before = set(self.box.market.tables["instances"])
+
+    def outcome(self, *pages, page=True, code=None, **machine):
+        """The result of a self-test on a machine that behaves like that, and whose page shows these texts in turn."""
+        steps = [step if callable(step) else reply(step) for step in pages] or [hang_up]
+        with Faulty(*steps, tls=server_context(self.home)) as host:
+            address = ("127.0.0.1", host.port if page else 9)
+            self.box.machine(5, **{**BEHAVIOUR, "address": address, **machine})
+            with fast_clock():
+                result = self.client.self_test_machine(5, support_bundle_dir=self.home)
+        self.assertEqual((result["failure_code"], result["success"]), (code, code is None), result["reason"])
+        return result
+
+    def test_a_good_machine(self):
+        result = self.outcome("Starting\n", "Starting\nGPU burn: ok\n", "Starting\nGPU burn: ok\nDONE\n")
+        self.assertEqual(result["phase"], "complete")
+        self.assertFalse(result["diagnostics"])
+        self.assertEqual(set(self.box.market.tables["instances"]), self.before)
+        rental = self.last("/api/v0/asks/.*")["body"]
+        self.assertIn("-p 5000:5000", rental["env"])
+        self.assertEqual(rental["label"], "vast-self-test-machine-5")
+
+    def test_what_does_not_start(self):
+        for code, machine in (("docker_pull_failed", {"starts": False, "message": "Error: manifest unknown"}),
+                              ("daemon_startup_failed", {"status": "exited", "message": "oci runtime create failed"}),
+                              ("instance_offline_before_test", {"status": "offline"}),
+                              ("daemon_startup_failed", {"status": "created", "outbid": 0}),
+                              ("instance_start_timeout", {"starts": False})):
+            with self.subTest(code, **machine):
+                result = self.outcome(code=code, **machine)
+                self.assertEqual((result["phase"], result["stage"]), ("wait", "startup"))
+                self.assertEqual(set(self.box.market.tables["instances"]), self.before)
+
+    def test_what_fails_while_it_runs(self):
+        for code, pages, machine in (
+                ("nccl_failed", ["Starting\n", "Starting\nERROR: NCCL allreduce failed\n"], {}),
+                ("stress_gpu_burn_failed", ["ERROR: gpu-burn found faults\n"], {}),
+                ("legacy_progress_error", ["ERROR: something else\n"], {}),
+                ("progress_empty_timeout", [""], {}),
+                ("progress_endpoint_unreachable", [], {"page": False}),
+                ("progress_endpoint_lost", ["Starting\n", hang_up], {}),
+                ("progress_port_not_mapped", [], {"differs": {"ports": {"22/tcp": []}}}),
+                ("missing_public_ip", [], {"differs": {"public_ipaddr": None}})):
+            with self.subTest(code):
+                result = self.outcome(*pages, code=code, **machine)
+                self.assertEqual(result["phase"], "test")
+                self.assertEqual(set(self.box.market.tables["instances"]), self.before)
+
+    def test_a_page_that_goes_on_for_ever(self):
+        lines = itertools.count()
+        result = self.outcome(lambda faulty, sock, request: sock.sendall(reply(f"line {next(lines)}\n")),
+                              code="runtime_test_timeout")
+        self.assertIn("600 s", result["reason"])
+
+    def test_a_failure_is_written_down(self):
+        result = self.outcome("Starting\n", "Starting\nERROR: NVML went away\n", code="nvml_failed")
+        bundle = result["diagnostics"]["support_bundle"]
+        self.assertEqual(os.path.dirname(bundle["path"]), self.home)
+        with tarfile.open(bundle["path"]) as archive:
+            self.assertIn("instance/container.log", archive.getnames())
+            log = archive.extractfile("self-test-output.log").read().decode()
+            everything = b"".join(archive.extractfile(name).read() for name in archive.getnames())
+        self.assertIn("ERROR: NVML went away", log)
+        self.assertNotIn(self.box.key.encode(), everything)
+
+    def test_what_cannot_be_removed_is_said(self):
+        self.box.fail("DELETE /api/v0/instances/.*", times=99)
+        result = self.outcome("DONE\n", code="cleanup_failed")
+        left, = set(self.box.market.tables["instances"]) - self.before
+        self.assertIn(str(left), result["reason"])
+
+
+# ------------------------------------------------------ benchmarks, charges, copies, second factors
+
+
+class KnownBenchmarksTest(CommandCase):
+    """`run benchmarks` rents nothing if others have measured lately."""
+
+    box_options = {"boot": 5, "clock": lambda: time.time()}  # the one that fast_clock() puts there
+
+    def setUp(self):
+        super().setUp()
+        market = self.box.market
+        self.template, other = market.rows("templates")[:2]
+        market.tables["benchmarks"].clear()
+        for value, price, age, more in ((100, 0.2, 1, {}), (300, 0.4, 29, {}), (900, 9.0, 31, {}), (0, 0.3, 1, {}),
+                                        (950, 9.0, 1, {"num_gpus": 2}), (970, 9.0, 1, {"gpu_name": "H200"}),
+                                        (990, 9.0, 1, {"template_id": other["id"], "template_hash": other["hash_id"]})):
+            market.add("benchmarks", {
+                "machine_id": 5, "gpu_name": "RTX 4090", "type": "perf", "num_gpus": 1, "value": value,
+                "dph_base": price, "template_hash": self.template["hash_id"], "template_id": self.template["id"],
+                "last_update": market.born - age * DAY, **more})
+
+    def writes(self):
+        return [call for call in self.box.requests if call["path"].startswith(("/api/v0/endptjobs", "/api/v0/autojobs"))]
+
+    def test_the_median_of_thirty_days(self):
+        for given in ({"template_id": self.template["id"]}, {"template_hash": self.template["hash_id"]}):
+            row, = self.client.run_benchmarks(gpus="RTX_4090", **given)
+            self.assertEqual((row["status"], row["measured_perf"], row["perf_per_dollar"]), ("cached", 200, 200 / row["rental_dph"]))
+            self.assertAlmostEqual(row["rental_dph"], 0.3)
+        self.assertEqual(self.writes(), [])
+
+    def test_a_person_may_measure_again(self):
+        line = f"run benchmarks --template_id {self.template['id']} --gpus RTX_4090"
+        self.assertIn("cached", self.ok(line, stdin="n\n"))
+        self.assertEqual(self.writes(), [])
+        with fast_clock():
+            self.assertNotIn("cached", self.ok(line, stdin="y\ny\n"))
+        self.assertTrue(self.writes())
+
+    def test_without_offers_what_is_known_is_enough(self):
+        self.box.market.tables["offers"] = {
+            id: row for id, row in self.box.market.tables["offers"].items() if row["gpu_name"] != "RTX 4090"}
+        row, = self.client.run_benchmarks(template_id=self.template["id"], gpus="RTX_4090")
+        self.assertEqual(row["status"], "cached")
+        row, = self.client.run_benchmarks(template_id=self.template["id"], gpus="RTX_4090", no_cache=True)
+        self.assertEqual(row["status"], "skipped")
+
+
+class ChargesTest(CommandCase):
+    """Charges of endpoints as a tree: endpoint, workergroup, instance."""
+
+    def test_a_tree(self):
+        lines = self.ok("show invoices-v1 --charges --format tree --limit 100", stdin="n\n").splitlines()
+        endpoint, group = (next(iter(self.box.market.tables[name])) for name in ("endpoints", "workergroups"))
+        at = next(nth for nth, line in enumerate(lines) if re.match(f"endpoint +{endpoint} ", line))
+        self.assertRegex(lines[at + 1], f"^  workergroup +{group} ")
+        self.assertRegex(lines[at + 2], r"^    instance +\d+ ")
+        self.assertTrue(any(re.match(r"instance +\d+ ", line) for line in lines), "others stand beside it")
+        self.assertEqual(self.last("/api/v0/charges/")["query"]["format"], "tree")
+
+    def test_a_tree_for_programs(self):
+        answer = self.client.show_invoices_v1(charges=True, format="tree", limit=100)
+        wrapper, = [row for row in answer["results"] if row["type"] == "serverless"]
+        below = [row for group in wrapper["items"] for row in group["items"]]
+        self.assertAlmostEqual(wrapper["amount"], sum(row["amount"] for row in below), 2)
+        plain = self.client.show_invoices_v1(charges=True, limit=100)["results"]
+        self.assertAlmostEqual(sum(row["amount"] for row in plain), sum(row["amount"] for row in answer["results"]), 2)
+
+
+class CloudCopyTest(CommandCase):
+    """A cloud copy that is scheduled: a job is made, and nothing is copied now."""
+
+    def setUp(self):
+        super().setUp()
+        market = self.box.market
+        self.id, self.connection = next(iter(market.tables["instances"])), next(iter(market.tables["connections"]))
+        self.line = (f"cloud copy --src /workspace --dst backups --instance {self.id} --connection {self.connection} "
+                     "--schedule DAILY --day '*' --hour 3 ")
+
+    def jobs(self):
+        return self.box.market.rows("jobs")
+
+    def test_the_job(self):
+        self.ok(self.line)
+        job, = self.jobs()
+        self.assertEqual((job["api_endpoint"], job["request_method"]), ("/api/v0/commands/rclone/", "POST"))
+        self.assertEqual((job["frequency"], job["hour_of_the_day"], job["day_of_the_week"]), ("DAILY", 3, None))
+        self.assertEqual(job["request_body"]["transfer"], "Instance to Cloud")
+        self.assertEqual(int(job["end_time"]), int(self.box.market.tables["instances"][self.id].row["end_date"]))
+        self.assertFalse([call for call in self.box.requests if call["path"] == "/api/v0/commands/rclone/"])
+
+    def test_upload_that_costs_is_asked_about(self):
+        self.box.instance(self.id, differs={"internet_up_cost_per_tb": 5.5})
+        status, _, err = self.run_here(self.line, stdin="n\n")
+        self.assertEqual((status, self.jobs()), (2, []))
+        self.assertIn("5.5", err)
+        self.ok(self.line, stdin="y\n")
+        self.assertEqual(len(self.jobs()), 1)
+
+    def test_a_second_job_replaces_the_first_on_demand(self):
+        self.ok(self.line)
+        again = self.line.replace("--hour 3", "--hour 5")
+        self.assertNotEqual(self.run_here(again, stdin="n\n")[0], 0)
+        self.assertEqual([job["hour_of_the_day"] for job in self.jobs()], [3])
+        self.ok(again, stdin="y\n")
+        self.assertEqual([job["hour_of_the_day"] for job in self.jobs()], [5])
+
+    def test_only_to_the_cloud(self):
+        status, _, err = self.run_here(self.line + "--transfer 'Cloud to Instance'")
+        self.assertEqual((status, self.box.requests), (2, []))
+        self.assertIn("--transfer", err)
+
+
+class SecondFactorTest(CommandCase):
+    """The steps of 2FA that talk with a person."""
+
+    def bodies(self, path):
+        return [(call["method"], call["body"]) for call in self.box.requests if call["path"] == path]
+
+    def test_both_steps_of_auth_new(self):
+        out = self.ok("tfa auth-new -t totp", stdin=RIGHT_CODE + "\n")
+        (first, asked), (second, given) = self.bodies("/api/v0/tfa/authorize-new-method/")
+        self.assertEqual((first, asked, second), ("POST", {"tfa_method": "totp"}, "PUT"))
+        self.assertEqual(given["code"], RIGHT_CODE)
+        self.assertIn(given["secret"], out)
+
+    def test_the_first_step_of_auth_new_alone(self):
+        status, out, err = self.run_here("tfa auth-new", stdin="")
+        secret = re.search("[0-9a-f]{16}", out).group()
+        self.assertEqual((status, self.bodies("/api/v0/tfa/authorize-new-method/")), (1, [("POST", {"tfa_method": "email"})]))
+        self.assertIn(f"vastai tfa auth-new --secret {secret} --code ", err)
+        self.ok(f"tfa auth-new --secret {secret} --code {RIGHT_CODE}")
+        answer = self.client.tfa_auth_new(method_id=77)
+        self.assertTrue(answer["secret"])
+        method, body = self.bodies("/api/v0/tfa/authorize-new-method/")[-1]
+        self.assertEqual((method, list(body), int(body["tfa_method_id"])), ("POST", ["tfa_method_id"], 77))
+
+    def test_a_backup_code_needs_one_step(self):
+        self.ok(f"tfa auth-new --backup-code {BACKUP_CODES[0]}")
+        self.assertEqual(self.bodies("/api/v0/tfa/authorize-new-method/"), [("POST", {"backup_code": BACKUP_CODES[0]})])
+
+    def regenerate(self, *answers):
+        """(stdout, stderr) after these answers to the questions where new codes are to go."""
+        status, out, err = self.run_here(f"tfa regen-codes -c {RIGHT_CODE} -y", stdin="".join(f"{a}\n" for a in answers))
+        self.assertEqual(status, 0, err)
+        return out, err
+
+    def check_file(self, path, out, err):
+        with open(path) as file:
+            self.assertLessEqual(set(BACKUP_CODES), set(file.read().split("\n")))
+        if os.name == "posix":
+            self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+        self.assertNotIn(BACKUP_CODES[0], out + err)
+        self.assertIn(path, out + err)
+
+    def test_codes_in_another_file(self):
+        path, taken = os.path.join(self.home, "codes"), os.path.join(self.home, "taken")
+        with open(taken, "w") as file:
+            file.write("mine")
+        out, err = self.regenerate("2", taken, "2", path)
+        self.check_file(path, out, err)
+        self.assertIn("taken", err)
+        with open(taken) as file:
+            self.assertEqual(file.read(), "mine")
+        out, err = self.regenerate("2", self.home)  # a folder: a file of the usual name in it
+        name, = [name for name in os.listdir(self.home) if "backup_codes" in name]
+        self.check_file(os.path.join(self.home, name), out, err)
+
+    def test_codes_on_the_screen(self):
+        out, _ = self.regenerate("3", "y")
+        self.assertLessEqual(set(BACKUP_CODES), set(out.split("\n")))
+        out, err = self.regenerate("3", "n", "1")  # who does not want that is asked again
+        folder = os.path.join(self.home, "Downloads")
+        name, = os.listdir(folder)
+        self.check_file(os.path.join(folder, name), out, err)
 
 
 # -------------------------------------------------------- programs written for the official package
@@ -7646,6 +7925,21 @@ class PdfTest(unittest.TestCase):
             self.assertIn(text, texts)
         self.assertEqual(2, texts.count("$4.80"))
         self.assertNotIn("None", texts)
+
+    def test_invoices_of_several_pages(self):
+        with Sandbox() as box, tempfile.TemporaryDirectory() as folder, vastai.VastAI(box.key, box.url) as client:
+            path = os.path.join(folder, "bills.pdf")
+            born = box.market.born
+            client.show_invoices_v1(start_date=born - 99 * DAY, end_date=born, limit=5, pdf=path)
+            with open(path, "rb") as file:
+                texts = [text[-1] for page in self.pages(file.read()) for text in page]
+            paid = [row for row in box.market.rows("payments") if row["amount_cents"] == 2500]
+            self.assertEqual(sum(text in ("$25.00", "-$25.00") for text in texts), len(paid))
+            self.assertIn("Ada Example", texts)
+            client.show_invoices_v1(charges=True, start_date=born - 3 * DAY, end_date=born, pdf=path)
+            with open(path, "rb") as file:
+                texts = [text[-1] for page in self.pages(file.read()) for text in page]
+            self.assertTrue([text for text in texts if "charges" in text])
 
     def test_the_same_input_gives_the_same_bytes(self):
         first, second = (vastai.invoice_pdf([self.row()], self.USER) for _ in range(2))
