@@ -4532,15 +4532,77 @@ class PureTest(unittest.TestCase):
                      "Mon, 05 Jan 2026 13:00:00 +0100", "Monday 5th January 2026 12pm", "2026-01-05 12:00 GMT",
                      "20260105T120000Z", "5-Jan-2026 12:00", "1/5/26 12:00:00 PM", "2026-01-05T12", noon, int(noon)):
             with self.subTest(text):
-                self.assertEqual(vastai.parse_when(text, "utc"), noon)
-        self.assertEqual(vastai.parse_when("20260105", "utc"), noon - HOUR * 12)
-        for text in ("2026-02-30", "13/01/2026", "soon", "", "2026-01-05 25:00", "x" * 100, "٢٠٢٦-01-05"):
-            self.assertRaises(vastai.UsageError, vastai.parse_when, text)
-        self.assertEqual([vastai.query_date("01/05/2026"), vastai.query_date(str(noon))], [noon - HOUR * 12, noon])
-        for text in ("02/30/2026", "1/5/26", "nan", "2026-01-05"):
-            self.assertRaises(ValueError, vastai.query_date, text)
+                self.assertEqual(vastai.parse_when(text), noon)
+        self.assertEqual(vastai.parse_when("20260105"), noon - HOUR * 12)
+        for text in ("01/05/2026", "2026-01-05", " 2026-01-05 ", "1767571200", "1767571200.0"):
+            self.assertIs(type(vastai.parse_when(text)), int, "whole days are whole")
+        self.assertEqual(vastai.parse_when("1767614400.5"), noon + 0.5)
+        for text in ("2026-02-30", "13/01/2026", "soon", "", "2026-01-05 25:00", "x" * 100, "٢٠٢٦-01-05", "nan", "-5", -5,
+                     "1899900000000", "9" * 30, "1e9", "1_0", "1969-12-31"):
+            with self.subTest(text), self.assertRaises(ValueError):
+                vastai.parse_when(text)
         self.assertEqual([vastai.format_utc(noon), vastai.format_utc("soon"), vastai.format_duration(93600), vastai.format_duration(59)],
                          ["2026-01-05 12:00", "soon", "1d 2h", "0m"])
+
+    def test_every_country_is_in_one_region_and_every_european_one_in_eu(self):
+        iso = """
+            AF AX AL DZ AS AD AO AI AQ AG AR AM AW AU AT AZ BS BH BD BB BY BE BZ BJ BM BT BO BQ BA BW BV BR IO BN BG BF BI CV KH CM
+            CA KY CF TD CL CN CX CC CO KM CG CD CK CR CI HR CU CW CY CZ DK DJ DM DO EC EG SV GQ ER EE SZ ET FK FO FJ FI FR GF PF TF
+            GA GM GE DE GH GI GR GL GD GP GU GT GG GN GW GY HT HM VA HN HK HU IS IN ID IR IQ IE IM IL IT JM JP JE JO KZ KE KI KP KR
+            KW KG LA LV LB LS LR LY LI LT LU MO MG MW MY MV ML MT MH MQ MR MU YT MX FM MD MC MN ME MS MA MZ MM NA NR NP NL NC NZ NI
+            NE NG NU NF MK MP NO OM PK PW PS PA PG PY PE PH PN PL PT PR QA RE RO RU RW BL SH KN LC MF PM VC WS SM ST SA SN RS SC SL
+            SG SX SK SI SB SO ZA GS SS ES LK SD SR SJ SE CH SY TW TJ TZ TH TL TG TK TO TT TN TR TM TC TV UG UA AE GB US UM UY UZ VU
+            VE VN VG VI WF EH YE ZM ZW""".split()
+        listed = sorted(code for codes in vastai.GEOREGIONS.values() for code in codes.split())
+        self.assertEqual(listed, sorted([*iso, "XK"]))
+        europe = """AD AL AT AX BA BE BG BY CH CZ DE DK EE ES FI FO FR GB GG GI GR HR HU IE IM IS IT JE LI LT LU LV MC MD ME MK MT
+            NL NO PL PT RO RS RU SE SI SJ SK SM UA VA""".split()  # UN M49
+        for regions in (vastai.GEOREGIONS["EU"], vastai.REGIONS["Europe"]):
+            self.assertLessEqual(set(europe), set(regions.split()))
+
+    def test_files_are_read_without_their_mark_and_with_plain_line_ends(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "on.sh")
+            script = "#!/bin/bash\nif true; then\necho 'grüße'\nfi\n"
+            for codec in ("utf-8", "utf-8-sig", "utf-16"):
+                for end in ("\n", "\r\n"):
+                    with self.subTest(codec, end=end):
+                        with open(path, "w", encoding=codec, newline=end) as file:
+                            file.write(script)
+                        self.assertEqual(vastai.SCRIPT.convert(path), script)
+                        self.assertEqual(vastai.SCRIPT_OR_TEXT.convert(path), script)
+            for odd in (b"\xff", b"a\0b", b"\xff\xfea"):
+                with open(path, "wb") as file:
+                    file.write(odd)
+                self.assertRaises(vastai.UsageError, vastai.SCRIPT.convert, path)
+        for text in ("echo hi", "echo hi\necho ho", "x" * 50_000, folder):
+            self.assertEqual(vastai.SCRIPT_OR_TEXT.convert(text), text)
+
+    def test_diagnostics_are_redacted_whatever_the_secret_looks_like(self):
+        jwt = "eyJhbGciOiJI.eyJzdWIiOiIx.abc-_d"
+        key = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNz\nAAAA\n-----END OPENSSH PRIVATE KEY-----"
+        for text, secret in (
+                ("API_KEY=hunter2 next", "hunter2"), ('"token": "hunter 2", "x": 1', "hunter 2"), ("password: hunter2, bar", "hunter2"),
+                ("Authorization: Bearer hunter2hunter2", "hunter2"), ('curl -H "Authorization: Basic aHVudGVyMg=="', "aHVudGVyMg"),
+                ("docker login -u bob -p 9d8df!fd89ufZ docker.io", "9d8df!fd89ufZ"), ("docker login -p 'hunter 2'", "hunter 2"),
+                ("https://user:hunter2@host/x", "hunter2"), ("git clone https://u:hun@ter@h/x", "ter@"), ("root:hunter2@1.2.3.4", "hunter2"),
+                ("MYSQL_PASS=hunter2", "hunter2"), ('SSH_PASSPHRASE="hunter 2"', "hunter 2"), ("WANDB_KEY=hunter2", "hunter2"),
+                ("AWS_SESSION=hunter2", "hunter2"), ("aws_secret_access_key = hunter2", "hunter2"), ("Cookie: a=b; sid=hunter2", "hunter2"),
+                ("Set-Cookie: sid=hunter2; Path=/", "hunter2"), (f"got {jwt} done", "eyJzdWIiOiIx"),
+                ("push with ghp_abcdefghijklmnop1234", "abcdefghijklm"), ("hf_ABCDEFGHIJKLMNOP", "ABCDEFGHIJ"),
+                ("sk-proj-abcdefghijklmnop", "abcdefgh"), ("AKIAABCDEFGHIJKLMNOP", "ABCDEFGH"), (f"x\n{key}\ny", "b3BlbnNz"),
+                (key[:60], "b3BlbnNz"), ("--registry-token hunter2", "hunter2"), ("mysql -u root -phunter2", "hunter2"),
+                ('{\\"token\\": \\"hunter 2\\"}', "hunter 2"), ("X-Auth-Token: hunter2", "hunter2"), ("PASS=hunter2", "hunter2"),
+                ("\u0130 token=hunter2", "hunter2"), ("my secretkey", "secretkey")):
+            with self.subTest(text):
+                clean = vastai.redact_diagnostics({"log": [text]}, ["secretkey"])["log"][0]
+                self.assertNotIn(secret, clean)
+                self.assertIn("REDACTED", clean)
+        for text in ("docker run -p 8080:8080 -p 80 -p 5000/udp x", "mkdir -p /a/b", "tests passed: 5, monkey: 3",
+                     "image:tag@sha256:abcdef", "task-123456789012345", "the token expired", "http://host:80/a@b"):
+            self.assertEqual(vastai.redact_diagnostics(text, []), text)
+        names = {"HF_TOKEN": 1, "DB_PASS": "a", "SSH_KEY": "b", "AWS_X": "c", "cookie": "d", "keys": "e"}
+        self.assertEqual(vastai.redact_diagnostics(names, []), {**dict.fromkeys(names, "REDACTED"), "keys": "e"})
 
     def test_places(self):
         countries = " ".join(vastai.REGIONS.values()).split()

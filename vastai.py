@@ -468,17 +468,41 @@ def _texts(value: Any) -> list[str]:
     ]
 
 
-SECRET_NAME = r"(?:api[ _-]?key|token|secret|passw(?:or)?d|authorization|host_port_range)"
-SECRET_TEXT = (
-    rf'(?i)({SECRET_NAME}[\w-]{{0,40}}\\{{0,2}}["\']?[ \t]{{0,8}}[=:][ \t]{{0,8}})'  # bounded, hence linear
-    r'(?:(?:bearer|basic)[ \t]{1,8})?(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\'[^\'\n]*\'?|[^\s,;]+)'
+# What a diagnostic text must not hold: hints that str.find() sees fast in a log of megabytes, each
+# with a pattern that is tried there; what follows its first group is replaced.
+_QUOTED = r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\\+"[^"\n]*"?|' r"'[^'\n]*'?"
+_ASSIGNED = r"\\{0,2}[\"']?[ \t]{0,8}[=:][ \t]{0,8}"
+_VALUE = rf"(?:(?:bearer|basic)[ \t]{{1,8}})?(?:{_QUOTED}|(?<==)\S+|[^\s,;]+)"
+_NO_PORT = r"(?![\"']?(?:[\d.:-]+(?:/\w+)?|/\S*)[\"']?(?:\s|$))"
+SECRET_NAME = (
+    r"(?:api[ _-]?key|token|secret|passw(?:or)?d|passphrase|credential|authorization|cookie"
+    r"|host_port_range|(?<![a-z])aws_|(?<=[_-])key(?![a-z])|(?<=api )key|(?<=api)key"
+    r"|(?<![a-z])(?:pass|pwd|auth)(?![a-z]))"
 )
+SECRET_RULES = (
+    ("authorization cookie", rf"(\w+{_ASSIGNED})(?:{_QUOTED}|[^\"'\r\n]+)"),
+    (
+        "key token secret pass pwd auth credential host_port_range aws_",
+        rf"({SECRET_NAME}(?=([\w-]{{0,40}}))\2{_ASSIGNED}){_VALUE}",
+    ),
+    ("--", rf"((?<![\w-])--[\w-]{{0,30}}?{SECRET_NAME}[ \t]{{1,8}})(?:{_QUOTED}|[^\s-]\S*)"),
+    ("-p", rf"((?<!\S)-p[ \t]{{1,8}}){_NO_PORT}(?:{_QUOTED}|[^\s-]\S*)"),
+    ("login mysql sshpass", r"(\w+[^\n]{0,60}?[ \t]-p)[^\s-]\S*"),
+    ("bearer", r"(bearer[ \t]{1,8})[\w.~+/=-]{8,}"),
+    ("eyj", r"(\b)eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*"),
+    (
+        "gho_ ghp_ ghr_ ghs_ ghu_ github_pat_ glpat- hf_ sk- npm_ pypi- dckr_pat_ nvapi- r8_",
+        r"(\b)[a-z0-9_]+[-_][\w-]{12,}",
+    ),
+    ("xoxa- xoxb- xoxp- xoxr- xoxs-", r"(\b)xox.-[\w-]{12,}"),
+    ("akia asia", r"(\b)[A-Z]{4}[0-9A-Z]{12,}"),
+    ("aiza", r"(\b)AIza[\w-]{30,}"),
+)
+LONGEST_KEY = 16_000  # characters of a private key whose end a log has lost
 
 
 def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
-    """A text or JSON value with REDACTED for `secrets` and for what names such as token or password
-    stand before.
-    """
+    """A text or JSON value with REDACTED for `secrets` and for whatever looks like a secret."""
     import re
 
     if isinstance(value, dict):
@@ -490,9 +514,84 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
         }
     if isinstance(value, list):
         return [redact_diagnostics(item, secrets) for item in value]
-    for secret in secrets if isinstance(value, str) else ():
+    if not isinstance(value, str):
+        return value
+    for secret in secrets:
         value = value.replace(secret, "REDACTED")
-    return re.sub(SECRET_TEXT, r"\1REDACTED", value) if isinstance(value, str) else value
+    spans = sorted([*_private_keys(value), *_passwords(value), *_named_secrets(value)])
+    parts: list[str] = []
+    done = 0
+    for start, end in spans:
+        if start >= done:
+            parts += [value[done:start], "REDACTED"]
+        done = max(done, end)
+    return "".join([*parts, value[done:]])
+
+
+def _private_keys(text: str) -> Iterator[tuple[int, int]]:
+    """Where the private keys of a text in PEM form start and end."""
+    end = 0
+    while True:
+        start = text.find("-----BEGIN ", end)
+        if start < 0:
+            return
+        end = start + 11
+        if "PRIVATE KEY" not in text[start : start + 60]:
+            continue
+        closing = text.find("-----END ", end)
+        if closing < 0:
+            end = min(start + LONGEST_KEY, len(text))
+        else:
+            last = text.find("-----", closing + 9, closing + 80)
+            end = closing + 9 if last < 0 else last + 5
+        yield start, end
+
+
+def _passwords(text: str) -> Iterator[tuple[int, int]]:
+    """Where the passwords of `user:PASSWORD@host` stand, in a URL or without one."""
+    last = -1  # where a password that goes on behind an @ of its own would do so
+    done = 0
+    at = text.find("@")
+    while at >= 0:
+        if at == done:  # a run of them
+            done = at + 1
+            at = text.find("@", done)
+            continue
+        word = text[max(done, at - 400) : at]
+        if len(word.split(None, 1)) > 1 or word[:1].isspace():
+            word = word.rsplit(None, 1)[-1] if not word[-1:].isspace() else ""
+        elif done == last and "/" not in word:
+            yield last, at
+            last = at + 1
+        for sign in "\"'<>(,;":
+            word = word.rpartition(sign)[2]
+        _, scheme, rest = word.rpartition("://")
+        user, _, password = rest.partition(":")
+        path = "/" in password and (not scheme or password.partition("/")[0].isdigit())
+        if password and not path and (user or scheme) and not text.startswith("sha256:", at + 1):
+            yield at - len(password), at
+            last = at + 1
+        done = at + 1
+        at = text.find("@", done)
+
+
+def _named_secrets(text: str) -> Iterator[tuple[int, int]]:
+    """Where the values of names such as token stand, and tokens that are known by their looks."""
+    import re
+
+    low = text.lower()
+    if len(low) != len(text):  # a letter that is two when it is small
+        low = text.replace("\u0130", "I").lower()
+    for hints, pattern in SECRET_RULES:
+        match = re.compile(pattern, re.I).match
+        for hint in hints.split(" "):
+            at = low.find(hint)
+            while at >= 0:
+                found = match(text, at)
+                end = found.end() if found else at + len(hint)
+                if found:
+                    yield found.end(1), end
+                at = low.find(hint, end)
 
 
 def format_json(value: Any) -> str:
@@ -729,30 +828,47 @@ def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     return checked
 
 
+def decode_text(data: bytes) -> str:
+    """The text of a file: UTF-8, or UTF-16 with a byte-order mark; without that mark and with LF at
+    the ends of lines.  Raises UnicodeError.
+    """
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = data.decode("utf-16" if wide else "utf-8-sig")
+    return text.replace("\r\n", "\n")
+
+
 def _read_file(path: str) -> str:
-    """The text of the UTF-8 file that a user named."""
+    """The text of the file that a user named.  Raises UsageError."""
+    name = printable(str(path), 200)
     try:
-        with open(os.path.expanduser(path), encoding="utf-8", newline="") as file:
-            text = file.read(LONGEST_FILE + 1)
-    except (OSError, UnicodeError, ValueError) as error:
-        reason = (
-            "it is not a text file in UTF-8"
-            if isinstance(error, UnicodeError)
-            else getattr(error, "strerror", "")
-        )
-        raise UsageError(
-            f"cannot read the file {printable(str(path), 200)}: {reason or error}"
-        ) from None
+        with open(os.path.expanduser(path), "rb") as file:
+            data = file.read(4 * LONGEST_FILE + 1)
+        text = decode_text(data)
+    except UnicodeError:
+        raise UsageError(f"cannot read the file {name}: it is not UTF-8 or UTF-16 text") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", "") or error
+        raise UsageError(f"cannot read the file {name}: {reason}") from None
     if "\0" in text or len(text) > LONGEST_FILE:
         raise UsageError(
-            f"cannot read the file {printable(str(path), 200)}: it is not a text file of at most "
-            f"{LONGEST_FILE:,} characters"
+            f"cannot read the file {name}: "
+            f"expected a text file of at most {LONGEST_FILE:,} characters"
         )
     return text
 
 
 def _script(value: Any) -> str:
     return _read_file(_name(value))
+
+
+def _script_or_text(value: Any) -> str:
+    """The text of the file of that name if there is one, else the text itself."""
+    text = _text(value)
+    try:
+        is_file = len(text) < 4096 and os.path.isfile(os.path.expanduser(text))
+    except ValueError:
+        is_file = False
+    return _read_file(text) if is_file else text
 
 
 def _out_file(value: Any) -> str:
@@ -823,26 +939,6 @@ def _query(value: Any) -> Any:
     )
 
 
-def _when(value: Any) -> Any:
-    """A date as text, or unix seconds of this millennium or the two around it."""
-    if isinstance(value, str):
-        return _text(value)
-    if abs(_number(value)) > LAST_MOMENT:
-        raise ValueError
-    return value
-
-
-def _seconds(value: Any) -> float:
-    """Unix seconds as they are, or those of a date, which is in UTC where it does not say."""
-    try:
-        seconds: float = _when(NUMBER.convert(value))
-        return seconds
-    except ValueError:
-        if not isinstance(value, str) or value.strip()[:1] in ("-", "+") or value.strip().isdigit():
-            raise
-    return parse_when(value, "utc")
-
-
 def _order(value: Any) -> Any:
     """Text, or a list of pairs, {"col", "dir"} or texts."""
     if isinstance(value, (list, tuple)):
@@ -883,12 +979,6 @@ NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} 
 GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
 TEXT_ID = Kind("str", _name, "an id", "ID")
 CODE = Kind("str", _name, "text that is not empty", "CODE")
-EXPIRY = Kind(
-    "str | float",
-    lambda value: _when(_at_least(0, query_date)(value)),
-    "MM/DD/YYYY or unix seconds",
-    "DATE",
-)
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
 IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
@@ -907,6 +997,7 @@ WORDS = Kind(
 OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
 FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE")
 SCRIPT = Kind("str", _script, "a text file", "FILE")
+SCRIPT_OR_TEXT = Kind("str", _script_or_text, "commands, or the name of a text file", "FILE")
 OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
 ENV = Kind(
     "str | dict[str, str]",
@@ -929,9 +1020,8 @@ ORDER = Kind(
 )
 DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
-DAY = Kind("str | float", lambda value: day_start(value), "YYYY-MM-DD or unix seconds", "DATE")
-WHEN = Kind("str | float", _when, "a date such as 2026-01-31", "DATE")
-MOMENT = Kind("float | str", _seconds, "unix seconds, or a date such as 2026-01-31T14:00", "DATE")
+DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
+DAY = WHEN = MOMENT = EXPIRY = DATE
 
 
 # --------------------------------------------------------------------- queries, environments, dates
@@ -1099,7 +1189,7 @@ def _query_value(field: str, operator: str, raw: str, scale: float | None, is_da
         text = text.replace("_", " ").strip('"')
         try:
             if is_date:
-                return text if text in ("null", "None") else query_date(text)
+                return text if text in ("null", "None") else parse_when(text)
             return text if scale is None else _number(text) * scale
         except ValueError:
             raise UsageError(
@@ -1131,36 +1221,6 @@ def version_number(text: str) -> int:
             f"driver_version: expected three numbers such as 570.124.4, not {printable(text)!r}"
         )
     return int("".join(part.zfill(3) for part in parts))
-
-
-def query_date(text: str) -> float:
-    """Unix seconds of a number or of MM/DD/YYYY (midnight UTC).  Raises ValueError."""
-    try:
-        return float(_number(text))
-    except ValueError:
-        return utc(*_month_first(text))
-
-
-def _month_first(text: str) -> tuple[int, int, int]:
-    month, day, year = text.split("/")
-    if not (text.isascii() and len(text) <= 10 and len(year) == 4):
-        raise ValueError(text)
-    return int(year), int(month), int(day)
-
-
-def day_start(value: str | float) -> int:
-    """Unix seconds of YYYY-MM-DD in UTC, or such seconds as they are.  Raises ValueError."""
-    if not isinstance(value, str) or value.isdigit():
-        return int(_when(_at_least(0, _number)(value)))
-    year, month, day = map(_whole, value.split("-"))
-    return int(utc(year, month, day))
-
-
-def utc(*parts: int) -> float:
-    """Unix seconds of a date and time in UTC.  Raises ValueError where there is no such day."""
-    from datetime import datetime, timezone
-
-    return datetime(*parts, tzinfo=timezone.utc).timestamp()  # type: ignore[arg-type,misc]
 
 
 def parse_order(order: Any, aliases: dict[str, str] | None = None) -> list[Any]:
@@ -1229,86 +1289,106 @@ def _split_words(text: str) -> list[str]:
     return [w for w in [*words, "".join(word)] if w]
 
 
-# Countries of a region: `launch instance --region` takes the long names, `geolocation=EU
-# georegion=true` the short.
+# The countries of a region.  A query takes the short names (`geolocation=EU georegion=true`); each
+# ISO 3166 country is in one of them, as in UN M49 but for BM, CY, GE, GL, PM and XK.  `launch instance --region`
+# takes the long names, which the service's own client divides otherwise.
+GEOREGIONS = {
+    "AF": "AO BF BI BJ BW CD CF CG CI CM CV DJ DZ EG EH ER ET GA GH GM GN GQ GW IO KE KM LR LS "
+    "LY MA MG ML MR MU MW MZ NA NE NG RE RW SC SD SH SL SN SO SS ST SZ TD TF TG TN TZ UG "
+    "YT ZA ZM ZW",
+    "AS": "AE AF AM AZ BD BH BN BT CN HK ID IL IN IQ IR JO JP KG KH KP KR KW KZ LA LB LK MM MN "
+    "MO MV MY NP OM PH PK PS QA SA SG SY TH TJ TL TM TR TW UZ VN YE",
+    "EU": "AD AL AT AX BA BE BG BY CH CY CZ DE DK EE ES FI FO FR GB GE GG GI GL GR HR HU IE IM "
+    "IS IT JE LI LT LU LV MC MD ME MK MT NL NO PL PT RO RS RU SE SI SJ SK SM UA VA XK",
+    "LC": "AG AI AR AW BB BL BM BO BQ BR BS BV BZ CL CO CR CU CW DM DO EC FK GD GF GP GS GT GY HN "
+    "HT JM KN KY LC MF MQ MS MX NI PA PE PM PR PY SR SV SX TC TT UY VC VE VG VI",
+    "NA": "CA US",
+    "OC": "AQ AS AU CC CK CX FJ FM GU HM KI MH MP NC NF NR NU NZ PF PG PN PW SB TK TO TV UM VU "
+    "WF WS",
+}
 REGIONS = {
     "North_America": "AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US",
-    "South_America": "AR BO BR CL CO EC FK GF GY PY PE SR UY VE",
-    "Europe": "AL AD AT BY BE BA BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT MD MC ME NL MK NO PL PT RO "
-    "RU SM RS SK SI ES SE CH UA GB VA XK",
-    "Asia": "AF AM AZ BH BD BT BN KH CN GE IN ID IR IQ IL JP JO KZ KW KG LA LB MY MV MN MM NP KP OM PK PH QA SA SG KR "
-    "LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO",
+    "South_America": "AR BO BR CL CO EC FK GF GS GY PY PE SR UY VE",
+    "Europe": GEOREGIONS["EU"],
+    "Asia": GEOREGIONS["AS"],
     "Oceania": "AS AU CK FJ PF GU KI MH FM NR NC NZ NU MP PW PG PN WS SB TK TO TV VU WF",
-    "Africa": "DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG MW ML MR MU "
-    "MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW",
+    "Africa": GEOREGIONS["AF"],
 }
-GEOREGIONS = {
-    "AF": "DZ AO BJ BW BF BI CM CV CF TD KM CD CG DJ EG GQ ER ET GA GM GH GN GW KE LS LR LY MW MA ML MR MU MZ NA NE NG "
-    "RW SH ST SN SC SL SO ZA SS SD SZ TZ TG TN UG YE ZM ZW",
-    "AS": "AE AM AR AU AZ BD BH BN BT MM KH KP IN ID IR IQ IL JP JO KZ LV LI MY MV MN NP KR PK PH QA SA SG LK SY TW TJ "
-    "TH TR TM VN YE HK CN OM",
-    "EU": "AL AD AT BY BE BA BG HR CY CZ DK EE FI FR GE DE GR HU IS IT KZ LV LI LT LU MT MD MC ME NL NO PL PT RO RU RS "
-    "SK SI ES SE CH UA GB VA MK",
-    "LC": "AG AR BS BB BZ BO BR CL CO CR CU DO EC SV GY HT HN JM MX NI PA PY PE PR RD SUR TT UR VZ",
-    "NA": "CA US",
-    "OC": "AU FJ GU KI MH FM NR NZ PG PW SL TO TV VU",
-}
+DATE_FORMS = (
+    "%Y-%m-%d",
+    "%m/%d/%Y",
+    "%Y%m%d",
+    "%d %B %Y",
+    "%d %b %Y",
+    "%B %d %Y",
+    "%b %d %Y",
+    "%Y/%m/%d",
+    "%m/%d/%y",
+    "%d-%b-%Y",
+    "%Y.%m.%d",
+)
+CLOCK_FORMS = (
+    "",
+    " %H:%M",
+    " %H:%M:%S",
+    " %H:%M:%S.%f",
+    "T%H",
+    "T%H:%M",
+    "T%H:%M:%S",
+    "T%H:%M:%S.%f",
+    "T%H%M",
+    "T%H%M%S",
+    " %I%p",
+    " %I:%M%p",
+    " %I:%M %p",
+    " %I:%M:%S%p",
+    " %I:%M:%S %p",
+    " %I %p",
+)
 
 
-def parse_when(value: str | float, zone: str = "local") -> float:
-    """Unix seconds of a date as people write it; without an offset it is in `zone`, "local" or
-    "utc".
+def parse_when(value: str | float) -> float:
+    """Unix seconds of a date as people write it, in UTC unless it has an offset; whole if they are.
 
     2026-01-05, 2026-01-05 13:00[:00], ISO with T, Z or an offset, 01/05/2026 10:46 (month first),
-    20260315, 1 March 2026, Jan 8th 2026 7pm, Mon, 05 Jan 2026 13:00:00 GMT.  Raises UsageError,
-    also for days that do not exist.
+    20260315, 1 March 2026, Jan 8th 2026 7pm, Mon, 05 Jan 2026 13:00:00 GMT, 1767225600 (unix
+    seconds).  Raises UsageError, also for days that do not exist.
     """
+    import re
+
+    seconds: float
     if not isinstance(value, str):
-        return _number(value)
+        seconds = _number(value)
+    elif re.fullmatch(r"(?!\d{8}$)\d{1,19}(?:\.\d{1,9})?", value.strip(), re.ASCII):
+        seconds = float(value)
+    else:
+        seconds = _date_seconds(value)
+    if not 0 <= seconds <= LAST_MOMENT:
+        hint = "; these look like milliseconds" if LAST_MOMENT < seconds < 1e14 else ""
+        raise UsageError(f"expected a date from 1970 on, not {short_repr(value)}{hint}")
+    return int(seconds) if seconds == int(seconds) and isinstance(value, str) else seconds
+
+
+def _date_seconds(value: str) -> float:
+    """Unix seconds of a date in one of the forms above."""
     from datetime import datetime, timezone
 
     text = _plain_date(value) if len(value) < 80 and value.isascii() else ""
-    days = (
-        "%Y-%m-%d",
-        "%m/%d/%Y",
-        "%Y%m%d",
-        "%d %B %Y",
-        "%d %b %Y",
-        "%B %d %Y",
-        "%b %d %Y",
-        "%Y/%m/%d",
-        "%m/%d/%y",
-        "%d-%b-%Y",
-        "%Y.%m.%d",
-    )
-    times = (
-        "",
-        " %H:%M",
-        " %H:%M:%S",
-        " %H:%M:%S.%f",
-        "T%H",
-        "T%H:%M",
-        "T%H:%M:%S",
-        "T%H:%M:%S.%f",
-        "T%H%M",
-        "T%H%M%S",
-        " %I%p",
-        " %I:%M%p",
-        " %I:%M %p",
-        " %I:%M:%S%p",
-        " %I:%M:%S %p",
-        " %I %p",
-    )
     offsets = ("", "%z", " %z") if text[-5:-4] in ("+", "-") else ("",)
-    for form in (day + clock + offset for day in days for clock in times for offset in offsets):
+    forms = (
+        day + clock + offset for day in DATE_FORMS for clock in CLOCK_FORMS for offset in offsets
+    )
+    for form in forms:
         try:
-            moment = datetime.strptime(text, form)  # noqa: DTZ007 - without an offset it is local
-            if moment.tzinfo is None and zone == "utc":
-                moment = moment.replace(tzinfo=timezone.utc)
-            return moment.timestamp()
-        except (ValueError, OverflowError, OSError):
+            moment = datetime.strptime(text, form)  # noqa: DTZ007 - its zone is set below
+        except ValueError:
             continue
-    raise UsageError(f"{printable(value)!r} is not a date; write 2026-01-31 or '2026-01-31 13:00'")
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        return moment.timestamp()
+    raise UsageError(
+        f"cannot read the date {printable(value)!r}; write 2026-01-31, '2026-01-31 13:00' or unix seconds"
+    )
 
 
 def _plain_date(text: str) -> str:
@@ -2490,12 +2570,12 @@ register("Volumes",
 register("Volumes (for hosts)",
     Command("list volume", "POST /volumes/", ONCE, "offer disk space of a machine of yours",
         Arg("id", ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
-        build="build_offer_end", look="search volumes",
+        look="search volumes",
         done="Disk space of machine {id} is offered at {price_disk} $/GB/month; the offer is {answer[id]}."
              "|Disk space of machine {id} is offered at {price_disk} $/GB/month."),
     Command("list volumes", "POST /volumes/", ONCE, "offer disk space of several machines of yours",
         Arg("ids", IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
-        build="build_offer_end", look="search volumes",
+        look="search volumes",
         done="Disk space of machines {ids} is offered at {price_disk} $/GB/month; the offer is {id}."
              "|Disk space of machines {ids} is offered at {price_disk} $/GB/month."),
     Command("unlist volume", "POST /volumes/unlist", SAFE, "take an offer of disk space back",
@@ -2503,7 +2583,7 @@ register("Volumes (for hosts)",
     Command("list network-volume", "POST /network_volumes/", ONCE, "offer space of a network disk of yours",
         Arg("disk_id", ID, "the network disk, from show network-disks"),
         Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
-        build="build_offer_end", look="search network-volumes",
+        look="search network-volumes",
         done="Space of disk {disk_id} is offered at {price_disk} $/GB/month."),
     Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, "take an offer of a network disk back",
         Arg("id", ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is taken back."),
@@ -3598,8 +3678,8 @@ def schedule_of(call: Call, request: Request) -> Row:
         }
         raise UsageError(f"{frequency} needs {words[frequency]}")
     today = time.time() // 86400 * 86400
-    start = today if call["start_date"] is None else parse_when(call["start_date"], "utc")
-    end = today + 7 * 86400 if call["end_date"] is None else parse_when(call["end_date"], "utc")
+    start = today if call["start_date"] is None else float(call["start_date"])
+    end = today + 7 * 86400 if call["end_date"] is None else float(call["end_date"])
     if not start < end:
         raise UsageError("--start_date must lie before --end_date")
     return {
@@ -3664,16 +3744,6 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
             call, {name: conditions or start.get(name, {}) for name, conditions in found.items()}
         )
     )
-
-
-def build_offer_end(call: Call, query: Row, body: Row) -> None:
-    """On the command line the end of an offer is MM/DD/YYYY or unix seconds; the SDK sends what it
-    is given.
-    """
-    if call.cli and call["end_date"] is not None:
-        body["end_date"] = convert_value(
-            call.row, Arg("--end_date", EXPIRY), call["end_date"], True
-        )
 
 
 def build_copy(call: Call, query: Row, body: Row) -> None:
@@ -3812,9 +3882,9 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
     if call["last_days"] is None:
         query["machid"] = None
         for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
-            days = (time.time() - 86400 if date in (None, "") else parse_when(date)) / 86400
+            days = (time.time() - 86400 if date is None else date) / 86400
             query[name] = int(days) if days == int(days) else days
-    elif call["start_date"] or call["end_date"]:
+    elif call["start_date"] is not None or call["end_date"] is not None:
         raise UsageError("give dates or --last_days, not both")
     if call["machine_id"] is not None:
         query["machid"] = call["machine_id"]
@@ -6006,9 +6076,9 @@ def run_show_invoices(call: Call) -> Any:
 
 
 def invoice_items(call: Call, **more: Any) -> Row:
-    """`invoices` and `current` of a period; one's own zone holds for dates without one."""
+    """`invoices` and `current` of a period."""
     query: Row = {
-        name: time.time() - ago if call[option] in (None, "") else parse_when(call[option])
+        name: time.time() - ago if call[option] is None else call[option]
         for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0))
     }
     call.extra["period"] = " - ".join(format_utc(moment, "%Y-%m-%d") for moment in query.values())
@@ -6024,11 +6094,9 @@ def invoice_items(call: Call, **more: Any) -> Row:
 
 
 def billed(call: Call, rows: list[Row]) -> list[Row]:
-    """Items that are not 0, between the given dates (here UTC holds), and of instances with the
-    given label.
-    """
+    """Items that are not 0, between the given dates, and of instances with the given label."""
     start, end = (
-        parse_when(date, "utc") if date else limit
+        limit if date is None else date
         for date, limit in ((call["start_date"], float("-inf")), (call["end_date"], float("inf")))
     )
     rows = [
@@ -6110,11 +6178,10 @@ def bill_rows(call: Call, results: list[Row]) -> list[Row]:
 
 def run_pdf_invoices(call: Call) -> str:
     """Writes the items of a period as a PDF; the path."""
-    from datetime import datetime
-
     name = f"invoice_{invoice_number()}"
     for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
-        name += f"-{letter}:{datetime.fromtimestamp(parse_when(date)).isoformat()}" if date else ""  # noqa: DTZ006
+        if date is not None:
+            name += f"-{letter}:{format_utc(date, '%Y-%m-%dT%H:%M:%S')}"
     name += (
         "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
     )
@@ -9944,7 +10011,7 @@ class VastAI:
         def remove_defjob(self, id: int) -> dict[str, Any]: "End the default job of a machine."; ...
         def show_maints(self, ids: Sequence[int]) -> list[dict[str, Any]]:
             "The maintenance windows of your machines."; ...
-        def schedule_maint(self, id: int, sdate: float | str, duration: float,
+        def schedule_maint(self, id: int, sdate: str | float, duration: float,
                 category: str = 'not provided') -> dict[str, Any]:
             "Announce maintenance to a machine's renters."; ...
         def cancel_maint(self, id: int) -> dict[str, Any]: "Call the maintenance of a machine off."; ...
