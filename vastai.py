@@ -828,7 +828,7 @@ def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     return checked
 
 
-def decode_text(data: bytes) -> str:
+def decode_file(data: bytes) -> str:
     """The text of a file: UTF-8, or UTF-16 with a byte-order mark; without that mark and with LF at
     the ends of lines.  Raises UnicodeError.
     """
@@ -843,7 +843,7 @@ def _read_file(path: str) -> str:
     try:
         with open(os.path.expanduser(path), "rb") as file:
             data = file.read(4 * LONGEST_FILE + 1)
-        text = decode_text(data)
+        text = decode_file(data)
     except UnicodeError:
         raise UsageError(f"cannot read the file {name}: it is not UTF-8 or UTF-16 text") from None
     except (OSError, ValueError) as error:
