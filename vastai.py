@@ -470,7 +470,7 @@ def _texts(value: Any) -> list[str]:
 
 # What a diagnostic text must not hold: hints that str.find() sees fast in a log of megabytes, each
 # with a pattern that is tried there; what follows its first group is replaced.
-_QUOTED = r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\\+"[^"\n]*"?|' r"'[^'\n]*'?"
+_QUOTED = r""""[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\\+"[^"\n]*"?|'[^'\n]*'?"""
 _ASSIGNED = r"\\{0,2}[\"']?[ \t]{0,8}[=:][ \t]{0,8}"
 _VALUE = rf"(?:(?:bearer|basic)[ \t]{{1,8}})?(?:{_QUOTED}|(?<==)\S+|[^\s,;]+)"
 _NO_PORT = r"(?![\"']?(?:[\d.:-]+(?:/\w+)?|/\S*)[\"']?(?:\s|$))"
