@@ -33,3 +33,19 @@ price: str = offer["dph_total"]  # E
 print(offer["dph_totla"])  # E
 print(client.show_instances()["id"])  # E
 print(client.create_instance(id=1, image="ubuntu").new_contract)  # E
+
+
+# serverless
+async def serverless() -> None:
+    async with vastai.Serverless("key", conection_limit=3) as client:  # E
+        endpoint = await client.get_endpoint(7)  # E
+        endpoint.request("/v1/completions")  # E
+        endpoint.request("/v1/completions", {}, cots=8)  # E
+        endpoint.request("/v1/completions", {}, timeout="1 m")  # E
+        answer = await endpoint.request("/v1/completions", {})
+        print(answer.response)  # E
+        endpoint.request("/v1/completions", {})["response"]  # E
+        await endpoint.get_worker()  # E
+        session = await endpoint.session(lifetime="30")  # E
+        print(session.id)  # E
+    vastai.Endpoint("my-endpoint", 321, "key")  # E
