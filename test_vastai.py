@@ -1649,7 +1649,7 @@ class ServerlessRoutes:
             ready = {worker_id: instances[worker_id].status(now, self.boot) == "running"
                      for worker_id in group["instances"] if worker_id in instances}
         return [{"id": worker_id, "status": "idle" if warm else "loading", "gpu_name": "RTX 4090",
-                 "measured_perf": 152.3 + nth if warm else 0.0, "url": f"http://192.0.2.{10 + nth}:8000",
+                 "measured_perf": 152.3 + nth if warm else 0.0, "url": f"{self.url}/worker/{worker_id}",
                  "created_at": self.stamp(group["created_at"])} for nth, (worker_id, warm) in enumerate(ready.items())]
 
     @route("POST /update_workers/")
@@ -1665,10 +1665,43 @@ class ServerlessRoutes:
         endpoint = self.find_endpoint(name=name)
         groups = [row for row in self.rows("workergroups") if endpoint and row["endpoint_id"] == endpoint["id"]]
         ready = [worker for group in groups for worker in self.workers_of(group) if worker["status"] == "idle"]
-        answer = {"endpoint": name, "__request_id": digest("request", next(self.ids))}
+        number = call.body.get("request_idx") or next(self.ids)
+        answer = {"endpoint": name, "request_idx": number}
         if not ready:
-            return dict(answer, status="No worker is ready")
+            loading = sum(len(self.workers_of(group)) for group in groups)
+            return dict(answer, status=f"total workers: {loading}, loading workers: {loading}")
         return dict(answer, url=ready[0]["url"], cost=cost, reqnum=1, signature=digest("signature", name))
+
+
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+
+
+def work(call):
+    """What a worker answers to a job: (status, type, body), where the body is bytes or an iterator of events."""
+    grant, payload = call.body.get("auth_data") or {}, call.body.get("payload") or {}
+    lacking = {"cost", "endpoint", "reqnum", "request_idx", "signature", "url"} - grant.keys()
+    if lacking:
+        return 422, "application/json", json.dumps({"auth_data": sorted(lacking)}).encode()
+    path = "/" + call.path.split("/", 3)[3]
+    if path == "/slow":
+        time.sleep(float(payload.get("seconds", 2)))
+        return 200, "application/json", b'{"done": true}'
+    if path == "/fail":
+        return 500, "application/json", b'{"error": "out of GPU memory"}'
+    if path == "/generate/image":
+        return 200, "image/png", PIXEL
+    if path not in ("/v1/completions", "/v1/chat/completions"):
+        return 404, "text/plain", b"404: Not Found"
+    prompt = payload.get("prompt") or (payload.get("messages") or [{}])[-1].get("content", "")
+    words = f"You said: {prompt}".split()[:payload.get("max_tokens", 64)]
+    chat = path == "/v1/chat/completions"
+    if payload.get("stream"):
+        texts = (word if nth == 0 else f" {word}" for nth, word in enumerate(words))
+        events = ({"choices": [{"delta": {"content": text}} if chat else {"text": text}]} for text in texts)
+        return 200, "text/event-stream", events
+    text = " ".join(words)
+    choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    return 200, "application/json", json.dumps({"choices": [{**choice, "finish_reason": "stop"}]}).encode()
 
 
 def unknown_group(kind, name):
@@ -2367,7 +2400,12 @@ class SandboxHandler(http.server.BaseHTTPRequestHandler):
 
     def serve(self):
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, body, headers = self.server.box.answer(Call(self.command, self.path, dict(self.headers), raw))
+        call = Call(self.command, self.path, dict(self.headers), raw)
+        if call.path.startswith("/worker/"):
+            self.server.box.requests.append(call.record())
+            self.work(*work(call))
+            return
+        status, body, headers = self.server.box.answer(call)
         if status is None:
             self.close_connection = True
             return
@@ -2382,6 +2420,24 @@ class SandboxHandler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def work(self, status, kind, body):
+        """Sends a worker's answer; events go out one by one."""
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        if isinstance(body, bytes):
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for event in itertools.chain(map(json.dumps, body), ["[DONE]"]):
+            data = f"data: {event}\n\n".encode()
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self.wfile.flush()
+            time.sleep(0.02)
+        self.wfile.write(b"0\r\n\r\n")
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = serve
 
