@@ -9111,6 +9111,79 @@ print(*[seconds(client), seconds(client), seconds(other)][{which}:{which} + 1])
 """
 
 
+SERVERLESS = """
+import asyncio, time
+from vastai import Serverless
+URL, COUNT, AT_ONCE, STREAM = {url!r}, {count}, {at_once}, {stream}
+async def main():
+    Serverless.SSL_CERT_URL = URL + "/static/root.cer"
+    async with Serverless("bench-key", autoscaler_url=URL, webserver_url=URL) as client:
+        endpoint = await client.get_endpoint({scheme!r})
+        async def work(todo):
+            for _ in todo:
+                answer = await endpoint.request("/work", {{"stream": STREAM}}, cost=8, stream=STREAM)
+                if STREAM:
+                    async for event in answer["response"]:
+                        pass
+        await asyncio.gather(*(work(range(1)) for _ in range(AT_ONCE)))
+        began, busy, todo = time.perf_counter(), time.process_time(), iter(range(COUNT))
+        await asyncio.gather(*(work(todo) for _ in range(AT_ONCE)))
+        if {timed}:
+            print(COUNT / (time.perf_counter() - began), (time.process_time() - busy) * 1000 / COUNT)
+asyncio.run(main())
+"""
+
+
+class CannedServerless(asyncio.Protocol):
+    """Console, router and worker of canned answers, much faster than a client."""
+
+    answers = {}  # {path: bytes}
+    buffer = b""
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.buffer += data
+        while b"\r\n\r\n" in self.buffer:
+            head, _, rest = self.buffer.partition(b"\r\n\r\n")
+            length = int(re.search(rb"(?i)content-length: *(\d+)|$", head).group(1) or 0)
+            if len(rest) < length:
+                return
+            self.buffer = rest[length:]
+            path = head.split(b" ", 2)[1].decode().partition("?")[0]
+            name = re.search(rb'"endpoint": *"(\w+)"', rest[:length]) if path == "/route/" else None
+            stream = b'"stream": true' in rest[:length]
+            self.transport.write(self.answers[name.group(1).decode() if name else "/stream" if stream else path])
+
+    @classmethod
+    def begin(cls, context):
+        """Serves http and https on loopback ports, in a thread of their own; returns the address of the first."""
+        loop, ready = asyncio.new_event_loop(), threading.Event()
+
+        async def serve():
+            ports = {}
+            for scheme, tls in (("http", None), ("https", context)):
+                server = await loop.create_server(cls, "127.0.0.1", 0, ssl=tls, backlog=512)
+                ports[scheme] = server.sockets[0].getsockname()[1]
+                grant = {"endpoint": scheme, "url": f"{scheme}://127.0.0.1:{ports[scheme]}", "cost": 8, "reqnum": 1,
+                         "request_idx": 1, "signature": "c2ln"}
+                cls.answers[scheme] = reply(grant, Content_Type="application/json")
+            rows = [dict(ENDPOINT, endpoint_name=name) for name in ports]
+            cls.answers.update({
+                "/api/v0/endptjobs/": reply({"success": True, "results": rows}, Content_Type="application/json"),
+                "/static/root.cer": reply(pem("CERTIFICATE", CERTIFICATE)),
+                "/work": reply({"choices": [{"text": " Paris"}]}, Content_Type="application/json"),
+                "/stream": chunked(*map(event, EVENTS * 100))})
+            cls.url = f"http://127.0.0.1:{ports['http']}"
+            ready.set()
+
+        asyncio.set_event_loop(loop)
+        threading.Thread(target=lambda: (loop.run_until_complete(serve()), loop.run_forever()), daemon=True).start()
+        ready.wait()
+        return cls.url
+
+
 class BenchHandler(http.server.BaseHTTPRequestHandler):
     """Canned answers, as fast as the standard library sends them: instances, or 5,000 offers."""
 
@@ -9209,6 +9282,19 @@ class Bench:
             print(f"    {who:<9} median {middle[who]:9.2f} {unit:<3}  min {min(values):9.2f}  max {max(values):9.2f}"
                   f"  {middle[who] / middle[base]:6.2f} x {base}", flush=True)
 
+    def pair(self, what, commands):
+        """Measures commands that print two figures: requests a second, and ms of CPU a request."""
+        runs = {who: [] for who, command in commands.items() if command}
+        for _ in range(min(self.runs, 5)):
+            for who in runs:
+                runs[who].append([float(figure) for figure in self.run(who, commands[who])[1].split()])
+        print(what)
+        for who, values in runs.items():
+            rates, busy = zip(*values)
+            self.results.append({"what": what, "unit": "requests/s, CPU ms", "who": who, "figures": values})
+            print(f"    {who:<9} best {max(rates):8.0f} a second, median {statistics.median(rates):8.0f};"
+                  f"  CPU {statistics.median(busy):6.2f} ms a request", flush=True)
+
 
 def bench_rows(measure, python, official, port, slow, secure):
     """All rows of times and memory."""
@@ -9267,6 +9353,21 @@ def bench_rows(measure, python, official, port, slow, secure):
             milliseconds)
 
 
+def serverless_rows(measured, python, official, url):
+    """Requests to endpoints, beside the official client."""
+    def commands(**values):
+        code = SERVERLESS.format(**{"url": url, "scheme": "http", "stream": False, "timed": True, **values})
+        return {"ours": [python, "-c", code], "official": official and [os.path.join(official, "bin", "python"), "-c", code]}
+
+    for scheme in ("http", "https"):
+        for at_once, count in ((1, 500), (16, 2000), (256, 2000)):
+            measured.pair(f"serverless over {scheme}, {at_once} at once",
+                          commands(scheme=scheme, at_once=at_once, count=count))
+    measured.pair("serverless, streams of 200 events, 16 at once", commands(stream=True, at_once=16, count=160))
+    measured.row("serverless: a whole program with one request", "ms", "", commands(at_once=1, count=0, timed=False),
+                 lambda run: run[0] * 1000)
+
+
 def count_requests(measured, python, official):
     """How many requests a command sends; the official client's count is pinned unless it is there to be run."""
     print("requests of a command, its output in a pipe")
@@ -9320,6 +9421,7 @@ def bench(arguments):
         print(f"official: {options.official or 'not measured (--official VENV); its requests as they were counted once'}")
         measured = Bench(options.runs, env, folders)
         bench_rows(measured.row, sys.executable, options.official, fast.port, slow.port, secure.port)
+        serverless_rows(measured, sys.executable, options.official, CannedServerless.begin(server_context(home)))
         requests = count_requests(measured, sys.executable, options.official)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
