@@ -261,6 +261,14 @@ def look_first(row: Command) -> str:
     return f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
 
 
+def not_found_error(what: str, id: Any, look: str = "") -> NotFoundError:
+    """The error of a thing that is not there, as it is said everywhere; `look` is the command that
+    lists such things.
+    """
+    see = f"; see `vastai {look}`" if look else ""
+    return NotFoundError(f"no {what} {printable(str(id), 100)}{see}")
+
+
 def missing_argument_error(row: Command, arg: Arg, cli: bool) -> UsageError:
     hint = f"{usage_of(row)}\n  `vastai {row.name} --help` explains it." if cli else ""
     return UsageError(
@@ -285,18 +293,6 @@ def refusal_error(body: Row, answer: Answer) -> VastAIError:
         " ".join(printable(reason_of(body), 500).split()) or "the service refused, without a reason"
     )
     return make_error(VastAIError, words, response=answer)
-
-
-def misunderstood(row: Command, error: Exception) -> VastAIError:
-    """The error of an answer that a function tripped over."""
-    what = (
-        "is nested too deeply to be shown"
-        if isinstance(error, RecursionError)
-        else f"cannot be used ({type(error).__name__}: {printable(str(error), 200)}; VASTAI_DEBUG=1 shows where)"
-    )
-    return VastAIError(
-        f"the service gave an answer that {what}", hint="" if row.safe else look_first(row)
-    )
 
 
 def relabel_error(error: VastAIError, what: str) -> VastAIError:
@@ -721,19 +717,33 @@ def get_path(row: Any, path: str) -> Any:
 
 
 class Kind:
-    """A type of argument: its annotation, its converter and what it expects, in words."""
+    """A type of argument.
 
-    __slots__ = ("annotation", "convert", "expects", "metavar")
+    annotation  the type that a caller of the SDK sees
+    convert     makes of a word or a Python value what is sent; refuses it with ValueError
+    expects     completes the sentence "expected ..."
+    metavar     stands for the value in the help
+    completes   what a shell offers for it: "files", "instances", or "" for nothing
+    many        takes several words of the command line
+    """
+
+    __slots__ = ("annotation", "completes", "convert", "expects", "many", "metavar")
 
     def __init__(
-        self, annotation: str, convert: Callable[[Any], Any], expects: str, metavar: str = "TEXT"
+        self,
+        annotation: str,
+        convert: Callable[[Any], Any],
+        expects: str,
+        metavar: str = "TEXT",
+        completes: str = "",
+        many: bool = False,
     ) -> None:
-        self.annotation, self.convert, self.expects, self.metavar = (
-            annotation,
-            convert,
-            expects,
-            metavar,
-        )
+        self.annotation, self.convert, self.expects = annotation, convert, expects
+        self.metavar, self.completes, self.many = metavar, completes, many
+
+    def called(self, metavar: str, completes: str = "") -> Kind:
+        """The same type with another name in the help, and perhaps another completion."""
+        return Kind(self.annotation, self.convert, self.expects, metavar, completes, self.many)
 
 
 def _whole(value: Any) -> int:
@@ -964,6 +974,10 @@ def _as_given(value: Any) -> Any:
 
 
 ID = Kind("int", _at_least(0, _whole), "an id (a whole number)", "ID")
+# What an id is of: the same number, with its own name in the help and its own completion.
+INSTANCE_ID, MACHINE_ID = ID.called("INSTANCE", "instances"), ID.called("MACHINE")
+OFFER_ID, VOLUME_ID, TEMPLATE_ID = ID.called("OFFER"), ID.called("VOLUME"), ID.called("TEMPLATE")
+ENDPOINT_ID, WORKERGROUP_ID = ID.called("ENDPOINT"), ID.called("WORKERGROUP")
 COUNT = Kind("int", _at_least(0, _whole), "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
 NUMBER = Kind("float", _at_least(0, _number), "a number, 0 or more", "N")
@@ -981,24 +995,26 @@ TEXT_ID = Kind("str", _name, "an id", "ID")
 CODE = Kind("str", _name, "text that is not empty", "CODE")
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
-IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID")
+IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID", many=True)
 ANY_IDS = Kind(
     "Sequence[int]",
     lambda value: [] if value == [] else IDS.convert(value),
     "ids, or an empty list",
     "ID",
 )
-TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts")
+TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts", many=True)
 WORDS = Kind(
     "Sequence[str]",
     lambda value: (_text if isinstance(value, str) else _items(_text))(value),
     "a list of texts, or one text",
 )
 OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
-FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE")
-SCRIPT = Kind("str", _script, "a text file", "FILE")
-SCRIPT_OR_TEXT = Kind("str", _script_or_text, "commands, or the name of a text file", "FILE")
-OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE")
+FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE", "files")
+SCRIPT = Kind("str", _script, "a text file", "FILE", "files")
+SCRIPT_OR_TEXT = Kind(
+    "str", _script_or_text, "commands, or the name of a text file", "FILE", "files"
+)
+OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE", "files")
 ENV = Kind(
     "str | dict[str, str]",
     _text_or_dict,
@@ -1011,7 +1027,7 @@ TEXT_OR_OBJECT = Kind(
     "text, or a JSON object",
     "JSON",
 )
-QUERY = Kind("str | dict[str, Any]", _query, "conditions such as 'num_gpus>=2'", "QUERY")
+QUERY = Kind("str | dict[str, Any]", _query, "conditions such as 'num_gpus>=2'", "QUERY", many=True)
 ORDER = Kind(
     "str | Sequence[Any]",
     _order,
@@ -1022,6 +1038,17 @@ DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
 DAY = WHEN = MOMENT = EXPIRY = DATE
+INSTANCE_IDS, MACHINE_IDS, OFFER_IDS = (
+    IDS.called("INSTANCE", "instances"),
+    IDS.called("MACHINE"),
+    IDS.called("OFFER"),
+)
+GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
+IMAGE, HASH, PATH, URL = (TEXT.called(word) for word in ("IMAGE", "HASH", "PATH", "URL"))
+LABEL, TOKEN, CONDITIONS_TEXT = TEXT.called("NAME"), TEXT.called("TOKEN"), TEXT.called("QUERY")
+SHELL_LINES = TEXT.called("COMMAND")
+KEY_FILE = TEXT.called("FILE", "files")
+PLACE = NAME.called("PLACE", "files")
 
 
 # --------------------------------------------------------------------- queries, environments, dates
@@ -1595,15 +1622,14 @@ def read_line() -> str | None:
     return line.strip() if line else None
 
 
-def page_out(lines: list[str], full: bool) -> None:
-    """Lines to stdout; through $PAGER where there are more than a terminal shows."""
-    text = "\n".join(lines) + "\n"
+def page_out(text: str, full: bool) -> None:
+    """Text to stdout; through $PAGER if it has more lines than a terminal shows."""
     pager = os.environ.get("PAGER", "").strip()
     if (
         full
         or not pager
         or not is_terminal(sys.stdout)
-        or len(lines) < os.get_terminal_size(sys.stdout.fileno()).lines
+        or text.count("\n") < os.get_terminal_size(sys.stdout.fileno()).lines
     ):
         return write_out(text)
     import shlex
@@ -1673,72 +1699,52 @@ def two_columns(left: str, right: str, wide: int, width: int) -> str:
 
 
 # --------------------------------------------------------------------------------------------- rows
+# The vocabulary of the table.  What a command does differently from the others is a column here.
 
 REQUIRED: Any = type("REQUIRED", (), {"__repr__": lambda self: "REQUIRED"})()
-KEY: Any = type(
-    "KEY", (), {"__repr__": lambda self: "KEY"}
-)()  # stands for the API key in a row's fixed body
+KEY: Any = type("KEY", (), {"__repr__": lambda self: "KEY"})()  # the API key in a row's fixed body
 SAFE, ONCE = True, False  # may a request be repeated when its answer is lost?
+READS, SETS, SPENDS, DELETES = "reads", "sets", "spends", "deletes"  # what a command does
 
 
 class Arg:
     """One argument of a command.
 
-    `flags` is its spelling on the command line: "id" stands alone, "-l --limit" is an option; the
-    last one names the keyword, unless `name` does.  `to` says where the value goes ("path",
-    "query", "body", "path body", or "" where a function takes it), `key` its name there, "*" for an
-    object that is the whole body.  `old` lists other keywords that programs use, `face` restricts
-    it to "cli" or "sdk", `cli` is the command line's default where it differs, `many` takes several
-    words, `rest` the rest of the line, `again` may be given again, `shortcuts` are flags that set a
-    value ({"-b": "bid"}), `secret` is never shown, `sent` makes of the value what is sent; None of
-    it is left out.
+    flags      its spelling: "id" stands alone, "-l --limit" is an option
+    kind       what it takes: converter, type, metavar, completion
+    help       a noun phrase for the help and the docstring
+    default    the default; without one an argument that stands alone is required
+    name       the keyword in Python, if that is not the last flag
+    key        its name on the wire, if that is not `name`; "*": the value is the whole body
+    to         where it goes: "path", "query", "body", "path body", "" (a function takes it), or
+               "auto": into the path that names it, else into the query of a GET, else into the body
+    old        other keywords that programs use
+    face       "cli" or "sdk" for an argument of one face only
+    cli        the command line's default, if that differs
+    choices    the values that are allowed
+    many       takes several words of the line
+    rest       takes the rest of the line as it is
+    again      may be given again
+    shortcuts  flags that set a value: {"-b": "bid"}
+    secret     its value is never shown
+    hidden     not in the help
+    required   an option that must be given
+    sent       makes of the value what is sent; None is left out
+    group      the heading of the help under which the option stands
     """
 
-    __slots__ = (
-        "again",
-        "choices",
-        "cli",
-        "default",
-        "face",
-        "flags",
-        "help",
-        "hidden",
-        "key",
-        "kind",
-        "many",
-        "name",
-        "old",
-        "option",
-        "rest",
-        "secret",
-        "sent",
-        "shortcuts",
-        "to",
-    )
+    # fmt: off
+    __slots__ = ("again", "choices", "cli", "default", "face", "flags", "group", "help", "hidden",
+                 "key", "kind", "many", "name", "old", "option", "rest", "secret", "sent",
+                 "shortcuts", "to")
 
-    def __init__(
-        self,
-        flags: str,
-        kind: Kind = TEXT,
-        help: str = "",
-        default: Any = REQUIRED,
-        *,
-        name: str = "",
-        key: str = "",
-        to: str = "auto",
-        old: str = "",
-        face: str = "",
-        cli: Any = REQUIRED,
-        choices: tuple[Any, ...] = (),
-        many: bool | None = None,
-        rest: bool = False,
-        again: bool = False,
-        shortcuts: dict[str, str] | None = None,
-        secret: bool = False,
-        hidden: bool = False,
-        required: bool = False,
-        sent: Callable[[Any], Any] | None = None,
-    ) -> None:
+    def __init__(self, flags: str, kind: Kind = TEXT, help: str = "", default: Any = REQUIRED, *,
+                 name: str = "", key: str = "", to: str = "auto", old: str = "", face: str = "",
+                 cli: Any = REQUIRED, choices: tuple[Any, ...] = (), many: bool | None = None,
+                 rest: bool = False, again: bool = False, shortcuts: dict[str, str] | None = None,
+                 secret: bool = False, hidden: bool = False, required: bool = False,
+                 sent: Callable[[Any], Any] | None = None, group: str = "") -> None:
+        # fmt: on
         self.flags = words = flags.split()
         self.kind, self.help, self.to, self.face, self.choices = kind, help, to, face, choices
         self.option = flags[0] == "-"
@@ -1748,15 +1754,9 @@ class Arg:
             default = False if kind is FLAG else None
         self.default = default
         self.cli = default if cli is REQUIRED else cli
-        self.many = kind in (IDS, TEXTS, QUERY) if many is None else many
-        self.rest, self.again, self.shortcuts, self.secret, self.hidden = (
-            rest,
-            again,
-            shortcuts or {},
-            secret,
-            hidden,
-        )
-        self.sent = sent
+        self.many = kind.many if many is None else many
+        self.rest, self.again, self.shortcuts = rest, again, shortcuts or {}
+        self.secret, self.hidden, self.sent, self.group = secret, hidden, sent, group
 
     @property
     def annotation(self) -> str:
@@ -1764,119 +1764,126 @@ class Arg:
         text = self.kind.annotation
         if self.choices:
             text = f"Literal[{', '.join(map(repr, self.choices))}]"
-            text = f"Sequence[{text}]" if self.kind is TEXTS else text
+            text = f"Sequence[{text}]" if self.kind.many else text
         return f"{text} | None" if self.default is None else text
 
     def label(self, cli: bool) -> str:
+        """How an error names it: by its flag or by its keyword."""
         return self.flags[-1] if cli else self.name
 
 
 YES = Arg("-y --yes", FLAG, "do not ask", face="cli", to="")
+# fmt: off
+SCHEDULE = (
+    Arg("--schedule", TEXT, "make a scheduled job instead of acting now", None, choices=("HOURLY", "DAILY", "WEEKLY"), to="", group="Schedule"),
+    Arg("--start_date", WHEN, "first day of the job, UTC; today if not given", None, to="", group="Schedule"),
+    Arg("--end_date", WHEN, "last day of the job, UTC; a week from now if not given", None, to="", group="Schedule"),
+    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to="", group="Schedule"),
+    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to="", group="Schedule"))
+# fmt: on
 
 
 class Command:
-    """One command: the name of both faces, the request, and what becomes of the answer.
+    """One command: its names, its request, and what becomes of the answer.
 
-    `call` is "METHOD /path/{id}/" under /api/v0, or "METHOD run:/path/" on the serverless host.
-    `returns` is what the answer holds: "" the answer itself (a dict), "offers[]" the list under
-    that name, "[]" a list, "user" the dict under that name, "text" a string, "any" whatever comes,
-    "none" nothing.  `of` names the TypedDict of a row.  `columns` are the table's, `done` is the
-    sentence after success, or several with | between them of which the first that the answer can
-    fill is said, `ask` the question before, `look` the command that shows what happened, `query`
-    and `body` are fixed members, `rows` is the member with the table's rows where the whole answer
-    is returned.  `build` names a function that fills in query and body (and may choose another
-    path), `run` one that takes several steps, `show` one that prints.  `methods` and `aliases` are
-    further names, in the SDK and on the command line, and `face` restricts it to one of the two.
-    With `whole`, --raw prints the whole answer, not the part that `returns` names; with `strict`,
-    an "error" member or a bare text is a failure, whatever the status says.
+    A column that names a function holds the name until resolve_table() puts the function there.
+
+    name         "show instances" on the command line, show_instances() in Python
+    call         "METHOD /path/{id}/" under /api/v0, "METHOD run:/path/" on the serverless host, or
+                 "" where `run` does everything
+    safe         SAFE: may be sent again when its answer is lost; ONCE: must not
+    effect       READS, SETS, SPENDS (can start or raise a charge) or DELETES
+    summary      what it does, in at most eight words
+    args         its arguments
+
+    The request:
+    query, body  members that are always sent
+    build        function (call, query, body): fills these in; may return another path
+    run          function (call) -> result, where one request is not enough
+    schedule     function (call) -> result that makes a scheduled job; adds the options for that
+    one_of       exactly one of these arguments must be given; several sets with a comma between
+    needs        without any of these arguments there is nothing to change
+    auth         False: works without a key
+    strict       an "error" member or a bare text is a failure, whatever the status says
+
+    The question before:
+    ask          its text, with parameters in braces
+    asks         function (call) -> its text, or "" for none
+    ask_when     "always", "terminal" (only at one), or "within": `run` calls call.confirm()
+
+    The result:
+    returns      the part of the answer that is the result: "" all of it (a dict), "offers[]" the
+                 list of that name, "[]" a list, "user" the dict of that name, "text" a str, "any"
+                 whatever comes, "none" nothing
+    of           the TypedDict of a row
+    each         function (row): changes each object of the result in place
+    drops        members that are taken out of each object, such as its key
+
+    What the command line shows of it:
+    columns      the columns of the table, or of the card of a single thing
+    columns_for  function (call, rows) -> columns, where they depend on the call
+    member       the member of the result that holds the rows
+    rows         function (call, result) -> rows
+    tables       function (call, result) -> (heading, rows, columns) of each of several tables
+    document     function (call, result) -> what --raw prints, if that is not the result
+    text         function (call, result) -> text for people, if that is not the result
+    done         sentence after success; of several with | between, the first that can be filled
+    says         function (call, result) -> that sentence
+    footer       function (call, result) -> remarks below a table, on stderr
+    empty        what is said if there are no rows
+    piped        what a pipe gets in place of the sentence, which then goes to stderr
+    made         member with the id of what the command made, for --quiet
+    show         function (call, result), for what must talk with the user while it prints
+
+    The rest:
+    look         the command that shows what happened
+    aliases      other names on the command line, with commas between
+    methods      other names in Python, with blanks between
+    face         "cli" or "sdk" for a command of one face only
+    note         a paragraph of the help
+    examples     arguments of example lines
+    fields       the fields of its query language
     """
 
-    __slots__ = (
-        "aliases",
-        "args",
-        "ask",
-        "auth",
-        "body",
-        "build",
-        "columns",
-        "done",
-        "examples",
-        "face",
-        "fields",
-        "group",
-        "look",
-        "method",
-        "methods",
-        "name",
-        "note",
-        "of",
-        "path",
-        "query",
-        "returns",
-        "rows",
-        "run",
-        "safe",
-        "show",
-        "strict",
-        "summary",
-        "whole",
-    )
+    # fmt: off
+    __slots__ = ("aliases", "args", "ask", "ask_when", "asks", "auth", "body", "build", "columns",
+                 "columns_for", "document", "done", "drops", "each", "effect", "empty", "examples", "face", "fields",
+                 "footer", "group", "hosts", "look", "made", "member", "method", "methods", "name",
+                 "needs", "note", "of", "one_of", "path", "piped", "query", "returns", "rows",
+                 "run", "safe", "says", "schedule", "show", "strict", "summary", "tables", "text")
+    FUNCTIONS = ("asks", "build", "columns_for", "document", "each", "footer", "rows", "run", "says",
+                 "schedule", "show", "tables", "text")
 
-    def __init__(
-        self,
-        name: str,
-        call: str,
-        safe: bool,
-        summary: str,
-        *args: Arg,
-        returns: str = "",
-        of: str = "",
-        columns: tuple[Any, ...] = (),
-        rows: str = "",
-        done: str = "",
-        ask: str = "",
-        look: str = "",
-        aliases: str = "",
-        methods: str = "",
-        query: Row | None = None,
-        body: Row | None = None,
-        build: str = "",
-        run: str = "",
-        show: str = "",
-        note: str = "",
-        examples: tuple[str, ...] = (),
-        fields: str = "",
-        face: str = "",
-        auth: bool = True,
-        whole: bool = False,
-        strict: bool = False,
-    ) -> None:
-        self.name, self.safe, self.summary, self.args = (
-            name,
-            safe,
-            summary,
-            (*args, YES) if ask else args,
-        )
+    def __init__(self, name: str, call: str, safe: bool, effect: str, summary: str, *args: Arg,
+                 query: Row | None = None, body: Row | None = None, build: Any = "", run: Any = "",
+                 schedule: Any = "", one_of: str = "", needs: str = "", auth: bool = True,
+                 strict: bool = False, ask: str = "", asks: Any = "", ask_when: str = "always",
+                 returns: str = "", of: str = "", each: Any = "", drops: str = "",
+                 columns: tuple[Any, ...] = (),
+                 columns_for: Any = "", member: str = "", rows: Any = "", tables: Any = "",
+                 document: Any = "", text: Any = "", done: str = "", says: Any = "",
+                 footer: Any = "", empty: str = "", piped: str = "", made: str = "", show: Any = "",
+                 look: str = "", aliases: str = "", methods: str = "", face: str = "",
+                 note: str = "", examples: tuple[str, ...] = (), fields: str = "") -> None:
+        # fmt: on
+        self.name, self.safe, self.effect, self.summary = name, safe, effect, summary
         self.method, _, self.path = call.partition(" ")
-        self.returns, self.of, self.columns, self.rows = returns, of, columns, rows
-        self.done, self.ask, self.look = done, ask, look
-        self.aliases = tuple(filter(None, aliases.split(", ")))
-        self.methods = (name.replace(" ", "_").replace("-", "_"), *methods.split())
-        self.query, self.body, self.build, self.run, self.show = (
-            query or {},
-            body or {},
-            build,
-            run,
-            show,
-        )
-        self.note, self.examples, self.fields, self.face, self.auth = (
-            note,
-            examples,
-            fields,
-            face,
-            auth,
-        )
-        self.whole, self.strict, self.group = whole, strict, ""
+        self.args = args + SCHEDULE if schedule else args
+        if ask or asks:
+            self.args += (YES,)
+        self.query, self.body, self.build, self.run = query or {}, body or {}, build, run
+        self.schedule, self.one_of, self.needs = schedule, one_of, needs
+        self.auth, self.strict = auth, strict
+        self.ask, self.asks, self.ask_when = ask, asks, ask_when
+        self.returns, self.of, self.each, self.drops = returns, of, each, drops.split()
+        self.columns, self.columns_for, self.member, self.rows = columns, columns_for, member, rows
+        self.tables, self.document, self.text = tables, document, text
+        self.done, self.says, self.footer, self.empty = done, says, footer, empty
+        self.piped, self.made, self.show = piped, made, show
+        self.look, self.face, self.note, self.examples = look, face, note, examples
+        self.fields, self.group, self.hosts = fields, "", False
+        self.aliases = aliases.split(", ") if aliases else []
+        self.methods = [name.replace(" ", "_").replace("-", "_"), *methods.split()]
 
     def __enter__(self) -> None:
         """`with row:` tells every error that leaves the block whose it is."""
@@ -1886,9 +1893,7 @@ class Command:
             error.command = error.command or self.name
 
     def places(self, arg: Arg) -> list[str]:
-        """Where an argument goes: as it says itself, else into the path that names it, else into
-        query or body.
-        """
+        """Where an argument goes: as it says, else into the path that names it, else query or body."""
         if arg.to != "auto":
             return arg.to.split()
         if f"{{{arg.name}}}" in self.path:
@@ -1904,9 +1909,12 @@ class Command:
         """The type that the method returns."""
         row = self.of or "dict[str, Any]"
         plain = {"text": "str", "any": self.of or "Any", "none": "None"}.get(self.returns)
-        if self.returns and not plain and not self.is_list:
-            return f"{row} | Any"  # None where it is gone; Any, as typeshed has it, spares the others a check
-        return plain or (f"list[{row}]" if self.is_list else row)
+        if plain:
+            return plain
+        if self.is_list:
+            return f"list[{row}]"
+        # None if it is gone; `Any`, as in typeshed, spares callers the check
+        return f"{row} | Any" if self.returns else row
 
 
 COMMANDS: dict[str, Command] = {}  # name -> row, in the order of the help
@@ -1914,20 +1922,36 @@ NAMES: dict[str, Command] = {}  # every spelling on the command line -> row
 METHODS: dict[str, Command] = {}  # every spelling in the SDK -> row
 
 
-def register(group: str, *rows: Command) -> None:
-    """Adds rows to the table under a heading of the help; a name that is there already is an error."""
+def register(group: str, *rows: Command, hosts: bool = False) -> None:
+    """Adds rows to the table under a heading of the help; `hosts`: only owners of machines need it.
+
+    Raises ValueError for a name that is there already.
+    """
     for row in rows:
         if row.name in COMMANDS:
             raise ValueError(f"two commands are called {row.name!r}")
-        row.group = group
+        row.group, row.hosts = group, hosts
         COMMANDS[row.name] = row
-        spellings = [(NAMES, (row.name, *row.aliases), "sdk"), (METHODS, row.methods, "cli")]
+        spellings = [(NAMES, [row.name, *row.aliases], "sdk"), (METHODS, row.methods, "cli")]
         for index, names, other_face in spellings:
-            if row.face != other_face:
-                for name in names:
-                    if name in index:
-                        raise ValueError(f"two commands are called {name!r}")
-                    index[name] = row
+            for name in names if row.face != other_face else ():
+                if name in index:
+                    raise ValueError(f"two commands are called {name!r}")
+                index[name] = row
+
+
+def resolve_table() -> None:
+    """Puts functions in the place of their names.  Raises KeyError for a name that is none, and
+    ValueError for a row with nothing to do.
+    """
+    functions = globals()
+    for row in COMMANDS.values():
+        for column in Command.FUNCTIONS:
+            name = getattr(row, column)
+            if name:
+                setattr(row, column, functions[name])
+        if not row.path and not row.run:
+            raise ValueError(f"{row.name!r} has neither a path nor a function")
 
 
 # ------------------------------------------------------------------------------------------ columns
@@ -2092,6 +2116,12 @@ SUBACCOUNT_COLUMNS = (
 ITEM_COLUMNS = (
     ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3),
     ("Amount $", "amount", "", 0), ("Time (UTC)", "timestamp", "minute", 1), ("Type", "type", "", 1))
+EARNING_COLUMNS = (
+    ("Day (UTC)", "date", "day", 0), ("GPU $", "gpu_earn", ".2f", 1), ("Storage $", "sto_earn", ".2f", 1),
+    ("Upload $", "bwu_earn", ".2f", 2), ("Download $", "bwd_earn", ".2f", 2), ("Total $", "total", ".2f", 0))
+SELF_TEST_COLUMNS = (
+    ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Due", "required", ".6g"),
+    ("Unit", "unit", ""), ("Status", "status", ""))
 BILL_COLUMNS = (
     ("ID", "metadata.invoice_id", "", 0), ("Created", "start", "day", 1), ("Paid", "end", "day", 2),
     ("Type", "type", "", 1), ("Amount $", "amount", ".2f", 0), ("Source", "source", "", 2),
@@ -2135,21 +2165,15 @@ WEBHOOK_COLUMNS = (
 # What several commands take, and sentences that several say.
 
 CONDITIONS = Arg("query", QUERY, "conditions on the fields below", None, to="")
-INSTANCE = Arg("id", ID, "the instance", old="ID")
-MACHINE = Arg("id", ID, "the machine", old="machine_id")
-IDENTITY = Arg("-i --identity", TEXT, "file of the private SSH key", None, to="")
+INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
+MACHINE = Arg("id", MACHINE_ID, "the machine", old="machine_id")
+IDENTITY = Arg("-i --identity", KEY_FILE, "file of the private SSH key", None, to="")
 NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
 MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
 RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
 WAIT = (Arg("--wait", FLAG, "wait until it runs (destroy: until it is gone)", to=""), MAX_WAIT)
 CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
     to="")
-SCHEDULE = (
-    Arg("--schedule", TEXT, "repeat it as a scheduled job", None, choices=("HOURLY", "DAILY", "WEEKLY"), to=""),
-    Arg("--start_date", WHEN, "first day of the job, UTC; today if not given", None, to=""),
-    Arg("--end_date", WHEN, "last day of the job, UTC; a week from now if not given", None, to=""),
-    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to=""),
-    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to=""))
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
 
@@ -2165,14 +2189,14 @@ def search_options(storage: float) -> tuple[Arg, ...]:
 LAUNCH_OPTIONS = (
     Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'", None, to="",
         secret=True),
-    Arg("--label", TEXT, "a name of your own for the instance", None),
+    Arg("--label", LABEL, "a name of your own for the instance", None),
     Arg("--extra", TEXT, "options for docker run", None, hidden=True),
-    Arg("--onstart-cmd", TEXT, "commands to run when it starts", None, old="onstart entrypoint", to=""),
+    Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, old="onstart entrypoint", to=""),
     Arg("--login", TEXT, "docker login options for a private image", None, key="image_login", secret=True),
     Arg("--python-utf8", FLAG, "set Python's encoding to UTF-8"),
     Arg("--lang-utf8", FLAG, "set the system's locale to UTF-8"),
     Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", key="use_jupyter_lab"),
-    Arg("--jupyter-dir", TEXT, "folder in which Jupyter starts", None))
+    Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None))
 RUNTYPE_OPTIONS = (
     Arg("--ssh", FLAG, "access by SSH", to=""),
     Arg("--jupyter", FLAG, "access by Jupyter", to=""),
@@ -2180,22 +2204,22 @@ RUNTYPE_OPTIONS = (
 ONSTART_OPTIONS = (
     Arg("--onstart", SCRIPT, "a file with commands to run when it starts; goes before --onstart-cmd", None, face="cli",
         to=""),
-    Arg("--entrypoint", TEXT, "same as --onstart-cmd", None, face="cli", to=""))
+    Arg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", None, face="cli", to=""))
 CANCEL = Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now")
-TEMPLATE_HASH = Arg("--template_hash", TEXT, "hash of the template to start from", None, key="template_hash_id",
+TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to start from", None, key="template_hash_id",
     old="template_hash_id")
 RUNTYPE = Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None,
     face="sdk", to="")
 ARGS = Arg("--args", WORDS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to="")
 CREATE_OPTIONS = (
-    Arg("--image", TEXT, "Docker image; not needed with --template_hash", None),
+    Arg("--image", IMAGE, "Docker image; not needed with --template_hash", None),
     Arg("--disk", GB, "disk space, GB", 10),
     LAUNCH_OPTIONS[0],
     Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", None, name="price"),
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     CANCEL, TEMPLATE_HASH,
-    Arg("--user", TEXT, "user that commands in the container run as", None),
+    Arg("--user", TEXT.called("USER"), "user that commands in the container run as", None),
     RUNTYPE, ARGS,
     Arg("--volume-info", OBJECT, "volume in the service's words", None, face="sdk"),
     Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
@@ -2203,8 +2227,8 @@ CREATE_OPTIONS = (
     Arg("--create-volume", ID, "id of a volume offer: make a volume from it", None, to=""),
     Arg("--link-volume", ID, "id of a volume of yours: mount it", None, to=""),
     Arg("--volume-size", GB, "size of the new volume, GB; 15 if not given", None, to=""),
-    Arg("--mount-path", TEXT, "where to mount the volume", None, to=""),
-    Arg("--volume-label", TEXT, "a name for the new volume", None, to=""),
+    Arg("--mount-path", PATH, "where to mount the volume", None, to=""),
+    Arg("--volume-label", LABEL, "a name for the new volume", None, to=""),
     *ONSTART_OPTIONS,
     Arg("--target_state", TEXT, "state to begin in", None, choices=("running", "stopped")),
     Arg("--vm", FLAG, "the image is that of a virtual machine", to=""),
@@ -2213,18 +2237,18 @@ RENTED = ("Instance {new_contract} is {instance[actual_status]}. `vastai ssh {ne
           "`vastai destroy instance {new_contract}` ends it and its costs.|")
 TEMPLATE_OPTIONS = (
     Arg("--name", TEXT, "its name", None),
-    Arg("--image", TEXT, "Docker image", None),
-    Arg("--image_tag", TEXT, "tag of the image", None, key="tag"),
-    Arg("--href", TEXT, "link to the image's page", None),
-    Arg("--repo", TEXT, "repository of the image", None),
+    Arg("--image", IMAGE, "Docker image", None),
+    Arg("--image_tag", LABEL, "tag of the image", None, key="tag"),
+    Arg("--href", URL, "link to the image's page", None),
+    Arg("--repo", TEXT.called("REPO"), "repository of the image", None),
     Arg("--login", TEXT, "docker login options for a private image; only the registry is kept", None, to="",
         secret=True),
     Arg("--env", TEXT, "environment, ports and mounts as for create instance", None, secret=True),
     *RUNTYPE_OPTIONS,
-    Arg("--jupyter-dir", TEXT, "folder in which Jupyter starts", None),
+    Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None),
     Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", to=""),
-    Arg("--onstart-cmd", TEXT, "commands to run when it starts", None, key="onstart"),
-    Arg("--search_params", TEXT, "conditions on offers, as for search offers", None, to=""),
+    Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, key="onstart"),
+    Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to=""),
     Arg("-n --no-default", FLAG, "without the conditions that are set otherwise", to=""),
     Arg("--disk_space", GIVEN_GB, "disk space to recommend, GB", None, key="recommended_disk_space"),
     Arg("--readme", TEXT, "text for those who look at it", None),
@@ -2238,7 +2262,7 @@ TEMPLATE_OPTIONS = (
     Arg("--extra_filters", OBJECT, "conditions in the service's words, in place of search_params", None, face="sdk"),
     *(Arg(f"--{name}", FLAG, f"{name} in the service's words, in place of the flags", None, face="sdk")
       for name in ("readme_visible", "private")),
-    Arg("--docker_login_user", TEXT, "user at the registry", None, face="sdk"),
+    Arg("--docker_login_user", TEXT.called("USER"), "user at the registry", None, face="sdk"),
     Arg("--docker_login_pass", TEXT, "password or token at the registry", None, face="sdk", secret=True),
     Arg("--args_str", TEXT, "arguments of the image's entrypoint, for runtype args", None, face="sdk"),
     Arg("--volume_info", OBJECT, "volume that the console suggests, in the service's words", None, face="sdk"))
@@ -2251,7 +2275,7 @@ MARKET_OPTIONS = (
     Arg("--verified", TEXT, "only verified machines, or only others", "all", choices=("true", "false", "all"), to=""),
     Arg("--datacenter", TEXT, "only machines in data centres, or only others", "all", choices=("true", "false", "all"),
         to=""))
-MARKET_SIZE = Arg("--num-gpus", TEXT, "only machines with so many GPUs", "all",
+MARKET_SIZE = Arg("--num-gpus", TEXT.called("N"), "only machines with so many GPUs", "all",
     choices=("all", "1", "2", "4", "8", "other"), to="")
 FOR_HOSTS = "There is nothing to show. These numbers are for hosts with a machine alone."
 TFA_METHODS = ("email", "sms", "totp")
@@ -2263,9 +2287,9 @@ TFA_PROOF = (
         secret=True),
     Arg("-id --method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
         key="tfa_method_id"))
-PHONE = Arg("-p --phone-number", TEXT, "number to send it to, such as +12025550123; the account's if not given", None,
+PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "number to send it to, such as +12025550123; the account's if not given", None,
     sent=lambda number: number or None)
-AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, "the second step of tfa auth-new",
+AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, SETS, "the second step of tfa auth-new",
     Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
 LISTING = (
     Arg("-g --price_gpu", PRICE, "price of a GPU, $/hr", None),
@@ -2276,7 +2300,7 @@ LISTING = (
     Arg("-m --min_chunk", COUNT, "fewest GPUs that are rented together", 1),
     Arg("-e --end_date", EXPIRY, "last day of the offer: MM/DD/YYYY (UTC) or unix seconds", None),
     Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 is 40 %", None, key="credit_discount_max"),
-    Arg("-l --duration", TEXT,
+    Arg("-l --duration", TEXT.called("SPAN"),
         "keep the offer's end this far ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
     Arg("-v --vol_size", COUNT, "space offered for volumes, GB; 0 for none, half of the disk if not given", None),
     Arg("-z --vol_price", PRICE, "price of volumes, $/GB/month; price_disk if not given", None))
@@ -2285,6 +2309,7 @@ ITEM_OPTIONS = (
     Arg("-e --end_date", WHEN, "up to this date; now if not given", None, to=""),
     Arg("-c --only_charges", FLAG, "only charges", to=""),
     Arg("-p --only_credits", FLAG, "only payments", to=""))
+EARNINGS = ("gpu_earn", "sto_earn", "bwu_earn", "bwd_earn")
 PDF = Arg("--pdf", OUT_FILE, "write the rows into this PDF file as well", None, to="")
 INVOICE_TYPES = {
     "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase",
@@ -2314,9 +2339,9 @@ def endpoint_options(load: float | None, target: float | None, multiple: float |
 
 
 WORKERGROUP_OPTIONS = (
-    Arg("--template_hash", TEXT, "template of the workers; brings its own search conditions", None),
+    Arg("--template_hash", HASH, "template of the workers; brings its own search conditions", None),
     Arg("--template_id", ID, "the same by id", None),
-    Arg("--search_params", TEXT, "conditions on offers, as for search offers", None, to=""),
+    Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to=""),
     Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", None, secret=True),
     Arg("--endpoint_name", TEXT, "the endpoint, by name", None),
     Arg("--endpoint_id", ID, "the endpoint, by id", None),
@@ -2334,40 +2359,41 @@ WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}
 # ---------------------------------------------------------------------------------------- THE TABLE
 
 register("Search and rent",
-    Command("search offers", "POST /bundles/", SAFE, "GPU offers that can be rented",
+    Command("search offers", "POST /bundles/", SAFE, READS, "GPU offers that can be rented",
         CONDITIONS,
-        Arg("-t --type", TEXT, "kind of rental; interruptible is another word for bid", "on-demand", choices=DEMAND,
+        Arg("-t --type", TEXT.called("KIND"), "kind of rental; interruptible is another word for bid", "on-demand", choices=DEMAND,
             shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
                        "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to=""),
         *search_options(5.0),
         Arg("--new", FLAG, "ask the newer search service", face="cli", to=""),
         Arg("--disable-bundling", FLAG, "list identical offers one by one (deprecated)", face="cli", hidden=True,
             to=""),
-        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", show="show_offers",
+        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
+        document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
         note="Without --no-default the conditions verified=true external=false rentable=true hold; FIELD=any takes one "
              "away.",
         examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
                   "--interruptible 'num_gpus>=4 inet_down>500'")),
-    Command("search offers-new", "PUT /search/asks/", SAFE, "GPU offers, from the newer search service",
+    Command("search offers-new", "PUT /search/asks/", SAFE, READS, "GPU offers, from the newer search service",
         Arg("query", QUERY, "conditions as for search offers", None, to=""),
-        Arg("--type", TEXT, "kind of rental", "on-demand", choices=DEMAND, to=""),
+        Arg("--type", TEXT.called("KIND"), "kind of rental", "on-demand", choices=DEMAND, to=""),
         *search_options(5.0),
-        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", auth=False, face="sdk"),
-    Command("search templates", "GET /template/", SAFE, "templates to start instances from",
+        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
+    Command("search templates", "GET /template/", SAFE, READS, "templates to start instances from",
         CONDITIONS, returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
         fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
-    Command("show template", "GET /template/", SAFE, "one template in full",
+    Command("show template", "GET /template/", SAFE, READS, "one template in full",
         Arg("id", TEXT_ID, "its hash or id, from search templates", to=""), of="Template",
         columns=TEMPLATE_CARD, run="run_show_template", look="search templates",
         examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
-    Command("create instance", "PUT /asks/{id}/", ONCE, "rent an offer: make an instance of it",
-        Arg("id", ID, "the offer, from search offers", old="ID"),
+    Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "rent an offer: make an instance of it",
+        Arg("id", OFFER_ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance",
-        look="show instances",
+        look="show instances", piped="Started. {answer}", made="new_contract",
         done=RENTED + "Instance {new_contract} is being made from offer {id}. `vastai wait instance {new_contract}` "
              "waits for it, `vastai destroy instance {new_contract}` ends it and its costs.",
         note="It costs from now on, until `vastai destroy instance ID`. The service answers before the instance runs: "
@@ -2375,17 +2401,18 @@ register("Search and rent",
         examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct",
                   "6995713 --template_hash 661d064bbda1f2a1 --label train",
                   "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
-    Command("create instances", "POST /asks/bulk/", ONCE, "rent several offers with the same options",
-        Arg("ids", IDS, "the offers, from search offers", to=""),
+    Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "rent several offers with the same options",
+        Arg("ids", OFFER_IDS, "the offers, from search offers", to=""),
         *CREATE_OPTIONS,
         body={"client_id": "me"}, build="build_instance", run="run_bulk", look="show instances",
+        made="new_contracts",
         done="Instances {new_contracts} are being made from offers {ids}. `vastai show instances` shows them.",
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
-    Command("launch instance", "PUT /launch_instance/", ONCE, "search offers for a GPU and rent the best one",
-        Arg("-g --gpu-name", NAME, "model, such as RTX_4090", required=True, to=""),
-        Arg("-n --num-gpus", TEXT, "number of GPUs: 1, 2, 4, 8, 12 or 14", required=True, to=""),
-        Arg("-i --image", TEXT, "Docker image", required=True),
-        Arg("-r --region", TEXT, "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
+    Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "search offers for a GPU and rent the best one",
+        Arg("-g --gpu-name", NAME.called("GPU"), "model, such as RTX_4090", required=True, to=""),
+        Arg("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", required=True, to=""),
+        Arg("-i --image", IMAGE, "Docker image", required=True),
+        Arg("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
             None, to=""),
         Arg("-d --disk", GB, "disk space, GB", 10, cli=16.0),
         Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending", "score-",
@@ -2397,105 +2424,107 @@ register("Search and rent",
             to=""),
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", build="build_launch", run="run_create_instance", look="show instances",
+        piped="Started. {answer}", made="new_contract",
         done=RENTED + "Instance {new_contract} is being made. `vastai wait instance {new_contract}` waits for it, "
              "`vastai destroy instance {new_contract}` ends it and its costs.",
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
                   "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
 
 register("Instances",
-    Command("show instances", "GET /api/v1/instances/", SAFE, "your instances",
-        Arg("-s --status", TEXTS, "only these states: running, loading, exited, created", None, to=""),
+    Command("show instances", "GET /api/v1/instances/", SAFE, READS, "your instances",
+        Arg("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", None, to=""),
         Arg("--label", TEXTS, "only these labels; '' for instances without one", None, to=""),
-        Arg("--gpu-name", TEXTS, "only these models", None, to=""),
+        Arg("--gpu-name", TEXTS.called("GPU"), "only these models", None, to=""),
         Arg("--verification", TEXTS, "only machines in these states", None,
             choices=("verified", "unverified", "deverified"), to=""),
-        Arg("--order-by", TEXTS, "'COLUMN' or 'COLUMN desc'; may be given again", None, again=True, to=""),
+        Arg("--order-by", TEXTS.called("COLUMN"), "'COLUMN' or 'COLUMN desc'; may be given again", None, again=True, to=""),
         Arg("-l --limit", WHOLE, "one page of this many, 1 to 25", None, to=""),
-        Arg("-t --next-token", TEXT, "the page behind an earlier one", None, to=""),
+        Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, to=""),
         Arg("-a --all", FLAG, "every page, also with --limit", to=""),
         Arg("-v --verbose", FLAG, "more columns", face="cli", to=""),
-        Arg("--cols", TEXT, "these columns, with commas: id, status, label, gpu, disk, volumes, dph, image, age, "
+        Arg("-q --quiet", FLAG, "only ids, also with --raw", face="cli", name="ids_only", to=""),
+        Arg("--cols", TEXT.called("COLUMNS"), "these columns, with commas: id, status, label, gpu, disk, volumes, dph, image, age, "
                             "verified, machine, net, location, template, ssh, msg",
             None, face="cli", to=""),
         returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
-        show="show_instance_table",
+        columns_for="instance_columns", document="page_document", footer="instances_footer",
         aliases="show instances-v1",
         examples=("--status running", "--label train --order-by 'dph_total desc'", "--raw | jq '.[].ssh_host'")),
-    Command("show instances-v1", "GET /api/v1/instances/", SAFE, "one page of instances, as the service gives it",
+    Command("show instances-v1", "GET /api/v1/instances/", SAFE, READS, "one page of instances, as the service gives it",
         Arg("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None, to=""),
         build="build_params", face="sdk"),
-    Command("show instance-filters", "GET /instances/filters/", SAFE,
+    Command("show instance-filters", "GET /instances/filters/", SAFE, READS,
         "the states, models and verifications of your instances",
         returns="filters[]", face="sdk"),
-    Command("show instance", "GET /instances/{id}/", SAFE, "one instance in full",
-        Arg("id", ID, "the instance", old="ID INSTANCE_ID"),
-        query={"owner": "me"}, returns="instances", of="Instance", columns=INSTANCE_CARD, run="run_show_instance",
+    Command("show instance", "GET /instances/{id}/", SAFE, READS, "one instance in full",
+        Arg("id", INSTANCE_ID, "the instance", old="ID INSTANCE_ID"),
+        query={"owner": "me"}, returns="instances", of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
         look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
-    Command("start instance", "PUT /instances/{id}/", SAFE, "start a stopped instance",
+    Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "start a stopped instance",
         INSTANCE, body={"state": "running"}, done="Instance {id} is starting.", look="show instances"),
-    Command("stop instance", "PUT /instances/{id}/", SAFE, "stop an instance; its storage goes on costing",
+    Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "stop an instance; its storage goes on costing",
         INSTANCE, body={"state": "stopped"}, done="Instance {id} is stopping.", look="show instances"),
-    Command("destroy instance", "DELETE /instances/{id}/", SAFE, "end an instance and delete its data",
+    Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "end an instance and delete its data",
         INSTANCE, *WAIT,
         ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Instance {id} is destroyed.",
         look="show instances", examples=("4242", "4242 --yes --wait")),
-    Command("start instances", "PUT /instances/", SAFE, "start several stopped instances",
-        Arg("ids", IDS, "the instances", to=""),
+    Command("start instances", "PUT /instances/", SAFE, SPENDS, "start several stopped instances",
+        Arg("ids", INSTANCE_IDS, "the instances", to=""),
         body={"state": "running"}, run="run_bulk", done="Starting: {ids}.", look="show instances"),
-    Command("stop instances", "PUT /instances/", SAFE, "stop several instances",
-        Arg("ids", IDS, "the instances", to=""),
+    Command("stop instances", "PUT /instances/", SAFE, SETS, "stop several instances",
+        Arg("ids", INSTANCE_IDS, "the instances", to=""),
         body={"state": "stopped"}, run="run_bulk", done="Stopping: {ids}.", look="show instances"),
-    Command("destroy instances", "DELETE /instances/", SAFE, "end several instances and delete their data",
-        Arg("ids", IDS, "the instances", key="instance_ids", to=""),
+    Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "end several instances and delete their data",
+        Arg("ids", INSTANCE_IDS, "the instances", key="instance_ids", to=""),
         ask="Destroy these instances and all their data: {ids}?", run="run_bulk", done="Destroyed: {ids}.",
         look="show instances"),
-    Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, "stop and start the container, keeping its GPU",
-        INSTANCE, *SCHEDULE,
-        run="run_scheduled", look="show instance",
-        done="Instance {id} is rebooting, and job {scheduled_job_id} will do it again.|Instance {id} is rebooting.",
-        note="With --schedule it also reboots now."),
-    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, "make the container anew, keeping its GPU",
-        INSTANCE, done="Instance {id} is being recycled.", look="show instance"),
-    Command("label instance", "PUT /instances/{id}/", SAFE, "give an instance a name of your own",
+    Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "stop and start the container, keeping its GPU",
+        INSTANCE,
+        schedule="schedule_job", look="show instance", made="scheduled_job_id",
+        done="Job {scheduled_job_id} will reboot instance {id}.|Instance {id} is rebooting."),
+    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, SETS, "make the container anew, keeping its GPU",
+        INSTANCE, done="Instance {id} is being recycled.", look="show instance",
+        ask="Recreate the container of instance {id}? What is not on a volume is lost.", ask_when="terminal"),
+    Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "give an instance a name of your own",
         INSTANCE, Arg("label", TEXT, "the name; '' takes it away"),
         done="The label of instance {id} is {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
-    Command("update instance", "PUT /instances/update_template/{id}/", SAFE,
+    Command("update instance", "PUT /instances/update_template/{id}/", SAFE, SETS,
         "change template, image or start-up of an instance",
-        Arg("id", ID, "the instance", old="ID", to="path body"),
+        Arg("id", INSTANCE_ID, "the instance", old="ID", to="path body"),
         Arg("--template_id", ID, "id of the template", None),
-        Arg("--template_hash_id", TEXT, "hash of the template", None),
-        Arg("--image", TEXT, "Docker image", None),
+        Arg("--template_hash_id", HASH, "hash of the template", None),
+        Arg("--image", IMAGE, "Docker image", None),
         Arg("--args", WORDS, "arguments of the entrypoint", None),
         Arg("--env", OBJECT, "environment as JSON: '{\"KEY\": \"VALUE\"}'", None, secret=True),
-        Arg("--onstart", TEXT, "commands to run when it starts", None),
-        done="Instance {id} is changed; its image is {updated_instance[image_uuid]}.|Instance {id} is changed.",
+        Arg("--onstart", SHELL_LINES, "commands to run when it starts", None),
+        needs="*", done="Instance {id} is changed; its image is {updated_instance[image_uuid]}.|Instance {id} is changed.",
         look="show instance"),
-    Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE,
+    Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, SPENDS,
         "pay a reserved instance in advance, for a discount",
         INSTANCE, Arg("amount", PRICE, "dollars to pay"),
         done="Instance {id}: {amount} $ paid for {timescale:g} months, at a discount of {discount_rate:.1%}.",
-        look="show deposit"),
-    Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, "change the bid of an interruptible instance",
+        look="show deposit",
+        ask="Pay ${amount:.2f} in advance for instance {id}?", ask_when="terminal"),
+    Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "change the bid of an interruptible instance",
         INSTANCE,
-        Arg("--price", PRICE, "new bid, $/hr; without it one that wins now", None), *SCHEDULE,
-        body={"client_id": "me"}, run="run_scheduled", look="show instance",
+        Arg("--price", PRICE, "new bid, $/hr; without it one that wins now", None),
+        body={"client_id": "me"}, schedule="schedule_job", look="show instance", made="scheduled_job_id",
         done="Job {scheduled_job_id} will change the bid of instance {id}.|The bid of instance {id} is now {price} "
              "$/hr.|The bid of instance {id} is changed.", examples=("4242 --price 0.35", "4242")),
-    Command("execute", "PUT /instances/command/{id}/", ONCE, "run ls, rm or du in an instance",
-        INSTANCE, Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), *SCHEDULE, RESULT_WAIT,
-        returns="text", run="run_scheduled", look="show instance",
-        done="The command was carried out, and job {scheduled_job_id} will do it again.",
-        note="With --schedule it also acts now.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
-    Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, "what an instance has printed",
-        Arg("instance_id", ID, "the instance", old="id ID INSTANCE_ID"),
-        Arg("--tail", TEXT, "lines from the end", None, sent=lambda lines: lines or None),
-        Arg("--filter", TEXT, "only lines that match this regular expression", None, sent=lambda text: text or None),
+    Command("execute", "PUT /instances/command/{id}/", ONCE, SETS, "run ls, rm or du in an instance",
+        INSTANCE, Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), RESULT_WAIT,
+        returns="text", run="run_logs", text="without_folder", schedule="schedule_job", look="show instance", made="scheduled_job_id",
+        done="Job {scheduled_job_id} will run the command in instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
+    Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, READS, "what an instance has printed",
+        Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
+        Arg("--tail", TEXT.called("N"), "lines from the end", None, sent=lambda lines: lines or None),
+        Arg("--filter", TEXT.called("REGEX"), "only lines that match this regular expression", None, sent=lambda text: text or None),
         Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
         Arg("-f --follow", FLAG, "go on printing what comes, until the instance stops", face="cli", to=""),
-        returns="text", run="run_logs", look="show instances",
+        returns="text", run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
-    Command("wait instance", "", SAFE, "wait until an instance runs, or has another state",
+    Command("wait instance", "", SAFE, READS, "wait until an instance runs, or has another state",
         INSTANCE,
         Arg("--status", TEXT, "the state to wait for", "running",
             choices=("running", "loading", "exited", "destroyed")),
@@ -2503,103 +2532,107 @@ register("Instances",
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
         note="Ends at once where the state can no longer come. Status 9 when the time is over.",
         examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
-    Command("ssh", "", ONCE, "open a shell in an instance, or run a command",
+    Command("ssh", "", ONCE, SETS, "open a shell in an instance, or run a command",
         INSTANCE, Arg("command", TEXTS, "the command; behind -- if it has options", None), IDENTITY,
         returns="none", run="run_ssh", face="cli", look="show instances",
         note="Connects to the machine itself where that answers, else through the proxy.",
         examples=("4242", "4242 -- nvidia-smi -L", "4242 -i ~/.ssh/id_ed25519")),
-    Command("scp", "", ONCE, "copy files to or from an instance with scp",
-        Arg("source", NAME, "ID:PATH or a local path"),
-        Arg("target", NAME, "ID:PATH or a local path"), IDENTITY,
+    Command("scp", "", ONCE, SETS, "copy files to or from an instance with scp",
+        Arg("source", PLACE, "ID:PATH or a local path"),
+        Arg("target", PLACE, "ID:PATH or a local path"), IDENTITY,
         Arg("-r --recursive", FLAG, "whole folders"),
         returns="none", run="run_scp", face="cli", look="show instances",
         examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
-    Command("ssh-url", "", SAFE, "the address for ssh",
+    Command("ssh-url", "", SAFE, READS, "the address for ssh",
         INSTANCE, Arg("--all", FLAG, "the proxy's address too", face="cli"),
         returns="text", run="run_address", look="show instances", examples=("4242", "4242 --all")),
-    Command("scp-url", "", SAFE, "the address for scp",
+    Command("scp-url", "", SAFE, READS, "the address for scp",
         INSTANCE, Arg("--all", FLAG, "the proxy's address too", face="cli"),
         returns="text", run="run_address", look="show instances"))
 
 register("Templates",
-    Command("create template", "POST /template/", ONCE, "keep an image with its options as a template",
-        *TEMPLATE_OPTIONS, build="build_template", look="search templates",
+    Command("create template", "POST /template/", ONCE, SETS, "keep an image with its options as a template",
+        *TEMPLATE_OPTIONS, build="build_template", look="search templates", made="template.id",
         done="Template {template[id]} with the hash {template[hash_id]} is made.",
         examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
-    Command("update template", "PUT /api/v1/template/", SAFE, "replace a template; it gets a new hash",
+    Command("update template", "PUT /api/v1/template/", SAFE, SETS, "replace a template; it gets a new hash",
         Arg("hash_id", NAME, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
-        build="build_template", run="run_update_template", look="search templates",
+        build="build_template_change", run="run_update_template", needs="*", look="search templates",
         done="Template {template[id]} is replaced; its hash is now {template[hash_id]}.",
-        note="Whatever is not given is empty in the new version: give all of it."),
-    Command("delete template", "DELETE /template/", SAFE, "delete a template of yours",
+        note="What is not given stays as it is. --ssh, --jupyter and --direct replace the kind of access together."),
+    Command("delete template", "DELETE /template/", SAFE, DELETES, "delete a template of yours",
         Arg("--template-id", ID, "id of the template", None),
-        Arg("--hash-id", TEXT, "hash of the template; goes before the id", None),
-        build="build_delete_template", look="search templates", done="{msg}|The template is deleted."))
+        Arg("--hash-id", HASH, "hash of the template; goes before the id", None),
+        build="build_delete_template", needs="template_id hash_id", look="search templates", done="{msg}|The template is deleted."))
 
 register("Volumes",
-    Command("search volumes", "POST /volumes/search/", SAFE, "offers of disk space on one machine",
+    Command("search volumes", "POST /volumes/search/", SAFE, READS, "offers of disk space on one machine",
         CONDITIONS, *search_options(1.0),
         returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
         examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
-    Command("search network-volumes", "POST /network_volumes/search/", SAFE,
+    Command("search network-volumes", "POST /network_volumes/search/", SAFE, READS,
         "offers of disk space that a cluster shares",
         CONDITIONS, *search_options(1.0),
         returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
         fields=VOLUME_FIELDS,
         note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
         examples=("'nw_disk_avg_bw>=1000' -o storage_cost",)),
-    Command("show volumes", "GET /volumes", SAFE, "your volumes",
-        Arg("-t --type", TEXT, "which ones", "all", choices=("all", "local", "network"), to=""),
-        returns="volumes[]", of="Volume", columns=VOLUME_COLUMNS, query={"owner": "me"}, run="run_show_volumes"),
-    Command("create volume", "PUT /volumes/", ONCE, "rent disk space on one machine",
-        Arg("id", ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
+    Command("show volumes", "GET /volumes", SAFE, READS, "your volumes",
+        Arg("-t --type", TEXT.called("KIND"), "which ones", "all", choices=("all", "local", "network"),
+            sent=lambda kind: f"{kind}_volume"),
+        returns="volumes[]", of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query={"owner": "me"}),
+    Command("create volume", "PUT /volumes/", ONCE, SPENDS, "rent disk space on one machine",
+        Arg("id", OFFER_ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
         look="show volumes", done="Volume {volume_name} is made.", examples=("555001 --size 100 --name data",)),
-    Command("create network-volume", "PUT /network_volumes/", ONCE, "rent disk space that a cluster shares",
-        Arg("id", ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
+    Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "rent disk space that a cluster shares",
+        Arg("id", OFFER_ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
         look="show volumes", done="Network volume {volume_name} is made."),
-    Command("clone volume", "POST /volumes/copy/", ONCE, "make a volume of an offer and copy another into it",
-        Arg("source", ID, "the volume to copy", key="src_id"),
-        Arg("dest", ID, "the offer, from search volumes", key="dst_id"),
+    Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "make a volume of an offer and copy another into it",
+        Arg("source", VOLUME_ID, "the volume to copy", key="src_id"),
+        Arg("dest", OFFER_ID, "the offer, from search volumes", key="dst_id"),
         Arg("-s --size", GB, "size, GB, from that of the source up; the same if not given", None),
         Arg("-d --disable_compression", FLAG, "do not compress on the way", sent=lambda on: on or None),
         look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
-    Command("delete volume", "DELETE /volumes/", SAFE, "delete an unused volume and its data",
-        Arg("id", ID, "the volume", to="query"), look="show volumes", done="Volume {id} is deleted."))
+    Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "delete an unused volume and its data",
+        Arg("id", VOLUME_ID, "the volume", to="query"), look="show volumes", done="Volume {id} is deleted.",
+        ask="Delete volume {id} and all its data?", ask_when="terminal"))
 
 register("Volumes (for hosts)",
-    Command("list volume", "POST /volumes/", ONCE, "offer disk space of a machine of yours",
-        Arg("id", ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
+    Command("list volume", "POST /volumes/", ONCE, SETS, "offer disk space of a machine of yours",
+        Arg("id", MACHINE_ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         look="search volumes",
         done="Disk space of machine {id} is offered at {price_disk} $/GB/month; the offer is {answer[id]}."
              "|Disk space of machine {id} is offered at {price_disk} $/GB/month."),
-    Command("list volumes", "POST /volumes/", ONCE, "offer disk space of several machines of yours",
-        Arg("ids", IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
+    Command("list volumes", "POST /volumes/", ONCE, SETS, "offer disk space of several machines of yours",
+        Arg("ids", MACHINE_IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         look="search volumes",
         done="Disk space of machines {ids} is offered at {price_disk} $/GB/month; the offer is {id}."
              "|Disk space of machines {ids} is offered at {price_disk} $/GB/month."),
-    Command("unlist volume", "POST /volumes/unlist", SAFE, "take an offer of disk space back",
-        Arg("id", ID, "the offer"), look="search volumes", done="Volume offer {id} is taken back."),
-    Command("list network-volume", "POST /network_volumes/", ONCE, "offer space of a network disk of yours",
+    Command("unlist volume", "POST /volumes/unlist", SAFE, SETS, "take an offer of disk space back",
+        Arg("id", OFFER_ID, "the offer"), look="search volumes", done="Volume offer {id} is taken back."),
+    Command("list network-volume", "POST /network_volumes/", ONCE, SETS, "offer space of a network disk of yours",
         Arg("disk_id", ID, "the network disk, from show network-disks"),
         Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
         look="search network-volumes",
-        done="Space of disk {disk_id} is offered at {price_disk} $/GB/month."),
-    Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, "take an offer of a network disk back",
-        Arg("id", ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is taken back."),
-    Command("show network-disks", "GET /network_disk/", SAFE, "network disks of your clusters, and their mounts",
-        rows="data", columns=(("Cluster", "cluster_id", ""),), show="show_network_disk_tables"),
-    Command("add network-disk", "POST /network_disk/", ONCE, "attach a network disk to machines of a cluster",
-        Arg("machines", IDS, "the machines"), Arg("mount_point", NAME, "where they mount it: /mnt/disk1"),
+        done="Space of disk {disk_id} is offered at ${price_disk}/GB/month; the offer is {id}."
+             "|Space of disk {disk_id} is offered at ${price_disk}/GB/month."),
+    Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, SETS, "take an offer of a network disk back",
+        Arg("id", OFFER_ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is taken back."),
+    Command("show network-disks", "GET /network_disk/", SAFE, READS, "network disks of your clusters, and their mounts",
+        member="data", columns=(("Cluster", "cluster_id", ""),), tables="network_disk_tables",
+        empty="No network disks."),
+    Command("add network-disk", "POST /network_disk/", ONCE, SETS, "attach a network disk to machines of a cluster",
+        Arg("machines", MACHINE_IDS, "the machines"), Arg("mount_point", NAME, "where they mount it: /mnt/disk1"),
         Arg("-d --disk_id", ID, "the disk, if it is known to the service already", None),
-        look="show network-disks", done="Network disk {disk_id} is attached to machines {machines}."))
+        look="show network-disks", done="Network disk {disk_id} is attached to machines {machines}."), hosts=True)
 
 register("Copies and backups",
-    Command("copy", "PUT /commands/copy_direct/", ONCE, "copy among instances, volumes, cloud, this computer",
-        Arg("src", NAME, "from where", to=""),
-        Arg("dst", NAME, "to where", to=""),
-        Arg("-i --identity", NAME, "file of the private SSH key", None, face="cli", to=""),
-        Arg("--exclude", TEXTS, "leave out what matches, as rsync has it; may be given again", None, face="cli",
+    Command("copy", "PUT /commands/copy_direct/", ONCE, SETS, "copy among instances, volumes, cloud, this computer",
+        Arg("src", PLACE, "from where", to=""),
+        Arg("dst", PLACE, "to where", to=""),
+        Arg("-i --identity", KEY_FILE, "file of the private SSH key", None, face="cli", to=""),
+        Arg("--exclude", TEXTS.called("PATTERN"), "leave out what matches, as rsync has it; may be given again", None, face="cli",
             again=True, to=""),
         build="build_copy", run="run_copy", look="show instances",
         done="{src} is copied to {dst}, at {dst_addr}.|{src} is copied from {src_addr} to {dst}."
@@ -2609,16 +2642,16 @@ register("Copies and backups",
              "rsync and ssh). Do not copy to / or /root of an instance: its SSH keys are there.",
         examples=("6003036:/workspace/ 6003038:/workspace/", "local:data C.6003036:/workspace/data --exclude '*.tmp'",
                   "6003036:/workspace/out results", "s3.101:/data/ 6003036:/workspace/")),
-    Command("cancel copy", "DELETE /commands/copy_direct/", SAFE, "stop the copies to an instance",
-        Arg("dst", GIVEN_ID, "the instance that is copied to", name="dst_id", old="dst"),
+    Command("cancel copy", "DELETE /commands/copy_direct/", SAFE, SETS, "stop the copies to an instance",
+        Arg("dst", GIVEN_INSTANCE_ID, "the instance that is copied to", name="dst_id", old="dst"),
         body={"client_id": "me"}, look="show instances", done="The copies to {dst_id} are stopped."),
-    Command("cancel sync", "DELETE /commands/rclone/", SAFE, "stop the cloud copies to an instance",
-        Arg("dst", GIVEN_ID, "the instance that is copied to", name="dst_id", old="dst"),
+    Command("cancel sync", "DELETE /commands/rclone/", SAFE, SETS, "stop the cloud copies to an instance",
+        Arg("dst", GIVEN_INSTANCE_ID, "the instance that is copied to", name="dst_id", old="dst"),
         body={"client_id": "me"}, look="show instances", done="The cloud copies to {dst_id} are stopped."),
-    Command("cloud copy", "POST /commands/rclone/", ONCE, "copy between an instance and cloud storage",
-        Arg("--src", NAME, "path to copy from", required=True),
-        Arg("--dst", NAME, "path to copy to", "/workspace"),
-        Arg("--instance", GIVEN_ID, "the instance", None, key="instance_id"),
+    Command("cloud copy", "POST /commands/rclone/", ONCE, SETS, "copy between an instance and cloud storage",
+        Arg("--src", NAME.called("PATH"), "path to copy from", required=True),
+        Arg("--dst", NAME.called("PATH"), "path to copy to", "/workspace"),
+        Arg("--instance", GIVEN_INSTANCE_ID, "the instance", None, key="instance_id"),
         Arg("--connection", GIVEN_ID, "the cloud storage, from show connections", None, key="selected"),
         Arg("--transfer", TEXT, "'Instance to Cloud' or 'Cloud to Instance'", "Instance to Cloud"),
         Arg("--dry-run", FLAG, "only say what would be copied", to=""),
@@ -2627,186 +2660,190 @@ register("Copies and backups",
         Arg("--update", FLAG, "leave alone what is newer there", to=""),
         Arg("--delete-excluded", FLAG, "delete there what the copy leaves out", to=""),
         Arg("--flags", TEXTS, "rclone's options, in place of the five above", None, face="sdk"),
-        *SCHEDULE, YES,
-        build="build_cloud_copy", run="run_cloud_copy", look="show instance",
+        YES,
+        build="build_cloud_copy", schedule="schedule_cloud_copy", look="show instance", made="scheduled_job_id",
         done="Job {scheduled_job_id} will copy {src} to {dst}."
              "|The copy of {src} to {dst} has begun; show instance tells how far it is.",
         note="A scheduled job copies from the instance to the cloud, without --end_date until its rental ends.",
         examples=("--src /workspace/out --dst backups --instance 6003036 --connection 1001",
                   "--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'",
                   "--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3")),
-    Command("show connections", "GET /users/cloud_integrations/", SAFE, "your connections to cloud storage",
+    Command("show connections", "GET /users/cloud_integrations/", SAFE, READS, "your connections to cloud storage",
         returns="[]", columns=(("ID", "id", ""), ("Name", "name", ""), ("Type", "cloud_type", ""))),
-    Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE,
+    Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE, SPENDS,
         "push a container as an image to a registry",
-        Arg("instance_id", GIVEN_ID, "the instance", old="id", key="id", to="path body"),
-        Arg("--repo", TEXT, "repository to push to: USER/NAME", None, key="personal_repo"),
+        Arg("instance_id", GIVEN_INSTANCE_ID, "the instance", old="id", key="id", to="path body"),
+        Arg("--repo", TEXT.called("REPO"), "repository to push to: USER/NAME", None, key="personal_repo"),
         Arg("--container_registry", NAME, "the registry", "docker.io"),
-        Arg("--docker_login_user", TEXT, "user at the registry", None),
+        Arg("--docker_login_user", TEXT.called("USER"), "user at the registry", None),
         Arg("--docker_login_pass", TEXT, "password or token at the registry", None, secret=True),
         Arg("--pause", TRUTH, "hold the processes meanwhile: slower, but the image is consistent", True,
             sent=lambda on: "true" if on else "false"),
         look="show instance",
         done="A snapshot of instance {instance_id} will be in {repo} at {container_registry} in some minutes."
              "|A snapshot of instance {instance_id} will be at {container_registry} in some minutes."),
-    Command("show instance-backups", "GET /instance_backups/", SAFE, "backups of your instances and volumes",
+    Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "backups of your instances and volumes",
         Arg("--contract-id", ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
         note="`vastai copy vast.CONTRACT:/upper/workspace ID:/workspace` restores an instance's files, "
              "vast.CONTRACT:/ a volume's."),
-    Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE,
+    Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE, READS,
         "files of a backup, with their addresses",
-        Arg("contract_id", ID, "the instance or volume"), rows="files", columns=BACKUP_FILE_COLUMNS,
-        show="show_backup_files", methods="instance_backup_files", look="show instance-backups"))
+        Arg("contract_id", INSTANCE_ID, "the instance or volume"), member="files", columns=BACKUP_FILE_COLUMNS,
+        tables="backup_file_tables", footer="backup_footer", empty="No files are in it yet.", methods="instance_backup_files", look="show instance-backups"))
 
 register("Deployments",
-    Command("show deployments", "GET /deployments", SAFE, "your serverless deployments",
+    Command("show deployments", "GET /deployments", SAFE, READS, "your serverless deployments",
         returns="deployments[]", columns=DEPLOYMENT_COLUMNS),
-    Command("show deployment", "GET /deployment/{id}/", SAFE, "one deployment in full",
+    Command("show deployment", "GET /deployment/{id}/", SAFE, READS, "one deployment in full",
         Arg("id", ID, "the deployment"), returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
-    Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, "the versions of a deployment",
+    Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, READS, "the versions of a deployment",
         Arg("id", ID, "the deployment"), returns="versions[]", look="show deployments",
         columns=(("ID", "id", ""), ("Hash", "file_hash", ""), ("Healthy", "healthy", ""),
             ("Created", "created_at", "minute"))),
-    Command("start deployment", "POST /deployment/{id}/start/", SAFE, "start a stopped deployment",
+    Command("start deployment", "POST /deployment/{id}/start/", SAFE, SPENDS, "start a stopped deployment",
         Arg("id", ID, "the deployment"), look="show deployment", done="Deployment {id} is starting."),
-    Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, "stop a deployment; it can be started again",
+    Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "stop a deployment; it can be started again",
         Arg("id", ID, "the deployment"), look="show deployment", done="Deployment {id} is stopping."),
-    Command("delete deployment", "DELETE /deployment/{id}/", SAFE, "delete a deployment by its id, or those of a name",
+    Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "delete a deployment by its id, or those of a name",
         Arg("id", ID, "the deployment", None), Arg("--name", NAME, "all deployments of this name", None),
         Arg("--tag", TEXT, "of these only the one with this tag", None),
-        build="build_delete_deployment", look="show deployments",
+        build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deployment {id} is deleted.|Deployments of the name {name} deleted: {count}."
              "|Deployment {name} is deleted."))
 
 register("Price increases",
-    Command("show pending-price-increases", "GET /instances/pending-price-increases/", SAFE,
+    Command("show pending-price-increases", "GET /instances/pending-price-increases/", SAFE, READS,
         "higher prices that hosts ask for your instances",
-        rows="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, done="No price increases are pending."),
-    *(Command(f"{verb} price-increase", f"PUT /instances/{verb}-price-increase/", ONCE, summary,
-        Arg("ids", IDS, "the instances", face="cli", to=""),
-        Arg("instance_id", ID, "the instance", face="sdk", to=""),
-        YES,
-        run="run_price_increase", show="show_settled", look="show pending-price-increases")
-      for verb, summary in (("accept", "take the higher price and keep the instance longer"),
-                            ("reject", "refuse the higher price; the rental ends as agreed"))))
+        member="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, footer="truncated_footer",
+        empty="No price increases are pending."),
+    *(Command(f"{verb} price-increase", f"PUT /instances/{verb}-price-increase/", ONCE, effect, summary,
+        Arg("ids", INSTANCE_IDS, "the instances", face="cli", to=""),
+        Arg("instance_id", INSTANCE_ID, "the instance", face="sdk", to=""),
+        run="run_price_increase", says="settled_sentence", look="show pending-price-increases",
+        ask=f"{verb.title()} the higher prices of instances {{ids}}?")
+      for verb, effect, summary in (
+          ("accept", SPENDS, "take the higher price and keep the instance longer"),
+          ("reject", SETS, "refuse the higher price; the rental ends as agreed"))))
 
 register("Benchmarks",
-    Command("search benchmarks", "GET /benchmarks", SAFE, "results of benchmarks on machines",
+    Command("search benchmarks", "GET /benchmarks", SAFE, READS, "results of benchmarks on machines",
         CONDITIONS, Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", None, to=""),
         Arg("-l --limit", COUNT, "one page of this many", None, to=""),
-        Arg("-t --next-token", TEXT, "the page behind an earlier one", None, name="after_token", old="next_token",
+        Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, name="after_token", old="next_token",
             to=""),
         Arg("-a --all", FLAG, "every page, also with --limit", name="all_pages", to=""),
-        returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", fields=BENCHMARK_FIELDS,
+        returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
+        footer="next_page", fields=BENCHMARK_FIELDS,
         strict=True,
         examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=01/15/2026' --limit 20")),
-    Command("search benchmarks-v1", "GET /benchmarks", SAFE, "one page of benchmarks, as the service gives it",
+    Command("search benchmarks-v1", "GET /benchmarks", SAFE, READS, "one page of benchmarks, as the service gives it",
         Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, to=""),
         build="build_params", face="sdk"))
 
 register("Market (for hosts)",
-    Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE, "how many GPUs there are, are free, and cost",
+    Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE, READS, "how many GPUs there are, are free, and cost",
         *MARKET_OPTIONS, MARKET_SIZE,
-        rows="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", done=FOR_HOSTS, aliases="metrics gpu"),
-    Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, "GPUs and their prices over time",
+        member="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", footer="host_footer", aliases="metrics gpu"),
+    Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, READS, "GPUs and their prices over time",
         Arg("name", NAME, "models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
         *MARKET_OPTIONS, MARKET_SIZE,
         Arg("--start", COUNT, "first moment, unix seconds; a day before the last if not given", None),
         Arg("--end", COUNT, "last moment, unix seconds; now if not given", None),
         Arg("--step", COUNT, "seconds from one point to the next", None),
-        build="build_market", run="run_gpu_trends", show="show_gpu_trends", done=FOR_HOSTS,
+        build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="trend_footer",
+        empty="No data.", columns=GPU_TRENDS_COLUMNS,
         aliases="metrics gpu-trends",
         examples=("RTX_5090 --verified true", "all --start 1773298800 --end 1773817200 --step 3600 --raw")),
-    Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, "where the GPUs are",
+    Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, READS, "where the GPUs are",
         *MARKET_OPTIONS,
         Arg("--rented", TEXT, "only those that are rented, or only others", "all", choices=("true", "false", "all"),
             to=""),
         Arg("--state", TEXT, "only those in this state", "all", choices=("all", "rented", "available", "unavailable"),
             to=""),
-        Arg("--gpu", TEXT, "only these models: RTX_4090,H100_SXM", None, to=""),
-        rows="locations", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", done=FOR_HOSTS,
-        aliases="metrics gpu-locations"))
+        Arg("--gpu", TEXT.called("GPU"), "only these models: RTX_4090,H100_SXM", None, to=""),
+        rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
+        aliases="metrics gpu-locations"), hosts=True)
 
 register("Keys",
-    Command("set api-key", "", SAFE, "keep the API key in a file of yours",
-        Arg("new_api_key", NAME, "the key, or - to read it from stdin", name="api_key", old="new_api_key", secret=True),
-        returns="none", run="run_set_api_key", auth=False, examples=("- < key.txt",),
+    Command("set api-key", "", SAFE, SETS, "keep the API key in a file of yours",
+        Arg("new_api_key", NAME, "the key; - or nothing: read it from stdin", None, name="api_key", old="new_api_key", secret=True),
+        returns="none", run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
         note="A key comes from https://cloud.vast.ai/manage-keys/. With - it does not stay in the shell's history."),
-    Command("show ssh-keys", "GET /ssh/", SAFE, "the SSH keys of your account",
+    Command("show ssh-keys", "GET /ssh/", SAFE, READS, "the SSH keys of your account",
         returns="[]", columns=SSH_KEY_COLUMNS),
-    Command("create ssh-key", "POST /ssh/", ONCE, "add an SSH key to your account",
-        Arg("ssh_key", TEXT, "the public key or its file; without it a new key is made with ssh-keygen", None), YES,
-        run="run_create_ssh_key", done="Key {key[id]} is added.|The key is added.", look="show ssh-keys",
+    Command("create ssh-key", "POST /ssh/", ONCE, SETS, "add an SSH key to your account",
+        Arg("ssh_key", TEXT.called("KEY", "files"), "the public key or its file; without it a new key is made with ssh-keygen", None), YES,
+        run="run_create_ssh_key", made="key.id", done="SSH key {key[id]} added.|SSH key added.", look="show ssh-keys",
         examples=("~/.ssh/id_ed25519.pub", "")),
-    Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, "let an SSH key into an instance",
-        Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key", TEXT, "the public key or its file"),
+    Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "let an SSH key into an instance",
+        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key", TEXT.called("KEY", "files"), "the public key or its file"),
         run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance",
         examples=("4242 ~/.ssh/id_ed25519.pub",)),
-    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, "the SSH keys that an instance lets in",
-        Arg("id", ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
+    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, READS, "the SSH keys that an instance lets in",
+        Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
-    Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, "lock an SSH key out",
-        Arg("instance_id", ID, "the instance", old="id"), Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
+    Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, SETS, "lock an SSH key out",
+        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
         done="Key {ssh_key_id} is detached from instance {instance_id}.", look="show instance-ssh-keys"),
-    Command("update ssh-key", "PUT /ssh/{id}/", SAFE, "replace an SSH key of your account",
+    Command("update ssh-key", "PUT /ssh/{id}/", SAFE, SETS, "replace an SSH key of your account",
         Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
-        Arg("ssh_key", TEXT, "the new public key or its file"),
+        Arg("ssh_key", TEXT.called("KEY", "files"), "the new public key or its file"),
         run="run_ssh_key", done="SSH key {id} is replaced.", look="show ssh-keys"),
-    Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, "take an SSH key out of your account",
+    Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, DELETES, "take an SSH key out of your account",
         Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id"),
         done="SSH key {id} is deleted.", look="show ssh-keys"),
-    Command("show api-keys", "GET /auth/apikeys/", SAFE, "the API keys of your account",
-        returns="apikeys[]", columns=API_KEY_COLUMNS, whole=True),
-    Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, "one API key: its name and what it may do",
+    Command("show api-keys", "GET /auth/apikeys/", SAFE, READS, "the API keys of your account",
+        returns="apikeys[]", columns=API_KEY_COLUMNS, document="answer_document"),
+    Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, READS, "one API key: its name and what it may do",
         Arg("id", ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
-    Command("create api-key", "POST /auth/apikeys/", ONCE, "make an API key that may do only some things",
+    Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "make an API key that may do only some things",
         Arg("--name", NAME, "a name for it", required=True),
         Arg("--permission_file", FILE_OBJECT, "file with its permissions as JSON; all of yours if not given", None,
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
             "limits for parts of the permissions, as the service's documentation has them",
             None),
-        done="API key {id} is made: {key}", look="show api-keys",
+        made="id", done="API key {id} is made: {key}", look="show api-keys",
         note='The key is shown this once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "lets it look at your instances and nothing else.",
         examples=("--name ci --permission_file permissions.json",)),
-    Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, "end an API key",
-        Arg("id", ID, "the key, from show api-keys"), done="API key {id} is deleted.", look="show api-keys"),
-    Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, "replace your main API key; the old one ends now",
+    Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "end an API key",
+        Arg("id", ID, "the key, from show api-keys"), done="API key {id} is deleted.", look="show api-keys",
+        ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
+    Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "replace your main API key; the old one ends now",
         body={"client_id": "me"}, done="Your new API key: {new_api_key}", look="show user",
-        note="Keep the new key with `vastai set api-key KEY`."),
-    Command("set role", "", SAFE, "choose whose commands --help lists",
+        note="Keep the new key with `vastai set api-key KEY`.",
+        ask="Replace your main API key? The old one ends at once.", ask_when="terminal"),
+    Command("set role", "", SAFE, SETS, "choose whose commands --help lists",
         Arg("role", TEXT, "host: all; client: without those for owners of machines", choices=("host", "client")),
-        returns="none", run="run_set_role", auth=False))
+        returns="none", run="run_set_role", says="role_sentence", auth=False))
 
 register("Environment variables",
-    Command("show env-vars", "GET /secrets/", SAFE, "the environment variables that your instances get",
+    Command("show env-vars", "GET /secrets/", SAFE, READS, "the environment variables that your instances get",
         Arg("-s --show-values", FLAG, "show their values, too", to=""),
-        returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars"),
-    Command("create env-var", "POST /secrets/", ONCE, "add an environment variable for your instances",
+        returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
+    Command("create env-var", "POST /secrets/", ONCE, SETS, "add an environment variable for your instances",
         Arg("name", NAME, "its name", key="key"), Arg("value", TEXT, "its value", secret=True),
         done="{name} is added.", look="show env-vars"),
-    Command("update env-var", "PUT /secrets/", SAFE, "change an environment variable",
+    Command("update env-var", "PUT /secrets/", SAFE, SETS, "change an environment variable",
         Arg("name", NAME, "its name", key="key"), Arg("value", TEXT, "its new value", secret=True),
         done="{name} is changed.", look="show env-vars"),
-    Command("delete env-var", "DELETE /secrets/", SAFE, "take an environment variable away",
+    Command("delete env-var", "DELETE /secrets/", SAFE, DELETES, "take an environment variable away",
         Arg("name", NAME, "its name", key="key"), done="{name} is deleted.", look="show env-vars"))
 
 register("Two-factor authentication",
-    Command("tfa login", "POST /tfa/", ONCE, "start a session on this machine with a code",
-        *TFA_PROOF, build="build_tfa", run="run_tfa_login", look="tfa status",
-        done="The 2FA session has begun; its key is kept in {kept_in}. Backup codes left: {backup_codes_remaining}"
-             "|The 2FA session has begun; its key is kept in {kept_in}."
-             "|The code was right, but there is no new session key.",
+    Command("tfa login", "POST /tfa/", ONCE, SETS, "start a session on this machine with a code",
+        *TFA_PROOF, run="run_tfa_login", says="session_sentence", look="tfa status",
         note="The session's key lies beside the API key and is used instead of it until it expires. Codes by SMS "
              "and mail come from `vastai tfa send-sms` and `vastai tfa send-email`.",
         examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
-    Command("tfa logout", "", SAFE, "end the session on this machine: delete its key",
+    Command("tfa logout", "", SAFE, SETS, "end the session on this machine: delete its key",
         run="run_tfa_logout", auth=False, done="{msg}",
         note="The service is not told; the API key is used again."),
-    Command("tfa status", "GET /tfa/status/", SAFE, "your methods, and how many backup codes are left",
-        columns=TFA_COLUMNS, run="run_tfa_status", show="show_tfa_status"),
-    Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, "prove that it is you, before a method is added",
+    Command("tfa status", "GET /tfa/status/", SAFE, READS, "your methods, and how many backup codes are left",
+        rows="tfa_rows", columns=TFA_COLUMNS, columns_for="tfa_columns", footer="tfa_footer",
+        empty="Two-factor authentication is off."),
+    Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, SETS, "prove that it is you, before a method is added",
         Arg("-c --code", CODE, "code of the second step", None, to="", secret=True),
         Arg("-s --secret", CODE, "secret that the first step showed", None, to="", secret=True),
         Arg("-bc --backup-code", CODE, "one of your backup codes, in place of a method", None, to="", secret=True),
@@ -2818,123 +2855,124 @@ register("Two-factor authentication",
         note="The first step sends a code and shows a secret, the second takes both. The command line asks for the "
              "code; with --secret and --code it does the second step alone.",
         examples=("-t totp", "--secret SECRET --code 123456")),
-    Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, "get a secret for an authenticator app",
+    Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, SETS, "get a secret for an authenticator app",
         columns=TOTP_CARD, look="tfa status",
         note="Give the app the secret, or the URI as a QR code; then `vastai tfa activate CODE --secret SECRET`."),
-    Command("tfa send-sms", "POST /tfa/sms/", ONCE, "have a code sent by SMS",
+    Command("tfa send-sms", "POST /tfa/sms/", ONCE, SETS, "have a code sent by SMS",
         PHONE,
         done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t sms` or `vastai tfa "
              "activate -t sms`.",
         look="tfa status"),
-    Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, "have the code sent by SMS once more",
+    Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, SETS, "have the code sent by SMS once more",
         Arg("-s --secret", CODE, "secret that tfa send-sms showed", required=True, secret=True), PHONE,
         done="The code is on its way again.", look="tfa status"),
-    Command("tfa send-email", "POST /tfa/email/", ONCE, "have a code sent by mail",
+    Command("tfa send-email", "POST /tfa/email/", ONCE, SETS, "have a code sent by mail",
         done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t email`.", look="tfa status"),
-    Command("tfa activate", "POST /tfa/confirm-new/", ONCE, "add a method, with the first code from it",
+    Command("tfa activate", "POST /tfa/confirm-new/", ONCE, SETS, "add a method, with the first code from it",
         Arg("code", NAME, "code from the app or the SMS", secret=True),
         Arg("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", required=True, secret=True),
         Arg("-t --method-type", TEXT, "kind of method", "totp", key="tfa_method", choices=("sms", "totp")),
-        Arg("--phone-number", TEXT, "its number, for sms: +12025550123", None),
-        Arg("-l --label", TEXT, "a name for it", None),
-        Arg("--method-id", TEXT_ID, "id of the method", None, key="tfa_method_id", face="sdk"),
+        Arg("--phone-number", TEXT.called("NUMBER"), "its number, for sms: +12025550123", None),
+        Arg("-l --label", TEXT.called("NAME"), "a name for it", None),
+        Arg("--method-id", GIVEN_ID, "id of the method", None, key="tfa_method_id", face="sdk"),
         show="show_backup_codes", done="The method is active.", look="tfa status",
         note="`vastai tfa auth-new` comes first. With your first method come backup codes; you are asked where to "
              "keep them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
-    Command("tfa update", "PUT /tfa/update/", SAFE, "rename a method, or make it the primary one",
+    Command("tfa update", "PUT /tfa/update/", SAFE, SETS, "rename a method, or make it the primary one",
         Arg("method_id", ID, "the method, from tfa status", key="tfa_method_id"),
-        Arg("-l --label", TEXT, "its new name", None),
+        Arg("-l --label", TEXT.called("NAME"), "its new name", None),
         Arg("-p --set-primary", TRUTH, "shall it be the primary one?", None, key="is_primary"),
-        build="build_tfa_update", done="Method {method_id} is changed.", look="tfa status"),
-    Command("tfa delete", "DELETE /tfa/", ONCE, "take a method away",
+        needs="label set_primary", done="Method {method_id} is changed.", look="tfa status"),
+    Command("tfa delete", "DELETE /tfa/", ONCE, DELETES, "take a method away",
         *TFA_PROOF[:4],
         Arg("--method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
             key="tfa_method_id"),
         Arg("-id --id-to-delete", ID, "the method to take away, from tfa status", None, key="target_id"),
-        ask="Take a method of two-factor authentication away?", build="build_tfa",
+        ask="Take a method of two-factor authentication away?", build="build_tfa_delete",
         done="The method is deleted; methods left: {remaining_methods}|The method is deleted.", look="tfa status",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
-    Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, "make new backup codes; the old ones end",
+    Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "make new backup codes; the old ones end",
         *TFA_PROOF,
-        ask="All backup codes that you have will be void. Make new ones?", build="build_tfa", show="show_backup_codes",
+        ask="All backup codes that you have will be void. Make new ones?", build="build_code", show="show_backup_codes",
         done="The old backup codes are void, but the service gave no new ones.", look="tfa status"))
 
 register("Teams",
-    Command("create team", "POST /team/", ONCE, "make your account a team",
+    Command("create team", "POST /team/", ONCE, SPENDS, "make your account a team",
         Arg("--team-name", NAME, "its name", required=True),
         Arg("--transfer-credit", PRICE, "dollars of yours that the team gets", 0),
-        done="Team {team_name} is made; its id is {team_id}.|Team {team_name} is made.", look="show members"),
-    Command("destroy team", "DELETE /team/", SAFE, "dissolve your team",
-        done="The team is dissolved.", look="show members"),
-    Command("show members", "GET /team/members/", SAFE, "the members of your team",
+        made="team_id", done="Team {team_name} is made; its id is {team_id}.|Team {team_name} is made.", look="show members"),
+    Command("destroy team", "DELETE /team/", SAFE, DELETES, "dissolve your team",
+        done="The team is dissolved.", look="show members",
+        ask="Destroy your team? Its members lose access.", ask_when="terminal"),
+    Command("show members", "GET /team/members/", SAFE, READS, "the members of your team",
         returns="[]", columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
-    Command("invite member", "POST /team/invite/", ONCE, "invite somebody to your team by mail",
+    Command("invite member", "POST /team/invite/", ONCE, SETS, "invite somebody to your team by mail",
         Arg("--email", NAME, "address", required=True, to="query"),
-        Arg("--role", NAME, "name of a role, from show team-roles", required=True, to="query"),
+        Arg("--role", NAME.called("NAME"), "name of a role, from show team-roles", required=True, to="query"),
         done="{email} is invited as {role}.", methods="invite_team_member", aliases="invite team-member",
         look="show members"),
-    Command("remove member", "DELETE /team/members/{id}/", SAFE, "take somebody out of your team",
+    Command("remove member", "DELETE /team/members/{id}/", SAFE, DELETES, "take somebody out of your team",
         Arg("id", ID, "the member, from show members", old="ID"), done="Member {id} is removed.",
         methods="remove_team_member", aliases="remove team-member", look="show members"),
-    Command("show team-roles", "GET /team/roles-full/", SAFE, "the roles of your team, and what they may do",
+    Command("show team-roles", "GET /team/roles-full/", SAFE, READS, "the roles of your team, and what they may do",
         returns="[]", columns=ROLE_COLUMNS),
-    Command("show team-role", "GET /team/roles/{name}/", SAFE, "one role, and what it may do",
+    Command("show team-role", "GET /team/roles/{name}/", SAFE, READS, "one role, and what it may do",
         Arg("name", NAME, "the role", old="NAME"), columns=ROLE_COLUMNS, look="show team-roles"),
-    Command("create team-role", "POST /team/roles/", ONCE, "make a role",
+    Command("create team-role", "POST /team/roles/", ONCE, SETS, "make a role",
         Arg("--name", NAME, "its name", required=True, old="NAME"),
         Arg("--permissions", FILE_OBJECT, "file with its permissions as JSON", required=True),
         done="Role {name} is made.", look="show team-roles"),
-    Command("update team-role", "PUT /team/roles/{id}/", SAFE, "rename a role, or change what it may do",
+    Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "rename a role, or change what it may do",
         Arg("id", ID, "the role, from show team-roles", old="ID"), Arg("--name", NAME, "its new name", None),
         Arg("--permissions", FILE_OBJECT, "file with its new permissions as JSON", None),
-        done="Role {id} is changed.", look="show team-roles"),
-    Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, "delete a role",
+        needs="*", done="Role {id} is changed.", look="show team-roles"),
+    Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "delete a role",
         Arg("name", NAME, "the role", old="NAME"), done="Role {name} is deleted.", look="show team-roles"))
 
 register("Machines (for hosts)",
-    Command("show machines", "GET /machines", SAFE, "the machines that you offer",
-        query={"owner": "me"}, returns="machines[]", of="Machine", columns=MACHINE_COLUMNS, whole=True),
-    Command("show machine", "GET /machines/{id}", SAFE, "one machine of yours",
-        Arg("id", ID, "the machine", old="Machine machine_id"), query={"owner": "me"}, returns="any",
-        of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", show="show_cards",
+    Command("show machines", "GET /machines", SAFE, READS, "the machines that you offer",
+        query={"owner": "me"}, returns="machines[]", of="Machine", columns=MACHINE_COLUMNS, document="answer_document"),
+    Command("show machine", "GET /machines/{id}", SAFE, READS, "one machine of yours",
+        Arg("id", MACHINE_ID, "the machine", old="Machine machine_id"), query={"owner": "me"}, returns="any",
+        of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", document="list_of_one",
         look="show machines"),
-    Command("list machine", "PUT /machines/create_asks/", SAFE, "offer a machine for rent, or change its prices",
-        Arg("id", ID, "the machine", key="machine", old="machine_id"), *LISTING,
-        show="show_listing", look="show machines",
+    Command("list machine", "PUT /machines/create_asks/", SAFE, SETS, "offer a machine for rent, or change its prices",
+        Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"), *LISTING,
+        says="listing_sentence", done="Machine {id} is offered", look="show machines",
         note="Test the machine first: one that fails while it is rented loses reliability for good. Rentals that "
              "run go on after the end date.",
         examples=("1234 -g 0.45 -s 0.15 -m 1 -e 12/31/2027", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
-    Command("list machines", "PUT /machines/create_asks/", SAFE, "offer several machines on the same terms",
-        Arg("ids", IDS, "the machines", to=""), *LISTING,
-        returns="[]", run="run_list_machines", show="show_listing", look="show machines"),
-    Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, "stop offering a machine; rentals that run go on",
+    Command("list machines", "PUT /machines/create_asks/", SAFE, SETS, "offer several machines on the same terms",
+        Arg("ids", MACHINE_IDS, "the machines", to=""), *LISTING,
+        returns="[]", run="run_list_machines", says="listing_sentence", done="Machine {id} is offered", look="show machines"),
+    Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, SETS, "stop offering a machine; rentals that run go on",
         MACHINE, done="Machine {id} is no longer offered.", look="show machines"),
-    Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, "remove a machine that nobody rents",
+    Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, DELETES, "remove a machine that nobody rents",
         MACHINE, done="Machine {id} is deleted.", look="show machines"),
-    Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, "delete expired storage on a machine",
+    Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, DELETES, "delete expired storage on a machine",
         MACHINE, done="Machine {id} is cleaned up.", look="show machines"),
-    Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, "rearrange GPUs for larger offers",
-        Arg("ids", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
+    Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, SETS, "rearrange GPUs for larger offers",
+        Arg("ids", MACHINE_IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
         done="The offers of machines {ids} are rearranged: {summary}", look="show machines"),
-    Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, "set the lowest bid for a machine's GPUs",
+    Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, SETS, "set the lowest bid for a machine's GPUs",
         MACHINE, Arg("--price", PRICE, "lowest bid for a GPU, $/hr", None),
-        body={"client_id": "me"}, done="The lowest bid for machine {id} is changed.", look="show machines"),
-    Command("set defjob", "PUT /machines/create_bids/", SAFE, "set what a machine runs while nobody rents it",
-        Arg("id", ID, "the machine", key="machine", old="machine_id"),
+        body={"client_id": "me"}, needs="price", done="The lowest bid for machine {id} is changed.", look="show machines"),
+    Command("set defjob", "PUT /machines/create_bids/", SAFE, SETS, "set what a machine runs while nobody rents it",
+        Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"),
         Arg("--price_gpu", PRICE, "price of a GPU, $/day", None),
         Arg("--price_inetu", PRICE, "price of uploads, $/GB", None),
         Arg("--price_inetd", PRICE, "price of downloads, $/GB", None),
-        Arg("--image", TEXT, "Docker image", None),
+        Arg("--image", IMAGE, "Docker image", None),
         Arg("--args", WORDS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True),
-        show="show_listing", look="show machines",
+        needs="*", says="listing_sentence", done="The default job of machine {id} is set", look="show machines",
         examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
-    Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, "end the default job of a machine",
+    Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "end the default job of a machine",
         MACHINE, done="The default job of machine {id} is removed.", look="show machines"),
-    Command("show maints", "GET /machines/maintenances", SAFE, "the maintenance windows of your machines",
-        Arg("-i --ids", IDS, "the machines: 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
+    Command("show maints", "GET /machines/maintenances", SAFE, READS, "the maintenance windows of your machines",
+        Arg("-i --ids", MACHINE_IDS, "the machines: 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
         query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS),
-    Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, "announce maintenance to a machine's renters",
+    Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "announce maintenance to a machine's renters",
         MACHINE,
         Arg("--sdate", MOMENT, "start, UTC: unix seconds, or a date such as 2026-01-31T14:00", required=True),
         Arg("--duration", NUMBER, "length, hours", required=True),
@@ -2944,141 +2982,143 @@ register("Machines (for hosts)",
         examples=("1234 --sdate 1899900000 --duration 0.5 --maintenance_category power",),
         ask="Tell all who rent machine {id} that it is down from {sdate} UTC for {duration:g} hours?",
         done="Maintenance of machine {id} is announced for {sdate} UTC, {duration:g} hours."),
-    Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, "call the maintenance of a machine off",
-        Arg("id", ID, "the machine", old="machine_id", key="machine_id", to="path body"),
+    Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "call the maintenance of a machine off",
+        Arg("id", MACHINE_ID, "the machine", old="machine_id", key="machine_id", to="path body"),
         body={"client_id": "me"}, ask="Call all maintenance of machine {id} off?",
         done="The maintenance of machine {id} is called off.", look="show maints"),
-    Command("reports", "GET /machines/{id}/reports/", SAFE, "what users have reported about a machine",
-        MACHINE, returns="[]", columns=REPORT_COLUMNS, look="show machines"))
+    Command("reports", "GET /machines/{id}/reports/", SAFE, READS, "what users have reported about a machine",
+        MACHINE, returns="[]", columns=REPORT_COLUMNS, look="show machines"), hosts=True)
 
 register("Clusters and overlays",
-    Command("show clusters", "GET /clusters/", SAFE, "your clusters: machines in one local network",
-        columns=CLUSTER_COLUMNS, run="run_show_clusters"),
-    Command("create cluster", "POST /cluster/", ONCE, "make a cluster",
+    Command("show clusters", "GET /clusters/", SAFE, READS, "your clusters: machines in one local network",
+        rows="cluster_rows", columns=CLUSTER_COLUMNS),
+    Command("create cluster", "POST /cluster/", ONCE, SETS, "make a cluster",
         Arg("subnet", NAME, "local network of the machines: 10.0.0.0/24"),
         Arg("manager_id", ID, "machine that manages it"),
         done="The cluster is made.", look="show clusters"),
-    Command("delete cluster", "DELETE /cluster/", SAFE, "delete a cluster",
+    Command("delete cluster", "DELETE /cluster/", SAFE, DELETES, "delete a cluster",
         Arg("cluster_id", ID, "the cluster", old="id"), done="Cluster {cluster_id} is deleted.", look="show clusters"),
-    Command("join cluster", "PUT /cluster/", SAFE, "add machines to a cluster",
-        Arg("cluster_id", ID, "the cluster", old="id"), Arg("machine_ids", IDS, "the machines"),
+    Command("join cluster", "PUT /cluster/", SAFE, SETS, "add machines to a cluster",
+        Arg("cluster_id", ID, "the cluster", old="id"), Arg("machine_ids", MACHINE_IDS, "the machines"),
         done="Now in cluster {cluster_id}: {machine_ids}.", look="show clusters"),
-    Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, "take a machine out of its cluster",
-        Arg("cluster_id", ID, "the cluster"), Arg("machine_id", ID, "the machine"),
+    Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, SETS, "take a machine out of its cluster",
+        Arg("cluster_id", ID, "the cluster"), Arg("machine_id", MACHINE_ID, "the machine"),
         Arg("new_manager_id", ID, "machine of the cluster that manages it from now on, if this one did", None),
         done="Machine {machine_id} is out of cluster {cluster_id}.", look="show clusters"),
-    Command("show overlays", "GET /overlay/", SAFE, "your overlays: virtual networks of instances",
+    Command("show overlays", "GET /overlay/", SAFE, READS, "your overlays: virtual networks of instances",
         returns="[]", columns=OVERLAY_COLUMNS),
-    Command("create overlay", "POST /overlay/", ONCE, "make an overlay network on a cluster",
+    Command("create overlay", "POST /overlay/", ONCE, SETS, "make an overlay network on a cluster",
         Arg("cluster_id", ID, "the cluster"), Arg("name", NAME, "a name for it"),
         done="Overlay {name} is made.", look="show overlays"),
-    Command("join overlay", "PUT /overlay/", SAFE, "add an instance to an overlay network",
-        Arg("name", NAME, "the overlay"), Arg("instance_id", ID, "the instance", old="INSTANCE_ID"),
+    Command("join overlay", "PUT /overlay/", SAFE, SETS, "add an instance to an overlay network",
+        Arg("name", NAME, "the overlay"), Arg("instance_id", INSTANCE_ID, "the instance", old="INSTANCE_ID"),
         done="Instance {instance_id} is in overlay {name}.", look="show overlays"),
-    Command("delete overlay", "DELETE /overlay/", SAFE, "delete an overlay network, with its instances",
+    Command("delete overlay", "DELETE /overlay/", SAFE, DELETES, "delete an overlay network, with its instances",
         Arg("overlay_identifier", TEXT_ID, "id or name of the overlay", to="", old="overlay_id overlay_name"),
         build="build_overlay", done="Overlay {overlay_identifier} is deleted.", look="show overlays"))
 
 register("Account",
-    Command("show user", "GET /users/current", SAFE, "your account and its credit",
-        NO_QUIET, of="User", columns=USER_CARD, run="run_without_keys"),
-    Command("show audit-logs", "GET /audit_logs/", SAFE, "what was done with your account, and when",
+    Command("show user", "GET /users/current", SAFE, READS, "your account and its credit",
+        NO_QUIET, of="User", columns=USER_CARD, drops="api_key"),
+    Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "what was done with your account, and when",
         returns="[]", columns=AUDIT_COLUMNS),
-    Command("set user", "PUT /users/", SAFE, "change your account: address, thresholds, phone …",
+    Command("set user", "PUT /users/", SAFE, SETS, "change your account: address, thresholds, phone …",
         Arg("--file", FILE_OBJECT, "file with a JSON object of what to change", required=True, name="params", key="*",
             secret=True),
         done="The account is changed.", look="show user",
         note="Members: ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold, phone_number …",
         examples=("--file account.json",)),
-    Command("show subaccounts", "GET /subaccounts", SAFE, "accounts that belong to yours",
+    Command("show subaccounts", "GET /subaccounts", SAFE, READS, "accounts that belong to yours",
         NO_QUIET, query={"owner": "me"}, returns="users[]", columns=SUBACCOUNT_COLUMNS),
-    Command("create subaccount", "POST /users/", ONCE, "make an account that belongs to yours",
+    Command("create subaccount", "POST /users/", ONCE, SETS, "make an account that belongs to yours",
         Arg("--email", NAME, "its mail address", required=True),
-        Arg("--username", NAME, "its name", required=True),
+        Arg("--username", NAME.called("USER"), "its name", required=True),
         Arg("--password", NAME, "its password", required=True, secret=True),
-        Arg("--type", TEXT, "host for an account that only offers machines, else client", None, key="host_only",
+        Arg("--type", TEXT.called("KIND"), "host for an account that only offers machines, else client", None, key="host_only",
             sent=lambda kind: (kind or "").lower() == "host"),
         body={"parent_id": "me"}, done="Account {id} is made for {email}.",
         look="show subaccounts"),
-    Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, "addresses from which your account was used",
+    Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "addresses from which your account was used",
         query={"owner": "me"}, returns="results[]",
         columns=(("IP", "ip", ""), ("First seen", "first_seen", ""), ("From", "first_location", ""))))
 
 register("Billing",
-    Command("show invoices", "GET /users/me/invoices", SAFE, "charges and payments, item by item",
+    Command("show invoices", "GET /users/me/invoices", SAFE, READS, "charges and payments, item by item",
         *ITEM_OPTIONS,
-        Arg("--instance_label", TEXT, "only charges of instances with this label", None, face="cli", to=""), PDF,
-        query={"owner": "me"}, columns=ITEM_COLUMNS, run="run_show_invoices", show="show_items",
+        Arg("--instance_label", LABEL, "only charges of instances with this label", None, face="cli", to=""), PDF,
+        query={"owner": "me"}, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
+        document="invoice_rows", footer="invoice_totals",
         note="Without dates, the last day. `vastai show invoices-v1` is the newer one, with pages.",
         examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
-    Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, "invoices or charges, page by page",
+    Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, READS, "invoices or charges, page by page",
         Arg("-i --invoices", FLAG, "payments, transfers and payouts", face="cli", to=""),
         Arg("-c --charges", FLAG, "what instances, volumes and endpoints have cost", to=""),
         Arg("-s --start-date", DAY, "first day: YYYY-MM-DD or unix seconds", None, to=""),
         Arg("-e --end-date", DAY, "last day", None, to=""),
         Arg("-l --limit", WHOLE, "rows of a page, 100 at most", 20),
-        Arg("-t --next-token", TEXT, "the page behind an earlier one", None, key="after_token",
+        Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, key="after_token",
             sent=lambda token: token or None),
         Arg("--latest-first", FLAG, "newest first"),
         Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
-        Arg("-f --format", TEXT, "how to show charges", "table", choices=("table", "tree"), to=""),
+        Arg("-f --format", TEXT.called("SHAPE"), "how to show charges", "table", choices=("table", "tree"), to=""),
         Arg("-it --invoice-type", TEXTS, "only these invoices", None, choices=tuple(INVOICE_TYPES), to=""),
         Arg("-v --verbose", FLAG, "the parts of instances and volumes as well, in a tree", face="cli", to=""),
         PDF,
-        rows="results", build="build_billing", run="run_show_invoices_v1", show="show_billing",
+        one_of="invoices charges", member="results", build="build_billing", run="run_show_invoices_v1",
+        show="show_billing",
         note="Without dates, the last 7 days; with one of them, 7 days from or up to it. Days are UTC.",
         examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
                   "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
-    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, "the items of a period as a PDF; returns its path",
+    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, SETS, "the items of a period as a PDF; returns its path",
         *ITEM_OPTIONS, PDF,
         query={"owner": "me"}, returns="text", run="run_pdf_invoices", face="sdk",
         note="Without `pdf` it is invoice_NUMBER….pdf in the current folder, named by the month, dates and kind."),
-    Command("search invoices", "GET /invoices", SAFE, "invoices that meet conditions",
+    Command("search invoices", "GET /invoices", SAFE, READS, "invoices that meet conditions",
         CONDITIONS,
         returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=01/01/2026'", "'is_credit=true'")),
-    Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, "what your machines have earned",
+    Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "what your machines have earned",
         Arg("-s --start_date", WHEN, "first day; the last day if not given", None, to=""),
         Arg("-e --end_date", WHEN, "last day", None, to=""),
         Arg("-m --machine_id", ID, "only this machine", None, to=""), NO_QUIET,
         Arg("--last_days", COUNT, "the last so many days, in place of the dates", None),
         Arg("--user_id", GIVEN_ID, "the account", "me"),
-        query={"owner": "me"}, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
-    Command("show deposit", "GET /instances/balance/{id}/", SAFE, "deposit and discount of a reserved instance",
-        Arg("id", ID, "the instance", old="Id ID"), NO_QUIET,
+        query={"owner": "me"}, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
+    Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "deposit and discount of a reserved instance",
+        Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
         query={"owner": "me"}, look="show instances",
         columns=(("Refundable $", "refundable_deposit", ".2f"), ("Discount $", "total_discount", ".2f"),
                  ("Months", "discount_months", ""))),
-    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, "give credit to another account, for good",
+    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "give credit to another account, for good",
         Arg("recipient", NAME, "mail address or id of the account", None, face="cli", to="", name="recipient_pos"),
         Arg("amount", PRICE, "dollars", None, face="cli", to="", name="amount_pos"),
         Arg("-r --recipient", NAME, "the same as an option", required=True, cli=None),
         Arg("-a --amount", PRICE, "the same as an option", required=True, cli=None),
-        Arg("--skip", FLAG, "do not ask", face="cli", to=""), YES,
-        body={"sender": "me"}, run="run_transfer_credit", done="{amount} $ went to {recipient}.", look="show user",
+        Arg("--skip", FLAG, "do not ask", face="cli", to=""),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
+        one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
-    Command("fetch contracts", "POST /contracts/fetch/", SAFE, "contracts by label and id",
+    Command("fetch contracts", "POST /contracts/fetch/", SAFE, READS, "contracts by label and id",
         Arg("label", TEXT, "only with this label", None), Arg("contract_ids", ANY_IDS, "only of these ids", None),
         returns="contracts[]", face="sdk"))
 
 register("Scheduled jobs",
-    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, "requests that are repeated at set times",
+    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, READS, "requests that are repeated at set times",
         returns="[]", columns=JOB_COLUMNS),
-    Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, "end a scheduled job",
+    Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "end a scheduled job",
         Arg("id", ID, "the job"), done="Scheduled job {id} is deleted.", look="show scheduled-jobs"),
-    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, "have a request repeated at set times",
+    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SETS, "have a request repeated at set times",
         Arg("start_time", NUMBER, "first time, unix seconds"),
         Arg("end_time", NUMBER, "last time, unix seconds"),
         Arg("api_endpoint", NAME, "path of the request: /api/v0/instances/reboot/ID/"),
         Arg("request_method", NAME, "its method: PUT, POST …"),
         Arg("request_body", OBJECT, "its body"),
         Arg("frequency", NAME, "HOURLY, DAILY or WEEKLY"),
-        Arg("instance_id", GIVEN_ID, "the instance that it is about"),
+        Arg("instance_id", GIVEN_INSTANCE_ID, "the instance that it is about"),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6 for WEEKLY, else None", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC, for DAILY and WEEKLY, else None", None),
         face="sdk", look="show scheduled-jobs"),
-    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, "change what is repeated, or when",
+    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SETS, "change what is repeated, or when",
         Arg("id", ID, "the job"),
         Arg("request_body", OBJECT, "body of the request"),
         Arg("start_time", NUMBER, "first time, unix seconds", None),
@@ -3086,125 +3126,129 @@ register("Scheduled jobs",
         Arg("api_endpoint", TEXT, "path of the request", None),
         Arg("request_method", TEXT, "its method", None),
         Arg("frequency", TEXT, "HOURLY, DAILY or WEEKLY", None),
-        Arg("instance_id", GIVEN_ID, "the instance that it is about", None),
+        Arg("instance_id", GIVEN_INSTANCE_ID, "the instance that it is about", None),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC", None),
         face="sdk", look="show scheduled-jobs"))
 
 register("Serverless",
-    Command("show endpoints", "GET /endptjobs/", SAFE, "your serverless endpoints",
-        returns="results[]", of="EndpointRow", columns=ENDPOINT_COLUMNS, run="run_without_keys"),
-    Command("create endpoint", "POST /endptjobs/", ONCE, "make a serverless endpoint",
-        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, done="Endpoint {result} is made.",
+    Command("show endpoints", "GET /endptjobs/", SAFE, READS, "your serverless endpoints",
+        returns="results[]", of="EndpointRow", columns=ENDPOINT_COLUMNS,
+        drops="api_key auto_delete_in_seconds auto_delete_due_24h"),
+    Command("create endpoint", "POST /endptjobs/", ONCE, SPENDS, "make a serverless endpoint",
+        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, made="result", done="Endpoint {result} is made.",
         look="show endpoints", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
-    Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, "change a serverless endpoint",
-        Arg("id", ID, "the endpoint", key="endptjob_id", to="path body"),
+    Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "change a serverless endpoint",
+        Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body"),
         *endpoint_options(None, None, None, None, None),
         Arg("--endpoint_state", TEXT, "what it shall do", None, choices=("active", "suspended", "stopped")),
-        body={"client_id": "me"}, done="Endpoint {id} is changed.", look="show endpoints",
+        body={"client_id": "me"}, needs="*", done="Endpoint {id} is changed.", look="show endpoints",
         examples=("4242 --max_workers 5", "4242 --endpoint_state suspended")),
-    Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, "delete a serverless endpoint and its workergroups",
-        Arg("id", ID, "the endpoint", key="endptjob_id", to="path body"),
-        body={"client_id": "me"}, done="Endpoint {id} is deleted.", look="show endpoints"),
-    Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, "logs of a serverless endpoint",
-        Arg("id", ID, "the endpoint", None), *LOG_OPTIONS,
+    Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, DELETES, "delete a serverless endpoint and its workergroups",
+        Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body"),
+        body={"client_id": "me"}, done="Endpoint {id} is deleted.", look="show endpoints",
+        ask="Delete endpoint {id} and its workergroups?", ask_when="terminal"),
+    Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, READS, "logs of a serverless endpoint",
+        Arg("id", ENDPOINT_ID, "the endpoint", None), *LOG_OPTIONS,
         Arg("--endpoint", NAME, "the endpoint by its name, in place of the id", None),
-        body={"api_key": KEY}, strict=True, build="build_endpoint_logs", show="show_levels", look="show endpoints",
+        body={"api_key": KEY}, strict=True, one_of="id endpoint", text="log_text", footer="log_footer", look="show endpoints",
         examples=("4242 --level 3 --tail 200",)),
-    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, "instances that work for an endpoint",
-        Arg("id", ID, "the endpoint"), returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
+    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, READS, "instances that work for an endpoint",
+        Arg("id", ENDPOINT_ID, "the endpoint"), returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
         methods="get_endpoint_workers"),
-    Command("show workergroups", "GET /autojobs/", SAFE, "groups of workers of your endpoints",
+    Command("show workergroups", "GET /autojobs/", SAFE, READS, "groups of workers of your endpoints",
         returns="results[]", of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
-    Command("create workergroup", "POST /autojobs/", ONCE, "give a serverless endpoint workers",
+    Command("create workergroup", "POST /autojobs/", ONCE, SPENDS, "give a serverless endpoint workers",
         *WORKERGROUP_OPTIONS, SCALER,
-        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is made.", look="show workergroups",
+        body={"client_id": "me"}, build="build_workergroup", made="id", done="Workergroup {id} is made.", look="show workergroups",
         methods="create_autogroup create_autoscaler",
         examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77")),
-    Command("update workergroup", "PUT /autojobs/{id}/", SAFE, "change what workers a group has",
-        Arg("id", ID, "the workergroup", key="autojob_id", to="path body"), *WORKERGROUP_OPTIONS,
-        body={"client_id": "me"}, build="build_serverless", done="Workergroup {id} is changed.",
+    Command("update workergroup", "PUT /autojobs/{id}/", SAFE, SPENDS, "change what workers a group has",
+        Arg("id", WORKERGROUP_ID, "the workergroup", key="autojob_id", to="path body"), *WORKERGROUP_OPTIONS,
+        body={"client_id": "me"}, build="build_workergroup_change", needs="*", done="Workergroup {id} is changed.",
         look="show workergroups", methods="update_autogroup update_autoscaler",
-        note="The search conditions go out each time: give --search_params again, or the usual ones take their place."),
-    Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, "delete a workergroup; its instances stay",
-        Arg("id", ID, "the workergroup", key="autojob_id", to="path body"), body={"client_id": "me"},
+        note="What is not given stays as it is."),
+    Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, DELETES, "delete a workergroup; its instances stay",
+        Arg("id", WORKERGROUP_ID, "the workergroup", key="autojob_id", to="path body"), body={"client_id": "me"},
         done="Workergroup {id} is deleted.", look="show workergroups", methods="delete_autogroup delete_autoscaler"),
-    Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, "logs of a workergroup",
-        Arg("id", ID, "the workergroup"), *LOG_OPTIONS,
-        body={"api_key": KEY}, strict=True, show="show_levels", look="show workergroups",
+    Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, READS, "logs of a workergroup",
+        Arg("id", WORKERGROUP_ID, "the workergroup"), *LOG_OPTIONS,
+        body={"api_key": KEY}, strict=True, text="log_text", footer="log_footer", look="show workergroups",
         examples=("8001 --tail 200",)),
-    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, "instances of a workergroup",
-        Arg("id", ID, "the workergroup"), returns="workers[]", columns=WORKER_COLUMNS, strict=True,
+    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, READS, "instances of a workergroup",
+        Arg("id", WORKERGROUP_ID, "the workergroup"), returns="workers[]", columns=WORKER_COLUMNS, strict=True,
         look="show workergroups", methods="get_workergroup_workers"),
-    Command("update workers", "POST run:/update_workers/", ONCE, "renew the workers of a group, one after the other",
-        Arg("id", ID, "the workergroup", key="workergroup_id"),
+    Command("update workers", "POST run:/update_workers/", ONCE, SETS, "renew the workers of a group, one after the other",
+        Arg("id", WORKERGROUP_ID, "the workergroup", key="workergroup_id"),
         Arg("--cancel", FLAG, "stop an update that is going on", key="cancel_update", sent=lambda on: on or None),
         body={"api_key": KEY}, strict=True, look="show workergroups",
         done="Workergroup {id} is being updated: {workers_to_update} workers.|Update of workergroup {id} cancelled: "
              "{cancelled}"),
-    Command("route", "POST run:/route/", ONCE, "the address of a worker that is free for a request to an endpoint",
+    Command("route", "POST run:/route/", ONCE, SETS, "the address of a worker that is free for a request to an endpoint",
         Arg("endpoint", NAME, "the endpoint, by name"),
         Arg("cost", NUMBER, "load of the request, in the endpoint's units, such as tokens"),
         columns=ROUTE_CARD, strict=True, look="show endpoints", examples=("chat 242",)))
 
 register("Notifications",
-    Command("show notification-types", "GET /notification-types/", SAFE, "kinds of notifications",
+    Command("show notification-types", "GET /notification-types/", SAFE, READS, "kinds of notifications",
         returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
-    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, "which notifications you get",
+    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, READS, "which notifications you get",
         Arg("--user_id", ID, "the account; yours if not given", None),
-        returns="notification_preferences", run="run_notifications", show="show_notifications"),
-    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, "replace all those choices",
+        returns="notification_preferences", run="run_notifications", rows="notification_rows",
+        columns_for="notification_columns"),
+    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, SETS, "replace all those choices",
         Arg("notification_preferences", OBJECT, 'JSON: {"client": {"low_credit": {"email": true, "webhooks": false}}}'),
         Arg("--user_id", ID, "the account; yours if not given", None),
-        returns="notification_preferences", run="run_notifications", show="show_notifications",
+        returns="notification_preferences", run="run_notifications", rows="notification_rows",
+        columns_for="notification_columns",
         look="show notifications", note="`vastai show notifications --raw` prints the present choices in this form."),
-    Command("show webhooks", "GET /webhooks/", SAFE, "addresses that get notifications",
+    Command("show webhooks", "GET /webhooks/", SAFE, READS, "addresses that get notifications",
         returns="webhooks[]", columns=WEBHOOK_COLUMNS),
-    Command("create webhook", "POST /webhooks/", ONCE, "have notifications sent to an address of yours",
+    Command("create webhook", "POST /webhooks/", ONCE, SETS, "have notifications sent to an address of yours",
         Arg("webhook_url", NAME, "the address, https://…"),
         Arg("event_types", TEXTS, "keys from show notification-types, such as client:low_credit"),
         Arg("--name", TEXT, "a name of your own", None),
-        done=WEBHOOK_SECRET, look="show webhooks",
+        made="webhook.id", done=WEBHOOK_SECRET, look="show webhooks",
         examples=("https://example.com/hook client:low_credit client:outbid",)),
-    Command("update webhook", "PUT /webhooks/{id}/", SAFE, "change a webhook",
-        Arg("id", ID, "the webhook"), Arg("--webhook_url", NAME, "new address", None),
+    Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "change a webhook",
+        Arg("id", ID, "the webhook"), Arg("--webhook_url", URL, "new address", None),
         Arg("--event_types", TEXTS, "new keys, in place of the old ones", None), Arg("--name", TEXT, "new name", None),
-        done="Webhook {id} is changed.", look="show webhooks"),
-    Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, "delete a webhook",
+        needs="*", done="Webhook {id} is changed.", look="show webhooks"),
+    Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "delete a webhook",
         Arg("id", ID, "the webhook"), done="Webhook {id} is deleted.", look="show webhooks"),
-    Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, "give a webhook a new signing secret",
+    Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "give a webhook a new signing secret",
         Arg("id", ID, "the webhook"), done=WEBHOOK_SECRET, look="show webhooks"),
-    Command("test webhook", "POST /webhooks/{id}/test/", ONCE, "send a test to a webhook",
+    Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "send a test to a webhook",
         Arg("id", ID, "the webhook"), done="A test is sent to webhook {id}.", look="show webhooks"))
 
 register("Diagnostics",
-    Command("self-test machine", "", ONCE, "rent a machine of yours and run Vast.ai's tests",
+    Command("self-test machine", "", ONCE, SPENDS, "rent a machine of yours and run Vast.ai's tests",
         Arg("machine_id", GIVEN_ID, "the machine", old="id"),
         Arg("--debugging", FLAG, "each line of progress on stderr, to stay"),
         Arg("--ignore-requirements", FLAG, "test also a machine that lacks something"),
-        Arg("--test-image", TEXT, "another test image; VAST_SELF_TEST_IMAGE names one, too", None),
-        Arg("--support-bundle-dir", TEXT, "folder of the diagnostics after a failure; /tmp if not given", None),
+        Arg("--test-image", IMAGE, "another test image; VAST_SELF_TEST_IMAGE names one, too", None),
+        Arg("--support-bundle-dir", PATH, "folder of the diagnostics after a failure; /tmp if not given", None),
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure; as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
-        run="run_self_test", show="show_self_test", look="show instances",
+        run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence", look="show instances",
         note="It costs a short rental, takes up to 25 minutes, and ends with status 1 where the machine fails."),
-    Command("dump-logs", "", SAFE, "pack diagnostics for Vast.ai's support",
+    Command("dump-logs", "", SAFE, READS, "pack diagnostics for Vast.ai's support",
         Arg("machine_id", GIVEN_ID, "the machine"),
         Arg("--instance-id", ID, "also the logs of this instance", None),
-        Arg("--output-dir", NAME, "folder of the archive", "/tmp"),
+        Arg("--output-dir", NAME.called("PATH"), "folder of the archive", "/tmp"),
         Arg("--include-local-host-artifacts", FLAG, "also logs and settings of this computer; only on the host"),
-        run="run_dump_logs", show="show_bundle", look="show machines", examples=("4242 --instance-id 7000",),
+        run="run_dump_logs", says="bundle_sentence", look="show machines", examples=("4242 --instance-id 7000",),
         note="The archive holds no keys, passwords or other secrets that could be recognized."),
-    Command("run benchmarks", "", ONCE, "measure a template on several GPUs",
-        Arg("--template_hash", TEXT, "hash of the template", None),
+    Command("run benchmarks", "", ONCE, SPENDS, "measure a template on several GPUs",
+        Arg("--template_hash", HASH, "hash of the template", None),
         Arg("--template_id", ID, "id of the template", None),
-        Arg("--gpus", TEXTS, "such as '2x RTX_4090, RTX_3090'; else RTX 5090, 4090, 3090, A6000", None, many=False),
+        Arg("--gpus", TEXTS.called("GPUS"), "such as '2x RTX_4090, RTX_3090'; else RTX 5090, 4090, 3090, A6000", None, many=False),
         Arg("--num_gpus", COUNT, "GPUs in each, where --gpus does not say", None),
         Arg("--timeout", SECONDS, "seconds to wait for the measurements", 1800),
         Arg("--no-cache", FLAG, "measure anew what was measured in the last 30 days"),
-        Arg("-y --yes", FLAG, "do not ask: rent what was not measured lately"),
         Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its workers' list", None, hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
+        ask="Rent {gpus} for up to {minutes:g} minutes? This costs money.", ask_when="within",
         columns=(("GPU", "gpu_name", "_"), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
                  ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
         note="Rents real GPUs, after a question on the command line; a method call does not ask. All are given back at "
@@ -3212,17 +3256,18 @@ register("Diagnostics",
         examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")))
 
 register("Tools",
-    Command("update", "", SAFE, "say how this copy is brought up to date",
+    Command("update", "", SAFE, READS, "say how this copy is brought up to date",
         Arg("--check", FLAG, "only look"), returns="none", run="run_update", face="cli", auth=False),
-    Command("uninstall", "", SAFE, "remove this copy, where pip installed it",
-        YES, returns="none", run="run_uninstall", face="cli", auth=False),
-    Command("help", "", SAFE, "explain a command; the same as its --help",
-        Arg("command", TEXTS, "the command, or its first word", None), returns="none", face="cli", auth=False),
-    Command("repl", "", SAFE, "read commands from a prompt, or a script of them",
-        returns="none", face="cli", auth=False,
+    Command("uninstall", "", SAFE, SETS, "remove this copy, where pip installed it",
+        asks="uninstall_question", returns="none", run="run_uninstall", face="cli", auth=False),
+    Command("help", "", SAFE, READS, "explain a command; the same as its --help",
+        Arg("command", TEXTS, "the command, or its first word", None), returns="text", run="run_help",
+        face="cli", auth=False),
+    Command("repl", "", SAFE, SETS, "read commands from a prompt, or a script of them",
+        returns="none", run="run_repl", face="cli", auth=False,
         note="Options of every command that stand here hold for all of them. `exit`, `quit` or Ctrl-D ends.",
         examples=("--raw < commands.txt",)),
-    Command("completion", "", SAFE, "print the script that makes a shell complete words",
+    Command("completion", "", SAFE, READS, "print the script that makes a shell complete words",
         Arg("shell", TEXT, "the shell", choices=("bash", "zsh", "fish")),
         returns="text", run="run_completion", face="cli", auth=False,
         note='For good: eval "$(vastai completion bash)" in ~/.bashrc, eval "$(vastai completion zsh)" in ~/.zshrc, '
@@ -3235,77 +3280,90 @@ register("Tools",
 
 
 class View:
-    """How an answer is shown: format, fields, colour … and what a caller set for one use."""
+    """How an answer is shown: format, fields, color … and what the user agreed to beforehand."""
 
-    __slots__ = ("color", "confirmed", "fields", "form", "full", "quiet")
+    __slots__ = ("color", "confirmed", "fields", "format", "full", "quiet", "raw")
 
     def __init__(
         self,
-        form: str = "json",
+        format: str = "json",
         fields: str = "",
         quiet: bool = False,
         full: bool = False,
         color: bool = True,
         confirmed: bool = False,
+        raw: bool = False,
     ) -> None:
-        self.form, self.fields, self.quiet, self.full = form, fields, quiet, full
-        self.color, self.confirmed = color, confirmed
+        self.format, self.fields, self.quiet, self.full = format, fields, quiet, full
+        self.color, self.confirmed, self.raw = color, confirmed, raw
+
+    @property
+    def columns_only(self) -> bool:
+        """Is nothing shown but a table's own columns?  Then the service need not send the rest."""
+        return self.quiet or (self.format == "table" and not self.fields)
 
 
 class Call:
     """One use of a command: who calls, which row, with what, from which face."""
 
-    __slots__ = ("cli", "client", "extra", "params", "row", "secrets", "view")
+    __slots__ = ("cli", "client", "params", "row", "secrets", "view")
 
     def __init__(
         self, client: VastAI, row: Command, params: Row, view: View, cli: bool = False
     ) -> None:
         self.client, self.row, self.params, self.view, self.cli = client, row, params, view, cli
-        self.extra: Row = {}  # what a function of several steps leaves for the one that prints
-        self.secrets = (
-            client.secrets
-        )  # texts that no message may show; `send_with_retries` adds those of the request
+        self.secrets = client.secrets  # texts that nothing may show; each request adds its own
 
     def __getitem__(self, name: str) -> Any:
         return self.params.get(name)
 
-    @property
-    def raw(self) -> bool:
-        """Is the answer for a program, rather than for a reader?"""
-        return self.view.form != "table"
-
-    @property
-    def whole(self) -> bool:
-        """Is the answer wanted as the service gave it, rather than its rows?"""
-        return self.view.form == "json" and not self.view.fields and not self.view.quiet
-
-    @property
-    def as_rows(self) -> bool:
-        """Are rows wanted, in a shape that only rows have?"""
-        return bool(self.view.fields) or self.view.quiet or self.view.form not in ("table", "json")
-
     def send(self, query: Row | None = None, body: Row | None = None, **params: Any) -> Any:
-        """This row's own request, with members and parameters replaced; the part of the answer that
-        it promises.
-        """
-        call = Call(self.client, self.row, {**self.params, **params}, self.view, self.cli)
+        """Sends this row's own request, with members and parameters replaced; the row's result."""
+        call = self.of(self.row, **{**self.params, **params})
         return extract_result(call, send_with_retries(call, build_request(call, query, body)))
 
     def do(self, name: str, **params: Any) -> Any:
-        """Another row, from the same client, as the SDK would call it; a refusal raises."""
+        """Runs another row, by its name in Python, on the same client as a program would."""
         row = METHODS[name]
         with row:
             return perform(Call(self.client, row, check_params(row, params, cli=False), View()))
 
+    def of(self, row: Command, **params: Any) -> Call:
+        """A call of another row, from the same face and with the same view."""
+        return Call(self.client, row, params, self.view, self.cli)
+
     def warn(self, text: str) -> None:
-        """A remark on the command line; methods print nothing."""
-        if self.cli and not self.client.quiet:
+        """Warns of something in the input: on stderr, or with warnings.warn() in a program."""
+        if not self.cli:
+            import warnings
+
+            warnings.warn(text, stacklevel=2)
+        elif not self.client.quiet:
             warn(text)
 
-    def note(self, text: str) -> None:
-        """Progress, for a person who watches a terminal."""
+    def progress(self, text: str, changing: str = "", in_pipe: bool = False) -> None:
+        """Shows progress to a person who waits; see show_progress().  "" clears it."""
         if self.cli and not self.client.quiet:
-            show_progress(text)
+            show_progress(text, changing, in_pipe)
+
+    def confirm(self, **words: Any) -> None:
+        """Asks the row's question, with `words` in its braces.  Raises UsageError unless agreed."""
+        confirm(self, fill(self, self.row.ask, words))
+
+
+class Rows(list):  # type: ignore[type-arg]
+    """Rows of an answer; `answer` is all that the service said, of several pages the last one."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, rows: Iterable[Row] = (), answer: Row | None = None) -> None:
+        super().__init__(rows)
+        self.answer: Row = answer or {}
+
+    @property
+    def next_token(self) -> str | None:
+        """What `after_token` or `next_token` takes to get the next page; None after the last."""
+        return self.answer.get("next_token") or None
 
 
 def bind_params(row: Command, args: Sequence[Any], given: Row) -> Row:
@@ -3322,16 +3380,15 @@ def bind_params(row: Command, args: Sequence[Any], given: Row) -> Row:
             raise TypeError(
                 f"{name}() got an unexpected keyword argument {word!r}{suggest(word, names)}"
             )
-        if word in placed or (
-            target in params and None not in (value, params[target]) and value != params[target]
-        ):
+        known = params.get(target)
+        differs = known is not None and value is not None and value != known
+        if word in placed or differs:
             raise TypeError(f"{name}() got multiple values for argument {target!r}")
-        params[target] = params[target] if value is None and target in params else value
+        params[target] = known if value is None else value
     missing = [arg.name for arg in mine if arg.default is REQUIRED and arg.name not in params]
     if missing:
-        raise TypeError(
-            f"{name}() missing {len(missing)} required argument(s): {', '.join(map(repr, missing))}"
-        )
+        names_missing = ", ".join(map(repr, missing))
+        raise TypeError(f"{name}() missing {len(missing)} required argument(s): {names_missing}")
     return params
 
 
@@ -3342,44 +3399,69 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
         default = arg.cli if cli else arg.default
         if default is REQUIRED and arg.face == ("sdk" if cli else "cli"):
             default = None
-        value = params.get(arg.name, default)
-        if value is REQUIRED:
-            raise missing_argument_error(row, arg, cli)
-        if value is None and default is not None:
+        value = params.get(arg.name)
+        if value is None:
             if default is REQUIRED:
                 raise missing_argument_error(row, arg, cli)
             value = default
-        if arg.name not in params and value is default:
-            result[arg.name] = value
-            continue
-        result[arg.name] = None if value is None else convert_value(row, arg, value, cli)
+        if value is not None and arg.name in params:
+            value = convert_value(row, arg, value, cli)
+        result[arg.name] = value
+    if row.one_of or row.needs:
+        check_choices(row, result, cli)
     return result
+
+
+def check_choices(row: Command, params: Row, cli: bool) -> None:
+    """Raises UsageError unless exactly one of each `one_of` and at least one of `needs` is given."""
+    args = {arg.name: arg for arg in row.args if arg.face != ("sdk" if cli else "cli")}
+
+    def given(name: str) -> bool:
+        return params[name] not in (None, args[name].default)
+
+    for names in filter(None, row.one_of.split(", ")):
+        choice = names.split()
+        if all(name in args for name in choice) and sum(map(given, choice)) != 1:
+            labels = [args[name].label(cli) for name in choice]
+            raise UsageError(f"give either {' or '.join(labels)}")
+    names = row.needs.split()
+    if row.needs == "*":
+        names = [name for name, arg in args.items() if arg.option and arg is not YES]
+    if names and not any(map(given, names)):
+        labels = [args[name].label(cli) for name in names if not args[name].hidden]
+        if len(labels) > 4:
+            raise UsageError(f"nothing to change; give an option, such as {labels[0]}")
+        raise UsageError(
+            f"nothing to change; give {', '.join(labels[:-1])} or {labels[-1]}"
+            if len(labels) > 1
+            else f"nothing to change; give {labels[0]}"
+        )
 
 
 def convert_value(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
     """One value as the row wants it.  Raises UsageError."""
     try:
         value = arg.kind.convert(value)
-        for choice in (value if arg.kind is TEXTS else [value]) if arg.choices else ():
-            if choice not in arg.choices:
-                raise UsageError(
-                    f"expected one of {', '.join(map(str, arg.choices))}, not {printable(str(choice))!r}"
-                    + suggest(str(choice), map(str, arg.choices))
-                )
-        return value
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         found = "" if arg.secret else f", not {short_repr(value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
+    for choice in (value if arg.kind.many else [value]) if arg.choices else ():
+        if choice not in arg.choices:
+            allowed = [str(choice) for choice in arg.choices]
+            raise UsageError(
+                f"{arg.label(cli)}: expected one of {', '.join(allowed)}, "
+                f"not {printable(str(choice))!r}{suggest(str(choice), allowed)}"
+            )
+    return value
 
 
 class Request:
-    """What goes over the wire; `hidden` names the members of the body that nothing may show,
-    `secrets` their texts.
+    """What goes over the wire.
 
-    `safe` is the row's.  `auth` is False where the key must not go along, as with the presigned
-    address of a result.
+    `hidden` names the members of the body that nothing may show, `secrets` their texts.  `safe` is
+    the row's.  `auth` is False if the key must not go along, as with the address of a result.
     """
 
     __slots__ = ("auth", "body", "hidden", "method", "query", "safe", "secrets", "url")
@@ -3411,61 +3493,144 @@ class Request:
 
 
 def build_request(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
-    """The request of a call, from its row and parameters alone.  None is left out, which means not
-    given.
-    """
+    """The request of a call, from its row and parameters alone; what is None is left out."""
     row, client = call.row, call.client
     slots: dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
-    given = {*row.body, *(body or ())}  # members that go out even as null
+    nullable = {*row.body, *(body or ())}  # members that go out even as null
+    hidden = ["api_key"] if KEY in row.body.values() else []
     for arg in row.args:
         value = call[arg.name] if arg.sent is None else arg.sent(call[arg.name])
-        if arg.key == "*":  # an object that is sent as it is, with its nulls
+        if arg.key == "*":  # an object that is the body, with its nulls
             slots["body"].update(value)
-            given.update(value)
+            nullable.update(value)
         elif value is not None:
             for place in row.places(arg):
                 slots[place][arg.key if place != "path" else arg.name] = value
-    if row.build:
-        globals()[row.build](call, slots["query"], slots["body"])
+        if arg.secret:
+            hidden += value if arg.key == "*" else [arg.key]
+    path = row.build(call, slots["query"], slots["body"]) if row.build else None
     slots["query"].update(query or {})
     slots["body"].update(body or {})
-    root, _, path = call.extra.get("path", row.path).rpartition(":")
-    base = client.server_url
-    if root == "run" and base == SERVER:
-        base = SERVERLESS
-    path = path if root or path.startswith("/api/") else "/api/v0" + path
-    if slots["path"]:
-        path = path.format_map(
-            {name: path_part(name, value) for name, value in slots["path"].items()}
-        )
-    sent = (
-        None
-        if row.method == "GET"
-        else {
-            k: client.api_key if v is KEY else v
-            for k, v in slots["body"].items()
-            if v is not None or k in given
+    sent = None
+    if row.method != "GET":
+        sent = {
+            name: client.api_key if value is KEY else value
+            for name, value in slots["body"].items()
+            if value is not None or name in nullable
         }
-    )
-    hidden = [
-        name
-        for arg in row.args
-        if arg.secret
-        for name in (call[arg.name] if arg.key == "*" else [arg.key])
-    ] + ["api_key"] * (KEY in row.body.values())
-    return Request(row.method, base + path, slots["query"], sent, row.safe, True, hidden)
+    url = url_of(client.server_url, path or row.path, slots["path"])
+    return Request(row.method, url, slots["query"], sent, row.safe, True, hidden)
+
+
+def url_of(server: str, path: str, parts: Row) -> str:
+    """The address of a path of the table; `parts` fill its braces, each percent-encoded whole."""
+    root, _, path = path.rpartition(":")
+    if root == "run" and server == SERVER:
+        server = SERVERLESS
+    if not root and not path.startswith("/api/"):
+        path = "/api/v0" + path
+    if parts:
+        path = path.format_map({name: path_part(name, value) for name, value in parts.items()})
+    return server + path
 
 
 def path_part(name: str, value: Any) -> str:
-    """A value as one part of a path: percent-encoded whole, dots too where they would mean a
-    folder.
-    """
+    """A value as one part of a path: percent-encoded whole, dots too if they would mean a folder."""
     from urllib.parse import quote
 
     text = quote(str(value), safe="")
     if not 1 <= len(str(value)) <= 300:
         raise UsageError(f"{name}: expected a name of 1 to 300 characters")
     return text.replace(".", "%2E") if text in (".", "..") else text
+
+
+def extract_result(call: Call, answer: Answer) -> Any:
+    """The part of the answer that the row promises.  Raises if it is not there, or is a refusal."""
+    try:
+        result = result_of(call.row, answer)
+    except VastAIError:
+        clean = answer.masked(call.secrets)
+        if clean.content == answer.content:
+            raise
+    else:
+        return refine(call.row, result)
+    return result_of(call.row, clean)  # raises the same error, without the echoed secret
+
+
+def result_of(row: Command, answer: Answer) -> Any:
+    """As extract_result(), but its errors carry the answer as it came."""
+    if answer.status_code == 204 and not answer.content and not row.is_list:
+        return {}
+    try:
+        body = answer.json()
+    except ValueError:
+        raise unusable_answer_error(row, answer, "an answer that is not JSON") from None
+    check_accepted(row, body, answer)
+    if row.returns == "any":
+        return body
+    if isinstance(body, str) and not row.returns and row.method != "GET":
+        return {"success": True, "msg": body}  # some deletions are answered with a sentence
+    part = body
+    member = "" if row.returns in ("text", "none") else row.returns.replace("[]", "")
+    if member and not (row.strict and isinstance(body, list)):  # a bare list, at times
+        if not isinstance(body, dict) or member not in body:
+            raise unusable_answer_error(row, answer, f"an answer without {member!r}")
+        part = body[member]
+    if part is None and member and not row.is_list:
+        return None
+    if row.is_list:
+        if not is_rows(part):
+            raise unusable_answer_error(
+                row, answer, f"{kind_of(part)} instead of a list of objects"
+            )
+        return Rows(part, body if isinstance(body, dict) else None)
+    if not isinstance(part, dict):
+        raise unusable_answer_error(row, answer, f"{kind_of(part)} instead of a JSON object")
+    if row.member and not is_rows(get_path(part, row.member)):
+        raise unusable_answer_error(row, answer, f"an answer without a list {row.member!r}")
+    return part
+
+
+def check_accepted(row: Command, body: Any, answer: Answer) -> None:
+    """Raises the service's refusal, if the answer is one."""
+    if isinstance(body, dict):
+        if body.get("success") is False or (row.strict and body.get("error")):
+            raise refusal_error(body, answer)
+    elif row.strict and isinstance(body, str):
+        raise make_error(
+            VastAIError, printable(body, 500) or "the service gave an empty answer", response=answer
+        )
+
+
+def refine(row: Command, result: Any) -> Any:
+    """The result with the row's changes to each of its objects."""
+    if not row.each and not row.drops:
+        return result
+    for item in result if isinstance(result, list) else [result]:
+        if item is None:
+            continue
+        for name in row.drops:
+            item.pop(name, None)
+        if row.each:
+            row.each(item)
+    return result
+
+
+def is_rows(value: Any) -> bool:
+    """Is a value of the service a list of objects?"""
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for an error."""
+    names = {
+        type(None): "null",
+        dict: "a JSON object",
+        list: "a list",
+        str: "a text",
+        bool: "a boolean",
+    }
+    return names.get(type(value), "a number")
 
 
 # What `build` names: query and body, where a row's arguments are not sent as they are.  In the
@@ -3483,24 +3648,25 @@ def offers_where(call: Call, query: Any, start: Row) -> Row:
     return parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
 
 
-def offer_query(call: Call) -> Row:
-    """The conditions of an offers search, with their defaults and the two directives that are no
-    fields.
+def offer_query(call: Call) -> tuple[Row, set[str]]:
+    """The conditions of an offers search, with their defaults, and the directives that are no
+    fields: "georegion", "chunked".
     """
     query = call["query"]
-    as_text = isinstance(query, (str, list, tuple)) or (call.cli and query is None)
+    is_text = isinstance(query, (str, list, tuple)) or (call.cli and query is None)
     start = {} if call["no_default"] else dict(OFFER_DEFAULTS)
-    if not as_text:
+    if not is_text:
         if not call["no_default"]:
             start["rented"] = {"eq": False}
-        return {**start, **(call["query"] or {})}
+        return {**start, **(query or {})}, set()
     result = offers_where(call, query, start)
-    call.extra["georegion"] = result.pop("georegion", None) == {"eq": True}
-    call.extra["chunked"] = result.pop("chunked", None) == {"eq": True}
+    directives = {
+        name for name in ("georegion", "chunked") if result.pop(name, None) == {"eq": True}
+    }
     region = GEOREGIONS.get(str(get_path(result, "geolocation.eq")))
-    if call.extra["georegion"] and region:
+    if "georegion" in directives and region:
         result["geolocation"] = {"in": region.split()}
-    return result
+    return result, directives
 
 
 def search_body(call: Call, conditions: Row, **more: Any) -> Row:
@@ -3696,22 +3862,12 @@ def schedule_of(call: Call, request: Request) -> Row:
 
 
 def build_template(call: Call, query: Row, body: Row) -> None:
-    """What the flags of a template mean in the service's words, which go first where the SDK gives
-    them.
-    """
-    ssh, jupyter, direct, login = (
-        call["ssh"],
-        call["jupyter"],
-        call["direct"],
-        (call["login"] or "").split(),
-    )
+    """A new template: what the flags mean in the service's words, unless Python gives these."""
+    login = (call["login"] or "").split()
     plain = call["no_default"] or (not call.cli and call["search_params"] is None)
     made = {
-        "jup_direct": jupyter and direct,
-        "ssh_direct": ssh and direct,
-        "use_ssh": ssh or jupyter,
+        **access_members(call),
         "use_jupyter_lab": call["jupyter_lab"],
-        "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
         "docker_login_repo": login[0] if login else None,
         "readme_visible": not call["hide_readme"],
         "extra_filters": offers_where(call, call["search_params"], {} if plain else OFFER_DEFAULTS),
@@ -3720,10 +3876,47 @@ def build_template(call: Call, query: Row, body: Row) -> None:
     body.update({name: value for name, value in made.items() if name not in body})
 
 
+def access_members(call: Call) -> Row:
+    """The members of a template that --ssh, --jupyter and --direct set together."""
+    ssh, jupyter, direct = call["ssh"], call["jupyter"], call["direct"]
+    return {
+        "jup_direct": jupyter and direct,
+        "ssh_direct": ssh and direct,
+        "use_ssh": ssh or jupyter,
+        "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
+    }
+
+
+def build_template_change(call: Call, query: Row, body: Row) -> None:
+    """A changed template: only what is named, in the service's words."""
+    made: Row = {}
+    if call["ssh"] or call["jupyter"] or call["direct"]:
+        made.update(access_members(call))
+    if call["jupyter_lab"]:
+        made["use_jupyter_lab"] = True
+    if call["login"]:
+        made["docker_login_repo"] = call["login"].split()[0]
+    if call["hide_readme"]:
+        made["readme_visible"] = False
+    if call["public"]:
+        made["private"] = False
+    if call["search_params"] is not None:
+        start = {} if call["no_default"] or not call.cli else OFFER_DEFAULTS
+        made["extra_filters"] = offers_where(call, call["search_params"], start)
+    body.update({name: value for name, value in made.items() if name not in body})
+
+
+# fmt: off
+TEMPLATE_MEMBERS = (  # what an update sends of a template as it was
+    "name", "image", "tag", "href", "repo", "env", "onstart", "jup_direct", "ssh_direct",
+    "use_jupyter_lab", "runtype", "use_ssh", "jupyter_dir", "docker_login_repo",
+    "docker_login_user", "extra_filters", "recommended_disk_space", "readme", "readme_visible",
+    "desc", "private", "args_str", "volume_info")
+# fmt: on
+
+
 def build_delete_template(call: Call, query: Row, body: Row) -> None:
-    """The hash goes before the id."""
-    if not call["hash_id"] and call["template_id"] is None:
-        raise UsageError("give --template-id or --hash-id")
+    """The hash takes precedence over the id."""
     body.pop("template_id" if call["hash_id"] else "hash_id", None)
 
 
@@ -3746,7 +3939,7 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
     )
 
 
-def build_copy(call: Call, query: Row, body: Row) -> None:
+def build_copy(call: Call, query: Row, body: Row) -> str | None:
     """Both sides of a copy; one without an id goes to another address of the service."""
     (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
     if {src, dst} <= {None, "local"}:
@@ -3754,39 +3947,37 @@ def build_copy(call: Call, query: Row, body: Row) -> None:
     if call["exclude"] and not {src, dst} & {None, "local"}:
         raise UsageError("--exclude is for copies from or to this computer")
     body.update(client_id="me", src_id=src, dst_id=dst, src_path=src_path, dst_path=dst_path)
-    if None in (src, dst):
-        call.extra["path"] = "/commands/rsync/"
+    return "/commands/rsync/" if None in (src, dst) else None
 
 
 def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
-    """(id, path) of one side of a copy; the id is None or "local" for this computer.  Raises
-    UsageError.
+    """(id, path) of one side of a copy; the id is None or "local" for this computer.
+
+    A word that names a local file or folder is that one, even with a colon in it.
+    Raises UsageError.
     """
     text = call[name]
+    id: int | str | None
     id, colon, path = text.partition(":")
 
-    def on_drive(text: str) -> bool:  # C:\\data, C:/data
-        return text[1:2] == ":" and text[:1].isalpha() and text[2:3] in ("/", "\\")
-
-    if not colon or on_drive(text):
-        id, path = (
-            (int(text), "/")
-            if text.isascii() and text.isdigit() and len(text) < 20
-            else (None, text)
-        )
-    bad = (
-        (":" in path and not (id in (None, "local") and on_drive(path)))
-        or not path
-        or "//" in path
-        or id == ""
-        or path[0] == "-"
-        or str(id)[0] == "-"
-    )
+    if not colon or on_drive(text) or (call.cli and os.path.exists(os.path.expanduser(text))):
+        id, path = None, text
+        if text.isascii() and text.isdigit() and len(text) < 20:
+            id, path = int(text), "/"
+    local = id in (None, "local")
+    bad = not path or "//" in path or id == "" or path[0] == "-" or str(id)[0] == "-"
+    if ":" in path and not local:
+        bad = True
     if bad:
         raise UsageError(
-            f"{name}: expected a place such as ID:PATH, V.ID:PATH or local:PATH, not {printable(text)!r}"
+            f"{name}: cannot read {printable(text)!r}; write ID:PATH, V.ID:PATH or local:PATH"
         )
     return id, path
+
+
+def on_drive(text: str) -> bool:
+    r"""Is a text a path of Windows: C:\data, C:/data?"""
+    return text[1:2] == ":" and text[:1].isalpha() and text[2:3] in ("/", "\\")
 
 
 def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
@@ -3804,13 +3995,33 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
     body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
 
 
-def build_delete_deployment(call: Call, query: Row, body: Row) -> None:
-    if (call["id"] is None) == (call["name"] is None) or (
-        call["id"] is not None and call["tag"] is not None
-    ):
-        raise UsageError("give the id of a deployment, or --name and perhaps --tag")
-    if call["name"] is not None:
-        call.extra["path"] = "/deployments/"
+def build_delete_deployment(call: Call, query: Row, body: Row) -> str | None:
+    if call["id"] is not None and call["tag"] is not None:
+        raise UsageError("--tag goes with --name")
+    return None if call["name"] is None else "/deployments/"
+
+
+def require_code(call: Call) -> None:
+    """Raises UsageError unless there is what proves who is asking: a code, and of which method."""
+    method = call["method_type"]
+    if (call["code"] is None) == (call["backup_code"] is None):
+        raise UsageError("give either --code or --backup-code")
+    if call.cli and method and call["method_id"]:
+        raise UsageError("--method-type does not go together with --method-id")
+
+
+def build_code(call: Call, query: Row, body: Row) -> None:
+    require_code(call)
+
+
+def build_tfa_delete(call: Call, query: Row, body: Row) -> None:
+    """A code by SMS or mail is only good with its secret."""
+    require_code(call)
+    method = call["method_type"]
+    if method in ("sms", "email") and not call["secret"]:
+        raise UsageError(
+            f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows"
+        )
 
 
 def build_market(call: Call, query: Row, body: Row) -> None:
@@ -3826,26 +4037,6 @@ def build_market(call: Call, query: Row, body: Row) -> None:
         query["gpu_name"] = call["name"].replace("_", " ")
 
 
-def build_tfa(call: Call, query: Row, body: Row) -> None:
-    """Looks whether there is what proves who is asking: a code or a backup code, and of which
-    method.
-    """
-    method, name = call["method_type"], call.row.name
-    if (call["code"] is None) == (call["backup_code"] is None):
-        raise UsageError("give either --code or --backup-code")
-    if call.cli and method and call["method_id"]:
-        raise UsageError("--method-type does not go together with --method-id")
-    if name == "tfa delete" and method in ("sms", "email") and not call["secret"]:
-        raise UsageError(
-            f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows"
-        )
-
-
-def build_tfa_update(call: Call, query: Row, body: Row) -> None:
-    if call["label"] is None and call["set_primary"] is None:
-        raise UsageError("nothing to change: give --label or --set-primary")
-
-
 def build_overlay(call: Call, query: Row, body: Row) -> None:
     """A whole number is an overlay's id, anything else its name."""
     overlay = call["overlay_identifier"]
@@ -3853,19 +4044,15 @@ def build_overlay(call: Call, query: Row, body: Row) -> None:
     body.update({"overlay_id": int(overlay)} if number else {"overlay_name": overlay})
 
 
-def build_billing(call: Call, query: Row, body: Row) -> None:
+def build_billing(call: Call, query: Row, body: Row) -> str | None:
     """A page of invoices or of charges: the period, its types."""
-    start, end, week, when, kind = (
-        call["start_date"],
-        call["end_date"],
-        7 * 86400,
-        "when",
-        "service",
-    )
-    names, types = INVOICE_TYPES, call["invoice_type"]
+    week, path = 7 * 86400, None
+    when, kind, names, types = "when", "service", INVOICE_TYPES, call["invoice_type"]
     if call["charges"]:
-        call.extra["path"], when, kind = "/charges/", "day", "type"
-        names, types, query["format"] = CHARGE_TYPES, call["charge_type"], call["format"]
+        path = "/charges/"
+        when, kind, names, types = "day", "type", CHARGE_TYPES, call["charge_type"]
+        query["format"] = call["format"]
+    start, end = call["start_date"], call["end_date"]
     if start is None:
         end = int(time.time()) if end is None else end
         start = end - week
@@ -3873,6 +4060,19 @@ def build_billing(call: Call, query: Row, body: Row) -> None:
     if types:
         query["select_filters"][kind] = {"in": [names[name] for name in types]}
     query["limit"] = min(call["limit"], 100) if call["limit"] > 0 else 20
+    return path
+
+
+def build_workergroup(call: Call, query: Row, body: Row) -> None:
+    """The search conditions of a new workergroup, as text."""
+    default = "" if call["no_default"] else " verified=True rentable=True rented=False"
+    body["search_params"] = ((call["search_params"] or "") + default).strip()
+
+
+def build_workergroup_change(call: Call, query: Row, body: Row) -> None:
+    """The search conditions of a workergroup stay unless new ones are given."""
+    if call["search_params"] is not None or call["no_default"]:
+        build_workergroup(call, query, body)
 
 
 def build_earnings(call: Call, query: Row, body: Row) -> None:
@@ -3888,17 +4088,6 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
         raise UsageError("give dates or --last_days, not both")
     if call["machine_id"] is not None:
         query["machid"] = call["machine_id"]
-
-
-def build_serverless(call: Call, query: Row, body: Row) -> None:
-    """The search conditions of a workergroup, as text."""
-    default = "" if call["no_default"] else " verified=True rentable=True rented=False"
-    body["search_params"] = ((call["search_params"] or "") + default).strip()
-
-
-def build_endpoint_logs(call: Call, query: Row, body: Row) -> None:
-    if (call["id"] is None) == (call["endpoint"] is None):
-        raise UsageError("give the endpoint's id, or its name as --endpoint")
 
 
 # ---------------------------------------------------------------------------------------- transport
@@ -4177,68 +4366,6 @@ def pause_asked(answer: Answer) -> float | None:
         except (TypeError, ValueError, OverflowError, IndexError):
             return None
     return seconds if seconds >= 0 else None
-
-
-def extract_result(call: Call, answer: Answer) -> Any:
-    """The part of the answer that the row promises; raises where it is not there or says
-    `"success": false`.
-    """
-    try:
-        return promised(call, answer)
-    except VastAIError:
-        clean = answer.masked(call.secrets)
-        if clean.content == answer.content:
-            raise
-    return promised(call, clean)
-
-
-def promised(call: Call, answer: Answer) -> Any:
-    """As extract_result(), but its errors carry the answer as it came, with whatever secret the
-    service echoes.
-    """
-    row = call.row
-    if answer.status_code == 204 and not answer.content and not row.is_list:
-        return {}
-    try:
-        body = answer.json()
-    except ValueError:
-        raise unusable_answer_error(row, answer, "an answer that is not JSON") from None
-    if isinstance(body, dict) and row.strict and body.get("error"):
-        raise refusal_error(body, answer)
-    if isinstance(body, dict) and body.get("success") is False:
-        raise refusal_error(body, answer)
-    if row.strict and isinstance(body, str):
-        raise make_error(VastAIError, printable(body, 500), response=answer)
-    member = (
-        row.returns[:-2]
-        if row.is_list
-        else row.returns
-        if row.returns not in ("text", "none")
-        else ""
-    )
-    if row.returns == "any":
-        return body
-    if isinstance(body, str) and not row.returns and row.method != "GET":
-        return {"success": True, "msg": body}  # some deletions are answered with a sentence
-    if member and not (row.strict and isinstance(body, list)):  # a bare list, at times
-        if not isinstance(body, dict) or member not in body:
-            raise unusable_answer_error(row, answer, f"an answer without {member!r}")
-        part: Any = body[member]
-    else:
-        part = body
-    if not isinstance(part, list if row.is_list else dict) and not (
-        part is None and member and not row.is_list
-    ):
-        found = "null" if part is None else f"a {type(part).__name__}"
-        raise unusable_answer_error(
-            row, answer, f"{found} where a {'list' if row.is_list else 'JSON object'} is due"
-        )
-    if row.is_list and not all(isinstance(item, dict) for item in part or ()):
-        raise unusable_answer_error(row, answer, "a list with something other than objects")
-    rows: Any = get_path(part, row.rows) if row.rows else []
-    if not isinstance(rows, list) or not all(isinstance(item, dict) for item in rows):
-        raise unusable_answer_error(row, answer, f"an answer without a list {row.rows!r}")
-    return body if row.whole and call.cli and call.whole else part
 
 
 def send_following_redirects(client: VastAI, request: Request, timeout: float) -> Answer:
@@ -4756,6 +4883,26 @@ def read_key(path: str) -> str | None:
         return None
 
 
+def key_fault(key: Any) -> str:
+    """Why a text cannot be an API key, or "" if it can."""
+    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
+        return "has a blank, a line break or another character that no key has"
+    if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
+        return "is in quotes: remove them"
+    if key[:1] == "$":
+        return "is the name of a variable, not its value: check the quotes around it"
+    return ""
+
+
+def check_key(key: Any, origin: str) -> None:
+    """Raises UsageError, which does not show the key, for one that cannot be an API key."""
+    fault = key_fault(key)
+    if fault:
+        raise UsageError(
+            f"the API key {fault}; it was not sent", hint=f"The key comes from {origin}."
+        )
+
+
 def write_private(path: str, content: str | bytes) -> None:
     """Writes a file of mode 0600 in a folder of mode 0700, whole or not at all.  Raises UsageError."""
     import tempfile
@@ -4807,71 +4954,63 @@ def run_program(words: list[str], how_to_get: str, told: bool = True, aside: boo
 
 
 def perform(call: Call) -> Any:
-    """What a command returns in the SDK.  Raises VastAIError, also where the answer has odd
-    members.
-    """
+    """What a command returns in the SDK; both faces come through here."""
+    row = call.row
     try:
-        return globals()[call.row.run](call) if call.row.run else call.send()
-    except VastAIError:
-        raise
-    except ODD as error:
-        raise misunderstood(call.row, error) from error
-
-
-ODD = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)  # what comes of members of another type
+        if call["schedule"] is not None and row.schedule:
+            return row.schedule(call)
+        return row.run(call) if row.run else call.send()
+    except RecursionError:
+        raise VastAIError("the service gave an answer that is nested too deeply") from None
 
 
 def objects(value: Any) -> list[Row]:
-    """`value`, if it is a list of objects; an error if not."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+    """`value`, if it is a list of objects.  Raises VastAIError if not."""
+    if not is_rows(value):
         raise VastAIError("the service gave something other than a list of objects")
-    return value
+    return list(value)
 
 
-def run_search_offers(call: Call) -> list[Row]:
-    """The rows of an offers search; for the SDK with `datacenter`, and with what the two directives
-    ask for.
-    """
+def run_search_offers(call: Call) -> Rows:
+    """The offers, each with `datacenter`, and with what the two directives of the query ask for."""
+    conditions, directives = offer_query(call)
+    call.params["conditions"] = conditions  # the remark below the table names them
     kind = "bid" if call["type"] == "interruptible" else call["type"]
     more = {"disable_bundling": True} if call["disable_bundling"] else {}
-    body = search_body(call, offer_query(call), type=kind, **more)
+    body = search_body(call, conditions, type=kind, **more)
     search = METHODS["search_offers_new"] if call["new"] else call.row
     if search.method == "PUT":
         body = {"select_cols": ["*"], "q": body}
-    rows: list[Row] = Call(call.client, search, call.params, call.view, call.cli).send(body=body)
-    call.extra.update(query=body, columns=RESERVED_COLUMNS if kind == "reserved" else OFFER_COLUMNS)
-    if call.cli and not (call.extra.get("georegion") or call.extra.get("chunked")):
-        return rows
-    region_of = {
-        country: code for code, countries in GEOREGIONS.items() for country in countries.split()
-    }
-    for row in rows:
-        row["datacenter"] = row.get("hosting_type") == 1
-        place = row.get("geolocation")
-        if call.extra.get("georegion") and isinstance(place, str) and place[-2:] in region_of:
-            row["geolocation"] = f"{place}, {region_of[place[-2:]]}"
-    return list(filter(None, map(chunk, rows))) if call.extra.get("chunked") else rows
+    found: Rows = call.of(search, **call.params).send(body=body)
+    offers: list[Row] = found
+    if "georegion" in directives:
+        offers = [with_region(row) for row in offers]
+    if "chunked" in directives:
+        offers = [chunk(row) for row in offers if is_large(row)]
+    answer = {**found.answer, "offers": offers}
+    return Rows([{**row, "datacenter": row.get("hosting_type") == 1} for row in offers], answer)
 
 
-def chunk(row: Row) -> Row | None:
-    """An offer rounded down to a common size, so that many machines look alike; None where it is
-    too small.
-    """
-    sizes = {"cpu_ram": 65536, "cpu_cores": 32, "min_bid": 0}
-    if any(row.get(name) is not None and row[name] < size for name, size in sizes.items()):
-        return None
-    return {
-        **row,
-        **sizes,
-        "gpu_ram": int(row.get("gpu_ram") or 0) // 16 * 16,
-        "disk_space": int(row.get("disk_space") or 0) // 64 * 64,
-    }
+def with_region(row: Row) -> Row:
+    """An offer whose `geolocation` names the region as well: "Sweden, SE, EU"."""
+    place = as_text(row.get("geolocation"))
+    region = next((code for code, all in GEOREGIONS.items() if place[-2:] in all.split()), None)
+    return {**row, "geolocation": f"{place}, {region}"} if region else row
+
+
+CHUNK = {"cpu_ram": 65536, "cpu_cores": 32, "min_bid": 0}  # MB, threads, $/hr
+
+
+def is_large(row: Row) -> bool:
+    """Has an offer room for a chunk of the common size?"""
+    sizes = {name: as_number(row.get(name)) for name in CHUNK}
+    return all(size is None or size >= CHUNK[name] for name, size in sizes.items())
+
+
+def chunk(row: Row) -> Row:
+    """An offer rounded down to a common size, so that many machines look alike."""
+    ram, disk = as_number(row.get("gpu_ram")) or 0, as_number(row.get("disk_space")) or 0
+    return {**row, **CHUNK, "gpu_ram": int(ram) // 16 * 16, "disk_space": int(disk) // 64 * 64}
 
 
 def run_create_instance(call: Call) -> Row:
@@ -4984,19 +5123,21 @@ def check_disk(call: Call, row: Row) -> None:
         call.warn(f"instance {row.get('id')} has {size:g} GB of disk, not {call['disk']:g} GB")
 
 
-def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
-    """The answers of a paged listing, following `next_token`; a token that comes again is an error,
-    not an end.
+def pages(call: Call, query: Row, everything: bool) -> Iterator[Rows]:
+    """The pages of a listing, following `next_token` to the end if `everything` is wanted.
+
+    Raises VastAIError if a token comes again, which would go on for ever.
     """
     seen = set()
     while True:
         request = build_request(call)
         request.query = query
         answer = send_with_retries(call, request)
-        rows, body = extract_result(call, answer), answer.json() if answer.content else None
-        page = body if isinstance(body, dict) else {}
-        token = page.get("next_token")
-        yield {**page, "rows": rows}
+        rows = extract_result(call, answer)
+        if not isinstance(rows, Rows):  # a row whose result is the whole answer
+            rows = Rows(rows[call.row.member], rows)
+        token = rows.next_token
+        yield rows
         if not token or not everything:
             return
         if not isinstance(token, str) or token in seen:
@@ -5005,34 +5146,42 @@ def pages(call: Call, query: Row, everything: bool) -> Iterator[Row]:
         query = {**query, "after_token": token}
 
 
-def run_show_instances(call: Call) -> Any:
+def all_pages(call: Call, query: Row, everything: bool, noun: str) -> Rows:
+    """The rows of all pages, or of one; `answer` is that of the last page."""
+    result = Rows()
+    for page in pages(call, query, everything):
+        result += page
+        result.answer = page.answer
+        call.progress(f"{len(result)} {noun} …")
+    call.progress("")
+    return result
+
+
+def run_show_instances(call: Call) -> Rows:
     """All your instances, over all pages; with --limit or --next-token one page."""
-    one_page = (call["limit"] is not None or call["next_token"] is not None) and not call["all"]
     query = instance_filters(call)
-    afresh = (
-        call["all"] and call.raw and not call.view.quiet
-    )  # from the first page on, however large pages shall be
-    query["limit"] = 25 if afresh or call["limit"] is None else min(25, max(1, call["limit"]))
-    if call["next_token"] and not afresh:
+    query["limit"] = 25 if call["limit"] is None else min(25, max(1, call["limit"]))
+    if call["next_token"]:
         query["after_token"] = call["next_token"]
-    columns = call.extra["columns"] = instance_columns(call)
-    if call.cli and not call.raw:
-        more = call["verbose"] or set(columns).intersection(INSTANCE_MORE)
+    if call["all"] and not call.view.columns_only:  # from the first page on
+        query["limit"] = 25
+        query.pop("after_token", None)
+    if call.view.columns_only:
+        shown = instance_columns(call, [])
+        more = call["verbose"] or set(shown).intersection(INSTANCE_MORE)
         query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if more else [])
-    rows: list[Row] = []
-    for page in pages(call, query, not one_page):
-        rows += page.pop("rows")
-        call.extra.setdefault("page", page)
-        call.extra["next_token"] = page.get("next_token")
-        call.note(f"{len(rows)} instances …")
-    call.note("")
-    if one_page and call.cli and call.whole:
-        return call.extra["page"]
-    return [stripped(tidy_instance(row)) for row in rows]
+    rows = all_pages(call, query, not is_one_page(call), "instances")
+    return Rows([tidy_instance(stripped(row)) for row in rows], rows.answer)
 
 
-# What the service is asked for where a table is due, and the names of --cols that are not those of
-# the fields.
+def is_one_page(call: Call) -> bool:
+    """Did the caller of show instances ask for a single page?"""
+    some = call["limit"] is not None or call["next_token"] is not None
+    return some and not call["all"]
+
+
+# What the service is asked for if only a table is due, and the names of --cols that are not those
+# of the fields.
 SUMMARY_COLS = [
     "id",
     "actual_status",
@@ -5072,10 +5221,12 @@ COLUMN_NAMES = {
 }
 
 
-def instance_columns(call: Call) -> tuple[Any, ...]:
-    """The columns that --verbose or --cols ask for."""
+def instance_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+    """The columns that --verbose or --cols ask for; volumes only if an instance has some."""
     if not call["cols"]:
-        return INSTANCE_COLUMNS + (INSTANCE_MORE if call["verbose"] else ())
+        columns = INSTANCE_COLUMNS + (INSTANCE_MORE if call["verbose"] else ())
+        volumes = any(row.get("volume_info") for row in rows)
+        return tuple(column for column in columns if volumes or column[1] != "volumes")
     known = {
         COLUMN_NAMES.get(column[1], column[1]): column
         for column in INSTANCE_COLUMNS + INSTANCE_MORE
@@ -5083,18 +5234,17 @@ def instance_columns(call: Call) -> tuple[Any, ...]:
     names = [name.strip() for name in call["cols"].split(",")]
     for name in names:
         if name not in known:
-            raise UsageError(
-                f"--cols: there is no column {printable(name)!r}{suggest(name, known)}"
-            )
+            raise UsageError(f"--cols: no column {printable(name)!r}{suggest(name, known)}")
     return tuple(known[name] for name in names)
 
 
 def instance_filters(call: Call) -> Row:
     """`select_filters` and `order_by` from the options of show instances."""
+    models = [name.replace("_", " ") for name in call["gpu_name"] or ()]
     filters = {
         "actual_status": call["status"],
-        "label": call["label"] and [text or None for text in call["label"]],
-        "gpu_name": call["gpu_name"],
+        "label": [text or None for text in call["label"] or ()],
+        "gpu_name": models,
         "verification": call["verification"],
     }
     order = []
@@ -5109,28 +5259,30 @@ def instance_filters(call: Call) -> Row:
     if "id" not in [part["col"] for part in order]:
         order.append({"col": "id", "dir": "asc"})
     for state in call["status"] or ():
-        if state not in ("running", "loading", "exited", "created"):
-            call.warn(
-                f"{printable(state)!r} is not a state of instances (running, loading, exited, created)"
-            )
-    return {
-        "select_filters": {name: {"in": values} for name, values in filters.items() if values},
-        "order_by": order,
-    }
+        if state not in INSTANCE_STATES:
+            call.warn(f"{printable(state)!r} is no state; there are {', '.join(INSTANCE_STATES)}")
+    chosen = {name: {"in": values} for name, values in filters.items() if values}
+    return {"select_filters": chosen, "order_by": order}
+
+
+INSTANCE_STATES = ("running", "loading", "exited", "created")
 
 
 def tidy_instance(row: Row) -> Row:
-    """An instance with its age in seconds and its environment as an object."""
-    started = row.get("start_date")
-    if isinstance(started, (int, float)):
+    """Gives an instance or volume its age in seconds, and its environment as an object."""
+    started = as_number(row.get("start_date"))
+    if started is not None:
         row["duration"] = time.time() - started
     if isinstance(row.get("extra_env"), list):
-        row["extra_env"] = {
-            pair[0]: pair[1]
-            for pair in row["extra_env"]
-            if isinstance(pair, list) and len(pair) == 2
-        }
+        pairs = [pair for pair in row["extra_env"] if isinstance(pair, list) and len(pair) == 2]
+        row["extra_env"] = {name: value for name, value in pairs if isinstance(name, str)}
     return row
+
+
+def tidy_volume(row: Row) -> Row:
+    """A volume with its age, and without blanks around its texts."""
+    row.update(stripped(row))
+    return tidy_instance(row)
 
 
 def stripped(value: Any) -> Any:
@@ -5142,10 +5294,61 @@ def stripped(value: Any) -> Any:
     return [stripped(item) for item in value] if isinstance(value, list) else value
 
 
-def run_show_instance(call: Call) -> Row | None:
-    """One instance, or None where it is gone."""
-    row = call.send()
-    return row and tidy_instance(row)
+def hourly_cost(row: Row) -> float:
+    """What an instance costs at present, $/hr: all of it while it runs, else its disk."""
+    state = row.get("actual_status")
+    if state == "offline":
+        return 0.0
+    price = row.get("dph_total" if state == "running" else "storage_total_cost")
+    return float(as_number(price) or 0)
+
+
+def schedule_job(call: Call, **members: Any) -> Row:
+    """Makes a scheduled job of a command in place of doing it now."""
+    request = build_request(call)
+    instance = call["instance"] if call["id"] is None else call["id"]
+    request.body = {**(request.body or {}), "instance_id": instance}
+    if "price" in call.params:
+        request.body["price"] = call["price"]  # null asks for a bid that wins
+    job = schedule_of(call, request)
+    try:
+        return send_job(call, "create_scheduled_job", job)
+    except VastAIError as error:
+        existing = get_path(error.body, "scheduled_job_id")
+        if error.status != 422 or existing is None or not call.cli:
+            raise
+    confirm(call, f"Job {format_value(existing)} does this already. Replace it?")
+    return {
+        "scheduled_job_id": existing,
+        **send_job(call, "update_scheduled_job", job, id=existing),
+    }
+
+
+def send_job(call: Call, name: str, job: Row, **params: Any) -> Row:
+    """Sends a job with its nulls, which say "each day" or "each hour"."""
+    answer: Row = Call(call.client, METHODS[name], params, View()).send(body=job)
+    return answer
+
+
+def schedule_cloud_copy(call: Call) -> Row:
+    """Schedules a copy from an instance to the cloud, by default until the rental ends."""
+    last = call["end_date"]
+    call.params["end_date"] = LAST_MOMENT if last is None else last
+    schedule_of(call, build_request(call))  # wrong times are told before anything is sent
+    instance = call.do("show_instance", id=call["instance"])
+    if instance is None:
+        raise not_found_error("instance", call["instance"], "show instances")
+    price = as_number(instance.get("internet_up_cost_per_tb"))
+    if price is not None:
+        confirm(call, f"Each upload costs ${price:.2f} per TB. Schedule the copy?")
+    call.params["end_date"] = instance.get("end_date") if last is None else last
+    return schedule_job(call)
+
+
+class RemoteText(str):
+    """What a command printed in an instance; `folder` is where it ran."""
+
+    folder = ""
 
 
 def run_destroy_instance(call: Call) -> Row:
@@ -5267,69 +5470,36 @@ def mark(entries: list[Row], **what: Any) -> None:
         entry.update(id=id, **what)
 
 
-def run_scheduled(call: Call) -> Any:
-    """A command that may become a scheduled job.  A bid is only scheduled; the others act at once
-    as well.
-    """
-    if call["schedule"] is None:
-        return run_logs(call) if call.row.returns == "text" else call.send()
-    bid = call.row.name == "change bid"
-    members = {
-        "instance_id": call["id"],
-        **({"price": call["price"]} if bid else {}),
-    }  # null asks for a bid that wins
-    job = schedule_of(call, build_request(call, body=members))
-    if bid:
-        return make_job(call, job)
-    answer = run_logs(call) if call.row.returns == "text" else call.send()
-    if isinstance(answer, str) and call.cli and not call.raw:
-        write_out(reader_text(call, answer).rstrip("\n") + "\n", plain=True)
-    try:
-        return make_job(call, job)
-    except VastAIError as error:
-        raise relabel_error(
-            error, "it was done once, now, but there is no job to repeat it"
-        ) from error
-
-
-def make_job(call: Call, job: Row) -> Any:
-    """Adds a scheduled job; where there is one for the instance already, asks whether to replace
-    it.
-    """
-
-    def send(
-        name: str, **params: Any
-    ) -> Any:  # with the job's nulls, which say "each day" or "each hour"
-        return Call(call.client, METHODS[name], params, View()).send(body=job)
-
-    try:
-        return send("create_scheduled_job")
-    except VastAIError as error:
-        existing = get_path(error.body, "scheduled_job_id")
-        if error.status != 422 or existing is None or not call.cli:
-            raise
-        question = f"Job {existing} does this already. Replace it?"
-        if call.row.name in ("change bid", "cloud copy"):
-            confirm(call, question)
-        elif not call.view.confirmed and not agreed(question):
-            raise VastAIError(f"job {existing} stays as it is") from None
-        return {"scheduled_job_id": existing, **send("update_scheduled_job", id=existing)}
-
-
 def run_logs(call: Call) -> Any:
     """Asks for a text that the instance writes to a storage address, and fetches it from there."""
-    if call["follow"] and call.raw:
-        raise UsageError("--follow prints text as it comes: it does not go with --raw or --format")
+    if call["follow"] and call.view.format != "table":
+        raise UsageError("--follow prints text as it comes; it does not go with --raw or --format")
     answer = call.send()
-    if not answer.get("result_url"):
+    url = as_text(answer.get("result_url"))
+    if not url:
         return answer
-    call.extra["writeable_path"] = answer.get("writeable_path")
-    text = result_text(call, str(answer["result_url"]), call["max_wait"])
-    return text if not call["follow"] else follow_logs(call, text)
+    text = RemoteText(result_text(call, url, call["max_wait"]))
+    text.folder = as_text(answer.get("writeable_path"))
+    return text
 
 
-def follow_logs(call: Call, text: str) -> None:
-    """Prints logs as they come, until the instance is gone or has stopped."""
+def without_blank_lines(call: Call, text: str) -> str:
+    """Logs as a reader wants them."""
+    return "\n".join(line for line in text.splitlines() if line.strip())
+
+
+def without_folder(call: Call, text: str) -> str:
+    """The output of `execute` without the folder of the host that it ran in."""
+    folder = getattr(text, "folder", "").rstrip("/")
+    return text.replace(folder, "") if folder else text
+
+
+def show_logs(call: Call, text: Any) -> None:
+    """Prints the log, and with --follow goes on until the instance is gone or has stopped."""
+    if not isinstance(text, str):
+        return present_table(call, text)
+    if not call["follow"]:
+        return write_text(call, text)
     last: list[str] = []
     over = False
 
@@ -5355,6 +5525,7 @@ def follow_logs(call: Call, text: str) -> None:
         return MOVED if fresh else None
 
     poll_until(look, FOREVER, 2.0, 15.0)
+    return None
 
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
@@ -5390,7 +5561,7 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
         explain_request(call.client, request)
 
     def look(left: float) -> str | None:
-        call.note("waiting for the result …")
+        call.progress("waiting for the result …")
         timeout = min(max(0.5, left), call.client.timeout)
         try:
             answer = send_following_redirects(call.client, request, timeout)
@@ -5400,7 +5571,7 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
 
     time.sleep(min(0.3, max_wait))  # it takes a moment
     text: str | None = poll_until(look, max_wait, 0.3, 3.0)
-    call.note("")
+    call.progress("")
     if text is None:
         raise WaitTimeoutError(f"the result was not there after {max_wait:g} s")
     return text
@@ -5450,15 +5621,19 @@ def run_scp(call: Call) -> None:
 
 
 def run_address(call: Call) -> str:
-    """`ssh://root@HOST:PORT`: the mapped port 22 of the machine, else the proxy; with `all` both, a
-    line each.
-    """
+    """`ssh://root@HOST:PORT`: the machine's mapped port 22, else the proxy; with `all` both."""
     row = next((row for row in call.do("show_instances") if row.get("id") == call["id"]), None)
+    scheme = call.row.name.partition("-")[0]
     found = [
-        f"{call.row.name[:3]}://root@{host}:{port}"
+        f"{scheme}://root@{bracketed(host)}:{port}"
         for host, port in reachable(call, row, call["id"])
     ]
     return "\n".join(found if call["all"] else found[:1])
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def ssh_target(call: Call, id: int) -> tuple[str, int]:
@@ -5536,39 +5711,44 @@ def safe_host(host: Any) -> str:
 
 
 def run_show_template(call: Call) -> Row:
-    name = (
-        "id"
-        if call["id"].isascii() and call["id"].isdigit() and len(call["id"]) < 16
-        else "hash_id"
-    )
-    return template_of(call, name, int(call["id"]) if name == "id" else call["id"])
+    text = call["id"]
+    if text.isascii() and text.isdigit() and len(text) < 16:
+        return template_of(call, "id", int(text))
+    return template_of(call, "hash_id", text)
 
 
 def run_update_template(call: Call) -> Row:
-    """Finds the template of a hash, one's own first, and replaces it."""
-    build_template(call, {}, {})  # what is wrong with the options is said before anything is sent
-    answer: Row = call.send(body={"id": template_of(call, "hash_id", call["hash_id"]).get("id")})
+    """Fetches the template and sends all of it, with the members that were named replaced."""
+    named = {
+        name: value for name, value in (build_request(call).body or {}).items() if value is not None
+    }
+    template = template_of(call, "hash_id", call["hash_id"])
+    kept = {name: template[name] for name in TEMPLATE_MEMBERS if template.get(name) is not None}
+    if isinstance(kept.get("extra_filters"), str):
+        kept["extra_filters"] = parse_filters(kept["extra_filters"])
+    answer: Row = call.send(body={**kept, **named, "id": template.get("id")})
     return answer
 
 
+def parse_filters(text: str) -> Any:
+    """The conditions of a template, which the service gives as JSON text, as an object."""
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def template_of(call: Call, name: str, value: Any) -> Row:
-    """The template with this id or hash; of several with one hash one's own."""
+    """The template with this id or hash; of several with one hash your own."""
     found: list[Row] = call.do("search_templates", query={name: {"eq": value}})
     if not found:
-        raise NotFoundError(
-            f"no template has the {name[:4].strip()} {printable(str(value))}",
-            hint="`vastai search templates` shows what there is; every update makes a new hash.",
-        )
+        raise not_found_error("template", value, "search templates")
     if len(found) > 1:
         me = call.do("show_user").get("id")
         found = [row for row in found if me is not None and row.get("creator_id") == me] or found
     return found[0]
-
-
-def run_show_volumes(call: Call) -> list[Row]:
-    """The volumes with their age."""
-    rows = [tidy_instance(row) for row in call.send(query={"type": f"{call['type']}_volume"})]
-    return [stripped(row) for row in rows] if call.cli else rows
 
 
 def run_copy(call: Call) -> Row:
@@ -5626,47 +5806,18 @@ def run_copy(call: Call) -> Row:
             *((here, there) if upload else (there, here)),
         ],
         "Get it with `apt-get install rsync`, `brew install rsync` or, on Windows, in WSL.",
-        aside=call.raw,
+        aside=call.view.format != "table",
     )
     return answer
 
 
-def run_cloud_copy(call: Call) -> Row:
-    """Copies now, or makes the scheduled job that copies until the rental ends."""
-    if call["schedule"] is None:
-        answer: Row = call.send()
-        return answer
-    request, last = build_request(call), call["end_date"]
-    call.params["end_date"] = LAST_MOMENT if last is None else last
-    schedule_of(call, request)  # what is wrong with the times is said before anything is sent
-    instance = call.do("show_instance", id=call["instance"])
-    if instance is None:
-        raise NotFoundError(f"there is no instance {call['instance']}")
-    if instance.get("internet_up_cost_per_tb") is not None:
-        confirm(
-            call,
-            f"Upload costs {instance['internet_up_cost_per_tb']} $/TB each time. Schedule the copy?",
-        )
-    call.params["end_date"] = instance.get("end_date") if last is None else last
-    job: Row = make_job(call, schedule_of(call, request))
-    return job
-
-
 def run_price_increase(call: Call) -> Row:
-    """Accepts or rejects what is pending for each instance.  In the SDK one instance, and the
-    service's answer.
-    """
-    ids = list(dict.fromkeys(call["ids"])) if call.cli else [call["instance_id"]]
+    """Accepts or rejects what is pending for one instance, or for each of several."""
+    if call["ids"] is None:
+        return settle(call, call["instance_id"], pending_increases(call))
+    ids = list(dict.fromkeys(call["ids"]))
+    numbers = pending_increases(call)
     verb = call.row.name.split()[0]
-    if not call.client.curl:
-        confirm(
-            call,
-            f"{verb.title()} the higher prices of instances {', '.join(map(str, ids))}? (--yes does not ask)",
-        )
-    rows = call.do("show_pending_price_increases")["pending_price_increases"]
-    numbers = {
-        row.get("contract_id"): row.get("pending_price_increase_id") for row in reversed(rows)
-    }
     results: list[Row] = []
     failures: list[VastAIError] = []
     for id in ids:
@@ -5675,62 +5826,61 @@ def run_price_increase(call: Call) -> Row:
             "pending_price_increase_id": numbers.get(id),
             "contract_id": id,
         }
+        results.append(result)
         try:
-            if numbers.get(id) is None:
-                raise NotFoundError(
-                    f"no price increase is pending for instance {id}",
-                    hint="`vastai show pending-price-increases` shows those that are.",
-                )
-            answer: Row = call.send(body={"pending_price_increase_id": numbers[id]})
-            if not call.cli:
-                return answer
-            result.update(
-                {
-                    name: answer[name]
-                    for name in ("pending_price_increase_id", "contract_id")
-                    if answer.get(name) is not None
-                }
-            )
-            results.append({**result, "status": f"{verb}ed", "response": answer})
+            answer = settle(call, id, numbers)
         except VastAIError as error:
             failures.append(error)
-            stale = (
-                numbers.get(id) is None
-                or error.status == 409
-                or get_path(error.body, "error") == "no_pending_price_increase"
-            )
-            unknown = isinstance(error, OutcomeUnknownError)
-            results.append(
-                {
-                    **result,
-                    "status": "stale" if stale else "unknown" if unknown else "failed",
-                    "error": error.msg,
-                }
-            )
+            result.update(status=failure_status(error), error=error.msg)
+            continue
+        for name in ("pending_price_increase_id", "contract_id"):
+            if answer.get(name) is not None:
+                result[name] = answer[name]
+        result.update(status=f"{verb}ed", response=answer)
     if len(failures) == len(ids) == 1:
         raise failures[0]
     if failures:
         failed = [
-            f"{result['instance_id']}{' (unknown)' * (result['status'] == 'unknown')}"
-            for result in results
-            if "error" in result
+            f"{row['instance_id']} (unknown)"
+            if row["status"] == "unknown"
+            else str(row["instance_id"])
+            for row in results
+            if "error" in row
         ]
         raise PartialError(
             f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", results=results
         )
-    return {
-        "success": True,
-        "exit_code": 0,
-        "requested": len(ids),
-        "acted": len(ids),
-        "stale": 0,
-        "failed": 0,
-        "results": results,
-    }
+    counts = {"requested": len(ids), "acted": len(ids), "stale": 0, "failed": 0}
+    return {"success": True, "exit_code": 0, **counts, "results": results}
 
 
-def run_search_benchmarks(call: Call) -> Any:
-    """The rows of all pages, or of one; --raw shows the page with its token."""
+def pending_increases(call: Call) -> Row:
+    """{instance: id of its price increase}; the first one counts."""
+    rows = call.do("show_pending_price_increases")["pending_price_increases"]
+    return {row.get("contract_id"): row.get("pending_price_increase_id") for row in reversed(rows)}
+
+
+def settle(call: Call, id: int, numbers: Row) -> Row:
+    """Accepts or rejects the price increase of one instance."""
+    if numbers.get(id) is None:
+        raise NotFoundError(
+            f"no price increase is pending for instance {id}",
+            hint="See `vastai show pending-price-increases`.",
+        )
+    answer: Row = call.send(body={"pending_price_increase_id": numbers[id]})
+    return answer
+
+
+def failure_status(error: VastAIError) -> str:
+    """What became of a price increase: "stale", "unknown" or "failed"."""
+    if isinstance(error, OutcomeUnknownError):
+        return "unknown"
+    gone = error.status == 409 or get_path(error.body, "error") == "no_pending_price_increase"
+    return "stale" if gone or (isinstance(error, NotFoundError) and not error.status) else "failed"
+
+
+def run_search_benchmarks(call: Call) -> Rows:
+    """The benchmarks of all pages, or of one."""
     query: Row = {}
     build_filter_search(call, query, {})
     if call["order"] is not None:
@@ -5738,110 +5888,101 @@ def run_search_benchmarks(call: Call) -> Any:
             part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
             for part in parse_order(call["order"])
         ]
-    query.update(
-        {name: call[name] for name in ("limit", "after_token") if call[name] not in (None, "")}
-    )
-    everything = call["all_pages"] or (
-        call.cli and call["limit"] is None and call["after_token"] is None
-    )
-    rows: list[Row] = []
-    for page in pages(call, query, everything):
-        rows += page["rows"]
-        call.extra["next_token"] = page.get("next_token")
-        call.note(f"{len(rows)} benchmarks …")
-    call.note("")
-    if call.cli and call.whole and not everything:
-        return {"success": True, "benchmarks_found": len(rows), "benchmarks": rows, **call.extra}
-    return rows
+    for name in ("limit", "after_token"):
+        if call[name] not in (None, ""):
+            query[name] = call[name]
+    return all_pages(call, query, wants_all_benchmarks(call), "benchmarks")
 
 
-def run_gpu_trends(call: Call) -> Any:
+def wants_all_benchmarks(call: Call) -> bool:
+    """On the command line every page is read unless one is asked for; in the SDK one is."""
+    one = call["limit"] is not None or call["after_token"] is not None
+    return call["all_pages"] or (call.cli and not one)
+
+
+def run_gpu_trends(call: Call) -> Row:
     """{GPU: {stats, rows}} from the service's parallel lists, in the order that was asked for."""
     answer = call.send()
     if answer.get("needs_machine"):
-        return answer
+        return dict(answer)
     gpus = {call["name"]: answer} if "supply_demand" in answer else answer.get("gpus")
     if not isinstance(gpus, dict) or not all(isinstance(part, dict) for part in gpus.values()):
         raise VastAIError("the service gave an answer without 'gpus'")
     asked = [name.strip() for name in call["name"].replace("_", " ").split(",")]
-    result: Row = {}
-    for gpu in [*filter(gpus.__contains__, asked), *gpus]:
-        supply, prices = gpus[gpu].get("supply_demand") or {}, gpus[gpu].get("pricing") or {}
-        lists = {
-            name: (prices if name in PRICES else supply).get(name) or []
-            for name in (*SUPPLY.values(), *PRICES)
-        }
-        result[gpu] = {
-            "stats": gpus[gpu].get("stats") or {},
-            "rows": [
-                {
-                    "date": format_utc(moment, "%Y-%m-%d %H:%M:%S"),
-                    "timestamp": moment,
-                    **{
-                        name: values[at] if at < len(values) else None
-                        for name, values in lists.items()
-                    },
-                }
-                for at, moment in enumerate(supply.get("timestamps") or ())
-            ],
-        }
-    if call.whole or (call.view.form == "table" and not call.view.fields):
-        return result
-    return [{"gpu": gpu, **row} for gpu, part in result.items() for row in part["rows"]]
+    names = [*filter(gpus.__contains__, asked), *gpus]
+    return {gpu: trend_of(gpus[gpu]) for gpu in names}
+
+
+def trend_of(part: Row) -> Row:
+    """One GPU's parallel lists as rows, null where a list is too short."""
+    supply, prices = as_dict(part.get("supply_demand")), as_dict(part.get("pricing"))
+    lists = {name: as_list(supply.get(name)) for name in SUPPLY.values()}
+    lists.update({name: as_list(prices.get(name)) for name in PRICES})
+    rows = []
+    for at, moment in enumerate(as_list(supply.get("timestamps"))):
+        row = {"date": format_utc(moment, "%Y-%m-%d %H:%M:%S"), "timestamp": moment}
+        for name, values in lists.items():
+            row[name] = values[at] if at < len(values) else None
+        rows.append(row)
+    return {"stats": as_dict(part.get("stats")), "rows": rows}
 
 
 def run_gpu_locations(call: Call) -> Row:
     """The places that the filters let through; the service knows no filters here."""
     answer: Row = call.send()
-    gpus = {
-        name.strip().replace("_", " ") for name in (call["gpu"] or "").split(",") if name.strip()
-    }
-    rows = []
-    for row in answer.get("locations") or ():
-        state = row.get("state") or ("rented" if row.get("rented") else "available")
+    names = (call["gpu"] or "").replace("_", " ").split(",")
+    gpus = {name.strip() for name in names if name.strip()}
+
+    def passes(row: Row) -> bool:
         facts = {
-            "verified": row.get("verified") or False,
-            "datacenter": row.get("datacenter") or False,
-            "rented": state == "rented",
+            "verified": bool(row.get("verified")),
+            "datacenter": bool(row.get("datacenter")),
+            "rented": state_of(row) == "rented",
         }
-        if (
-            all(call[name] in ("all", str(fact).lower()) for name, fact in facts.items())
-            and call["state"] in ("all", state)
-            and (not gpus or row.get("gpu_name") in gpus)
-        ):
-            rows.append(row if call.whole else {**row, "state": state})
-    return {**answer, "locations": rows}
+        if not all(call[name] in ("all", str(fact).lower()) for name, fact in facts.items()):
+            return False
+        if call["state"] not in ("all", state_of(row)):
+            return False
+        return not gpus or row.get("gpu_name") in gpus
+
+    return {**answer, "locations": list(filter(passes, as_rows(answer.get("locations"))))}
 
 
-def run_set_api_key(call: Call) -> str | None:
-    """Keeps a key: on the command line in the key file, in the SDK in the client at hand."""
-    key = call["api_key"].strip()
-    if call.cli and key == "-":
-        key = read_line() or ""
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError("an API key has no blanks, line breaks or letters outside ASCII")
+def state_of(row: Row) -> str:
+    """The state of a GPU on the map, which older answers give as a flag."""
+    return as_text(row.get("state")) or ("rented" if row.get("rented") else "available")
+
+
+def location_rows(call: Call, answer: Row) -> list[Row]:
+    return [{**row, "state": state_of(row)} for row in as_rows(answer.get("locations"))]
+
+
+def run_set_api_key(call: Call) -> None:
+    """Saves a key: on the command line in the key file, in Python in the client at hand."""
+    key = call["api_key"]
+    if call.cli and key in (None, "-"):
+        key = ask_secret("API key")
+    key = (key or "").strip()
+    check_key(key, "this command")
     if not call.cli:
         call.client.api_key = key
-        return None
-    path, old = config_file("vast_api_key"), os.path.expanduser("~/.vast_api_key")
-    write_private(path, key)
-    if os.path.exists(old):
+        return
+    old = os.path.expanduser("~/.vast_api_key")
+    write_private(config_file("vast_api_key"), key)
+    if os.path.isfile(old):
         os.unlink(old)
     if os.environ.get("VAST_API_KEY", "").strip():
-        warn("VAST_API_KEY is set and goes before the file")
-    return f"The API key is kept in {path}"
+        call.warn("VAST_API_KEY is set and takes precedence over the file")
 
 
 def run_ssh_key(call: Call) -> Any:
-    """Sends a public key; on the command line it may stand in a file.  The SDK sends the text that
-    it is given.
-    """
-    text = call["ssh_key"]
+    """Sends a public key; on the command line it may stand in a file."""
+    text = call["ssh_key"] or ""
     if call.cli and os.path.exists(os.path.expanduser(text)):
         text = _read_file(text)
     if "PRIVATE KEY" in text:
         raise UsageError(
-            "that is a private key; give the public one, from the file that ends in .pub"
+            "this is a private key; give the public one, from the file that ends in .pub"
         )
     if call.cli and not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
         raise UsageError(
@@ -5850,34 +5991,50 @@ def run_ssh_key(call: Call) -> Any:
     return call.send(ssh_key=text)
 
 
+KEY_NAMES = ("id_ed25519", "id_ecdsa", "id_rsa")
+
+
 def run_create_ssh_key(call: Call) -> Any:
-    """Adds a public key, a given one or a new one from ssh-keygen."""
+    """Adds a public key: a given one, one of this computer's, or a new one from ssh-keygen."""
     if call["ssh_key"] is not None:
         return run_ssh_key(call)
+    if not call.cli:
+        raise UsageError(
+            "ssh_key: expected a public key, such as the text of ~/.ssh/id_ed25519.pub"
+        )
     if call.client.curl:
         return call.send(ssh_key="PUBLIC_KEY")
-    import getpass
-    import shutil
+    folder = os.path.join(os.path.expanduser("~"), ".ssh")
+    public = [os.path.join(folder, f"{name}.pub") for name in KEY_NAMES]
+    existing = next(filter(os.path.isfile, public), None)
+    if existing:
+        if call.view.confirmed or agreed(f"Add the existing key {existing}?"):
+            return call.send(ssh_key=_read_file(existing).strip())
+        raise UsageError(
+            f"not confirmed; nothing was sent. Name another key: vastai {call.row.name} FILE"
+        )
+    return call.send(ssh_key=_read_file(make_ssh_key(os.path.join(folder, KEY_NAMES[0]))).strip())
 
+
+def make_ssh_key(path: str) -> str:
+    """Makes a key pair with ssh-keygen; the path of the public key.  Never replaces a file."""
+    import getpass
+
+    if os.path.lexists(path):
+        raise UsageError(
+            f"{path} exists, but {path}.pub does not; make it with "
+            f"`ssh-keygen -y -f {path} > {path}.pub`"
+        )
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         user = "user"
-    path = os.path.expanduser(os.path.join("~", ".ssh", "id_ed25519"))
-    existing = [name for name in (path, path + ".pub") if os.path.exists(name)]
-    if existing and shutil.which("ssh-keygen"):
-        confirm(call, f"{existing[0]} exists. Put it aside as a backup and make a new key?")
-        stamp = int(time.time())
-        for name in existing:
-            os.rename(name, f"{name}.backup_{stamp}")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    run_program(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{user}-vast.ai"],
-        HOW_TO_GET_SSH,
-        aside=True,
-    )
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{user}-vast.ai"]
+    run_program(words, HOW_TO_GET_SSH, aside=True)
     os.chmod(path, 0o600)
-    return call.send(ssh_key=_read_file(path + ".pub").strip())
+    warn(f"made the key {path}")
+    return f"{path}.pub"
 
 
 def run_instance_ssh_keys(call: Call) -> list[Row]:
@@ -5885,61 +6042,61 @@ def run_instance_ssh_keys(call: Call) -> list[Row]:
     answer = call.send()
     keys = answer.get("ssh_keys") if isinstance(answer, dict) else answer
     if isinstance(keys, str):
-        import json
-
-        try:
-            keys = json.loads(keys)
-        except (ValueError, RecursionError):
-            pass
+        keys = parse_filters(keys)
     return objects(keys)
 
 
-def run_set_role(call: Call) -> str | None:
-    """Keeps the role that the overview of commands is for."""
+def run_set_role(call: Call) -> None:
+    """Saves the role that the overview of commands is for."""
     write_private(config_file("vast_role"), call["role"])
-    return f"vastai --help lists the commands of a {call['role']} from now on" if call.cli else None
 
 
-def run_show_env_vars(call: Call) -> Any:
+def run_show_env_vars(call: Call) -> Row:
     """The environment variables; without their values unless those are asked for."""
-    hidden = (
-        None if call["show_values"] else "*" * (5 if call.cli else 4)
-    )  # as the official client has it
-    values = {name: hidden or value for name, value in (call.send() or {}).items()}
-    return (
-        values
-        if not call.cli or call.whole
-        else [{"name": name, "value": value} for name, value in values.items()]
-    )
+    values = as_dict(call.send())
+    return values if call["show_values"] else dict.fromkeys(values, "****")
+
+
+def env_document(call: Call, values: Row) -> Row:
+    return values if call["show_values"] else dict.fromkeys(values, "*****")
+
+
+def env_rows(call: Call, values: Row) -> list[Row]:
+    shown = env_document(call, values)
+    return [{"name": name, "value": value} for name, value in shown.items()]
 
 
 def run_tfa_login(call: Call) -> Row:
-    """Proves who is there; the command line keeps the key of the session that this starts."""
+    """Proves who is there; the command line saves the key of the session that this starts."""
+    asked_for = call["code"] is None and call["backup_code"] is None
+    if asked_for and call.cli and is_terminal(sys.stdin) and not call.client.curl:
+        call.params["code"] = ask_secret("Code")
+    require_code(call)
     answer: Row = call.send()
     key = answer.get("session_key")
     if not call.cli or not key:
         return answer
-    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
-        raise VastAIError("the service gave a session key that cannot be one")
     if key != call.client.api_key:
-        path = config_file("vast_tfa_key")
         try:
-            write_private(path, key)
+            check_key(key, "the service")
+            write_private(config_file("vast_tfa_key"), key)
         except UsageError as error:
             raise VastAIError(f"the code was right, but {error.msg}") from None
-        call.extra["kept_in"] = path
         if call.client.creds_source in ("CODE", "ENV"):
-            warn("--api-key and VAST_API_KEY go before the session's key")
-    left = answer.get("backup_codes_remaining")
-    if isinstance(left, int) and left <= 3:
-        warn(f"{left} backup codes are left; `vastai tfa regen-codes` makes new ones")
+            call.warn("--api-key and VAST_API_KEY take precedence over the session's key")
+    left = as_whole(answer.get("backup_codes_remaining"))
+    if left is not None and left <= 3:
+        call.warn(f"{left} backup codes are left; make new ones with `vastai tfa regen-codes`")
     return answer
 
 
-def run_tfa_status(call: Call) -> Any:
-    """The answer, or the methods in it where rows are wanted."""
-    answer = call.send()
-    return objects(answer.get("methods") or []) if call.cli and call.as_rows else answer
+def session_sentence(call: Call, answer: Row) -> str:
+    """Where the session's key is, and how many backup codes are left."""
+    if not answer.get("session_key"):
+        return "The code was right, but the service gave no new session key."
+    left = as_whole(answer.get("backup_codes_remaining"))
+    more = "" if left is None else f" Backup codes left: {left}."
+    return f"2FA session started; its key is in {config_file('vast_tfa_key')}.{more}"
 
 
 def run_tfa_logout(call: Call) -> Row:
@@ -5951,57 +6108,78 @@ def run_tfa_logout(call: Call) -> Row:
         if os.path.exists(path):
             raise VastAIError(f"cannot delete {path}: {error.strerror}") from None
         return {"success": True, "msg": "There was no 2FA session."}
-    return {"success": True, "msg": f"The 2FA session is over: {path} is deleted."}
+    return {"success": True, "msg": f"2FA session ended: {path} deleted."}
 
 
 def run_tfa_auth_new(call: Call) -> Row:
-    """Both steps of the proof that a new method needs; in the SDK one of them, by what is given."""
+    """Both steps of the proof that a new method needs; in Python one of them, by what is given."""
     code, secret = call["code"], call["secret"]
     if (code is None) != (secret is None):
         raise UsageError("--secret and --code go together")
     if code is None:
-        keys = {
-            "backup_code": "backup_code",
-            "method_id": "tfa_method_id",
-            "method_type": "tfa_method",
-        }
-        given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
-        if call.cli and len(given) > 1:
-            raise UsageError("give one of --method-type, --method-id and --backup-code")
-        answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
+        answer = first_step(call)
         if not call.cli or (
             call["backup_code"] and answer.get("msg") == "Authorization successful."
         ):
             return answer
-        secret = answer.get("secret")
-        if not isinstance(secret, str) or not secret:
+        secret = as_text(answer.get("secret"))
+        if not secret:
             raise VastAIError("the service gave no secret for the second step; start again")
-        if not call.raw:
-            write_out(f"Secret: {printable(secret)}\n")
-        code = ask_line("Code:" if not call.raw else f"Secret: {secret}. Code:")
+        code = ask_line(f"Secret: {secret}. Code:")
         if not code:
             raise VastAIError(
                 "no code was given",
-                hint=f"`vastai tfa auth-new --secret {printable(secret)} --code CODE` goes on from here.",
+                hint=f"Go on with `vastai tfa auth-new --secret {printable(secret)} --code CODE`.",
             )
-    done: Row = Call(
-        call.client, AUTH_NEW_END, {"secret": secret, "code": code}, call.view, call.cli
-    ).send()
+    done: Row = call.of(AUTH_NEW_END, secret=secret, code=code).send()
     return done
 
 
-def run_show_machine(call: Call) -> Any:
-    """One machine, which the service gives as a list of one; --raw prints that list."""
+def first_step(call: Call) -> Row:
+    """Asks the service to prove who is there, by the method that was chosen."""
+    keys = {
+        "backup_code": "backup_code",
+        "method_id": "tfa_method_id",
+        "method_type": "tfa_method",
+    }
+    given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
+    if call.cli and len(given) > 1:
+        raise UsageError("give one of --method-type, --method-id and --backup-code")
+    answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
+    return answer
+
+
+def run_show_machine(call: Call) -> Row:
+    """One machine, which the service gives as a list of one."""
     found = objects(call.send())
-    if call.cli and (found or call.raw):
-        return found
     if not found:
-        raise NotFoundError(
-            f"there is no machine {call['id']}", hint="`vastai show machines` shows yours."
-        )
+        raise not_found_error("machine", call["id"], "show machines")
     if len(found) > 1:
         raise VastAIError(f"the service gave {len(found)} machines for {call['id']}")
     return found[0]
+
+
+def list_of_one(call: Call, result: Row) -> list[Row]:
+    """As the service gives a single thing, and scripts expect it with --raw."""
+    return [result]
+
+
+def answer_document(call: Call, rows: Rows) -> Any:
+    """All that the service said, rather than its rows."""
+    return rows.answer or list(rows)
+
+
+def page_document(call: Call, rows: Rows) -> Any:
+    """The answer as it came if one page was asked for, else the rows."""
+    return rows.answer if is_one_page(call) else rows
+
+
+def benchmark_document(call: Call, rows: Rows) -> Any:
+    """A page of benchmarks with its token if one was asked for, else the rows."""
+    if wants_all_benchmarks(call):
+        return rows
+    found = {"benchmarks_found": len(rows), "benchmarks": list(rows)}
+    return {"success": True, **found, "next_token": rows.answer.get("next_token")}
 
 
 def run_list_machines(call: Call) -> list[Row]:
@@ -6009,21 +6187,21 @@ def run_list_machines(call: Call) -> list[Row]:
     terms = {arg.name: call[arg.name] for arg in LISTING}
     answers, results = [], []
     for id in call["ids"]:
-        call.note(f"machine {id} …")
+        call.progress(f"machine {id} …")
         try:
             answers.append(call.do("list_machine", id=id, **terms))
             results.append({**answers[-1], "id": id, "success": True})
         except NothingSent:
             continue
         except VastAIError as error:
-            if (isinstance(error, AuthError) and error.status != 403 and not results) or len(
-                call["ids"]
-            ) == 1:
+            bad_key = isinstance(error, AuthError) and error.status != 403
+            if (bad_key and not results) or len(call["ids"]) == 1:
                 raise
+            done = None if isinstance(error, OutcomeUnknownError) else False
             results.append(
-                {"id": id, "success": False, "status_code": error.status, "msg": error.msg}
+                {"id": id, "success": done, "status_code": error.status, "msg": error.msg}
             )
-    call.note("")
+    call.progress("")
     if not results:
         raise NothingSent
     if len(answers) < len(results):
@@ -6031,16 +6209,13 @@ def run_list_machines(call: Call) -> list[Row]:
     return answers
 
 
-def run_show_clusters(call: Call) -> Any:
-    """The answer, with a map of clusters; for tables their rows."""
-    answer = call.send()
+def cluster_rows(call: Call, answer: Row) -> list[Row]:
+    """A row for each cluster, with its machines and the one that manages it."""
     if not isinstance(answer.get("clusters"), dict):
         raise VastAIError("the service gave an answer without 'clusters'")
-    if not call.cli or call.whole:
-        return answer
     rows = []
     for id, cluster in answer["clusters"].items():
-        nodes = objects(get_path(cluster, "nodes") or [])
+        nodes = as_rows(get_path(cluster, "nodes"))
         manager = next((node for node in nodes if node.get("is_cluster_manager")), {})
         rows.append(
             {
@@ -6055,113 +6230,115 @@ def run_show_clusters(call: Call) -> Any:
     return rows
 
 
-def run_without_keys(call: Call) -> Any:
-    """The account or the endpoints, without their keys and what else is for the service alone."""
-    answer = call.send()
-    for row in answer if isinstance(answer, list) else [answer]:
-        for name in ("api_key", "auto_delete_in_seconds", "auto_delete_due_24h"):
-            row.pop(name, None)
-    return answer
-
-
-def run_show_invoices(call: Call) -> Any:
-    """The items: on the command line those that count, in the SDK as they came, with what is not
-    billed yet.
-    """
+def run_show_invoices(call: Call) -> Row:
+    """The items of a period as they came, and what is not billed yet; with `pdf` a file as well."""
     answer = invoice_items(call, inc_charges=not call["only_credits"])
-    rows = billed(call, answer["invoices"]) if call.cli or call["pdf"] else []
+    if call["instance_label"]:
+        answer["invoices"] = labelled(call, answer["invoices"])
     if call["pdf"]:
-        write_invoice(call, call["pdf"], rows)
-    return rows if call.cli else answer
+        write_invoice(call, call["pdf"], invoice_rows(call, answer), period_of(call))
+    return answer
 
 
 def invoice_items(call: Call, **more: Any) -> Row:
     """`invoices` and `current` of a period."""
-    query: Row = {
-        name: time.time() - ago if call[option] is None else call[option]
-        for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0))
-    }
-    call.extra["period"] = " - ".join(format_utc(moment, "%Y-%m-%d") for moment in query.values())
-    answer = call.send(query={**query, **more})
+    answer = call.send(query={**invoice_period(call), **more})
     kind = "charge" if call["only_charges"] else "payment" if call["only_credits"] else None
-    call.extra["current"] = answer.get("current")
+    items = objects(answer.get("invoices"))
     return {
-        "invoices": [
-            row for row in objects(answer.get("invoices")) if kind in (None, row.get("type"))
-        ],
+        "invoices": [row for row in items if kind in (None, row.get("type"))],
         "current": answer.get("current"),
     }
 
 
-def billed(call: Call, rows: list[Row]) -> list[Row]:
-    """Items that are not 0, between the given dates, and of instances with the given label."""
-    start, end = (
-        limit if date is None else date
-        for date, limit in ((call["start_date"], float("-inf")), (call["end_date"], float("inf")))
+def invoice_period(call: Call) -> Row:
+    """`sdate` and `edate` in unix seconds; the last day if no dates are given."""
+    period = {}
+    for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0)):
+        period[name] = time.time() - ago if call[option] is None else call[option]
+    return period
+
+
+def period_of(call: Call) -> str:
+    """The period of invoice items in words."""
+    return " - ".join(format_utc(moment, "%Y-%m-%d") for moment in invoice_period(call).values())
+
+
+def labelled(call: Call, rows: list[Row]) -> list[Row]:
+    """The items of instances with the label that was asked for."""
+    ids = list(
+        dict.fromkeys(row["instance_id"] for row in rows if as_whole(row.get("instance_id")))
     )
-    rows = [
-        row for row in rows if amount_of(row) != 0 and start <= (row.get("timestamp") or 0) <= end
-    ]
-    if call["instance_label"]:
-        ids = list(
-            dict.fromkeys(row["instance_id"] for row in rows if row.get("instance_id") is not None)
-        )
-        found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids)
-        kept = {contract.get("id") for contract in found}
-        rows = [row for row in rows if row.get("instance_id") in kept]
+    found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids)
+    kept = {contract.get("id") for contract in found}
+    return [row for row in rows if row.get("instance_id") in kept]
+
+
+def invoice_rows(call: Call, answer: Row) -> list[Row]:
+    """The items that are not 0 and lie between the given dates."""
+    start = float("-inf") if call["start_date"] is None else call["start_date"]
+    end = float("inf") if call["end_date"] is None else call["end_date"]
+    rows = []
+    for row in as_rows(answer.get("invoices")):
+        moment = as_number(row.get("timestamp")) or 0
+        if as_number(row.get("amount")) != 0 and start <= moment <= end:
+            rows.append(row)
     return rows
 
 
-def amount_of(row: Row) -> float | None:
-    """The amount of an invoice item, which the service gives as text; None where it cannot be read."""
-    try:
-        return float(_number(row.get("amount")))
-    except (ValueError, TypeError):
-        return None
+def invoice_totals(call: Call, answer: Row) -> list[str]:
+    """The sums of charges and of payments, and what is not billed yet."""
+    sums: dict[str, float] = {}
+    for row in invoice_rows(call, answer):
+        kind = "payments" if row.get("type") == "payment" else "charges"
+        sums[kind] = sums.get(kind, 0) + (as_number(row.get("amount")) or 0)
+    facts = [f"{kind} {format_money(amount)}" for kind, amount in sums.items()]
+    lines = [f"Total {format_money(sum(sums.values()))}: {', '.join(facts)}"] if facts else []
+    current = as_dict(answer.get("current"))
+    if current:
+        facts = [f"{name} {format_value(value)}" for name, value in current.items()]
+        lines.append(f"Current: {', '.join(facts)}")
+    return lines
 
 
-def run_show_invoices_v1(call: Call) -> Any:
-    """A page of invoices or charges as it came; all pages of them where they are to become a PDF."""
-    if call.cli and bool(call["invoices"]) == bool(call["charges"]):
-        raise UsageError("give one of --invoices and --charges")
+def format_money(amount: float) -> str:
+    """Dollars and cents: $25.00, -$3.10."""
+    return f"-${-amount:,.2f}" if amount < 0 else f"${amount:,.2f}"
+
+
+def run_show_invoices_v1(call: Call) -> Row:
+    """A page of invoices or charges as it came; all pages of them if they are to become a PDF."""
     if not call["pdf"]:
-        return call.send()
+        answer: Row = call.send()
+        return answer
     query, results = build_request(call).query, []
     for page in pages(call, query, True):
-        results += page["results"]
-    title, kind, when = (
-        ("Charges", "charge", "day") if call["charges"] else ("Invoices", "payment", "when")
-    )
-    period = query["select_filters"][when]
-    call.extra["period"] = " - ".join(
-        format_utc(period[name], "%Y-%m-%d") for name in ("gte", "lte")
-    )
-    write_invoice(
-        call,
-        call["pdf"],
-        [
-            {
-                "timestamp": row.get("start")
-                if isinstance(row.get("end"), str)
-                else row.get("end"),
-                "type": kind,
-                "amount": row["amount"],
-                "description": row.get("description") or row.get("source"),
-            }
-            for row in bill_rows(call, results)
-        ],
-        title,
-    )
+        results += page
+    title, kind, when = "Invoices", "payment", "when"
+    if call["charges"]:
+        title, kind, when = "Charges", "charge", "day"
+    limits = query["select_filters"][when]
+    period = " - ".join(format_utc(limits[name], "%Y-%m-%d") for name in ("gte", "lte"))
+    items = [
+        {
+            "timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"),
+            "type": kind,
+            "amount": row["amount"],
+            "description": row.get("description") or row.get("source"),
+        }
+        for row in bill_rows(call, results)
+    ]
+    write_invoice(call, call["pdf"], items, period, title)
     return {"results": results, "count": len(results), "total": len(results), "next_token": None}
 
 
 def bill_rows(call: Call, results: list[Row]) -> list[Row]:
-    """The results of a page as people read them: without zeros, payments as gains, `instance-12` in
-    two parts.
+    """The results of a page as people read them: without zeros, payments as gains, `instance-12`
+    in two parts.
     """
     rows = []
     for row in results:
-        amount = amount_of(row)
+        amount = as_number(row.get("amount"))
         if amount == 0:
             continue
         row = {**row, "amount": row.get("amount") if amount is None else amount}
@@ -6182,11 +6359,12 @@ def run_pdf_invoices(call: Call) -> str:
     for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
         if date is not None:
             name += f"-{letter}:{format_utc(date, '%Y-%m-%dT%H:%M:%S')}"
-    name += (
-        "-only_charges" if call["only_charges"] else "-only_credits" if call["only_credits"] else ""
-    )
-    path = call["pdf"] or (name.replace(":", ".") if os.name == "nt" else name) + ".pdf"
-    write_invoice(call, path, billed(call, invoice_items(call)["invoices"]))
+    if call["only_charges"] or call["only_credits"]:
+        name += "-only_charges" if call["only_charges"] else "-only_credits"
+    if os.name == "nt":
+        name = name.replace(":", ".")
+    path = call["pdf"] or f"{name}.pdf"
+    write_invoice(call, path, invoice_rows(call, invoice_items(call)), period_of(call))
     return str(path)
 
 
@@ -6196,84 +6374,95 @@ def invoice_number() -> int:
     return 12 * today.tm_year + today.tm_mon - 1
 
 
-def write_invoice(call: Call, path: str, rows: list[Row], title: str = "Invoice") -> None:
+def write_invoice(
+    call: Call, path: str, rows: list[Row], period: str, title: str = "Invoice"
+) -> None:
     """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind."""
     user = Call(call.client, METHODS["show_user"], {}, View()).send(query={"owner": "me"})
     sums: dict[str, float] = {}
     for row in rows:
         kind = "Payments" if row.get("type") == "payment" else "Charges"
-        sums[kind] = sums.get(kind, 0) + (amount_of(row) or 0)
-    totals = [(kind, f"{'-' * (amount < 0)}${abs(amount):,.2f}") for kind, amount in sums.items()]
-    write_private(
-        os.path.expanduser(path),
-        invoice_pdf(
-            rows,
-            user,
-            title=title,
-            number=str(invoice_number()),
-            period=call.extra["period"],
-            totals=totals,
-        ),
+        sums[kind] = sums.get(kind, 0) + (as_number(row.get("amount")) or 0)
+    totals = [(kind, format_money(amount)) for kind, amount in sums.items()]
+    document = invoice_pdf(
+        rows, user, title=title, number=str(invoice_number()), period=period, totals=totals
     )
+    write_private(os.path.expanduser(path), document)
     if call.cli:
-        remark(call, f"written to {path}")
+        remark(call, f"Written to {path}")
 
 
-def run_transfer_credit(call: Call) -> Any:
-    """Asks, then gives credit away; on the command line options go before positions."""
+def earning_rows(call: Call, answer: Row) -> list[Row]:
+    """What the machines earned, day by day, each part and their sum in dollars."""
+    rows = []
+    for row in as_rows(answer.get("per_day")):
+        parts = [as_number(row.get(name)) or 0 for name in EARNINGS]
+        day = as_number(row.get("day"))
+        rows.append({**row, "date": None if day is None else day * 86400, "total": sum(parts)})
+    return rows
+
+
+def transfer_question(call: Call) -> str:
+    if call["skip"]:
+        return ""
+    recipient = call["recipient"] or call["recipient_pos"]
+    amount = call["amount_pos"] if call["amount"] is None else call["amount"]
+    return f"Send ${amount:.2f} of your credit to {recipient}? It cannot be undone."
+
+
+def build_transfer(call: Call, query: Row, body: Row) -> None:
+    """On the command line recipient and amount may stand alone, too."""
     for name in ("recipient", "amount"):
         if call[name] is None:
             call.params[name] = call[f"{name}_pos"]
-        if call[name] is None:
-            raise UsageError(f"{name} is required")
-    if not call["skip"] and not call.client.curl:
-        confirm(
-            call,
-            f"Give {call['amount']} $ of your credit to {call['recipient']}? It cannot be undone.",
-        )
-    return call.send()
+        body[name] = call[name]
 
 
 def run_notifications(call: Call) -> Any:
-    """The notification choices of an account, of one's own unless another is named."""
+    """The notification choices of an account, of your own unless another is named."""
     user = call.do("show_user").get("id") if call["user_id"] is None else call["user_id"]
     if user is None:
         raise VastAIError("the service did not say which account this is; name it with --user_id")
-    answer: Row = call.send(user_id=user)
-    return notification_rows(answer) if call.cli and call.as_rows else answer
+    return call.send(user_id=user)
 
 
-def notification_rows(choices: Row) -> list[Row]:
+def notification_rows(call: Call, choices: Row) -> list[Row]:
     """A row for each kind of notification, with the ways in which it comes."""
-    return [
-        {"key": f"{context}:{kind}", **(ways if isinstance(ways, dict) else {"email": ways})}
-        for context, kinds in choices.items()
-        for kind, ways in (kinds if isinstance(kinds, dict) else {}).items()
-    ]
+    rows = []
+    for context, kinds in as_dict(choices).items():
+        for kind, ways in as_dict(kinds).items():
+            ways = ways if isinstance(ways, dict) else {"email": ways}
+            rows.append({"key": f"{context}:{kind}", **ways})
+    return rows
+
+
+def notification_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+    """The key, and a column for each way in which a notification can come."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "key")
+    return (("Key", "key", "", 0), *((format_value(name), name, "exact", 0) for name in names))
 
 
 def run_update(call: Call) -> None:
-    """Says how this copy is brought up to date; there is no place to fetch a newer one from safely."""
+    """Shows how to update this copy; there is no place to fetch a newer one from safely."""
     how, place = installation()
-    advice = (
-        f"pip installed it: `{sys.executable} -m pip install --upgrade PATH_OR_URL`, from where it came at first"
-        if how == "pip"
-        else "it is a file of its own: put the newer vastai.py in its place"
-    )
+    advice = "this copy is a single file: replace it with the newer vastai.py"
+    if how == "pip":
+        advice = f"update it with `{sys.executable} -m pip install --upgrade PATH_OR_URL`"
     raise VastAIError(f"this is vastai {__version__} in {place}; {advice}")
 
 
-def run_uninstall(call: Call) -> None:
-    """Uninstalls a copy that pip installed; of a copy that is a file of its own it says where it
-    is.
-    """
+def uninstall_question(call: Call) -> str:
+    """Raises VastAIError for a copy that pip did not install, and says where it is."""
     how, place = installation()
     if how == "file":
         raise VastAIError(
             f"nothing was installed: this copy is the file {place}; delete it, and with it "
-            f"{os.path.dirname(config_file(''))} if your keys shall go too"
+            f"{os.path.dirname(config_file('x'))} to remove your keys"
         )
-    confirm(call, f"Uninstall {place} with pip?")
+    return f"Uninstall {place} with pip?"
+
+
+def run_uninstall(call: Call) -> None:
     run_program([sys.executable, "-m", "pip", "uninstall", "--yes", "vastai"], "")
 
 
@@ -6469,11 +6658,11 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5, stale: str = "")
         if state == status and changed:
             return row
         told = str(row.get("status_msg") or "").strip()[:60]
-        call.note(f"instance {id}: {state or '…'}, {elapsed:.0f} s {told}")
+        call.progress(f"instance {id}: {state or '…'}, {elapsed:.0f} s {told}")
         return None
 
     row: Row | None = poll_until(look, limit, max(poll / 4, 0.1), poll * 3)
-    call.note("")
+    call.progress("")
     if row is None:
         state = watch.row.get("actual_status") or ("not started" if watch.seen else "not there")
         raise WaitTimeoutError(
@@ -6605,7 +6794,7 @@ class Rented:
                 raise
             except Exception as error:  # noqa: BLE001 (whatever comes, the clean-up goes on)
                 self.problem = getattr(error, "msg", "") or f"{type(error).__name__}: {error}"
-                self.call.note(f"{self.kind} {id}: {self.problem}; trying again …")
+                self.call.progress(f"{self.kind} {id}: {self.problem}; trying again …")
                 return None
 
         return bool(poll_until(attempt, FOREVER, GIVE_BACK_PAUSE, tries=GIVE_BACK_TRIES))
@@ -6749,7 +6938,9 @@ class SelfTest:
 
     def say(self, text: str) -> None:
         self.lines.append(text)
-        (warn if self.call["debugging"] and self.call.cli else self.call.note)(printable(text, 500))
+        (warn if self.call["debugging"] and self.call.cli else self.call.progress)(
+            printable(text, 500)
+        )
 
     def run(self) -> None:
         """The test; how it ends is in `result`."""
@@ -7134,7 +7325,7 @@ def write_bundle(
             (f"host/{name}", "", line) for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items()
         ]
     for name, method, source in sources:
-        call.note(f"fetching {name} …")
+        call.progress(f"fetching {name} …")
         try:  # past the check of parameters, which would make a text of `tail`
             members[name] = (
                 perform(Call(call.client, METHODS[method], source, View()))
@@ -7167,7 +7358,7 @@ def write_bundle(
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
     path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
     write_private(path, packed.getvalue())
-    call.note("")
+    call.progress("")
     return {
         "path": path,
         "created_at_utc": stamp,
@@ -7229,15 +7420,15 @@ def run_benchmarks(call: Call) -> list[Row]:
     filters = _json_object(template.get("extra_filters") or {})
     rows, wanted = [], []
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
-        call.note(f"{count}x {name} …")
+        call.progress(f"{count}x {name} …")
         gpu = {"gpu_name": {"eq": name}, "num_gpus": {"eq": count}}
         perf, price = (0, 0) if call["no_cache"] else known_benchmark(call, template, gpu)
         offers = call.do("search_offers", query={**filters, **gpu}, limit=1)
-        call.note("")
+        call.progress("")
         if perf and not (
             offers
             and call.cli
-            and not call.raw
+            and call.view.format == "table"
             and not call.view.confirmed
             and agreed(f"{count}x {name}: {perf:.1f}, measured lately. Rent it to measure anew?")
         ):
@@ -7416,7 +7607,7 @@ class Bench:
                 self.look_at(spec)
         done = [spec for spec, row in self.rows.items() if row["status"] == "ok"]
         self.give_back(done)
-        self.call.note(f"{len(done)} of {len(self.rows)} have measured themselves …")
+        self.call.progress(f"{len(done)} of {len(self.rows)} have measured themselves …")
         return True if len(done) == len(self.rows) else None
 
     def look_at(self, spec: tuple[str, int]) -> None:
@@ -7433,7 +7624,7 @@ class Bench:
                     price = as_number(row.get("dph_base")) or as_number(row.get("dph_total")) or 0
                     self.rows[spec] = benchmark(*spec, "ok", perf, price)
         except VastAIError as error:
-            self.call.note(f"{self.names[spec]}: {error}")
+            self.call.progress(f"{self.names[spec]}: {error}")
 
     def give_back(self, specs: Iterable[tuple[str, int]] | None = None) -> None:
         for spec in self.rows if specs is None else specs:
@@ -9703,7 +9894,7 @@ class VastAI:
             finally:
                 if client.api_key != key:  # set_api_key is meant for this client
                     self.api_key = client.api_key
-            return answer if view.form == "json" else display(call, answer)
+            return answer if view.format == "json" else present(call, answer)
 
     # fmt: off
     # stubs: begin
@@ -9790,9 +9981,9 @@ class VastAI:
                 'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
                 day: str = '0', hour: str = '0') -> dict[str, Any]:
             "Change the bid of an interruptible instance."; ...
-        def execute(self, id: int, command: str, schedule: Literal['HOURLY', 'DAILY', 'WEEKLY'] | None = None,
-                start_date: str | float | None = None, end_date: str | float | None = None, day: str = '0',
-                hour: str = '0', max_wait: float = 60) -> str:
+        def execute(self, id: int, command: str, max_wait: float = 60, schedule: Literal['HOURLY', 'DAILY',
+                'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
+                day: str = '0', hour: str = '0') -> str:
             "Run ls, rm or du in an instance."; ...
         def logs(self, instance_id: int, tail: str | None = None, filter: str | None = None, daemon_logs: bool = False,
                 max_wait: float = 60) -> str:
@@ -9916,7 +10107,7 @@ class VastAI:
                 state: Literal['all', 'rented', 'available', 'unavailable'] = 'all',
                 gpu: str | None = None) -> dict[str, Any]:
             "Where the GPUs are."; ...
-        def set_api_key(self, api_key: str) -> None: "Keep the API key in a file of yours."; ...
+        def set_api_key(self, api_key: str | None = None) -> None: "Keep the API key in a file of yours."; ...
         def show_ssh_keys(self) -> list[dict[str, Any]]: "The SSH keys of your account."; ...
         def create_ssh_key(self, ssh_key: str | None = None) -> dict[str, Any]: "Add an SSH key to your account."; ...
         def attach_ssh(self, instance_id: int, ssh_key: str) -> dict[str, Any]: "Let an SSH key into an instance."; ...
@@ -9955,7 +10146,7 @@ class VastAI:
         def tfa_send_email(self) -> dict[str, Any]: "Have a code sent by mail."; ...
         def tfa_activate(self, code: str, secret: str, method_type: Literal['sms', 'totp'] = 'totp',
                 phone_number: str | None = None, label: str | None = None,
-                method_id: str | None = None) -> dict[str, Any]:
+                method_id: int | str | None = None) -> dict[str, Any]:
             "Add a method, with the first code from it."; ...
         def tfa_update(self, method_id: int, label: str | None = None,
                 set_primary: bool | None = None) -> dict[str, Any]:
@@ -10152,7 +10343,7 @@ class VastAI:
             "Pack diagnostics for Vast.ai's support."; ...
         def run_benchmarks(self, template_hash: str | None = None, template_id: int | None = None,
                 gpus: Sequence[str] | None = None, num_gpus: int | None = None, timeout: float = 1800,
-                no_cache: bool = False, yes: bool = False, auto_instance: str | None = None,
+                no_cache: bool = False, auto_instance: str | None = None,
                 autoscaler_url: str | None = None) -> list[dict[str, Any]]:
             "Measure a template on several GPUs."; ...
     # stubs: end
@@ -10280,166 +10471,272 @@ if __name__ == "vastai":  # the official package's modules: this one answers for
         sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
 
 
-# --------------------------------------------------------------------------------- shapes and cells
+# ------------------------------------------------------------------------------- results and shapes
+# A command returns what the SDK returns.  Here the command line makes of it what its user asked
+# for: rows, then text by one of WRITERS.
 
 
-def display(call: Call, answer: Any) -> None:
-    """Prints what a command returned, in the form that was asked for.  Raises VastAIError where
-    that makes no sense.
+class Listing:
+    """Rows on their way to stdout.
+
+    `columns` are those of a table, `fields` the names that --fields chose, `single` says that the
+    one row is a single thing rather than a list.  `hidden` are the headers that found no room.
     """
-    try:
-        render(call, answer)
-    except VastAIError:
-        raise
-    except ODD as error:
-        raise misunderstood(call.row, error) from error
+
+    __slots__ = ("color", "columns", "fields", "full", "hidden", "rows", "single")
+
+    def __init__(
+        self, rows: list[Row], columns: Sequence[Any], view: View, single: bool = False
+    ) -> None:
+        self.rows, self.single, self.full, self.color = rows, single, view.full, view.color
+        self.fields = [name.strip() for name in view.fields.split(",") if name.strip()]
+        self.columns = [(name, name, "", 0) for name in self.fields] or columns
+        self.hidden: list[str] = []
+
+    @property
+    def chosen(self) -> list[Row]:
+        """The rows with nothing but the fields that were asked for."""
+        if not self.fields:
+            return self.rows
+        return [{name: get_path(row, name) for name in self.fields} for row in self.rows]
 
 
-def render(call: Call, answer: Any) -> None:
-    """Chooses how an answer is printed."""
-    view, row, columns = call.view, call.row, call.row.columns
-    if row.rows and isinstance(answer, dict) and call.as_rows and (columns or not view.quiet):
-        answer = answer.get(row.rows) or []
-    many, refused = (
-        isinstance(answer, list),
-        isinstance(answer, dict) and answer.get("success") is False,
-    )
-    items: Any = answer if many else [answer] if isinstance(answer, dict) else []
-    if view.quiet and columns and (items or many):
-        name = "id" if not row.rows and any("id" in item for item in items) else columns[0][1]
-        return write_out("".join(f"{format_value(item.get(name))}\n" for item in items))
-    if view.fields and (items or many):
-        names = [name.strip() for name in view.fields.split(",") if name.strip()]
-        columns = tuple((name, name, "", 0) for name in names)
-        if view.form in ("json", "jsonl"):
-            items = [{name: get_path(item, name) for name in names} for item in items]
-            answer = items if many else items[0]
-    if view.form == "json":
-        return write_out(format_json(answer) + "\n")
-    if (items or many) and (view.fields or view.form != "table"):
-        return emit_rows(call, items, columns)
-    if row.show and not (row.path and refused):
-        globals()[row.show](call, answer)
-    elif row.rows and isinstance(answer, dict) and (answer.get(row.rows) or not row.done):
-        emit_rows(call, answer.get(row.rows) or [], columns)
-        if answer.get("truncated"):
-            remark(call, "The service has truncated the list: there are more.")
-    elif many and columns:
-        emit_rows(call, items, columns)
-        next_page(call)
-    elif isinstance(answer, dict):
-        emit_card(call, answer) if columns and not row.rows else write_out(
-            sentence(call, {} if row.rows else answer) + "\n"
+def write_json(listing: Listing) -> str:
+    rows = listing.chosen
+    return format_json(rows[0] if listing.single else list(rows)) + "\n"
+
+
+def write_jsonl(listing: Listing) -> str:
+    import json
+
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in listing.chosen)
+
+
+def write_csv(listing: Listing, dialect: str = "excel") -> str:
+    import csv
+    import json
+
+    rows = listing.chosen
+    names = listing.fields or sorted({name for row in rows for name in row})
+    if not names:
+        return ""
+    out = io.StringIO()
+    writer = csv.writer(out, dialect, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        values = map(row.get, names)
+        writer.writerow(
+            json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
+            for value in values
         )
-    elif isinstance(answer, str):
-        write_out(answer if answer.endswith("\n") else answer + "\n", plain=True)
-    elif answer is not None:
-        write_out(format_json(answer) + "\n")
-    return None
+    return out.getvalue()
+
+
+def write_tsv(listing: Listing) -> str:
+    return write_csv(listing, "excel-tab")
+
+
+def write_table(listing: Listing) -> str:
+    """A table, or a card of a single thing."""
+    if listing.single:
+        return format_card(listing)
+    width = terminal_width() if is_terminal(sys.stdout) else None
+    if not listing.rows and width is not None:
+        return ""
+    bright = listing.color and colored()
+    lines, listing.hidden = format_table(listing.rows, listing.columns, width, bright)
+    return "\n".join(lines) + "\n"
+
+
+WRITERS: dict[str, Callable[[Listing], str]] = {  # what --format can be
+    "table": write_table,
+    "json": write_json,
+    "jsonl": write_jsonl,
+    "csv": write_csv,
+    "tsv": write_tsv,
+}
+
+
+def present(call: Call, result: Any) -> None:
+    """Prints what a command returned, in the shape that was asked for; remarks go to stderr."""
+    row, view = call.row, call.view
+    if view.quiet and not isinstance(result, str):
+        write_out(format_ids(call, result))
+    elif row.show and view.format == "table" and not view.fields:
+        row.show(call, result)
+    elif isinstance(result, str):
+        write_text(call, result)
+    elif result is None:
+        if row.says and view.format == "table":
+            write_sentence(call, row.says(call, result), result)
+    elif view.format == "json" and not view.fields:
+        document = row.document(call, result) if row.document else result
+        write_out(format_json(list(document) if isinstance(document, Rows) else document) + "\n")
+    elif view.format != "table" or view.fields:
+        rows = rows_of(call, result)
+        listing = Listing([result] if rows is None else rows, (), view, is_single(row, result))
+        warn_of_fields(call, listing)
+        write_out(WRITERS[view.format](listing))
+    elif row.text and row.returns != "text":
+        write_text(call, row.text(call, result))
+        write_footer(call, result)
+    else:
+        present_table(call, result)
+
+
+def present_table(call: Call, result: Any) -> None:
+    """Prints rows as a table, a single thing as a card, anything else as a sentence."""
+    row = call.row
+    rows = None if is_refused(row, result) else rows_of(call, result)
+    hidden: list[str] = []
+    if row.tables and rows:
+        for heading, part, columns in row.tables(call, result):
+            if heading:
+                write_out(heading + "\n")
+            hidden += write_listing(Listing(part, columns, call.view))
+    elif rows is not None:
+        columns = row.columns_for(call, rows) if row.columns_for else row.columns
+        hidden += write_listing(Listing(rows, columns, call.view, is_single(row, result)))
+    if rows is None or row.says:
+        write_sentence(call, sentence(call, result), result)
+    told = write_footer(call, result)
+    if rows is not None and not rows and not told:
+        noun = row.name.split()[-1].replace("-", " ")
+        remark(call, row.empty or f"No {noun}.")
+    if hidden:
+        remark(call, f"Hidden to fit: {', '.join(dict.fromkeys(hidden))}")
+
+
+def write_footer(call: Call, result: Any) -> bool:
+    """Prints the remarks below an answer; are there any?"""
+    lines = call.row.footer(call, result) if call.row.footer else []
+    for text in lines:
+        remark(call, text)
+    return bool(lines)
+
+
+def rows_of(call: Call, result: Any) -> list[Row] | None:
+    """The rows of a result; None if it has none, such as a confirmation."""
+    row = call.row
+    if row.rows:
+        rows: list[Row] = row.rows(call, result)
+        return rows
+    if row.member:
+        return as_rows(result.get(row.member))
+    if isinstance(result, list):
+        return result
+    return [result] if row.columns and isinstance(result, dict) else None
+
+
+def is_single(row: Command, result: Any) -> bool:
+    """Is the result one thing, whose only row it is itself?"""
+    return isinstance(result, dict) and not row.rows and not row.member
+
+
+def is_refused(row: Command, result: Any) -> bool:
+    """Does the service's answer, which is the result, say that it refused?"""
+    return bool(row.path) and isinstance(result, dict) and result.get("success") is False
+
+
+def write_listing(listing: Listing) -> list[str]:
+    """Prints a table, through $PAGER if it is long; the headers that found no room."""
+    text = write_table(listing)
+    page_out(text, listing.full)
+    return listing.hidden
+
+
+def format_ids(call: Call, result: Any) -> str:
+    """What --quiet prints: a line for each id of the rows, or of what the command made."""
+    row = call.row
+    rows = None if is_refused(row, result) else rows_of(call, result)
+    if rows is not None:
+        name = "id"
+        if row.columns and not any("id" in item for item in rows):
+            name = row.columns[0][1]
+        ids = [get_path(item, name) for item in rows]
+    else:
+        made = get_path(result, row.made) if row.made else None
+        ids = made if isinstance(made, list) else [] if made is None else [made]
+    return "".join(f"{format_value(id)}\n" for id in ids)
+
+
+def write_text(call: Call, text: str) -> None:
+    """Prints a result that is a text; --raw prints an address alone, and what was logged or
+    printed in an instance as JSON, as recorded calls have it."""
+    if call.view.format == "json" and (call.row.text or not call.view.raw):
+        return write_out(format_json(str(text)) + "\n")
+    if call.row.text and call.row.returns == "text":
+        text = call.row.text(call, text)
+    return write_out(text if text.endswith("\n") or not text else text + "\n", plain=True)
 
 
 def sentence(call: Call, answer: Row) -> str:
     """What a command without rows says: its own sentence, the service's, or the answer itself."""
-    for form in filter(
-        None, call.row.done.split("|") if answer.get("success") is not False else ()
-    ):
+    row = call.row
+    if row.says and not is_refused(row, answer):
+        text: str = row.says(call, answer)
+        return text
+    for form in row.done.split("|") if row.done and not is_refused(row, answer) else ():
         try:
-            text = filled(call, form, answer)
-            told = answer.get("msg")
-            text += f" {told}" if isinstance(told, str) and told not in text else ""
-            return printable(redact_text(text, call.client.secrets), 2000)
-        except (LookupError, ValueError, TypeError):
+            return fill(call, form, answer)
+        except (LookupError, ValueError, TypeError):  # the answer lacks what this form needs
             continue
     told = answer.get("msg")
-    if isinstance(told, str) and told and len(answer) <= 2:
-        return printable(redact_text(told, call.client.secrets), 2000)
-    return format_json(answer)
+    return told if isinstance(told, str) and told and len(answer) <= 2 else format_json(answer)
 
 
-def filled(call: Call, text: str, answer: Row) -> str:
-    """A question or sentence of a row with parameters and members of the answer in it; dates in
-    UTC.
+def write_sentence(call: Call, text: str, result: Any) -> None:
+    """Prints the sentence of a command; in a pipe, `piped` takes its place and it goes to stderr."""
+    text = redact_text(text, call.secrets)
+    if call.row.piped and not is_terminal(sys.stdout) and not is_refused(call.row, result):
+        write_out(printable(call.row.piped.format(answer=result), 2000) + "\n")
+        remark(call, text)
+    elif text:
+        write_out("\n".join(printable(line, 2000) for line in text.split("\n")) + "\n")
+
+
+def fill(call: Call, text: str, answer: Row) -> str:
+    """A question or sentence of a row, with parameters and members of the answer in its braces.
+
+    Raises LookupError, ValueError or TypeError if one of them is not there.
     """
-    words = {
-        "answer": answer,
-        **answer,
-        **call.extra,
-        **{k: v for k, v in call.params.items() if v is not None},
-    }
+    given = {name: value for name, value in call.params.items() if value is not None}
+    words = {"answer": answer, **answer, **given}
 
-    def told(name: str, value: Any) -> Any:
+    def shown(name: str, value: Any) -> Any:
         if isinstance(value, list):
             return ", ".join(map(str, value))
         if isinstance(value, dict) and f"{{{name}[" not in text:
             return format_value(value)
         return format_utc(value) if name == "sdate" or name.endswith("_date") else value
 
-    return text.format_map(
-        {name: told(name, value) for name, value in words.items() if value is not None}
-    )
+    filled = {name: shown(name, value) for name, value in words.items() if value is not None}
+    return text.format_map(filled)
 
 
-def emit_rows(call: Call, rows: list[Row], columns: Sequence[Any]) -> None:
-    """Rows as a table, CSV, TSV or one JSON object a line."""
-    import json
-
-    form = call.view.form
-    if form == "jsonl":
-        return write_out("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-    if form in ("csv", "tsv"):
-        import csv
-
-        named = {name: "" for row in rows for name in row}
-        names = [column[1] for column in columns] if call.view.fields else sorted(named)
-        if not names:
-            return None
-        out = io.StringIO()
-        writer = csv.writer(out, "excel-tab" if form == "tsv" else "excel", lineterminator="\n")
-        writer.writerow(names)
-        for row in rows:
-            values = [get_path(row, name) if call.view.fields else row.get(name) for name in names]
-            writer.writerow(
-                [
-                    json.dumps(v, sort_keys=True) if isinstance(v, (dict, list)) else v
-                    for v in values
-                ]
-            )
-        return write_out(out.getvalue())
-    width = terminal_width() if is_terminal(sys.stdout) else None
-    if not rows and width is not None:
-        return remark(call, f"No {call.row.name.split()[-1].replace('-', ' ')}.")
-    lines, dropped = format_table(rows, columns, width, call.view.color and colored())
-    page_out(lines, call.view.full)
-    if dropped and not call.extra.get(
-        "dropped"
-    ):  # once, also where several tables follow each other
-        call.extra["dropped"] = dropped
-        remark(call, truncate(f"Hidden to fit: {', '.join(dropped)}", terminal_width()))
-    return None
+def warn_of_fields(call: Call, listing: Listing) -> None:
+    """Names each field of --fields that no row has, with the nearest one."""
+    known = {name for row in listing.rows for name in row}
+    for name in listing.fields:
+        if known and name.partition(".")[0] not in known:
+            remark(call, f"--fields: no row has {printable(name)!r}{suggest(name, known)}")
 
 
-def next_page(call: Call) -> None:
-    """Says how the page behind one of several is asked for."""
-    if call.extra.get("next_token"):
-        write_out(f"Next page: --next-token {printable(str(call.extra['next_token']), 0)}\n")
-
-
-def emit_card(call: Call, row: Row) -> None:
+def format_card(listing: Listing) -> str:
     """One thing as two columns: name and value, without what is not there."""
-    columns = call.row.columns
-    texts = [format_cell(column, row) for column in columns]
-    wide = max(len(column[0]) for column in columns)
-    bright = call.view.color and colored()
-    lines = [
-        f"{column[0]:<{wide}}  {paint(text, column[2]) if bright else text}"
-        for column, text in zip(columns, texts)
-        if text != "-"
-    ]
-    write_out("\n".join(lines) + "\n" if lines else format_json(row) + "\n")
+    (row,) = listing.rows
+    bright = listing.color and colored()
+    wide = max((len(column[0]) for column in listing.columns), default=0)
+    lines = []
+    for column in listing.columns:
+        text = format_cell(column, row)
+        if text != "-":
+            lines.append(f"{column[0]:<{wide}}  {paint(text, column[2]) if bright else text}")
+    return "\n".join(lines) + "\n" if lines else format_json(row) + "\n"
 
 
 def remark(call: Call, text: str) -> None:
-    """A line beside the answer, on stderr."""
+    """A line beside the answer, on stderr; `quiet` silences it."""
     if not call.view.quiet and not call.client.quiet:
         say(printable(text, 1000))
 
@@ -10751,6 +11048,7 @@ def _ssh(row: Row, _: str) -> str:
 
 FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the cell of a row
     "state": lambda row, name: format_value(row.get(name) or "-"),
+    "exact": lambda row, name: format_value(row.get(name)),
     "unknown": lambda row, name: format_value(row.get(name) or "unknown"),
     "_": lambda row, name: format_value(row.get(name) or "-").replace(" ", "_"),
     "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
@@ -10775,31 +11073,37 @@ FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the ce
 }
 
 
-# What `show` names: rows that print more than a table, a card or a sentence.  In the table's order.
+# Functions that the table names in `columns_for`, `tables`, `says`, `footer` and `show`.
 
 
-def show_offers(call: Call, rows: list[Row]) -> None:
-    """The table of a search; how many rows and which conditions on stderr."""
-    if rows or not is_terminal(sys.stdout):
-        emit_rows(call, rows, call.extra["columns"])
+def offers_shown(call: Call, rows: Rows) -> list[Row]:
+    """The offers as the service gave them, without what Python programs get on top."""
+    return as_rows(rows.answer.get("offers"))
+
+
+def offer_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+    return RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS
+
+
+def offers_footer(call: Call, rows: Rows) -> list[str]:
+    """How many offers there are, and which conditions they meet."""
     signs = {
         name: sign if sign in "<=>=!=" else f" {sign} "
         for sign, name in reversed(list(OPERATORS.items()))
     }
-    query = call.extra["query"].get("q", call.extra["query"])
     words = [
         f"{field}{signs.get(operator, operator)}{as_typed(field, value)}"
-        for field, conditions in query.items()
-        if isinstance(conditions, dict)
-        for operator, value in conditions.items()
+        for field, limits in call["conditions"].items()
+        if isinstance(limits, dict)
+        for operator, value in limits.items()
     ]
-    more = ", as many as --limit lets through" if len(rows) == call["limit"] else ""
-    remark(
-        call,
-        f"{len(rows)} offer{'s' * (len(rows) != 1)}{more}; conditions: {' '.join(words) or 'none'}",
-    )
+    count = "1 offer" if len(rows) == 1 else f"{len(rows)} offers"
+    if len(rows) == call["limit"]:
+        count += " (--limit reached)"
+    lines = [f"{count}; conditions: {' '.join(words) or 'none'}"]
     if not rows:
-        remark(call, "Fewer conditions find more; FIELD=any takes one away, such as verified=any.")
+        lines.append("Fewer conditions find more; drop one with FIELD=any, such as verified=any.")
+    return lines
 
 
 def as_typed(field: str, value: Any) -> str:
@@ -10811,218 +11115,225 @@ def as_typed(field: str, value: Any) -> str:
     return format_value(str(value).lower() if isinstance(value, bool) else value).replace(" ", "_")
 
 
-def show_instance_table(call: Call, rows: list[Row]) -> None:
-    """The summary and table of show instances; what the filters can be is a second request, and no
-    loss if it fails.
-    """
-    page = call.extra.get("page", {})
-    filters = []
-    if call.cli:
-        try:
-            combinations = call.do("show_instance_filters")
-            for name, option in (
-                ("actual_status", "status"),
-                ("gpu_name", "gpu-name"),
-                ("verification",) * 2,
-            ):
-                values = sorted({repr(str(row[name])) for row in combinations if row.get(name)})
-                filters += [f"--{option} {'|'.join(values)}"] if len(values) > 1 else []
-        except VastAIError:
-            pass
-    if not rows:
-        return write_out("No instances.\n")
-    volumes = call["cols"] or any(row.get("volume_info") for row in rows)
-    emit_rows(
-        call,
-        rows,
-        [column for column in call.extra["columns"] if volumes or column[1] != "volumes"],
-    )
-    cost = sum(row["dph_total"] for row in rows if isinstance(row.get("dph_total"), (int, float)))
-    total = page.get("total_instances") or len(rows)
-    labels = ", ".join(
-        f"{name or '(none)'} {count}" for name, count in (page.get("label_counts") or {}).items()
-    )
-    remark(
-        call,
-        f"{len(rows)} of {total} instances, {cost:.4f} $/hr"
-        + (f"; labels: {labels}" if labels else ""),
-    )
-    if filters:
-        remark(call, "To see fewer: " + " ".join(filters))
-    return next_page(call)
+def instances_footer(call: Call, rows: Rows) -> list[str]:
+    """How many instances there are, what they cost now, and on a terminal how to see fewer."""
+    total = as_whole(rows.answer.get("total_instances")) or len(rows)
+    lines = []
+    if rows:
+        cost = sum(map(hourly_cost, rows))
+        labels = as_dict(rows.answer.get("label_counts"))
+        names = ", ".join(f"{name or '(none)'} {count}" for name, count in labels.items())
+        lines.append(f"{len(rows)} of {total} instances, ${cost:.4f}/hr")
+        if names:
+            lines[0] += f"; labels: {names}"
+    elif any(call[name] for name in ("status", "label", "gpu_name", "verification")):
+        lines.append("No instance meets these filters.")
+    if is_terminal(sys.stdout) and is_terminal(sys.stderr) and not call.client.quiet:
+        filters = filter_values(call)
+        if filters:
+            lines.append("Filter with " + " ".join(filters))
+    return lines + next_page(call, rows)
 
 
-def show_network_disk_tables(call: Call, answer: Row) -> None:
+def filter_values(call: Call) -> list[str]:
+    """What the filters of show instances can be; nothing if the service does not tell."""
+    found = []
+    try:
+        combinations = call.do("show_instance_filters")
+    except VastAIError:
+        return []
+    names = {"actual_status": "status", "gpu_name": "gpu-name", "verification": "verification"}
+    for name, option in names.items():
+        values = sorted({repr(as_text(row[name])) for row in combinations if row.get(name)})
+        if len(values) > 1:
+            found.append(f"--{option} {'|'.join(values)}")
+    return found
+
+
+def next_page(call: Call, rows: Any) -> list[str]:
+    """How to ask for the next page, if there is one."""
+    token = rows.next_token if isinstance(rows, Rows) else rows.get("next_token")
+    return [f"Next page: --next-token {format_value(token)}"] if token else []
+
+
+def network_disk_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]]:
     """A table of disks and one of mounts for each cluster."""
-    for cluster in answer["data"]:
-        write_out(f"Cluster {printable(str(cluster.get('cluster_id')))}\n")
-        emit_rows(call, objects(cluster.get("network_disks") or []), NETWORK_DISK_COLUMNS)
-        ids = cluster.get("machine_ids")
-        emit_rows(
-            call,
-            [
-                {"id": id, "mount": get_path(cluster, f"mounts.{id}") or "N/A"}
-                for id in (ids if isinstance(ids, list) else ())
-            ],
-            MOUNT_COLUMNS,
-        )
-    if not answer["data"]:
-        write_out("No network disks.\n")
+    for cluster in as_rows(answer.get("data")):
+        heading = f"Cluster {format_value(cluster.get('cluster_id'))}"
+        yield heading, as_rows(cluster.get("network_disks")), NETWORK_DISK_COLUMNS
+        mounts = as_dict(cluster.get("mounts"))
+        ids = as_list(cluster.get("machine_ids"))
+        yield "", [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in ids], MOUNT_COLUMNS
 
 
-def show_backup_files(call: Call, answer: Row) -> None:
-    """The files with addresses that carry the token; an address is never cut."""
+def backup_file_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]]:
+    """The files, with the token in their addresses; an address is never cut."""
     from urllib.parse import quote, urlsplit
 
-    token = answer.get("authorization_token")
-    write_out(
-        f"Token: {format_value(token)}\n"
-        f"It is in the addresses below, and good for {format_value(answer.get('expires_in_sec'))} seconds.\n"
-    )
-    if answer.get("truncated"):
-        write_out(
-            "This list is truncated: the backup has more files. "
-            f"`vastai copy vast.{call['contract_id']}:/ ID:/PATH` restores them all.\n"
-        )
-    rows = [dict(row) for row in answer["files"]]
+    token = as_text(answer.get("authorization_token"))
+    rows = [dict(row) for row in as_rows(answer.get("files"))]
     for row in rows:
-        if row.get("url") and token:
-            row["url"] += (
-                ("&" if urlsplit(row["url"]).query else "?")
-                + "Authorization="
-                + quote(token, safe="")
-            )
-    lines, _ = format_table(rows, BACKUP_FILE_COLUMNS, None, False)
-    page_out(lines if rows else ["No files are in it yet."], call.view.full)
+        url = as_text(row.get("url"))
+        if url and token:
+            mark = "&" if urlsplit(url).query else "?"
+            row["url"] = f"{url}{mark}Authorization={quote(token, safe='')}"
+    yield "", rows, BACKUP_FILE_COLUMNS
 
 
-def show_settled(call: Call, answer: Row) -> None:
-    """What became of each price increase."""
-    for result in answer.get("results") or [{"status": f"{call.row.name.split()[0]}ed", **answer}]:
-        number = format_value(result.get("pending_price_increase_id"))
-        write_out(
-            f"Instance {format_value(result.get('contract_id'))}: price increase {number} {result['status']}\n"
-        )
-
-
-def show_gpu_trends(call: Call, answer: Row) -> None:
-    """A table for each GPU; of 40 points and more only about 20."""
-    if answer.get("needs_machine"):
-        return write_out(sentence(call, {}) + "\n")
-    if not answer:
-        return write_out("no data\n")
-    for gpu, part in answer.items():
-        stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
-        facts = ", ".join(
-            f"{head} {format_value(part['stats'].get(name) or '-')}" for head, name in stats.items()
-        )
-        write_out(f"{format_value(gpu)}: {facts}\n")
-        step = 1 if call.view.full else max(1, len(part["rows"]) // 20)
-        if part["rows"]:
-            emit_rows(call, part["rows"][::step], GPU_TRENDS_COLUMNS)
-        write_out(
-            "no data\n"
-            if not part["rows"]
-            else ""
-            if step == 1
-            else f"One point in {step} of {len(part['rows'])}; --full shows all.\n"
-        )
-    return None
-
-
-def show_tfa_status(call: Call, answer: Row) -> None:
-    """The methods, and how many backup codes there are; phone numbers only where a method needs
-    one.
-    """
-    methods = objects(answer.get("methods") or [])
-    phones = any(row.get("method") == "sms" for row in methods)
-    if not methods:
-        return write_out("Two-factor authentication is off.\n")
-    emit_rows(
-        call, methods, [column for column in TFA_COLUMNS if phones or column[1] != "phone_number"]
+def backup_footer(call: Call, answer: Row) -> list[str]:
+    """How long the addresses are good for, and whether there are more files."""
+    token, seconds = (
+        format_value(answer.get(name)) for name in ("authorization_token", "expires_in_sec")
     )
-    return write_out(f"\nBackup codes left: {format_value(answer.get('backup_codes_remaining'))}\n")
+    lines = [f"Token: {token}; it is in the addresses, and good for {seconds} seconds."]
+    if answer.get("truncated"):
+        lines.append(
+            "This list is truncated: the backup has more files. "
+            f"`vastai copy vast.{call['contract_id']}:/ INSTANCE:/PATH` restores them all."
+        )
+    return lines
+
+
+def truncated_footer(call: Call, answer: Row) -> list[str]:
+    """Says so if the service cut a list."""
+    return ["The service truncated the list: there are more."] if answer.get("truncated") else []
+
+
+def settled_sentence(call: Call, answer: Row) -> str:
+    """What became of each price increase, a line each."""
+    verb = call.row.name.split()[0]
+    results = as_rows(answer.get("results")) or [{"status": f"{verb}ed", **answer}]
+    lines = []
+    for result in results:
+        number = format_value(result.get("pending_price_increase_id"))
+        instance = format_value(result.get("contract_id"))
+        lines.append(f"Instance {instance}: price increase {number} {result['status']}")
+    return "\n".join(lines)
+
+
+def trend_rows(call: Call, answer: Row) -> list[Row]:
+    """A row for each GPU and moment."""
+    if answer.get("needs_machine"):
+        return []
+    return [{"gpu": gpu, **row} for gpu, part in answer.items() for row in part["rows"]]
+
+
+def trend_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]]:
+    """A table for each GPU; of 40 points and more only about 20, unless --full is given."""
+    stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
+    for gpu, part in answer.items():
+        facts = [f"{head} {format_value(part['stats'].get(name))}" for head, name in stats.items()]
+        step = trend_step(call, part)
+        heading = f"{format_value(gpu)}: {', '.join(facts)}"
+        yield (
+            heading if part["rows"] else f"{heading}, no data",
+            part["rows"][::step],
+            GPU_TRENDS_COLUMNS,
+        )
+
+
+def trend_step(call: Call, part: Row) -> int:
+    """Each how many-th point of a trend is shown."""
+    return 1 if call.view.full else max(1, len(part["rows"]) // 20)
+
+
+def host_footer(call: Call, answer: Row) -> list[str]:
+    """Says so if the service shows numbers only to owners of machines."""
+    return [FOR_HOSTS] if answer.get("needs_machine") else []
+
+
+def trend_footer(call: Call, answer: Row) -> list[str]:
+    """Says so if points are left out."""
+    if answer.get("needs_machine"):
+        return [FOR_HOSTS]
+    parts = answer.values()
+    longest = max(parts, key=lambda part: len(part["rows"]), default=None)
+    if longest is None or trend_step(call, longest) == 1:
+        return []
+    return [
+        f"One point in {trend_step(call, longest)} of {len(longest['rows'])}; --full shows all."
+    ]
+
+
+def tfa_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+    """Phone numbers are shown only if a method has one."""
+    phones = any(row.get("method") == "sms" for row in rows)
+    return tuple(column for column in TFA_COLUMNS if phones or column[1] != "phone_number")
+
+
+def tfa_rows(call: Call, answer: Row) -> list[Row]:
+    return objects(answer.get("methods") or [])
+
+
+def tfa_footer(call: Call, answer: Row) -> list[str]:
+    if not answer.get("methods"):
+        return []
+    return [f"Backup codes left: {format_value(answer.get('backup_codes_remaining'))}"]
 
 
 def show_backup_codes(call: Call, answer: Row) -> None:
-    """Asks where new backup codes shall go: to the screen only on demand, to the usual file where
+    """Asks where to put new backup codes: on the screen only on demand, into the usual file if
     nobody answers.
     """
-    codes = answer.get("backup_codes")
-    if not codes or not isinstance(codes, list):
-        return write_out(sentence(call, answer) + "\n")
-    lines = [
-        "Backup codes of Vast.ai, each good for one login. All earlier ones are void.",
-        *map(format_value, codes),
-    ]
-    text = "\n".join(lines) + "\n"
-    name = (
-        f"vastai_backup_codes_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}.txt"
-    )
+    codes = as_list(answer.get("backup_codes"))
+    if not codes:
+        return write_sentence(call, sentence(call, answer), answer)
+    title = "Backup codes of Vast.ai, each good for one login. All earlier ones are void."
+    text = "\n".join([title, *map(format_value, codes)]) + "\n"
+    stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}"
+    name = f"vastai_backup_codes_{stamp}.txt"
     usual = os.path.join(os.path.expanduser("~"), "Downloads", name)
-    question = f"{len(codes)} new backup codes. 1: keep them in {usual}, 2: in another file, 3: show them here."
+    question = f"{len(codes)} new backup codes. 1: save them to {usual}, 2: to another file, 3: show them here."
     while call.cli:
         choice = ask_line(f"{question} 1, 2 or 3?")
-        path, question = usual, "Where shall the backup codes go?"
+        path, question = usual, "Where should the backup codes go?"
         if choice == "2":
             path = os.path.abspath(os.path.expanduser(ask_line("File:") or usual))
             path = os.path.join(path, name) if os.path.isdir(path) else path
-        elif choice == "3" and agreed("Everybody who sees this screen can read them. Show them?"):
-            break
+        elif choice == "3":
+            if agreed("Everybody who sees this screen can read them. Show them?"):
+                break
+            continue
         elif choice not in ("1", None):
             continue
         try:
             if os.path.exists(path):
                 raise UsageError(f"{path} exists already")
             write_private(path, text)
-            return write_out(f"{len(codes)} backup codes are kept in {path}\n")
+            return write_out(f"{len(codes)} backup codes saved to {path}\n")
         except UsageError as error:
             if choice is None:
                 raise VastAIError(
-                    f"the new backup codes are lost: {error.msg}",
-                    hint="`vastai tfa regen-codes` makes others.",
+                    f"the new backup codes are lost, and the old ones are void: {error.msg}",
+                    hint="Make others with `vastai tfa regen-codes`.",
                 ) from None
             warn(error.msg)
     return write_out(text)
 
 
-def show_cards(call: Call, rows: list[Row]) -> None:
-    """A list of one, as the one thing that it is."""
-    for row in rows:
-        emit_card(call, row)
+def listing_sentence(call: Call, result: Any) -> str:
+    """On which terms machines are offered, or run their default job, a line each."""
+    terms = []
+    for arg in call.row.args:
+        value = call[arg.name]
+        if arg.option and value is not None:
+            terms.append(f"{arg.name} {format_utc(value) if arg.name == 'end_date' else value}")
+    lines = []
+    answers = result if isinstance(result, list) else [result]
+    for id, answer in zip(call["ids"] or [call["id"]], answers):
+        line = f"{call.row.done.format(id=id)}, {', '.join(terms)}"
+        if answer.get("extended"):
+            line += f". Rentals extended: {format_value(answer['extended'])}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
-def show_listing(call: Call, answers: Any) -> None:
-    """On which terms machines are offered, or run their default job."""
-    terms = ", ".join(
-        f"{arg.name} {format_utc(call[arg.name]) if arg.kind is EXPIRY else call[arg.name]}"
-        for arg in call.row.args
-        if arg.option and call[arg.name] is not None
-    )
-    what = (
-        "The default job of machine {} is set"
-        if call.row.name == "set defjob"
-        else "Machine {} is offered"
-    )
-    for id, answer in zip(
-        call["ids"] or [call["id"]], answers if isinstance(answers, list) else [answers]
-    ):
-        longer = f". Rentals made longer: {answer['extended']}" if answer.get("extended") else ""
-        write_out(printable(f"{what.format(id)}, {terms}{longer}", 2000) + "\n")
+def api_key_sentence(call: Call, result: Any) -> str:
+    return f"API key saved to {config_file('vast_api_key')}"
 
 
-def show_items(call: Call, answer: Any) -> None:
-    """Invoice items, their sum, and what is not billed yet."""
-    rows = answer if isinstance(answer, list) else billed(call, answer["invoices"])
-    emit_rows(call, rows, ITEM_COLUMNS)
-    write_out(f"Total: {sum(amount_of(row) or 0 for row in rows):.2f} $\n")
-    current = call.extra["current"]
-    if isinstance(current, dict):
-        words = [
-            f"{format_value(k)} {format_value(round(v, 4) if isinstance(v, float) else v)}"
-            for k, v in current.items()
-        ]
-        write_out(f"Current: {', '.join(words)}\n")
+def role_sentence(call: Call, result: Any) -> str:
+    return f"vastai --help now lists the commands for a {call['role']}"
 
 
 def show_billing(call: Call, answer: Row) -> None:
@@ -11036,16 +11347,16 @@ def show_billing(call: Call, answer: Row) -> None:
         count += len(answer["results"])
         if call["charges"] and call["format"] == "tree":
             write_out("".join(charge_lines(call, rows, 0)))
-        elif rows:
-            emit_rows(call, rows, columns)
-        remark(
-            call, f"{count} of {count if answer.get('total') is None else answer['total']} results"
-        )
-        call.extra["next_token"] = call.params["next_token"] = answer.get("next_token")
-        next_page(call)
+        elif rows or not is_terminal(sys.stdout):
+            write_listing(Listing(rows, columns, call.view))
+        total = answer.get("total")
+        remark(call, f"{count} of {count if total is None else format_value(total)} results")
+        for text in next_page(call, answer):
+            remark(call, text)
+        call.params["next_token"] = answer.get("next_token")
         if not call["next_token"] or not call.cli or not agreed("Show the next page?"):
             return
-        answer = run_show_invoices_v1(call)
+        answer = call.send()
 
 
 def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
@@ -11057,86 +11368,62 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
         words = [
             row.get("type") or "-",
             row.get("source"),
-            format_cell(CHARGE_COLUMNS[2], row) + " $",
+            f"${format_cell(CHARGE_COLUMNS[2], row)}",
             row.get("description"),
-            f"({start}{'' if start == end else f' to {end}'})",
+            f"({start})" if start == end else f"({start} to {end})",
         ]
         yield "  " * depth + "  ".join(format_value(word) for word in words if word) + "\n"
-        if row.get("items") and (
-            call["verbose"] or str(row.get("type")).lower() not in ("instance", "volume")
-        ):
+        whole = as_text(row.get("type")).lower() in ("instance", "volume")
+        if row.get("items") and (call["verbose"] or not whole):
             yield from charge_lines(call, bill_rows(call, objects(row["items"])), depth + 1)
 
 
-def show_levels(call: Call, answer: Row) -> None:
+LEVELS = ("info0", "info1", "trace", "debug")
+
+
+def log_text(call: Call, answer: Row) -> str:
     """The log of the chosen level."""
-    level = ("info0", "info1", "trace", "debug")[call["level"]]
-    text = answer.get(level, answer.get("logs"))
-    if text:
-        write_out(
-            format_value(text) + "\n" if not isinstance(text, str) else text.rstrip("\n") + "\n",
-            plain=True,
-        )
-    else:
-        remark(call, f"nothing was logged at level {call['level']} ({level})")
+    text = answer.get(LEVELS[call["level"]], answer.get("logs"))
+    return text if isinstance(text, str) else format_value(text) if text else ""
 
 
-def show_notifications(call: Call, answer: Row) -> None:
-    """The choices as a table: a line for each kind."""
-    rows = notification_rows(answer)
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "key"))
-    emit_rows(
-        call,
-        [
-            {"key": row["key"], **{str(at): row.get(name) for at, name in enumerate(names)}}
-            for row in rows
-        ],
-        [
-            ("Key", "key", "", 0),
-            *((format_value(name), str(at), "", 0) for at, name in enumerate(names)),
-        ],
+def log_footer(call: Call, answer: Row) -> list[str]:
+    level = LEVELS[call["level"]]
+    return (
+        [] if log_text(call, answer) else [f"nothing was logged at level {call['level']} ({level})"]
     )
 
 
-def show_self_test(call: Call, answer: Row) -> None:
-    """The requirements and what came of the test; why a machine failed follows on stderr."""
-    if answer["checks"]:
-        emit_rows(
-            call,
-            answer["checks"],
-            (
-                ("Requirement", "title", ""),
-                ("Has", "actual", ".6g"),
-                ("", "operator", ""),
-                ("Due", "required", ".6g"),
-                ("Unit", "unit", ""),
-                ("", "status", ""),
-            ),
-        )
-    if answer["warning"]:
-        write_out(answer["warning"] + "\n")
+def self_test_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]]:
+    yield "", answer["checks"], SELF_TEST_COLUMNS
+
+
+def self_test_checks(call: Call, answer: Row) -> list[Row]:
+    return as_rows(answer["checks"])
+
+
+def self_test_sentence(call: Call, answer: Row) -> str:
+    """What came of the test, and where the diagnostics of a failure are."""
+    machine = printable(answer["machine_id"])
+    lines = [answer["warning"]] if answer["warning"] else []
     if answer["success"]:
-        write_out(f"Machine {printable(answer['machine_id'])} has passed.\n")
+        lines.append(f"Machine {machine} passed.")
     elif not call.cli:  # there an error says it
-        write_out(
-            f"Machine {printable(answer['machine_id'])} has failed: {printable(answer['reason'], 500)}\n"
-        )
-    if "support_bundle" in answer["diagnostics"]:
-        show_bundle(call, answer["diagnostics"]["support_bundle"])
+        lines.append(f"Machine {machine} failed: {printable(answer['reason'], 500)}")
+    bundle = answer["diagnostics"].get("support_bundle")
+    if bundle:
+        lines.append(bundle_sentence(call, bundle))
+    return "\n".join(lines)
 
 
-def show_bundle(call: Call, bundle: Row) -> None:
-    """Where the archive is, what is in it, and what could not be had."""
+def bundle_sentence(call: Call, bundle: Row) -> str:
+    """Where the archive is, what is in it, and what is missing."""
     missing = [
         f"missing: {item['artifact']}: {item['error']}" for item in bundle["collection_errors"]
     ]
-    lines = [
-        f"Diagnostics: {bundle['path']}",
-        *(f"  {name}" for name in bundle["files"]),
-        *missing,
-        "Look through it before you send it to Vast.ai's support.",
-    ]
-    write_out("".join(printable(line, 500) + "\n" for line in lines))
+    files = [f"  {name}" for name in bundle["files"]]
+    end = "Look through it before you send it to Vast.ai's support."
+    return "\n".join([f"Diagnostics: {bundle['path']}", *files, *missing, end])
 
 
 # ---------------------------------------------------------------------------------- invoices as PDF
@@ -11437,13 +11724,13 @@ def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
 # ------------------------------------------------------------------------------------- command line
 
 # fmt: off
-GLOBAL_ARGS = Command("vastai", "", SAFE, "",
+GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
     Arg("--api-key", TEXT, "the API key, for this call", None, secret=True),
     Arg("--url", TEXT, f"the service; {SERVER} or VAST_URL otherwise", None),
     Arg("--retry", WHOLE, "attempts of a request that may be repeated", 3),
     Arg("--timeout", SECONDS, "seconds that one request may take", 120),
     Arg("--raw", FLAG, "print the answer as JSON; same as --format json"),
-    Arg("--format", TEXT, "shape of the answer", "table", choices=("table", "json", "jsonl", "csv", "tsv")),
+    Arg("--format", TEXT, "shape of the answer", "table", choices=tuple(WRITERS)),
     Arg("--fields", TEXT, "only these fields: id,gpu_name,a.b", ""),
     Arg("-q --quiet", FLAG, "ids alone, one a line; no remarks"),
     Arg("--full", FLAG, "no pager, and every point of show gpu-trends"),
@@ -11753,8 +12040,6 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
                 parse_line(GLOBAL_ARGS, words)  # is there a misspelt option?
         write_out(overview(lost[0] if lost else "") if words else start_page())
         return 0
-    if row.name == "help":
-        return run_line(["--help", *words])
     with row:
         try:
             given, common = parse_line(row, words, start)
@@ -11770,30 +12055,111 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
 
 def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool | None) -> int:
     """Runs a command with the parameters and global options of its line; as run_line."""
-    if given.get("format") in (
-        "json",
-        "jsonl",
-        "csv",
-        "tsv",
-    ):  # show invoices-v1 has a --format of its own as well
-        common["format"] = given.pop("format")
-    form = "json" if common["raw"] else common["format"]
-    quiet = common["quiet"] and (form != "json" or row.name == "show instances")
+    format = given.get("format")
+    if (
+        format in WRITERS
+        and format not in next(arg for arg in row.args if arg.name == "format").choices
+    ):
+        common["format"] = given.pop("format")  # meant for the shape, not for the row's own option
+    if common["raw"]:
+        common["format"] = "json"
     view = View(
-        form,
+        common["format"],
         common["fields"],
-        quiet,
+        (common["quiet"] and common["format"] != "json") or given.get("ids_only", False),
         common["full"],
         not common["no_color"],
         given.get("yes", False),
+        common["raw"],
     )
-    if row.name == "repl":
-        if start is not None:
-            raise UsageError("this is the prompt already")
-        return repl({**common, "raw": False, "format": form})
     params = check_params(row, given, cli=True)
     with client_of(common, pool) as client:
-        return answer_line(Call(client, row, params, view, cli=True))
+        return run_call(Call(client, row, params, view, cli=True))
+
+
+def run_call(call: Call) -> int:
+    """Asks if the row says so, performs a call and prints its result."""
+    row = call.row
+    if (row.ask or row.asks) and not call.client.curl:
+        if row.build:
+            build_request(call)  # what is wrong with the arguments shows before the question
+        ask_before(call)
+    try:
+        result = perform(call)
+    except NothingSent:
+        return 0
+    except PartialError as error:
+        view = call.view
+        if view.fields or view.quiet or view.format not in ("table", "json"):
+            write_out(WRITERS[view.format](Listing(error.results, (), view)))
+            error.results = []
+        raise
+    if result is None and row.returns not in ("none", "text"):
+        raise gone_error(call)
+    try:
+        present(call, result)
+        flush(sys.stdout)
+    except OSError:
+        if row.effect == SPENDS and result is not None:
+            say(f"{row.name}: {printable(str(result), 2000)}")  # it must not be lost with stdout
+        raise
+    if isinstance(result, dict) and result.get("success") is False:
+        reason = as_text(result.get("reason")) or reason_of(result)
+        raise VastAIError(reason)  # found out in several steps, and shown in full
+    return 0
+
+
+def ask_before(call: Call) -> None:
+    """Asks the row's question where the table says so.  Raises UsageError unless it is agreed to."""
+    row = call.row
+    at_terminal = is_terminal(sys.stdin) and is_terminal(sys.stderr)
+    if row.ask_when == "within" or (row.ask_when == "terminal" and not at_terminal):
+        return
+    question = row.asks(call) if row.asks else fill(call, row.ask, {})
+    if question:
+        confirm(call, question)
+
+
+def gone_error(call: Call) -> VastAIError:
+    """The error of a single thing that the service answers with null for."""
+    row = call.row
+    noun = row.name.partition(" ")[2]
+    ids = [call[arg.name] for arg in row.args if "path" in row.places(arg)]
+    return not_found_error(noun, ids[0] if ids else "", row.look)
+
+
+def run_help(call: Call) -> str:
+    """The help of a command, or of all that begin with a word."""
+    words = call["command"] or []
+    row, _, lost = find_command(words)
+    if row:
+        return command_help(row)
+    if lost and not commands_of_verb(lost[0]):
+        raise UsageError(unknown_command_message(lost))
+    return overview(lost[0] if lost else "")
+
+
+def run_repl(call: Call) -> None:
+    """Runs commands from stdin, each with the global options of this one."""
+    client, view = call.client, call.view
+    if isinstance(client.pool, KeptPool):
+        raise UsageError("this is the prompt already")
+    common = {
+        "api_key": client.api_key if client.creds_source == "CODE" else None,
+        "url": client.server_url,
+        "retry": client.retry,
+        "timeout": client.timeout,
+        "explain": client.explain,
+        "quiet": client.quiet,
+        "curl": client.curl,
+        "format": view.format,
+        "fields": view.fields,
+        "full": view.full,
+        "no_color": not view.color,
+    }
+    status = repl(check_params(GLOBAL_ARGS, common, cli=True))
+    if status:
+        raise ProgramError("", exit_status=status)
 
 
 def client_of(common: Row, pool: Pool | None = None) -> VastAI:
@@ -11812,50 +12178,6 @@ def client_of(common: Row, pool: Pool | None = None) -> VastAI:
         client.api_key, client.creds_source, client.key_origin = find_key(None, session=True)
     client.pool = pool or client.pool
     return client
-
-
-def answer_line(call: Call) -> int:
-    """Asks where the row says so, performs a call and shows its answer."""
-    if call.row.ask and not call.client.curl:
-        if call.row.build:
-            build_request(call)  # what is wrong with the arguments shows before the question
-        confirm(call, filled(call, call.row.ask, {}))
-    try:
-        answer = perform(call)
-    except NothingSent:
-        return 0
-    except PartialError as error:
-        if call.as_rows:
-            display(call, error.results)
-            error.results = []
-        raise
-    if answer is None and call.row.returns not in ("none", "text"):
-        named = [
-            f"{call.row.name.partition(' ')[2]} {call[arg.name]}"
-            for arg in call.row.args
-            if "path" in call.row.places(arg)
-        ]
-        thing = [*named, "such thing"][0]
-        raise NotFoundError(
-            f"there is no {thing}",
-            hint=f"`vastai {call.row.look}` shows what there is." if call.row.look else "",
-        )
-    if call.row.returns == "text" and not call.raw and isinstance(answer, str):
-        answer = reader_text(call, answer)
-    display(call, answer)
-    if (
-        isinstance(answer, dict) and answer.get("success") is False
-    ):  # found out in several steps, and shown in full
-        raise VastAIError(str(answer.get("reason") or reason_of(answer)))
-    return 0
-
-
-def reader_text(call: Call, text: str) -> str:
-    """Logs without empty lines; the output of execute without the folder that it ran in."""
-    if call.row.name == "logs":
-        return "\n".join(line for line in text.splitlines() if line.strip())
-    path = call.extra.get("writeable_path")
-    return text.replace(str(path).rstrip("/"), "") if path else text
 
 
 def unknown_command_message(words: list[str]) -> str:
@@ -12241,15 +12563,9 @@ def value_words(
         return [(str(choice), "") for choice in arg.choices or ("true", "false")]
     if row and row.fields and arg.kind in (QUERY, ORDER):
         return field_help(row.fields)
-    if arg.kind in (ID, IDS) and arg.help.startswith(
-        "the instance"
-    ):  # no other property tells them from offers
+    if arg.kind.completes == "instances":
         return instance_ids(given, pool)
-    return (
-        [("", FILES)]
-        if arg.kind.metavar == "FILE" or " file" in arg.help or "local path" in arg.help
-        else []
-    )
+    return [("", FILES)] if arg.kind.completes == "files" else []
 
 
 def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
@@ -12636,6 +12952,7 @@ def wants_json(words: Sequence[str]) -> bool:
 
 main.main = main  # type: ignore[attr-defined]  # `import vastai.cli.main`: in the official package that is a module
 
+resolve_table()
 
 if __name__ == "__main__":
     program()
