@@ -2488,7 +2488,8 @@ def fast_clock():
 
 
 # Everywhere below: `run_here` runs a command line in this process, `run_process` as a process of its own to its end,
-# `start_process` starts one and does not wait. The first two return (status, stdout, stderr).
+# `start_process` starts one and does not wait. What the first two return:
+Ended = collections.namedtuple("Ended", "returncode stdout stderr")
 
 
 class CommandCase(unittest.TestCase):
@@ -2511,13 +2512,13 @@ class CommandCase(unittest.TestCase):
         self.addCleanup(self.client.close)
 
     def run_here(self, line, stdin="", **environment):
-        """(status, stdout, stderr) of a line for the shell, or of a list of words, run in this process."""
+        """Runs a line for the shell, or a list of words, in this process."""
         words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
         out, err = io.StringIO(), io.StringIO()
         with mock.patch.dict(os.environ, environment), mock.patch("sys.stdin", io.StringIO(stdin)), \
                 contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = vastai.main(words)
-        return status, out.getvalue(), err.getvalue()
+        return Ended(status, out.getvalue(), err.getvalue())
 
     def run_line(self, *words, **options):  # the earlier names, until no test has them any more
         return self.run_here(*words, **options)
@@ -2541,7 +2542,7 @@ class CommandCase(unittest.TestCase):
         program = os.path.join(HERE, program) if program else compiled()
         done = subprocess.run([sys.executable, program, *words], capture_output=True,
                               encoding="utf-8", timeout=30, **options)
-        return done.returncode, done.stdout, done.stderr
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     def fake_programs(self, *names):
         """Programs in PATH that only write down how they were called; returns what reads that: words, one a line."""
@@ -2769,7 +2770,7 @@ class FaultCase(unittest.TestCase):
         return self.fail(f"no error, but {answer!r}")
 
     def run_here(self, server, *words, stdin=""):
-        """(status, stdout, stderr) of a command line in this process, at this server."""
+        """Runs a command line in this process, at this server."""
         out, err = io.StringIO(), io.StringIO()
         url = ["--url", server if isinstance(server, str) else server.url] if server else []
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("sys.stdin",
@@ -2777,7 +2778,7 @@ class FaultCase(unittest.TestCase):
             status = vastai.main([*words[:2], *url, "--api-key", KEY, *words[2:]])
         self.assertNotIn(KEY, out.getvalue() + err.getvalue())
         self.assertNotIn("Traceback", err.getvalue())
-        return status, out.getvalue(), err.getvalue()
+        return Ended(status, out.getvalue(), err.getvalue())
 
     def start_process(self, *words, before="", **options):
         """A command line in a process of its own; `before` is a shell's redirections or an ulimit."""
@@ -2800,7 +2801,7 @@ class FaultCase(unittest.TestCase):
         for stream in (out or b"", err or b""):
             self.assertNotIn(KEY.encode(), stream)
             self.assertNotIn(b"Traceback", stream)
-        return process.returncode, (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace")
+        return Ended(process.returncode, *((text or b"").decode("utf-8", "replace") for text in (out, err)))
 
 
 def server_context(folder):
@@ -2938,8 +2939,9 @@ class ShellCase(unittest.TestCase):
         return "http://127.0.0.1:%d" % listener.getsockname()[1]
 
     def run_process(self, *words, text="", **env):
-        return subprocess.run([os.path.join(self.home, "vastai"), *words], env={**self.env, **env}, input=text,
+        done = subprocess.run([os.path.join(self.home, "vastai"), *words], env={**self.env, **env}, input=text,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=30)
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     def vastai(self, *words, **options):  # the earlier name, until no test has it any more
         return self.run_process(*words, **options)
@@ -3191,7 +3193,7 @@ class SubCommandTest(unittest.TestCase):
         options = {"env": clean_environment(HERE, NO_COLOR="", TERM="xterm"), **options}
         done = subprocess.run([sys.executable, __file__, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, encoding="utf-8", timeout=60, **options)
-        return done.returncode, done.stdout, done.stderr
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     def test_help(self):
         for words in (["--help"], ["-h"]):
