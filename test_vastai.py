@@ -4219,15 +4219,16 @@ class SecondFactorTest(CommandCase):
         return [(call["method"], call["body"]) for call in self.box.requests if call["path"] == path]
 
     def test_both_steps_of_auth_new(self):
-        out = self.ok("tfa auth-new -t totp", stdin=RIGHT_CODE + "\n")
+        status, _, err = self.run_here("tfa auth-new -t totp", stdin=RIGHT_CODE + "\n")
+        self.assertEqual(status, 0, err)
         (first, asked), (second, given) = self.bodies("/api/v0/tfa/authorize-new-method/")
         self.assertEqual((first, asked, second), ("POST", {"tfa_method": "totp"}, "PUT"))
         self.assertEqual(given["code"], RIGHT_CODE)
-        self.assertIn(given["secret"], out)
+        self.assertIn(given["secret"], err)
 
     def test_the_first_step_of_auth_new_alone(self):
         status, out, err = self.run_here("tfa auth-new", stdin="")
-        secret = re.search("[0-9a-f]{16}", out).group()
+        secret = re.search("[0-9a-f]{16}", err).group()
         self.assertEqual((status, self.bodies("/api/v0/tfa/authorize-new-method/")), (1, [("POST", {"tfa_method": "email"})]))
         self.assertIn(f"vastai tfa auth-new --secret {secret} --code ", err)
         self.ok(f"tfa auth-new --secret {secret} --code {RIGHT_CODE}")
