@@ -4227,7 +4227,7 @@ class SecondFactorTest(CommandCase):
         self.assertIn(given["secret"], err)
 
     def test_the_first_step_of_auth_new_alone(self):
-        status, out, err = self.run_here("tfa auth-new", stdin="")
+        status, _, err = self.run_here("tfa auth-new", stdin="")
         secret = re.search("[0-9a-f]{16}", err).group()
         self.assertEqual((status, self.bodies("/api/v0/tfa/authorize-new-method/")), (1, [("POST", {"tfa_method": "email"})]))
         self.assertIn(f"vastai tfa auth-new --secret {secret} --code ", err)
