@@ -2520,12 +2520,6 @@ class CommandCase(unittest.TestCase):
             status = vastai.main(words)
         return Ended(status, out.getvalue(), err.getvalue())
 
-    def run_line(self, *words, **options):  # the earlier names, until no test has them any more
-        return self.run_here(*words, **options)
-
-    def process(self, *words, **options):
-        return self.run_process(*words, **options)
-
     def ok(self, line, **options):
         """The stdout of a line that must succeed."""
         status, out, err = self.run_here(line, **options)
@@ -2785,15 +2779,6 @@ class FaultCase(unittest.TestCase):
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.Popen([sys.executable, compiled(), *words], cwd=self.home, **options)
 
-    def cli(self, *words, **options):  # the earlier names, until no test has them any more
-        return self.run_here(*words, **options)
-
-    def run_line(self, *words, **options):
-        return self.run_process(*words, **options)
-
-    def start(self, *words, **options):
-        return self.start_process(*words, **options)
-
     def run_process(self, *words, env=(), **options):
         environment = {**os.environ, "VAST_API_KEY": KEY, **dict(env)}
         process = self.start_process(*words, env={k: v for k, v in environment.items() if v is not None}, **options)
@@ -2942,9 +2927,6 @@ class ShellCase(unittest.TestCase):
         done = subprocess.run([os.path.join(self.home, "vastai"), *words], env={**self.env, **env}, input=text,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=30)
         return Ended(done.returncode, done.stdout, done.stderr)
-
-    def vastai(self, *words, **options):  # the earlier name, until no test has it any more
-        return self.run_process(*words, **options)
 
     def offered(self, *words, **env):
         """{candidate: meaning} as a shell gets it."""
