@@ -30,7 +30,6 @@ TYPE_CHECKING: bool = (
     False  # as typing's own, without importing typing, which would double the start-up
 )
 if TYPE_CHECKING:
-    import http.client
     import ssl
     from typing import (
         Any,
@@ -83,9 +82,7 @@ SERVERLESS = (
 )
 LONGEST_PAUSE = 60.0  # seconds: a service that asks for more is not waited for
 LONGEST_TIMEOUT = 1e6  # seconds that a socket can wait, on every system
-LARGEST_ANSWER = (
-    1 << 28
-)  # bytes, unpacked: more than any answer, less than the memory of a small container
+LARGEST_ANSWER = 1 << 26  # bytes, unpacked: more than any answer, and a small machine can hold it
 LAST_MOMENT = (
     64_000_000_000  # unix seconds, about the year 4000: what is later is no date, but a mistake
 )
@@ -125,7 +122,8 @@ class VastAIError(Exception):
         for name, value in details.items():
             setattr(self, name, value)
         super().__init__(msg)
-        self.response = response  # requests' own exceptions have just put None there
+        # requests' own exceptions have just put None there
+        self.response = response.redacted() if response else None
 
     @property
     def body(self) -> Any:
@@ -237,11 +235,18 @@ def _unpickled(family: type[VastAIError], msg: str, details: dict[str, Any]) -> 
     return make_error(family, msg, **details)
 
 
-def unreachable_error(request: Request, what: str, problem: Exception) -> VastAIError:
-    server = "/".join(request.url.split("/", 3)[:3])
-    return make_error(
-        NetworkError, f"{what} {server}: {problem}", timed_out=_timed_out(problem.__cause__)
-    )
+def no_answer_error(row: Command, request: Request, problem: NoAnswer) -> VastAIError:
+    """The error of a request that brought no answer, in whatever way."""
+    timed_out = _timed_out(problem.__cause__)
+    if isinstance(problem, Unanswered) and not request.safe:
+        error = outcome_unknown_error(row, str(problem), timed_out=timed_out)
+    else:
+        what = "cannot reach" if isinstance(problem, Unsent) else "no answer from"
+        scheme, _, rest = problem.url.partition("://")
+        server = f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
+        error = make_error(NetworkError, f"{what} {server}: {problem}", timed_out=timed_out)
+    error.__cause__ = problem
+    return error
 
 
 def outcome_unknown_error(
@@ -279,20 +284,64 @@ def missing_argument_error(row: Command, arg: Arg, cli: bool) -> UsageError:
 
 def unusable_answer_error(row: Command, answer: Answer, what: str) -> VastAIError:
     """The error of an answer that cannot be what the service meant."""
+    text = redact_text(answer.text[:4000], answer.secrets).strip()
     return make_error(
         VastAIError,
-        f"the service gave {what}: {printable(answer.text[:120].strip(), 100)!r}",
+        f"the service gave {what}" + (f": {printable(text, 100)!r}" if text else ""),
         response=answer,
         hint="" if row.safe else look_first(row),
     )
 
 
+def unusable_because(answer: Answer, problem: ValueError) -> str:
+    """What is wrong with an answer that Answer.json() refuses."""
+    if answer.fault:
+        return answer.fault
+    if type(problem) is ValueError:  # JSON, but with something in it that nothing can use
+        return f"an answer that cannot be used ({problem})"
+    return "an answer that is not JSON"
+
+
 def refusal_error(body: Row, answer: Answer) -> VastAIError:
     """The error of an answer that says `"success": false`."""
-    words = (
-        " ".join(printable(reason_of(body), 500).split()) or "the service refused, without a reason"
+    words = one_line(redact_text(reason_of(body), answer.secrets))
+    return make_error(
+        VastAIError,
+        words or "the service refused, without a reason",
+        response=answer,
+        hint=loss_hint(answer),
     )
-    return make_error(VastAIError, words, response=answer)
+
+
+def one_line(text: str) -> str:
+    """Words of the service, safe to show in one line."""
+    return " ".join(printable(text, 500).split())
+
+
+def loss_hint(answer: Answer) -> str:
+    """What a refusal may mean after an attempt whose answer was lost; "" if none was."""
+    if not answer.after_loss:
+        return ""
+    return "An earlier try got no answer: it may have been the one that was carried out."
+
+
+def no_key_error() -> AuthError:
+    """The error of a command that needs an API key if none is found: says where it was looked for,
+    and why what is there is no key.
+    """
+    places = ["--api-key (api_key=)", "VAST_API_KEY"]
+    for path in key_files():
+        problem = read_key_file(path)[1]
+        place = "~/.vast_api_key" if path == old_key_file() else path
+        places.append(f"{place} ({problem})" if problem else place)
+    if not config_file(""):
+        places.append(f"the configuration folder ({folder_problem()})")
+    hint = "Create one at https://cloud.vast.ai/manage-keys/ and save it with `vastai set api-key`."
+    if os.environ.get("VASTAI_API_KEY", "").strip():
+        hint = "VASTAI_API_KEY is set, but the variable is called VAST_API_KEY: rename it."
+    return AuthError(
+        f"No API key found. Looked at {', '.join(places[:-1])} and {places[-1]}", hint=hint
+    )
 
 
 def relabel_error(error: VastAIError, what: str) -> VastAIError:
@@ -430,19 +479,23 @@ def redact_text(text: str, secrets: Iterable[str]) -> str:
 def redact_value(value: Any, secrets: Sequence[str]) -> Any:
     """A JSON value with the secrets masked in its texts and numbers."""
     if isinstance(value, dict):
-        return {name: redact_value(item, secrets) for name, item in value.items()}
+        return {
+            redact_text(name, secrets): redact_value(item, secrets) for name, item in value.items()
+        }
     if isinstance(value, list):
         return [redact_value(item, secrets) for item in value]
-    if isinstance(value, int) and str(value) in secrets:
+    if isinstance(value, (int, float)) and str(value) in secrets:
         return "***"
     return redact_text(value, secrets) if isinstance(value, str) else value
 
 
 def redact_body(request: Request) -> Any:
-    """The body with what is secret replaced by ***."""
+    """The body with *** for what is secret.  In docker options (`-p 80:80` in `env`) nothing is."""
 
     def hide(value: Any) -> Any:
-        return dict.fromkeys(value, "***") if isinstance(value, dict) else "***"
+        if not isinstance(value, dict):
+            return "***"
+        return {name: item if str(name)[:1] == "-" else "***" for name, item in value.items()}
 
     return request.body and {
         name: hide(value) if name in request.hidden and value is not None else value
@@ -3320,7 +3373,9 @@ class Call:
     def send(self, query: Row | None = None, body: Row | None = None, **params: Any) -> Any:
         """Sends this row's own request, with members and parameters replaced; the row's result."""
         call = self.of(self.row, **{**self.params, **params})
-        return extract_result(call, send_with_retries(call, build_request(call, query, body)))
+        answer = send_with_retries(call, build_request(call, query, body))
+        self.secrets = [*self.secrets, *call.secrets]
+        return extract_result(call, answer)
 
     def do(self, name: str, **params: Any) -> Any:
         """Runs another row, by its name in Python, on the same client as a program would."""
@@ -3546,25 +3601,17 @@ def path_part(name: str, value: Any) -> str:
 
 def extract_result(call: Call, answer: Answer) -> Any:
     """The part of the answer that the row promises.  Raises if it is not there, or is a refusal."""
-    try:
-        result = result_of(call.row, answer)
-    except VastAIError:
-        clean = answer.masked(call.secrets)
-        if clean.content == answer.content:
-            raise
-    else:
-        return refine(call.row, result)
-    return result_of(call.row, clean)  # raises the same error, without the echoed secret
+    return refine(call.row, result_of(call.row, answer))
 
 
 def result_of(row: Command, answer: Answer) -> Any:
-    """As extract_result(), but its errors carry the answer as it came."""
+    """As extract_result(), before the row's changes to each object."""
     if answer.status_code == 204 and not answer.content and not row.is_list:
         return {}
     try:
         body = answer.json()
-    except ValueError:
-        raise unusable_answer_error(row, answer, "an answer that is not JSON") from None
+    except ValueError as problem:
+        raise unusable_answer_error(row, answer, unusable_because(answer, problem)) from None
     check_accepted(row, body, answer)
     if row.returns == "any":
         return body
@@ -3597,9 +3644,7 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
         if body.get("success") is False or (row.strict and body.get("error")):
             raise refusal_error(body, answer)
     elif row.strict and isinstance(body, str):
-        raise make_error(
-            VastAIError, printable(body, 500) or "the service gave an empty answer", response=answer
-        )
+        raise refusal_error({"msg": body or "the service gave an empty answer"}, answer)
 
 
 def refine(row: Command, result: Any) -> Any:
@@ -4095,13 +4140,38 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
 # else.
 
 
+class Headers(dict):  # type: ignore[type-arg]
+    """The header lines of an answer, found by their names in any case.  A name that comes twice
+    has both values, with a comma between them.
+    """
+
+    def __getitem__(self, name: str) -> str:
+        text: str = super().__getitem__(name.lower())
+        return text
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(str(name).lower())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name.lower(), default)
+
+
 class Answer:
-    """What the service answered; the shape that users of `requests` know."""
+    """What the service answered; the shape that users of `requests` know.
 
-    __slots__ = ("content", "headers", "status_code", "url")
+    `fault` says why the content cannot be used although the service has answered ("" if it can),
+    `after_loss` whether an earlier try of the same request got no answer, and `secrets` are the
+    texts that no error may show, should the service echo one.
+    """
 
-    def __init__(self, status_code: int, headers: Any, content: bytes, url: str) -> None:
+    __slots__ = ("after_loss", "content", "fault", "headers", "secrets", "status_code", "url")
+
+    def __init__(
+        self, status_code: int, headers: Any, content: bytes, url: str, fault: str = ""
+    ) -> None:
         self.status_code, self.headers, self.content, self.url = status_code, headers, content, url
+        self.fault, self.after_loss = fault, False
+        self.secrets: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:
@@ -4112,39 +4182,107 @@ class Answer:
         return self.content.decode("utf-8-sig", "replace")
 
     def json(self) -> Any:
-        """The answer parsed; ValueError where it is not JSON (NaN and Infinity are not)."""
-        import json
+        """The answer parsed.  Raises ValueError if it is not JSON, or JSON that cannot be used."""
+        if self.fault:
+            raise ValueError(self.fault)
+        return parse_json(self.content)
 
-        exact = (
-            _finite if len(self.content) < 1 << 18 else None
-        )  # a call for each number takes longer than the rest
-        content = self.content[3:] if self.content[:3] == b"\xef\xbb\xbf" else self.content
-        try:
-            return json.loads(content.decode(), parse_constant=_no_number, parse_float=exact)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-
-    def masked(self, secrets: Sequence[str]) -> Answer:
-        """The answer without the caller's secrets, should the service echo one; what it says stays
-        as it is.
-        """
+    def redacted(self) -> Answer:
+        """The answer with *** for its secrets."""
+        if not self.secrets:
+            return self
         import json
 
         try:
             body = self.json()
-            clean = redact_value(body, secrets)
+            clean = redact_value(body, self.secrets)
             content = self.content if clean == body else json.dumps(clean).encode()
-        except (ValueError, RecursionError):
+        except ValueError:
             text = self.content.decode("utf-8", "surrogateescape")
-            content = redact_text(text, secrets).encode("utf-8", "surrogateescape")
-        return Answer(self.status_code, self.headers, content, self.url)
+            content = redact_text(text, self.secrets).encode("utf-8", "surrogateescape")
+        headers = Headers(redact_value(self.headers, self.secrets))
+        url = redact_text(self.url, self.secrets)
+        return Answer(self.status_code, headers, content, url, self.fault)
 
 
-class Unsent(Exception):
+DIGITS_AS_ZERO = bytes(
+    48 if chr(code) in "0123456789" else 101 if chr(code) in "eE" else code for code in range(256)
+)
+NO_BRACKETS = bytes(code for code in range(256) if chr(code) not in "[]{}")
+DEEPEST = 100  # levels of JSON; the service needs about five
+LONGEST_NUMBER = 100  # digits
+LARGE = 1 << 24  # bytes of JSON that can be parsed in any memory, whatever they hold
+MOST_MEMORY = 1 << 29  # bytes that a parsed answer may take
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a JSON text.  Raises ValueError, also for what is JSON but of no use: NaN,
+    infinite numbers (1e999), integers of hundreds of digits, nesting that nothing could show, and
+    more than a small machine can hold.
+    """
+    import json
+
+    if len(content) > LARGE:
+        count = content.count
+        if 64 * count(b",") + 72 * count(b"[") + 240 * count(b"{") + len(content) > MOST_MEMORY:
+            raise ValueError("larger than memory allows")
+    content = content[3:] if content[:3] == b"\xef\xbb\xbf" else content
+    # A call for each number takes as long as all the rest, so it is made only if the text may need it.
+    zeros = content.translate(DIGITS_AS_ZERO)
+    odd = b"0e000" in zeros or b"0e+000" in zeros or b"0" * LONGEST_NUMBER in zeros
+    try:
+        value = json.loads(
+            content.decode(),
+            parse_constant=_no_number,
+            parse_float=_finite if odd else None,
+            parse_int=_short_integer if odd else None,
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if _may_be_deep(content) and _is_deep(value):
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _short_integer(word: str) -> int:
+    return int(word) if len(word) <= LONGEST_NUMBER else _no_number(f"{word[:20]}…")
+
+
+def _may_be_deep(content: bytes) -> bool:
+    """False for all JSON of up to DEEPEST levels that has no odd brackets in its texts."""
+    brackets = content.translate(None, NO_BRACKETS)
+    for _ in range(DEEPEST):  # each round takes the innermost level away
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return True
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [
+            item
+            for outer in level
+            if type(outer) in (dict, list)
+            for item in (outer.values() if type(outer) is dict else outer)
+        ]
+    return bool(level)
+
+
+class NoAnswer(Exception):
+    """A request to `url` brought no answer."""
+
+    def __init__(self, reason: str, url: str = "") -> None:
+        super().__init__(reason)
+        self.url = url
+
+
+class Unsent(NoAnswer):
     """The request cannot have reached the service."""
 
 
-class Unanswered(Exception):
+class Unanswered(NoAnswer):
     """The request may have been read, but no whole answer came."""
 
 
@@ -4152,73 +4290,104 @@ class NothingSent(Exception):
     """`curl` was asked for: the request was printed, not sent."""
 
 
-def send_with_retries(call: Call, request: Request) -> Answer:
-    """The answer to a request, repeated where that is safe.  Every rule about repeating stands
-    here.
+# How an attempt can fail.
+UNSENT = "unsent"  # it cannot have reached the service
+LIMITED = "limited"  # the service asks to come back later, and has done nothing
+UNANSWERED = "unanswered"  # it may have been carried out, nobody knows
+REFUSED = "refused"  # the service has decided
 
-    Before the request can have left (DNS, connect, TLS, proxy) and on 429 anything is tried again,
-    and so is what was refused because a 2FA session is over.  On 502, 503, 504, a reset, a timeout
-    or a cut answer only what is SAFE is; for the rest that is OutcomeUnknownError.  (`send_once`
-    gives a safe request a new connection in place of a kept one that the service had closed.)
+NO_ANSWER = (408, 502, 503, 504, *range(520, 525))  # what gateways say in place of an answer
+
+
+def failure_kind(status: int) -> str:
+    """How an attempt failed that was answered with an HTTP status of 300 or more."""
+    return LIMITED if status == 429 else UNANSWERED if status in NO_ANSWER else REFUSED
+
+
+def retry_pause(
+    safe: bool,
+    failure: str,
+    attempt: int,
+    attempts: int,
+    asked: float | None,
+    jitter: Callable[[float, float], float],
+) -> float | None:
+    """May a failed request be sent again?  The seconds to wait before that, or None for no.
+
+    `safe` says whether the request may be carried out twice, `asked` is the pause that the service
+    asks for (seconds, or None), and `jitter(low, high)` chooses a number between its arguments.
+    """
+    if failure == REFUSED or attempt >= attempts:
+        return None
+    if failure == UNANSWERED and not safe:
+        return None  # at most once
+    if asked is not None:
+        return asked if asked <= LONGEST_PAUSE else None
+    doublings = min(attempt - 1, 8)
+    return jitter(0, min(LONGEST_PAUSE, 0.25 * 2**doublings))
+
+
+def jitter(low: float, high: float) -> float:
+    """A random number between `low` and `high`."""
+    import random
+
+    return random.uniform(low, high)
+
+
+def send_with_retries(call: Call, request: Request) -> Answer:
+    """The answer to a request, of HTTP status 2xx; raises the error of any other outcome.
+
+    `retry_pause` decides what is repeated.  Beyond its rules, a request that was refused because
+    the 2FA session is over goes again with the next key, and `send_once` replaces a kept connection
+    that the service had closed, for a safe request.
     """
     client, row = call.client, call.row
     call.secrets = request.secrets + client.secrets
+    announce_request(call, request)
+    require_key(client, row)
+    require_json(request)
+    attempt, lost = 0, False  # lost: an earlier attempt was sent, and got no answer
+    while True:
+        attempt += 1
+        asked: float | None = None
+        try:
+            answer = send_following_redirects(client, request, client.timeout)
+        except NoAnswer as problem:
+            failure = UNSENT if isinstance(problem, Unsent) else UNANSWERED
+            error = no_answer_error(row, request, problem)
+        else:
+            answer.secrets = call.secrets
+            answer.after_loss = lost and row.effect != READS
+            if answer.status_code < 300:
+                return answer
+            failure = failure_kind(answer.status_code)
+            error, asked = http_error(client, row, request, answer)
+            if isinstance(error, AuthError) and session_is_over(client, error):
+                renew_key(client, request)
+                attempt -= 1
+                continue  # it was refused, not carried out
+        pause = retry_pause(request.safe, failure, attempt, client.retry, asked, jitter)
+        if pause is None:
+            raise error
+        lost = lost or failure == UNANSWERED
+        time.sleep(pause)
+
+
+def announce_request(call: Call, request: Request) -> None:
+    """Shows the request if `explain` or `curl` asks for that.  Raises NothingSent for `curl`."""
+    client = call.client
     if client.explain:
         explain_request(client, request)
     if client.curl:
         write_out(format_curl(client, request) + "\n")
         if any((request.body or {}).get(name) for name in request.hidden if name != "api_key"):
-            call.warn("*** stands for what is secret: put that in before you run the line")
+            call.warn("Replace *** with the secret before running this line")
         raise NothingSent
-    require_key(client, row)
-    require_json(request)
-    lost = False  # was a request sent whose answer did not come?
-    for attempt in range(1, client.retry + 1):
-        asked: float | None = None  # the pause that the service asks for
-        try:
-            answer = send_following_redirects(client, request, client.timeout)
-        except Unsent as problem:
-            failure = unreachable_error(request, "cannot reach", problem)
-        except Unanswered as problem:
-            if not request.safe:
-                raise outcome_unknown_error(
-                    row, str(problem), timed_out=_timed_out(problem.__cause__)
-                ) from problem
-            failure, lost = unreachable_error(request, "no answer from", problem), True
-        else:
-            if answer.status_code < 300:
-                return answer
-            answer = answer.masked(call.secrets)
-            if answer.status_code in (502, 503, 504) and not request.safe:
-                raise outcome_unknown_error(row, f"HTTP {answer.status_code}", answer)
-            failure, asked = http_error(client, row, answer)
-            session = client.key_origin == config_file("vast_tfa_key")
-            if session and isinstance(failure, AuthError) and key_refused(failure.msg):
-                end_session(client)
-                if KEY in row.body.values() and request.body:
-                    request.body["api_key"] = client.api_key
-                return send_with_retries(call, request)  # it was refused, not carried out
-            if answer.status_code not in (429, 502, 503, 504) or (
-                asked is not None and asked > LONGEST_PAUSE
-            ):
-                if lost and request.method == "DELETE" and isinstance(failure, NotFoundError):
-                    failure.hint = (
-                        "An earlier try got no answer: it may have been the one that did it."
-                    )
-                raise failure
-        if attempt == client.retry:
-            raise failure
-        if asked is None:
-            import random
-
-            asked = random.uniform(0, min(LONGEST_PAUSE, 0.25 * 2 ** min(attempt - 1, 8)))
-        time.sleep(asked)
-    raise AssertionError("retry is at least 1")
 
 
 def require_json(request: Request) -> None:
-    """Raises UsageError where an argument holds what JSON does not: NaN, half a character, an
-    object of the program.
+    """Raises UsageError if an argument holds what JSON does not: NaN, half a character, an object
+    of the program.
     """
     if not _is_json([request.query, request.body]):
         raise UsageError(
@@ -4227,66 +4396,92 @@ def require_json(request: Request) -> None:
 
 
 def require_key(client: VastAI, row: Command) -> None:
-    """Raises where there is no key, or one that cannot stand in a header."""
-    key = client.api_key
-    if not key:
-        if row.auth:
-            raise AuthError(
-                "no API key: there is no --api-key (api_key=), no VAST_API_KEY, and no key in "
-                f"{config_file('vast_api_key')} or ~/.vast_api_key",
-                hint="Make one at https://cloud.vast.ai/manage-keys/; `vastai set api-key KEY` keeps it.",
-            )
-    elif not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(
-            "the API key has a blank, a line break or another character that no key has; it was not sent",
-            hint=f"It came from {client.key_origin}.",
+    """Raises AuthError if the command needs a key and there is none, UsageError for one that cannot
+    be a key.
+    """
+    key: Any = client.api_key
+    if key:
+        check_key(key, client.key_origin)
+    elif row.auth:
+        raise no_key_error()
+
+
+def session_is_over(client: VastAI, error: AuthError) -> bool:
+    """Was the key of a 2FA session refused, which only the command line uses?"""
+    return client.key_origin == config_file("vast_tfa_key") and key_refused(error.msg)
+
+
+def renew_key(client: VastAI, request: Request) -> None:
+    """Deletes the key of a 2FA session that is over and takes the next one: of the session that
+    another process may have begun meanwhile, else the API key.
+    """
+    path, refused = client.key_origin, client.api_key
+    newer = read_key(path) not in ("", refused)
+    if not newer:
+        try:
+            os.unlink(path)
+        except OSError:  # another process was faster, or the folder is read-only
+            pass
+    client.api_key, client.creds_source, client.key_origin = find_key(None, session=newer)
+    if request.body and request.body.get("api_key") == refused:
+        request.body["api_key"] = client.api_key
+    if not newer:
+        warn(
+            "The 2FA session has ended; continuing with the API key. Start another: `vastai tfa login`"
         )
 
 
-def end_session(client: VastAI) -> None:
-    """Goes on with the API key where the key of the 2FA session, which only the command line uses,
-    has expired.
-    """
-    try:
-        os.unlink(client.key_origin)
-    except OSError:  # another process was faster, or the folder is read-only
-        pass
-    warn("the 2FA session has ended; going on with the API key. `vastai tfa login` starts another.")
-    client.api_key, client.creds_source, client.key_origin = find_key(None)
-
-
-def http_error(client: VastAI, row: Command, answer: Answer) -> tuple[VastAIError, float | None]:
-    """The exception of a refused request, and the pause in seconds that the service asks for, if it
-    does.
+def http_error(
+    client: VastAI, row: Command, request: Request, answer: Answer
+) -> tuple[VastAIError, float | None]:
+    """The error of an answer of HTTP status 300 or more, and the pause in seconds that the service
+    asks for, if it does; infinite for a daily quota.
     """
     status, words = answer.status_code, service_words(answer)
-    family: type[VastAIError] = VastAIError
-    details: Row = dict(response=answer)
     asked = pause_asked(answer)
     if status in (401, 403) or (status in (404, 410) and key_refused(words)):
-        family, details["hint"] = AuthError, code_hint(answer) or auth_hint(client, words)
-    elif status in (404, 410):
-        family = NotFoundError
-        details["hint"] = (
-            f"`vastai {row.look}` shows what there is." if row.look and row.safe else ""
-        )
-    elif status == 407:
-        family = NetworkError
-    elif status == 429:
-        family, details["retry_after"] = RateLimitError, asked
-        if "search_quota_exceeded" in answer.text:
-            reset = answer.headers.get("X-RateLimit-Reset", "")
-            if reset.isascii() and reset.isdigit() and len(reset) < 16:
-                asked = details["retry_after"] = max(0.0, float(reset) - time.time())
-                words += f"; it is refilled at {format_utc(reset)} UTC"
-            return make_error(family, words, **details), LONGEST_PAUSE + 1
+        hint = code_hint(answer) or auth_hint(client, words)
+        return make_error(AuthError, words, response=answer, hint=hint), None
+    if status == 429 and "search_quota_exceeded" in answer.text:
+        return quota_error(answer, words), float("inf")
+    if failure_kind(status) == UNANSWERED and not request.safe:
+        return outcome_unknown_error(row, f"HTTP {status}", answer), None
     if asked is not None and (status == 429 or (status >= 500 and asked > LONGEST_PAUSE)):
         words += f"; try again in {round(asked, 1):.15g} s"
-    if "credit" in words.lower() and family is VastAIError:
-        details["hint"] = (
-            "Add credit at https://cloud.vast.ai/billing/; `vastai show user` shows what you have."
-        )
-    return make_error(family, words, **details), asked
+    if status == 429:
+        return make_error(RateLimitError, words, response=answer, retry_after=asked), asked
+    family = VastAIError
+    hint = loss_hint(answer)
+    if status in (404, 410):
+        family = NotFoundError
+        if row.look and row.safe:
+            hint = hint or f"See `vastai {row.look}`."
+    elif status == 407:
+        family = NetworkError
+    elif lacks_credit(words):
+        hint = hint or CREDIT_HINT
+    return make_error(family, words, response=answer, hint=hint), asked
+
+
+CREDIT_HINT = (
+    "Add credit at https://cloud.vast.ai/billing/; `vastai show user` shows what you have."
+)
+
+
+def lacks_credit(words: str) -> bool:
+    """Do the service's words say that there is too little credit?"""
+    words = words.lower().replace("_", " ")
+    signs = ("insufficient", "lack", "not enough", "no credit", "out of credit", "more credit")
+    return ("credit" in words or "balance" in words) and any(sign in words for sign in signs)
+
+
+def quota_error(answer: Answer, words: str) -> VastAIError:
+    """The error of a daily quota that is used up."""
+    reset, seconds = answer.headers.get("X-RateLimit-Reset", ""), None
+    if reset.isascii() and reset.isdigit() and len(reset) < 16:
+        seconds = max(0.0, float(reset) - time.time())
+        words += f"; it is refilled at {format_utc(reset)} UTC"
+    return make_error(RateLimitError, words, response=answer, retry_after=seconds)
 
 
 def key_refused(words: str) -> bool:
@@ -4340,10 +4535,15 @@ def service_words(answer: Answer) -> str:
         body = "" if "<html" in answer.text[:300].lower() else answer.text
     if isinstance(body, dict):
         body = reason_of(body)
-    words = " ".join(printable(str(body or ""), 500).split())
-    from http.client import responses
+    words = one_line(redact_text(str(body or ""), answer.secrets))
+    if words:
+        return words
+    from http import HTTPStatus
 
-    return words or responses.get(answer.status_code, "the service refused")
+    try:
+        return HTTPStatus(answer.status_code).phrase
+    except ValueError:
+        return "the service refused"
 
 
 def pause_asked(answer: Answer) -> float | None:
@@ -4369,50 +4569,57 @@ def pause_asked(answer: Answer) -> float | None:
 
 
 def send_following_redirects(client: VastAI, request: Request, timeout: float) -> Answer:
-    """One request with its redirects: all of them for GET, only 307 and 308 for what has a body;
-    five at most.
+    """One request with its redirects, five at most.  Raises Unsent or Unanswered, and VastAIError
+    for a redirect that is not followed.
+    """
+    url, trusted, body = request.target, request.auth, request.body
+    reason = ""
+    for _ in range(6):
+        answer = send_once(client, request.method, url, body, trusted, not request.safe, timeout)
+        location = answer.headers.get("Location")
+        if answer.status_code not in (301, 302, 303, 307, 308) or not location:
+            return answer
+        try:
+            url, same_place = redirect_target(request.method, url, answer.status_code, location)
+        except ValueError as problem:
+            reason = str(problem)
+            break
+        trusted = trusted and same_place
+        if not trusted and body and request.hidden:
+            body = {name: value for name, value in body.items() if name != "api_key"}
+            if any(body.get(name) is not None for name in request.hidden):
+                reason = f"to {url}, which may not see this request's secrets"
+                break
+    answer.secrets = request.secrets + client.secrets
+    reason = reason or f"more than 5 times, the last time to {url}"
+    words = printable(redact_text(reason, answer.secrets), 300)
+    raise make_error(VastAIError, f"the service redirects {words}; not followed", response=answer)
+
+
+def redirect_target(method: str, url: str, status: int, location: str) -> tuple[str, bool]:
+    """The address that a redirect of a request to `url` leads to, and whether the key may go there.
+
+    GET follows every redirect, what has a body only 307 and 308.  Raises ValueError, which says
+    what the redirect does, for one that must not be followed.
     """
     from urllib.parse import quote, urljoin, urlsplit
 
-    url, trusted, body = request.target, request.auth, request.body
-
-    def stop(reason: str) -> VastAIError:
-        secrets = request.secrets + client.secrets
-        return make_error(
-            VastAIError,
-            redact_text(f"the service redirects {reason}; not followed", secrets),
-            response=answer.masked(secrets),
-        )
-
-    for _ in range(6):
-        answer = send_once(client, request.method, url, body, trusted, not request.safe, timeout)
-        target = answer.headers.get("Location")
-        if answer.status_code not in (301, 302, 303, 307, 308) or not target:
-            return answer
-        if request.method != "GET" and answer.status_code not in (307, 308):
-            raise stop(f"a {request.method} to {printable(target, 200)}")
-        try:
-            old, new = urlsplit(url), urlsplit(urljoin(url, quote(target, safe=URL_SAFE)))
-            trusted = trusted and key_may_go(old, new)
-        except ValueError:
-            raise stop(f"to {printable(target, 200)}, which is no address") from None
-        if (
-            new.scheme not in ("http", "https")
-            or not new.hostname
-            or (old.scheme == "https" and new.scheme == "http")
-        ):
-            raise stop(f"to {printable(target, 200)}, which is not safe")
-        if not trusted:
-            body = body and {k: v for k, v in body.items() if k != "api_key"}
-        url = new._replace(fragment="").geturl()
-    raise stop(f"more than 5 times, the last time to {printable(url, 200)}")
+    if method != "GET" and status not in (307, 308):
+        raise ValueError(f"a {method} to {location}")
+    try:
+        old, new = urlsplit(url), urlsplit(urljoin(url, quote(location, safe=URL_SAFE)))
+        same_place = key_may_go(old, new)
+    except ValueError:
+        raise ValueError(f"to {location}, which is no address") from None
+    downgrade = old.scheme == "https" and new.scheme == "http"
+    if new.scheme not in ("http", "https") or not new.hostname or downgrade:
+        raise ValueError(f"to {location}, which is not safe")
+    return new._replace(fragment="").geturl(), same_place
 
 
 def key_may_go(old: Any, new: Any) -> bool:
     """Does the key go along with a redirect?  To the same scheme, host and port, and between https
-    hosts of vast.ai.
-
-    Raises ValueError where a port is none.
+    hosts of vast.ai.  Takes split URLs; raises ValueError for a port that is none.
     """
     places = [
         (at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme))
@@ -4433,69 +4640,52 @@ def send_once(
     fresh: bool,
     timeout: float,
 ) -> Answer:
-    """One request over one connection, kept alive where the row is safe.  Raises Unsent or
-    Unanswered.
+    """One request over one connection, within `timeout` seconds.  Raises Unsent or Unanswered.
 
-    A connection that lay idle may have been closed by the service, which shows only when it is
-    used; what must not be repeated therefore gets a new one.  A safe request that finds its
-    connection closed takes a new one, once.
+    An idle connection may have been closed by the service, which shows only when it is used.  So
+    what must not be repeated gets a new one (`fresh`), and a safe request that finds its connection
+    closed takes a new one, once.
     """
-    import http.client
-    import json
-
-    headers = {
-        "Accept": "application/json",
-        "Accept-Encoding": "gzip",
-        "User-Agent": client.user_agent,
-    }
-    if trusted and client.api_key:
-        headers["Authorization"] = f"Bearer {client.api_key}"
     data = None
     if body is not None:
+        import json
+
         data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-        headers["Content-Type"] = "application/json"
+    place, target = client.pool.find_place(url)
+    key = client.api_key if trusted else None
+    message = place.build_message(method, target, client.user_agent, key, data)
     deadline = time.monotonic() + timeout
     while True:
-        connection, reused, target = client.pool.take(url, headers, fresh, deadline)
         try:
-            sock = connection.sock
-            sock.deadline = deadline
-            connection.request(method, target, data, headers)
-            response = connection.getresponse()
-            while (
-                response.status < 200
-            ):  # of what only announces the answer, http.client passes over 100 alone
-                response.headers = None
-                response.begin()
-                if response.will_close:
-                    connection.close()
-            if sock.ended:  # http.client takes the end of the connection for the end of the headers
-                raise ConnectionError("the answer was cut")
-        except (OSError, http.client.HTTPException) as error:
+            connection, reused = client.pool.take(place, fresh, deadline)
+        except (OSError, ValueError) as error:
+            raise Unsent(_reason(error), url) from error
+        head = None
+        try:
+            connection.send(message)
+            head = connection.read_head()
+            content, fault = connection.read_body(head)
+        except OSError as error:
             connection.close()
-            if reused and not _timed_out(error):
+            if reused and head is None and not _timed_out(error):
                 fresh = True
                 continue
-            raise Unanswered(_reason(error)) from error
+            raise Unanswered(_reason(error), url) from error
         except BaseException:  # Ctrl-C leaves no half-used connection behind
             connection.close()
             raise
-        try:
-            content = decompress(response, read_body(response))
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise Unanswered(_reason(error)) from error
-        except BaseException:
-            connection.close()
-            raise
-        client.pool.give(connection, response)
-        return Answer(response.status, response.headers, content, url)
+        client.pool.give(connection)
+        if not fault and head.headers.get("Content-Encoding", "").strip().lower() == "gzip":
+            try:
+                content, fault = unzip(content)
+            except OSError as error:
+                raise Unanswered(_reason(error), url) from error
+        return Answer(head.status, head.headers, content, url, fault)
 
 
 def _timed_out(error: BaseException | None) -> bool:
-    return (
-        isinstance(error, TimeoutError) or type(error).__name__ == "timeout"
-    )  # socket.timeout, before 3.10
+    # socket.timeout is a class of its own before 3.10
+    return isinstance(error, TimeoutError) or type(error).__name__ == "timeout"
 
 
 def _reason(error: BaseException) -> str:
@@ -4511,47 +4701,35 @@ def _reason(error: BaseException) -> str:
     return printable(str(next(filter(None, words))), 300)
 
 
-def read_body(response: http.client.HTTPResponse) -> bytes:
-    """The body, to the length announced; http.client's own read() takes a cut body for whole where
-    it has a length.
-    """
-    from http.client import IncompleteRead
-
-    parts, size = [], 0
-    while True:
-        part = response.read1(1 << 16)
-        if not part:
-            break
-        parts.append(part)
-        size += len(part)
-        if size > LARGEST_ANSWER:
-            raise OSError("the answer is too large")
-    if response.length:
-        raise IncompleteRead(b"", response.length)
-    return b"".join(parts)
+TOO_LARGE = f"an answer of more than {LARGEST_ANSWER >> 20} MB"
 
 
-def decompress(response: http.client.HTTPResponse, content: bytes) -> bytes:
-    """The body without its gzip; a cut one counts as no answer, a broken one is left for the parser
-    to refuse.
-    """
-    if response.headers.get("Content-Encoding", "").strip().lower() != "gzip" or not content:
-        return content
+def unzip(content: bytes) -> tuple[bytes, str]:
+    """A gzip body unpacked, and why it cannot be used, or "".  Raises ConnectionError if it is cut."""
     import zlib
 
-    unpack = zlib.decompressobj(31)
-    try:
-        plain = unpack.decompress(content, LARGEST_ANSWER)
-    except zlib.error:
-        return b"<bad gzip>"
-    if not unpack.eof:
-        raise OSError("the answer is too large" if unpack.unconsumed_tail else "the answer was cut")
-    return plain
+    parts, left = [], LARGEST_ANSWER
+    while content[:2] == b"\x1f\x8b":  # a body may have several members
+        member = zlib.decompressobj(31)
+        try:
+            part = member.decompress(content, left)
+        except zlib.error:
+            return content, "broken gzip"
+        left -= len(part)
+        if member.unconsumed_tail or left <= 0:
+            return b"", TOO_LARGE
+        if not member.eof:
+            raise ConnectionError("the answer was cut")
+        parts.append(part)
+        content = member.unused_data
+    if content and not parts:
+        return content, "no gzip, although announced as that"
+    return b"".join(parts), ""
 
 
 def seconds_left(deadline: float) -> float:
-    """Until a moment of time.monotonic(), as a socket takes it.  Raises TimeoutError where that is
-    over.
+    """The time until a moment of time.monotonic(), as a socket takes it.  Raises TimeoutError if
+    that has passed.
     """
     rest = deadline - time.monotonic()
     if rest <= 0:
@@ -4559,21 +4737,175 @@ def seconds_left(deadline: float) -> float:
     return min(rest, LONGEST_TIMEOUT)
 
 
-class Timed:
-    """A socket whose every wait counts against one deadline: a trickle of bytes cannot outlast the
-    timeout.
+class Head:
+    """Status and headers of an answer, whether its connection may be used again, and how its body
+    ends.
     """
 
-    __slots__ = ("deadline", "ended", "sock")
+    __slots__ = ("chunked", "headers", "keep", "length", "status")
 
-    def __init__(self, sock: Any, deadline: float) -> None:
-        self.sock, self.deadline, self.ended = sock, deadline, False
+    def __init__(self, text: str) -> None:
+        """Reads the status line and the headers.  Raises ConnectionError if they are not HTTP."""
+        first, *lines = text.split("\n")
+        version, _, rest = first.strip().partition(" ")
+        code = rest.lstrip()[:3]
+        if not version.startswith("HTTP/1.") or not (code.isascii() and code.isdigit()):
+            raise ConnectionError(f"no HTTP answer: {printable(first, 60)}")
+        self.status = int(code)
+        self.headers = headers = Headers()
+        name = ""
+        for line in lines:
+            if line[:1] in (" ", "\t") and name:  # the line before goes on
+                dict.__setitem__(headers, name, f"{dict.get(headers, name)} {line.strip()}")
+                continue
+            name, colon, value = line.partition(":")
+            if colon:
+                name, value = name.strip().lower(), value.strip()
+                before = dict.get(headers, name)
+                dict.__setitem__(headers, name, value if before is None else f"{before}, {value}")
+        options = headers.get("Connection", "").lower()
+        self.keep = "close" not in options and (version != "HTTP/1.0" or "keep-alive" in options)
+        self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
+        self.length: int | None = None  # bytes; None: up to the end of the connection
+        length = headers.get("Content-Length", "").partition(",")[0]
+        if self.status in (204, 304) or self.status < 200:
+            self.length = 0
+        elif not self.chunked and length.isascii() and length.isdigit():
+            self.length = int(length[:19])
 
-    def left(self) -> None:
+
+class HttpConnection:
+    """One connection to a place, with or without TLS.  All its waits count against `deadline`, so
+    that a trickle of bytes cannot outlast the timeout.
+
+    Its methods raise OSError: TimeoutError after the deadline, ConnectionError if the other side
+    ends or does not speak HTTP.
+    """
+
+    __slots__ = ("buffer", "deadline", "idle_since", "keep", "place", "sock")
+
+    def __init__(self, place: Place, sock: Any, deadline: float) -> None:
+        self.place, self.sock, self.deadline = place, sock, deadline
+        self.buffer = b""  # what has been received, and not yet read
+        self.keep = False  # after a whole answer: may it be used again?
+        self.idle_since = 0.0
+
+    def send(self, data: bytes) -> None:
         self.sock.settimeout(seconds_left(self.deadline))
+        self.sock.sendall(data)
 
-    def quiet(self) -> bool:
-        """Is there nothing to read?  On an idle connection there is only an end, or an answer that
+    def receive(self) -> bytes:
+        """Some bytes; none at the end of the connection."""
+        self.sock.settimeout(seconds_left(self.deadline))
+        data: bytes = self.sock.recv(1 << 16)
+        return data
+
+    def receive_more(self) -> None:
+        """Adds some bytes to the buffer."""
+        data = self.receive()
+        if not data:
+            raise ConnectionError("the connection was closed" if not self.buffer else CUT)
+        self.buffer += data
+
+    def read_head(self) -> Head:
+        """The head of the answer; those that only announce it (1xx) are passed over."""
+        while True:
+            end = self.buffer.find(b"\n\r\n")
+            bare = self.buffer.find(b"\n\n", 0, end if end >= 0 else None)
+            if bare >= 0:
+                end = bare
+            if end >= 0:
+                head = Head(self.buffer[:end].decode("latin-1"))
+                self.buffer = self.buffer[end + (2 if bare >= 0 else 3) :]
+                if head.status >= 200:
+                    return head
+            elif self.buffer[:5] != b"HTTP/"[: len(self.buffer)]:
+                raise ConnectionError(f"no HTTP answer: {short_repr(self.buffer[:60])}")
+            elif len(self.buffer) > 1 << 17:
+                raise ConnectionError("the answer's headers have no end")
+            else:
+                self.receive_more()
+
+    def read_body(self, head: Head) -> tuple[bytes, str]:
+        """The body, whole, and why it cannot be used, or ""."""
+        self.keep = head.keep
+        try:
+            if head.chunked:
+                content = self.read_chunks()
+            elif head.length is None:
+                self.keep = False
+                content = self.read_to_end()
+            else:
+                content = self.read_exactly(head.length)
+        except _TooLarge:
+            self.keep = False
+            return b"", TOO_LARGE
+        return content, ""
+
+    def read_exactly(self, count: int) -> bytes:
+        if count > LARGEST_ANSWER:
+            raise _TooLarge
+        if len(self.buffer) >= count:
+            content, self.buffer = self.buffer[:count], self.buffer[count:]
+            return content
+        parts = [self.buffer]
+        missing = count - len(self.buffer)
+        self.buffer = b""
+        while missing > 0:
+            part = self.receive()
+            if not part:
+                raise ConnectionError(CUT)
+            parts.append(part)
+            missing -= len(part)
+        if missing:
+            parts[-1], self.buffer = part[:missing], part[missing:]
+        return b"".join(parts)
+
+    def read_to_end(self) -> bytes:
+        parts, size = [self.buffer], len(self.buffer)
+        self.buffer = b""
+        while True:
+            part = self.receive()
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+            size += len(part)
+            if size > LARGEST_ANSWER:
+                raise _TooLarge
+
+    def read_chunks(self) -> bytes:
+        parts, size = [], 0
+        while True:
+            digits = self.read_line().partition(b";")[0].strip()
+            try:
+                count = int(digits, 16) if digits.isalnum() else -1
+            except ValueError:
+                count = -1
+            if count < 0:
+                raise ConnectionError("the answer has a chunk of no size")
+            if count == 0:
+                break
+            size += count
+            if size > LARGEST_ANSWER:
+                raise _TooLarge
+            parts.append(self.read_exactly(count))
+            if self.read_line().strip():
+                raise ConnectionError(CUT)
+        while self.read_line().strip():  # trailers
+            pass
+        return b"".join(parts)
+
+    def read_line(self) -> bytes:
+        """The next line, of 64 KB at most."""
+        while b"\n" not in self.buffer:
+            if len(self.buffer) > 1 << 16:
+                raise ConnectionError("the answer has a line without an end")
+            self.receive_more()
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return line
+
+    def is_quiet(self) -> bool:
+        """Is there nothing to read?  An idle connection only ever brings its end, or an answer that
         nobody waits for.
         """
         import select
@@ -4583,157 +4915,169 @@ class Timed:
         except (OSError, ValueError):  # too many files for select
             return False
 
-    def sendall(self, data: bytes) -> None:
-        self.left()
-        self.sock.sendall(data)
-
-    def makefile(self, mode: str) -> Any:
-        return io.BufferedReader(TimedReader(self), 1 << 16)
-
     def close(self) -> None:
         self.sock.close()
 
 
-class TimedReader(io.RawIOBase):
-    """The reading end of a Timed socket: the clock is looked at before each read."""
+CUT = "the answer was cut"
 
-    def __init__(self, timed: Timed) -> None:
-        self.timed, self.raw = timed, timed.sock.makefile("rb", 0)
 
-    def readable(self) -> bool:
-        return True
+class _TooLarge(Exception):
+    """The body is larger than LARGEST_ANSWER."""
 
-    def readinto(self, buffer: Any) -> Any:
-        self.timed.left()
-        count = self.raw.readinto(buffer)
-        self.timed.ended = not count
-        return count
 
-    def close(self) -> None:
-        self.raw.close()
-        super().close()
+class Place:
+    """The scheme, host and port of an address, and the proxy that leads there, if any."""
+
+    __slots__ = ("host", "host_header", "name", "port", "proxy", "tls")
+
+    def __init__(self, parts: Any) -> None:
+        """Takes a split URL.  Raises ValueError for a port that is none, and NetworkError for a
+        proxy that cannot be used.
+        """
+        self.tls = parts.scheme == "https"
+        self.host: str = parts.hostname
+        usual = 443 if self.tls else 80
+        self.port: int = parts.port or usual
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        self.name = f"{host}:{self.port}"
+        self.host_header = host if self.port == usual else self.name
+        self.proxy = find_proxy(parts.scheme, self.host, self.port)
+
+    def build_message(
+        self, method: str, target: str, user_agent: str, key: str | None, data: bytes | None
+    ) -> bytes:
+        """A request to this place as it goes over the wire; `target` is what find_place() gave."""
+        lines = [
+            f"{method} {target} HTTP/1.1",
+            f"Host: {self.host_header}",
+            "Accept: application/json",
+            "Accept-Encoding: gzip",
+            f"User-Agent: {user_agent}",
+        ]
+        if key:
+            lines.append(f"Authorization: Bearer {key}")
+        if self.proxy and not self.tls:
+            lines += [f"{name}: {value}" for name, value in self.proxy.headers.items()]
+        if data is not None:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
+        return "\r\n".join([*lines, "", ""]).encode("ascii") + (data or b"")
+
+
+def find_place(url: str, known: dict[tuple[str, str], Place]) -> tuple[Place, str]:
+    """The place of an address, which is remembered in `known`, and the path with the query that is
+    asked for there.  Raises ValueError for an address that is none.
+    """
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    key = (parts.scheme, parts.netloc)
+    place = known.get(key)
+    if place is None:
+        place = known[key] = Place(parts)
+    target = parts.path or "/"
+    if parts.query:
+        target += f"?{parts.query}"
+    if place.proxy and not place.tls:  # such a proxy reads the request, and has to know the host
+        target = f"http://{place.host_header}{target}"
+    return place, target
 
 
 class Pool:
-    """Connections that wait for their next request.  Threads share it: list.append and list.pop are
-    atomic.
-    """
+    """Connections that wait for their next request.  Threads share it."""
 
-    __slots__ = ("idle", "owner")
+    __slots__ = ("idle", "lock", "owner", "places")
 
     def __init__(self) -> None:
-        self.idle: dict[tuple[str, str, str | None], list[Any]] = {}
-        self.owner = os.getpid()
+        self.reset()
 
-    def take(
-        self, url: str, headers: dict[str, str], fresh: bool, deadline: float
-    ) -> tuple[Any, bool, str]:
-        """A connection for `url`, whether it was used before, and what to ask it for.  Raises
-        Unsent.
-        """
-        from http.client import HTTPException
-        from urllib.parse import urlsplit
+    def reset(self) -> None:
+        """Forgets all connections, without closing them."""
+        from _thread import allocate_lock
 
+        self.idle: dict[Place, list[HttpConnection]] = {}
+        self.places: dict[tuple[str, str], Place] = {}
+        self.lock, self.owner = allocate_lock(), os.getpid()
+
+    def find_place(self, url: str) -> tuple[Place, str]:
+        """The place of an address, and the path with the query that is asked for there."""
         if self.owner != os.getpid():  # after a fork the connections are the parent's
-            self.idle, self.owner = {}, os.getpid()
-        parts = urlsplit(url)
-        proxy = proxy_for(parts.scheme, parts.netloc.rpartition("@")[2])
-        place = (parts.scheme, parts.netloc, proxy)
-        connection = None if fresh else self.waiting(place)
-        reused = connection is not None
-        try:
-            if not reused:
-                connection = connect(parts, proxy, deadline)
-                connection.place = place
-        except (OSError, ValueError, HTTPException) as error:
-            raise Unsent(_reason(error)) from error
-        if proxy and parts.scheme == "http":
-            headers.update(proxy_headers(proxy))
-            return connection, reused, url
-        return connection, reused, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            self.reset()
+        return find_place(url, self.places)
 
-    def waiting(self, place: tuple[str, str, str | None]) -> Any:
-        """A connection that waits for its next request and is still good, or None."""
-        waiting = self.idle.setdefault(place, [])
-        while True:
-            try:
-                connection, since = waiting.pop()
-            except IndexError:
-                return None
-            if (
-                time.monotonic() - since < 50 and connection.sock.quiet()
-            ):  # servers close after 60 s or more
-                return connection
+    def take(self, place: Place, fresh: bool, deadline: float) -> tuple[HttpConnection, bool]:
+        """A connection to `place`, and whether it was used before, which `fresh` rules out.  Raises
+        OSError if there is none to be had.
+        """
+        while not fresh:
+            with self.lock:
+                waiting = self.idle.get(place)
+                connection = waiting.pop() if waiting else None
+            if connection is None:
+                break
+            # Servers close after 60 s or more.
+            if time.monotonic() - connection.idle_since < 50 and connection.is_quiet():
+                connection.deadline = deadline
+                return connection, True
             connection.close()
+        return connect(place, deadline), False
 
-    def give(self, connection: Any, response: http.client.HTTPResponse) -> None:
-        """Back into the pool after a whole answer, unless the service is going to close it."""
-        response.close()
-        waiting = self.idle.setdefault(connection.place, [])
-        if connection.sock is None or len(waiting) > 64:
-            connection.close()
-        else:
-            waiting.append((connection, time.monotonic()))
+    def give(self, connection: HttpConnection) -> None:
+        """Takes a connection back after a whole answer, if it can be used again."""
+        connection.idle_since = time.monotonic()
+        if connection.keep and not connection.buffer:
+            with self.lock:
+                waiting = self.idle.setdefault(connection.place, [])
+                if len(waiting) < 64:
+                    waiting.append(connection)
+                    return
+        connection.close()
+
+    def close(self) -> None:
+        """Closes the idle connections; those under way are closed by nobody but their threads."""
+        if self.owner == os.getpid():
+            with self.lock:
+                idle, self.idle, self.places = self.idle, {}, {}
+            for connection in [connection for waiting in idle.values() for connection in waiting]:
+                connection.close()
 
     def __del__(self) -> None:
         Pool.close(self)
 
-    def close(self) -> None:
-        idle, self.idle = self.idle, {}
-        if self.owner == os.getpid():
-            for connection, _ in [pair for waiting in list(idle.values()) for pair in waiting]:
-                connection.close()
 
+def connect(place: Place, deadline: float) -> HttpConnection:
+    """A new connection to a place, through its proxy if it has one, and with TLS for https.  Raises
+    OSError.
+    """
+    import socket
 
-def connect(parts: Any, proxy: str | None, deadline: float) -> Any:
-    """A connection to the service, through the proxy if there is one, and with TLS for https."""
-    import http.client
-
-    host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-    near_host, near_port = proxy_place(proxy) if proxy else (host, port)
-    connection = http.client.HTTPConnection(near_host, near_port, timeout=seconds_left(deadline))
+    near = place.proxy or place
+    # A host in bytes spares the interpreter loading what it needs for hosts in Unicode.
+    address: Any = (near.host.encode("ascii"), near.port)
+    sock = socket.create_connection(address, seconds_left(deadline))
     try:
-        connection.connect()
-        if parts.scheme == "https":
-            if proxy:
-                tunnel(
-                    Timed(connection.sock, deadline),
-                    f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-                    proxy,
-                )
-                connection.host, connection.port = host, port
-            connection.sock.settimeout(seconds_left(deadline))
-            connection.sock = tls_context().wrap_socket(connection.sock, server_hostname=host)
-            connection.default_port = 443  # for the Host header
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = HttpConnection(place, sock, deadline)
+        if place.tls:
+            if place.proxy:
+                open_tunnel(connection, place.proxy)
+            sock.settimeout(seconds_left(deadline))
+            connection.sock = sock = tls_context().wrap_socket(sock, server_hostname=place.host)
+        seconds_left(deadline)  # later it would be too late: a part of the request would have left
     except BaseException:
-        connection.close()
+        sock.close()
         raise
-    connection.sock = Timed(connection.sock, deadline)
-    connection.sock.left()  # or it would be too late when a part of the request has left
     return connection
 
 
-def tunnel(sock: Timed, place: str, proxy: str) -> None:
-    """Has the proxy connect to `place`; http.client's own way would let a slow proxy outlast the
-    timeout.
-    """
-    from http.client import HTTPResponse
-
-    headers = {"Host": place, **proxy_headers(proxy)}
-    sock.sendall(
-        "".join(
-            [
-                f"CONNECT {place} HTTP/1.1\r\n",
-                *(f"{k}: {v}\r\n" for k, v in headers.items()),
-                "\r\n",
-            ]
-        ).encode()
-    )
-    answer = HTTPResponse(sock, method="CONNECT")  # type: ignore[arg-type]
-    answer.begin()
-    answer.close()
-    if answer.status != 200:
-        raise OSError(f"the proxy refuses: HTTP {answer.status} {answer.reason}")
+def open_tunnel(connection: HttpConnection, proxy: Proxy) -> None:
+    """Has the proxy at the other end connect to the place.  Raises OSError."""
+    connection.send(proxy.connect_message(connection.place))
+    head = connection.read_head()
+    if head.status != 200:
+        raise OSError(f"the proxy refuses: HTTP {head.status}")
+    if connection.buffer:
+        raise OSError("the proxy sent more than was asked for")
 
 
 _contexts: dict[Any, ssl.SSLContext] = {}
@@ -4742,8 +5086,8 @@ _contexts: dict[Any, ssl.SSLContext] = {}
 def tls_context(root: str = "") -> ssl.SSLContext:
     """The TLS context of the process: reading the system's certificates costs more than a request.
 
-    A `root` certificate (PEM) gives one that trusts it as well, for workers; raises OSError if it is
-    none.
+    A `root` certificate (PEM) gives one that trusts it as well, for workers.  Raises OSError if it is
+    none, or if the certificates of the environment cannot be read.
     """
     import ssl
 
@@ -4755,7 +5099,7 @@ def tls_context(root: str = "") -> ssl.SSLContext:
             context = ssl.create_default_context(**place)  # type: ignore[arg-type]
         except OSError as error:
             raise OSError(
-                f"the certificates of REQUESTS_CA_BUNDLE cannot be read: {error.strerror or error}"
+                f"cannot read the certificates of REQUESTS_CA_BUNDLE: {error.strerror or error}"
             ) from None
         if root:
             context.load_verify_locations(cadata=root)
@@ -4770,54 +5114,99 @@ def user_agent() -> str:
     return f"vastai/{__version__} (python {sys.version_info[0]}.{sys.version_info[1]})"
 
 
-def proxy_for(scheme: str, host: str) -> str | None:
-    """The proxy that the environment names for a host; urllib.request is loaded only where it names
-    any.
+class Proxy:
+    """An HTTP proxy: its host and port, and the headers that it wants."""
+
+    __slots__ = ("headers", "host", "port")
+
+    def __init__(self, variable: str, url: str) -> None:
+        """Takes the value of an environment variable.  Raises NetworkError if it is no such proxy;
+        its text has nothing of the value but the scheme, as there may be a password in it.
+        """
+        from urllib.parse import unquote, urlsplit
+
+        scheme = url.partition("://")[0].lower() if "://" in url else "http"
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            host, port = parts.hostname, parts.port or 80
+        except ValueError:
+            host, port = None, 0
+        wanted = "expected a URL such as http://user:password@host:port"
+        if scheme.startswith("socks"):
+            raise make_error(
+                NetworkError,
+                f"{variable} names a SOCKS proxy ({printable(scheme, 20)}://), which is not supported; {wanted}",
+            )
+        if scheme == "https":
+            raise make_error(
+                NetworkError,
+                f"{variable} names an https proxy (https://), which is not supported; {wanted}",
+            )
+        if scheme != "http" or not host or not host.isascii():
+            raise make_error(NetworkError, f"{variable} is not the URL of a proxy; {wanted}")
+        self.host, self.port = host, port
+        self.headers: dict[str, str] = {}
+        if parts.username:
+            from base64 import b64encode
+
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            coded = b64encode(pair.encode()).decode()
+            self.headers["Proxy-Authorization"] = f"Basic {coded}"
+
+    def connect_message(self, place: Place) -> bytes:
+        """The request to be connected with a place."""
+        lines = [f"CONNECT {place.name} HTTP/1.1", f"Host: {place.name}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
+def find_proxy(scheme: str, host: str, port: int) -> Proxy | None:
+    """The proxy that the environment names for a host.  Raises NetworkError if it is no proxy."""
+    for way in (scheme, "all"):
+        for name in (f"{way}_proxy", f"{way}_proxy".upper()):
+            if name == "HTTP_PROXY" and "REQUEST_METHOD" in os.environ:
+                continue  # in a CGI script that is a header of whoever sent the request
+            url = os.environ.get(name, "").strip()
+            if url:
+                exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+                return None if is_exempt(exempt, host, port) else Proxy(name, url)
+    return None
+
+
+def is_exempt(exempt: str, host: str, port: int) -> bool:
+    """Does a NO_PROXY list name the host?  Its entries are `*`, hosts, domains (`.example.com`,
+    `*.example.com`, also without the dot), addresses and CIDR ranges; all but the ranges may have a
+    port.
     """
-    if not any(
-        os.environ.get(name)
-        for way in (scheme, "all")
-        for name in (f"{way}_proxy", f"{way}_PROXY".upper())
-    ):
-        return None
-    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
-
-    proxies = getproxies_environment()
-    if proxy_bypass_environment(host, proxies):
-        return None
-    return proxies.get(scheme) or proxies.get("all")
-
-
-def proxy_parts(proxy: str) -> Any:
-    from urllib.parse import urlsplit
-
-    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    for entry in exempt.lower().replace(",", " ").split():
+        if entry == "*" or (is_address(host) and _is_in_range(host, entry)):
+            return True
+        name, _, digits = entry.rpartition(":")
+        if not name or not digits.isdigit() or (":" in name and not name.endswith("]")):
+            name, digits = entry, ""  # no port, or an IPv6 address
+        if digits and int(digits) != port:
+            continue
+        name = name.strip("[]")
+        name = name[1:] if name.startswith("*.") else name
+        if host == name.lstrip(".") or host.endswith("." + name.lstrip(".")):
+            return True
+    return False
 
 
-def proxy_place(proxy: str) -> tuple[str, int]:
-    """Host and port of a proxy.  Raises OSError, whose text has nothing of a password that was not
-    quoted.
-    """
+def is_address(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def _is_in_range(address: str, entry: str) -> bool:
+    """Is an IP address in a CIDR range, or the same as another address?  False for what is neither."""
+    import ipaddress
+
     try:
-        parts = proxy_parts(proxy)
-        if parts.scheme == "http" and parts.hostname:
-            return parts.hostname, parts.port or 80
+        return ipaddress.ip_address(address) in ipaddress.ip_network(
+            entry.strip("[]"), strict=False
+        )
     except ValueError:
-        pass
-    raise OSError(
-        "the proxy of the environment must be a URL such as http://user:password@host:port"
-    ) from None
-
-
-def proxy_headers(proxy: str) -> dict[str, str]:
-    from base64 import b64encode
-    from urllib.parse import unquote
-
-    parts = proxy_parts(proxy)
-    if not parts.username:
-        return {}
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return {"Proxy-Authorization": "Basic " + b64encode(pair.encode()).decode()}
+        return False
 
 
 def explain_request(client: VastAI, request: Request) -> None:
@@ -4863,24 +5252,78 @@ def format_curl(client: VastAI, request: Request) -> str:
 
 
 def config_file(name: str) -> str:
-    """A file in this client's configuration folder."""
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return os.path.join(base, "vastai", name)
+    """A file in this client's configuration folder; "" if that folder is relative or unknown."""
+    return _own_file("XDG_CONFIG_HOME", ".config", name)
 
 
 def cache_file(name: str) -> str:
-    """A file in this client's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "vastai", name)
+    """A file in this client's cache folder; "" if that folder is relative or unknown."""
+    return _own_file("XDG_CACHE_HOME", ".cache", name)
 
 
-def read_key(path: str) -> str | None:
-    """The text of a key file, stripped; None where there is none that can be read."""
+def _own_file(variable: str, usual: str, name: str) -> str:
+    base = os.environ.get(variable) or os.path.join(os.path.expanduser("~"), usual)
+    return os.path.join(base, "vastai", name) if os.path.isabs(base) else ""
+
+
+def folder_problem() -> str:
+    """Why this client has no folder to keep files in."""
+    for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        base = os.environ.get(variable, "")
+        if base and not os.path.isabs(base):
+            return f"{variable} is {printable(base)!r}, not an absolute path"
+    return "there is no home folder; set HOME or XDG_CONFIG_HOME to an absolute path"
+
+
+def old_key_file() -> str:
+    """Where older clients keep the API key; "" if there is no home folder."""
+    path = os.path.expanduser(os.path.join("~", ".vast_api_key"))
+    return path if os.path.isabs(path) else ""
+
+
+def key_files(session: bool = False) -> list[str]:
+    """Where an API key may be kept, in the order of looking; `session` adds the 2FA session's."""
+    paths = [config_file("vast_api_key"), old_key_file()]
+    if session:
+        paths.insert(0, config_file("vast_tfa_key"))
+    return [path for path in paths if path]
+
+
+def find_key(given: str | None, session: bool = False) -> tuple[str | None, str, str]:
+    """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; a blank
+    one is none.
+    """
+    if given is not None and str(given).strip():
+        return given, "CODE", "--api-key or api_key="
+    key = os.environ.get("VAST_API_KEY", "")
+    if key.strip():
+        return key, "ENV", "the environment variable VAST_API_KEY"
+    for path in key_files(session):
+        key = read_key(path)
+        if key:
+            return key, "FILE", path
+    return None, "NONE", "nowhere"
+
+
+def read_key(path: str) -> str:
+    """The key that a file holds; "" if there is none that can be read."""
+    return read_key_file(path)[0]
+
+
+def read_key_file(path: str) -> tuple[str, str]:
+    """The key that a file holds, stripped, and why it has none although it is there ("" for a
+    file that is not there).
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(10_000).strip() or None
-    except (OSError, ValueError):
-        return None
+        with open(path, "rb") as file:
+            key = decode_file(file.read(40_000)).strip()
+        return key, "" if key else "is empty"
+    except (FileNotFoundError, NotADirectoryError):
+        return "", ""
+    except OSError as error:
+        return "", f"cannot be read: {error.strerror}"
+    except ValueError:
+        return "", "is not a text file"
 
 
 def key_fault(key: Any) -> str:
@@ -4903,25 +5346,61 @@ def check_key(key: Any, origin: str) -> None:
         )
 
 
+def save_api_key(key: str) -> str:
+    """Saves the API key for later commands; returns the path of its file.  Raises UsageError."""
+    path, old = config_file("vast_api_key"), old_key_file()
+    write_private(path, key)
+    try:
+        if old and not os.path.isdir(old):
+            os.unlink(old)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        warn(f"{old} still holds another key: {error.strerror}")
+    return path
+
+
 def write_private(path: str, content: str | bytes) -> None:
-    """Writes a file of mode 0600 in a folder of mode 0700, whole or not at all.  Raises UsageError."""
+    """Writes a file of mode 0600, whole or not at all, and makes its folder, of mode 0700, if there
+    is none.  A symbolic link is written through.  Raises UsageError, also for "", which stands for
+    a file of ours without a folder.
+    """
     import tempfile
 
-    folder = os.path.dirname(os.path.abspath(path))
+    if not path:
+        raise UsageError(f"cannot save it: {folder_problem()}")
+    target = os.path.realpath(path) if os.path.islink(path) else os.path.abspath(path)
+    folder = os.path.dirname(target)
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if folder == os.path.dirname(os.path.abspath(config_file("vast_api_key"))):
+        make_private_folder(folder)
+        if folder == os.path.dirname(config_file("vast_api_key")):
             os.chmod(folder, 0o700)  # it may have been there
         handle, temporary = tempfile.mkstemp(dir=folder)  # made with mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             os.unlink(temporary)
             raise
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
+def make_private_folder(folder: str) -> None:
+    """Makes a folder, and those above that are missing, of mode 0700 whatever the umask."""
+    if os.path.isdir(folder):
+        return
+    above = os.path.dirname(folder)
+    if above != folder:
+        make_private_folder(above)
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
+    else:
+        os.chmod(folder, 0o700)
 
 
 def run_program(words: list[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
@@ -5565,9 +6044,13 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
         timeout = min(max(0.5, left), call.client.timeout)
         try:
             answer = send_following_redirects(call.client, request, timeout)
-        except (Unsent, Unanswered):
+        except NoAnswer:
             return None
-        return answer.text if answer.status_code == 200 else None
+        if answer.status_code != 200:
+            return None
+        if answer.fault:
+            raise unusable_answer_error(call.row, answer, answer.fault)
+        return answer.text
 
     time.sleep(min(0.3, max_wait))  # it takes a moment
     text: str | None = poll_until(look, max_wait, 0.3, 3.0)
@@ -5967,10 +6450,7 @@ def run_set_api_key(call: Call) -> None:
     if not call.cli:
         call.client.api_key = key
         return
-    old = os.path.expanduser("~/.vast_api_key")
-    write_private(config_file("vast_api_key"), key)
-    if os.path.isfile(old):
-        os.unlink(old)
+    save_api_key(key)
     if os.environ.get("VAST_API_KEY", "").strip():
         call.warn("VAST_API_KEY is set and takes precedence over the file")
 
@@ -7808,16 +8288,16 @@ def describe_refusal(
     what: str, answer: Answer, key: str
 ) -> tuple[type[VastAIError], str, dict[str, Any]]:
     """The family of errors, the text and the details of an answer that is not a 2xx."""
-    secrets = [key] if key else []
+    answer.secrets = [key] if key else []
     family: type[VastAIError] = VastAIError
-    details: dict[str, Any] = {"response": answer.masked(secrets)}
+    details: dict[str, Any] = {"response": answer}
     if answer.status_code in (401, 403):
         family = AuthError
     elif answer.status_code in (404, 410):
         family = NotFoundError
     elif answer.status_code == 429:
         family, details["retry_after"] = RateLimitError, pause_asked(answer)
-    words = redact_text(printable(answer.text[:512].strip(), 512), secrets)
+    words = printable(redact_text(answer.text[:2000], answer.secrets).strip(), 512)
     return family, f"{what}: HTTP {answer.status_code} - {words}", details
 
 
@@ -8281,10 +8761,6 @@ def describe_loss(problem: BaseException) -> str:
 _roots: dict[str, tuple[str, float]] = {}  # address -> certificate, when it was fetched
 
 
-def is_address(host: str) -> bool:
-    return ":" in host or host.replace(".", "").isdigit()
-
-
 def root_file(url: str) -> str:
     """The cache file of a root certificate; another console's never takes the place of Vast.ai's."""
     if url == ROOT_URL:
@@ -8379,19 +8855,6 @@ class TimeLimit:
                 raise TimeoutError("timed out") from None
 
 
-class Headers:
-    """The headers of an answer, whatever the case of their names."""
-
-    __slots__ = ("values",)
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        pairs = (line.partition(":") for line in lines)
-        self.values = {name.lower(): value.strip() for name, _, value in pairs}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.values.get(name.lower(), default)
-
-
 class Body:
     """The body of an answer, read piece by piece, however its end is marked."""
 
@@ -8447,11 +8910,17 @@ class Body:
         while True:
             part = await self.piece()
             if not part:
-                return decompress(self, b"".join(parts))  # type: ignore[arg-type]
+                break
             parts.append(part)
             size += len(part)
             if size > LARGEST_ANSWER:
-                raise OSError("the answer is too large")
+                raise OSError(TOO_LARGE)
+        content = b"".join(parts)
+        if self.headers.get("Content-Encoding", "").strip().lower() == "gzip" and content:
+            content, fault = unzip(content)
+            if fault == TOO_LARGE:
+                raise OSError(TOO_LARGE)
+        return content
 
 
 class Connection:
@@ -8549,6 +9018,7 @@ class Streams:
         self.client, self.loop = client, loop
         self.slots = asyncio.Semaphore(client.connection_limit)
         self.root_lock = asyncio.Lock()
+        self.places: dict[tuple[str, str], Place] = {}
         self.idle: dict[Any, list[Connection]] = {}
         self.used: set[Connection] = set()
         self.tasks: set[Any] = set()
@@ -8638,15 +9108,11 @@ class Streams:
                 head = await reader.readuntil(b"\r\n\r\n")
             except LimitOverrunError:
                 raise OSError("the headers of the answer are too large") from None
-            first, *lines = head.decode("latin-1").split("\r\n")
-            version, _, rest = first.partition(" ")
-            if not version.startswith("HTTP/1."):
-                raise OSError("the answer is not HTTP")
-            status = int(rest[:3])
-        headers = Headers(lines)
-        if version == "HTTP/1.0":
-            headers.values.setdefault("connection", "close")
-        return status, headers
+            answer = Head(head.decode("latin-1"))
+            status = answer.status
+        if not answer.keep:
+            answer.headers.setdefault("connection", "close")
+        return status, answer.headers
 
     def release(self, connection: Connection, body: Body | None) -> None:
         """Keeps a connection for its next request, or closes it if its answer is not whole."""
@@ -8676,27 +9142,19 @@ class Streams:
         """A connection for an Ask, whether it was used before, and what to ask it for.  Raises
         Unsent.
         """
-        from urllib.parse import urlsplit
-
         self.check_open()
         try:
-            parts = urlsplit(ask.url)
-            host, port = parts.hostname or "", parts.port
-            proxy = proxy_for(parts.scheme, parts.netloc.rpartition("@")[2])
-            secure = parts.scheme == "https"
-            rooted = secure and ask.worker and is_address(host)
-            place = (secure, host, port or (443 if secure else 80), proxy, rooted)
-            headers["Host"] = parts.netloc.rpartition("@")[2]
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            if proxy and not secure:
-                headers.update(proxy_headers(proxy))
-                target = ask.url
-            kept = None if fresh else self.waiting(place)
+            place, target = find_place(ask.url, self.places)
+            rooted = place.tls and ask.worker and is_address(place.host)
+            headers["Host"] = place.host_header
+            if place.proxy and not place.tls:
+                headers.update(place.proxy.headers)
+            kept = None if fresh else self.waiting((place, rooted))
             if kept is not None:
                 connection = kept
             else:
                 with TimeLimit(ends):
-                    connection = await self.connect(place)
+                    connection = await self.connect(place, rooted)
         except (OSError, EOFError, ValueError) as error:
             raise Unsent(describe_loss(error)) from error
         self.used.add(connection)
@@ -8718,54 +9176,47 @@ class Streams:
             connection.close()
         return None
 
-    async def connect(self, place: Any) -> Connection:
+    async def connect(self, place: Place, rooted: bool) -> Connection:
         """A new connection, through the proxy if there is one, and with TLS for https."""
-        secure, *_, rooted = place
         if not rooted:
-            context = tls_context() if secure else None
-            return Connection(place, *await self.open(place, context))
+            context = tls_context() if place.tls else None
+            return Connection((place, rooted), *await self.open(place, context))
         root = await self.root()
         try:
-            return Connection(place, *await self.open(place, tls_context(root)))
+            return Connection((place, rooted), *await self.open(place, tls_context(root)))
         except OSError as error:
             if not certificate_refused(error):
                 raise
             newer = await self.root(newer=True)
             if newer == root:
                 raise
-        return Connection(place, *await self.open(place, tls_context(newer)))
+        return Connection((place, rooted), *await self.open(place, tls_context(newer)))
 
-    async def open(self, place: Any, context: Any) -> tuple[Any, Any]:
+    async def open(self, place: Place, context: Any) -> tuple[Any, Any]:
         """asyncio's reader and writer for a place."""
         import asyncio
 
-        _, host, port, proxy, _ = place
-        name = {"server_hostname": host} if context else {}
-        if proxy and context:
-            sock = await self.tunnel(host, port, proxy)
+        name: Any = {"server_hostname": place.host} if context else {}
+        if place.proxy and context:
+            sock = await self.tunnel(place, place.proxy)
             try:
                 return await asyncio.open_connection(sock=sock, ssl=context, **name)
             except BaseException:
                 sock.close()
                 raise
-        if proxy:
-            host, port = proxy_place(proxy)
-        return await asyncio.open_connection(host, port, ssl=context, **name)
+        near = place.proxy or place
+        return await asyncio.open_connection(near.host, near.port, ssl=context, **name)
 
-    async def tunnel(self, host: str, port: int, proxy: str) -> Any:
+    async def tunnel(self, place: Place, proxy: Proxy) -> Any:
         """A socket that the proxy has connected to a place."""
         import socket
 
-        near_host, near_port = proxy_place(proxy)
-        found = await self.loop.getaddrinfo(near_host, near_port, type=socket.SOCK_STREAM)
+        found = await self.loop.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
         sock = socket.socket(found[0][0], socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             await self.loop.sock_connect(sock, found[0][4])
-            name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            lines = [f"CONNECT {name} HTTP/1.1", f"Host: {name}"]
-            lines += [f"{key}: {value}" for key, value in proxy_headers(proxy).items()]
-            await self.loop.sock_sendall(sock, ("\r\n".join(lines) + "\r\n\r\n").encode())
+            await self.loop.sock_sendall(sock, proxy.connect_message(place))
             head = b""
             while not head.endswith(b"\r\n\r\n"):  # byte by byte: what follows is for TLS
                 byte = await self.loop.sock_recv(sock, 1)
@@ -10351,44 +10802,30 @@ class VastAI:
 
 
 def checked_url(url: str) -> str:
-    """A server URL without its final slash.  Raises UsageError."""
+    """A server URL without its final slash and /api/v0.  Raises UsageError, which does not show what
+    may be a password.
+    """
     from urllib.parse import urlsplit
 
+    wanted = f"the server must be a URL such as {SERVER}"
+    text = str(url)
+    if "@" in text:
+        raise UsageError(f"{wanted}, without a user or a password")
+    if "?" in text or "#" in text:
+        raise UsageError(f"{wanted}, without a query")
     try:
         parts = urlsplit(url)
-        good = (
-            parts.scheme in ("http", "https")
-            and parts.hostname
-            and not parts.query + parts.fragment
-            and not parts.username
-        )
-        good = good and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        good = good and url.isascii() and url.isprintable() and " " not in url
     except (ValueError, AttributeError, TypeError):
         good = False
     if not good:
-        raise UsageError(f"the server must be a URL such as {SERVER}, not {short_repr(url)}")
-    return url.rstrip("/")
-
-
-def find_key(given: str | None, session: bool = False) -> tuple[str | None, str, str]:
-    """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; a blank
-    one is none.
-    """
-    if given is not None and str(given).strip():
-        return given, "CODE", "--api-key or api_key="
-    key = os.environ.get("VAST_API_KEY", "")
-    if key.strip():
-        return key, "ENV", "the environment variable VAST_API_KEY"
-    names = [
-        *[config_file("vast_tfa_key")] * session,
-        config_file("vast_api_key"),
-        os.path.expanduser("~/.vast_api_key"),
-    ]
-    for path in names:
-        key = read_key(path) or ""
-        if key:
-            return key, "FILE", path
-    return None, "NONE", "nowhere"
+        raise UsageError(f"{wanted}, not {short_repr(url)}")
+    url = url.rstrip("/")
+    for tail in ("/api/v0", "/api/v1"):
+        if url.endswith(tail):
+            url = url[: -len(tail)].rstrip("/")
+    return url
 
 
 for method, command in METHODS.items():
