@@ -1139,23 +1139,24 @@ ALIASES = {
 }
 MULTIPLIERS = {"cpu_ram": 1000.0, "gpu_ram": 1000.0, "gpu_total_ram": 1000.0, "duration": 86400.0}
 
-# Every field of a search with what its help says: "field: type, meaning".  A type that begins with
-# MM/DD/YYYY makes the field a date; the others are for the reader alone.
+# Every field of a search with what its help says: "field: type, meaning".  The type decides
+# what values a query may give it: text, name (`_` is a blank unless in quotes), model (`_` is always
+# a blank), country, true/false, date and version; anything else is a number, in that unit.
 OFFER_FIELDS = """\
-bw_nvlink: GB/s, NVLink bandwidth; compute_cap: number, CUDA compute capability x100 (890 is 8.9); cpu_arch: text,
+bw_nvlink: GB/s, NVLink bandwidth; compute_cap: number x100, CUDA compute capability (890 is 8.9); cpu_arch: text,
 amd64 or arm64; cpu_cores: number, threads of the machine; cpu_cores_effective: number, threads that the offer gets;
 cpu_ghz: GHz, CPU clock; cpu_ram: GB, system memory; cuda_max_good: number, newest CUDA that the driver runs (alias
-cuda_vers); datacenter: true/false, hosted in a data centre; direct_port_count: number, open ports; disk_bw: MB/s, disk
+cuda_vers); datacenter: true/false, hosted in a data center; direct_port_count: number, open ports; disk_bw: MB/s, disk
 read speed; disk_space: GB, space that can be rented; dlperf: number, deep-learning benchmark; dlperf_per_dphtotal:
-number, dlperf per $/hr (alias dlperf_usd); dph_total: $/hr, price with storage (alias dph); driver_version: version,
+number, dlperf per $/hr (alias dlperf_usd); dph_total: $/hr, price with storage (alias dph); driver_version: version x.y.z,
 NVIDIA driver, such as 570.124.4; duration: days, longest rental; external: true/false, offers of other providers;
-flops_per_dphtotal: number, TFLOPS per $/hr (alias flops_usd); geolocation: text, country code such as SE; gpu_arch:
+flops_per_dphtotal: number, TFLOPS per $/hr (alias flops_usd); geolocation: country, two letters such as SE; gpu_arch:
 text, nvidia or amd; gpu_display_active: true/false, a display is attached (alias display_active); gpu_frac: number,
 share of the machine's GPUs; gpu_max_power: W, power limit; gpu_max_temp: C, temperature limit; gpu_mem_bw: GB/s, memory
-bandwidth; gpu_name: text, model such as RTX_4090; gpu_ram: GB, memory of one GPU; gpu_total_ram: GB, memory of all its
+bandwidth; gpu_name: model, such as RTX_4090; gpu_ram: GB, memory of one GPU; gpu_total_ram: GB, memory of all its
 GPUs; has_avx: true/false, CPU with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download;
 inet_down_cost: $/GB, download price; inet_up: Mb/s, upload; inet_up_cost: $/GB, upload price; machine_id: number, the
-machine; min_bid: $/hr, lowest bid; mobo_name: text, mainboard; num_gpus: number, GPUs; pci_gen: number, PCIe
+machine; min_bid: $/hr, lowest bid; mobo_name: name, mainboard; num_gpus: number, GPUs; pci_gen: number, PCIe
 generation; pcie_bw: GB/s, PCIe bandwidth; reliability: 0 to 1, uptime of the machine; rentable: true/false, free now;
 rented: true/false, rented by you; static_ip: true/false, address does not change; storage_cost: $/GB/month, storage;
 total_flops: TFLOPS, all GPUs; ubuntu_version: version, the host's system; verification: text, verified, unverified or
@@ -1164,27 +1165,26 @@ number, cluster"""
 VOLUME_FIELDS = """\
 cpu_arch: text, amd64 or arm64; cuda_vers: number, newest CUDA; cluster_id: number, cluster; nw_disk_min_bw: MiB/s,
 lowest; nw_disk_avg_bw: MiB/s, average; nw_disk_max_bw: MiB/s, highest network bandwidth; datacenter: true/false, hosted
-in a data centre; disk_bw: MB/s, disk speed; disk_space: GB, space that can be rented; driver_version: version, NVIDIA
-driver; duration: days, longest rental; geolocation: text, country code; gpu_arch: text, nvidia or amd; has_avx:
+in a data center; disk_bw: MB/s, disk speed; disk_space: GB, space that can be rented; driver_version: version x.y.z, NVIDIA
+driver; duration: days, longest rental; geolocation: country, two letters; gpu_arch: text, nvidia or amd; has_avx:
 true/false, CPU with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download; inet_up: Mb/s,
 upload; machine_id: number, the machine; pci_gen: number, PCIe generation; pcie_bw: GB/s, PCIe bandwidth; reliability:
 0 to 1, uptime; storage_cost: $/GB/month, price; static_ip: true/false, address does not change; total_flops: TFLOPS,
 all GPUs; ubuntu_version: version, the host's system; verified: true/false, checked by Vast.ai"""
 BENCHMARK_FIELDS = """\
-contract_id: number, the instance that was measured; dph_base: $/hr, its price; gpu_name: text, model; id: number, the
-benchmark; image: text, its image; last_update: MM/DD/YYYY or unix seconds, when; launch_args: text, how it was started;
+contract_id: number, the instance that was measured; dph_base: $/hr, its price; gpu_name: model, GPU; id: number, the
+benchmark; image: text, its image; last_update: date, when; launch_args: text, how it was started;
 machine_id: number, the machine; num_gpus: number, GPUs; template_hash: text, template; template_id: number, template;
 type: text, what was measured; value: number, the result"""
 TEMPLATE_FIELDS = """\
-creator_id: number, who made it; created_at: MM/DD/YYYY or unix seconds, when; count_created: number, instances made
+creator_id: number, who made it; created_at: date, when; count_created: number, instances made
 from it; default_tag: text, image tag; docker_login_repo: text, registry; id: number, the template; image: text, its
 image; jup_direct: true/false, Jupyter by direct connection; hash_id: text, its hash; private: true/false, not public;
-name: text, its name; recent_create_date: MM/DD/YYYY or unix seconds, last used; recommended_disk_space: GB, disk;
+name: name, the template's; recent_create_date: date, last used; recommended_disk_space: GB, disk;
 recommended: true/false, picked by Vast.ai; ssh_direct: true/false, SSH by direct connection; tag: text, image tag;
 use_ssh: true/false, SSH"""
 INVOICE_FIELDS = """\
-id: number, the invoice; user_id: number, the account; when: MM/DD/YYYY or unix seconds, made; paid_on: MM/DD/YYYY or
-unix seconds, paid; payment_expected: MM/DD/YYYY or unix seconds, due; amount_cents: cents, amount; is_credit:
+id: number, the invoice; user_id: number, the account; when: date, made; paid_on: date, paid; payment_expected: date, due; amount_cents: cents, amount; is_credit:
 true/false, a credit; is_delayed: true/false, paid later; balance_before: $, balance before; balance_after: $, after;
 original_amount: $, before a cut; event_id: text, payment event; cut_amount: $, cut; cut_percent: %, cut; extra: text,
 notes; service: text, payment service; stripe_charge: text, at Stripe; stripe_refund: text, at Stripe; stripe_payout:
@@ -1198,97 +1198,320 @@ def field_help(fields: str) -> list[tuple[str, str]]:
     return [(name, meaning) for name, _, meaning in (pair.partition(": ") for pair in pairs)]
 
 
+def field_types(fields: str) -> dict[str, str]:
+    """The type of each field of one of the descriptions above."""
+    return {name: meaning.partition(",")[0] for name, meaning in field_help(fields)}
+
+
+NO_NUMBER = ("text", "name", "model", "country", "region", "true/false", "date", "version")
+DIRECTIVES = {"georegion": "true/false", "chunked": "true/false"}  # in searches of offers
+
+
+class Condition:
+    """One condition of a query text: `gpu_ram>=24` has the name as written, the field that it means,
+    the operator as the service calls it, and the value as text.
+    """
+
+    __slots__ = ("field", "name", "operator", "raw", "text")
+
+    def __init__(self, name: str, field: str, operator: str, raw: str, text: str) -> None:
+        self.name, self.field, self.operator, self.raw, self.text = name, field, operator, raw, text
+
+    @property
+    def is_any(self) -> bool:
+        return self.raw.strip(",[]") in ("any", "?", "*")
+
+    def error(self, expects: str, given: str, form: str = "") -> UsageError:
+        """The error of a value; `form` is what was probably meant."""
+        hint = f"; write {form}" if form else ""
+        return UsageError(f"{self.name}: expected {expects}, not {printable(given)!r}{hint}")
+
+    def form(self, value: str) -> str:
+        """The condition with another value."""
+        if self.operator in ("in", "notin"):
+            return value
+        sign = next(sign for sign, name in OPERATORS.items() if name == self.operator)
+        return f"{self.name}{sign}{value}"
+
+
 def parse_query(
     query: str | Sequence[str] | None,
     start: Row | None = None,
     fields: str = OFFER_FIELDS,
     aliases: dict[str, str] | None = None,
     multipliers: dict[str, float] | None = None,
-    dates: Sequence[str] = (),
     tell: Callable[[str], None] | None = None,
 ) -> Row:
     """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises
-    UsageError.
+    UsageError for what cannot be read and for values that the type of their field cannot have.
 
-    `dates` names the fields that take MM/DD/YYYY.  A field that `fields` does not describe is sent,
-    but `tell` hears of it; that is a warning on stderr where nothing else is given.
+    `tell` hears of fields that `fields` does not describe, which are sent all the same, and of
+    conditions that a later one replaces; without it that is a warning on stderr.
     """
+    tell = tell or warn
+    result = {field: dict(conditions) for field, conditions in (start or {}).items()}
+    types = field_types(fields) if isinstance(fields, str) else dict.fromkeys(fields, "")
+    if fields is OFFER_FIELDS:
+        types.update(DIRECTIVES)
+    conditions = split_query(query, aliases or {})
+    if any(c.field == "georegion" and c.raw.lower() == "true" for c in conditions):
+        types["geolocation"] = "region"
+        if not any(c.field == "geolocation" and not c.is_any for c in conditions):
+            raise UsageError(
+                "georegion=true needs a region; write geolocation=EU georegion=true "
+                f"({', '.join(GEOREGIONS)})"
+            )
+    given: dict[tuple[str, str], Condition] = {}
+    for condition in conditions:
+        field = condition.field
+        if field not in types:
+            tell(
+                f"this client does not know the query's field {printable(condition.name)!r}"
+                + suggest(field, [*types, *(aliases or {})])
+            )
+            types[field] = ""
+        if condition.is_any:
+            if condition.operator != "eq":
+                raise UsageError(f"{condition.raw!r} goes with = only: {condition.name}=any")
+            for key in [key for key in given if key[0] == field]:
+                tell(f"{printable(condition.text)} drops {printable(given.pop(key).text)}")
+            result.pop(field, None)
+            continue
+        operator = condition.operator
+        value = query_value(condition, types[field], (multipliers or {}).get(field))
+        if types[field] == "region":  # a region stands for a list of countries
+            operator = {"eq": "in", "neq": "notin"}.get(operator, operator)
+        present = result.setdefault(field, {})
+        earlier = given.get((field, operator))
+        if earlier and operator == "neq" and None not in (value, present[operator]):
+            if value != present[operator]:
+                given[field, "notin"] = condition
+                present["notin"] = [present.pop(operator), value]
+                del given[field, operator]
+            continue
+        if operator == "neq" and (field, "notin") in given and value is not None:
+            present["notin"] += [value] * (value not in present["notin"])
+            continue
+        if earlier and present[operator] != value:
+            tell(f"{printable(condition.text)} replaces {printable(earlier.text)} in the query")
+        present[operator] = value
+        given[field, operator] = condition
+    return result
+
+
+def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> list[Condition]:
+    """The conditions of a query text, their values still text.  Raises UsageError."""
     import re
 
-    text = (query if isinstance(query, str) else " ".join(query or ())).strip()
-    result = {field: dict(conditions) for field, conditions in (start or {}).items()}
+    text = query if isinstance(query, str) else " ".join(query or ())
+    text = re.sub(r"\\[ \t]*\r?\n", " ", text).strip()  # a shell's way to go on in the next line
     condition = re.compile(
         r"(\w+)(?:\s*([=!<>]+)(?![=!<>])\s*|\s+(not\s+in|not\s+eq|[a-z]+)\s+)"
-        r'(\[[^][]*\]|"[^"]*"|\S+)\s*',
+        r'(\[[^][]*\]|"[^"]*"|\'[^\']*\'|\S+)\s*',
         re.ASCII,
     )
-    known, at = (
-        {name for name, _ in field_help(fields)} if isinstance(fields, str) else set(fields),
-        0,
-    )
+    found = []
+    at = 0
     while at < len(text):
         match = condition.match(text, at)
         if not match:
             raise UsageError(
-                f"cannot read the query from {printable(text[at:], 60)!r} on; write conditions such as "
-                "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA]"
+                f"cannot parse the query at {printable(text[at:], 60)!r}; write conditions such as "
+                "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA], with blanks between them"
             )
-        field, sign, word, value = match.groups()
+        name, sign, word, value = match.groups()
         operator = OPERATORS.get(sign or " ".join(word.split()))
         if operator is None:
             raise UsageError(
-                f"unknown operator {printable(sign or word)!r} behind {printable(field)}; "
-                "there are >= > <= < = != in notin"
+                f"unknown operator {printable(sign or word)!r} after {printable(name)}; "
+                "write one of >= > <= < = != in notin"
             )
-        field, at = (aliases or {}).get(field, field), match.end()
-        if field not in known and not (
-            fields is OFFER_FIELDS and field in ("georegion", "chunked")
-        ):
-            (tell or warn)(
-                f"this client does not know the query's field {printable(field)!r}{suggest(field, known)}"
-            )
-            known.add(field)
-        if value.strip(",[]") in ("any", "?", "*"):
-            if operator != "eq":
-                raise UsageError(f"'{value}' goes with = only: {field}=any")
-            result.pop(field, None)
-            continue
-        scale = (multipliers or {}).get(field)
-        result.setdefault(field, {})[operator] = _query_value(
-            field, operator, value, scale, field in dates
-        )
-    return result
+        whole = " ".join(match.group().split())
+        found.append(Condition(name, aliases.get(name, name), operator, value, whole))
+        at = match.end()
+    return found
 
 
-def _query_value(field: str, operator: str, raw: str, scale: float | None, is_date: bool) -> Any:
-    """The value of one condition as it is sent: text, but for literals, multiplied fields, versions
-    and dates.
+def query_value(condition: Condition, type: str, scale: float | None) -> Any:
+    """The value of a condition as it is sent: numbers as text unless they are scaled, true and false
+    as such, lists for in and notin.  Raises UsageError for what the type cannot be.
     """
+    name, operator = condition.name, condition.operator
+    is_list = operator in ("in", "notin")
+    items = query_items(condition.raw, type)
+    if not items and is_list:
+        raise UsageError(f"{name}: the list is empty; write {name} {operator} [A,B]")
+    if not items or not all(text.strip() for text, _ in items):
+        raise UsageError(f"{name}: the value is empty")
+    if not is_list and len(items) > 1:
+        joined = condition.raw.strip("[]")
+        if type in ("text", "name", "model", "country", "region"):
+            raise condition.error("one value", joined, f"{name} in [{joined}]")
+        if any(sign in joined for sign in "=<>"):
+            raise condition.error(expected_of(type), joined, joined.replace(",", " "))
+        items = [(joined, False)]
+    ordered = operator in ("gt", "gte", "lt", "lte")
+    if ordered and type in ("text", "name", "model", "country", "region", "true/false"):
+        raise UsageError(f"{name}: {condition.text!r} makes no sense; write = != in or notin")
+    values: list[Any] = []
+    for text, quoted in items:
+        if text in ("null", "None") and not quoted:
+            if ordered:
+                raise UsageError(f"{name}: {text} goes with = and != only")
+            values.append(None)
+        else:
+            value = query_item(condition, type, text, quoted, scale)
+            values += value if type == "region" else [value]
+    return values if is_list or type == "region" else values[0]
 
-    def one(text: str) -> Any:
-        text = text.replace("_", " ").strip('"')
+
+def query_items(raw: str, type: str) -> list[tuple[str, bool]]:
+    """The items of a value, one or several with commas between: (text, was it in quotes?)."""
+    import re
+
+    if raw[0] == "[" and raw[-1:] == "]":
+        raw = raw[1:-1]
+    items = []
+    for item in re.findall(r'"[^"]*"|\'[^\']*\'|[^,]+', raw):
+        text = item.strip(" \t\r\n[]")
+        if text[:1] in ("'", '"') and text[-1] == text[0] and len(text) > 1:
+            items.append((text[1:-1], True))
+        elif type in ("country", "region"):
+            items += [(word, False) for word in text.split()]
+        elif text:
+            items.append((text.strip('"'), False))
+    return items
+
+
+def expected_of(type: str) -> str:
+    """What a field of a type takes, in words."""
+    words = {
+        "true/false": "true or false",
+        "country": "a two-letter country code such as NO",
+        "region": f"a region ({', '.join(GEOREGIONS)})",
+        "version": "a version such as 22.04",
+        "version x.y.z": "three numbers such as 570.124.4",
+        "0 to 1": "a number from 0 to 1",
+        "number x100": "100 times the number, such as 890 for 8.9",
+    }
+    if type in ("text", "name", "model"):
+        return "text"
+    return words.get(type) or ("a number" if type in ("", "number") else f"a number ({type})")
+
+
+def query_item(
+    condition: Condition, type: str, text: str, quoted: bool, scale: float | None
+) -> Any:
+    """One item of a value, which is no null, as it is sent.  Raises UsageError."""
+    plain = text.replace("_", " ")
+    if not type:  # a field that is not known: as the service's own client does
+        if scale is not None:
+            return query_number(condition, "number", plain, scale)
+        return plain if condition.operator in ("in", "notin") else LITERALS.get(plain, plain)
+    if type == "true/false":
+        return query_flag(condition, text)
+    if type in ("country", "region"):
+        return query_place(condition, type, text)
+    if type == "date":
         try:
-            if is_date:
-                return text if text in ("null", "None") else parse_when(text)
-            return text if scale is None else _number(text) * scale
-        except ValueError:
-            raise UsageError(
-                f"{field}: expected {'MM/DD/YYYY or unix seconds' if is_date else 'a number'}, "
-                f"not {printable(text)!r}"
-            ) from None
+            return parse_when(plain)
+        except UsageError as error:
+            raise UsageError(f"{condition.name}: {error.msg}") from None
+    if type == "version x.y.z" and "." in text:
+        return version_number(text)
+    if type == "version":
+        if not text.replace(".", "").isdigit() or not text.isascii():
+            raise condition.error(expected_of(type), text)
+        return text
+    if type not in NO_NUMBER:
+        return query_number(condition, type, plain, scale)
+    if not quoted:
+        check_words(condition, text)
+    return text if type == "text" or (type == "name" and quoted) else plain
 
-    plain = raw.strip(",[] ")
-    if operator in ("in", "notin"):
-        items = [one(item.strip()) for item in plain.split(",") if item.strip()]
-        if not items:
-            raise UsageError(f"{field}: the list is empty")
-        return items
-    if not plain.strip('"'):
-        raise UsageError(f"{field}: the value is empty")
-    if field == "driver_version" and "." in plain:
-        return version_number(plain.strip('"'))
-    value = one(plain)
-    return LITERALS.get(value, value) if isinstance(value, str) else value
+
+def check_words(condition: Condition, text: str) -> None:
+    """Refuses text without quotes that is probably no text, or more than one."""
+    if text.lower() in ("true", "false"):
+        raise condition.error("text", text, condition.form(f'"{text}"') + " if that is the text")
+    words = text.split()
+    if len(words) > 1 and sum(any(c.isdigit() for c in word) for word in words) != 1:
+        raise condition.error(
+            "items with commas between", text, f"[{','.join(words)}], or put blanks into quotes"
+        )
+    for sign in (";", "&", "|"):
+        if any(c in text.partition(sign)[2] for c in "=<>"):
+            raise condition.error("text", text, text.replace(sign, " "))
+
+
+def query_flag(condition: Condition, text: str) -> bool:
+    """True or False."""
+    value = {"true": True, "false": False}.get(text.strip().lower())
+    if value is not None:
+        return value
+    meant = {"1": "true", "yes": "true", "y": "true", "on": "true"}.get(text.lower(), "")
+    meant = meant or {"0": "false", "no": "false", "n": "false", "off": "false"}.get(
+        text.lower(), ""
+    )
+    if condition.field == "georegion":
+        region = text.upper() if text.upper() in GEOREGIONS else "EU"
+        raise condition.error("true", text, f"geolocation={region} georegion=true")
+    form = condition.form(meant or "true")
+    raise condition.error(
+        "true or false", text, form if meant else f"{form} or {condition.name}=any"
+    )
+
+
+def query_place(condition: Condition, type: str, text: str) -> Any:
+    """A country's code, or the list of those of a region."""
+    code = text.upper()
+    if type == "region":
+        if code not in GEOREGIONS:
+            raise condition.error(expected_of(type), text)
+        return GEOREGIONS[code].split()
+    if len(code) == 2 and any(code in codes.split() for codes in GEOREGIONS.values()):
+        return code
+    form = condition.form("GB") if code == "UK" else ""
+    form = f"geolocation={code} georegion=true" if code in GEOREGIONS else form
+    raise condition.error(expected_of(type), text, form)
+
+
+def query_number(condition: Condition, type: str, text: str, scale: float | None) -> Any:
+    """A number, as text unless it is scaled; one that is in another unit is refused."""
+    text = text.strip()
+    try:
+        number = _number(text)
+    except ValueError:
+        meant = meant_number(text)
+        if text.endswith("%") and meant and type == "0 to 1":
+            meant = f"{float(meant) / 100:g}"
+        form = condition.form(meant) if meant else ""
+        raise condition.error(expected_of(type), text, form) from None
+    meant = ""
+    if type == "0 to 1" and 1 < number <= 100:
+        meant = f"{number / 100:g}"
+    elif type == "0 to 1" and number > 1:
+        raise condition.error(expected_of(type), text)
+    elif type == "number x100" and 1 < number < 20:
+        meant = f"{number * 100:g}"
+    elif type == "version x.y.z" and number < 1_000_000:
+        meant = f"{text}.0.0" if text.isdigit() else ""
+        raise condition.error(expected_of(type), text, meant and condition.form(meant))
+    elif scale == 1000 and number >= (2000 if condition.field == "gpu_ram" else 16_000):
+        meant = f"{number / 1000:g}"
+    if meant:
+        raise condition.error(expected_of(type), text, condition.form(meant))
+    return text if scale is None else number * scale
+
+
+def meant_number(text: str) -> str:
+    """The number in a text such as $0.5, 1,000, 24GB or 99%; "" if there is none."""
+    import re
+
+    match = re.fullmatch(
+        r"\$?\s*(\d[\d, _]*(?:\.\d+)?|\.\d+)\s*(?:[a-z$][\w/$]{0,9}|%)?", text, re.I | re.ASCII
+    )
+    return re.sub("[, _]", "", match.group(1)) if match else ""
 
 
 def version_number(text: str) -> int:
@@ -1303,9 +1526,17 @@ def version_number(text: str) -> int:
     return int("".join(part.zfill(3) for part in parts))
 
 
-def parse_order(order: Any, aliases: dict[str, str] | None = None) -> list[Any]:
+def parse_order(
+    order: Any,
+    aliases: dict[str, str] | None = None,
+    fields: str = "",
+    tell: Callable[[str], None] | None = None,
+) -> list[Any]:
     """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; the pairs and objects of a
-    list as they are.
+    list as they are.  Raises UsageError.
+
+    A field is followed by `-` or `desc`, or has the `-` before it, for descending.  `tell` hears of
+    those that `fields` does not describe.
     """
     if order is None:
         return [["score", "desc"]]
@@ -1313,14 +1544,26 @@ def parse_order(order: Any, aliases: dict[str, str] | None = None) -> list[Any]:
         return [
             pair
             for part in order
-            for pair in (parse_order(part, aliases) if isinstance(part, str) else [part])
+            for pair in (
+                parse_order(part, aliases, fields, tell) if isinstance(part, str) else [part]
+            )
         ]
+    import re
+
     result = []
-    for part in (part.strip() for part in order.split(",")):
-        field = part.strip("+- ")
-        if field:
-            direction = "desc" if part.startswith("-") or part.endswith("-") else "asc"
-            result.append([(aliases or {}).get(field, field), direction])
+    for part in filter(None, (part.strip() for part in order.split(","))):
+        match = re.fullmatch(r"([-+]?)\s*([\w.]+)\s*([-+]?|\s(?i:asc|desc))", part, re.ASCII)
+        if not match:
+            raise UsageError(
+                f"cannot parse the order {printable(part)!r}; write FIELD, or FIELD- for descending"
+            )
+        before, name, after = match.groups()
+        field = (aliases or {}).get(name, name)
+        known = [*field_types(fields), *(aliases or {}), "score", "dph_total"] if fields else []
+        if fields and tell and field not in known:
+            tell(f"this client does not know the order's field {name!r}{suggest(name, known)}")
+        down = "-" in (before, after) or after.strip().lower() == "desc"
+        result.append([field, "desc" if down else "asc"])
     return result
 
 
@@ -3690,7 +3933,11 @@ OFFER_DEFAULTS: Row = {
 
 def offers_where(call: Call, query: Any, start: Row) -> Row:
     """The conditions of a query text on offers, on top of `start`."""
-    return parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
+    found = parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
+    found.pop("georegion", None)
+    if found.pop("chunked", None):
+        raise UsageError("chunked is for `vastai search offers` only")
+    return found
 
 
 def offer_query(call: Call) -> tuple[Row, set[str]]:
@@ -3704,21 +3951,15 @@ def offer_query(call: Call) -> tuple[Row, set[str]]:
         if not call["no_default"]:
             start["rented"] = {"eq": False}
         return {**start, **(query or {})}, set()
-    result = offers_where(call, query, start)
-    directives = {
-        name for name in ("georegion", "chunked") if result.pop(name, None) == {"eq": True}
-    }
-    region = GEOREGIONS.get(str(get_path(result, "geolocation.eq")))
-    if "georegion" in directives and region:
-        result["geolocation"] = {"in": region.split()}
-    return result, directives
+    found = parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
+    return found, {name for name in DIRECTIVES if found.pop(name, None) == {"eq": True}}
 
 
-def search_body(call: Call, conditions: Row, **more: Any) -> Row:
-    """The body of a search: conditions, order, allocated storage, and the limit where there is one."""
+def search_body(call: Call, conditions: Row, fields: str, **more: Any) -> Row:
+    """The body of a search: conditions, order, allocated storage, and the limit if there is one."""
     body = {
         **conditions,
-        "order": parse_order(call["order"], ALIASES),
+        "order": parse_order(call["order"], ALIASES, fields, call.warn),
         **more,
         "allocated_storage": call["storage"],
     }
@@ -3731,12 +3972,7 @@ def build_filter_search(call: Call, query: Row, body: Row) -> None:
     """`select_filters` from a query: templates, invoices, benchmarks."""
     conditions = call["query"]
     if not isinstance(conditions, dict):
-        dates = [
-            name
-            for name, meaning in field_help(call.row.fields)
-            if meaning.startswith("MM/DD/YYYY")
-        ]
-        conditions = parse_query(conditions, {}, call.row.fields, dates=dates, tell=call.warn)
+        conditions = parse_query(conditions, {}, call.row.fields, tell=call.warn)
     query.clear()
     query.update(select_cols=["*"], select_filters=conditions)
 
@@ -3849,30 +4085,56 @@ def volume_of(call: Call) -> Row | None:
 
 def build_launch(call: Call, query: Row, body: Row) -> None:
     """The body of launch instance: the offers query and the instance in one."""
-    conditions = call["query"]
-    if call.cli and call["num_gpus"] not in ("1", "2", "4", "8", "12", "14"):
-        raise UsageError("--num-gpus: expected 1, 2, 4, 8, 12 or 14")
-    if conditions is None:
-        region = REGIONS.get(call["region"] or "", call["region"])
-        model = call["gpu_name"].strip('"')
-        text = f"num_gpus={call['num_gpus']} gpu_name=" + (
-            model if model in ("any", "?", "*") else f'"{model}"'
-        )
-        conditions = parse_query(text, {**OFFER_DEFAULTS, "rented": {"eq": False}})
-        if region:
-            countries = region.strip("[] ").replace(",", " ").split()
-            conditions["geolocation"] = {"in": [country.strip('"') for country in countries]}
-        if call["disk"]:
-            conditions["disk_space"] = {"gte": str(call["disk"])}
+    conditions = launch_query(call) if call["query"] is None else call["query"]
     limit = {"limit": call["limit"]} if call["limit"] else {}
     body["q"] = {
         **conditions,
-        "order": parse_order(call["order"], ALIASES),
+        "order": parse_order(call["order"], ALIASES, OFFER_FIELDS, call.warn),
         "type": "on-demand",
         **limit,
         "allocated_storage": call["disk"],
     }
     start_up(call, body)
+
+
+def launch_query(call: Call) -> Row:
+    """The conditions that the options of launch instance stand for."""
+    number = str(call["num_gpus"]).strip()
+    if call.cli and number not in ("1", "2", "4", "8", "12", "14"):
+        raise UsageError(f"--num-gpus: expected 1, 2, 4, 8, 12 or 14, not {printable(number)!r}")
+    if not (number.isascii() and number.isdigit()):
+        raise UsageError(f"num_gpus: expected a whole number, not {printable(number)!r}")
+    conditions: Row = {**OFFER_DEFAULTS, "rented": {"eq": False}, "num_gpus": {"eq": number}}
+    model = call["gpu_name"].strip("\"' ").replace("_", " ")
+    if not model or any(c in "\"'=<>![]{},;|&" or not c.isprintable() for c in model):
+        raise UsageError(
+            f"--gpu-name: expected one model such as RTX_4090, not {printable(call['gpu_name'])!r}"
+        )
+    if model not in ("any", "?", "*"):
+        conditions["gpu_name"] = {"eq": model}
+    if call["region"] is not None:
+        conditions["geolocation"] = {"in": launch_countries(call["region"])}
+    if call["disk"]:
+        conditions["disk_space"] = {"gte": str(call["disk"])}
+    return conditions
+
+
+def launch_countries(region: str) -> list[str]:
+    """The countries of one of REGIONS, or those of a text such as [US,CA]."""
+    known = {name.lower(): countries for name, countries in REGIONS.items()}
+    name = region.strip().replace(" ", "_").lower()
+    places = known.get(name) or region.replace('"', " ").replace(",", " ").strip("[] ")
+    codes = {code for codes in GEOREGIONS.values() for code in codes.split()}
+    countries = [place.upper() for place in places.split()]
+    for country in countries:
+        if country not in codes:
+            raise UsageError(
+                f"--region: expected one of {', '.join(REGIONS)}, or countries such as [US,CA], "
+                f"not {printable(region)!r}{suggest(region, REGIONS)}"
+            )
+    if not countries:
+        raise UsageError(f"--region: {region!r} names no country; write [US,CA] or Europe")
+    return countries
 
 
 def schedule_of(call: Call, request: Request) -> Row:
@@ -3977,11 +4239,8 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
         found = parse_query(
             given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS, tell=call.warn
         )
-    body.update(
-        search_body(
-            call, {name: conditions or start.get(name, {}) for name, conditions in found.items()}
-        )
-    )
+    found = {name: conditions or start.get(name, {}) for name, conditions in found.items()}
+    body.update(search_body(call, found, VOLUME_FIELDS))
 
 
 def build_copy(call: Call, query: Row, body: Row) -> str | None:
@@ -5456,7 +5715,7 @@ def run_search_offers(call: Call) -> Rows:
     call.params["conditions"] = conditions  # the remark below the table names them
     kind = "bid" if call["type"] == "interruptible" else call["type"]
     more = {"disable_bundling": True} if call["disable_bundling"] else {}
-    body = search_body(call, conditions, type=kind, **more)
+    body = search_body(call, conditions, OFFER_FIELDS, type=kind, **more)
     search = METHODS["search_offers_new"] if call["new"] else call.row
     if search.method == "PUT":
         body = {"select_cols": ["*"], "q": body}
