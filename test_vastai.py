@@ -4532,7 +4532,7 @@ class PureTest(unittest.TestCase):
                 ("verified=true external=False rented=None", {
                     "verified": {"eq": True}, "external": {"eq": False}, "rented": {"eq": None}}),
                 ("driver_version>=570.124.4", {"driver_version": {"gte": 570124004}}),
-                ("reliability>0.98 reliability=any", {}),
+                ("reliability=any", {}),
         ):
             with self.subTest(text):
                 self.assertEqual(parse(text), expected)
@@ -4541,7 +4541,7 @@ class PureTest(unittest.TestCase):
         self.assertEqual(vastai.parse_query(["id>1", "id<3"], start), {**start, "id": {"gt": "1", "lt": "3"}})
         self.assertEqual(start, {"verified": {"eq": True}}, "what is given stays as it was")
         for text, sign in (
-                ("num_gpus", "cannot read"), ("num_gpus>", "cannot read"), ("id=>1", "'=>'"), ("id about 1", "'about'"),
+                ("num_gpus", "cannot parse"), ("num_gpus>", "cannot parse"), ("id=>1", "'=>'"), ("id about 1", "'about'"),
                 ("id>any", "goes with ="), ("gpu_ram>=lots", "expected a number"), ("gpu_name in []", "empty"),
                 ('gpu_name=""', "empty"), ("driver_version>5.1", "570.124.4"), ("gpu_ram>=nan", "a number"),
                 ("num_gpus>=1 ; rm", "; rm")):
@@ -4562,11 +4562,98 @@ class PureTest(unittest.TestCase):
             with self.subTest(text):
                 self.assertEqual(vastai.parse_env(text), expected)
 
+    def test_orders_that_cannot_be_read_or_are_not_known(self):
+        for text in ("dph down", "dph:desc", "dph num_gpus", "(dph)", "dph--"):
+            with self.subTest(text), self.assertRaises(vastai.UsageError):
+                vastai.parse_order(text)
+        told = []
+        self.assertEqual(vastai.parse_order("num_gpu,score,dph", vastai.ALIASES, vastai.OFFER_FIELDS, told.append),
+                         [["num_gpu", "asc"], ["score", "asc"], ["dph_total", "asc"]])
+        self.assertEqual(len(told), 1)
+        self.assertIn("did you mean 'num_gpus'", told[0])
+
+    def test_values_of_a_query_are_checked_against_their_field(self):
+        for text, form in (
+                ("verified=maybe", "true or false, not 'maybe'"), ("verified=ture", "verified=true"), ("verified=yes", "verified=true"),
+                ("verified=true,rentable=true,gpu_name=RTX_4090", "verified=true rentable=true gpu_name=RTX_4090"),
+                ("datacenter=1", "datacenter=true"), ("static_ip=0", "static_ip=false"), ("verified>true", "= != in"),
+                ("num_gpus=one", "expected a number, not 'one'"), ("dph<$0.5", "write dph<0.5"), ("inet_down>=1,000", "write inet_down>=1000"),
+                ("inet_down>=1_000", "inet_down>=1000"), ("reliability>99%", "write reliability>0.99"),
+                ("reliability>99", "write reliability>0.99"), ("reliability>=120", "0 to 1"), ("gpu_ram>=24GB", "write gpu_ram>=24"),
+                ("gpu_ram>=24000", "write gpu_ram>=24"), ("cpu_ram>=64000", "write cpu_ram>=64"), ("disk_space>100gb", "disk_space>100"),
+                ("compute_cap>=8.9", "write compute_cap>=890"), ("geolocation=Norway", "country code such as NO, not 'Norway'"),
+                ("geolocation=UK", "geolocation=GB"), ("geolocation=EU", "geolocation=EU georegion=true"), ("geolocation in [US,XX]", "'XX'"),
+                ("georegion=EU", "geolocation=EU georegion=true"),
+                ("georegion=true geolocation=Europe", "a region (AF"), ("georegion=maybe", "geolocation=EU georegion=true"),
+                ("chunked=1", "chunked=true"), ("driver_version>=535", "driver_version>=535.0.0"), ("driver_version>=550.x.1", "570.124.4"),
+                ("cuda_vers>=12.4.1", "a number"), ("ubuntu_version=jammy", "22.04"), ("gpu_name=RTX_4090,RTX_3090", "gpu_name in [RTX_4090,RTX_3090]"),
+                ("gpu_name in [RTX_4090 RTX_3090]", "commas"), ("gpu_arch in [nvidia amd]", "[nvidia,amd]"), ("machine_id in [1 2]", "a number"),
+                ("gpu_name=true", 'gpu_name="true"'), ("gpu_name=A;num_gpus=2", "gpu_name=A num_gpus=2"), ("gpu_name>A", "= !="),
+                ("num_gpus>=null", "null goes with"), ("num_gpus>=2,dph<1", "num_gpus>=2 dph<1"), ("num_gpus=1e999", "a number"),
+                ("rentable=true,", None), ("geolocation in [ ]", "empty"), ("num_gpus=,", "empty"), ("gpu_name='", None)):
+            with self.subTest(text):
+                if form is None:
+                    with contextlib.suppress(vastai.UsageError):
+                        vastai.parse_query(text, {}, vastai.OFFER_FIELDS, vastai.ALIASES, vastai.MULTIPLIERS)
+                    continue
+                with self.assertRaises(vastai.UsageError) as caught:
+                    vastai.parse_query(text, {}, vastai.OFFER_FIELDS, vastai.ALIASES, vastai.MULTIPLIERS)
+                self.assertIn(form, caught.exception.msg)
+        for fields, text in ((vastai.BENCHMARK_FIELDS, "last_update>=soon"), (vastai.TEMPLATE_FIELDS, "private=2"),
+                             (vastai.INVOICE_FIELDS, "amount_cents>$30"), (vastai.VOLUME_FIELDS, "disk_space>1TB"),
+                             (vastai.TEMPLATE_FIELDS, "created_at>02/30/2026")):
+            with self.subTest(text), self.assertRaises(vastai.UsageError):
+                vastai.parse_query(text, {}, fields)
+
+    def test_values_that_a_field_can_have(self):
+        europe = vastai.GEOREGIONS["EU"].split()
+        for text, expected in (
+                ("rentable=TRUE verified=False", {"rentable": {"eq": True}, "verified": {"eq": False}}),
+                ("verified in [true,false]", {"verified": {"in": [True, False]}}),
+                ("geolocation=us", {"geolocation": {"eq": "US"}}), ("geolocation notin [CN RU]", {"geolocation": {"notin": ["CN", "RU"]}}),
+                ("geolocation=EU georegion=true", {"geolocation": {"in": europe}, "georegion": {"eq": True}}),
+                ("georegion=True geolocation in [EU,NA]", {"geolocation": {"in": [*europe, "CA", "US"]}, "georegion": {"eq": True}}),
+                ("geolocation!=eu georegion=true", {"geolocation": {"notin": europe}, "georegion": {"eq": True}}),
+                ("num_gpus>=2 \\\n  dph<1 \\\r\n gpu_name=A100", {
+                    "num_gpus": {"gte": "2"}, "dph_total": {"lt": "1"}, "gpu_name": {"eq": "A100"}}),
+                ("gpu_name='RTX 4090'", {"gpu_name": {"eq": "RTX 4090"}}), ("gpu_name in [RTX 4090, H100 SXM]", {
+                    "gpu_name": {"in": ["RTX 4090", "H100 SXM"]}}),
+                ("gpu_name!=A_1 gpu_name!=B_2", {"gpu_name": {"notin": ["A 1", "B 2"]}}),
+                ("gpu_name!=A gpu_name!=B gpu_name!=C", {"gpu_name": {"notin": ["A", "B", "C"]}}),
+                ("gpu_name!=A gpu_name!=A", {"gpu_name": {"neq": "A"}}), ("gpu_name!=A", {"gpu_name": {"neq": "A"}}),
+                ("driver_version in [570.124.4,570124005]", {"driver_version": {"in": [570124004, "570124005"]}}),
+                ("cpu_arch=x86_64", {"cpu_arch": {"eq": "x86_64"}}), ("compute_cap>0 gpu_frac<=.5", {
+                    "compute_cap": {"gt": "0"}, "gpu_frac": {"lte": ".5"}})):
+            with self.subTest(text):
+                told = []
+                found = vastai.parse_query(text, {}, vastai.OFFER_FIELDS, vastai.ALIASES, vastai.MULTIPLIERS, told.append)
+                self.assertEqual((found, told), (expected, []))
+        day = {"gte": 1769817600}
+        for date in ("2026-01-31", "01/31/2026", "1769817600", '"Jan 31 2026"', "31_January_2026"):
+            self.assertEqual(vastai.parse_query(f"last_update>={date}", {}, vastai.BENCHMARK_FIELDS), {"last_update": day})
+        self.assertEqual(vastai.parse_query("service=stripe_payments", {}, vastai.INVOICE_FIELDS), {"service": {"eq": "stripe_payments"}})
+
+    def test_conditions_that_are_given_twice(self):
+        for text, expected, remark in (
+                ("num_gpus>=2 num_gpus>=4", {"num_gpus": {"gte": "4"}}, "num_gpus>=4 replaces num_gpus>=2"),
+                ("dph<1 dph_total<2", {"dph_total": {"lt": "2"}}, "dph_total<2 replaces dph<1"),
+                ("gpu_name in [A] gpu_name in [B]", {"gpu_name": {"in": ["B"]}}, "gpu_name in [B] replaces gpu_name in [A]"),
+                ("num_gpus>=2 num_gpus=any", {}, "num_gpus=any drops num_gpus>=2"), ("num_gpus>=2 num_gpus>=2", {"num_gpus": {"gte": "2"}}, None),
+                ("verified=false", {"verified": {"eq": False}}, None), ("no_such=1 no_such>0", {"no_such": {"eq": "1", "gt": "0"}}, "no_such")):
+            with self.subTest(text):
+                told = []
+                found = vastai.parse_query(text, {"verified": {"eq": True}} if "verified" in text else {}, vastai.OFFER_FIELDS,
+                                           vastai.ALIASES, vastai.MULTIPLIERS, told.append)
+                self.assertEqual((found, len(told)), (expected, 1 if remark else 0))
+                self.assertIn(remark or "", "".join(told))
+
     def test_orders(self):
         for text, expected in (
                 (None, [["score", "desc"]]), ("dph", [["dph_total", "asc"]]), ("dph+", [["dph_total", "asc"]]),
                 ("dph-", [["dph_total", "desc"]]), ("-dph", [["dph_total", "desc"]]), ("", []),
-                ("num_gpus-, dph", [["num_gpus", "desc"], ["dph_total", "asc"]]), ([["id", "asc"]], [["id", "asc"]])):
+                ("num_gpus-, dph", [["num_gpus", "desc"], ["dph_total", "asc"]]), ([["id", "asc"]], [["id", "asc"]]),
+                ("dph desc, num_gpus asc", [["dph_total", "desc"], ["num_gpus", "asc"]]), ("dph DESC", [["dph_total", "desc"]]),
+                (["dph desc", "id"], [["dph_total", "desc"], ["id", "asc"]])):
             with self.subTest(text):
                 self.assertEqual(vastai.parse_order(text, vastai.ALIASES), expected)
 
@@ -6708,6 +6795,34 @@ class TestBadInput(FaultCase):
             json.dumps(kind.convert(value), allow_nan=False)
             return True
         return False
+
+    def test_conditions_that_no_offer_can_meet(self):
+        for line in (["search", "offers", "verified=maybe"], ["search", "offers", "dph<$0.5"], ["search", "volumes", "reliability>99%"],
+                     ["search", "offers", "gpu_ram>=24 georegion=EU"], ["search", "offers", "georegion=true"], ["search", "templates", "private=2"],
+                     ["search", "invoices", "when>=02/30/2026"], ["create", "template", "--image", "a", "--search_params", "num_gpus=one"],
+                     ["create", "workergroup", "--endpoint_id", "7", "--search_params", "num_gpus=one"],
+                     ["launch", "instance", "-g", "A", "-n", "1", "-i", "a", "-r", ""],
+                     ["launch", "instance", "-g", "A", "-n", "1", "-i", "a", "-r", "[]"],
+                     ["launch", "instance", "-g", "A", "-n", "1", "-i", "a", "-r", "Atlantis"],
+                     ["launch", "instance", "-g", 'A" num_gpus>=8 gpu_name="B', "-n", "1", "-i", "a"],
+                     ["launch", "instance", "-g", "A num_gpus>=8", "-n", "1", "-i", "a"]):
+            with self.subTest(line):
+                status, out, err = self.run_here(self.server, *line)
+                self.assertEqual((status, out), (2, ""))
+                self.refused(err.strip(), None)
+        client = self.client(self.server)
+        for given in ({"region": ""}, {"region": "[]"}, {"num_gpus": "1 verified=any"}, {"gpu_name": "A=B"}):
+            self.assertRaises(vastai.UsageError, client.launch_instance, **{"gpu_name": "A", "num_gpus": "1", "image": "a", **given})
+        self.assertEqual(self.server.requests, [])
+
+    def test_what_a_query_says_twice_is_told_of_in_both_faces(self):
+        server = self.serve(reply({"offers": []}), reply({"offers": []}))
+        status, _, err = self.run_here(server, "search", "offers", "num_gpus>=2 num_gpus>=4", "-o", "num_gpu")
+        self.assertEqual(status, 0)
+        self.assertIn("num_gpus>=4 replaces num_gpus>=2", err)
+        self.assertIn("'num_gpus'", err)
+        with self.assertWarnsRegex(UserWarning, "replaces num_gpus>=2"):
+            self.client(server).search_offers("num_gpus>=2 num_gpus>=4")
 
     def test_a_line_without_a_command(self):
         for status, line in ((0, []), (0, ["--raw"]), (0, ["--help"]), (2, ["--bogus"]), (2, ["--retry"]), (2, ["-x"])):

@@ -1256,11 +1256,6 @@ def parse_query(
     conditions = split_query(query, aliases or {})
     if any(c.field == "georegion" and c.raw.lower() == "true" for c in conditions):
         types["geolocation"] = "region"
-        if not any(c.field == "geolocation" and not c.is_any for c in conditions):
-            raise UsageError(
-                "georegion=true needs a region; write geolocation=EU georegion=true "
-                f"({', '.join(GEOREGIONS)})"
-            )
     given: dict[tuple[str, str], Condition] = {}
     for condition in conditions:
         field = condition.field
@@ -1348,7 +1343,9 @@ def query_value(condition: Condition, type: str, scale: float | None) -> Any:
         if type in ("text", "name", "model", "country", "region"):
             raise condition.error("one value", joined, f"{name} in [{joined}]")
         if any(sign in joined for sign in "=<>"):
-            raise condition.error(expected_of(type), joined, joined.replace(",", " "))
+            raise condition.error(
+                expected_of(type), joined, condition.form(joined).replace(",", " ")
+            )
         items = [(joined, False)]
     ordered = operator in ("gt", "gte", "lt", "lte")
     if ordered and type in ("text", "name", "model", "country", "region", "true/false"):
@@ -1388,7 +1385,7 @@ def expected_of(type: str) -> str:
     words = {
         "true/false": "true or false",
         "country": "a two-letter country code such as NO",
-        "region": f"a region ({', '.join(GEOREGIONS)})",
+        "region": f"a region ({', '.join(GEOREGIONS)}) or a two-letter country code",
         "version": "a version such as 22.04",
         "version x.y.z": "three numbers such as 570.124.4",
         "0 to 1": "a number from 0 to 1",
@@ -1441,7 +1438,7 @@ def check_words(condition: Condition, text: str) -> None:
         )
     for sign in (";", "&", "|"):
         if any(c in text.partition(sign)[2] for c in "=<>"):
-            raise condition.error("text", text, text.replace(sign, " "))
+            raise condition.error("text", text, condition.form(text).replace(sign, " "))
 
 
 def query_flag(condition: Condition, text: str) -> bool:
@@ -1465,12 +1462,10 @@ def query_flag(condition: Condition, text: str) -> bool:
 def query_place(condition: Condition, type: str, text: str) -> Any:
     """A country's code, or the list of those of a region."""
     code = text.upper()
-    if type == "region":
-        if code not in GEOREGIONS:
-            raise condition.error(expected_of(type), text)
+    if type == "region" and code in GEOREGIONS:
         return GEOREGIONS[code].split()
     if len(code) == 2 and any(code in codes.split() for codes in GEOREGIONS.values()):
-        return code
+        return [code] if type == "region" else code
     form = condition.form("GB") if code == "UK" else ""
     form = f"geolocation={code} georegion=true" if code in GEOREGIONS else form
     raise condition.error(expected_of(type), text, form)
@@ -3952,7 +3947,13 @@ def offer_query(call: Call) -> tuple[Row, set[str]]:
             start["rented"] = {"eq": False}
         return {**start, **(query or {})}, set()
     found = parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
-    return found, {name for name in DIRECTIVES if found.pop(name, None) == {"eq": True}}
+    directives = {name for name in DIRECTIVES if found.pop(name, None) == {"eq": True}}
+    if call.cli and "georegion" in directives and "geolocation" not in found:
+        raise UsageError(
+            "georegion=true needs a region; write geolocation=EU georegion=true "
+            f"({', '.join(GEOREGIONS)})"
+        )
+    return found, directives
 
 
 def search_body(call: Call, conditions: Row, fields: str, **more: Any) -> Row:
@@ -4369,6 +4370,7 @@ def build_billing(call: Call, query: Row, body: Row) -> str | None:
 
 def build_workergroup(call: Call, query: Row, body: Row) -> None:
     """The search conditions of a new workergroup, as text."""
+    parse_query(call["search_params"], {}, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
     default = "" if call["no_default"] else " verified=True rentable=True rented=False"
     body["search_params"] = ((call["search_params"] or "") + default).strip()
 
