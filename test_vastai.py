@@ -4259,6 +4259,326 @@ class SecondFactorTest(CommandCase):
         self.check_file(os.path.join(folder, name), out, err)
 
 
+# ------------------------------------------------------------------------ renting: give back for certain
+
+
+class RentingCase(CommandCase):
+    """A sandbox whose account must hold, in the end, exactly the instances that it should."""
+
+    box_options = {"boot": 0.1}
+
+    def setUp(self):
+        super().setUp()
+        self.before = set(self.box.market.tables["instances"])
+
+    @property
+    def held(self):
+        """The instances that have come since the beginning, oldest first; none of the others may have gone."""
+        ids = set(self.box.market.tables["instances"])
+        self.assertLessEqual(self.before, ids, "something foreign was destroyed")
+        return sorted(ids - self.before)
+
+    def sent(self, pattern):
+        """The requests whose 'METHOD /path' matches."""
+        return [request for request in self.box.requests
+                if re.fullmatch(pattern, f"{request['method']} {request['path']}")]
+
+    def begin(self, line, **options):
+        """A line in a process of its own, with its streams as pipes."""
+        words = shlex.split(line) if isinstance(line, str) else [str(word) for word in line]
+        options = {"env": {**self.environment, "PATH": os.environ["PATH"]}, "stdin": subprocess.DEVNULL,
+                   "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", **options}
+        process = subprocess.Popen([sys.executable, compiled(), *words], **options)
+        for stream in filter(None, (process.stdout, process.stderr)):
+            self.addCleanup(stream.close)
+        self.addCleanup(process.kill)
+        return process
+
+    def until(self, ready, seconds=15):
+        """Waits until something holds."""
+        end = time.monotonic() + seconds
+        while not ready():
+            self.assertLess(time.monotonic(), end, "it never came to that")
+            time.sleep(0.01)
+
+    def signalled(self, line, ready, *numbers, **options):
+        """(status, stdout, stderr) of a process that gets these signals once it has come so far, each when `ready`
+        (a function, or one for each signal) holds."""
+        process = self.begin(line, **options)
+        conditions = ready if isinstance(ready, (list, tuple)) else [ready] * len(numbers)
+        for number, condition in zip(numbers, conditions):
+            self.until(condition)
+            process.send_signal(number)
+            time.sleep(0.05)
+        out, err = process.communicate(timeout=30)
+        self.assertNotIn("Traceback", err)
+        return process.returncode, out, err
+
+
+class TestGivingBack(RentingCase):
+    def looked_at(self):
+        return self.sent("GET /api/v0/instances/\\d+/")
+
+    def test_polling(self):
+        """Pauses grow to a limit, begin again when something moves, and heed the service; the clock is the test's."""
+        now, slept = [0.0], []
+
+        def sleep(seconds):
+            slept.append(round(seconds, 3))
+            now[0] += seconds
+        looks = [None, None, vastai.MOVED, vastai.RateLimitError("slow", retry_after=7.0), None, "here"]
+
+        def look(left):
+            result = looks.pop(0)
+            if isinstance(result, Exception):
+                raise result
+            return result
+        poll = functools.partial(vastai.poll_until, clock=lambda: now[0], sleep=sleep)
+        self.assertEqual(poll(look, 100, 1, 1.5), "here")
+        self.assertEqual(slept, [1, 1.25, 1, 7, 1.5])
+        del slept[:]
+        self.assertIsNone(poll(lambda left: None, 3, 2))
+        self.assertEqual(slept, [2, 1], "the last look is at the end")
+        del slept[:]
+        self.assertIsNone(poll(lambda left: None, vastai.FOREVER, 10, tries=3))
+        self.assertEqual(slept, [10, 10])
+
+    def test_what_can_never_run(self):
+        def fault(exited_before=False, **row):
+            return vastai.fault_of({"intended_status": "running", "actual_status": "loading", **row}, exited_before)[0]
+        for told, expected in (
+                ("Error response from daemon: manifest unknown", "image"), ("pull access denied for x", "image"),
+                ("Error response from daemon: Get https://r/v2/: unauthorized", "image"),
+                ("repository does not exist", "image"), ("no matching manifest for linux/arm64", "image"),
+                ("OCI runtime create failed: runc", "host"), ("Error response from daemon: oh", "host"),
+                ("write /x: no space left on device", "host"), ("unexpected EOF", "host"), ("failed to pull", "host"),
+                ("Pulling from pytorch/pytorch", ""), ("", ""), (None, "")):
+            self.assertEqual(fault(status_msg=told), expected, told)
+            self.assertEqual(fault(status_msg=told, actual_status="running"), "", "it runs, whatever it says")
+        for state, expected in (("offline", "host"), ("unknown", "host"), ("exited", ""), ("created", ""), (None, "")):
+            self.assertEqual(fault(actual_status=state), expected)
+        self.assertEqual(fault(True, actual_status="exited"), "host")
+        self.assertEqual(fault(actual_status="exited", intended_status="stopped"), "stopped")
+        stopped = dict(intended_status="stopped", cur_state="stopped", next_state="stopped")
+        for state in ("running", "created", "exited", None):
+            self.assertEqual(fault(actual_status=state, **stopped), "stopped")
+
+    def test_waits_that_can_only_fail_end_at_once(self):
+        id = self.rented()
+        for behaviour in ({"status": "offline"}, {"status": "unknown"}, {"status": "exited"},
+                          {"starts": False, "message": "OCI runtime create failed: no such file"}):
+            self.box.instance(id, **{**BEHAVIOUR, **behaviour})
+            status, out, err = self.run_here(f"wait instance {id} --poll 0.2 --max-wait 9")
+            self.assertEqual((status, out), (1, ""), behaviour)
+            self.assertRegex(err, f"instance {id} cannot become running")
+        self.box.instance(id, **BEHAVIOUR)
+        bid = self.client.create_instance(self.cheapest(type="bid"), image="a/b", price=9.0)["new_contract"]
+        self.box.outbid(bid)
+        status, out, err = self.run_here(f"wait instance {bid} --poll 0.2")
+        self.assertEqual(status, 1)
+        self.assertRegex(err, f"outbid(.|\\n)*`vastai change bid {bid} --price [0-9.]+`")
+        self.assertEqual(self.held, [id, bid], "a wait destroys nothing")
+
+    def test_a_restart_is_waited_for(self):
+        """One look that shows `exited` is part of it."""
+        answers = [{"actual_status": state, "intended_status": "running"} for state in ("exited", "loading", "exited", "running")]
+        with Faulty(*[reply({"instances": row}) for row in answers]) as server:
+            client = vastai.VastAI("key-123456", server.url)
+            self.assertEqual(client.wait_instance(7, poll=0.01)["actual_status"], "running")
+
+    def test_a_new_instance_may_not_be_there_yet(self):
+        for hidden_as in (None, 404):
+            self.box.machine(None, hidden=0.6, hidden_as=hidden_as)
+            answer = self.client.create_instance(self.cheapest(), image="a/b", wait=True)
+            self.assertEqual(answer["instance"]["actual_status"], "running")
+        id = answer["new_contract"]
+        waiting = self.begin(f"wait instance {id} --status exited --poll 0.2")
+        count = len(self.looked_at())
+        self.until(lambda: len(self.looked_at()) > count + 1)
+        self.client.destroy_instance(id)
+        out, err = waiting.communicate(timeout=10)
+        self.assertEqual((waiting.returncode, out), (4, ""), "what was seen, and is gone, is gone")
+
+    def test_a_poll_of_nothing_does_not_flood(self):
+        id = self.rented()
+        self.box.instance(id, starts=False)
+        self.assertEqual(self.run_here(f"wait instance {id} --poll 0 --max-wait 1")[0], 9)
+        self.assertLess(len(self.looked_at()), 12)
+
+    def test_less_disk_than_asked_for(self):
+        self.box.machine(None, differs={"disk_space": 8.0})
+        status, out, err = self.run_here(f"create instance {self.cheapest()} --image a/b --disk 40 --wait")
+        self.assertEqual(status, 0, err)
+        self.assertIn("8 GB of disk, not 40 GB", err)
+
+    # What a refusal left behind
+
+    def test_refused_but_made(self):
+        offer = self.cheapest(type="bid")
+        line = f"create instance {offer} --image a/b --bid_price 0.0001"
+        status, out, err = self.run_here(line)
+        id, = self.held
+        self.assertEqual((status, out), (1, ""))
+        self.assertRegex(err, f"instance {id}(.|\\n)*billed(.|\\n)*`vastai destroy instance {id}`")
+        status, out, err = self.run_here(line.replace(str(offer), str(self.cheapest(type="bid"))) + " --raw")
+        self.assertEqual((status, out, json.loads(err)["found"]), (1, "", self.held[1]))
+        with self.assertRaises(vastai.VastAIError) as caught:
+            self.client.create_instance(self.cheapest(type="bid"), image="a/b", price=0.0001)
+        self.assertEqual(caught.exception.found, self.held[2])
+
+    def test_refused_but_made_is_given_back(self):
+        status, out, err = self.run_here(
+            f"create instance {self.cheapest(type='bid')} --image a/b --bid_price 0.0001 --cancel-unavail")
+        self.assertEqual((status, out, self.held, len(self.sent("DELETE .*"))), (1, "", [], 1), err)
+        self.assertIn("destroyed", err)
+
+    def test_refused_with_success(self):
+        """HTTP 200 with `"success": false`, and an instance: of one, and of several."""
+        for body, found in (({"new_contract": 501}, 501), ({"new_contracts": [501, 502]}, [501, 502])):
+            with Faulty(reply({"success": False, "msg": "no", **body})) as server:
+                line = f"create instance{'s' if isinstance(found, list) else ''} 7 --image x --url {server.url}"
+                status, out, err = self.run_here(line)
+                self.assertEqual((status in (1, 8), "destroy instance 501" in err), (True, True), err)
+                status, out, err = self.run_here(line + " --raw")
+                self.assertEqual(json.loads(err)["found"], found)
+
+    def test_success_without_an_id(self):
+        for body in ({"success": True}, {}, {"success": True, "new_contract": None}):
+            for words in ("create instance 7", "create instances 7 8", "launch instance -g RTX_4090 -n 1"):
+                with Faulty(reply(body)) as server:
+                    status, out, err = self.run_here(f"{words} --image x --url {server.url}")
+                self.assertEqual((status, out, "show instances" in err), (7, "", True), (body, words))
+
+    def test_a_label_of_our_own_needs_no_clock(self):
+        """The service's clock may be behind; it matters only for labels that others may have as well."""
+        def instances(request):
+            if request["method"] == "PUT":
+                return reply({}, 504)
+            label = json.loads(urllib.parse.parse_qs(urllib.parse.urlsplit(request["target"]).query)["select_filters"][0])
+            return reply({"instances": [{"id": 42, "label": label["label"]["in"][0], "start_date": time.time() - 300}]})
+        with Faulty(route=instances) as server:
+            client = vastai.VastAI("key-123456", server.url, retry=1)
+            for given, found in (({"confirm": True}, 42), ({"label": "mine"}, None)):
+                with self.assertRaises(vastai.OutcomeUnknownError) as caught:
+                    client.create_instance(7, image="x", **given)
+                self.assertEqual(caught.exception.found, found)
+
+    # Signals
+
+    def test_a_wait_for_a_rental_says_its_id(self):
+        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            self.box.machine(None, starts=False)
+            count = len(self.looked_at())
+            status, out, err = self.signalled(f"create instance {self.cheapest()} --image a/b --wait",
+                                              lambda count=count: len(self.looked_at()) > count, number)
+            self.assertEqual((status, out), (expected, ""))
+            self.assertIn(f"vastai destroy instance {self.held[-1]}", err)
+        self.assertEqual(len(self.held), 3, "it is the user's: nothing is given back")
+
+    def test_a_rental_under_way(self):
+        with Faulty(stall) as server:
+            status, out, err = self.signalled(f"create instance 7 --image x --url {server.url}",
+                                              lambda: server.requests, signal.SIGTERM)
+        self.assertEqual((status, out, "show instances" in err), (143, "", True))
+
+    def test_many_rentals_of_which_some_are_made(self):
+        made = reply({"success": True, "new_contracts": list(range(501, 565))})
+        ids = " ".join(map(str, range(1, 101)))
+        with Faulty(made, stall) as server:
+            status, out, err = self.signalled(f"create instances {ids} --image x --url {server.url}",
+                                              lambda: len(server.requests) == 2, signal.SIGINT)
+        self.assertEqual((status, out), (130, ""))
+        self.assertRegex(err, r"unknown: 65, 66(.|\n)*made: instances 501, 502(.|\n)*564")
+
+    def test_many_rentals_of_which_some_are_unclear(self):
+        ids = " ".join(map(str, range(1, 101)))
+        made = reply({"success": True, "new_contracts": list(range(501, 537))})
+        for second, expected in ((reply({"msg": "who?"}, 401), 7), (reply({"msg": "no"}, 400), 7), (made, 8)):
+            with Faulty(hang_up, second) as server:
+                status, out, err = self.run_here(f"create instances {ids} --image x --url {server.url}")
+            self.assertEqual(status, expected, err)
+            self.assertRegex(err, r"(?s)unknown: 1, 2, 3.* 64")
+            self.assertEqual("instances 501, 502" in err, second is made)
+
+    def test_a_self_test_gives_back(self):
+        self.box.machine(None, starts=False)
+        machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
+        line = f"self-test machine {machine} --ignore-requirements --no-support-bundle"
+        for number, expected in ((signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)):
+            count = len(self.looked_at())
+            status, out, err = self.signalled(line, lambda count=count: len(self.looked_at()) > count, number)
+            self.assertEqual((status, self.held), (expected, []), err)
+
+    def test_nohup_is_respected(self):
+        self.box.machine(None, starts=False)
+        machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
+        line = f"self-test machine {machine} --ignore-requirements --no-support-bundle"
+        process = self.begin(line, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        self.until(self.looked_at)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        self.assertEqual((process.poll(), len(self.held)), (None, 1), "a process under nohup goes on")
+        process.terminate()
+        self.assertEqual((process.wait(20), self.held), (143, []))
+
+    def test_the_second_signal_ends_the_clean_up(self):
+        self.box.machine(None, starts=False)
+        self.box.fail("DELETE .*", 500, times=99)
+        machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
+        status, out, err = self.signalled(
+            f"self-test machine {machine} --ignore-requirements --no-support-bundle",
+            [self.looked_at, lambda: self.sent("DELETE .*")], signal.SIGTERM, signal.SIGTERM)
+        self.assertEqual(status, 143)
+        self.assertIn(f"vastai destroy instance {self.held[0]}", err)
+
+    def test_a_terminal_that_is_gone(self):
+        self.box.machine(None, starts=False)
+        machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
+        master, slave = os.openpty()
+        process = self.begin(f"self-test machine {machine} --ignore-requirements --no-support-bundle --debugging",
+                             stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        self.until(self.looked_at)
+        os.close(master)
+        process.send_signal(signal.SIGHUP)
+        self.assertEqual((process.wait(20), self.held), (129, []))
+
+    def test_a_program_keeps_its_handlers(self):
+        script = (f"import signal, vastai\nsignal.signal(signal.SIGTERM, lambda *a: print('mine', flush=True))\n"
+                  f"with vastai.SignalGuard(): signal.raise_signal(signal.SIGTERM)\n"
+                  f"import threading\n"
+                  f"def inside():\n  with vastai.SignalGuard(): print(signal.getsignal(signal.SIGHUP) == signal.SIG_DFL)\n"
+                  f"threading.Thread(target=inside).start()\n")
+        done = subprocess.run([sys.executable, "-c", script], cwd=HERE, capture_output=True, encoding="utf-8", timeout=20,
+                              env={**self.environment, "PYTHONDONTWRITEBYTECODE": "1"})
+        self.assertEqual((done.stdout, done.stderr), ("mine\nTrue\n", ""))
+
+    # Giving back that meets obstacles
+
+    def test_nothing_that_the_service_says_ends_it(self):
+        id = self.rented()
+        for odd in ("<html>", [], {"success": False, "msg": 7}, {"x": int("9" * 400)}, {"success": False, "error": {"a": 1}}):
+            self.box.fail("DELETE .*", 200, odd)
+        self.box.fail("DELETE .*", 401, {"msg": "who?"})
+        self.box.fail("GET /api/v0/instances/.*", 200, {"instances": [[]]})
+        rented = vastai.Rented(vastai.Call(self.client, vastai.METHODS["create_instance"], {}, vastai.View()), "instance", "")
+        rented.id = id
+        with mock.patch.object(time, "sleep"):
+            rented.give_back()
+        self.assertEqual((self.held, rented.id, rented.still_costs()), ([], None, ""))
+
+    def test_what_cannot_be_given_back_is_said(self):
+        id = self.rented()
+        rented = vastai.Rented(vastai.Call(self.client, vastai.METHODS["create_instance"], {}, vastai.View()), "instance", "")
+        rented.id, rented.price = id, 0.41
+        self.box.fail("DELETE .*", 500, {"msg": "busy"}, times=99)
+        with mock.patch.object(time, "sleep"), self.assertRaises(vastai.PartialError) as caught, \
+                vastai.Holding(rented.call, rented):
+            pass
+        self.assertEqual((len(self.sent("DELETE .*")), caught.exception.exit_status), (10, 8))
+        self.assertRegex(str(caught.exception), rf"instance {id} .*\$0.41/hr.*`vastai destroy instance {id}`")
+
+
 # -------------------------------------------------------- programs written for the official package
 
 
