@@ -17,10 +17,10 @@ The file in order:
   2. WHAT THE TESTS SHARE: in this process and as a process | a server that does what a script says |
      believable arguments for every row | terminals and shells
   3. TESTS: the table | the sandbox | every command, once in both faces | searching, renting and giving back |
-     hosts: self-test | benchmarks, charges, copies, second factors | programs written for the official package |
-     pure functions | faults: the transport | faults: what the caller learns | faults: threads and forks |
-     faults: secrets and hostile text | faults: wrong use | faults: signals, streams, homes | faults: at random |
-     serverless | completion and the prompt | invoices as PDF
+     hosts: self-test | benchmarks, charges, copies, second factors | renting: give back for certain |
+     programs written for the official package | pure functions | faults: the transport |
+     faults: what the caller learns | faults: threads and forks | faults: secrets and hostile text | faults: wrong use |
+     faults: signals, streams, homes | faults: at random | serverless | completion and the prompt | invoices as PDF
   4. WHAT IS WRITTEN FROM THE TABLE: stubs, the README's list, the pinned surface | the pinned surface
   5. BENCHMARK: programs that are measured, and servers | measuring
   6. SUB-COMMANDS: sandbox | demo | main
@@ -4463,6 +4463,42 @@ class TestGivingBack(RentingCase):
                     client.create_instance(7, image="x", **given)
                 self.assertEqual(caught.exception.found, found)
 
+    def test_an_error_with_status_200_is_a_refusal(self):
+        for line in ("destroy instance 7 -y", "stop instance 7", "start instance 7", "label instance 7 x",
+                     "reboot instance 7", "stop instances 7 8", "destroy instances 7 8 -y"):
+            with Faulty(reply({"error": "offline", "msg": "the host is offline"})) as server:
+                status, out, err = self.run_here(f"{line} --url {server.url}")
+            self.assertEqual((status, out, "the host is offline" in err), (1, "", True), line)
+        with Faulty(reply({"success": True, "error": "a remark"})) as server:
+            self.assertEqual(self.run_here(f"stop instance 7 --url {server.url}")[0], 0)
+
+    def test_an_empty_answer_confirms_nothing(self):
+        for line in ("destroy instance 7 -y", "stop instance 7", "start instance 7", "start instances 7 8",
+                     "stop instances 7 8", "destroy instances 7 8 -y"):
+            with Faulty(reply({})) as server:
+                status, out, err = self.run_here(f"{line} --url {server.url}")
+            self.assertEqual((status, out, "`vastai show instances`" in err), (1, "", True), line)
+
+    def test_waiting_for_what_was_changed(self):
+        id = self.rented()
+        for line, state in (("stop instance", "exited"), ("start instance", "running"), ("reboot instance", "running"),
+                            ("recycle instance", "running")):
+            self.assertIn(f"Instance {id} is {state}.", self.ok(f"{line} {id} --wait"))
+            self.assertEqual(self.client.show_instance(id)["actual_status"], state)
+        self.assertEqual(self.client.stop_instance(id, wait=True)["instance"]["actual_status"], "exited")
+
+    def test_the_old_state_is_not_the_new_one(self):
+        """Right after a restart the service may still show what was before."""
+        states = ["running", "running", "loading", "running"]
+        steps = [reply({"success": True}), *[reply({"instances": {"id": 7, "actual_status": state,
+                                                                  "intended_status": "running"}}) for state in states]]
+        for verb, first in (("reboot", "running"), ("start", "exited")):
+            steps[1:3] = [reply({"instances": {"id": 7, "actual_status": first, "intended_status": "running"}})] * 2
+            with Faulty(*steps) as server, fast_clock():
+                client = vastai.VastAI("key-123456", server.url)
+                self.assertEqual(getattr(client, f"{verb}_instance")(7, wait=True)["instance"]["actual_status"], "running")
+                self.assertEqual(len(server.requests), 5)
+
     # Signals
 
     def test_a_wait_for_a_rental_says_its_id(self):
@@ -8899,21 +8935,23 @@ show instances /show instances-v1
 show instances-v1 (sdk) params:JSON=None -> dict[str, Any]
 show instance-filters (sdk) -> list[dict[str, Any]]
 show instance id:INSTANCE/ID/INSTANCE_ID -> Instance | Any
-start instance id:INSTANCE/ID -> dict[str, Any]
-stop instance id:INSTANCE/ID -> dict[str, Any]
+start instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -> dict[str, Any]
+stop instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -> dict[str, Any]
 destroy instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any]
 start instances ids:INSTANCE+ -> dict[str, Any]
 stop instances ids:INSTANCE+ -> dict[str, Any]
 destroy instances ids:INSTANCE+ -y,--yes:TEXT=False(cli) -> dict[str, Any]
 reboot instance
     id:INSTANCE/ID
+    --wait:TEXT=False
+    --max-wait:SECONDS=600
     --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
     --start_date:DATE=None
     --end_date:DATE=None
     --day:TEXT='0'
     --hour:TEXT='0'
     -> dict[str, Any] ONCE
-recycle instance id:INSTANCE/ID -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+recycle instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 label instance id:INSTANCE/ID label:TEXT -> dict[str, Any]
 update instance
     id:INSTANCE/ID

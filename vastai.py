@@ -2096,6 +2096,7 @@ class Command:
     needs        without any of these arguments there is nothing to change
     auth         False: works without a key
     strict       an "error" member or a bare text is a failure, whatever the status says
+    confirms     its answer must confirm it: an empty object does not
 
     The question before:
     ask          its text, with parameters in braces
@@ -2138,7 +2139,7 @@ class Command:
 
     # fmt: off
     __slots__ = ("aliases", "args", "ask", "ask_when", "asks", "auth", "body", "build", "columns",
-                 "columns_for", "document", "done", "drops", "each", "effect", "empty", "examples", "face", "fields",
+                 "columns_for", "confirms", "document", "done", "drops", "each", "effect", "empty", "examples", "face", "fields",
                  "footer", "group", "hosts", "look", "made", "member", "method", "methods", "name",
                  "needs", "note", "of", "one_of", "path", "piped", "query", "returns", "rows",
                  "run", "safe", "says", "schedule", "show", "strict", "summary", "tables", "text")
@@ -2148,7 +2149,7 @@ class Command:
     def __init__(self, name: str, call: str, safe: bool, effect: str, summary: str, *args: Arg,
                  query: Row | None = None, body: Row | None = None, build: Any = "", run: Any = "",
                  schedule: Any = "", one_of: str = "", needs: str = "", auth: bool = True,
-                 strict: bool = False, ask: str = "", asks: Any = "", ask_when: str = "always",
+                 strict: bool = False, confirms: bool = False, ask: str = "", asks: Any = "", ask_when: str = "always",
                  returns: str = "", of: str = "", each: Any = "", drops: str = "",
                  columns: tuple[Any, ...] = (),
                  columns_for: Any = "", member: str = "", rows: Any = "", tables: Any = "",
@@ -2164,7 +2165,7 @@ class Command:
             self.args += (YES,)
         self.query, self.body, self.build, self.run = query or {}, body or {}, build, run
         self.schedule, self.one_of, self.needs = schedule, one_of, needs
-        self.auth, self.strict = auth, strict
+        self.auth, self.strict, self.confirms = auth, strict, confirms
         self.ask, self.asks, self.ask_when = ask, asks, ask_when
         self.returns, self.of, self.each, self.drops = returns, of, each, drops.split()
         self.columns, self.columns_for, self.member, self.rows = columns, columns_for, member, rows
@@ -2462,7 +2463,8 @@ IDENTITY = Arg("-i --identity", KEY_FILE, "file of the private SSH key", None, t
 NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
 MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
 RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
-WAIT = (Arg("--wait", FLAG, "wait until it runs (destroy: until it is gone)", to=""), MAX_WAIT)
+WAIT = (Arg("--wait", FLAG, "wait until it runs (stop: until it has stopped; destroy: until it is gone)", to=""), MAX_WAIT)
+CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
 CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
     to="")
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
@@ -2752,29 +2754,31 @@ register("Instances",
         query={"owner": "me"}, returns="instances", of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
         look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
     Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "start a stopped instance",
-        INSTANCE, body={"state": "running"}, done="Instance {id} is starting.", look="show instances"),
+        INSTANCE, *WAIT, body={"state": "running"}, confirms=True, run="run_change_state",
+        done=CHANGED + "Instance {id} is starting.", look="show instances", examples=("4242", "4242 --wait")),
     Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "stop an instance; its storage goes on costing",
-        INSTANCE, body={"state": "stopped"}, done="Instance {id} is stopping.", look="show instances"),
+        INSTANCE, *WAIT, body={"state": "stopped"}, confirms=True, run="run_change_state",
+        done=CHANGED + "Instance {id} is stopping.", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "end an instance and delete its data",
         INSTANCE, *WAIT,
-        ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Instance {id} is destroyed.",
+        ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Instance {id} is destroyed.",
         look="show instances", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, SPENDS, "start several stopped instances",
         Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "running"}, run="run_bulk", done="Starting: {ids}.", look="show instances"),
+        body={"state": "running"}, confirms=True, run="run_bulk", done="Starting: {ids}.", look="show instances"),
     Command("stop instances", "PUT /instances/", SAFE, SETS, "stop several instances",
         Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "stopped"}, run="run_bulk", done="Stopping: {ids}.", look="show instances"),
+        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping: {ids}.", look="show instances"),
     Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "end several instances and delete their data",
         Arg("ids", INSTANCE_IDS, "the instances", key="instance_ids", to=""),
-        ask="Destroy these instances and all their data: {ids}?", run="run_bulk", done="Destroyed: {ids}.",
+        ask="Destroy these instances and all their data: {ids}?", confirms=True, run="run_bulk", done="Destroyed: {ids}.",
         look="show instances"),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "stop and start the container, keeping its GPU",
-        INSTANCE,
+        INSTANCE, *WAIT, run="run_change_state",
         schedule="schedule_job", look="show instance", made="scheduled_job_id",
-        done="Job {scheduled_job_id} will reboot instance {id}.|Instance {id} is rebooting."),
+        done="Job {scheduled_job_id} will reboot instance {id}.|" + CHANGED + "Instance {id} is rebooting."),
     Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, SETS, "make the container anew, keeping its GPU",
-        INSTANCE, done="Instance {id} is being recycled.", look="show instance",
+        INSTANCE, *WAIT, run="run_change_state", done=CHANGED + "Instance {id} is being recycled.", look="show instance",
         ask="Recreate the container of instance {id}? What is not on a volume is lost.", ask_when="terminal"),
     Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "give an instance a name of your own",
         INSTANCE, Arg("label", TEXT, "the name; '' takes it away"),
@@ -3879,8 +3883,16 @@ def result_of(row: Command, answer: Answer) -> Any:
 def check_accepted(row: Command, body: Any, answer: Answer) -> None:
     """Raises the service's refusal, if the answer is one."""
     if isinstance(body, dict):
-        if body.get("success") is False or (row.strict and body.get("error")):
+        changing = row.strict or (row.effect != READS and body.get("success") is not True)
+        if body.get("success") is False or (changing and body.get("error")):
             raise refusal_error(body, answer)
+        if row.confirms and not body:
+            raise make_error(
+                VastAIError,
+                "the service did not confirm it",
+                response=answer,
+                hint=f"`vastai {row.look}` shows what is so.",
+            )
     elif row.strict and isinstance(body, str):
         raise refusal_error({"msg": body or "the service gave an empty answer"}, answer)
 
@@ -6099,14 +6111,14 @@ def run_destroy_instance(call: Call) -> Row:
 
 
 def run_change_state(call: Call) -> Row:
-    """Starts, stops, reboots or recycles an instance; with `wait` until that is done."""
+    """Starts, stops, reboots or recycles an instance; with `wait` what it has become stands under
+    "instance".
+    """
     answer: Row = call.send()
     if call["wait"]:
-        verb = call.row.name.split()[0]
-        goal, stale = {"start": ("running", "exited"), "stop": ("exited", "")}.get(
-            verb, ("running", "running")
-        )
-        wait_for(call, call["id"], goal, stale=stale)
+        goals = {"start": ("running", "exited"), "stop": ("exited", "")}
+        goal, stale = goals.get(call.row.name.split()[0], ("running", "running"))
+        answer["instance"] = wait_for(call, call["id"], goal, stale=stale)
     return answer
 
 
@@ -10669,19 +10681,22 @@ class VastAI:
         def show_instance_filters(self) -> list[dict[str, Any]]:
             "The states, models and verifications of your instances."; ...
         def show_instance(self, id: int) -> Instance | Any: "One instance in full."; ...
-        def start_instance(self, id: int) -> dict[str, Any]: "Start a stopped instance."; ...
-        def stop_instance(self, id: int) -> dict[str, Any]: "Stop an instance; its storage goes on costing."; ...
+        def start_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
+            "Start a stopped instance."; ...
+        def stop_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
+            "Stop an instance; its storage goes on costing."; ...
         def destroy_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
             "End an instance and delete its data."; ...
         def start_instances(self, ids: Sequence[int]) -> dict[str, Any]: "Start several stopped instances."; ...
         def stop_instances(self, ids: Sequence[int]) -> dict[str, Any]: "Stop several instances."; ...
         def destroy_instances(self, ids: Sequence[int]) -> dict[str, Any]:
             "End several instances and delete their data."; ...
-        def reboot_instance(self, id: int, schedule: Literal['HOURLY', 'DAILY', 'WEEKLY'] | None = None,
-                start_date: str | float | None = None, end_date: str | float | None = None, day: str = '0',
-                hour: str = '0') -> dict[str, Any]:
+        def reboot_instance(self, id: int, wait: bool = False, max_wait: float = 600, schedule: Literal['HOURLY',
+                'DAILY', 'WEEKLY'] | None = None, start_date: str | float | None = None,
+                end_date: str | float | None = None, day: str = '0', hour: str = '0') -> dict[str, Any]:
             "Stop and start the container, keeping its GPU."; ...
-        def recycle_instance(self, id: int) -> dict[str, Any]: "Make the container anew, keeping its GPU."; ...
+        def recycle_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
+            "Make the container anew, keeping its GPU."; ...
         def label_instance(self, id: int, label: str) -> dict[str, Any]: "Give an instance a name of your own."; ...
         def update_instance(self, id: int, template_id: int | None = None, template_hash_id: str | None = None,
                 image: str | None = None, args: Sequence[str] | None = None, env: dict[str, Any] | None = None,
