@@ -4396,7 +4396,7 @@ class TestGivingBack(RentingCase):
         count = len(self.looked_at())
         self.until(lambda: len(self.looked_at()) > count + 1)
         self.client.destroy_instance(id)
-        out, err = waiting.communicate(timeout=10)
+        out, _err = waiting.communicate(timeout=10)
         self.assertEqual((waiting.returncode, out), (4, ""), "what was seen, and is gone, is gone")
 
     def test_a_poll_of_nothing_does_not_flood(self):
@@ -4407,7 +4407,7 @@ class TestGivingBack(RentingCase):
 
     def test_less_disk_than_asked_for(self):
         self.box.machine(None, differs={"disk_space": 8.0})
-        status, out, err = self.run_here(f"create instance {self.cheapest()} --image a/b --disk 40 --wait")
+        status, _out, err = self.run_here(f"create instance {self.cheapest()} --image a/b --disk 40 --wait")
         self.assertEqual(status, 0, err)
         self.assertIn("8 GB of disk, not 40 GB", err)
 
@@ -4439,7 +4439,7 @@ class TestGivingBack(RentingCase):
                 line = f"create instance{'s' if isinstance(found, list) else ''} 7 --image x --url {server.url}"
                 status, out, err = self.run_here(line)
                 self.assertEqual((status in (1, 8), "destroy instance 501" in err), (True, True), err)
-                status, out, err = self.run_here(line + " --raw")
+                status, _out, err = self.run_here(line + " --raw")
                 self.assertEqual(json.loads(err)["found"], found)
 
     def test_success_without_an_id(self):
@@ -4531,7 +4531,7 @@ class TestGivingBack(RentingCase):
         made = reply({"success": True, "new_contracts": list(range(501, 537))})
         for second, expected in ((reply({"msg": "who?"}, 401), 7), (reply({"msg": "no"}, 400), 7), (made, 8)):
             with Faulty(hang_up, second) as server:
-                status, out, err = self.run_here(f"create instances {ids} --image x --url {server.url}")
+                status, _out, err = self.run_here(f"create instances {ids} --image x --url {server.url}")
             self.assertEqual(status, expected, err)
             self.assertRegex(err, r"(?s)unknown: 1, 2, 3.* 64")
             self.assertEqual("instances 501, 502" in err, second is made)
@@ -4542,7 +4542,7 @@ class TestGivingBack(RentingCase):
         line = f"self-test machine {machine} --ignore-requirements --no-support-bundle"
         for number, expected in ((signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)):
             count = len(self.looked_at())
-            status, out, err = self.signalled(line, lambda count=count: len(self.looked_at()) > count, number)
+            status, _out, err = self.signalled(line, lambda count=count: len(self.looked_at()) > count, number)
             self.assertEqual((status, self.held), (expected, []), err)
 
     def test_nohup_is_respected(self):
@@ -4561,7 +4561,7 @@ class TestGivingBack(RentingCase):
         self.box.machine(None, starts=False)
         self.box.fail("DELETE .*", 500, times=99)
         machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
-        status, out, err = self.signalled(
+        status, _out, err = self.signalled(
             f"self-test machine {machine} --ignore-requirements --no-support-bundle",
             [self.looked_at, lambda: self.sent("DELETE .*")], signal.SIGTERM, signal.SIGTERM)
         self.assertEqual(status, 143)
@@ -4580,11 +4580,11 @@ class TestGivingBack(RentingCase):
         self.assertEqual((process.wait(20), self.held), (129, []))
 
     def test_a_program_keeps_its_handlers(self):
-        script = (f"import signal, vastai\nsignal.signal(signal.SIGTERM, lambda *a: print('mine', flush=True))\n"
-                  f"with vastai.SignalGuard(): signal.raise_signal(signal.SIGTERM)\n"
-                  f"import threading\n"
-                  f"def inside():\n  with vastai.SignalGuard(): print(signal.getsignal(signal.SIGHUP) == signal.SIG_DFL)\n"
-                  f"threading.Thread(target=inside).start()\n")
+        script = ("import signal, vastai\nsignal.signal(signal.SIGTERM, lambda *a: print('mine', flush=True))\n"
+                  "with vastai.SignalGuard(): signal.raise_signal(signal.SIGTERM)\n"
+                  "import threading\n"
+                  "def inside():\n  with vastai.SignalGuard(): print(signal.getsignal(signal.SIGHUP) == signal.SIG_DFL)\n"
+                  "threading.Thread(target=inside).start()\n")
         done = subprocess.run([sys.executable, "-c", script], cwd=HERE, capture_output=True, encoding="utf-8", timeout=20,
                               env={**self.environment, "PYTHONDONTWRITEBYTECODE": "1"})
         self.assertEqual((done.stdout, done.stderr), ("mine\nTrue\n", ""))
