@@ -4438,8 +4438,8 @@ class TestGivingBack(RentingCase):
             with Faulty(reply({"success": False, "msg": "no", **body})) as server:
                 line = f"create instance{'s' if isinstance(found, list) else ''} 7 --image x --url {server.url}"
                 status, out, err = self.run_here(line)
-                self.assertEqual((status in (1, 8), "destroy instance 501" in err), (True, True), err)
-                status, _out, err = self.run_here(line + " --raw")
+                self.assertEqual((status in (1, 8), "destroy instance 501" in err), (True, True), out + err)
+                err = self.run_here(line + " --raw")[2]
                 self.assertEqual(json.loads(err)["found"], found)
 
     def test_success_without_an_id(self):
