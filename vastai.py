@@ -5218,13 +5218,19 @@ class Place:
         self.proxy = find_proxy(parts.scheme, self.host, self.port)
 
     def build_message(
-        self, method: str, target: str, user_agent: str, key: str | None, data: bytes | None
+        self,
+        method: str,
+        target: str,
+        user_agent: str,
+        key: str | None,
+        data: bytes | None,
+        accept: str = "application/json",
     ) -> bytes:
         """A request to this place as it goes over the wire; `target` is what find_place() gave."""
         lines = [
             f"{method} {target} HTTP/1.1",
             f"Host: {self.host_header}",
-            "Accept: application/json",
+            f"Accept: {accept}",
             "Accept-Encoding: gzip",
             f"User-Agent: {user_agent}",
         ]
@@ -8492,33 +8498,22 @@ class Ask:
         ends = time.monotonic() + self.limit
         return ends if self.deadline is None else min(ends, self.deadline)
 
-    def headers(self, agent: str) -> dict[str, str]:
-        """Its headers.  Raises Unsent for a key that cannot stand in one."""
-        encoding = "identity" if self.stream else "gzip"  # packed events would come late
-        headers = {"Accept": "*/*", "Accept-Encoding": encoding, "User-Agent": agent}
-        if self.key:
-            if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
-                raise Unsent("the API key has characters that no key has")
-            headers["Authorization"] = f"Bearer {self.key}"
-        if self.payload is not None:
-            headers["Content-Type"] = "application/json"
-        return headers
+    def message(self, place: Place, target: str, agent: str) -> bytes:
+        """The bytes to send.  Raises Unsent for a key that cannot stand in a header."""
+        if self.key and (not (self.key.isascii() and self.key.isprintable()) or " " in self.key):
+            raise Unsent("the API key has characters that no key has", self.url)
+        return place.build_message(self.method, target, agent, self.key, self.payload, "*/*")
 
     def redirected(self, answer: Answer) -> Ask | None:
         """The request to send instead if the answer is a redirect that may be followed."""
-        from urllib.parse import quote, urljoin, urlsplit
-
-        target = answer.headers.get("Location")
-        followed = (301, 302, 303, 307, 308) if self.method == "GET" else (307, 308)
-        if answer.status_code not in followed or not target:
+        location = answer.headers.get("Location")
+        if answer.status_code not in (301, 302, 303, 307, 308) or not location:
             return None
         try:
-            old, new = urlsplit(self.url), urlsplit(urljoin(self.url, quote(target, safe=URL_SAFE)))
-            trusted = key_may_go(old, new) or not self.key
+            url, same_place = redirect_target(self.method, self.url, answer.status_code, location)
         except ValueError:
             return None
-        secure = new.scheme == "https" or old.scheme == new.scheme == "http"
-        return Ask(**{**vars(self), "url": new.geturl()}) if trusted and secure else None
+        return Ask(**{**vars(self), "url": url}) if same_place or not self.key else None
 
 
 class EventAnswer(Answer):
@@ -8614,7 +8609,7 @@ def follow_redirects(ask: Ask) -> Steps:
     """Yields an Ask, then up to five to which it is redirected; returns the last answer."""
     answer = yield ask
     for _ in range(5):
-        target = ask.redirected(answer) if 300 <= answer.status_code < 400 else None
+        target = ask.redirected(answer)
         if target is None:
             break
         ask = target
@@ -8968,37 +8963,90 @@ def parse_object(text: str) -> Any:
         return None
 
 
-class EventParser:
-    """Turns the pieces of a streamed body into the objects in it.
+class Body:
+    """Takes the content out of the bytes of a body, however its end is marked; `done` after it."""
+
+    __slots__ = ("chunked", "done", "ending", "left", "rest")
+
+    def __init__(self, head: Head) -> None:
+        self.chunked, self.ending = head.chunked, False
+        self.left = 0 if head.chunked else head.length  # bytes of the chunk or of all; None: any
+        self.done = self.left == 0 and not head.chunked
+        self.rest = b""  # the beginning of a line that has not come whole
+
+    def feed(self, data: bytes) -> bytes:
+        """The content in the next bytes; b"" says that the connection was closed.  Raises
+        ConnectionError if the body is cut.
+        """
+        if not data:
+            self.done = self.left is None
+            if not self.done:
+                raise ConnectionError(CUT)
+        elif self.chunked:
+            return self.take_chunks(self.rest + data)
+        elif self.left is not None:
+            data, self.rest = data[: self.left], data[self.left :]
+            self.left -= len(data)
+            self.done = self.left == 0
+        return data
+
+    def take_chunks(self, data: bytes) -> bytes:
+        """The content of the chunks in `data`; what may be half a line is left for the next call."""
+        parts, at = [], 0
+        while not self.done:
+            if self.left:
+                part = data[at : at + self.left]
+                parts.append(part)
+                at += len(part)
+                self.left -= len(part)
+            end = data.find(b"\n", at)
+            if end < 0 or self.left:
+                break
+            line, at = data[at:end].strip(), end + 1
+            if self.ending:  # headers may follow the last chunk
+                self.done = not line
+            elif line:  # not the end of a chunk's own line
+                size = line.partition(b";")[0].strip()
+                if not size.isalnum():
+                    raise ConnectionError("the answer has a chunk of no size")
+                self.left = int(size, 16)
+                self.ending = self.left == 0
+        self.rest = data[at:]
+        return b"".join(parts)
+
+
+class EventReader:
+    """Turns the bytes of a streamed answer into the objects in it.
 
     One object a line, with or without `data:` before it.  Comments, `[DONE]`, names of events and
     broken lines are passed over, as the official client does.
     """
 
-    def __init__(self, headers: Any) -> None:
-        self.rest, self.unzip = b"", None
-        if headers.get("Content-Encoding", "").strip().lower() == "gzip":
+    def __init__(self, head: Head) -> None:
+        self.body, self.rest, self.unzip = Body(head), b"", None
+        if head.headers.get("Content-Encoding", "").strip().lower() == "gzip":
             import zlib
 
             self.unzip = zlib.decompressobj(31)
 
-    def feed(self, piece: bytes) -> list[Any]:
-        """The objects that are complete with this piece; b"" ends the body.  Raises OSError."""
+    def feed(self, data: bytes) -> list[Any]:
+        """The objects that are complete with these bytes; b"" says that the connection was closed.
+        Raises ConnectionError.
+        """
         import json
 
-        if self.unzip and piece:
+        piece = self.body.feed(data)
+        if self.unzip:
             from zlib import error
 
             try:
                 piece = self.unzip.decompress(piece)
             except error:
-                raise OSError("the answer is not gzip") from None
-            if not piece:
-                return []
+                raise ConnectionError("the answer is not gzip") from None
         lines = (self.rest + piece).split(b"\n")
-        self.rest = lines.pop() if piece else b""
+        self.rest = b"" if self.body.done else lines.pop()
         if len(self.rest) > LARGEST_ANSWER:
-            raise OSError("the answer is too large")
+            raise ConnectionError(TOO_LARGE)
         events = []
         for line in lines:
             line = line.strip()
@@ -9010,6 +9058,14 @@ class EventParser:
                 except (ValueError, RecursionError):
                     continue
         return events
+
+
+def build_answer(ask: Ask, head: Head, content: bytes) -> Answer:
+    """An answer whose body has come whole.  Raises ConnectionError for cut gzip."""
+    fault = ""
+    if head.headers.get("Content-Encoding", "").strip().lower() == "gzip":
+        content, fault = unzip(content)
+    return Answer(head.status, head.headers, content, ask.url, fault)
 
 
 def stream_error(problem: BaseException) -> VastAIError:
@@ -9056,12 +9112,15 @@ def cached_root(url: str) -> str:
     return text if time.time() - fetched < ROOT_AGE else ""
 
 
-def fetch_root(url: str) -> Steps:
-    """Yields what to ask; returns the root certificate (PEM) and caches it.  Raises Unsent."""
-    try:
-        answer = yield from follow_redirects(Ask(url, method="GET", limit=CONSOLE_LIMIT))
-    except (Unsent, Unanswered) as problem:
-        raise Unsent(f"cannot fetch Vast.ai's root certificate: {problem}") from problem
+def find_root(url: str, newer: bool = False) -> Steps:
+    """Yields what to ask, unless it is cached; returns the root certificate (PEM).  Raises Unsent.
+
+    `newer` asks for one that is not the cached one, unless that was fetched just now.
+    """
+    text = "" if newer and not root_is_new(url) else cached_root(url)
+    if text:
+        return text
+    answer = yield from follow_redirects(Ask(url, method="GET", limit=CONSOLE_LIMIT))
     text = answer.text
     if "-----BEGIN" not in text:
         from base64 import encodebytes
@@ -9073,9 +9132,8 @@ def fetch_root(url: str) -> Steps:
             raise OSError(f"HTTP {answer.status_code}")
         tls_context(text)
     except (OSError, ValueError) as error:
-        raise Unsent(
-            f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}"
-        ) from error
+        reason = f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}"
+        raise Unsent(reason, url) from error
     _roots[url] = text, time.time()
     try:
         write_private(root_file(url), text)
@@ -9128,74 +9186,6 @@ class TimeLimit:
                 raise TimeoutError("timed out") from None
 
 
-class Body:
-    """The body of an answer, read piece by piece, however its end is marked."""
-
-    __slots__ = ("chunked", "first", "headers", "left", "reader")
-
-    def __init__(self, reader: Any, status: int, headers: Headers) -> None:
-        self.reader, self.headers, self.first = reader, headers, True
-        self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
-        self.left: int | None = None  # bytes to come, of the chunk or the body; None: up to the end
-        if status in (204, 304) or self.chunked:
-            self.left = 0
-        elif headers.get("Content-Length"):
-            self.left = max(0, int(headers.get("Content-Length")))
-        if status in (204, 304):
-            self.chunked = False
-
-    async def piece(self) -> bytes:
-        """The next bytes of the body, b"" after the last.  Raises EOFError if it is cut."""
-        if self.chunked and not self.left:
-            await self.next_chunk()
-        if self.left == 0:
-            return b""
-        size = 1 << 16 if self.left is None else min(self.left, 1 << 16)
-        data: bytes = await self.reader.read(size)
-        if self.left is not None:
-            if not data:
-                raise EOFError
-            self.left -= len(data)
-        return data
-
-    async def next_chunk(self) -> None:
-        """Reads the size of the next chunk into `left`, and what follows the last chunk."""
-        if not self.first:
-            await self.reader.readexactly(2)  # the end of the line after a chunk
-        self.first = False
-        line = await self.reader.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError
-        self.left = max(0, int(line.partition(b";")[0], 16))
-        if self.left == 0:
-            self.chunked = False
-            while (await self.reader.readline()).strip():
-                pass
-
-    def closes(self) -> bool:
-        """Is the connection closed after this answer?"""
-        return "close" in self.headers.get("Connection", "").lower()
-
-    async def whole(self) -> bytes:
-        """All of it, unpacked."""
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            part = await self.piece()
-            if not part:
-                break
-            parts.append(part)
-            size += len(part)
-            if size > LARGEST_ANSWER:
-                raise OSError(TOO_LARGE)
-        content = b"".join(parts)
-        if self.headers.get("Content-Encoding", "").strip().lower() == "gzip" and content:
-            content, fault = unzip(content)
-            if fault == TOO_LARGE:
-                raise OSError(TOO_LARGE)
-        return content
-
-
 class Connection:
     """A connection of one event loop."""
 
@@ -9234,12 +9224,12 @@ class Events:
     Closing it early closes the connection, and with it the worker's job.
     """
 
-    def __init__(self, streams: Streams, connection: Connection, body: Body, ask: Ask) -> None:
+    def __init__(self, streams: Streams, connection: Connection, head: Head, ask: Ask) -> None:
         from collections import deque
 
-        self.streams, self.body, self.limit = streams, body, ask.limit
+        self.streams, self.head, self.limit = streams, head, ask.limit
         self.connection: Connection | None = connection
-        self.parser = EventParser(body.headers)
+        self.reader = EventReader(head)
         self.ready: deque[Any] = deque()
         self.until = ask.ends()  # `timeout` bounds the wait for the first piece, too
 
@@ -9254,25 +9244,26 @@ class Events:
         return self.ready.popleft()
 
     async def read_on(self, connection: Connection) -> None:
-        """Waits for the next piece of the body."""
+        """Waits for the next bytes of the body."""
         try:
-            with TimeLimit(self.until):
-                piece = await self.body.piece()
-            self.ready.extend(self.parser.feed(piece))
+            if not self.reader.body.done:
+                with TimeLimit(self.until):
+                    data = await connection.reader.read(1 << 16)
+                self.ready.extend(self.reader.feed(data))
         except BaseException as error:
             self.finish()
-            if isinstance(error, (OSError, EOFError, ValueError)):
+            if isinstance(error, OSError):
                 raise stream_error(error) from error
             raise
         self.until = None if self.limit is None else time.monotonic() + self.limit
-        if not piece:
-            self.finish(whole=True)
+        if self.reader.body.done:
+            self.finish(self.head.keep)
 
-    def finish(self, whole: bool = False) -> None:
+    def finish(self, keep: bool = False) -> None:
         """Gives the connection back; closes it unless all events have come."""
         connection, self.connection = self.connection, None
         if connection is not None:
-            self.streams.release(connection, self.body if whole else None)
+            self.streams.release(connection, keep)
             self.streams.slots.release()
 
     async def aclose(self) -> None:
@@ -9322,7 +9313,7 @@ class Streams:
             with TimeLimit(ask.deadline):
                 await self.slots.acquire()
         except TimeoutError as error:
-            raise Unsent("all connections are in use") from error
+            raise Unsent("all connections are in use", ask.url) from error
         try:
             answer = await self.transact(ask)
         except BaseException:
@@ -9334,63 +9325,57 @@ class Streams:
 
     async def transact(self, ask: Ask) -> Answer:
         """The answer to an Ask, over a kept connection or a new one."""
-        headers, ends = ask.headers(self.client.user_agent), ask.ends()
-        fresh = False
+        ends, fresh = ask.ends(), False
         while True:
-            connection, reused, target = await self.connection(ask, headers, fresh, ends)
+            try:
+                place, target = find_place(ask.url, self.places)
+                message = ask.message(place, target, self.client.user_agent)
+                connection, reused = await self.connection(place, ask.worker, fresh, ends)
+            except (OSError, ValueError) as error:
+                raise Unsent(describe_loss(error), ask.url) from error
             try:
                 with TimeLimit(ends):
-                    return await self.exchange(connection, ask, target, headers)
-            except (OSError, EOFError, ValueError) as error:
+                    return await self.exchange(connection, ask, message)
+            except (OSError, EOFError) as error:
                 if not (reused and ask.safe) or _timed_out(error):
-                    raise Unanswered(describe_loss(error)) from error
+                    raise Unanswered(describe_loss(error), ask.url) from error
                 fresh = True
 
-    async def exchange(
-        self, connection: Connection, ask: Ask, target: str, headers: dict[str, str]
-    ) -> Answer:
+    async def exchange(self, connection: Connection, ask: Ask, message: bytes) -> Answer:
         """Sends a request and reads the answer; a streamed one keeps the connection."""
-        payload = ask.payload or b""
-        lines = [f"{ask.method} {target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if ask.method != "GET":
-            lines.append(f"Content-Length: {len(payload)}")
-        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
         try:
-            connection.writer.write(head + payload)
+            connection.writer.write(message)
             await connection.writer.drain()
-            status, answered = await self.read_head(connection.reader)
-            body = Body(connection.reader, status, answered)
-            if ask.stream and 200 <= status < 300:
-                events = Events(self, connection, body, ask)
-                return EventAnswer(status, answered, ask.url, events)
-            content = await body.whole()
+            head = await self.read_head(connection.reader)
+            if ask.stream and 200 <= head.status < 300:
+                events = Events(self, connection, head, ask)
+                return EventAnswer(head.status, head.headers, ask.url, events)
+            body, parts = Body(head), []
+            while not body.done:
+                parts.append(body.feed(await connection.reader.read(1 << 16)))
+            answer = build_answer(ask, head, b"".join(parts))
         except BaseException:
-            self.release(connection, None)
+            self.release(connection, False)
             raise
-        self.release(connection, body)
-        return Answer(status, answered, content, ask.url)
+        self.release(connection, head.keep and not body.rest)
+        return answer
 
-    async def read_head(self, reader: Any) -> tuple[int, Headers]:
-        """The status and the headers of an answer."""
+    async def read_head(self, reader: Any) -> Head:
+        """The head of an answer; those that only announce it (1xx) are passed over."""
         from asyncio import LimitOverrunError
 
-        status = 100
-        while status < 200:  # those only announce the answer
+        while True:
             try:
-                head = await reader.readuntil(b"\r\n\r\n")
+                head = Head((await reader.readuntil(b"\r\n\r\n")).decode("latin-1"))
             except LimitOverrunError:
-                raise OSError("the headers of the answer are too large") from None
-            answer = Head(head.decode("latin-1"))
-            status = answer.status
-        if not answer.keep:
-            answer.headers.setdefault("connection", "close")
-        return status, answer.headers
+                raise ConnectionError("the answer's headers have no end") from None
+            if head.status >= 200:
+                return head
 
-    def release(self, connection: Connection, body: Body | None) -> None:
-        """Keeps a connection for its next request, or closes it if its answer is not whole."""
+    def release(self, connection: Connection, keep: bool) -> None:
+        """Ends the use of a connection; if it can be kept, it waits for its next request."""
         self.used.discard(connection)
-        if body is None or body.left != 0 or self.closed or body.closes():
+        if not keep or self.closed:
             connection.close()
             return
         connection.since = time.monotonic()
@@ -9410,29 +9395,19 @@ class Streams:
             self.sweeper = self.loop.call_later(Connection.IDLE, self.sweep)
 
     async def connection(
-        self, ask: Ask, headers: dict[str, str], fresh: bool, ends: float | None
-    ) -> tuple[Connection, bool, str]:
-        """A connection for an Ask, whether it was used before, and what to ask it for.  Raises
-        Unsent.
-        """
+        self, place: Place, worker: bool, fresh: bool, ends: float | None
+    ) -> tuple[Connection, bool]:
+        """A connection to a place, and whether it was used before.  Raises OSError."""
         self.check_open()
-        try:
-            place, target = find_place(ask.url, self.places)
-            rooted = place.tls and ask.worker and is_address(place.host)
-            headers["Host"] = place.host_header
-            if place.proxy and not place.tls:
-                headers.update(place.proxy.headers)
-            kept = None if fresh else self.waiting((place, rooted))
-            if kept is not None:
-                connection = kept
-            else:
-                with TimeLimit(ends):
-                    connection = await self.connect(place, rooted)
-        except (OSError, EOFError, ValueError) as error:
-            raise Unsent(describe_loss(error)) from error
+        rooted = worker and place.tls and is_address(place.host)
+        connection = None if fresh else self.waiting((place, rooted))
+        reused = connection is not None
+        if connection is None:
+            with TimeLimit(ends):
+                connection = await self.connect(place, rooted)
         self.used.add(connection)
         self.check_open()
-        return connection, kept is not None, target
+        return connection, reused
 
     def check_open(self) -> None:
         if self.closed:
@@ -9506,10 +9481,10 @@ class Streams:
 
     async def root(self, newer: bool = False) -> str:
         """The root certificate of the workers, fetched once for all who wait for it."""
-        url = self.client.SSL_CERT_URL
         async with self.root_lock:
-            text = "" if newer and not root_is_new(url) else cached_root(url)
-            return text or await self.drive(fetch_root(url), self.transact)
+            steps = find_root(self.client.SSL_CERT_URL, newer)
+            text: str = await self.drive(steps, self.transact)
+            return text
 
     def close(self) -> None:
         """Closes every connection and cancels what was begun with `Serverless`."""
