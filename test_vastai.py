@@ -2770,7 +2770,8 @@ class FaultCase(unittest.TestCase):
         url = ["--url", server if isinstance(server, str) else server.url] if server else []
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("sys.stdin",
                                                                                           io.StringIO(stdin)):
-            status = vastai.main([*words[:2], *url, "--api-key", KEY, *words[2:]])
+            at = 0 if words[:1] == ("ssh",) else 2  # what stands behind an id is for ssh
+            status = vastai.main([*words[:at], *url, "--api-key", KEY, *words[at:]])
         self.assertNotIn(KEY, out.getvalue() + err.getvalue())
         self.assertNotIn("Traceback", err.getvalue())
         return Ended(status, out.getvalue(), err.getvalue())
@@ -2843,7 +2844,7 @@ def believable(row, face, folder):
 def line_of(row, given):
     """The same arguments as words of a command line."""
     words = row.name.split()
-    for arg in row.args:
+    for arg in sorted(row.args, key=lambda arg: not arg.option):
         if arg.name in given:
             value = given[arg.name]
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -3929,9 +3930,11 @@ class RentalTest(CommandCase):
         instance.ports = lambda: {"22/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port)}]}
         called = self.fake_programs("ssh", "scp", "rsync")
         options = ["-o", "StrictHostKeyChecking=accept-new"]
-        self.ok(f"ssh {id} -i key -- ls -l '/a b'")
+        self.ok(f"ssh -i key {id} ls -l '/a b' --help --raw -i x")
         self.assertEqual(called(), ["ssh", "-p", str(port), *options, "-i", "key", "root@127.0.0.1", "ls", "-l",
-                                    "/a b"])
+                                    "/a b", "--help", "--raw", "-i", "x"])
+        self.ok(f"--retry 2 ssh --timeout=9 {id} -L 8080:localhost:8080 -N")
+        self.assertEqual(called()[-4:], ["root@127.0.0.1", "-L", "8080:localhost:8080", "-N"])
         self.ok(f"scp -r data {id}:/workspace/")
         self.assertEqual(called(), ["scp", "-P", str(port), *options, "-r", "--", "data", "root@127.0.0.1:/workspace/"])
         self.ok(f"copy local:{self.home}/ C.{id}:/workspace/data --exclude '*.tmp'")
@@ -6343,6 +6346,34 @@ class TestLines(FaultCase):
             status, out, err = self.run_here(None, *line.split())
             self.assertEqual((status, out, told in err, "SECRET" in err, err.count("-S")), (2, "", True, False, 0), err)
 
+    def test_one_word_for_one_limit(self):
+        for flag, value, expected in (("--timeout", "0", "seconds, more than 0"), ("--timeout", "1x", "seconds, more than 0"),
+                                      ("--timeout", "-1", "seconds, more than 0"), ("--retry", "0", "1 or more"),
+                                      ("--retry", "x", "1 or more")):
+            status, out, err = self.run_here(None, "show", "user", flag, value)
+            self.assertEqual((status, out, f"{flag}: expected" in err, expected in err), (2, "", True, True), err)
+            error = self.error(vastai.VastAI, KEY, **{flag[2:]: value})
+            self.assertIn(expected, str(error))
+
+    def test_secrets_from_stdin(self):
+        for line, name in (("create env-var NAME -", "value"), ("take snapshot 7 --repo a/b --docker_login_pass -", "pass"),
+                           ("create env-var --raw NAME -", "value")):
+            server = self.serve(reply({"success": True}))
+            status, out, err = self.run_here(server, *line.split(), stdin="hush-hush\n")
+            self.assertEqual(status, 0, err)
+            self.assertIn("hush-hush", server.requests[-1]["body"].decode())
+            self.assertNotIn("hush", out + err)
+            self.assertEqual(self.run_here(server, *line.split(), stdin="")[0], 2)
+
+    def test_lines_of_csv(self):
+        row = {"a": "x\ry", "b": 'say "hi", you', "c": "null \0", "d": None, "e": {"k": [1]}, "f": 1.5, "g": True}
+        server = self.serve(*[reply({"results": [row]}) for _ in range(3)])
+        text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "csv")[1]
+        self.assertEqual(text, 'a,b,c,d,e,f,g\n"x\ry","say ""hi"", you",null \0,,"{""k"": [1]}",1.5,True\n')
+        text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "tsv", "--fields", "a,b")[1]
+        self.assertEqual(text, 'a\tb\n"x\ry"\t"say ""hi"", you"\n')
+        self.assertEqual(self.run_here(server, "show", "invoices-v1", "-i", "--format", "csv", "--fields", "d")[1], 'd\n""\n')
+
     def test_habits(self):
         for line, told in (("login", "set api-key"), ("auth", "set api-key"), ("ls", "show instances"),
                            ("ps", "show instances"), ("rm 5", "destroy instance"), ("version", "--version"),
@@ -6352,8 +6383,8 @@ class TestLines(FaultCase):
                            ("show instances --sort id", "--order-by"), ("show user --json", "--raw")):
             status, out, err = self.run_here(None, *line.split())
             self.assertEqual((status, out, f"did you mean {told!r}?" in err), (2, "", True), err)
-        for line, told in (("label instance 5 --label X", "vastai label instance ID LABEL"),
-                           ("prepay instance 5 --amount 50", "vastai prepay instance ID AMOUNT")):
+        for line, told in (("label instance 5 --label X", "vastai label instance INSTANCE LABEL"),
+                           ("prepay instance 5 --amount 50", "vastai prepay instance INSTANCE AMOUNT")):
             self.assertIn(told, self.run_here(None, *line.split())[2])
         for line in ("destroy instance 5 --wait", "search offers --zzz", "frobnicate"):
             self.assertNotIn("did you mean", self.run_here(None, *line.split())[2].replace("destroy instance: ", ""))
@@ -6982,7 +7013,7 @@ class TestSecrets(FaultCase):
         server = self.serve(route=lambda request: reply({"instances": row if "/7/" in request["path"] else [row],
                                                          "success": True}))
         for words in ("create ssh-key", "ssh 7", "scp 7:/a ."):
-            self.run_process(*words.split(), "--url", server.url, env={"PATH": folder + os.pathsep + os.environ["PATH"]})
+            self.run_process("--url", server.url, *words.split(), env={"PATH": folder + os.pathsep + os.environ["PATH"]})
         with open(os.path.join(self.home, "log"), encoding="utf-8") as file:
             text = file.read()
         self.assertNotIn(KEY, text)
@@ -8966,8 +8997,8 @@ reboot instance
     --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
     --start_date:DATE=None
     --end_date:DATE=None
-    --day:TEXT='0'
-    --hour:TEXT='0'
+    --day:DAY='0'
+    --hour:HOUR='0'
     -> dict[str, Any] ONCE
 recycle instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 label instance id:INSTANCE/ID label:TEXT -> dict[str, Any]
@@ -8987,8 +9018,8 @@ change bid
     --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
     --start_date:DATE=None
     --end_date:DATE=None
-    --day:TEXT='0'
-    --hour:TEXT='0'
+    --day:DAY='0'
+    --hour:HOUR='0'
     -> dict[str, Any]
 execute
     id:INSTANCE/ID
@@ -8997,8 +9028,8 @@ execute
     --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
     --start_date:DATE=None
     --end_date:DATE=None
-    --day:TEXT='0'
-    --hour:TEXT='0'
+    --day:DAY='0'
+    --hour:HOUR='0'
     -> str ONCE
 logs
     instance_id:INSTANCE/id/ID/INSTANCE_ID
@@ -9010,7 +9041,7 @@ logs
     -> str
 wait instance
     id:INSTANCE/ID
-    --status:TEXT{running,loading,exited,destroyed}='running'
+    --status:STATE{running,loading,exited,destroyed}='running'
     --max-wait:SECONDS=600
     --poll:SECONDS=5
     -> Instance
@@ -9135,8 +9166,8 @@ cloud copy
     --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
     --start_date:DATE=None
     --end_date:DATE=None
-    --day:TEXT='0'
-    --hour:TEXT='0'
+    --day:DAY='0'
+    --hour:HOUR='0'
     -> dict[str, Any] ONCE
 show connections -> list[dict[str, Any]]
 take snapshot

@@ -842,6 +842,13 @@ def _at_least(low: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]
     return checked
 
 
+def _above_zero(value: Any) -> float:
+    number = _number(value)
+    if number <= 0:
+        raise ValueError(value)
+    return number
+
+
 def _text(value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(_number(value))
@@ -1041,6 +1048,8 @@ GIVEN_GB = Kind(
     "float", lambda value: (GB.convert(value), value)[1], "a size in GB, 0 or more", "GB"
 )
 SECONDS = Kind("float", _at_least(0, _number), "seconds, 0 or more", "SECONDS")
+TIMEOUT = Kind("float", _above_zero, "seconds, more than 0", "SECONDS")
+ATTEMPTS = Kind("int", _at_least(1, _whole), "a number of attempts, 1 or more", "N")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
 GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
@@ -1087,8 +1096,8 @@ ORDER = Kind(
     "fields such as 'dph,num_gpus-', or a list of [field, direction]",
     "FIELDS",
 )
-DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *")
-HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *")
+DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *", "DAY")
+HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
 DAY = WHEN = MOMENT = EXPIRY = DATE
 INSTANCE_IDS, MACHINE_IDS, OFFER_IDS = (
@@ -2461,12 +2470,12 @@ INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
 MACHINE = Arg("id", MACHINE_ID, "the machine", old="machine_id")
 IDENTITY = Arg("-i --identity", KEY_FILE, "file of the private SSH key", None, to="")
 NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
-MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="")
-RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="")
-WAIT = (Arg("--wait", FLAG, "wait until it runs (stop: until it has stopped; destroy: until it is gone)", to=""), MAX_WAIT)
+MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="", group="Waiting")
+RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="", group="Waiting")
+WAIT = (Arg("--wait", FLAG, "wait until it runs (stop: until it has stopped; destroy: until it is gone)", to="", group="Waiting"), MAX_WAIT)
 CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
 CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
-    to="")
+    to="", group="Waiting")
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
 
@@ -2481,73 +2490,73 @@ def search_options(storage: float) -> tuple[Arg, ...]:
 
 LAUNCH_OPTIONS = (
     Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'", None, to="",
-        secret=True),
+        secret=True, group="Image"),
     Arg("--label", LABEL, "a name of your own for the instance", None),
     Arg("--extra", TEXT, "options for docker run", None, hidden=True),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, old="onstart entrypoint", to=""),
-    Arg("--login", TEXT, "docker login options for a private image", None, key="image_login", secret=True),
-    Arg("--python-utf8", FLAG, "set Python's encoding to UTF-8"),
-    Arg("--lang-utf8", FLAG, "set the system's locale to UTF-8"),
-    Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", key="use_jupyter_lab"),
-    Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None))
+    Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, old="onstart entrypoint", to="", group="Image"),
+    Arg("--login", TEXT, "docker login options for a private image", None, key="image_login", secret=True, group="Image"),
+    Arg("--python-utf8", FLAG, "set Python's encoding to UTF-8", group="Image"),
+    Arg("--lang-utf8", FLAG, "set the system's locale to UTF-8", group="Image"),
+    Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", key="use_jupyter_lab", group="Access"),
+    Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None, group="Access"))
 RUNTYPE_OPTIONS = (
-    Arg("--ssh", FLAG, "access by SSH", to=""),
-    Arg("--jupyter", FLAG, "access by Jupyter", to=""),
-    Arg("--direct", FLAG, "connect to the machine itself, not through a proxy; faster", to=""))
+    Arg("--ssh", FLAG, "access by SSH", to="", group="Access"),
+    Arg("--jupyter", FLAG, "access by Jupyter", to="", group="Access"),
+    Arg("--direct", FLAG, "connect to the machine itself, not through a proxy; faster", to="", group="Access"))
 ONSTART_OPTIONS = (
     Arg("--onstart", SCRIPT, "a file with commands to run when it starts; goes before --onstart-cmd", None, face="cli",
-        to=""),
-    Arg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", None, face="cli", to=""))
-CANCEL = Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now")
+        to="", group="Image"),
+    Arg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", None, face="cli", to="", group="Image"))
+CANCEL = Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now", group="Price and time")
 TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to start from", None, key="template_hash_id",
-    old="template_hash_id")
+    old="template_hash_id", group="Image")
 RUNTYPE = Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None,
     face="sdk", to="")
-ARGS = Arg("--args", WORDS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to="")
+ARGS = Arg("--args", WORDS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to="", group="Image")
 CREATE_OPTIONS = (
-    Arg("--image", IMAGE, "Docker image; not needed with --template_hash", None),
-    Arg("--disk", GB, "disk space, GB", 10),
+    Arg("--image", IMAGE, "Docker image; not needed with --template_hash", None, group="Image"),
+    Arg("--disk", GB, "disk space, GB", 10, group="Disk and volumes"),
     LAUNCH_OPTIONS[0],
-    Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", None, name="price"),
+    Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", None, name="price", group="Price and time"),
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     CANCEL, TEMPLATE_HASH,
-    Arg("--user", TEXT.called("USER"), "user that commands in the container run as", None),
+    Arg("--user", TEXT.called("USER"), "user that commands in the container run as", None, group="Image"),
     RUNTYPE, ARGS,
     Arg("--volume-info", OBJECT, "volume in the service's words", None, face="sdk"),
     Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
     *RUNTYPE_OPTIONS,
-    Arg("--create-volume", ID, "id of a volume offer: make a volume from it", None, to=""),
-    Arg("--link-volume", ID, "id of a volume of yours: mount it", None, to=""),
-    Arg("--volume-size", GB, "size of the new volume, GB; 15 if not given", None, to=""),
-    Arg("--mount-path", PATH, "where to mount the volume", None, to=""),
-    Arg("--volume-label", LABEL, "a name for the new volume", None, to=""),
+    Arg("--create-volume", ID, "id of a volume offer: make a volume from it", None, to="", group="Disk and volumes"),
+    Arg("--link-volume", ID, "id of a volume of yours: mount it", None, to="", group="Disk and volumes"),
+    Arg("--volume-size", GB, "size of the new volume, GB; 15 if not given", None, to="", group="Disk and volumes"),
+    Arg("--mount-path", PATH, "where to mount the volume", None, to="", group="Disk and volumes"),
+    Arg("--volume-label", LABEL, "a name for the new volume", None, to="", group="Disk and volumes"),
     *ONSTART_OPTIONS,
-    Arg("--target_state", TEXT, "state to begin in", None, choices=("running", "stopped")),
-    Arg("--vm", FLAG, "the image is that of a virtual machine", to=""),
-    Arg("--args_str", TEXT, "arguments of the image's entrypoint as one text, in place of --args", None))
+    Arg("--target_state", TEXT, "state to begin in", None, choices=("running", "stopped"), group="Price and time"),
+    Arg("--vm", FLAG, "the image is that of a virtual machine", to="", group="Image"),
+    Arg("--args_str", TEXT, "arguments of the image's entrypoint as one text, in place of --args", None, group="Image"))
 RENTED = ("Instance {new_contract} is {instance[actual_status]}. `vastai ssh {new_contract}` opens a shell, "
           "`vastai destroy instance {new_contract}` ends it and its costs.|")
 TEMPLATE_OPTIONS = (
-    Arg("--name", TEXT, "its name", None),
-    Arg("--image", IMAGE, "Docker image", None),
-    Arg("--image_tag", LABEL, "tag of the image", None, key="tag"),
-    Arg("--href", URL, "link to the image's page", None),
-    Arg("--repo", TEXT.called("REPO"), "repository of the image", None),
+    Arg("--name", TEXT, "its name", None, group="Description"),
+    Arg("--image", IMAGE, "Docker image", None, group="Image"),
+    Arg("--image_tag", LABEL, "tag of the image", None, key="tag", group="Image"),
+    Arg("--href", URL, "link to the image's page", None, group="Description"),
+    Arg("--repo", TEXT.called("REPO"), "repository of the image", None, group="Image"),
     Arg("--login", TEXT, "docker login options for a private image; only the registry is kept", None, to="",
-        secret=True),
-    Arg("--env", TEXT, "environment, ports and mounts as for create instance", None, secret=True),
+        secret=True, group="Image"),
+    Arg("--env", TEXT, "environment, ports and mounts as for create instance", None, secret=True, group="Image"),
     *RUNTYPE_OPTIONS,
-    Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None),
-    Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", to=""),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, key="onstart"),
-    Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to=""),
-    Arg("-n --no-default", FLAG, "without the conditions that are set otherwise", to=""),
-    Arg("--disk_space", GIVEN_GB, "disk space to recommend, GB", None, key="recommended_disk_space"),
-    Arg("--readme", TEXT, "text for those who look at it", None),
-    Arg("--hide-readme", FLAG, "do not show that text", to=""),
-    Arg("--desc", TEXT, "description in a line", None),
-    Arg("--public", FLAG, "let others see it", to=""),
+    Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None, group="Access"),
+    Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", to="", group="Access"),
+    Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, key="onstart", group="Image"),
+    Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to="", group="Offer"),
+    Arg("-n --no-default", FLAG, "without the conditions that are set otherwise", to="", group="Offer"),
+    Arg("--disk_space", GIVEN_GB, "disk space to recommend, GB", None, key="recommended_disk_space", group="Offer"),
+    Arg("--readme", TEXT, "text for those who look at it", None, group="Description"),
+    Arg("--hide-readme", FLAG, "do not show that text", to="", group="Description"),
+    Arg("--desc", TEXT, "description in a line", None, group="Description"),
+    Arg("--public", FLAG, "let others see it", to="", group="Description"),
     Arg("--runtype", TEXT, "kind of access in the service's words: jupyter, ssh or args", None, face="sdk"),
     *(Arg(f"--{name}", FLAG, f"{name} in the service's words, in place of the flags", None, face="sdk")
       for name in ("use_ssh", "jup_direct", "ssh_direct", "use_jupyter_lab")),
@@ -2702,15 +2711,15 @@ register("Search and rent",
         done="Instances {new_contracts} are being made from offers {ids}. `vastai show instances` shows them.",
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "search offers for a GPU and rent the best one",
-        Arg("-g --gpu-name", NAME.called("GPU"), "model, such as RTX_4090", required=True, to=""),
-        Arg("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", required=True, to=""),
-        Arg("-i --image", IMAGE, "Docker image", required=True),
+        Arg("-g --gpu-name", NAME.called("GPU"), "model, such as RTX_4090", required=True, to="", group="Offer"),
+        Arg("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", required=True, to="", group="Offer"),
+        Arg("-i --image", IMAGE, "Docker image", required=True, group="Image"),
         Arg("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
-            None, to=""),
-        Arg("-d --disk", GB, "disk space, GB", 10, cli=16.0),
+            None, to="", group="Offer"),
+        Arg("-d --disk", GB, "disk space, GB", 10, cli=16.0, group="Disk and volumes"),
         Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending", "score-",
-            to=""),
-        Arg("--limit", COUNT, "offers to try", None, cli=3, to=""),
+            to="", group="Offer"),
+        Arg("--limit", COUNT, "offers to try", None, cli=3, to="", group="Offer"),
         *LAUNCH_OPTIONS,
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
         Arg("--query", OBJECT, "conditions in the service's words, in place of GPU, region and disk", None, face="sdk",
@@ -2725,15 +2734,15 @@ register("Search and rent",
 
 register("Instances",
     Command("show instances", "GET /api/v1/instances/", SAFE, READS, "your instances",
-        Arg("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", None, to=""),
-        Arg("--label", TEXTS, "only these labels; '' for instances without one", None, to=""),
-        Arg("--gpu-name", TEXTS.called("GPU"), "only these models", None, to=""),
+        Arg("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", None, to="", group="Filters"),
+        Arg("--label", TEXTS, "only these labels; '' for instances without one", None, to="", group="Filters"),
+        Arg("--gpu-name", TEXTS.called("GPU"), "only these models", None, to="", group="Filters"),
         Arg("--verification", TEXTS, "only machines in these states", None,
-            choices=("verified", "unverified", "deverified"), to=""),
-        Arg("--order-by", TEXTS.called("COLUMN"), "'COLUMN' or 'COLUMN desc'; may be given again", None, again=True, to=""),
-        Arg("-l --limit", WHOLE, "one page of this many, 1 to 25", None, to=""),
-        Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, to=""),
-        Arg("-a --all", FLAG, "every page, also with --limit", to=""),
+            choices=("verified", "unverified", "deverified"), to="", group="Filters"),
+        Arg("--order-by", TEXTS.called("COLUMN"), "'COLUMN' or 'COLUMN desc'; may be given again", None, again=True, to="", group="Pages"),
+        Arg("-l --limit", WHOLE, "one page of this many, 1 to 25", None, to="", group="Pages"),
+        Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, to="", group="Pages"),
+        Arg("-a --all", FLAG, "every page, also with --limit", to="", group="Pages"),
         Arg("-v --verbose", FLAG, "more columns", face="cli", to=""),
         Arg("-q --quiet", FLAG, "only ids, also with --raw", face="cli", name="ids_only", to=""),
         Arg("--cols", TEXT.called("COLUMNS"), "these columns, with commas: id, status, label, gpu, disk, volumes, dph, image, age, "
@@ -2821,17 +2830,17 @@ register("Instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
     Command("wait instance", "", SAFE, READS, "wait until an instance runs, or has another state",
         INSTANCE,
-        Arg("--status", TEXT, "the state to wait for", "running",
+        Arg("--status", TEXT.called("STATE"), "the state to wait for", "running",
             choices=("running", "loading", "exited", "destroyed")),
         MAX_WAIT, Arg("--poll", SECONDS, "seconds between two looks, growing to three times that", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
         note="Ends at once where the state can no longer come. Status 9 when the time is over.",
         examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
     Command("ssh", "", ONCE, SETS, "open a shell in an instance, or run a command",
-        INSTANCE, Arg("command", TEXTS, "the command; behind -- if it has options", None), IDENTITY,
+        INSTANCE, Arg("command", TEXTS, "all that follows goes to ssh as it is: its options, a command", None, rest=True), IDENTITY,
         returns="none", run="run_ssh", face="cli", look="show instances",
-        note="Connects to the machine itself where that answers, else through the proxy.",
-        examples=("4242", "4242 -- nvidia-smi -L", "4242 -i ~/.ssh/id_ed25519")),
+        note="Connects to the machine itself if that answers, else through the proxy. Options of vastai stand before the id.",
+        examples=("4242", "4242 ls -la /workspace", "4242 -L 8080:localhost:8080", "-i ~/.ssh/id_ed25519 4242")),
     Command("scp", "", ONCE, SETS, "copy files to or from an instance with scp",
         Arg("source", PLACE, "ID:PATH or a local path"),
         Arg("target", PLACE, "ID:PATH or a local path"), IDENTITY,
@@ -10506,15 +10515,8 @@ class VastAI:
         timeout: float = 120,
     ) -> None:
         self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
-        try:
-            self.retry, self.timeout = _whole(retry), _number(timeout)
-            if self.retry < 1 or self.timeout <= 0:
-                raise ValueError
-        except (ValueError, TypeError, AttributeError):
-            raise UsageError(
-                "expected a retry (a number of attempts) of 1 or more and a timeout (seconds) above 0, "
-                f"not {short_repr(retry)} and {short_repr(timeout)}"
-            ) from None
+        self.retry = checked("retry", ATTEMPTS, retry)
+        self.timeout = checked("timeout", TIMEOUT, timeout)
         self.server_url = checked_url(
             server_url or os.environ.get("VAST_URL", "").strip() or SERVER
         )
@@ -11052,6 +11054,14 @@ class VastAI:
     # fmt: on
 
 
+def checked(name: str, kind: Kind, value: Any) -> Any:
+    """A value of a constructor as its kind has it.  Raises UsageError."""
+    try:
+        return kind.convert(value)
+    except (ValueError, TypeError, AttributeError):
+        raise UsageError(f"{name}: expected {kind.expects}, not {short_repr(value)}") from None
+
+
 def checked_url(url: str) -> str:
     """A server URL without its final slash and /api/v0.  Raises UsageError, which does not show what
     may be a password.
@@ -11200,28 +11210,34 @@ def write_jsonl(listing: Listing) -> str:
     return "".join(json.dumps(row, sort_keys=True) + "\n" for row in listing.chosen)
 
 
-def write_csv(listing: Listing, dialect: str = "excel") -> str:
-    import csv
-    import json
-
+def write_csv(listing: Listing, delimiter: str = ",") -> str:
+    """A header and a line for each row, quoted as RFC 4180 has it; objects and lists as JSON."""
     rows = listing.chosen
     names = listing.fields or sorted({name for row in rows for name in row})
     if not names:
         return ""
-    out = io.StringIO()
-    writer = csv.writer(out, dialect, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        values = map(row.get, names)
-        writer.writerow(
-            json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
-            for value in values
-        )
-    return out.getvalue()
+    special = {delimiter, '"', "\n", "\r"}
+    lines = [names, *(list(map(row.get, names)) for row in rows)]
+    return "".join(csv_line(values, delimiter, special) for values in lines)
+
+
+def csv_line(values: Sequence[Any], delimiter: str, special: set[str]) -> str:
+    """One line of CSV; its fields are quoted if one of the `special` characters is in them."""
+    import json
+
+    fields = []
+    for value in values:
+        if isinstance(value, (dict, list)):
+            value = json.dumps(value, sort_keys=True)
+        text = "" if value is None else str(value)
+        if not special.isdisjoint(text) or (not text and len(values) == 1):
+            text = '"' + text.replace('"', '""') + '"'
+        fields.append(text)
+    return delimiter.join(fields) + "\n"
 
 
 def write_tsv(listing: Listing) -> str:
-    return write_csv(listing, "excel-tab")
+    return write_csv(listing, "\t")
 
 
 def write_table(listing: Listing) -> str:
@@ -12413,18 +12429,18 @@ def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
 
 # fmt: off
 GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
-    Arg("--api-key", TEXT, "the API key, for this call", None, secret=True),
-    Arg("--url", TEXT, f"the service; {SERVER} or VAST_URL otherwise", None),
-    Arg("--retry", WHOLE, "attempts of a request that may be repeated", 3),
-    Arg("--timeout", SECONDS, "seconds that one request may take", 120),
+    Arg("--api-key", TEXT.called("KEY"), "API key for this call", None, secret=True),
+    Arg("--url", URL, f"URL of the service; otherwise VAST_URL, then {SERVER}", None),
+    Arg("--retry", ATTEMPTS, "attempts of a request that may be repeated", 3),
+    Arg("--timeout", TIMEOUT, "time limit of one request, seconds", 120),
     Arg("--raw", FLAG, "print the answer as JSON; same as --format json"),
-    Arg("--format", TEXT, "shape of the answer", "table", choices=tuple(WRITERS)),
-    Arg("--fields", TEXT, "only these fields: id,gpu_name,a.b", ""),
-    Arg("-q --quiet", FLAG, "ids alone, one a line; no remarks"),
+    Arg("--format", TEXT.called("FORMAT"), "output format", "table", choices=tuple(WRITERS)),
+    Arg("--fields", TEXT.called("FIELDS"), "only these fields: id,gpu_name,a.b", ""),
+    Arg("-q --quiet", FLAG, "only ids, one a line; no remarks"),
     Arg("--full", FLAG, "no pager, and every point of show gpu-trends"),
     Arg("--explain", FLAG, "show each request on stderr"),
     Arg("--curl", FLAG, "print the request as a curl command and send nothing"),
-    Arg("--no-color", FLAG, "no colour"),
+    Arg("--no-color", FLAG, "no colors"),
     Arg("--version", FLAG, "print the version"),
     Arg("-h --help", FLAG, "print this help"))
 # fmt: on
@@ -12586,7 +12602,7 @@ class Line:
 def missing_value_error(arg: Arg, flag: str, following: list[str]) -> UsageError:
     """The error of an option at the end of a line, or before another option."""
     expected = "a value" if arg.kind.expects.startswith("text") else arg.kind.expects
-    hint = f"write {flag} {metavar(arg)}"
+    hint = f"write {flag} {arg.kind.metavar}"
     if following and following[0] != "--":
         hint += f", or {flag}=-… for a value that begins with -"
     return UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
@@ -12707,12 +12723,8 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
     connections that it keeps.
     """
     if argv[:1] == ["__complete"]:
-        write_out(
-            "".join(
-                f"{word}\t{meaning}\n" if meaning else f"{word}\n"
-                for word, meaning in complete(argv[1:])
-            )
-        )
+        for word, meaning in complete(argv[1:]):
+            write_out(f"{word}\t{meaning}\n" if meaning else f"{word}\n")
         return 0
     row, words, lost = find_command(argv)
     asked = {canonical(word) for word in (words[: words.index("--")] if "--" in words else words)}
@@ -12751,15 +12763,19 @@ def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool
         common["format"] = given.pop("format")  # meant for the shape, not for the row's own option
     if common["raw"]:
         common["format"] = "json"
+    quiet = (common["quiet"] and common["format"] != "json") or given.get("ids_only", False)
     view = View(
         common["format"],
         common["fields"],
-        (common["quiet"] and common["format"] != "json") or given.get("ids_only", False),
+        quiet,
         common["full"],
-        not common["no_color"],
-        given.get("yes", False),
-        common["raw"],
+        color=not common["no_color"],
+        confirmed=given.get("yes", False),
+        raw=common["raw"],
     )
+    for arg in row.args:
+        if arg.secret and given.get(arg.name) == "-":
+            given[arg.name] = ask_secret(arg.label(cli=True))
     params = check_params(row, given, cli=True)
     with client_of(common, pool) as client:
         return run_call(Call(client, row, params, view, cli=True))
@@ -12922,7 +12938,7 @@ def overview(verb: str = "") -> str:
     rows = [row for row in COMMANDS.values() if row.face != "sdk"]
     rows = [row for row in rows if not verb or row.name.split()[0] == verb] or rows
     if not verb and read_key(config_file("vast_role")) == "client":
-        rows = [row for row in rows if "host" not in row.group]
+        rows = [row for row in rows if not row.hosts]
     width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
     lines = (
         []
@@ -13012,7 +13028,7 @@ def usage_of(row: Command) -> str:
             f"usage: vastai {row.name}",
             *(placeholder(arg) for arg in mine if not arg.option),
             *(
-                f"{arg.flags[-1]} {metavar(arg)}"
+                f"{arg.flags[-1]} {arg.kind.metavar}"
                 for arg in mine
                 if arg.option and arg.cli is REQUIRED
             ),
@@ -13022,61 +13038,19 @@ def usage_of(row: Command) -> str:
 
 
 def placeholder(arg: Arg) -> str:
+    """An argument that stands alone, as a usage line has it: of ids what they are of, else its name."""
     word = arg.flags[0].upper().replace("_", "-")
+    if word.rstrip("S").endswith("ID") and arg.kind.metavar != "ID":
+        word = arg.kind.metavar
     word = f"{word} …" if arg.many else word
     return word if arg.default is REQUIRED else f"[{word}]"
-
-
-# What stands behind an option that takes text, where its name says more than the kind does.
-METAVARS = {
-    word: meant
-    for meant, words in {
-        "N": "tail num_gpus",
-        "FILE": "identity",
-        "IMAGE": "image test_image",
-        "GPU": "gpu_name gpu",
-        "HASH": "template_hash template_hash_id hash_id",
-        "PATH": "src dst mount_path jupyter_dir output_dir support_bundle_dir",
-        "URL": "url href webhook_url",
-        "COMMAND": "onstart_cmd onstart entrypoint",
-        "KEY": "api_key",
-        "REGEX": "filter",
-        "PATTERN": "exclude",
-        "COLUMN": "order_by",
-        "COLUMNS": "cols",
-        "FIELDS": "fields",
-        "STATE": "status",
-        "NAME": "label volume_label tag role instance_label",
-        "QUERY": "search_params",
-        "TOKEN": "next_token",
-        "SHAPE": "format",
-        "REGION": "region",
-        "DAY": "day",
-        "HOUR": "hour",
-        "NUMBER": "phone_number",
-        "KIND": "type",
-        "SPAN": "duration",
-        "GPUS": "gpus",
-        "USER": "user docker_login_user username",
-        "REPO": "repo",
-    }.items()
-    for word in words.split()
-}
-
-
-def metavar(arg: Arg) -> str:
-    return (
-        METAVARS.get(arg.name, arg.kind.metavar)
-        if arg.kind.metavar in ("TEXT", "NAME")
-        else arg.kind.metavar
-    )
 
 
 def format_flags(arg: Arg) -> str:
     """An argument as it is typed."""
     if not arg.option:
         return placeholder(arg)
-    word = "{" + ",".join(map(str, arg.choices)) + "}" if _few(arg) else metavar(arg)
+    word = "{" + ",".join(map(str, arg.choices)) + "}" if _few(arg) else arg.kind.metavar
     word += " …" if arg.many and not arg.again else ""
     return ", ".join(arg.flags) + ("" if arg.kind is FLAG else " …" if arg.rest else f" {word}")
 
@@ -13086,6 +13060,8 @@ def format_meaning(arg: Arg) -> str:
     default.
     """
     facts = [f"one of {', '.join(map(str, arg.choices))}"] if arg.choices and not _few(arg) else []
+    if arg.secret:
+        facts.append("- reads it from stdin")
     if arg.cli not in (REQUIRED, None, False, ""):
         facts.append(f"default {arg.cli:g}" if isinstance(arg.cli, float) else f"default {arg.cli}")
     return f"{arg.help} ({'; '.join(facts)})" if facts else arg.help
