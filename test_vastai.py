@@ -3450,6 +3450,8 @@ def uses(at, folder):
         "get wrkgrp-workers": Use(f"{group}"),
         "update workers": Use(f"{group}"),
         "route": Use("vLLM-Qwen3-8B 242", "vLLM-Qwen3-8B", 242),
+        "request": Use("vLLM-Qwen3-8B /v1/completions --json '{\"prompt\": \"Hi\"}'", "vLLM-Qwen3-8B", "/v1/completions",
+                       {"prompt": "Hi"}, json=True),
         "show notification-types": Use(),
         "show notifications": Use(before=lambda sdk, market: sdk.set_notifications(preferences)),
         "set notifications": Use(f"'{json.dumps(preferences)}'", preferences),
@@ -8108,6 +8110,145 @@ class TestServerlessTls(ServerlessCase):
         self.assertEqual(proxy.requests[-1]["target"], self.server.url + "/route/")
 
 
+class TestRequest(ServerlessCase):
+    """`VastAI().request(...)` and `vastai request`: the same rules over the module's own transport."""
+
+    JSON = reply({"n": 1}, Content_Type="application/json")
+
+    def setUp(self):
+        super().setUp()
+        patch = mock.patch("time.sleep")  # the pauses between tries
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def ask(self, **options):
+        return self.client(self.server).request("tests", "/work", {"a": 1}, **options)
+
+    def tell(self, *words):
+        self.server.requests = []
+        status, out, err = self.run_here(self.server, "request", "tests", "/work", *words)
+        self.assertNotIn(ENDPOINT_KEY, out + err)
+        return status, out, err
+
+    def test_lost(self):
+        for loss in TestJobs.LOSSES:
+            self.worker, self.server.requests = [loss], []
+            self.assertIsInstance(self.error(self.ask, retry=False), vastai.OutcomeUnknownError)
+            self.assertEqual(len(self.sent("/work")), 1)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            self.worker, self.server.requests = [*TestJobs.LOSSES, self.JSON], []
+            self.assertEqual(self.ask(), {"n": 1})
+        self.assertEqual((len(self.sent("/work")), len(told)), (len(TestJobs.LOSSES) + 1, len(TestJobs.LOSSES)))
+
+    def test_statuses(self):
+        for step, words, status, tries in (
+                (hang_up, ["--no-retry"], 7, 1), (hang_up, ["--max-retries", "3"], 7, 3), (stall, ["--timeout", "0.2"], 7, 1),
+                (stall, ["--worker-timeout", "0.2", "--no-retry"], 7, 1), (reply("{no", Content_Type="application/json"), [], 1, 1),
+                (reply("no", 400), [], 1, 1), (reply("boom", 500), ["--max-retries", "2"], 1, 2), (reply("no", 401), [], 3, 1),
+                (reply("no", 403), [], 3, 1), (reply("no", 404), [], 4, 1), (reply("no", 410), [], 4, 1),
+                (reply("busy", 429), ["--no-retry"], 5, 1)):
+            self.worker = [step]
+            with self.subTest(status=status, words=words):
+                told, out, err = self.tell(*words)
+                self.assertEqual((told, out, len(self.sent("/work"))), (status, "", tries), err)
+        self.router = [reply(WAITING)]
+        self.assertEqual(self.tell("--timeout", "0.2")[0], 9)
+        self.worker_url, self.router = "http://127.0.0.1:1", [{}]
+        self.assertEqual(self.tell("--no-retry")[0], 6)
+
+    def test_what_is_wrong(self):
+        for words, status in ((["--json", "[1]"], 2), (["--json", "{}", "-"], 2), (["-"], 2), (["--raw", "--out", "x"], 2)):
+            self.assertEqual(self.tell(*words)[0], status)
+        self.assertEqual(self.run_here(self.server, "request", "others", "/work")[0], 4)
+        self.assertEqual(self.sent("/work"), [])
+
+    def test_what_is_sent(self):
+        file = os.path.join(self.home, "payload.json")
+        with open(file, "w") as target:
+            target.write('{"a": "ž"}')
+        for words, stdin in ((["--json", '{"a": "ž"}'], ""), (["--file", file], ""), (["-"], '{"a": "ž"}')):
+            self.server.requests = []
+            self.assertEqual(self.run_here(self.server, "request", "321", "work", *words, "--cost", "8", stdin=stdin)[0], 0)
+            (route,), (job,) = self.sent("/route/"), self.sent("/work")
+            self.assertEqual((json.loads(job["body"])["payload"], json.loads(route["body"])["cost"]), ({"a": "ž"}, 8))
+            self.assertEqual(route["headers"]["authorization"], f"Bearer {ENDPOINT_KEY}")
+            self.assertNotIn("authorization", job["headers"])
+
+    def test_shapes(self):
+        chat = {"choices": [{"message": {"content": "Hello"}}]}
+        events = [{"choices": [{"delta": {"content": text}}]} for text in ("Hel", "lo")]
+        for step, words, out in (
+                (self.JSON, [], '{\n "n": 1\n}\n'), (reply("plain", Content_Type="text/plain"), [], "plain\n"),
+                (reply(chat), ["--text"], "Hello\n"), (reply({"choices": [{"text": "Paris"}]}), ["--text"], "Paris\n"),
+                (chunked(*map(event, events)), ["--stream"], "".join(json.dumps(value) + "\n" for value in events)),
+                (chunked(*map(event, events)), ["--stream", "--text"], "Hello\n"),
+                (chunked(event(1), b"data: [DONE]\n\n"), ["--stream", "--raw"], "[\n 1\n]\n"),
+                (reply([{"a": 1}, {"a": 2}]), ["--format", "jsonl"], '{"a": 1}\n{"a": 2}\n'),
+                (reply(b"\x00\xff", Content_Type="image/png"), ["--raw"], '"AP8="\n')):
+            self.worker = [step]
+            self.assertEqual(self.tell(*words), (0, out, ""))
+
+    def test_media(self):
+        media = b"\x89PNG\xff\x00"
+        self.worker = [reply(media, Content_Type="image/png")]
+        self.assertEqual(self.ask(), media)
+        path = os.path.join(self.home, "a.png")
+        status, out, err = self.tell("--out", path)
+        with open(path, "rb") as file:
+            self.assertEqual((status, out, file.read()), (0, "", media))
+        self.assertIn("6 bytes", err)
+        process = self.start_process("request", "tests", "/work", "--url", self.server.url, "--api-key", KEY)
+        self.assertEqual(process.communicate(timeout=10)[0], media)
+        if os.name == "posix":
+            with Terminal([sys.executable, compiled(), "request", "tests", "/work", "--url", self.server.url, "--api-key", KEY],
+                          dict(os.environ)) as terminal:
+                name = re.search(r"Saved 6 bytes to (\S+)", terminal.expect("-1") + "-1").group(1)
+                self.assertEqual(terminal.status(), 0)
+            self.addCleanup(os.unlink, name)
+            with open(name, "rb") as file:
+                self.assertEqual(file.read(), media)
+
+    def test_events_as_they_come(self):
+        """Each event is printed when it comes; Ctrl-C closes the worker's connection."""
+        self.worker = [until_gone(chunked(event(1), event(2), end=False))]
+        process = self.start_process("request", "tests", "/work", "--stream", "--url", self.server.url, "--api-key", KEY)
+        self.assertEqual([process.stdout.readline() for _ in range(2)], [b"1\n", b"2\n"])
+        process.send_signal(signal.SIGINT)
+        self.assertTrue(self.server.gone.wait(5))
+        self.assertEqual((process.wait(5), process.stdout.read(), process.stderr.read()), (130, b"", b""))
+        process.stdout.close()
+        process.stderr.close()
+
+    def test_events_in_the_sdk(self):
+        self.worker = [chunked(*map(event, EVENTS))]
+        self.assertEqual(list(self.ask(stream=True)), EVENTS)
+        self.worker = [until_gone(chunked(event(1), end=False))]
+        events = self.ask(stream=True)
+        self.assertEqual(next(events), 1)
+        events.close()
+        self.assertTrue(self.server.gone.wait(2))
+        for step, options in ((cut(chunked(event(1), end=False)), {}), (stuck(chunked(event(1), end=False)), {"worker_timeout": 0.2}),
+                              (stuck(chunked(end=False)), {"timeout": 0.2})):
+            self.worker = [step]
+            self.assertIsInstance(self.error(lambda options=options: list(self.ask(stream=True, **options))),
+                                  vastai.OutcomeUnknownError)
+
+    def test_explained(self):
+        status, out, err = self.tell("--explain")
+        self.assertEqual((status, err.count("POST "), err.count("Bearer ***")), (0, 2, 2))
+        status, out, err = self.tell("--curl")
+        self.assertEqual((status, out.count("curl"), self.server.requests), (0, 1, []))
+
+    def test_certificates(self):
+        far = self.serve(reply({"n": 2}), tls=server_context(self.home))
+        self.worker_url = far.url
+        self.assertEqual([self.ask() for _ in range(3)], [{"n": 2}] * 3)
+        self.assertEqual(len(self.sent("/static/jvastai_root.cer")), 1)
+        self.worker_url = far.url.replace("127.0.0.1", "localhost")
+        self.assertIn("certificate", str(self.error(self.ask, max_retries=1)))
+
+
 class TestServerlessNames(unittest.TestCase):
     def run_python(self, program):
         done = subprocess.run([sys.executable, "-S", "-c", program], cwd=HERE, capture_output=True, text=True, timeout=20)
@@ -9510,6 +9651,22 @@ get wrkgrp-logs id:WORKERGROUP --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, A
 get wrkgrp-workers /get_workergroup_workers() id:WORKERGROUP -> list[dict[str, Any]]
 update workers id:WORKERGROUP --cancel:TEXT=False -> dict[str, Any] ONCE
 route endpoint:NAME cost:N -> dict[str, Any] ONCE
+request
+    endpoint:NAME
+    route:NAME
+    --json->payload:JSON=None
+    stdin:TEXT{-}=None(cli)
+    --file:FILE=None(cli)
+    --cost:N=100
+    --stream:TEXT=False
+    --timeout:SECONDS=None|600.0
+    --worker-timeout:SECONDS=600.0
+    retry:TEXT=True(sdk)
+    --no-retry:TEXT=False(cli)
+    --max-retries:N=None
+    --text:TEXT=False(cli)
+    --out:FILE=None(cli)
+    -> Any ONCE
 show notification-types -> list[dict[str, Any]]
 show notifications --user_id:ID=None -> dict[str, Any] | Any
 set notifications notification_preferences:JSON --user_id:ID=None -> dict[str, Any] | Any

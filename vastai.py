@@ -3491,7 +3491,27 @@ register("Serverless",
     Command("route", "POST run:/route/", ONCE, SETS, "the address of a worker that is free for a request to an endpoint",
         Arg("endpoint", NAME, "the endpoint, by name"),
         Arg("cost", NUMBER, "load of the request, in the endpoint's units, such as tokens"),
-        columns=ROUTE_CARD, strict=True, look="show endpoints", examples=("chat 242",)))
+        columns=ROUTE_CARD, strict=True, look="show endpoints", examples=("chat 242",)),
+    Command("request", "", ONCE, SPENDS, "send a request to a worker of an endpoint",
+        Arg("endpoint", NAME, "the endpoint, by name or id"),
+        Arg("route", NAME, "path on the worker, such as /v1/completions"),
+        Arg("--json", OBJECT, "what the worker is sent, a JSON object", None, name="payload"),
+        Arg("stdin", TEXT, "- reads that object from stdin", None, face="cli", choices=("-",)),
+        Arg("--file", FILE_OBJECT, "a file with that object", None, face="cli"),
+        Arg("--cost", NUMBER, "expected work, in the endpoint's unit, such as tokens", 100),
+        Arg("--stream", FLAG, "get the events of the answer as they come"),
+        Arg("--timeout", SECONDS, "seconds for all of it, up to the first byte of a stream", None, cli=600.0),
+        Arg("--worker-timeout", SECONDS, "seconds for one try of a worker", 600.0),
+        Arg("retry", FLAG, "repeat the job if a worker fails or is lost", True, face="sdk"),
+        Arg("--no-retry", FLAG, "do not repeat the job if a worker fails or is lost", face="cli"),
+        Arg("--max-retries", COUNT, "tries in all", None),
+        Arg("--text", FLAG, "print only what a model says", face="cli"),
+        Arg("--out", OUT_FILE, "file for the response", None, face="cli"),
+        returns="any", run="run_request", show="show_response", document="document_response", rows="response_rows",
+        look="show endpoints",
+        note="A job may be billed, so without --no-retry give --max-retries if it must not run more often than that. "
+             "If the answer is lost and the job is not repeated, the exit status is 7.",
+        examples=("chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16",)))
 
 register("Notifications",
     Command("show notification-types", "GET /notification-types/", SAFE, READS, "kinds of notifications",
@@ -5333,7 +5353,7 @@ class Pool:
         Pool.close(self)
 
 
-def connect(place: Place, deadline: float) -> HttpConnection:
+def connect(place: Place, deadline: float, context: ssl.SSLContext | None = None) -> HttpConnection:
     """A new connection to a place, through its proxy if it has one, and with TLS for https.  Raises
     OSError.
     """
@@ -5350,7 +5370,8 @@ def connect(place: Place, deadline: float) -> HttpConnection:
             if place.proxy:
                 open_tunnel(connection, place.proxy)
             sock.settimeout(seconds_left(deadline))
-            connection.sock = sock = tls_context().wrap_socket(sock, server_hostname=place.host)
+            context = context or tls_context()
+            connection.sock = sock = context.wrap_socket(sock, server_hostname=place.host)
         seconds_left(deadline)  # later it would be too late: a part of the request would have left
     except BaseException:
         sock.close()
@@ -8711,6 +8732,7 @@ class Job:
     number: int = 0  # the router's number for this request; it stays the same over all tries
     reason: str = ""  # why no worker has taken the job yet
     lost: str = ""  # why the outcome of a try is unknown
+    answer: Answer | None = None  # of a worker, when it has come
 
     def __post_init__(self) -> None:
         from urllib.parse import quote
@@ -8894,6 +8916,7 @@ class Job:
 
     def result(self, answer: Answer, worker: str, grant: Row) -> Row:
         """The official client's dict.  Raises if a 2xx is not the JSON that it claims to be."""
+        self.answer = answer
         ok, value, text = succeeded(answer), None, ""
         if isinstance(answer, EventAnswer) and ok:
             value = answer.events
@@ -9158,6 +9181,265 @@ def root_is_new(url: str) -> bool:
 def certificate_refused(problem: BaseException | None) -> bool:
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(problem, ssl.SSLCertVerificationError)
+
+
+# The driver over this module's transport, and the command `request`.
+
+
+def drive(steps: Steps, send: Callable[[Ask], Answer], pausing: Callable[[], None]) -> Any:
+    """Runs a generator of Asks and pauses to its end; returns its result.  `pausing` is called
+    before each pause.
+    """
+    try:
+        step = next(steps)
+        while True:
+            answer = None
+            try:
+                if isinstance(step, Ask):
+                    answer = send(step)
+                else:
+                    pausing()
+                    time.sleep(step)
+            except (Unsent, Unanswered) as problem:
+                step = steps.throw(problem)
+            else:
+                step = steps.send(answer)
+    except StopIteration as end:
+        return end.value
+    finally:
+        steps.close()
+
+
+def send_ask(client: VastAI, ask: Ask) -> Answer:
+    """The answer to an Ask over the client's connections.  Raises Unsent or Unanswered."""
+    ends, fresh = ask.ends() or time.monotonic() + LONGEST_TIMEOUT, not ask.safe
+    while True:
+        try:
+            place, target = client.pool.find_place(ask.url)
+            message = ask.message(place, target, client.user_agent)
+            if ask.worker and place.tls and is_address(place.host):
+                connection, reused = connect_worker(client, place, ends), False
+            else:
+                connection, reused = client.pool.take(place, fresh, ends)
+        except (OSError, ValueError) as error:
+            raise Unsent(_reason(error), ask.url) from error
+        head = None
+        try:
+            connection.send(message)
+            head = connection.read_head()
+            if ask.stream and 200 <= head.status < 300:
+                events = read_events(connection, head, ask.limit)
+                return EventAnswer(head.status, head.headers, ask.url, events)
+            body, parts = Body(head), []
+            while not body.done:
+                parts.append(body.feed(take_bytes(connection)))
+            answer = build_answer(ask, head, b"".join(parts))
+        except OSError as error:
+            connection.close()
+            if not reused or head is not None or _timed_out(error):
+                raise Unanswered(_reason(error), ask.url) from error
+            fresh = True
+            continue
+        except BaseException:  # Ctrl-C: the worker learns that nobody waits
+            connection.close()
+            raise
+        connection.keep = head.keep and not body.rest
+        client.pool.give(connection)
+        return answer
+
+
+def take_bytes(connection: HttpConnection) -> bytes:
+    """The next bytes of a connection, those first that came together with the headers."""
+    data, connection.buffer = connection.buffer, b""
+    return data or connection.receive()
+
+
+def read_events(connection: HttpConnection, head: Head, limit: float | None) -> Iterator[Any]:
+    """Yields the events of a worker as they come; to close it closes the connection."""
+    reader = EventReader(head)
+    try:
+        while not reader.body.done:
+            yield from reader.feed(take_bytes(connection))
+            connection.deadline = time.monotonic() + (limit or LONGEST_TIMEOUT)
+    except OSError as error:
+        raise stream_error(error) from error
+    finally:
+        connection.close()
+
+
+def connect_worker(client: VastAI, place: Place, ends: float) -> HttpConnection:
+    """A connection to an https worker that is addressed by its IP address.  Raises OSError, Unsent."""
+    at_home = client.server_url == SERVER
+    url = ROOT_URL if at_home else f"{client.server_url}/static/jvastai_root.cer"
+
+    def find(newer: bool) -> str:
+        steps = find_root(url, newer)
+        root: str = drive(steps, lambda ask: send_ask(client, ask), lambda: None)
+        return root
+
+    root = find(False)
+    try:
+        return connect(place, ends, tls_context(root))
+    except OSError as error:
+        newer = find(True) if certificate_refused(error) else root
+        if newer == root:
+            raise
+    return connect(place, ends, tls_context(newer))
+
+
+def run_request(call: Call) -> Any:
+    """The response of a worker: parsed JSON, a text, bytes, or an iterator of events."""
+    client = call.client
+    console = client.server_url
+    router = SERVERLESS if console == SERVER else console
+    require_key(client, call.row)
+    payload = read_payload(call)
+    if call.params.get("out") and call.view.format != "table":
+        raise UsageError(
+            "--out writes the response as it is; it does not go with --raw or --format"
+        )
+
+    def send(ask: Ask) -> Answer:
+        announce_ask(call, ask)
+        return send_ask(client, ask)
+
+    found = drive(find_endpoints(console, client.api_key or ""), send, lambda: None)
+    endpoint = choose_endpoint(found, call["endpoint"])
+    call.secrets = [*client.secrets, endpoint.api_key]
+    job = Job(
+        endpoint,
+        router,
+        call["route"],
+        payload,
+        cost=call["cost"],
+        stream=call["stream"],
+        timeout=call["timeout"],
+        worker_timeout=call["worker_timeout"],
+        retry=not call["no_retry"] if call.cli else call["retry"],
+        max_retries=call["max_retries"],
+        warn=call.warn,
+    )
+    result = drive(job.steps(), send, lambda: call.progress(job.reason))
+    call.progress("")
+    if job.answer is not None and not result["ok"]:
+        raise refused_error(f"the worker's answer to {job.route}", job.answer, "")
+    return result["response"]
+
+
+def read_payload(call: Call) -> Row:
+    """What the worker is sent: the object of --json, of --file or from stdin."""
+    given = [name for name in ("payload", "file", "stdin") if call.params.get(name) is not None]
+    if len(given) > 1:
+        raise UsageError("give one of --json, --file and -")
+    if given == ["stdin"]:
+        try:
+            read: Row = OBJECT.convert(sys.stdin.read() if sys.stdin else "")
+        except ValueError:
+            raise UsageError("expected a JSON object on stdin") from None
+        return read
+    return call[given[0]] if given else {}
+
+
+def choose_endpoint(rows: list[Row], wanted: str) -> EndpointKey:
+    """An endpoint by its name, else by its id.  Raises NotFoundError."""
+    for member in ("endpoint_name", "id"):
+        for row in rows:
+            if as_text(row.get(member)) == wanted:
+                name, key = as_text(row.get("endpoint_name")), as_text(row.get("api_key"))
+                return EndpointKey(name, as_whole(row.get("id")) or 0, key)
+    raise not_found_error("endpoint", wanted, "show endpoints")
+
+
+def announce_ask(call: Call, ask: Ask) -> None:
+    """Shows a request if `explain` or `curl` asks for that.  Raises NothingSent for `curl`."""
+    if call.client.explain or call.client.curl:
+        body = parse_json(ask.payload) if ask.payload else None
+        hidden = ["api_key"] if ask.key else []
+        request = Request(ask.method, ask.url, {}, body, ask.safe, bool(ask.key), hidden)
+        announce_request(call, request)
+
+
+def show_response(call: Call, response: Any) -> None:
+    """Prints a worker's response, or writes it to --out; events as they come."""
+    path = call.params.get("out")
+    if isinstance(response, bytes) and not path and is_terminal(sys.stdout):
+        path = free_name(call["route"])
+    if path:
+        return save_response(call, response, path)
+    if isinstance(response, bytes):
+        flush(sys.stdout)
+        sys.stdout.buffer.write(response)
+        return None
+    for text in response_texts(call, response):
+        write_out(text, plain=True)
+        flush(sys.stdout)
+    if call.params.get("text") and call["stream"]:
+        write_out("\n")
+    return None
+
+
+def response_texts(call: Call, response: Any) -> Iterator[str]:
+    """A response as pieces of text: a line of JSON for each event, or only what a model says."""
+    import json
+
+    if call["stream"] and not isinstance(response, (str, bytes)):
+        for event in response:
+            line = json.dumps(event, ensure_ascii=False) + "\n"
+            yield completion_text(event) if call.params.get("text") else line
+    elif isinstance(response, str):
+        yield response if response.endswith("\n") else response + "\n"
+    elif call.params.get("text"):
+        yield completion_text(response) + "\n"
+    else:
+        yield format_json(response) + "\n"
+
+
+def completion_text(event: Any) -> str:
+    """What a model says in an answer, or in one event of it: the texts of its choices."""
+    texts = []
+    for choice in as_rows(as_dict(event).get("choices")):
+        said = as_dict(choice.get("delta")) or as_dict(choice.get("message"))
+        texts.append(as_text(choice.get("text")) or as_text(said.get("content")))
+    return "".join(texts)
+
+
+def document_response(call: Call, response: Any) -> Any:
+    """A response as one JSON document: media in base64, events in a list."""
+    if isinstance(response, bytes):
+        from base64 import b64encode
+
+        return b64encode(response).decode()
+    return list(response) if call["stream"] else response
+
+
+def response_rows(call: Call, response: Any) -> list[Row]:
+    """The objects of a response, for csv and the like."""
+    found = document_response(call, response)
+    return as_rows(found if isinstance(found, list) else [found])
+
+
+def free_name(route: str) -> str:
+    """A file in this folder that is not there yet, named after a route."""
+    stem = "".join(c if c.isalnum() else "-" for c in route.strip("/")) or "response"
+    number = 1
+    while os.path.exists(f"{stem}-{number}"):
+        number += 1
+    return f"{stem}-{number}"
+
+
+def save_response(call: Call, response: Any, path: str) -> None:
+    """Writes a response to a file."""
+    size = 0
+    try:
+        with open(os.path.expanduser(path), "wb") as file:
+            texts = (response,) if isinstance(response, bytes) else response_texts(call, response)
+            for part in texts:
+                data = part if isinstance(part, bytes) else part.encode("utf-8", "replace")
+                file.write(data)
+                size += len(data)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    remark(call, f"Saved {size:,} bytes to {printable(path, 300)}")
 
 
 # The driver over asyncio: HTTP/1.1 on its streams.
@@ -11022,6 +11304,10 @@ class VastAI:
             "Renew the workers of a group, one after the other."; ...
         def route(self, endpoint: str, cost: float) -> dict[str, Any]:
             "The address of a worker that is free for a request to an endpoint."; ...
+        def request(self, endpoint: str, route: str, payload: dict[str, Any] | None = None, cost: float = 100,
+                stream: bool = False, timeout: float | None = None, worker_timeout: float = 600.0, retry: bool = True,
+                max_retries: int | None = None) -> Any:
+            "Send a request to a worker of an endpoint."; ...
         def show_notification_types(self) -> list[dict[str, Any]]: "Kinds of notifications."; ...
         def show_notifications(self, user_id: int | None = None) -> dict[str, Any] | Any:
             "Which notifications you get."; ...
