@@ -2223,11 +2223,12 @@ class Sandbox:
     """A simulated Vast.ai on a loopback port; a context manager. See the top of this file for its use.
 
     `credit` dollars to begin with, `boot` seconds until an instance runs, `rate` requests a second to any one path
-    before 429, `strict` to accept no key but `key`, `clock` in place of time.time.
+    before 429, `strict` to accept no key but `key`, `clock` in place of time.time (looked up each
+    time, so that fast_clock() reaches it).
     """
 
     def __init__(self, port=0, key="sandbox-5f0c2a9be1d74386", credit=25.0, boot=1.0, rate=None, strict=False,
-                 clock=time.time):
+                 clock=lambda: time.time()):
         self.market = Market(key, credit, boot, clock)
         self.requests, self.failures, self.losses = [], [], []
         self.recent = collections.defaultdict(collections.deque)
@@ -3725,23 +3726,24 @@ class RentalTest(CommandCase):
         self.assertNotIn(id, [row["id"] for row in self.client.show_instances()])
 
     def test_waiting(self):
-        id = self.raw(f"create instance {self.cheapest()} --image a/b --wait --max-wait 20")["instance"]["id"]
-        self.assertEqual(self.client.show_instance(id)["actual_status"], "running")
-        self.box.market.boot = 1000
-        self.client.stop_instance(id)
-        self.client.start_instance(id)
-        status, out, err = self.run_here(f"wait instance {id} --max-wait 0.2 --poll 0.1")
-        self.assertEqual((status, out), (9, ""))
-        self.assertIn(f"wait instance {id}", err)
-        self.client.stop_instance(id)
-        status, _, err = self.run_here(f"wait instance {id} --poll 0.1 --max-wait 3")
-        self.assertEqual(status, 1, "a stopped instance never runs: waiting has no sense")
-        self.assertIn("exited", err)
-        self.assertEqual(self.client.wait_instance(id, status="exited")["actual_status"], "exited")
-        self.ok(f"destroy instance {id} -y --wait")
-        self.assertEqual(self.client.wait_instance(id, status="destroyed"), {"id": id, "actual_status": "destroyed"})
-        status, out, err = self.run_here(f"wait instance {id} --max-wait 0.5")
-        self.assertEqual((status, out, "not there" in err), (9, "", True), "right after a rental that is normal")
+        with fast_clock():
+            id = self.raw(f"create instance {self.cheapest()} --image a/b --wait --max-wait 20")["instance"]["id"]
+            self.assertEqual(self.client.show_instance(id)["actual_status"], "running")
+            self.box.market.boot = 1000
+            self.client.stop_instance(id)
+            self.client.start_instance(id)
+            status, out, err = self.run_here(f"wait instance {id} --max-wait 0.2 --poll 0.1")
+            self.assertEqual((status, out), (9, ""))
+            self.assertIn(f"wait instance {id}", err)
+            self.client.stop_instance(id)
+            status, _, err = self.run_here(f"wait instance {id} --poll 0.1 --max-wait 3")
+            self.assertEqual(status, 1, "a stopped instance never runs: waiting has no sense")
+            self.assertIn("exited", err)
+            self.assertEqual(self.client.wait_instance(id, status="exited")["actual_status"], "exited")
+            self.ok(f"destroy instance {id} -y --wait")
+            self.assertEqual(self.client.wait_instance(id, status="destroyed"), {"id": id, "actual_status": "destroyed"})
+            status, out, err = self.run_here(f"wait instance {id} --max-wait 0.5")
+            self.assertEqual((status, out, "not there" in err), (9, "", True), "right after a rental that is normal")
 
     def test_logs_are_followed_to_the_end(self):
         id = next(iter(self.box.market.tables["instances"]))
@@ -4011,7 +4013,7 @@ class RentalTest(CommandCase):
 class SelfTestTest(CommandCase):
     """`self-test machine`: it waits for what it rented, follows its page, and leaves nothing behind."""
 
-    box_options = {"boot": 30, "clock": lambda: time.time()}  # the one that fast_clock() puts there
+    box_options = {"boot": 30}
 
     def setUp(self):
         super().setUp()
@@ -4106,7 +4108,7 @@ class SelfTestTest(CommandCase):
 class KnownBenchmarksTest(CommandCase):
     """`run benchmarks` rents nothing if others have measured lately."""
 
-    box_options = {"boot": 5, "clock": lambda: time.time()}  # the one that fast_clock() puts there
+    box_options = {"boot": 5}
 
     def setUp(self):
         super().setUp()
@@ -4425,12 +4427,14 @@ class TestGivingBack(RentingCase):
     def test_a_poll_of_nothing_does_not_flood(self):
         id = self.rented()
         self.box.instance(id, starts=False)
-        self.assertEqual(self.run_here(f"wait instance {id} --poll 0 --max-wait 1")[0], 9)
+        with fast_clock():
+            self.assertEqual(self.run_here(f"wait instance {id} --poll 0 --max-wait 1")[0], 9)
         self.assertLess(len(self.looked_at()), 12)
 
     def test_less_disk_than_asked_for(self):
         self.box.machine(None, differs={"disk_space": 8.0})
-        status, _out, err = self.run_here(f"create instance {self.cheapest()} --image a/b --disk 40 --wait")
+        with fast_clock():
+            status, _out, err = self.run_here(f"create instance {self.cheapest()} --image a/b --disk 40 --wait")
         self.assertEqual(status, 0, err)
         self.assertIn("8 GB of disk, not 40 GB", err)
 
@@ -4506,8 +4510,9 @@ class TestGivingBack(RentingCase):
         id = self.rented()
         for line, state in (("stop instance", "exited"), ("start instance", "running"), ("reboot instance", "running"),
                             ("recycle instance", "running")):
-            self.assertIn(f"Instance {id} is {state}.", self.ok(f"{line} {id} --wait"))
-            self.assertEqual(self.client.show_instance(id)["actual_status"], state)
+            with fast_clock():
+                self.assertIn(f"Instance {id} is {state}.", self.ok(f"{line} {id} --wait"))
+                self.assertEqual(self.client.show_instance(id)["actual_status"], state)
         self.assertEqual(self.client.stop_instance(id, wait=True)["instance"]["actual_status"], "exited")
 
     def test_the_old_state_is_not_the_new_one(self):
