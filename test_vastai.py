@@ -10248,6 +10248,9 @@ def first_session(tour):
     tour.say("Stop it: the GPU is free again, but the disk is still billed. Destroy it: nothing is billed any more.")
     tour.vastai("stop instance " + instance_id)
     tour.vastai(f"destroy instance {instance_id} -y")
+    tour.say("Send a job to a serverless endpoint: a router chooses the worker, and the answer comes as it is made.")
+    tour.vastai("request vLLM-Qwen3-8B /v1/completions --stream --text --json "
+                """'{"prompt": "the capital of France is Paris", "stream": true}'""", expect="You said: .* Paris")
     tour.say("An error says what is wrong and what to do; its exit status tells the kind.")
     tour.vastai("show instance 99999", status=4, expect="99999")
     tour.vastai("search offers 'gpu_nmae=RTX_4090'", status=1, expect="gpu_name")
