@@ -7406,8 +7406,10 @@ class TestProcesses(FaultCase):
                               (waiting, "wait instance 7")):
             with self.subTest(words=words):
                 del server.requests[:]
-                self.assertEqual(self.interrupt(*words.split(), "--url", server.url, ready=lambda process,
-                                                server=server: server.requests), (130, b"", b""))
+                status, out, err = self.interrupt(*words.split(), "--url", server.url, ready=lambda process,
+                                                  server=server: server.requests)
+                err = err.replace(b"instance 7: loading\n", b"")  # its progress
+                self.assertEqual((status, out, err), (130, b"", b""))
         status, out, err = self.interrupt("destroy", "instance", "7", "--url", "http://127.0.0.1:9",
                                           stdin=subprocess.PIPE,
                                           ready=lambda process: select.select([process.stderr], [], [], 0)[0])
@@ -8527,6 +8529,23 @@ class ScreenTest(ShellCase):
         self.assertGreater(len(lines[0]), len(header.split()))
         self.assertTrue(all(len(line) >= len(lines[0]) and line[0].isdigit() for line in lines[1:]), piped.stdout)
         self.assertTrue(all(line[:1].isdigit() for line in piped.stdout.splitlines()[1:]))
+
+    def test_progress(self):
+        id = self.rented()[0]
+        instance = self.box.market.tables["instances"][int(id)]
+        instance.behaviour = {**instance.behaviour, "status": "loading"}
+        words = ("wait", "instance", id, "--max-wait", "1")
+        piped = self.run_process(*words)
+        self.assertEqual((piped.returncode, piped.stderr.count(f"instance {id}: loading\n")), (9, 1), piped.stderr)
+        self.assertEqual(self.run_process(*words, "--raw").stderr.count("\n"), 1, "the error alone")
+        env = {**self.env, "TERM": "xterm", "COLUMNS": "40"}
+        with Terminal([os.path.join(self.home, "vastai"), *words[:3], "--max-wait", "60"], env) as terminal:
+            terminal.expect(f"{vastai.CLEAR}instance {id}: loading")
+            terminal.type("\x03")
+            os.kill(terminal.process.pid, signal.SIGINT)  # it has no controlling terminal that would do so
+            self.assertEqual(terminal.status(), 130)
+            os.write(terminal.inner, b"@END@")
+            self.assertTrue(terminal.expect("@END@").endswith(vastai.CLEAR), "the prompt begins at the margin")
 
     def test_a_secret_is_not_shown(self):
         code = "import vastai; vastai.write_out(repr(vastai.ask_secret('API key')))"

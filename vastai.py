@@ -3670,7 +3670,7 @@ class Call:
     def progress(self, text: str, changing: str = "", in_pipe: bool = False) -> None:
         """Shows progress to a person who waits; see show_progress().  "" clears it."""
         if self.cli and not self.client.quiet:
-            show_progress(text, changing, in_pipe)
+            show_progress(text, changing, in_pipe and self.view.format != "json")
 
     def confirm(self, **words: Any) -> None:
         """Asks the row's question, with `words` in its braces.  Raises UsageError unless agreed."""
@@ -7447,7 +7447,7 @@ def wait_for(call: Call, id: int, status: str, poll: float = 5, stale: str = "")
         if state == status and changed:
             return row
         told = str(row.get("status_msg") or "").strip()[:60]
-        call.progress(f"instance {id}: {state or '…'}, {elapsed:.0f} s {told}")
+        call.progress(f"instance {id}: {state or '…'}", f"{elapsed:.0f} s {told}", in_pipe=True)
         return None
 
     row: Row | None = poll_until(look, limit, max(poll / 4, 0.1), poll * 3)
@@ -8396,7 +8396,8 @@ class Bench:
                 self.look_at(spec)
         done = [spec for spec, row in self.rows.items() if row["status"] == "ok"]
         self.give_back(done)
-        self.call.progress(f"{len(done)} of {len(self.rows)} have measured themselves …")
+        measured = f"{len(done)} of {len(self.rows)} have measured themselves …"
+        self.call.progress(measured, in_pipe=True)
         return True if len(done) == len(self.rows) else None
 
     def look_at(self, spec: tuple[str, int]) -> None:
@@ -11581,8 +11582,10 @@ def present_table(call: Call, result: Any) -> None:
     hidden: list[str] = []
     if row.tables and rows:
         for heading, part, columns in row.tables(call, result):
-            if heading:
+            if heading and is_terminal(sys.stdout):
                 write_out(heading + "\n")
+            elif heading:
+                remark(call, heading)
             hidden += write_listing(Listing(part, columns, call.view))
     elif rows is not None:
         columns = row.columns_for(call, rows) if row.columns_for else row.columns
