@@ -66,6 +66,7 @@ import itertools
 import json
 import operator
 import os
+import pathlib
 import pickle
 import py_compile
 import pydoc
@@ -4643,6 +4644,341 @@ class TestGivingBack(RentingCase):
         self.assertRegex(str(caught.exception), rf"instance {id} .*\$0.41/hr.*`vastai destroy instance {id}`")
 
 
+# --------------------------------------------------------------------------------- renting: the lease
+
+
+class TestLease(RentingCase):
+    def onstart(self, **options):
+        self.client.create_instance(self.cheapest(), image="a/b", **options)
+        return self.last("/api/v0/asks/.*")["body"].get("onstart")
+
+    def test_what_is_sent(self):
+        plain, given = self.onstart(max_hours=1.5), self.onstart(max_hours=1.5, onstart_cmd="echo hi\n")
+        self.assertEqual(given, plain + "echo hi\n")
+        self.assertLess(len(plain), 900)
+        self.assertIn("+5400))", plain)
+        self.assertNotIn(self.box.key, plain)
+        self.assertIsNone(self.onstart())
+        with open(os.path.join(self.home, "start.sh"), "w") as file:
+            file.write("make\n")
+        self.ok(f"create instance {self.cheapest()} --image a/b --onstart {file.name} --max-hours 1.5")
+        self.assertEqual(self.last("/api/v0/asks/.*")["body"]["onstart"], plain + "make\n")
+        self.ok(f"create instances {self.cheapest()} --image a/b --max-hours 1.5")
+        self.assertEqual(self.last("/api/v0/asks/bulk/")["body"]["onstart"], plain)
+
+    def test_the_template_keeps_its_commands(self):
+        template = self.client.create_template(name="t", image="a/b", ssh=True, onstart_cmd="nvidia-smi\n")
+        hash_id = self.client.search_templates("name=t")[0]["hash_id"]
+        self.assertTrue(template["success"])
+        self.assertRegex(self.onstart(max_hours=1, template_hash=hash_id), r"&\nnvidia-smi\n$")
+        self.assertRegex(self.onstart(max_hours=1, template_hash=hash_id, onstart_cmd="mine"), r"&\nmine$")
+        self.assertIsNone(self.onstart(template_hash=hash_id))
+
+    def test_what_cannot_be(self):
+        for line in ("--args --model x", "--vm", "--max-hours 0", "--max-hours -1", "--max-hours nan",
+                     "--onstart-cmd " + "x" * 3500):
+            line = line if line.startswith("--max-hours") else f"--max-hours 3 {line}"
+            for command in ("create instance 7", "create instances 7 8"):
+                del self.box.requests[:]
+                status, out, err = self.run_here(f"{command} --image a/b {line}")
+                self.assertEqual((status, out, self.box.requests), (2, "", []), (line, err))
+        with self.assertRaises(vastai.UsageError):
+            self.client.create_instance(7, image="a/b", max_hours=2, runtype="args")
+        self.assertEqual(self.run_here("create instance 7 --image a/b --spot")[0], 2)
+        self.assertIn("--bid_price", self.run_here("create instance 7 --image a/b --spot")[2])
+
+    def shell(self, script, **environment):
+        """Runs commands as a container does, where a minute is a moment; returns the process of the shell."""
+        folder = os.path.join(self.home, "bin")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "sleep"), "w") as file:
+            file.write(f"#!/bin/sh\nexec {shutil.which('sleep')} 0.05\n")
+        os.chmod(file.name, 0o755)
+        environment = {"PATH": folder + os.pathsep + os.environ["PATH"], **environment}
+        process = subprocess.Popen(["/bin/sh", "-c", script], env=environment, start_new_session=True,
+                                   stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+        def end():
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.addCleanup(end)
+        self.addCleanup(process.stdout.close)
+        return process
+
+    @unittest.skipUnless(os.path.exists("/bin/sh"), "no shell here")
+    def test_it_ends_the_instance(self):
+        """In a real shell: at its time, after a 429 and with a broken file; a later time in the file prolongs it."""
+        file = os.path.join(self.home, "lease")
+        for content in (None, "rubbish\n"):
+            id = self.rented(max_hours=1 / 3600, onstart_cmd="echo started\n")
+            script = self.last("/api/v0/asks/.*")["body"]["onstart"].replace(vastai.LEASE_FILE, file)
+            if content:
+                with open(file, "w") as lease:
+                    lease.write(content)
+            self.box.fail("DELETE .*", 429)
+            began = time.time()
+            shell = self.shell(script, CONTAINER_ID=f"C.{id}", CONTAINER_API_KEY="of-the-container")
+            self.assertEqual(shell.stdout.read(), b"started\n", "the commands start at once, and no stream stays open")
+            self.assertEqual(shell.wait(5), 0)
+            lease = pathlib.Path(file)
+            self.until(lambda lease=lease: lease.exists() and lease.read_text().strip().isdigit())
+            self.assertAlmostEqual(int(lease.read_text()), began + 1, delta=1.5)
+            self.until(lambda id=id: id not in self.box.market.tables["instances"])
+            self.assertEqual(self.sent("DELETE .*")[-1]["headers"]["Authorization"], "Bearer of-the-container")
+            self.assertGreaterEqual(len(self.sent("DELETE .*")), 2)
+            os.unlink(file)
+
+    @unittest.skipUnless(os.path.exists("/bin/sh"), "no shell here")
+    def test_it_can_be_prolonged_and_restarts_do_not(self):
+        file = os.path.join(self.home, "lease")
+        id = self.rented(max_hours=1 / 3600)
+        script = self.last("/api/v0/asks/.*")["body"]["onstart"].replace(vastai.LEASE_FILE, file)
+        with open(file, "w") as lease:
+            lease.write(str(int(time.time()) + 1000))
+        self.shell(script, CONTAINER_ID=f"C.{id}", CONTAINER_API_KEY="k")
+        time.sleep(0.4)
+        self.assertIn(id, self.held)
+        with open(file, "w") as lease:
+            lease.write(str(int(time.time()) - 5))
+        self.until(lambda: id not in self.held)
+
+
+# -------------------------------------------------------------------------- renting: a machine that works
+
+
+class TestLaunch(RentingCase):
+    box_options = {"boot": 3, "clock": lambda: time.time()}  # the one that fast_clock() puts there
+
+    def setUp(self):
+        super().setUp()
+        for offer in self.box.market.rows("offers"):
+            offer.update(rentable=False)
+        self.offers = [self.box.offer(machine_id=number, dph_base=price, disk_space=200.0, storage_cost=0.15)
+                       for number, price in ((11, 0.2), (12, 0.3), (13, 0.4), (14, 0.5))]
+
+    def launch(self, words="", status=0):
+        """What a launch with this exit status wrote: to stderr, or with --raw the answer."""
+        with fast_clock():
+            got = self.run_here(f"launch instance --query num_gpus=1 -i a/b --disk 40 {words}")
+        self.assertEqual(got[0], status, got[2])
+        if status:
+            self.assertEqual(got[1], "")
+        return json.loads(got[1]) if "--raw" in words else got[2]
+
+    def machines(self):
+        """The machines that were rented, in order."""
+        paths = [request["path"] for request in self.sent("PUT /api/v0/asks/\\d+/")]
+        by_id = {f"/api/v0/asks/{offer['id']}/": offer["machine_id"] for offer in self.offers}
+        return [by_id[path] for path in paths]
+
+    def test_the_cheapest_that_works(self):
+        answer, err = self.launch("--raw"), self.launch()
+        self.client.destroy_instance(self.held[-1])
+        self.assertEqual((answer["new_contract"], answer["instance"]["actual_status"], answer["tries"]),
+                         (self.held[0], "running", []))
+        self.assertEqual(self.machines(), [11, 12])
+        order = [f"{request['method']} {request['path']}" for request in self.box.requests]
+        self.assertEqual(order[:3], ["GET /api/v0/users/current", "POST /api/v0/bundles/",
+                                     f"PUT /api/v0/asks/{self.offers[0]['id']}/"])
+        search, rental = self.last("/api/v0/bundles/")["body"], self.last("/api/v0/asks/.*")["body"]
+        self.assertEqual((search["type"], search["allocated_storage"], search["order"], search["disk_space"]["gte"],
+                          search["num_gpus"], search["verified"]),
+                         ("on-demand", 40.0, [["dph_total", "asc"], ["id", "asc"]], 40.0, {"eq": "1"}, {"eq": True}))
+        self.assertEqual((rental["cancel_unavail"], rental["disk"], rental.get("price")), (True, 40.0, None))
+        self.assertRegex(rental["label"], "^vastai-[0-9a-f]+$")
+        self.assertRegex(err, r"Renting offer \d+, machine 12, 1x RTX_4090 in .*on demand, \$0.308/hr of which "
+                              r"\$0.00833/hr is for 40 GB of disk, traffic .*/GB up")
+
+    def test_bad_machines_are_given_back(self):
+        self.box.machine(11, starts=False, message="OCI runtime create failed")
+        self.box.machine(12, starts=False)
+        answer = self.launch("--start-timeout 60 --raw")
+        self.assertEqual([(row["machine_id"], row["offer"]) for row in answer["tries"]],
+                         [(11, self.offers[0]["id"]), (12, self.offers[1]["id"])])
+        self.assertEqual((self.held, self.machines()), ([answer["new_contract"]], [11, 12, 13]))
+        self.box.machine(13, status="offline")
+        self.assertIn("found 1 x RTX 4090", self.launch(), "the last lines of the log")
+
+    def test_tries_are_used_up(self):
+        for number in (11, 12, 13, 14):
+            self.box.machine(number, status="offline")
+        err = self.launch("--tries 2 --exclude-machine 12", status=1)
+        self.assertEqual(("", self.held, self.machines()), ("", [], [11, 13]))
+        self.assertIn("--exclude-machine 12 --exclude-machine 11 --exclude-machine 13", err)
+        self.assertRegex(err, "machine 11: .*offline")
+
+    def test_what_is_not_as_ordered(self):
+        for differs, words in (({"disk_space": 8.0}, "8 GB of disk"), ({"dph_total": 0.9}, "costs \\$0.9")):
+            self.box.machine(11, differs=differs)
+            answer = self.launch("--max-price 0.5 --raw")
+            self.assertRegex(answer["tries"][0]["reason"], words)
+        self.assertEqual(self.machines(), [11, 12, 11, 13])
+
+    def test_spot(self):
+        self.box.machine(11, differs={"is_bid": False})
+        for offer in self.offers:
+            offer["min_bid"] = round(offer["dph_base"] / 3, 6)
+        answer = self.launch("--spot --bid-over 20 --raw")
+        self.assertEqual((self.last("/api/v0/bundles/")["body"]["type"], self.last("/api/v0/asks/.*")["body"]["price"]),
+                         ("bid", 0.12))
+        self.assertEqual(self.sent("PUT /api/v0/asks/.*")[0]["body"]["price"], 0.081, "0.08 and a bit, rounded up")
+        self.assertEqual([row["reason"] for row in answer["tries"]], ["it is on demand, not interruptible"])
+        self.assertIn("interruptible, bid $0.147/hr", self.launch("--spot"))
+        self.launch("--spot --bid 0.01 --max-price 0.0101", status=4)
+        for words in ("--bid 0.1", "--bid-over 5", "--spot --bid 0.1 --bid-over 5", "--tries 0"):
+            del self.box.requests[:]
+            self.launch(words, status=2)
+            self.assertEqual(self.box.requests, [])
+
+    def test_a_bid_too_low(self):
+        """What it made is given back, and counts as a try."""
+        self.launch("--spot --bid 0.0001 --tries 2", status=1)
+        self.assertEqual((len(self.machines()), self.held, len(self.sent("DELETE .*"))), (2, [], 2))
+
+    def test_nothing_to_rent(self):
+        self.launch("--max-price 0.1", status=4)
+        with fast_clock():
+            self.assertEqual(self.run_here("launch instance --query num_gpus=77 -i a/b --tries 1")[0], 4)
+        self.assertEqual((self.machines(), self.held), ([], []))
+
+    def test_taken_offers_do_not_count(self):
+        self.box.fail("PUT /api/v0/asks/.*", 404, {"error": "no_such_ask", "msg": "gone"}, times=3)
+        answer = self.launch("--tries 1 --raw")
+        self.assertEqual((len(self.machines()), answer["tries"]), (4, []))
+        self.box.fail("PUT /api/v0/asks/.*", 410, {"msg": "gone"}, times=9)
+        self.launch("--tries 1", status=4)
+
+    def test_rate_limit(self):
+        self.box.fail("PUT /api/v0/asks/.*", 429, {"msg": "slow"}, {"Retry-After": "7"}, times=2)
+        self.launch()
+        self.assertEqual((self.machines(), len(self.held)), ([11, 11, 11], 1))
+
+    def test_refusals_that_end_it(self):
+        for status, body, expected in ((400, {"error": "insufficient_credit", "msg": "credit"}, 1), (401, {"msg": "who"}, 3),
+                                       (403, {"msg": "no"}, 3), (400, {"error": "invalid_args", "msg": "x"}, 1)):
+            self.box.fail("PUT /api/v0/asks/.*", status, body)
+            self.launch(status=expected)
+        self.assertEqual((len(self.machines()), self.held), (4, []))
+
+    def test_a_lost_answer(self):
+        """The instance is found by its label; without one that has it, there is no further rental."""
+        for status in (None, 500, 502):
+            self.box.lose("PUT /api/v0/asks/.*", status, "oh")
+            count = len(self.held)
+            answer = self.launch("--raw")
+            self.assertEqual((len(self.held), answer["new_contract"]), (count + 1, self.held[-1]))
+        count = len(self.machines())
+        for status, body in ((500, "oh"), (503, ""), (200, "<html>"), (200, {"success": True}), (200, {})):
+            held = self.held
+            self.box.fail("PUT /api/v0/asks/.*", status, body)
+            err = self.launch(status=7)
+            self.assertEqual((self.held, "vastai-" in err), (held, True))
+        self.assertEqual(len(self.machines()), count + 5)
+
+    def test_a_label_of_the_users(self):
+        """Somebody else's instance of that label is neither taken over nor destroyed."""
+        twin = self.client.create_instance(self.offers[3]["id"], image="a/b", label="mine")["new_contract"]
+        self.box.fail("PUT /api/v0/asks/.*", 500, "oh")
+        self.launch("--label mine", status=7)
+        self.assertEqual(self.held, [twin])
+        self.box.lose("PUT /api/v0/asks/.*", 500, "oh")
+        answer = self.launch("--label mine --raw")
+        self.assertEqual(self.held, [twin, answer["new_contract"]])
+
+    def test_the_images_fault(self):
+        self.box.machine(11, starts=False, message="Error response from daemon: manifest unknown")
+        self.assertIn("another machine would do no better", self.launch(status=1))
+        self.assertEqual((self.machines(), self.held), ([11], []))
+
+    def test_giving_back_that_fails(self):
+        self.box.machine(11, status="offline")
+        self.box.fail("DELETE .*", 500, "oh", times=99)
+        err = self.launch(status=8)
+        self.assertEqual((self.machines(), len(self.held), len(self.sent("DELETE .*"))), ([11], 1, 10))
+        self.assertIn(f"vastai destroy instance {self.held[0]}", err)
+
+    def test_credit(self):
+        self.box.market.user["credit"] = 0.1
+        self.box.fail("GET /api/v0/users/current", 403, {"msg": "no"})
+        self.assertIn("credit cannot be read", self.launch(status=1))
+        self.assertRegex(self.launch(status=1), "credit of \\$0.10 lasts 28m at that price")
+
+    def test_stopped_at_once(self):
+        """A machine that stops what it was given is a bad one; without credit none is a good one."""
+        self.box.machine(11, outbid=1)
+        self.launch()
+        self.assertEqual(self.machines(), [11, 12])
+        self.client.destroy_instance(self.held[0])
+        self.box.fail("GET /api/v0/users/current", 200, {"credit": 1})
+        self.box.fail("GET /api/v0/users/current", 200, {"credit": 0})
+        self.launch(status=1)
+        self.assertEqual((self.machines(), self.held), ([11, 12, 11], []))
+
+    def test_hidden_at_first(self):
+        for hidden_as in (None, 404):
+            self.box.machine(None, hidden=5, hidden_as=hidden_as)
+            self.launch()
+        self.assertEqual(self.machines(), [11, 12])
+
+    def test_max_hours(self):
+        self.launch("--max-hours 8")
+        self.assertEqual(self.last("/api/v0/bundles/")["body"]["duration"]["gte"], 8 * 3600)
+        self.assertIn("+28800))", self.last("/api/v0/asks/.*")["body"]["onstart"])
+
+    def test_in_python(self):
+        self.box.machine(11, status="offline")
+        out, err = io.StringIO(), io.StringIO()
+        with fast_clock(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            answer = self.client.launch_instance(image="a/b", query="num_gpus=1", tries=2, disk=40, start_timeout=60,
+                                                 exclude_machine=[12])
+            self.assertEqual((answer["instance"]["machine_id"], [row["machine_id"] for row in answer["tries"]]), (13, [11]))
+            with self.assertRaises(vastai.UsageError):
+                self.client.launch_instance(image="a/b", query="num_gpus=1", gpu_name="RTX_4090", num_gpus="1")
+        self.assertEqual((out.getvalue(), err.getvalue()), ("", ""))
+
+    def test_the_old_way_stays(self):
+        self.ok("launch instance -g RTX_4090 -n 1 -i a/b -o dph_total")
+        self.assertEqual([request["path"] for request in self.box.requests], ["/api/v0/launch_instance/"])
+        for line in ("launch instance -i a/b", "launch instance -g RTX_4090 -i a/b", "launch instance -g RTX_4090 -n 1"):
+            self.assertEqual(self.run_here(line)[0], 2)
+
+
+class TestLaunchInterrupted(RentingCase):
+    def test_at_every_phase(self):
+        """While the rental is sent, while it starts, and while it is given back."""
+        line = "launch instance --query num_gpus=1 -i a/b --tries 2"
+        self.box.machine(None, starts=False)
+        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            count = len(self.sent("GET /api/v0/instances/.*"))
+            got = self.signalled(line, lambda count=count: len(self.sent("GET /api/v0/instances/.*")) > count, number)
+            self.assertEqual((got[:2], self.held), ((expected, ""), []), got[2])
+
+    def test_while_the_answer_is_under_way(self):
+        answered, release = threading.Event(), threading.Event()
+        serve = self.box.answer
+
+        def slow(call):
+            answer = serve(call)
+            if call.method == "PUT":
+                answered.set()
+                release.wait(10)
+            return answer
+        self.box.answer = slow
+        got = self.signalled("launch instance --query num_gpus=1 -i a/b --tries 2", answered.is_set, signal.SIGTERM)
+        release.set()
+        self.assertEqual((got[0], self.held, len(self.sent("DELETE .*"))), (143, [], 1), got[2])
+
+    def test_while_it_is_given_back(self):
+        """The first signal waits for that; the second ends it and says what is left."""
+        line = "launch instance --query num_gpus=1 -i a/b --tries 1"
+        self.box.machine(None, status="offline")
+        self.box.fail("DELETE .*", 500, "oh", times=99)
+        status, _, err = self.signalled(line, lambda: self.sent("DELETE .*"), signal.SIGTERM, signal.SIGTERM)
+        self.assertEqual(status, 143)
+        self.assertIn(f"vastai destroy instance {self.held[0]}", err)
+
+
 # -------------------------------------------------------- programs written for the official package
 
 
@@ -9065,6 +9401,8 @@ create instance
     --wait:TEXT=False
     --max-wait:SECONDS=600
     --confirm:TEXT=False
+    --max-hours:HOURS=None
+    --spot:TEXT=False(cli)
     -> CreatedInstance ONCE
 create instances
     ids:OFFER+
@@ -9101,14 +9439,16 @@ create instances
     --target_state:TEXT{running,stopped}=None
     --vm:TEXT=False
     --args_str:TEXT=None
+    --max-hours:HOURS=None
+    --spot:TEXT=False(cli)
     -> dict[str, Any] ONCE
 launch instance
-    -g,--gpu-name:GPU
-    -n,--num-gpus:N
-    -i,--image:IMAGE
+    -g,--gpu-name:GPU=None
+    -n,--num-gpus:N=None
+    -i,--image:IMAGE=None
     -r,--region:REGION=None
     -d,--disk:GB=10|16.0
-    -o,--order:FIELDS='score-'
+    -o,--order:FIELDS=None
     --limit:N=None|3
     --env:ENV=None
     --label:NAME=None
@@ -9123,7 +9463,15 @@ launch instance
     --template_hash:HASH=None/template_hash_id
     --runtype:TEXT=None(sdk)
     --args:TEXT=None
-    --query:JSON=None(sdk)
+    --query:QUERY=None
+    --max-price:USD=None
+    --max-hours:HOURS=None
+    --spot:TEXT=None
+    --bid:USD=None
+    --bid-over:PERCENT=None
+    --tries:N=None
+    --start-timeout:SECONDS=None
+    --exclude-machine:MACHINE+=None
     --ssh:TEXT=False
     --jupyter:TEXT=False
     --direct:TEXT=False

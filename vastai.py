@@ -1047,6 +1047,8 @@ WHOLE_GB = Kind("float", lambda value: int(GB.convert(value)), "a size in GB, 0 
 GIVEN_GB = Kind(
     "float", lambda value: (GB.convert(value), value)[1], "a size in GB, 0 or more", "GB"
 )
+HOURS = Kind("float", _above_zero, "hours, more than 0", "HOURS")
+PERCENT = Kind("float", _at_least(0, _number), "a percentage, 0 or more", "PERCENT")
 SECONDS = Kind("float", _at_least(0, _number), "seconds, 0 or more", "SECONDS")
 TIMEOUT = Kind("float", _above_zero, "seconds, more than 0", "SECONDS")
 ATTEMPTS = Kind("int", _at_least(1, _whole), "a number of attempts, 1 or more", "N")
@@ -2535,6 +2537,25 @@ CREATE_OPTIONS = (
     Arg("--target_state", TEXT, "state to begin in", None, choices=("running", "stopped"), group="Price and time"),
     Arg("--vm", FLAG, "the image is that of a virtual machine", to="", group="Image"),
     Arg("--args_str", TEXT, "arguments of the image's entrypoint as one text, in place of --args", None, group="Image"))
+MAX_HOURS = Arg("--max-hours", HOURS, "hours after its first start at which the instance destroys itself", None, to="",
+    group="Price and time")
+SPOT_ON_CREATE = Arg("--spot", FLAG, "see launch instance", face="cli", to="", hidden=True)
+MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
+    Arg("--max-price", PRICE, "most to pay, $/hr, GPUs and disk together", None, to="", group="Price and time"),
+    MAX_HOURS,
+    Arg("--spot", FLAG, "rent interruptible, for a bid", None, to="", group="Price and time"),
+    Arg("--bid", PRICE, "bid, $/hr for the whole offer; the disk comes on top", None, to="", group="Price and time"),
+    Arg("--bid-over", PERCENT, "bid this much more than the lowest bid, %; 10 if not given", None, to="", group="Price and time"),
+    Arg("--tries", COUNT, "machines to rent, one after the other, until one works; 3 if not given", None, to="",
+        group="Offer"),
+    Arg("--start-timeout", SECONDS, "seconds until a machine must run; 900 if not given", None, to="", group="Offer"),
+    Arg("--exclude-machine", MACHINE_IDS, "machine not to take; may be given again", None, again=True, to="",
+        group="Offer"))
+LEASE_NOTE = ("--max-hours puts a small script before the commands that run at the start. It counts from the first start "
+              "of the container, restarts included, and ends the instance with the key that the service gives to it. A "
+              "later unix time in /var/lib/vastai-lease prolongs it, an earlier one shortens it. It cannot end an instance "
+              "whose image has none of curl, GNU wget and python3, one that is stopped or still loading, or one on a host "
+              "whose clock jumps.")
 RENTED = ("Instance {new_contract} is {instance[actual_status]}. `vastai ssh {new_contract}` opens a shell, "
           "`vastai destroy instance {new_contract}` ends it and its costs.|")
 TEMPLATE_OPTIONS = (
@@ -2693,7 +2714,7 @@ register("Search and rent",
         examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "rent an offer: make an instance of it",
         Arg("id", OFFER_ID, "the offer, from search offers", old="ID"),
-        *CREATE_OPTIONS, *WAIT, CONFIRM,
+        *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
         of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance",
         look="show instances", piped="Started. {answer}", made="new_contract",
         done=RENTED + "Instance {new_contract} is being made from offer {id}. `vastai wait instance {new_contract}` "
@@ -2705,32 +2726,36 @@ register("Search and rent",
                   "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "rent several offers with the same options",
         Arg("ids", OFFER_IDS, "the offers, from search offers", to=""),
-        *CREATE_OPTIONS,
+        *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
         body={"client_id": "me"}, build="build_instance", run="run_bulk", look="show instances",
         made="new_contracts",
         done="Instances {new_contracts} are being made from offers {ids}. `vastai show instances` shows them.",
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "search offers for a GPU and rent the best one",
-        Arg("-g --gpu-name", NAME.called("GPU"), "model, such as RTX_4090", required=True, to="", group="Offer"),
-        Arg("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", required=True, to="", group="Offer"),
-        Arg("-i --image", IMAGE, "Docker image", required=True, group="Image"),
+        Arg("-g --gpu-name", NAME.called("GPU"), "model, such as RTX_4090", None, to="", group="Offer"),
+        Arg("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", None, to="", group="Offer"),
+        Arg("-i --image", IMAGE, "Docker image", None, group="Image"),
         Arg("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
             None, to="", group="Offer"),
         Arg("-d --disk", GB, "disk space, GB", 10, cli=16.0, group="Disk and volumes"),
-        Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending", "score-",
-            to="", group="Offer"),
+        Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending; score-, or "
+            "dph_total with --query and the options that go with it", None, to="", group="Offer"),
         Arg("--limit", COUNT, "offers to try", None, cli=3, to="", group="Offer"),
         *LAUNCH_OPTIONS,
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
-        Arg("--query", OBJECT, "conditions in the service's words, in place of GPU, region and disk", None, face="sdk",
-            to=""),
+        Arg("--query", QUERY, "conditions as for search offers, in place of GPU and region", None, many=False, to="", group="Offer"),
+        *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", build="build_launch", run="run_create_instance", look="show instances",
+        of="CreatedInstance", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract",
         done=RENTED + "Instance {new_contract} is being made. `vastai wait instance {new_contract}` waits for it, "
              "`vastai destroy instance {new_contract}` ends it and its costs.",
+        note="With --query or an option such as --max-price it says what it is about to rent and what that "
+             "costs, waits until the instance runs as ordered, and gives back what does not before it takes the next "
+             "machine. " + LEASE_NOTE,
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
-                  "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200")))
+                  "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200",
+                  "--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8")))
 
 register("Instances",
     Command("show instances", "GET /api/v1/instances/", SAFE, READS, "your instances",
@@ -4060,6 +4085,8 @@ def start_up(call: Call, body: Row) -> None:
         body["runtype"] = runtype
     if call["args"] and call["args"] != [""]:
         body["args"] = call["args"]
+    if call["max_hours"] is not None:
+        body["onstart"] = with_lease(call, body)
 
 
 def runtype_of(call: Call, template: Any) -> Any:
@@ -4127,16 +4154,28 @@ def volume_of(call: Call) -> Row | None:
 
 def build_launch(call: Call, query: Row, body: Row) -> None:
     """The body of launch instance: the offers query and the instance in one."""
-    conditions = launch_query(call) if call["query"] is None else call["query"]
+    conditions = launch_conditions(call)
     limit = {"limit": call["limit"]} if call["limit"] else {}
     body["q"] = {
         **conditions,
-        "order": parse_order(call["order"], ALIASES, OFFER_FIELDS, call.warn),
+        "order": parse_order(call["order"] or "score-", ALIASES, OFFER_FIELDS, call.warn),
         "type": "on-demand",
         **limit,
         "allocated_storage": call["disk"],
     }
     start_up(call, body)
+
+
+def launch_conditions(call: Call) -> Row:
+    """The conditions on offers: from --query, or from GPU, region and disk."""
+    if isinstance(call["query"], dict):
+        return dict(call["query"])
+    options = [call[name] for name in ("gpu_name", "num_gpus")]
+    if call["query"] is not None and options != [None, None]:
+        raise UsageError("give either --query, or --gpu-name and --num-gpus")
+    if call["query"] is None and None in options:
+        raise UsageError("give --gpu-name and --num-gpus, or --query")
+    return launch_query(call) if call["query"] is None else offer_query(call)[0]
 
 
 def launch_query(call: Call) -> Row:
@@ -5803,6 +5842,9 @@ def chunk(row: Row) -> Row:
 
 def run_create_instance(call: Call) -> Row:
     """One rental; with `wait` the instance that came of it stands under "instance"."""
+    if call["spot"]:
+        raise UsageError("--spot is an option of launch instance; here, --bid_price makes a bid")
+    fetch_commands(call)
     rented = rental(call, call["label"], call["confirm"])
     with SignalGuard():
         try:
@@ -5845,11 +5887,12 @@ def rent(call: Call, rented: Rented, **params: Any) -> Row:
         raise
     except VastAIError as error:
         made = contracts_of(error.body)
-        rented.id = made[0] if made else None
-        left = refused_but_made(call, error, made)
-        rented.id = left[0] if left else None
-        if left and call["cancel_unavail"]:
-            raise PartialError(error.msg, **error.details) from error
+        if made or not is_lost(error):
+            rented.id = made[0] if made else None
+            left = refused_but_made(call, error, made)
+            rented.id = left[0] if left else None
+            if left and call["cancel_unavail"]:
+                raise PartialError(error.msg, **error.details) from error
         raise
     ids = contracts_of(answer)
     if not ids:
@@ -6164,6 +6207,7 @@ def run_wait(call: Call) -> Row:
 
 def run_bulk(call: Call) -> Row:
     """One request for each 64 ids; a part that fails does not stop the others."""
+    fetch_commands(call)
     bulk = Bulk(call)
     with SignalGuard():
         try:
@@ -6186,7 +6230,9 @@ class Bulk:
         self.answers: list[Row] = []
         self.failures: list[VastAIError] = []
         self.made: list[int] = []
-        self.results = [{"id": id, "success": False, "msg": "not sent"} for id in self.ids]
+        self.results: list[Row] = [
+            {"id": id, "success": False, "msg": "not sent"} for id in self.ids
+        ]
 
     def send(self) -> None:
         for at in range(0, len(self.ids), BULK):
@@ -7424,13 +7470,16 @@ class Watch:
         return VastAIError(words, hint=hint, fault=fault) if fault else None
 
 
-def wait_for(call: Call, id: int, status: str, poll: float = 5, stale: str = "") -> Row:
+def wait_for(
+    call: Call, id: int, status: str, poll: float = 5, stale: str = "", limit: float | None = None
+) -> Row:
     """The instance once it is in a state; `stale` is one that it may still show from before.
 
     Raises WaitTimeoutError; VastAIError or NotFoundError if that state can no longer come.
     """
     poll = max(poll, 0.2)  # seconds; a poll of 0 must not flood the service
-    watch, limit, changed = Watch(call, id), call["max_wait"], not stale
+    watch, changed = Watch(call, id), not stale
+    limit = call["max_wait"] if limit is None else limit
 
     def look(left: float) -> Row | None:
         nonlocal changed
@@ -7527,6 +7576,7 @@ class Rented:
         self.id: Any = None
         self.price: Any = None
         self.problem = ""  # why it could not be given back
+        self.given_up = False  # after ten tries
 
     def find(self) -> list[Row] | None:
         """Our rows of this name: three looks within 15 s, until there are some.  None if no look
@@ -7558,7 +7608,9 @@ class Rented:
 
     def give_back(self) -> None:
         """Deletes it and looks that it is gone; what is not certain to be gone keeps its id."""
-        ids = [] if self.id is None else [self.id]
+        if self.id is None or self.given_up:
+            return
+        ids = [self.id]
         if self.id == "?":
             rows = self.find()
             if rows is None:
@@ -7569,7 +7621,7 @@ class Rented:
                 return
             ids = [row.get("id") for row in rows]
         left = [id for id in ids if not self.remove(id)]
-        self.id = left[0] if left else None
+        self.id, self.given_up = left[0] if left else None, bool(left)
 
     def remove(self, id: Any) -> bool:
         """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
@@ -7680,6 +7732,403 @@ def tell(call: Call, text: str) -> None:
     """
     if call.cli and text:
         say(text)
+
+
+# ------------------------------------------------------------------------------------------ renting
+# Commands that spend money for somebody: nobody pays for what he forgot, did not want, or was not
+# told the price of.
+
+LEASE_FILE = "/var/lib/vastai-lease"  # unix time at which the instance ends itself
+LEASE = r"""(F=@F; E=$(cat $F 2>/dev/null); case $E in ''|*[!0-9]*) E=$(($(date +%s)+@S)); echo $E >$F;; esac
+trap '' HUP; until [ $(date +%s) -ge $E ]; do sleep 60; N=$(cat $F 2>/dev/null); case $N in ''|*[!0-9]*);; *) E=$N;; esac; done
+U=@U/api/v0/instances/${CONTAINER_ID#C.}/; H="Authorization: Bearer $CONTAINER_API_KEY"; export U H
+while :; do curl -fsS -m 30 -X DELETE -H "$H" $U || wget -qO- -T 30 -t 1 --method=DELETE --header="$H" $U ||
+python3 -c 'import os,urllib.request as u;u.urlopen(u.Request(os.environ["U"],method="DELETE",headers={"Authorization":os.environ["H"][15:]}),timeout=30)'
+sleep 60; done) >/dev/null 2>&1 </dev/null &
+"""
+LONGEST_ONSTART = 4096  # characters that the service takes as commands to run at the start
+RENTAL_PAUSE = 4.5  # seconds between two rentals; the service refuses what comes faster
+SHORT_OF_CREDIT = 1.0  # hours
+
+
+def with_lease(call: Call, body: Row) -> str:
+    """The commands of a rental with the script before them that ends the instance after `max_hours`.
+
+    It needs only what the service gives a container: CONTAINER_ID and CONTAINER_API_KEY.  Raises
+    UsageError if nothing would run it.
+    """
+    from shlex import quote
+
+    if call["vm"] or "args" in body or body.get("runtype") == "args":
+        raise UsageError(
+            "--max-hours does not go with --args, runtype args or --vm: nothing would end the instance"
+        )
+    values = {"@F": LEASE_FILE, "@S": str(max(1, round(call["max_hours"] * 3600)))}
+    values["@U"] = quote(call.client.server_url.rstrip("/"))
+    script = LEASE
+    for name, value in values.items():
+        script = script.replace(name, value)
+    script += body["onstart"] or ""
+    if len(script) > LONGEST_ONSTART:
+        raise UsageError(
+            f"--max-hours: with its script the commands to run at the start are {len(script)} "
+            f"characters; the service takes {LONGEST_ONSTART}"
+        )
+    return script
+
+
+def fetch_commands(call: Call) -> None:
+    """Before a rental with `max_hours`: looks at the arguments, and takes the template's commands,
+    which would be replaced otherwise.
+    """
+    if call["max_hours"] is None:
+        return
+    build_request(call)  # what is wrong with the arguments is said before anything is sent
+    given = (call["onstart"], call["onstart_cmd"], call["entrypoint"])
+    if call["template_hash"] and given == (None, None, None) and not call.client.curl:
+        template = template_of(call, "hash_id", call["template_hash"])
+        call.params["onstart_cmd"] = as_text(template.get("onstart"))
+        if template.get("runtype") == "args":
+            raise UsageError(
+                "--max-hours: the template runs args alone: nothing would end the instance"
+            )
+
+
+def run_launch(call: Call) -> Row:
+    """Rents the best offer: the service's choice, or with one of SUPERVISED ours, until it runs."""
+    if call["image"] is None and call["template_hash"] is None:
+        raise UsageError("give --image or --template_hash")
+    given = [call[name] for name in SUPERVISED if call[name] is not None]
+    if not isinstance(call["query"], str) and not any(value is not False for value in given):
+        return run_create_instance(call)
+    launch = Launch(call)
+    with Holding(call, launch.rented):
+        answer = launch.run()
+        launch.rented.id = None  # handed over
+    return answer
+
+
+SUPERVISED = [arg.name for arg in MACHINE_OPTIONS]
+
+
+class Launch:
+    """The search for a machine that works: one rental after the other, never two at once.
+
+    `ready(row)` is a further test of a running instance; it returns what is wrong, or "".
+    """
+
+    def __init__(self, call: Call, ready: Callable[[Row], str] | None = None) -> None:
+        self.call, self.ready = call, ready
+        self.spot, self.cap, self.disk = call["spot"], call["max_price"], call["disk"]
+        if (call["bid"] is not None or call["bid_over"] is not None) and not self.spot:
+            raise UsageError("--bid and --bid-over need --spot")
+        if call["bid"] is not None and call["bid_over"] is not None:
+            raise UsageError("give either --bid or --bid-over")
+        self.excluded = list(call["exclude_machine"] or ())
+        self.most: int = 3 if call["tries"] is None else call["tries"]
+        if self.most < 1:
+            raise UsageError("--tries: expected a whole number, 1 or more, not 0")
+        self.rented = rental(call, call["label"])
+        self.rental_call = self.call_of_a_rental()
+        self.tries: list[Row] = []
+        self.credit: float | None = None
+        self.last_sent = -RENTAL_PAUSE
+
+    def call_of_a_rental(self) -> Call:
+        """The call of `create instance` with our options; looks at them before anything is sent."""
+        row = METHODS["create_instance"]
+        names = {arg.name for arg in row.args}
+        given = {name: value for name, value in self.call.params.items() if name in names}
+        given.update(id=1, label=self.rented.name, cancel_unavail=True, price=None)
+        client = self.call.client.varied(retry=1)  # 429 is repeated by us alone
+        params = check_params(row, given, cli=False)
+        call = Call(client, row, params, self.call.view, self.call.cli)
+        build_request(call)
+        return call
+
+    def run(self) -> Row:
+        """The answer of the rental that runs, with its `instance` and the failed `tries`."""
+        self.read_credit()
+        offers = self.search()
+        fetch_commands(self.rental_call)
+        self.note_those_there()
+        for offer in offers:
+            if len(self.tries) == self.most:
+                break
+            self.announce(offer)
+            answer = self.rent(offer)
+            row = answer and self.start(offer)
+            if answer and row:
+                return {**answer, "instance": row, "tries": self.tries}
+        raise self.failure()
+
+    def read_credit(self) -> None:
+        """What the account has, $; a key that may not read it is no reason to stop."""
+        try:
+            user = self.call.do("show_user")
+            parts = [as_number(user.get(name)) for name in ("credit", "balance")]
+            self.credit = sum(part for part in parts if part is not None)
+        except VastAIError as error:
+            tell(self.call, f"your credit cannot be read: {error.msg}")
+
+    def note_those_there(self) -> None:
+        """Remembers who has the caller's label already: those are not ours, whatever comes."""
+        if not self.rented.made_up:
+            there = {row.get("id") for row in self.rented.rows() or ()}
+            new = self.rented.ours
+            self.rented.ours = lambda row: new(row) and row.get("id") not in there
+
+    def search(self) -> list[Row]:
+        """The offers to try, one for each machine, best first.  Raises NotFoundError."""
+        call = self.call
+        conditions = launch_conditions(call)
+        narrow(conditions, "disk_space", "gte", self.disk)
+        if call["max_hours"] is not None:
+            narrow(conditions, "duration", "gte", call["max_hours"] * 3600)
+        if self.excluded:
+            known = as_list(get_path(conditions, "machine_id.notin"))
+            conditions.setdefault("machine_id", {})["notin"] = [*known, *self.excluded]
+        order = parse_order(call["order"] or "dph_total", ALIASES, OFFER_FIELDS, call.warn)
+        offers = call.do(
+            "search_offers",
+            query=conditions,
+            no_default=True,
+            type="bid" if self.spot else "on-demand",
+            order=order if "id" in [field for field, _ in order] else [*order, ["id", "asc"]],
+            storage=self.disk,
+            limit=max(64, 8 * self.most, call["limit"] or 0),
+        )
+        if not offers:
+            raise NotFoundError("no offer meets the conditions; nothing was rented")
+        machines: dict[Any, Row] = {}
+        for offer in offers:
+            price = self.price_of(offer)[0]
+            machine = offer.get("machine_id")
+            if price is not None and (self.cap is None or price <= self.cap):
+                machines.setdefault(machine, offer)
+        found = [offer for id, offer in machines.items() if id not in self.excluded]
+        if not found:
+            cap = "" if self.cap is None else f" for {format_rate(self.cap)} or less"
+            raise NotFoundError(f"none of {len(offers)} offers can be had{cap}; nothing was rented")
+        return found
+
+    def bid_for(self, offer: Row) -> float | None:
+        """Our bid, $/hr for the whole offer without its disk; None on demand."""
+        least = as_number(offer.get("min_bid"))
+        given: float | None = self.call["bid"]
+        if not self.spot or given is not None:
+            return given
+        over = self.call["bid_over"]
+        return None if least is None else bid_over(least, 10 if over is None else over)
+
+    def price_of(self, offer: Row) -> tuple[float | None, float]:
+        """$/hr with our disk, and the disk's part of it; None if the offer names no price."""
+        total, storage = as_number(offer.get("dph_total")), as_number(offer.get("storage_cost"))
+        base = self.bid_for(offer) if self.spot else as_number(offer.get("dph_base"))
+        disk = (storage or 0) * self.disk / MONTH
+        if base is None or (storage is None and total is None):
+            return None if self.spot else total, disk
+        if storage is None:
+            return total, disk
+        return max(base + disk, 0 if self.spot else total or 0), disk
+
+    def announce(self, offer: Row) -> None:
+        """Says what is about to be rented, and what it costs."""
+        price, disk = self.price_of(offer)
+        bid = self.bid_for(offer)
+        kind = "on demand" if bid is None else f"interruptible, bid {format_rate(bid)}"
+        up, down = (as_number(offer.get(name)) for name in ("inet_up_cost", "inet_down_cost"))
+        trust = as_number(offer.get("reliability2", offer.get("reliability")))
+        end = as_number(offer.get("end_date"))
+        gpu = as_text(offer.get("gpu_name")).replace(" ", "_")
+        place = as_text(offer.get("geolocation")) or "an unknown place"
+        words = [
+            f"Renting offer {offer.get('id')}, machine {offer.get('machine_id')}",
+            f"{offer.get('num_gpus')}x {gpu} in {place}",
+            "reliability unknown" if trust is None else f"reliability {trust:.1%}",
+            kind,
+            f"{format_rate(price)} of which {format_rate(disk)} is for {self.disk:g} GB of disk",
+            f"traffic {format_traffic(up)} up and {format_traffic(down)} down",
+            f"until {format_utc(end)} UTC" if end else "without a known end",
+        ]
+        tell(self.call, ", ".join(words))
+        if price and self.credit is not None and self.credit < price * SHORT_OF_CREDIT:
+            hours = format_duration(max(0, self.credit) / price * 3600)
+            tell(self.call, f"Your credit of ${self.credit:.2f} lasts {hours} at that price")
+
+    def rent(self, offer: Row) -> Row | None:
+        """The answer of the rental; None if this offer cannot be had, but another may.
+
+        Raises what ends the search; if it is unknown whether something was rented, the error of
+        unknown outcome.
+        """
+        call = self.rental_call
+        call.params.update(id=offer["id"], price=self.bid_for(offer))
+        problem: VastAIError | None = None
+
+        def send(left: float) -> Row | None:
+            nonlocal problem
+            time.sleep(max(0.0, self.last_sent + RENTAL_PAUSE - time.monotonic()))
+            self.last_sent = time.monotonic()
+            try:
+                return rent(call, self.rented)
+            except (RateLimitError, NetworkError) as error:  # it was refused, or never sent
+                problem, self.rented.id = error, None
+                if isinstance(error, RateLimitError):
+                    error.retry_after = max(RENTAL_PAUSE, error.retry_after or 0)
+                    if error.retry_after <= LONGEST_PAUSE:
+                        raise
+                    return {}
+                return None
+
+        try:
+            answer: Row | None = poll_until(send, 600, RENTAL_PAUSE, tries=8)
+            if not answer and problem:
+                raise problem
+            return answer
+        except PartialError:
+            raise  # what it made could not be given back
+        except VastAIError as error:
+            words = f"{get_path(error.body, 'error')} {error.msg}".lower()
+            if contracts_of(error.body):
+                self.give_up(offer, error.msg)  # it is given back
+            elif is_lost(error):
+                return self.find(error)
+            elif isinstance(error, NotFoundError) or "no_such_ask" in words:
+                tell(self.call, f"Offer {offer['id']} was taken by somebody else")
+            elif "invalid_price" in words or "bid_too_low" in words:
+                tell(self.call, f"Offer {offer['id']}: {error.msg}")
+            else:
+                raise
+        return None
+
+    def find(self, error: VastAIError) -> Row:
+        """What the rental made whose answer was lost.  Raises OutcomeUnknownError."""
+        tell(self.call, f"No usable answer ({error.msg}); looking for the instance")
+        rows = self.rented.find()
+        if rows is not None and len(rows) == 1:
+            self.rented.id = rows[0].get("id")
+            return {"success": True, "new_contract": self.rented.id}
+        self.rented.id = None  # nothing that could be given back
+        found = "could not be looked for" if rows is None else "has not appeared so far"
+        if rows:
+            found = f"may be one of {', '.join(str(row.get('id')) for row in rows)}"
+        label = self.rented.name
+        raise outcome_unknown_error(
+            self.rental_call.row, f"{error.msg}; the instance labelled {label!r} {found}"
+        ) from error
+
+    def start(self, offer: Row) -> Row | None:
+        """The instance once it works as ordered; None once it is given back because it does not.
+
+        Raises PartialError if that is not certain, VastAIError if no other machine does better.
+        """
+        limit = self.call["start_timeout"]
+        self.rented.price = self.price_of(offer)[0]
+        stop: VastAIError | None = None
+        try:
+            row = wait_for(
+                self.call, self.rented.id, "running", limit=900 if limit is None else limit
+            )
+            reason = self.mismatch(row) or (self.ready(row) if self.ready else "")
+            if not reason:
+                return row
+        except VastAIError as error:
+            reason, stop = error.msg, self.fatal(error)
+            gone = isinstance(error, NotFoundError)
+        else:
+            gone = False
+        tell(self.call, f"Giving instance {self.rented.id} back: {reason}")
+        if not gone:
+            self.show_logs()
+        self.rented.give_back()
+        if self.rented.id is not None:
+            raise PartialError(f"{self.rented.still_costs()}; before that: {reason}", results=[])
+        if stop:
+            stop.hint = "It was given back; another machine would do no better."
+            raise stop
+        self.give_up(offer, reason)
+        return None
+
+    def fatal(self, error: VastAIError) -> VastAIError | None:
+        """An error after which no other machine does better: the image's fault, no credit, or one
+        that has nothing to do with the machine.
+        """
+        fault = error.details.get("fault", "")
+        if fault == "stopped":
+            self.read_credit()
+            return error if self.credit is not None and self.credit <= 0 else None
+        machine = fault == "host" or isinstance(error, (WaitTimeoutError, NotFoundError))
+        return None if machine else error
+
+    def mismatch(self, row: Row) -> str:
+        """In what an instance is not what was ordered."""
+        disk, price = as_number(row.get("disk_space")), as_number(row.get("dph_total"))
+        if disk is not None and disk < self.disk * 0.99:
+            return f"it has {disk:g} GB of disk, not {self.disk:g} GB"
+        if price is not None and self.cap is not None and price > self.cap + 1e-6:
+            return f"it costs {format_rate(price)}, more than {format_rate(self.cap)}"
+        if self.spot and row.get("is_bid") is not None and not row["is_bid"]:
+            return "it is on demand, not interruptible"
+        return ""
+
+    def show_logs(self) -> None:
+        """The last lines that the container wrote, on stderr."""
+        if not self.call.cli:
+            return
+        client = self.call.client.varied(retry=1, timeout=min(10.0, self.call.client.timeout))
+        call = Call(client, self.call.row, {}, self.call.view)
+        try:
+            text = call.do("logs", instance_id=self.rented.id, tail="20", max_wait=10)
+        except VastAIError:
+            return  # it has written nothing yet, or nobody knows
+        lines = text.splitlines() if isinstance(text, str) else []
+        for line in lines[-20:]:
+            tell(self.call, f"  {line}")
+
+    def give_up(self, offer: Row, reason: str) -> None:
+        """Notes a try that failed, and never takes that machine again."""
+        machine = offer.get("machine_id")
+        self.excluded.append(machine)
+        self.tries.append({"offer": offer["id"], "machine_id": machine, "reason": reason})
+
+    def failure(self) -> VastAIError:
+        """The error once no try is left, or no offer."""
+        if not self.tries:
+            return NotFoundError(
+                "every offer that meets the conditions was taken; nothing was rented"
+            )
+        lines = [
+            f"  offer {item['offer']}, machine {item['machine_id']}: {printable(item['reason'], 300)}"
+            for item in self.tries
+        ]
+        options = " ".join(f"--exclude-machine {id}" for id in self.excluded)
+        return VastAIError(
+            "\n".join([f"{len(lines)} rentals, and none works; all are given back:", *lines]),
+            hint=f"For the next run: {options}",
+            tries=self.tries,
+        )
+
+
+MONTH = 720  # hours, as the service bills
+
+
+def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
+    """Adds a lower limit to conditions that may have one."""
+    limits = conditions.setdefault(field, {})
+    limits[sign] = max(as_number(limits.get(sign)) or 0, least)
+
+
+def is_lost(error: VastAIError) -> bool:
+    """May a rental have taken place although no usable answer came?"""
+    body = as_dict(error.body)
+    refused = body.get("success") is False or body.get("error")
+    unreadable = 200 <= error.status < 300 and not refused
+    return isinstance(error, OutcomeUnknownError) or error.status >= 500 or unreadable
+
+
+def format_traffic(price: float | None) -> str:
+    return "unknown" if price is None else f"${price:.3g}/GB"
 
 
 # ----------------------------------------------------------------------- diagnostics and benchmarks
@@ -10905,8 +11354,8 @@ class VastAI:
                 create_volume: int | None = None, link_volume: int | None = None, volume_size: float | None = None,
                 mount_path: str | None = None, volume_label: str | None = None,
                 target_state: Literal['running', 'stopped'] | None = None, vm: bool = False,
-                args_str: str | None = None, wait: bool = False, max_wait: float = 600,
-                confirm: bool = False) -> CreatedInstance:
+                args_str: str | None = None, wait: bool = False, max_wait: float = 600, confirm: bool = False,
+                max_hours: float | None = None) -> CreatedInstance:
             "Rent an offer: make an instance of it."; ...
         def create_instances(self, ids: Sequence[int], image: str | None = None, disk: float = 10,
                 env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
@@ -10919,16 +11368,20 @@ class VastAI:
                 create_volume: int | None = None, link_volume: int | None = None, volume_size: float | None = None,
                 mount_path: str | None = None, volume_label: str | None = None,
                 target_state: Literal['running', 'stopped'] | None = None, vm: bool = False,
-                args_str: str | None = None) -> dict[str, Any]:
+                args_str: str | None = None, max_hours: float | None = None) -> dict[str, Any]:
             "Rent several offers with the same options."; ...
-        def launch_instance(self, gpu_name: str, num_gpus: str, image: str, region: str | None = None,
-                disk: float = 10, order: str | Sequence[Any] = 'score-', limit: int | None = None,
-                env: str | dict[str, str] | None = None, label: str | None = None, extra: str | None = None,
-                onstart_cmd: str | None = None, login: str | None = None, python_utf8: bool = False,
-                lang_utf8: bool = False, jupyter_lab: bool = False, jupyter_dir: str | None = None,
-                cancel_unavail: bool = False, template_hash: str | None = None, runtype: str | None = None,
-                args: Sequence[str] | None = None, query: dict[str, Any] | None = None, ssh: bool = False,
-                jupyter: bool = False, direct: bool = False, wait: bool = False, max_wait: float = 600,
+        def launch_instance(self, gpu_name: str | None = None, num_gpus: str | None = None, image: str | None = None,
+                region: str | None = None, disk: float = 10, order: str | Sequence[Any] | None = None,
+                limit: int | None = None, env: str | dict[str, str] | None = None, label: str | None = None,
+                extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
+                python_utf8: bool = False, lang_utf8: bool = False, jupyter_lab: bool = False,
+                jupyter_dir: str | None = None, cancel_unavail: bool = False, template_hash: str | None = None,
+                runtype: str | None = None, args: Sequence[str] | None = None,
+                query: str | dict[str, Any] | None = None, max_price: float | None = None,
+                max_hours: float | None = None, spot: bool | None = None, bid: float | None = None,
+                bid_over: float | None = None, tries: int | None = None, start_timeout: float | None = None,
+                exclude_machine: Sequence[int] | None = None, ssh: bool = False, jupyter: bool = False,
+                direct: bool = False, wait: bool = False, max_wait: float = 600,
                 confirm: bool = False) -> CreatedInstance:
             "Search offers for a GPU and rent the best one."; ...
         def show_instances(self, status: Sequence[str] | None = None, label: Sequence[str] | None = None,
