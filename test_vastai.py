@@ -18,9 +18,10 @@ The file in order:
      believable arguments for every row | terminals and shells
   3. TESTS: the table | the sandbox | every command, once in both faces | searching, renting and giving back |
      hosts: self-test | benchmarks, charges, copies, second factors | renting: give back for certain |
-     programs written for the official package | pure functions | faults: the transport |
-     faults: what the caller learns | faults: threads and forks | faults: secrets and hostile text | faults: wrong use |
-     faults: signals, streams, homes | faults: at random | serverless | completion and the prompt | invoices as PDF
+     renting: the lease | renting: a machine that works | programs written for the official package | pure functions |
+     faults: the transport | faults: what the caller learns | faults: threads and forks |
+     faults: secrets and hostile text | faults: wrong use | faults: signals, streams, homes | faults: at random |
+     serverless | completion and the prompt | invoices as PDF
   4. WHAT IS WRITTEN FROM THE TABLE: stubs, the README's list, the pinned surface | the pinned surface
   5. BENCHMARK: programs that are measured, and servers | measuring
   6. SUB-COMMANDS: sandbox | demo | main
