@@ -5279,9 +5279,51 @@ class PureTest(unittest.TestCase):
                 ("-e A=1 -e B='x y' -e C=a=b", {"A": "1", "B": "x y", "C": "a=b"}),
                 ("-p 8080:8080 -p 53:53/udp -v /data:/data -n mesh-a -h host",
                  {"-p 8080:8080": "1", "-p 53:53/udp": "1", "-v /data:/data": "1", "-n mesh-a": "1", "-h": "host"}),
-                ("-p 80;reboot -v $(x):/y -n UP", {}), ("-e A -e", {}), ("--gpus all -e A=1", {"A": "1"})):
+                ("-eA=1 --env B=2 --env=C=3 D=4 -e=E=5", {"A": "1", "B": "2", "C": "3", "D": "4", "E": "5"}),
+                ('{"A": "1", "-p 80:80": "1", "N": 2, "T": true}', {"A": "1", "-p 80:80": "1", "N": "2", "T": "true"}),
+                ("--publish 8000-8010:8000-8010/udp --publish=127.0.0.1:80:80 -p8080:80 -p 22 -p [::1]:1:1", {
+                    f"-p {ports}": "1" for ports in ("8000-8010:8000-8010/udp", "127.0.0.1:80:80", "8080:80", "22", "[::1]:1:1")}),
+                ("--volume V.12:/my-data:ro --network=mesh-a --hostname box-1", {
+                    "-v V.12:/my-data:ro": "1", "-n mesh-a": "1", "-h": "box-1"}),
+                (["A=1", "-e B='x y'", "-p 80:80"], {"A": "1", "B": "x y", "-p 80:80": "1"}), (["", " "], {}),
+                ("-e 'A=two words' -e \"B=3\"", {"A": "two words", "B": "3"}), ("-e A= -e B=''", {"A": "", "B": ""}),
+                ("-e A=don't -e B='it is'", {"A": "don't", "B": "it is"}), ("-e A='\"b\"'", {"A": '"b"'}),
+                ('-e J=\'{"a": "b"}\'', {"J": '{"a": "b"}'}), ('-e J="{\\"a\\": 1}"', {"J": '{"a": 1}'}),
+                ('-e OPTS=--name="my model"', {"OPTS": '--name="my model"'}), ("-e A=x\n-e B=y", {"A": "x", "B": "y"})):
             with self.subTest(text):
-                self.assertEqual(vastai.parse_env(text), expected)
+                told = []
+                self.assertEqual(vastai.parse_env(text, told.append), expected)
+                self.assertEqual(told, [])
+        for text, left_out in (
+                ("--gpus all -e A=1", ["--gpus"]), ("-e A=1 --shm-size=16g --ipc=host", ["--shm-size", "--ipc"]),
+                ("--rm -it -e A=1 --ulimit memlock=-1", ["--rm", "-it", "--ulimit"]), ("-e A=0 -e A=1", ["A is given twice"])):
+            with self.subTest(text):
+                told = []
+                self.assertEqual(vastai.parse_env(text, told.append), {"A": "1"})
+                self.assertEqual(len(told), len(left_out))
+                for words, part in zip(told, left_out):
+                    self.assertIn(part, words)
+        for text, words in (
+                ("FOO BAR", "cannot read 'FOO BAR'; write -e FOO=BAR"), ("FOO", "-e FOO=VALUE"), ("-e FOO", "-e FOO=VALUE"),
+                ("-e", "-e needs a value"), ("-e -p 80:80", "cannot read -e"), ("-p", "-p needs"), ("-p web:80", "write -p 8080:8080"),
+                ("-p 80;reboot", "cannot read -p"), ("-v $(x):/y", "cannot read -v"), ("-n 'a b'", "cannot read -n"),
+                ("-e TOKEN=hunter 2", "-e TOKEN='…'"), ("--sudo -e A=1", "'--sudo'"), ("-x", "'-x'"), ("-e A='b", "not closed"),
+                ("{A:1}", "cannot read the JSON"), ('{"A": null}', "'A'"), ('{"A": {}}', "'A'"), ("-e =x", "-e NAME=VALUE"),
+                ("-e 'a b=c'", "cannot read -e")):
+            with self.subTest(text), self.assertRaises(vastai.UsageError) as caught:
+                vastai.parse_env(text)
+            self.assertIn(words, caught.exception.msg)
+            self.assertNotIn("hunter", caught.exception.msg)
+
+    def test_environments_of_templates_are_text(self):
+        for given, text in (
+                ("-p 3000:3000 -e A='x y' --shm-size 16g", "-p 3000:3000 -e A='x y' --shm-size 16g"), ("A=1 -p 80:80", "-e A='1' -p 80:80"),
+                (["-e A=1", "-e B=2"], "-e A=1 -e B=2"), ({"A": "x y", "-p 80:80": "1", "-h": "box"}, "-e A='x y' -p 80:80 -h box"),
+                ('{"A": "it\'s"}', '-e A="it\'s"'), ("", "")):
+            with self.subTest(given):
+                self.assertEqual(vastai.ENV_TEXT.convert(given), text)
+                self.assertEqual(vastai.parse_env(vastai.format_env(given), len), vastai.parse_env(given, len))
+        self.assertRaises(vastai.UsageError, vastai.ENV_TEXT.convert, "FOO BAR")
 
     def test_orders_that_cannot_be_read_or_are_not_known(self):
         for text in ("dph down", "dph:desc", "dph num_gpus", "(dph)", "dph--"):
@@ -7545,6 +7587,41 @@ class TestBadInput(FaultCase):
             return True
         return False
 
+    def test_environments_that_cannot_be_read(self):
+        for words in (["FOO BAR"], ["-e FOO"], ["-p web"], ["--sudo"], ["{A:1}"]):
+            for line in (["create", "instance", "8", "--image", "a/b"], ["create", "template", "--image", "a"],
+                         ["launch", "instance", "-g", "A", "-n", "1", "-i", "a"], ["update", "instance", "8"]):
+                with self.subTest(line=line, words=words):
+                    status, out, err = self.run_here(self.server, *line, f"--env={words[0]}")
+                    self.assertEqual((status, out), (2, ""))
+                    self.assertIn("--env: cannot read", err)
+                    self.refused(err.strip(), None)
+        with self.assertRaisesRegex(vastai.UsageError, "env: cannot read 'FOO BAR'; write -e FOO=BAR"):
+            self.client(self.server).create_instance(8, "a/b", env="FOO BAR")
+        self.assertEqual(self.server.requests, [])
+
+    def test_environments_arrive_whole_in_both_faces(self):
+        for line, env, left_out in (
+                (["--env", "MODEL=x", "--env", "TOKEN=y z"], None, ""), (["--env", "MODEL=x", "--env", "TOKEN='y z'"],
+                 {"MODEL": "x", "TOKEN": "y z"}, ""), (["--env", "-eX=1"], {"X": "1"}, ""), (["--env", "-p80:80"], {"-p 80:80": "1"}, ""),
+                (["--env", "-p 80:80 --shm-size=16g"], {"-p 80:80": "1"}, "--shm-size"), (["--env", '{"A": "1"}'], {"A": "1"}, "")):
+            with self.subTest(line):
+                server = self.serve(reply({"success": True, "new_contract": 5}))
+                status, _, err = self.run_here(server, "create", "instance", "8", "--image", "a/b", *line)
+                self.assertEqual(status, 2 if env is None else 0, err)
+                self.assertEqual([json.loads(request["body"])["env"] for request in server.requests], [] if env is None else [env])
+                self.assertIn(left_out, err)
+        server = self.serve(reply({"success": True, "new_contract": 5}))
+        with self.assertWarnsRegex(UserWarning, "--gpus"):
+            self.client(server).create_instance(8, "a/b", env="--gpus all -e A=1")
+        self.assertEqual(json.loads(server.requests[0]["body"])["env"], {"A": "1"})
+        server = self.serve(reply({"success": True}))
+        path = os.path.join(self.folder, "on.sh")
+        with open(path, "w", newline="") as file:
+            file.write("\ufeffecho a\r\necho b\r\n")
+        self.assertEqual(self.run_here(server, "update", "instance", "8", "--env", "A=1", "--onstart", path)[0], 0)
+        self.assertEqual(json.loads(server.requests[0]["body"]), {"id": 8, "env": {"A": "1"}, "onstart": "echo a\necho b\n"})
+
     def test_conditions_that_no_offer_can_meet(self):
         for line in (["search", "offers", "verified=maybe"], ["search", "offers", "dph<$0.5"], ["search", "volumes", "reliability>99%"],
                      ["search", "offers", "gpu_ram>=24 georegion=EU"], ["search", "offers", "georegion=true"], ["search", "templates", "private=2"],
@@ -9522,8 +9599,8 @@ update instance
     --template_hash_id:HASH=None
     --image:IMAGE=None
     --args:TEXT=None
-    --env:JSON=None
-    --onstart:COMMAND=None
+    --env:ENV=None
+    --onstart:FILE=None
     -> dict[str, Any]
 prepay instance id:INSTANCE/ID amount:USD -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 change bid
@@ -9570,7 +9647,7 @@ create template
     --href:URL=None
     --repo:REPO=None
     --login:TEXT=None
-    --env:TEXT=None
+    --env:ENV=None
     --ssh:TEXT=False
     --jupyter:TEXT=False
     --direct:TEXT=False
@@ -9606,7 +9683,7 @@ update template
     --href:URL=None
     --repo:REPO=None
     --login:TEXT=None
-    --env:TEXT=None
+    --env:ENV=None
     --ssh:TEXT=False
     --jupyter:TEXT=False
     --direct:TEXT=False

@@ -1000,6 +1000,11 @@ def _text_or_dict(value: Any) -> Any:
     return value if isinstance(value, dict) else _text(value)
 
 
+def _env(value: Any) -> Any:
+    """A text or several, or a dict as it is."""
+    return [_text(text) for text in value] if isinstance(value, list) else _text_or_dict(value)
+
+
 def _query(value: Any) -> Any:
     """A text or several, or a dict as it is."""
     return (
@@ -1081,10 +1086,11 @@ SCRIPT_OR_TEXT = Kind(
 OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE", "files")
 ENV = Kind(
     "str | dict[str, str]",
-    _text_or_dict,
+    _env,
     "text such as '-e KEY=VALUE -p 8080:8080', or a dict",
     "ENV",
 )
+ENV_TEXT = Kind("str", lambda value: format_env(_env(value)), ENV.expects, "ENV")
 TEXT_OR_OBJECT = Kind(
     "str | dict[str, Any]",
     lambda value: (_text if isinstance(value, str) else _json_object)(value),
@@ -1573,48 +1579,230 @@ def parse_order(
     return result
 
 
-def parse_env(text: str | dict[str, str] | None) -> dict[str, str]:
-    """Docker-style options as the service stores them: {"KEY": "VALUE", "-p 80:80": "1", "-h":
-    "host"}.
+# What an environment text may hold: docker's spellings of what the service stores, and the other
+# options of `docker run`, with and without a value, which it has no place for.
+ENV_OPTIONS = {
+    "-e": "-e",
+    "--env": "-e",
+    "-p": "-p",
+    "--publish": "-p",
+    "-v": "-v",
+    "--volume": "-v",
+    "-n": "-n",
+    "--network": "-n",
+    "--net": "-n",
+    "-h": "-h",
+    "--hostname": "-h",
+}
+_PORTS = r"\d{1,5}(?:-\d{1,5})?"
+ENV_FORMS = {
+    "-p": (
+        rf"(?:(?:[\d.]{{7,15}}|\[[\da-fA-F:]+\]):)?(?:(?:{_PORTS})?:)?{_PORTS}(?:/(?:tcp|udp|sctp))?",
+        "8080:8080, 8000-8010:8000-8010 or 53:53/udp",
+    ),
+    "-v": (r"[\w./:~@+,=-]+", "/data:/data"),
+    "-n": (r"[\w.-]+", "NAME"),
+    "-h": (r"[\w.-]+", "NAME"),
+}
+DOCKER_VALUES = (
+    "--shm-size --ipc --gpus --ulimit --cpus --memory -m --memory-swap --name --user -u --workdir -w "
+    "--entrypoint --restart --cap-add --cap-drop --device --security-opt --label -l --log-driver "
+    "--log-opt --mount --tmpfs --pid --uts --add-host --dns --runtime --cpuset-cpus --pull "
+    "--platform --link --expose --group-add --sysctl --stop-signal --stop-timeout --network-alias "
+    "--mac-address --ip --cidfile --userns --storage-opt --volumes-from --cgroupns --domainname"
+)
+DOCKER_FLAGS = (
+    "--rm --init --privileged --detach -d --interactive -i --tty -t -it -ti -dit -itd -id -td "
+    "--read-only --no-healthcheck --publish-all -P --oom-kill-disable --quiet -q"
+)
 
-    Takes `-e K=V`, `-p PORTS`, `-v MOUNT`, `-n NAME` and `-h HOST`; anything else is skipped.  A
-    dict is returned as it is.
+
+def parse_env(
+    env: str | Sequence[str] | dict[str, str] | None, tell: Callable[[str], None] | None = None
+) -> dict[str, str]:
+    """Docker-style options as the service stores them: {"KEY": "VALUE", "-p 80:80": "1", "-h":
+    "host"}.  Raises UsageError.
+
+    Takes texts with `-e K=V`, `-p PORTS`, `-v MOUNT`, `-n NAME`, `-h HOST`, their long forms and a
+    bare `K=V`, or a JSON object; a dict is returned as it is.  `tell` hears of docker's other
+    options, which are left out, and of what is given twice; without it that is a warning on stderr.
     """
-    if not text or not isinstance(text, str):
-        return dict(text or {})
-    allowed = {"-p": "0123456789:tcpud/", "-v": None, "-n": "abcdefghijklmnopqrstuvwxyz0123456789-"}
+    if isinstance(env, dict):
+        return dict(env)
+    tell = tell or warn
     result: dict[str, str] = {}
-    words = iter(_split_words(text))
-    for option in words:
-        value = next(words, "") if option in ("-e", "-p", "-v", "-n", "-h") else ""
-        if option == "-e" and "=" in value:
-            key, _, value = value.partition("=")
-            result[key] = value.strip("'\"")
-        elif option == "-h" and value:
-            result["-h"] = value
-        elif option in allowed and value:
-            letters = allowed[option]
-            if all(
-                c in letters if letters else (c.isascii() and c.isalnum()) or c in ":./_"
-                for c in value
-            ):
-                result[f"{option} {value}"] = "1"
+    for text in [env] if isinstance(env, str) else env or ():
+        for option, value in _env_words(text):
+            if option not in ("-e", *ENV_FORMS):
+                tell(f"the service has no place for docker's {option}; it is left out")
+                continue
+            key = option
+            if option == "-e":
+                key, _, value = value.partition("=")
+            elif option != "-h":
+                key, value = f"{option} {value}", "1"
+            if result.get(key, value) != value:
+                tell(f"{printable(key)} is given twice; the later value stands")
+            result[key] = value
     return result
 
 
+def format_env(env: str | Sequence[str] | dict[str, str]) -> str:
+    """An environment as one text of docker options, as templates have it.  Raises UsageError.
+
+    A text in docker's form stays as it is, with all its options.
+    """
+    parts = []
+    for part in [env] if isinstance(env, (str, dict)) else env:
+        if isinstance(part, dict):
+            words = list(_env_object(part))
+        else:
+            words = list(_env_words(part))
+            if part.strip()[:1] != "{" and not _has_bare_pair(part):
+                parts.append(part)
+                continue
+        for option, value in words:
+            if option == "-e" and not value.isalnum():
+                key, _, value = value.partition("=")
+                quote = '"' if "'" in value else "'"
+                value = f"{key}={quote}{value.replace(quote, chr(92) + quote)}{quote}"
+            parts.append(f"{option} {value}".strip())
+    return " ".join(parts)
+
+
+def _has_bare_pair(text: str) -> bool:
+    """Is there a K=V without -e, at the start of a text or after another value?"""
+    words = _split_words(text)
+    for before, word in zip(["", *words], words):
+        takes = before in ENV_OPTIONS or before in DOCKER_VALUES.split()
+        if "=" in word and word[0] != "-" and not takes:
+            return True
+    return False
+
+
+def _env_object(env: Row) -> Iterator[tuple[str, str]]:
+    """The options that an object of names and values stands for."""
+    import json
+
+    for key, value in env.items():
+        if not isinstance(value, (str, int, float)) or not key:
+            raise UsageError(f"cannot read the value of {printable(key)!r}; write text")
+        text = value if isinstance(value, str) else json.dumps(value)
+        if key == "-h":
+            yield key, text
+        elif key[:3] in ("-p ", "-v ", "-n "):
+            yield key[:2], key[3:]
+        else:
+            yield "-e", f"{key}={text}"
+
+
+def _env_words(text: str) -> Iterator[tuple[str, str]]:
+    """(option, value) for each option of an environment text; -e, -p, -v, -n, -h are checked."""
+    if text.strip()[:1] == "{":
+        try:
+            env = _json_object(text.strip())
+        except (ValueError, RecursionError):
+            raise UsageError('cannot read the JSON object; write \'{"KEY": "VALUE"}\'') from None
+        yield from _env_object(env)
+        return
+    words = _split_words(text)[::-1]
+    variable = ""  # the one whose value has just been read
+    while words:
+        word = words.pop()
+        name, joined, value = word.partition("=") if word[:2] == "--" else (word, "", "")
+        if word[:2] in ("-e", "-p", "-v", "-h") and len(word) > 2:
+            name, joined, value = word[:2], "=", word[3:] if word[2] == "=" else word[2:]
+        option = ENV_OPTIONS.get(name, "")
+        if name in DOCKER_FLAGS.split():
+            yield name, ""
+            continue
+        if not option and name not in DOCKER_VALUES.split():
+            if word[0] == "-" or "=" not in word:
+                raise _unreadable_env(word, words, variable)
+            option, value, joined = "-e", word, "="
+        if not joined:
+            if not words:
+                raise UsageError(f"{name} needs a value; write {name} {_env_example(option)}")
+            value = words.pop()
+        yield option or name, _env_value(option, value)
+        variable = value.lstrip("'\"").partition("=")[0] if option == "-e" else ""
+
+
+def _env_example(option: str) -> str:
+    return ENV_FORMS[option][1] if option in ENV_FORMS else "NAME=VALUE" if option else "VALUE"
+
+
+def _env_value(option: str, value: str) -> str:
+    """The value of an option, checked and without its outer quotes."""
+    import re
+
+    value = _unquote(value)
+    if option == "-e":
+        key, sign, text = value.partition("=")
+        if not sign or not key or key[0] == "-" or any(c.isspace() or c in "'\"" for c in key):
+            name = printable(key) if sign or key[:1].isalpha() else "NAME"
+            raise UsageError(f"cannot read -e {printable(key)}; write -e {name or 'NAME'}=VALUE")
+        return f"{key}={_unquote(text)}"
+    if option and not re.fullmatch(ENV_FORMS[option][0], value):
+        raise UsageError(
+            f"cannot read {option} {printable(value)!r}; write {option} {ENV_FORMS[option][1]}"
+        )
+    return value
+
+
+def _unreadable_env(word: str, following: list[str], variable: str) -> UsageError:
+    """The error of a word that is no option; it may be a part of the value of `variable`."""
+    if variable and word[0] != "-":
+        return UsageError(
+            f"a word after the value of {printable(variable)} is no option; "
+            f"put a value with blanks into quotes: -e {printable(variable)}='…'"
+        )
+    if word[0] == "-":
+        name = word.partition("=")[0]
+        return UsageError(f"cannot read {printable(name)!r}; write -e, -p, -v, -n or -h")
+    plain = [word]
+    for other in reversed(following):
+        if other[0] == "-" or "=" in other:
+            break
+        plain.append(other)
+    form = f"-e {plain[0]}={plain[1] if len(plain) > 1 else 'VALUE'}"
+    return UsageError(f"cannot read {printable(' '.join(plain))!r}; write {printable(form)}")
+
+
+def _unquote(text: str) -> str:
+    """A text without the pair of quotes around it, if it is one quoted piece."""
+    quote = text[:1]
+    inner = text[1:-1]
+    if quote not in ("'", '"') or len(text) < 2 or text[-1] != quote:
+        return text
+    if quote == '"':
+        return text if '"' in inner.replace('\\"', "") else inner.replace('\\"', '"')
+    return text if quote in inner else inner
+
+
 def _split_words(text: str) -> list[str]:
-    """Words between blanks outside quotes; the quotes stay where they are."""
+    """Words between blanks outside quotes; the quotes stay where they are.  A quote opens at the
+    start of a word or after a sign such as =, not in the middle of don't.  Raises UsageError.
+    """
     words: list[str] = []
     word: list[str] = []
     quote = ""
+    before = " "
     for c in text:
-        if c.isspace() and not quote:
+        if quote:
+            if c == quote and not (c == '"' and before == "\\"):
+                quote = ""
+        elif c.isspace():
             words.append("".join(word))
             word = []
+            before = c
             continue
-        if c in "'\"":
-            quote = "" if c == quote else quote or c
+        elif c in "'\"" and not before.isalnum():
+            quote = c
         word.append(c)
+        before = c
+    if quote:
+        raise UsageError(f"the quote {quote} is not closed; write -e NAME='VALUE'")
     return [w for w in [*words, "".join(word)] if w]
 
 
@@ -2491,8 +2679,8 @@ def search_options(storage: float) -> tuple[Arg, ...]:
 
 
 LAUNCH_OPTIONS = (
-    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'", None, to="",
-        secret=True, group="Image"),
+    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; may be "
+        "given again", None, to="", secret=True, again=True, group="Image"),
     Arg("--label", LABEL, "a name of your own for the instance", None),
     Arg("--extra", TEXT, "options for docker run", None, hidden=True),
     Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, old="onstart entrypoint", to="", group="Image"),
@@ -2566,7 +2754,8 @@ TEMPLATE_OPTIONS = (
     Arg("--repo", TEXT.called("REPO"), "repository of the image", None, group="Image"),
     Arg("--login", TEXT, "docker login options for a private image; only the registry is kept", None, to="",
         secret=True, group="Image"),
-    Arg("--env", TEXT, "environment, ports and mounts as for create instance", None, secret=True, group="Image"),
+    Arg("--env", ENV_TEXT, "environment, ports and mounts as for create instance; may be given again", None,
+        secret=True, again=True, group="Image"),
     *RUNTYPE_OPTIONS,
     Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None, group="Access"),
     Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", to="", group="Access"),
@@ -2824,9 +3013,10 @@ register("Instances",
         Arg("--template_hash_id", HASH, "hash of the template", None),
         Arg("--image", IMAGE, "Docker image", None),
         Arg("--args", WORDS, "arguments of the entrypoint", None),
-        Arg("--env", OBJECT, "environment as JSON: '{\"KEY\": \"VALUE\"}'", None, secret=True),
-        Arg("--onstart", SHELL_LINES, "commands to run when it starts", None),
-        needs="*", done="Instance {id} is changed; its image is {updated_instance[image_uuid]}.|Instance {id} is changed.",
+        Arg("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", None, secret=True,
+            again=True),
+        Arg("--onstart", SCRIPT_OR_TEXT, "a file with commands to run when it starts, or the commands", None),
+        build="build_update_instance", needs="*", done="Instance {id} is changed; its image is {updated_instance[image_uuid]}.|Instance {id} is changed.",
         look="show instance"),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, SPENDS,
         "pay a reserved instance in advance, for a discount",
@@ -4073,11 +4263,26 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
         body["vm"] = True
 
 
+def environment_of(call: Call) -> dict[str, str]:
+    """The environment that a caller gives, as the service stores it."""
+    label = "--env" if call.cli else "env"
+    try:
+        return parse_env(call["env"], lambda text: call.warn(f"{label}: {text}"))
+    except UsageError as error:
+        raise UsageError(f"{label}: {error.msg}") from None
+
+
+def build_update_instance(call: Call, query: Row, body: Row) -> None:
+    """The environment as an object."""
+    if call["env"] is not None:
+        body["env"] = environment_of(call)
+
+
 def start_up(call: Call, body: Row) -> None:
     """What `create instance` and `launch instance` have in common: environment, access, commands at
     the start.
     """
-    runtype, body["env"] = runtype_of(call, call["template_hash"]), parse_env(call["env"])
+    runtype, body["env"] = runtype_of(call, call["template_hash"]), environment_of(call)
     body["onstart"] = call["onstart"] or (
         call["entrypoint"] if call["onstart_cmd"] is None else call["onstart_cmd"]
     )
@@ -11412,7 +11617,7 @@ class VastAI:
             "Make the container anew, keeping its GPU."; ...
         def label_instance(self, id: int, label: str) -> dict[str, Any]: "Give an instance a name of your own."; ...
         def update_instance(self, id: int, template_id: int | None = None, template_hash_id: str | None = None,
-                image: str | None = None, args: Sequence[str] | None = None, env: dict[str, Any] | None = None,
+                image: str | None = None, args: Sequence[str] | None = None, env: str | dict[str, str] | None = None,
                 onstart: str | None = None) -> dict[str, Any]:
             "Change template, image or start-up of an instance."; ...
         def prepay_instance(self, id: int, amount: float) -> dict[str, Any]:
@@ -13284,6 +13489,11 @@ class Line:
             return False
         return word[1].isdigit() or (word[1] == "." and word[2:3].isdigit()) or " " in word
 
+    def is_value_of(self, arg: Arg, word: str) -> bool:
+        """Can a word be what this option takes?  An environment may begin with -eNAME=VALUE."""
+        glued = arg.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
+        return self.is_value(word) or (glued and not self.find(word))
+
     def find(self, word: str) -> tuple[str, str | None] | None:
         """The option that a word means, and the value that stands in the same word (else None).
 
@@ -13322,7 +13532,7 @@ class Line:
             values += self.words[::-1]
             self.words = []
         elif value is None:
-            while self.words and self.is_value(self.words[-1]) and (many or not values):
+            while self.words and self.is_value_of(arg, self.words[-1]) and (many or not values):
                 values.append(self.words.pop())
             if not values:
                 raise missing_value_error(arg, flag, self.words[-1:])
