@@ -2808,12 +2808,13 @@ def server_context(folder):
 
 BELIEVABLE = {  # parameters whose kind does not say all that the command wants
     "ssh_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test", "frequency": "DAILY", "src": "7:/a", "dst": "8:/b",
-              "sdate": "01/31/2026",
+              "sdate": "01/31/2031", "email": "ada@example.com", "recipient": "ada@example.com",
     "duration": 2.0, "start_date": "2026-01-01", "end_date": "2026-02-01", "role": "client",
               "url": "https://example.com/hook",
     "events": ["instance.created"], "name": "a-name", "pubkey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test",
 }
 BESIDES = {  # parameters that a command does not require, but for another one
+    "create instance": {"image": "a/b"}, "create instances": {"image": "a/b"}, "take snapshot": {"repo": "a/b"},
     "delete template": {"template_id": 7}, "cloud copy": {"instance": 7, "connection": 8},
            "delete deployment": {"id": 7}, "get endpt-logs": {"id": 7},
     "tfa login": {"code": "123456"}, "tfa update": {"label": "phone"}, "tfa delete": {"code": "123456"},
@@ -3618,9 +3619,9 @@ class DescriptionTest(CommandCase):
                  {"test_workers": 5, "min_load": 1.5}),
                 ("update workergroup 7 --target_util .8", {"target_util": .8}),
                 ("get endpt-logs --endpoint chat", {"endpoint": "chat"}),
-                ("schedule maint 7 --sdate 2023-10-30T14:00:00Z --duration 2 -y", {"sdate": 1698674400}),
-                ("schedule maint 7 --sdate '2023-10-30 14:00' --duration 2 -y", {"sdate": 1698674400}),
-                ("schedule maint 7 --sdate 1698674400.5 --duration 2 -y", {"sdate": 1698674400.5})):
+                ("schedule maint 7 --sdate 2030-03-16T01:20:00Z --duration 2 -y", {"sdate": 1899854400}),
+                ("schedule maint 7 --sdate '2030-03-16 01:20' --duration 2 -y", {"sdate": 1899854400}),
+                ("schedule maint 7 --sdate 1899854400.5 --duration 2 -y", {"sdate": 1899854400.5})):
             with self.subTest(line):
                 body = self.body(line)
                 self.assertEqual({name: body.get(name) for name in members}, members)
@@ -3935,7 +3936,7 @@ class RentalTest(CommandCase):
         instance.offer["public_ipaddr"] = "127.0.0.1"
         instance.ports = lambda: {"22/tcp": [{"HostIp": "0.0.0.0", "HostPort": str(port)}]}
         called = self.fake_programs("ssh", "scp", "rsync")
-        options = ["-o", "StrictHostKeyChecking=accept-new"]
+        options = ["-o", "StrictHostKeyChecking=accept-new", "-o", f"HostKeyAlias=vastai-{id}"]
         self.ok(f"ssh -i key {id} ls -l '/a b' --help --raw -i x")
         self.assertEqual(called(), ["ssh", "-p", str(port), *options, "-i", "key", "root@127.0.0.1", "ls", "-l",
                                     "/a b", "--help", "--raw", "-i", "x"])
@@ -9422,7 +9423,7 @@ def write(arguments, names=tuple(BLOCKS)):
 # surface: begin
 SURFACE = r'''
 search offers /search instances
-    query:QUERY+=None
+    query:QUERY+=None|''
     -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:KIND{on-demand,bid,reserved,interruptible}='on-demand'
     -o,--order:FIELDS='score-'
     --limit:N=None
@@ -9439,7 +9440,7 @@ search offers-new (sdk)
     --storage:GB=5.0
     -n,--no-default:TEXT=False
     -> list[Offer]
-search templates query:QUERY+=None -> list[Template]
+search templates query:QUERY+=None|'' -> list[Template]
 show template id:ID -> Template
 create instance
     id:OFFER/ID
@@ -9713,14 +9714,14 @@ update template
     -> dict[str, Any]
 delete template --template-id:ID=None --hash-id:HASH=None -> dict[str, Any]
 search volumes
-    query:QUERY+=None
+    query:QUERY+=None|''
     -o,--order:FIELDS='score-'
     --limit:N=None
     --storage:GB=1.0
     -n,--no-default:TEXT=False
     -> list[dict[str, Any]]
 search network-volumes
-    query:QUERY+=None
+    query:QUERY+=None|''
     -o,--order:FIELDS='score-'
     --limit:N=None
     --storage:GB=1.0
@@ -9781,7 +9782,7 @@ show pending-price-increases -> dict[str, Any]
 accept price-increase ids:INSTANCE+(cli) instance_id:INSTANCE(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 reject price-increase ids:INSTANCE+(cli) instance_id:INSTANCE(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 search benchmarks
-    query:QUERY+=None
+    query:QUERY+=None|''
     -o,--order:FIELDS=None
     -l,--limit:N=None
     -t,--next-token->after_token:TOKEN=None/next_token
@@ -9880,7 +9881,7 @@ tfa regen-codes
 create team --team-name:NAME --transfer-credit:USD=0 -> dict[str, Any] ONCE
 destroy team -y,--yes:TEXT=False(cli) -> dict[str, Any]
 show members /show team-members /show_team_members() -> list[dict[str, Any]]
-invite member /invite team-member /invite_team_member() --email:NAME --role:NAME -> dict[str, Any] ONCE
+invite member /invite team-member /invite_team_member() --email:EMAIL --role:NAME -> dict[str, Any] ONCE
 remove member /remove team-member /remove_team_member() id:ID/ID -> dict[str, Any]
 show team-roles -> list[dict[str, Any]]
 show team-role name:NAME/NAME -> dict[str, Any]
@@ -9954,7 +9955,7 @@ show user -q,--quiet:TEXT=False(cli) -> User
 show audit-logs -> list[dict[str, Any]]
 set user --file->params:FILE -> dict[str, Any]
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
-create subaccount --email:NAME --username:USER --password:NAME --type:KIND=None -> dict[str, Any] ONCE
+create subaccount --email:EMAIL --username:USER --password:NAME --type:KIND=None -> dict[str, Any] ONCE
 show ipaddrs -> list[dict[str, Any]]
 show invoices
     -s,--start_date:DATE=None
@@ -9985,7 +9986,7 @@ generate pdf-invoices (sdk)
     -p,--only_credits:TEXT=False
     --pdf:FILE=None
     -> str
-search invoices query:QUERY+=None -> list[Invoice]
+search invoices query:QUERY+=None|'' -> list[Invoice]
 show earnings
     -s,--start_date:DATE=None
     -e,--end_date:DATE=None
@@ -9996,9 +9997,9 @@ show earnings
     -> dict[str, Any]
 show deposit id:INSTANCE/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
 transfer credit
-    recipient->recipient_pos:NAME=None(cli)
+    recipient->recipient_pos:ACCOUNT=None(cli)
     amount->amount_pos:USD=None(cli)
-    -r,--recipient:NAME|None
+    -r,--recipient:ACCOUNT|None
     -a,--amount:USD|None
     --skip:TEXT=False(cli)
     -y,--yes:TEXT=False(cli)

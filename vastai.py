@@ -866,6 +866,25 @@ def _name(value: Any) -> str:
     return _text(value)
 
 
+def _line_count(value: Any) -> str:
+    return str(_at_least(0, _whole)(value)) if value != "" else ""
+
+
+def _email(value: Any) -> str:
+    """A mail address: one @ with text on both sides and no blanks."""
+    text = _name(value).strip()
+    user, _, host = text.partition("@")
+    if not user or not host or "@" in host or len(text.split()) != 1:
+        raise ValueError(value)
+    return text
+
+
+def _account(value: Any) -> str:
+    """A mail address or the id of an account, as text."""
+    text = _text(value).strip()
+    return text if text.isascii() and text.isdigit() else _email(text)
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(value)
@@ -1117,6 +1136,9 @@ GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
 IMAGE, HASH, PATH, URL = (TEXT.called(word) for word in ("IMAGE", "HASH", "PATH", "URL"))
 LABEL, TOKEN, CONDITIONS_TEXT = TEXT.called("NAME"), TEXT.called("TOKEN"), TEXT.called("QUERY")
 SHELL_LINES = TEXT.called("COMMAND")
+LINES = Kind("int | str", _line_count, "a number of lines", "N")
+EMAIL = Kind("str", _email, "a mail address such as ada@example.com", "EMAIL")
+ACCOUNT = Kind("str", _account, "a mail address, or the id of an account", "ACCOUNT")
 KEY_FILE = TEXT.called("FILE", "files")
 PLACE = NAME.called("PLACE", "files")
 
@@ -2655,14 +2677,15 @@ WEBHOOK_COLUMNS = (
 # ----------------------------------------------------------------------------------- shared options
 # What several commands take, and sentences that several say.
 
-CONDITIONS = Arg("query", QUERY, "conditions on the fields below", None, to="")
+CONDITIONS = Arg("query", QUERY, "conditions on the fields below", None, cli="", to="")
 INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
 MACHINE = Arg("id", MACHINE_ID, "the machine", old="machine_id")
 IDENTITY = Arg("-i --identity", KEY_FILE, "file of the private SSH key", None, to="")
 NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
 MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="", group="Waiting")
 RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="", group="Waiting")
-WAIT = (Arg("--wait", FLAG, "wait until it runs (stop: until it has stopped; destroy: until it is gone)", to="", group="Waiting"), MAX_WAIT)
+WAIT, WAIT_STOPPED, WAIT_GONE = (
+    (Arg("--wait", FLAG, f"wait until it {state}", to="", group="Waiting"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
 CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
 CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
     to="", group="Waiting")
@@ -2904,7 +2927,7 @@ register("Search and rent",
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "rent an offer: make an instance of it",
         Arg("id", OFFER_ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
-        of="CreatedInstance", body={"client_id": "me"}, build="build_instance", run="run_create_instance",
+        of="CreatedInstance", body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_create_instance",
         look="show instances", piped="Started. {answer}", made="new_contract",
         done=RENTED + "Instance {new_contract} is being made from offer {id}. `vastai wait instance {new_contract}` "
              "waits for it, `vastai destroy instance {new_contract}` ends it and its costs.",
@@ -2916,7 +2939,7 @@ register("Search and rent",
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "rent several offers with the same options",
         Arg("ids", OFFER_IDS, "the offers, from search offers", to=""),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
-        body={"client_id": "me"}, build="build_instance", run="run_bulk", look="show instances",
+        body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_bulk", look="show instances",
         made="new_contracts",
         done="Instances {new_contracts} are being made from offers {ids}. `vastai show instances` shows them.",
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
@@ -2980,10 +3003,10 @@ register("Instances",
         INSTANCE, *WAIT, body={"state": "running"}, confirms=True, run="run_change_state",
         done=CHANGED + "Instance {id} is starting.", look="show instances", examples=("4242", "4242 --wait")),
     Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "stop an instance; its storage goes on costing",
-        INSTANCE, *WAIT, body={"state": "stopped"}, confirms=True, run="run_change_state",
+        INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, confirms=True, run="run_change_state",
         done=CHANGED + "Instance {id} is stopping.", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "end an instance and delete its data",
-        INSTANCE, *WAIT,
+        INSTANCE, *WAIT_GONE,
         ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Instance {id} is destroyed.",
         look="show instances", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, SPENDS, "start several stopped instances",
@@ -3036,7 +3059,7 @@ register("Instances",
         done="Job {scheduled_job_id} will run the command in instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, READS, "what an instance has printed",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
-        Arg("--tail", TEXT.called("N"), "lines from the end", None, sent=lambda lines: lines or None),
+        Arg("--tail", LINES, "lines from the end", None, sent=lambda lines: lines or None),
         Arg("--filter", TEXT.called("REGEX"), "only lines that match this regular expression", None, sent=lambda text: text or None),
         Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
@@ -3198,9 +3221,9 @@ register("Copies and backups",
         Arg("--docker_login_pass", TEXT, "password or token at the registry", None, secret=True),
         Arg("--pause", TRUTH, "hold the processes meanwhile: slower, but the image is consistent", True,
             sent=lambda on: "true" if on else "false"),
-        look="show instance",
+        needs="repo", look="show instance",
         done="A snapshot of instance {instance_id} will be in {repo} at {container_registry} in some minutes."
-             "|A snapshot of instance {instance_id} will be at {container_registry} in some minutes."),
+),
     Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "backups of your instances and volumes",
         Arg("--contract-id", ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
         note="`vastai copy vast.CONTRACT:/upper/workspace ID:/workspace` restores an instance's files, "
@@ -3427,7 +3450,7 @@ register("Teams",
     Command("show members", "GET /team/members/", SAFE, READS, "the members of your team",
         returns="[]", columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
     Command("invite member", "POST /team/invite/", ONCE, SETS, "invite somebody to your team by mail",
-        Arg("--email", NAME, "address", required=True, to="query"),
+        Arg("--email", EMAIL, "address", required=True, to="query"),
         Arg("--role", NAME.called("NAME"), "name of a role, from show team-roles", required=True, to="query"),
         done="{email} is invited as {role}.", methods="invite_team_member", aliases="invite team-member",
         look="show members"),
@@ -3497,7 +3520,7 @@ register("Machines (for hosts)",
         Arg("--duration", NUMBER, "length, hours", required=True),
         Arg("--maintenance_category", TEXT, "power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
-        body={"client_id": "me"}, look="show maints",
+        body={"client_id": "me"}, build="build_maintenance", look="show maints",
         examples=("1234 --sdate 1899900000 --duration 0.5 --maintenance_category power",),
         ask="Tell all who rent machine {id} that it is down from {sdate} UTC for {duration:g} hours?",
         done="Maintenance of machine {id} is announced for {sdate} UTC, {duration:g} hours."),
@@ -3551,7 +3574,7 @@ register("Account",
     Command("show subaccounts", "GET /subaccounts", SAFE, READS, "accounts that belong to yours",
         NO_QUIET, query={"owner": "me"}, returns="users[]", columns=SUBACCOUNT_COLUMNS),
     Command("create subaccount", "POST /users/", ONCE, SETS, "make an account that belongs to yours",
-        Arg("--email", NAME, "its mail address", required=True),
+        Arg("--email", EMAIL, "its mail address", required=True),
         Arg("--username", NAME.called("USER"), "its name", required=True),
         Arg("--password", NAME, "its password", required=True, secret=True),
         Arg("--type", TEXT.called("KIND"), "host for an account that only offers machines, else client", None, key="host_only",
@@ -3610,9 +3633,9 @@ register("Billing",
         columns=(("Refundable $", "refundable_deposit", ".2f"), ("Discount $", "total_discount", ".2f"),
                  ("Months", "discount_months", ""))),
     Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "give credit to another account, for good",
-        Arg("recipient", NAME, "mail address or id of the account", None, face="cli", to="", name="recipient_pos"),
+        Arg("recipient", ACCOUNT, "mail address or id of the account", None, face="cli", to="", name="recipient_pos"),
         Arg("amount", PRICE, "dollars", None, face="cli", to="", name="amount_pos"),
-        Arg("-r --recipient", NAME, "the same as an option", required=True, cli=None),
+        Arg("-r --recipient", ACCOUNT, "the same as an option", required=True, cli=None),
         Arg("-a --amount", PRICE, "the same as an option", required=True, cli=None),
         Arg("--skip", FLAG, "do not ask", face="cli", to=""),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
@@ -3873,6 +3896,11 @@ class Call:
         """A call of another row, from the same face and with the same view."""
         return Call(self.client, row, params, self.view, self.cli)
 
+    @property
+    def at_terminal(self) -> bool:
+        """Is there a person who can be asked?"""
+        return self.cli and is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
     def warn(self, text: str) -> None:
         """Warns of something in the input: on stderr, or with warnings.warn() in a program."""
         if not self.cli:
@@ -3946,6 +3974,8 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
                 raise missing_argument_error(row, arg, cli)
             value = default
         if value is not None and arg.name in params:
+            if cli and arg.secret and value == "-":
+                value = ask_secret(f"{row.name}: {arg.help}")
             value = convert_value(row, arg, value, cli)
         result[arg.name] = value
     if row.one_of or row.needs:
@@ -3958,25 +3988,26 @@ def check_choices(row: Command, params: Row, cli: bool) -> None:
     args = {arg.name: arg for arg in row.args if arg.face != ("sdk" if cli else "cli")}
 
     def given(name: str) -> bool:
-        return params[name] not in (None, args[name].default)
+        arg = args[name]
+        return params[name] not in (None, arg.cli if cli else arg.default)
 
-    for names in filter(None, row.one_of.split(", ")):
-        choice = names.split()
-        if all(name in args for name in choice) and sum(map(given, choice)) != 1:
-            labels = [args[name].label(cli) for name in choice]
-            raise UsageError(f"give either {' or '.join(labels)}")
-    names = row.needs.split()
+    def labels(names: Iterable[str]) -> str:
+        words = [args[name].label(cli) for name in names if not args[name].hidden]
+        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+    for choice in row.one_of.split(", ") if row.one_of else ():
+        names = choice.split()
+        if all(name in args for name in names) and sum(map(given, names)) != 1:
+            raise UsageError(f"give either {labels(names)}")
+    needs = [name for name in row.needs.split() if name in args]
     if row.needs == "*":
-        names = [name for name, arg in args.items() if arg.option and arg is not YES]
-    if names and not any(map(given, names)):
-        labels = [args[name].label(cli) for name in names if not args[name].hidden]
-        if len(labels) > 4:
-            raise UsageError(f"nothing to change; give an option, such as {labels[0]}")
-        raise UsageError(
-            f"nothing to change; give {', '.join(labels[:-1])} or {labels[-1]}"
-            if len(labels) > 1
-            else f"nothing to change; give {labels[0]}"
-        )
+        needs = [name for name, arg in args.items() if arg.option and arg is not YES]
+    if needs and not any(map(given, needs)):
+        if row.needs == "*":
+            raise UsageError(
+                f"nothing to change; give an option, such as {args[needs[0]].label(cli)}"
+            )
+        raise UsageError(f"give {labels(needs)}")
 
 
 def convert_value(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
@@ -4196,7 +4227,7 @@ def offer_query(call: Call) -> tuple[Row, set[str]]:
     fields: "georegion", "chunked".
     """
     query = call["query"]
-    is_text = isinstance(query, (str, list, tuple)) or (call.cli and query is None)
+    is_text = isinstance(query, (str, list, tuple))  # also "", which the command line has for none
     start = {} if call["no_default"] else dict(OFFER_DEFAULTS)
     if not is_text:
         if not call["no_default"]:
@@ -4494,7 +4525,7 @@ def build_template_change(call: Call, query: Row, body: Row) -> None:
     if call["public"]:
         made["private"] = False
     if call["search_params"] is not None:
-        start = {} if call["no_default"] or not call.cli else OFFER_DEFAULTS
+        start = {} if call["no_default"] else OFFER_DEFAULTS
         made["extra_filters"] = offers_where(call, call["search_params"], start)
     body.update({name: value for name, value in made.items() if name not in body})
 
@@ -4625,6 +4656,12 @@ def build_market(call: Call, query: Row, body: Row) -> None:
     )
     if call["name"]:
         query["gpu_name"] = call["name"].replace("_", " ")
+
+
+def build_maintenance(call: Call, query: Row, body: Row) -> None:
+    """Maintenance cannot be announced for the past."""
+    if call["sdate"] < time.time() - 60:
+        raise UsageError(f"--sdate: {format_utc(call['sdate'])} UTC is in the past")
 
 
 def build_overlay(call: Call, query: Row, body: Row) -> None:
@@ -6627,40 +6664,35 @@ HOW_TO_GET_SSH = (
 
 def run_ssh(call: Call) -> None:
     host, port = ssh_target(call, call["id"])
-    run_program(
-        ["ssh", "-p", str(port), *ssh_options(call), f"root@{host}", *(call["command"] or ())],
-        HOW_TO_GET_SSH,
-        told=False,
-    )
+    words = ["ssh", "-p", str(port), *ssh_options(call, call["id"]), f"root@{host}"]
+    run_program(words + list(call["command"] or ()), HOW_TO_GET_SSH, told=False)
 
 
 def run_scp(call: Call) -> None:
     """scp with ID:PATH replaced by the address of the instance."""
-    words, port = [], 0
-    for place in (call["source"], call["target"]):
-        id, colon, path = place.partition(":")
-        if colon and id.isascii() and id.isdigit():
-            if port:
-                raise UsageError("one of the two is local; `vastai copy` copies between instances")
-            host, port = ssh_target(call, _whole(id))
-            place = f"root@{f'[{host}]' if ':' in host else host}:{path}"
-        elif place.startswith("-"):
+    places = [call["source"], call["target"]]
+    ids = [instance_of_place(place) for place in places]
+    if None not in ids:
+        raise UsageError("both places are instances; copy between them with `vastai copy`")
+    id = ids[0] if ids[1] is None else ids[1]
+    if id is None:
+        raise UsageError("neither place is an instance; write one of them as ID:PATH")
+    for place in places:
+        if place.startswith("-"):
             raise UsageError(f"a path must not begin with -: write ./{printable(place)}")
-        words.append(place)
-    if not port:
-        raise UsageError("one of the two is ID:PATH, such as 4242:/workspace/")
-    run_program(
-        [
-            "scp",
-            "-P",
-            str(port),
-            *ssh_options(call),
-            *(["-r"] if call["recursive"] else []),
-            "--",
-            *words,
-        ],
-        HOW_TO_GET_SSH,
-    )
+    host, port = ssh_target(call, id)
+    words = [
+        place if other is None else f"root@{bracketed(host)}:{place.partition(':')[2]}"
+        for place, other in zip(places, ids)
+    ]
+    options = ssh_options(call, id) + (["-r"] if call["recursive"] else [])
+    run_program(["scp", "-P", str(port), *options, "--", *words], HOW_TO_GET_SSH)
+
+
+def instance_of_place(place: str) -> int | None:
+    """The instance that ID:PATH names; None for a local path."""
+    id, colon, _ = place.partition(":")
+    return int(id) if colon and id.isascii() and id.isdigit() and len(id) < 20 else None
 
 
 def run_address(call: Call) -> str:
@@ -6695,13 +6727,14 @@ def ssh_target(call: Call, id: int) -> tuple[str, int]:
     return found[-1]
 
 
-def ssh_options(call: Call) -> list[str]:
-    """A new host key is taken without a question and kept; a changed one is refused.  The identity,
-    if one is given.
+def ssh_options(call: Call, id: int) -> list[str]:
+    """Host keys are remembered by instance, since a rented address comes back with another key: a
+    new one is accepted, a changed one refused.
     """
-    identity = call["identity"]
-    chosen = [] if identity is None else ["-i", os.path.expanduser(identity)]
-    return ["-o", "StrictHostKeyChecking=accept-new", *chosen]
+    options = ["-o", "StrictHostKeyChecking=accept-new", "-o", f"HostKeyAlias=vastai-{id}"]
+    if call["identity"] is not None:
+        options += ["-i", os.path.expanduser(call["identity"])]
+    return options
 
 
 def reachable(call: Call, row: Row | None, id: int) -> list[tuple[str, int]]:
@@ -6795,7 +6828,7 @@ def template_of(call: Call, name: str, value: Any) -> Row:
 
 
 def run_copy(call: Call) -> Row:
-    """Asks for a copy; where one side is this computer, rsync carries it out on the command line."""
+    """Asks for a copy; if one side is this computer, rsync carries it out on the command line."""
     (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
     if (call["identity"] or "").startswith("-"):
         raise UsageError("--identity: a file whose name begins with - needs ./ before it")
@@ -6805,53 +6838,60 @@ def run_copy(call: Call) -> Row:
         if "VMs" in error.msg:
             error.hint = "Of a VM only the whole disk can be copied: leave the path out."
         raise
-    if not call.cli or not {src, dst} & {None, "local"}:
-        return answer
-    upload = src in (None, "local")
-    side, id, path, here = (
-        ("dst", dst, dst_path, src_path) if upload else ("src", src, src_path, dst_path)
-    )
+    if call.cli and src in (None, "local"):
+        there = rsync_place(answer, "dst", dst, dst_path)
+        run_rsync(call, answer["dst_port"], [for_rsync(os.path.expanduser(src_path)), there])
+    elif call.cli and dst in (None, "local"):
+        there = rsync_place(answer, "src", src, src_path)
+        here = local_target(os.path.expanduser(dst_path), src_path)
+        run_rsync(call, answer["src_port"], [there, for_rsync(here)])
+    return answer
+
+
+def rsync_place(answer: Row, side: str, id: Any, path: str) -> str:
+    """The remote side of a copy in rsync's words.  Raises VastAIError if its address is unusable."""
+    port = as_whole(answer.get(f"{side}_port"))
     try:
-        host, port = safe_host(answer.get(f"{side}_addr")), _whole(answer.get(f"{side}_port"))
-    except (ValueError, AttributeError):
-        raise VastAIError("the service gave no usable address for rsync") from None
-    here = os.path.expanduser(here)
-    if not upload:
-        try:
-            os.makedirs(here, exist_ok=True)
-        except OSError as error:
-            raise VastAIError(f"cannot make {printable(here)}: {error.strerror}") from None
-    if os.name == "nt" and here[1:2] == ":":  # rsync would take C: for a host
-        here = f"/proc/cygdrive/{here[0]}/" + here[2:].replace("\\", "/").lstrip("/")
+        host = safe_host(answer.get(f"{side}_addr"))
+    except ValueError:
+        host = ""
+    if not host or port is None or not 0 < port < 65536:
+        raise VastAIError("the service gave no usable address for rsync")
+    return f"vastai_kaalia@{bracketed(host)}::{id}/{path}"
+
+
+def local_target(here: str, source: str) -> str:
+    """Where a download goes: a folder, which is made, or a file if it is one or has the name of the
+    source's.  Raises VastAIError.
+    """
+    names = os.path.basename(here), source.rpartition("/")[2]
+    is_file = os.path.isfile(here) or (names[0] == names[1] and "." in names[1])
+    folder = os.path.dirname(here) if is_file else here
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+    except OSError as error:
+        raise VastAIError(f"cannot make {printable(folder)}: {error.strerror}") from None
+    return here
+
+
+def for_rsync(path: str) -> str:
+    """A local path as rsync takes it, which would read C: on Windows as a host."""
+    if os.name == "nt" and on_drive(path):
+        return f"/proc/cygdrive/{path[0]}/" + path[2:].replace("\\", "/").lstrip("/")
+    return path
+
+
+def run_rsync(call: Call, port: Any, places: list[str]) -> None:
+    """Copies with rsync over ssh."""
     from shlex import quote
 
-    shell = " ".join(
-        [
-            "ssh",
-            *(["-i", quote(os.path.expanduser(call["identity"]))] if call["identity"] else []),
-            "-p",
-            str(port),
-            "-o",
-            "StrictHostKeyChecking=no",
-        ]
-    )
-    there = f"vastai_kaalia@{f'[{host}]' if ':' in host else host}::{id}/{path}"
-    run_program(
-        [
-            "rsync",
-            "-arz",
-            "-v",
-            "--progress",
-            "--rsh=ssh",
-            "-e",
-            shell,
-            *(f"--exclude={pattern}" for pattern in call["exclude"] or ()),
-            *((here, there) if upload else (there, here)),
-        ],
-        "Get it with `apt-get install rsync`, `brew install rsync` or, on Windows, in WSL.",
-        aside=call.view.format != "table",
-    )
-    return answer
+    shell = f"ssh -p {as_whole(port)} -o StrictHostKeyChecking=no"
+    if call["identity"]:
+        shell += f" -i {quote(os.path.expanduser(call['identity']))}"
+    excluded = [f"--exclude={pattern}" for pattern in call["exclude"] or ()]
+    words = ["rsync", "-arz", "-v", "--progress", "--rsh=ssh", "-e", shell, *excluded, *places]
+    how = "Get it with `apt-get install rsync`, `brew install rsync` or, on Windows, in WSL."
+    run_program(words, how, aside=call.view.format != "table")
 
 
 def run_price_increase(call: Call) -> Row:
@@ -7002,33 +7042,39 @@ def location_rows(call: Call, answer: Row) -> list[Row]:
 
 def run_set_api_key(call: Call) -> None:
     """Saves a key: on the command line in the key file, in Python in the client at hand."""
-    key = call["api_key"]
-    if call.cli and key in (None, "-"):
-        key = ask_secret("API key")
-    key = (key or "").strip()
-    check_key(key, "this command")
-    if not call.cli:
-        call.client.api_key = key
-        return
-    save_api_key(key)
-    if os.environ.get("VAST_API_KEY", "").strip():
-        call.warn("VAST_API_KEY is set and takes precedence over the file")
+    key = call["api_key"] or (ask_secret("API key") if call.cli else "")
+    check_key(key.strip(), "this command")
+    if call.cli:
+        save_api_key(key.strip())
+        if os.environ.get("VAST_API_KEY", "").strip():
+            call.warn("VAST_API_KEY is set and takes precedence over the file")
+    else:
+        call.client.api_key = key.strip()
 
 
 def run_ssh_key(call: Call) -> Any:
     """Sends a public key; on the command line it may stand in a file."""
     text = call["ssh_key"] or ""
-    if call.cli and os.path.exists(os.path.expanduser(text)):
-        text = _read_file(text)
+    if call.cli:
+        text = read_public_key(text)
     if "PRIVATE KEY" in text:
         raise UsageError(
             "this is a private key; give the public one, from the file that ends in .pub"
         )
-    if call.cli and not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
-        raise UsageError(
-            f"{printable(text, 60)!r} is neither a public SSH key nor a file that holds one"
-        )
     return call.send(ssh_key=text)
+
+
+def read_public_key(word: str) -> str:
+    """A public key from a word of the command line, which may name a file.  Raises UsageError."""
+    text = word
+    if os.path.exists(os.path.expanduser(word)):
+        text = _read_file(word)
+    known = text.strip().startswith(("ssh-", "ecdsa-", "sk-"))
+    if not known and "PRIVATE KEY" not in text:
+        raise UsageError(
+            f"{printable(word, 60)!r} is neither a public SSH key nor a file that holds one"
+        )
+    return text
 
 
 KEY_NAMES = ("id_ed25519", "id_ecdsa", "id_rsa")
@@ -7108,8 +7154,8 @@ def env_rows(call: Call, values: Row) -> list[Row]:
 
 def run_tfa_login(call: Call) -> Row:
     """Proves who is there; the command line saves the key of the session that this starts."""
-    asked_for = call["code"] is None and call["backup_code"] is None
-    if asked_for and call.cli and is_terminal(sys.stdin) and not call.client.curl:
+    missing = call["code"] is None and call["backup_code"] is None
+    if missing and call.at_terminal and not call.client.curl:
         call.params["code"] = ask_secret("Code")
     require_code(call)
     answer: Row = call.send()
@@ -7334,6 +7380,8 @@ def invoice_totals(call: Call, answer: Row) -> list[str]:
         sums[kind] = sums.get(kind, 0) + (as_number(row.get("amount")) or 0)
     facts = [f"{kind} {format_money(amount)}" for kind, amount in sums.items()]
     lines = [f"Total {format_money(sum(sums.values()))}: {', '.join(facts)}"] if facts else []
+    if call["pdf"]:
+        lines.append(f"Written to {call['pdf']}")
     current = as_dict(answer.get("current"))
     if current:
         facts = [f"{name} {format_value(value)}" for name, value in current.items()]
@@ -7428,8 +7476,6 @@ def write_invoice(
         rows, user, title=title, number=str(invoice_number()), period=period, totals=totals
     )
     write_private(os.path.expanduser(path), document)
-    if call.cli:
-        remark(call, f"Written to {path}")
 
 
 def earning_rows(call: Call, answer: Row) -> list[Row]:
@@ -11630,8 +11676,8 @@ class VastAI:
                 'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
                 day: str = '0', hour: str = '0') -> str:
             "Run ls, rm or du in an instance."; ...
-        def logs(self, instance_id: int, tail: str | None = None, filter: str | None = None, daemon_logs: bool = False,
-                max_wait: float = 60) -> str:
+        def logs(self, instance_id: int, tail: int | str | None = None, filter: str | None = None,
+                daemon_logs: bool = False, max_wait: float = 60) -> str:
             "What an instance has printed."; ...
         def wait_instance(self, id: int, status: Literal['running', 'loading', 'exited', 'destroyed'] = 'running',
                 max_wait: float = 600, poll: float = 5) -> Instance:
@@ -13002,6 +13048,8 @@ def show_billing(call: Call, answer: Row) -> None:
             write_listing(Listing(rows, columns, call.view))
         total = answer.get("total")
         remark(call, f"{count} of {count if total is None else format_value(total)} results")
+        if call["pdf"]:
+            remark(call, f"Written to {call['pdf']}")
         for text in next_page(call, answer):
             remark(call, text)
         call.params["next_token"] = answer.get("next_token")
@@ -13059,7 +13107,7 @@ def self_test_sentence(call: Call, answer: Row) -> str:
     lines = [answer["warning"]] if answer["warning"] else []
     if answer["success"]:
         lines.append(f"Machine {machine} passed.")
-    elif not call.cli:  # there an error says it
+    else:
         lines.append(f"Machine {machine} failed: {printable(answer['reason'], 500)}")
     bundle = answer["diagnostics"].get("support_bundle")
     if bundle:
@@ -13768,8 +13816,7 @@ def run_call(call: Call) -> int:
 def ask_before(call: Call) -> None:
     """Asks the row's question where the table says so.  Raises UsageError unless it is agreed to."""
     row = call.row
-    at_terminal = is_terminal(sys.stdin) and is_terminal(sys.stderr)
-    if row.ask_when == "within" or (row.ask_when == "terminal" and not at_terminal):
+    if row.ask_when == "within" or (row.ask_when == "terminal" and not call.at_terminal):
         return
     question = row.asks(call) if row.asks else fill(call, row.ask, {})
     if question:
