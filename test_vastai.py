@@ -6491,7 +6491,7 @@ class TestSteps(FaultCase):
 
     def test_the_newer_search(self):
         server = self.serve(reply({"offers": [{"id": 1, "geolocation": "Sweden, SE"}]}))
-        status, out, err = self.run_here(server, "search", "offers", "--new", "georegion=true num_gpus=1")
+        status, out, err = self.run_here(server, "search", "offers", "--new", "georegion=true geolocation=EU num_gpus=1")
         self.assertEqual((status, server.requests[0]["method"]), (0, "PUT"), err)
         self.assertIn("Sweden, SE, EU", out)
 
