@@ -7588,6 +7588,40 @@ class TestBadInput(FaultCase):
             return True
         return False
 
+    def test_numbers_with_units_and_values_that_are_named(self):
+        create = ["create", "instance", "8", "--image", "a"]
+        for line, words in (
+                ([*create, "--disk", "24GB"], "write 24"), ([*create, "--disk", "1TB"], "write 1000"), ([*create, "--disk", "-1"], "not '-1'"),
+                ([*create, "--bid_price", "$0.5"], "write 0.5"), ([*create, "--bid_price", "nan"], "not 'nan'"),
+                ([*create, "--bid_price", "inf"], "not 'inf'"), ([*create, "--disk", "big"], "not 'big'"),
+                ([*create, "--create-volume", "7", "--mount-path", "/root//volume"], "not '/root//volume'"),
+                (["search", "offers", "--limit", "1,000"], "write 1000"), (["delete", "env-var", ""], "not ''"),
+                (["launch", "instance", "-g", "A", "-n", "3", "-i", "a"], "not '3'"),
+                (["show", "invoices", "-s", "2026-02-01", "-e", "2026-01-01"], "2026-02-01 00:00 is after the end date 2026-01-01 00:00"),
+                (["show", "earnings", "-s", "2026-02-01", "-e", "2026-01-01"], "is after"),
+                (["show", "invoices-v1", "-i", "-s", "2026-02-01", "-e", "2026-01-01"], "is after")):
+            with self.subTest(line):
+                status, out, err = self.run_here(self.server, *line)
+                self.assertEqual((status, out), (2, ""))
+                self.assertIn(words, err)
+                self.refused(err.strip(), None)
+
+    def test_numbers_that_were_meant(self):
+        for text, unit, meant in (
+                ("24GB", "GB", "24"), ("24 gb", "GB", "24"), ("1.5TB", "GB", "1500"), ("500 MB", "GB", "0.5"), ("1Gbps", "Mb/s", "1000"),
+                ("500mbps", "Mb/s", "500"), ("$0.41/hr", "$/hr", "0.41"), ("1,000", "N", "1000"), ("99%", "0 to 1", "0.99"),
+                ("3 days", "days", "3"), ("36h", "days", "1.5"), ("2 weeks", "days", ""), ("one", "N", ""), ("3k", "N", ""), ("", "N", "")):
+            with self.subTest(text):
+                self.assertEqual(vastai.meant_number(text, unit), meant)
+
+    def test_ids_go_out_in_the_type_in_which_they_came(self):
+        for method_id in (77, "77"):
+            server = self.serve(reply({"success": True}))
+            with contextlib.suppress(vastai.VastAIError):
+                self.client(server).tfa_activate(method_id=method_id, code="123456", secret="s")
+            sent = json.loads(server.requests[0]["body"])["tfa_method_id"]
+            self.assertEqual((sent, type(sent)), (method_id, type(method_id)))
+
     def test_environments_that_cannot_be_read(self):
         for words in (["FOO BAR"], ["-e FOO"], ["-p web"], ["--sudo"], ["{A:1}"]):
             for line in (["create", "instance", "8", "--image", "a/b"], ["create", "template", "--image", "a"],
@@ -7810,6 +7844,17 @@ class TestProcesses(FaultCase):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
         return process.returncode, out, err
+
+    def test_dates_are_utc_in_every_zone(self):
+        for zone in ("UTC", "America/New_York", "Asia/Tokyo"):
+            for command, wanted in (("show invoices", {"sdate": "1767225600", "edate": "1769817600"}),
+                                    ("show earnings", {"sday": "20454", "eday": "20484"})):
+                for start, end in (("2026-01-01", "2026-01-31"), ("01/01/2026", "1769817600")):
+                    with self.subTest(zone=zone, command=command, start=start):
+                        server = self.serve(reply({"invoices": [], "current": {}}))
+                        self.shell(f"vastai {command} -s {start} -e {end} --raw --url {server.url}", {"TZ": zone})
+                        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(server.requests[0]["target"]).query))
+                        self.assertEqual({name: query.get(name) for name in wanted}, wanted)
 
     def test_interrupted(self):
         stalled = self.serve(stall)

@@ -1516,9 +1516,7 @@ def query_number(condition: Condition, type: str, text: str, scale: float | None
     try:
         number = _number(text)
     except ValueError:
-        meant = meant_number(text)
-        if text.endswith("%") and meant and type == "0 to 1":
-            meant = f"{float(meant) / 100:g}"
+        meant = meant_number(text, type)
         form = condition.form(meant) if meant else ""
         raise condition.error(expected_of(type), text, form) from None
     meant = ""
@@ -1538,14 +1536,39 @@ def query_number(condition: Condition, type: str, text: str, scale: float | None
     return text if scale is None else number * scale
 
 
-def meant_number(text: str) -> str:
-    """The number in a text such as $0.5, 1,000, 24GB or 99%; "" if there is none."""
+def meant_number(text: str, unit: str) -> str:
+    """The number, in `unit`, in a text such as $0.5, 1,000, 24GB or 99%; "" if there is none."""
     import re
 
     match = re.fullmatch(
-        r"\$?\s*(\d[\d, _]*(?:\.\d+)?|\.\d+)\s*(?:[a-z$][\w/$]{0,9}|%)?", text, re.I | re.ASCII
+        r"\$?\s*(\d[\d, _]*(?:\.\d+)?|\.\d+)\s*([a-z$/][\w/$]{0,9}|%)?", text, re.I | re.ASCII
     )
-    return re.sub("[, _]", "", match.group(1)) if match else ""
+    if not match:
+        return ""
+    number = float(re.sub("[, _]", "", match.group(1)))
+    given = (match.group(2) or "").lower()
+    prefixes = "kmgt"
+    if unit == "days" and given[:1] == "h":
+        number /= 24
+    elif unit == "0 to 1" and given == "%":
+        number /= 100
+    elif given[:1] in tuple(prefixes) and re.match("[kmgt]i?b", unit, re.I):
+        number *= 1000.0 ** (prefixes.index(given[0]) - prefixes.index(unit[0].lower()))
+    elif given[:1] in ("t", "k") or (unit == "days" and given[:1] != "d" and given):
+        return ""
+    return f"{number:.15g}"
+
+
+def number_hint(kind: Kind, value: Any) -> str:
+    """'; write 24' for an argument such as 24GB of a kind that takes a number."""
+    if not isinstance(value, str) or kind.annotation not in ("int", "float"):
+        return ""
+    meant = meant_number(value.strip(), kind.metavar)
+    try:
+        kind.convert(meant)
+    except (ValueError, TypeError):
+        return ""
+    return f"; write {meant}" if meant != value.strip() else ""
 
 
 def version_number(text: str) -> int:
@@ -2820,7 +2843,7 @@ TFA_PROOF = (
     Arg("-t --method-type", TEXT, "kind of method that the code is from", None, key="tfa_method", choices=TFA_METHODS),
     Arg("-s --secret", CODE, "secret that came with the code's SMS or mail, from tfa send-sms or tfa send-email", None,
         secret=True),
-    Arg("-id --method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
+    Arg("-id --method-id", GIVEN_ID, "method that the code is from, where you have several of one kind", None,
         key="tfa_method_id"))
 PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "number to send it to, such as +12025550123; the account's if not given", None,
     sent=lambda number: number or None)
@@ -3391,7 +3414,7 @@ register("Two-factor authentication",
         Arg("-bc --backup-code", CODE, "one of your backup codes, in place of a method", None, to="", secret=True),
         Arg("-t --method-type", TEXT, "method that sends or shows the code; email if not given", None, to="",
             choices=TFA_METHODS),
-        Arg("-id --method-id", TEXT_ID, "that method, where you have several of one kind", None, to=""),
+        Arg("-id --method-id", GIVEN_ID, "that method, where you have several of one kind", None, to=""),
         run="run_tfa_auth_new", look="tfa status",
         done="You may add a method now: `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
         note="The first step sends a code and shows a secret, the second takes both. The command line asks for the "
@@ -3428,7 +3451,7 @@ register("Two-factor authentication",
         needs="label set_primary", done="Method {method_id} is changed.", look="tfa status"),
     Command("tfa delete", "DELETE /tfa/", ONCE, DELETES, "take a method away",
         *TFA_PROOF[:4],
-        Arg("--method-id", TEXT_ID, "method that the code is from, where you have several of one kind", None,
+        Arg("--method-id", GIVEN_ID, "method that the code is from, where you have several of one kind", None,
             key="tfa_method_id"),
         Arg("-id --id-to-delete", ID, "the method to take away, from tfa status", None, key="target_id"),
         ask="Take a method of two-factor authentication away?", build="build_tfa_delete",
@@ -4017,7 +4040,7 @@ def convert_value(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        found = "" if arg.secret else f", not {short_repr(value)}"
+        found = "" if arg.secret else f", not {short_repr(value)}{number_hint(arg.kind, value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
     for choice in (value if arg.kind.many else [value]) if arg.choices else ():
         if choice not in arg.choices:
@@ -4111,8 +4134,8 @@ def path_part(name: str, value: Any) -> str:
     from urllib.parse import quote
 
     text = quote(str(value), safe="")
-    if not 1 <= len(str(value)) <= 300:
-        raise UsageError(f"{name}: expected a name of 1 to 300 characters")
+    if not str(value).strip() or len(str(value)) > 300:
+        raise UsageError(f"{name}: expected a name of 1 to 300 characters, not {short_repr(value)}")
     return text.replace(".", "%2E") if text in (".", "..") else text
 
 
@@ -4375,7 +4398,8 @@ def volume_of(call: Call) -> Row | None:
             raise UsageError("a mount path or volume label needs --create-volume or --link-volume")
         return None
     if not path or path == "/" or "//" in path:
-        raise UsageError("a volume needs --mount-path, a path such as /root/volume")
+        found = f", not {printable(path)!r}" if path else ""
+        raise UsageError(f"a volume needs --mount-path, a path such as /root/volume{found}")
     volume = {
         "mount_path": path,
         "create_new": create is not None,
@@ -4470,8 +4494,9 @@ def schedule_of(call: Call, request: Request) -> Row:
     today = time.time() // 86400 * 86400
     start = today if call["start_date"] is None else float(call["start_date"])
     end = today + 7 * 86400 if call["end_date"] is None else float(call["end_date"])
-    if not start < end:
-        raise UsageError("--start_date must lie before --end_date")
+    check_period(start, end)
+    if start == end:
+        raise UsageError("the --start_date and the --end_date of a job are the same time")
     return {
         "start_time": start,
         "end_time": end,
@@ -4671,6 +4696,15 @@ def build_overlay(call: Call, query: Row, body: Row) -> None:
     body.update({"overlay_id": int(overlay)} if number else {"overlay_name": overlay})
 
 
+def check_period(start: float, end: float) -> None:
+    """Raises UsageError for a period that ends before it starts."""
+    if end < start:
+        raise UsageError(
+            f"the start date {format_utc(start)} is after the end date {format_utc(end)}; "
+            "give an earlier start"
+        )
+
+
 def build_billing(call: Call, query: Row, body: Row) -> str | None:
     """A page of invoices or of charges: the period, its types."""
     week, path = 7 * 86400, None
@@ -4683,7 +4717,9 @@ def build_billing(call: Call, query: Row, body: Row) -> str | None:
     if start is None:
         end = int(time.time()) if end is None else end
         start = end - week
-    query["select_filters"] = {when: {"gte": start, "lte": start + week if end is None else end}}
+    end = start + week if end is None else end
+    check_period(start, end)
+    query["select_filters"] = {when: {"gte": start, "lte": end}}
     if types:
         query["select_filters"][kind] = {"in": [names[name] for name in types]}
     query["limit"] = min(call["limit"], 100) if call["limit"] > 0 else 20
@@ -4712,6 +4748,8 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
         for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
             days = (time.time() - 86400 if date is None else date) / 86400
             query[name] = int(days) if days == int(days) else days
+        if call["start_date"] is not None and call["end_date"] is not None:
+            check_period(call["start_date"], call["end_date"])
     elif call["start_date"] is not None or call["end_date"] is not None:
         raise UsageError("give dates or --last_days, not both")
     if call["machine_id"] is not None:
@@ -6969,7 +7007,7 @@ def run_search_benchmarks(call: Call) -> Rows:
     if call["order"] is not None:
         query["order_by"] = [
             part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
-            for part in parse_order(call["order"])
+            for part in parse_order(call["order"], {}, BENCHMARK_FIELDS, call.warn)
         ]
     for name in ("limit", "after_token"):
         if call[name] not in (None, ""):
@@ -7342,6 +7380,7 @@ def invoice_period(call: Call) -> Row:
     period = {}
     for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0)):
         period[name] = time.time() - ago if call[option] is None else call[option]
+    check_period(period["sdate"], period["edate"])
     return period
 
 
@@ -11822,13 +11861,13 @@ class VastAI:
         def delete_env_var(self, name: str) -> dict[str, Any]: "Take an environment variable away."; ...
         def tfa_login(self, code: str | None = None, backup_code: str | None = None,
                 method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
-                method_id: str | None = None) -> dict[str, Any]:
+                method_id: int | str | None = None) -> dict[str, Any]:
             "Start a session on this machine with a code."; ...
         def tfa_logout(self) -> dict[str, Any]: "End the session on this machine: delete its key."; ...
         def tfa_status(self) -> dict[str, Any]: "Your methods, and how many backup codes are left."; ...
         def tfa_auth_new(self, code: str | None = None, secret: str | None = None, backup_code: str | None = None,
                 method_type: Literal['email', 'sms', 'totp'] | None = None,
-                method_id: str | None = None) -> dict[str, Any]:
+                method_id: int | str | None = None) -> dict[str, Any]:
             "Prove that it is you, before a method is added."; ...
         def tfa_totp_setup(self) -> dict[str, Any]: "Get a secret for an authenticator app."; ...
         def tfa_send_sms(self, phone_number: str | None = None) -> dict[str, Any]: "Have a code sent by SMS."; ...
@@ -11844,11 +11883,11 @@ class VastAI:
             "Rename a method, or make it the primary one."; ...
         def tfa_delete(self, code: str | None = None, backup_code: str | None = None,
                 method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
-                method_id: str | None = None, id_to_delete: int | None = None) -> dict[str, Any]:
+                method_id: int | str | None = None, id_to_delete: int | None = None) -> dict[str, Any]:
             "Take a method away."; ...
         def tfa_regen_codes(self, code: str | None = None, backup_code: str | None = None,
                 method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
-                method_id: str | None = None) -> dict[str, Any]:
+                method_id: int | str | None = None) -> dict[str, Any]:
             "Make new backup codes; the old ones end."; ...
         def create_team(self, team_name: str, transfer_credit: float = 0) -> dict[str, Any]:
             "Make your account a team."; ...
