@@ -589,6 +589,8 @@ class Instance:
     def container_log(self, now):
         """What the container wrote since it was started: one line a second once it trains, at most a thousand."""
         since, row = self.started, self.row
+        if self.behaviour["starts"] is False:
+            return []
         lines = [(0, f"container {self.id} starting, image {row['image_uuid']}"),
                  (0, f"found {row['num_gpus']} x {row['gpu_name']}, driver {row['driver_version']}")]
         for step in range(1, min(1000, 3 + int(now - since))):
@@ -598,8 +600,9 @@ class Instance:
         return [f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(since + second))} {text}" for second, text in lines]
 
     def daemon_log(self):
+        end = "OK" if self.behaviour["starts"] is not False else self.behaviour["message"] or "…"
         return [f"[kaalia] instance C.{self.id} requested", "[kaalia] docker pull " + self.row["image_uuid"],
-                f"[kaalia] docker run --gpus {self.row['num_gpus']} OK"]
+                f"[kaalia] docker run --gpus {self.row['num_gpus']} {end}"]
 
     def shell(self, command):
         """`execute`: only ls, du and rm are allowed there."""
@@ -3201,7 +3204,8 @@ class SubCommandTest(unittest.TestCase):
     @unittest.skipUnless(os.name == "posix", "needs a pseudo-terminal")
     def test_the_demo(self):
         environment = clean_environment(HERE, TERM="xterm", COLUMNS="80")
-        with Terminal([sys.executable, __file__, "demo", "--boot", "0.1"], environment) as terminal:
+        words = [sys.executable, __file__, "demo", "first", "serverless", "--boot", "0.1"]  # the other waits for long
+        with Terminal(words, environment) as terminal:
             out = terminal.expect("README.md", 30)
             self.assertEqual(terminal.status(), 0)
         self.assertIn("\033[1m$ vastai search offers", out)
@@ -10640,6 +10644,7 @@ class Tour:
     """
 
     def __init__(self, box, home):
+        self.box = box
         self.width, self.colored = shutil.get_terminal_size().columns, sys.stdout.isatty()
         self.colored = self.colored and not os.environ.get("NO_COLOR")
         self.environment = clean_environment(home, VAST_URL=box.url, VAST_API_KEY=box.key, COLUMNS=str(self.width))
@@ -10701,23 +10706,37 @@ class Tour:
 
 
 def demo(arguments):
-    """A first session: find a GPU, rent it, use it, give it back."""
+    """A guided tour: find a GPU, rent it, use it, give it back; a machine that is no good; a serverless job."""
     parser = argparse.ArgumentParser(prog="test_vastai.py demo", description=demo.__doc__)
+    parser.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"one of {', '.join(CHAPTERS)}; all by default")
     parser.add_argument("--boot", type=float, default=2.0, metavar="SECONDS",
                         help="how long an instance takes to start (2)")
     options = parser.parse_args(arguments)
+    unknown = set(options.chapters) - set(CHAPTERS)
+    if unknown:
+        parser.error(f"no chapter {', '.join(sorted(unknown))}; there are {', '.join(CHAPTERS)}")
     with tempfile.TemporaryDirectory() as home, Sandbox(boot=options.boot) as box:
+        tour = Tour(box, home)
+        tour.say("Nothing here is real: a simulated Vast.ai runs on this computer, and needs neither account nor money. "
+                 "`vastai` stands for `python3 vastai.py`.")
         try:
-            first_session(Tour(box, home))
+            for chapter in options.chapters or CHAPTERS:
+                CHAPTERS[chapter](tour)
         except Surprise as surprise:
             print(f"\nNot as expected: {surprise}", file=sys.stderr)
             return 1
+        tour.say("That was: " + "; ".join(CHAPTERS[chapter].__doc__ for chapter in options.chapters or CHAPTERS) + ".")
+        tour.show("""\
+# Where to go on:
+#   python3 vastai.py --help            all commands
+#   python3 vastai.py help ssh          one of them, with examples
+#   python3 test_vastai.py sandbox      try them yourself, still without money
+#   README.md                           recipes, the SDK, and much more""", "36")
     return 0
 
 
 def first_session(tour):
-    tour.say("Nothing here is real: a simulated Vast.ai runs on this computer, and needs neither account nor money. "
-             "`vastai` stands for `python3 vastai.py`.")
+    """search, rent, wait, look, log in, script, give back"""
     tour.say("Which single RTX 4090 is the cheapest?")
     cheapest = tour.vastai("search offers 'gpu_name=RTX_4090 num_gpus=1' -o dph_total --limit 3", expect=r"^\s*(\d+)  ")
     tour.say("Rent it, and wait until it runs.")
@@ -10739,19 +10758,32 @@ def first_session(tour):
     tour.say("Stop it: the GPU is free again, but the disk is still billed. Destroy it: nothing is billed any more.")
     tour.vastai("stop instance " + instance_id)
     tour.vastai(f"destroy instance {instance_id} -y")
-    tour.say("Send a job to a serverless endpoint: a router chooses the worker, and the answer comes as it is made.")
-    tour.vastai("request vLLM-Qwen3-8B /v1/completions --stream --text --json "
-                """'{"prompt": "the capital of France is Paris", "stream": true}'""", expect="You said: .* Paris")
     tour.say("An error says what is wrong and what to do; its exit status tells the kind.")
     tour.vastai("show instance 99999", status=4, expect="99999")
     tour.vastai("search offers 'gpu_nmae=RTX_4090'", status=1, expect="gpu_name")
-    tour.say("That was a first session: search, rent, wait, look, log in, script, give back.")
-    tour.show("""\
-# Where to go on:
-#   python3 vastai.py --help            all commands
-#   python3 vastai.py help ssh          one of them, with examples
-#   python3 test_vastai.py sandbox      try them yourself, still without money
-#   README.md                           recipes, the SDK, and much more""", "36")
+
+
+def bad_machine(tour):
+    """a machine that does not start is given back, and the next one rented"""
+    offers = [row for row in tour.box.market.rows("offers") if row["rentable"] and row["verification"] == "verified"
+              and (row["gpu_name"], row["num_gpus"]) == ("RTX 4090", 1)]
+    cheapest = min(offers, key=lambda row: row["dph_base"])
+    tour.box.machine(cheapest["machine_id"], starts=False, message="Error response from daemon: no space left on device")
+    tour.say("Not every machine is good: the disk of the cheapest one is full now. `launch` gives back what does not "
+             "start, and rents the next best, within a price.")
+    launched = tour.vastai("launch instance --query 'gpu_name=RTX_4090 num_gpus=1' --image vastai/pytorch "
+                           "--max-price 0.60", expect=r"(?s)no space left on device.*[Ii]nstance (\d+) is running")
+    tour.vastai(f"destroy instance {launched.group(1)} -y")
+
+
+def serverless_job(tour):
+    """a job for a serverless endpoint"""
+    tour.say("Send a job to a serverless endpoint: a router chooses the worker, and the answer comes as it is made.")
+    tour.vastai("request vLLM-Qwen3-8B /v1/completions --stream --text --json "
+                """'{"prompt": "the capital of France is Paris", "stream": true}'""", expect="You said: .* Paris")
+
+
+CHAPTERS = {"first": first_session, "bad-machine": bad_machine, "serverless": serverless_job}
 
 
 # --------------------------------------------------------------------------------------------- main
