@@ -6746,6 +6746,15 @@ class TestLines(FaultCase):
             error = self.error(vastai.VastAI, KEY, **{flag[2:]: value})
             self.assertIn(expected, str(error))
 
+    def test_which_errors_are_json(self):
+        for line in ("show user --raw", "--raw show user", "show --ra user x", "show user --format json", "show user "
+                     "--format=json --nonsense", "--raw", "--raw nonsense", "--format json --nonsense", "--form json show x",
+                     "show invoices-v1 -i --format json"):
+            self.assertTrue(vastai.wants_json(line.split()), line)
+        for line in ("show user", "ssh 7 tool --raw", "create instance 7 --image i --args --raw", "show user --format csv",
+                     "show user --format table --nonsense", "execute 7 -- --raw", "nonsense"):
+            self.assertFalse(vastai.wants_json(line.split()), line)
+
     def test_secrets_from_stdin(self):
         for line in ("create env-var NAME -", "take snapshot 7 --repo a/b --docker_login_pass -",
                      "create env-var --raw NAME -"):

@@ -2011,8 +2011,8 @@ def terminal_width() -> int:
 
 
 def flush(stream: TextIO | None) -> None:
-    """Has a stream write what it holds; OSError where that fails, nothing where it is missing or
-    closed.
+    """Has a stream write what it holds.  Raises OSError if that fails; one that is missing or closed
+    has nothing to write.
     """
     if stream is not None and not getattr(stream, "closed", False):
         stream.flush()
@@ -2075,7 +2075,7 @@ def say(text: str, end: str = "\n") -> None:
     try:
         flush(sys.stdout)
     except OSError:
-        pass  # told when the command ends
+        pass  # said when the command ends
     lines = printable_lines(text).split("\n")
     if is_terminal(sys.stderr):
         lines = [wrap_line(line, terminal_width()) for line in lines]
@@ -13335,7 +13335,7 @@ class _PdfPages:
         self.rule(0.3, 7, 14)
 
     def need(self, height: float) -> None:
-        """Goes on to the next page where this one has less room."""
+        """Goes on to the next page if this one has less room."""
         if self.y - height < _PDF_BOTTOM:
             self.page, self.y = [], _PDF_TOP
             self.pages.append(self.page)
@@ -13358,7 +13358,7 @@ class _PdfPages:
         return low
 
     def file(self) -> bytes:
-        """The finished document: numbers the pages and puts the objects behind each other."""
+        """The finished document: numbers the pages and puts the objects one after the other."""
         import zlib
 
         count = len(self.pages)
@@ -13584,7 +13584,7 @@ class Line:
     def find(self, word: str) -> tuple[str, str | None] | None:
         """The option that a word means, and the value that stands in the same word (else None).
 
-        Raises UsageError where it can mean several.
+        Raises UsageError if it can mean several.
         """
         if word[:1] != "-" or word in ("-", "--"):
             return None
@@ -13629,7 +13629,7 @@ class Line:
             self.given[arg.name] = values if many or arg.rest else values[0]
 
     def take_joined(self, flag: str, letters: str) -> None:
-        """Notes what stands behind the one letter of an option without a value, as in -qh."""
+        """Notes what follows the one letter of an option without a value, as in -qh."""
         if flag[1] == "-" or not letters:
             raise UsageError(f"{flag} takes no value")
         following = f"-{letters[0]}"
@@ -13649,7 +13649,7 @@ def missing_value_error(arg: Arg, flag: str, following: list[str]) -> UsageError
 
 def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> UsageError:
     """The error of a word that looks like an option.  What may be a secret is not repeated: neither
-    a value, nor anything where a secret is due.
+    a value, nor anything if a secret is due.
     """
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     hidden = any(arg.secret and not arg.option for arg in row.args)
@@ -13758,7 +13758,7 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
 def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
     """Runs one command line; returns its exit status or raises VastAIError.
 
-    A prompt hands in the global options that hold where the line says nothing else, and the
+    A prompt hands in the global options that hold unless the line says otherwise, and the
     connections that it keeps.
     """
     if argv[:1] == ["__complete"]:
@@ -13927,9 +13927,10 @@ def unknown_command_message(words: list[str]) -> str:
     if commands_of_verb(words[0]) and len(words) == 1:
         return f"`vastai {words[0]}` needs one word more:\n{overview(words[0]).rstrip()}"
     name = " ".join(words)
-    told = f"no command {name!r}" if name.isprintable() and len(name) <= 48 else "no such command"
+    known = name.isprintable() and len(name) <= 48  # else perhaps a key
+    problem = f"no command {name!r}" if known else "no such command"
     verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
-    return f"{told}{suggest_command(words) or ';'} `{verb}` lists what there is"
+    return f"{problem}{suggest_command(words) or ';'} `{verb}` lists what there is"
 
 
 def suggest_command(words: list[str]) -> str:
@@ -13948,6 +13949,7 @@ def suggest_command(words: list[str]) -> str:
     return suggest(" ".join(words), NAMES) or verb
 
 
+USAGE = "usage: vastai COMMAND [argument …] [option …]"
 START_PAGE = (
     ("search offers 'gpu_name=RTX_4090'", "find machines to rent, with their prices"),
     ("create instance OFFER --image IMAGE --ssh", "rent one of them"),
@@ -13964,7 +13966,7 @@ def start_page() -> str:
     """What `vastai` alone prints."""
     width = min(terminal_width(), 120)
     pairs = [(f"vastai {line}", meaning) for line, meaning in START_PAGE]
-    lines = ["usage: vastai COMMAND [argument …] [option …]", "", "Rent GPUs at Vast.ai:", ""]
+    lines = [USAGE, "", "Rent GPUs at Vast.ai:", ""]
     lines += [two_columns(line, meaning, 54, width) for line, meaning in pairs]
     return "\n".join(lines) + "\n"
 
@@ -13978,16 +13980,8 @@ def overview(verb: str = "") -> str:
     if not verb and read_key(config_file("vast_role")) == "client":
         rows = [row for row in rows if not row.hosts]
     width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
-    lines = (
-        []
-        if verb
-        else [
-            "usage: vastai COMMAND [argument …] [option …]",
-            "",
-            wrap_text("Rents GPUs at Vast.ai. `vastai COMMAND --help` explains a command.", width),
-            "",
-        ]
-    )
+    about = "Rent GPUs at Vast.ai. `vastai COMMAND --help` explains a command."
+    lines = [] if verb else [USAGE, "", wrap_text(about, width), ""]
     group = ""
     for row in rows:
         if row.group != group:
@@ -14094,9 +14088,7 @@ def format_flags(arg: Arg) -> str:
 
 
 def format_meaning(arg: Arg) -> str:
-    """What an argument's help says, with its choices where those did not stand beside it, and its
-    default.
-    """
+    """What an argument's help says, with its choices unless they stand beside it, and its default."""
     facts = [f"one of {', '.join(map(str, arg.choices))}"] if arg.choices and not _few(arg) else []
     if arg.secret:
         facts.append("- reads it from stdin")
@@ -14120,7 +14112,9 @@ def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
 # Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the
 # table alone decides.
 
-FILES = "FILE"  # stands where a meaning would: names of files are due, and a shell knows those better than we do
+FILES = (
+    "FILE"  # in place of a meaning: names of files are due, which a shell knows better than we do
+)
 
 
 def complete(
@@ -14134,7 +14128,7 @@ def complete(
     """
     *before, word = words or [""]
     helping = before[:1] == ["help"]
-    row, rest, stem = find_command(before[helping:])
+    row, rest, stem = find_command(before[1:] if helping else before)
     if row and before[-1] == row.name:
         stem = [row.name]  # a command that is the first word of others, too
     typed = TypedWords([] if helping else args_of_line(row), rest)
@@ -14260,7 +14254,7 @@ def next_words(stem: list[str]) -> list[tuple[str, str]]:
 def value_words(
     arg: Arg, row: Command | None, given: Row, pool: Pool | None
 ) -> list[tuple[str, str]]:
-    """What an argument takes, as far as that can be told."""
+    """The values that an argument can take, if they are known, each with its meaning."""
     if arg.choices or arg.kind is TRUTH:
         return [(str(choice), "") for choice in arg.choices or ("true", "false")]
     if row and row.fields and arg.kind in (QUERY, ORDER):
@@ -14271,7 +14265,7 @@ def value_words(
 
 
 def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
-    """Your instances: at most a minute old, asked for at most two seconds, none where that fails."""
+    """Your instances: at most a minute old, asked for at most two seconds, none if that fails."""
     import threading
 
     found: list[tuple[str, str]] = []
@@ -14424,20 +14418,16 @@ def repl(start: Row) -> int:
                 raise
             tell("\n")
             continue
-        except (
-            EOFError,
-            OSError,
-            ValueError,
-            AttributeError,
-        ):  # the end, or a stdin that is closed
-            line = ""
+        except (EOFError, OSError, ValueError, AttributeError):
+            line = ""  # the end, or a stdin that is closed
         try:
             words = [] if line.lstrip().startswith("#") else shell_words(line)
         except ValueError as error:
-            told = UsageError(f"cannot read the line: {str(error).lower()}")
-            status = failed = report(told, ["--raw"] if start["format"] == "json" else [])
+            problem = UsageError(f"cannot read the line: {str(error).lower()}")
+            status = failed = report(problem, ["--raw"] if start["format"] == "json" else [])
             continue
-        words = words[words[:1] == ["vastai"] :]
+        if words[:1] == ["vastai"]:
+            del words[0]
         if not line or words in (["exit"], ["quit"]):
             break
         if words:
@@ -14485,8 +14475,8 @@ def shell_words(line: str) -> list[str]:
 
 
 def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
-    """Gives input() editing, completion and a history where Python has readline; returns what
-    remembers a line.
+    """Gives input() editing, completion and a history if Python has readline; returns the function
+    that remembers a line.
     """
     import shlex
 
@@ -14497,7 +14487,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
     path = cache_file("history")
     found: list[tuple[str, str]] = []
 
-    def kept() -> list[str]:
+    def lines_before() -> list[str]:
         try:
             return _read_file(path).splitlines()[-1000:]
         except UsageError:
@@ -14510,7 +14500,9 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
         if not state:
             try:
                 words = shell_words(readline.get_line_buffer()[: readline.get_begidx()])
-                found[:] = complete([*words[words[:1] == ["vastai"] :], text], start, pool)
+                if words[:1] == ["vastai"]:
+                    del words[0]
+                found[:] = complete([*words, text], start, pool)
             except Exception:  # noqa: BLE001 - an open quote; nothing may be said amid a line
                 found.clear()
             if found and found[0][1] == FILES:
@@ -14526,7 +14518,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
         readline.add_history(line)
         if not may_tell_secret(words):
             try:
-                write_private(path, "\n".join([*kept()[-999:], line]) + "\n")
+                write_private(path, "\n".join([*lines_before()[-999:], line]) + "\n")
             except (UsageError, ValueError):
                 pass
 
@@ -14536,7 +14528,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
     readline.parse_and_bind(
         "bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete"
     )
-    for line in kept():
+    for line in lines_before():
         readline.add_history(line)
     return remember
 
@@ -14590,7 +14582,7 @@ def program() -> NoReturn:
 def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
     """Runs a command line as run_line does and says what went wrong; returns the exit status."""
     debug, status = os.environ.get("VASTAI_DEBUG"), 0
-    told_as = ["--raw"] if start and start["format"] == "json" else words
+    said_as = ["--raw"] if start and start["format"] == "json" else words
     try:
         try:
             status = run_line(words, start, pool)
@@ -14598,7 +14590,7 @@ def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = 
             if debug:
                 raise
             status = error.exit_status
-            report(error, told_as)
+            report(error, said_as)
         flush(sys.stdout)
         return status
     except KeyboardInterrupt as signal:
@@ -14612,14 +14604,15 @@ def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = 
         if debug:
             raise
         if isinstance(error, OSError):
-            told = f"cannot use {printable(str(error.filename or 'stdout'), 300)}: {error.strerror or error}"
+            name = printable(str(error.filename or "stdout"), 300)
+            problem = f"cannot use {name}: {error.strerror or error}"
             discard(sys.stdout)
         else:
-            told = (
-                f"{type(error).__name__}: {printable(str(error), 300)} (a defect of this program; VASTAI_DEBUG=1 shows "
-                "where)"
+            words_of_it = printable(f"{type(error).__name__}: {error}", 300)
+            problem = (
+                f"{words_of_it} (a defect of this program; VASTAI_DEBUG=1 shows the traceback)"
             )
-        report(VastAIError(told, command="vastai"), told_as)
+        report(VastAIError(problem, command="vastai"), said_as)
         return 1
 
 
@@ -14630,26 +14623,29 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
     if error.msg:
         import json
 
-        told = {"error": True, "status_code": error.status, "msg": error.msg}
+        members = {"error": True, "status_code": error.status, "msg": error.msg}
         if error.found:
-            told["found"] = error.found
+            members["found"] = error.found
         if wants_json(words):
             show_progress("")
-            write_err(json.dumps(told) + "\n")
+            write_err(json.dumps(members) + "\n")
         else:
             say(str(error))
     return error.exit_status
 
 
 def wants_json(words: Sequence[str]) -> bool:
-    """Does a line ask for JSON?  Also one that could not be parsed."""
-    flags = [canonical(word) for word in words]
-    pairs = [f"{word} {value}" for word, value in zip(words, [*words[1:], ""])]
-    return (
-        any(len(flag) > 3 and "--raw".startswith(flag) for flag in flags)
-        or not {"--format=json", "--form=json"}.isdisjoint(words)
-        or not {"--format json", "--form json"}.isdisjoint(pairs)
-    )
+    """Does a line ask for JSON?  Also one that cannot be parsed."""
+    row, rest, _ = find_command(list(words))
+    try:
+        given, common = parse_line(row or GLOBAL_ARGS, rest)
+        values = {**common, **given}
+        return values["raw"] or "json" in (values["format"], common["format"])
+    except UsageError:
+        line = " ".join(map(canonical, words)) + " "
+    return any(
+        f"{flag} " in line for flag in ("--raw", "--ra", "--format json", "--form json")
+    ) or (not {"--format=json", "--form=json"}.isdisjoint(words))
 
 
 main.main = main  # type: ignore[attr-defined]  # `import vastai.cli.main`: in the official package that is a module
