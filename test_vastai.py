@@ -6747,8 +6747,8 @@ class TestLines(FaultCase):
             self.assertIn(expected, str(error))
 
     def test_which_errors_are_json(self):
-        for line in ("show user --raw", "--raw show user", "show --ra user x", "show user --format json", "show user "
-                     "--format=json --nonsense", "--raw", "--raw nonsense", "--format json --nonsense", "--form json show x",
+        for line in ("show user --raw", "--raw show user", "show --ra user x", "show user --format json",
+                     "show user --format=json --nonsense", "--raw", "--raw nonsense", "--format json --nonsense", "--form json show x",
                      "show invoices-v1 -i --format json"):
             self.assertTrue(vastai.wants_json(line.split()), line)
         for line in ("show user", "ssh 7 tool --raw", "create instance 7 --image i --args --raw", "show user --format csv",

@@ -12247,7 +12247,7 @@ def write_csv(listing: Listing, delimiter: str = ",") -> str:
     if not names:
         return ""
     special = {delimiter, '"', "\n", "\r"}
-    lines = [names, *(list(map(row.get, names)) for row in rows)]
+    lines: list[list[Any]] = [list(names), *([row.get(name) for name in names] for row in rows)]
     return "".join(csv_line(values, delimiter, special) for values in lines)
 
 
@@ -12697,7 +12697,7 @@ def _weekday(row: Row, name: str) -> str:
     day = as_whole(value)
     if value is None:
         return "Everyday"
-    return days[day] if day in range(7) else format_value(value)
+    return days[day] if day is not None and 0 <= day < 7 else format_value(value)
 
 
 def _hour(row: Row, name: str) -> str:
