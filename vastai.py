@@ -1009,12 +1009,6 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number of JSON")
 
 
-def _finite(word: str) -> float:
-    """A number of JSON; 1e999 would become infinity."""
-    value = float(word)
-    return value if value - value == 0 else _no_number(word)
-
-
 def _text_or_dict(value: Any) -> Any:
     return value if isinstance(value, dict) else _text(value)
 
@@ -4077,14 +4071,40 @@ class Request:
 
     @property
     def target(self) -> str:
-        """The URL with its query; values that are not text go as JSON."""
-        if not self.query:
-            return self.url
-        import json
-        from urllib.parse import quote, urlencode
+        """The URL with its query.  Raises UsageError for what cannot be sent."""
+        return f"{self.url}?{encode_query(self.query)}" if self.query else self.url
 
-        pairs = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in self.query.items()]
-        return f"{self.url}?{urlencode(pairs, quote_via=quote)}"
+
+UNSENDABLE = (
+    "expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, dicts"
+)
+
+
+def encode_query(query: Row) -> str:
+    """The query of a URL; values that are not text go as JSON.  Raises UsageError for what JSON
+    cannot hold: NaN, half a character, an object of the program.
+    """
+    import json
+    from urllib.parse import quote
+
+    pairs = []
+    try:
+        for name, value in query.items():
+            text = value if type(value) in (str, int) else json.dumps(value, allow_nan=False)
+            pairs.append(f"{quote(name, safe='')}={quote(str(text), safe='')}")
+    except (TypeError, ValueError, RecursionError):
+        raise UsageError(UNSENDABLE) from None
+    return "&".join(pairs)
+
+
+def encode_json(body: Any) -> bytes:
+    """A body as JSON in UTF-8.  Raises UsageError for what JSON cannot hold."""
+    import json
+
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise UsageError(UNSENDABLE) from None
 
 
 def build_request(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
@@ -4835,6 +4855,8 @@ LONGEST_NUMBER = 100  # digits
 LARGE = 1 << 24  # bytes of JSON that can be parsed in any memory, whatever they hold
 MOST_MEMORY = 1 << 29  # bytes that a parsed answer may take
 
+_decoders: list[Any] = []  # json.JSONDecoder, once it is needed
+
 
 def parse_json(content: bytes) -> Any:
     """The value of a JSON text.  Raises ValueError, also for what is JSON but of no use: NaN,
@@ -4843,26 +4865,32 @@ def parse_json(content: bytes) -> Any:
     """
     import json
 
-    if len(content) > LARGE:
-        count = content.count
-        if 64 * count(b",") + 72 * count(b"[") + 240 * count(b"{") + len(content) > MOST_MEMORY:
-            raise ValueError("larger than memory allows")
-    content = content[3:] if content[:3] == b"\xef\xbb\xbf" else content
-    # A call for each number takes as long as all the rest, so it is made only if the text may need it.
-    zeros = content.translate(DIGITS_AS_ZERO)
-    odd = b"0e000" in zeros or b"0e+000" in zeros or b"0" * LONGEST_NUMBER in zeros
+    if len(content) > LARGE and _memory_of(content) > MOST_MEMORY:
+        raise ValueError("larger than memory allows")
+    if not _decoders:
+        _decoders.append(json.JSONDecoder(parse_constant=_no_number))
+    decode = _decoders[0].decode
+    # A look at each number takes as long as all the rest, so there is one only if the text may have
+    # a large exponent or a long number in it.
+    zeros = content.translate(DIGITS_AS_ZERO, b"+")
+    odd = b"0e000" in zeros
+    if b"0" * LONGEST_NUMBER in zeros:
+        odd = True
+        decode = json.JSONDecoder(parse_constant=_no_number, parse_int=_short_integer).decode
+    text = content.decode("utf-8-sig" if content[:3] == b"\xef\xbb\xbf" else "utf-8")
     try:
-        value = json.loads(
-            content.decode(),
-            parse_constant=_no_number,
-            parse_float=_finite if odd else None,
-            parse_int=_short_integer if odd else None,
-        )
+        value = decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if _may_be_deep(content) and _is_deep(value):
-        raise ValueError("nested too deeply")
+    if odd or _may_be_deep(content):
+        check_value(value)
     return value
+
+
+def _memory_of(content: bytes) -> int:
+    """About how many bytes the value of a JSON text takes."""
+    count = content.count
+    return len(content) + 64 * count(b",") + 72 * count(b"[") + 240 * count(b"{")
 
 
 def _short_integer(word: str) -> int:
@@ -4871,6 +4899,8 @@ def _short_integer(word: str) -> int:
 
 def _may_be_deep(content: bytes) -> bool:
     """False for all JSON of up to DEEPEST levels that has no odd brackets in its texts."""
+    if content.count(b"[") + content.count(b"{") <= DEEPEST:
+        return False
     brackets = content.translate(None, NO_BRACKETS)
     for _ in range(DEEPEST):  # each round takes the innermost level away
         if not brackets:
@@ -4879,16 +4909,22 @@ def _may_be_deep(content: bytes) -> bool:
     return True
 
 
-def _is_deep(value: Any) -> bool:
+def check_value(value: Any) -> None:
+    """Raises ValueError for infinite numbers and deep nesting in a parsed JSON text."""
     level = [value]
     for _ in range(DEEPEST + 1):
-        level = [
-            item
-            for outer in level
-            if type(outer) in (dict, list)
-            for item in (outer.values() if type(outer) is dict else outer)
-        ]
-    return bool(level)
+        inner: list[Any] = []
+        for item in level:
+            if type(item) is dict:
+                inner += item.values()
+            elif type(item) is list:
+                inner += item
+            elif type(item) is float and item - item != 0:
+                _no_number("Infinity")
+        if not inner:
+            return
+        level = inner
+    raise ValueError("nested too deeply")
 
 
 class NoAnswer(Exception):
@@ -4966,7 +5002,6 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     call.secrets = request.secrets + client.secrets
     announce_request(call, request)
     require_key(client, row)
-    require_json(request)
     attempt, lost = 0, False  # lost: an earlier attempt was sent, and got no answer
     while True:
         attempt += 1
@@ -5004,16 +5039,6 @@ def announce_request(call: Call, request: Request) -> None:
         if any((request.body or {}).get(name) for name in request.hidden if name != "api_key"):
             call.warn("Replace *** with the secret before running this line")
         raise NothingSent
-
-
-def require_json(request: Request) -> None:
-    """Raises UsageError if an argument holds what JSON does not: NaN, half a character, an object
-    of the program.
-    """
-    if not _is_json([request.query, request.body]):
-        raise UsageError(
-            "expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, dicts"
-        )
 
 
 def require_key(client: VastAI, row: Command) -> None:
@@ -5267,11 +5292,7 @@ def send_once(
     what must not be repeated gets a new one (`fresh`), and a safe request that finds its connection
     closed takes a new one, once.
     """
-    data = None
-    if body is not None:
-        import json
-
-        data = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    data = None if body is None else encode_json(body)
     place, target = client.pool.find_place(url)
     key = client.api_key if trusted else None
     message = place.build_message(method, target, client.user_agent, key, data)
@@ -5377,13 +5398,12 @@ class Head:
         name = ""
         for line in lines:
             if line[:1] in (" ", "\t") and name:  # the line before goes on
-                dict.__setitem__(headers, name, f"{dict.get(headers, name)} {line.strip()}")
+                headers[name] += f" {line.strip()}"
                 continue
             name, colon, value = line.partition(":")
             if colon:
                 name, value = name.strip().lower(), value.strip()
-                before = dict.get(headers, name)
-                dict.__setitem__(headers, name, value if before is None else f"{before}, {value}")
+                headers[name] = f"{headers[name]}, {value}" if name in headers else value
         options = headers.get("Connection", "").lower()
         self.keep = "close" not in options and (version != "HTTP/1.0" or "keep-alive" in options)
         self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
@@ -5839,23 +5859,17 @@ def _is_in_range(address: str, entry: str) -> bool:
 
 def explain_request(client: VastAI, request: Request) -> None:
     """Writes the request to stderr, without its secrets."""
-    import json
-
     lines = [f"{request.method} {request.target}"]
     if client.api_key and request.auth:
         lines.append("Authorization: Bearer ***")
     if request.body is not None:
-        lines += [
-            "Content-Type: application/json",
-            "",
-            json.dumps(redact_body(request), ensure_ascii=False),
-        ]
+        body = encode_json(redact_body(request)).decode()
+        lines += ["Content-Type: application/json", "", body]
     write_err(printable_lines("\n".join(lines)) + "\n\n")
 
 
 def format_curl(client: VastAI, request: Request) -> str:
     """The request as a line for the shell, with $VAST_API_KEY in the key's place."""
-    import json
     from shlex import quote
 
     words = ["curl", "-X", request.method, quote(request.target)]
@@ -5863,15 +5877,10 @@ def format_curl(client: VastAI, request: Request) -> str:
         words += ["-H", '"Authorization: Bearer $VAST_API_KEY"']
     if request.body is not None:
         body, mark = redact_body(request), os.urandom(9).hex()
-        text = quote(
-            json.dumps({**body, "api_key": mark} if "api_key" in body else body, ensure_ascii=False)
-        )
-        words += [
-            "-H",
-            "'Content-Type: application/json'",
-            "-d",
-            text.replace(mark, "'\"$VAST_API_KEY\"'"),
-        ]
+        if "api_key" in body:
+            body = {**body, "api_key": mark}
+        text = quote(encode_json(body).decode()).replace(mark, "'\"$VAST_API_KEY\"'")
+        words += ["-H", "'Content-Type: application/json'", "-d", text]
     return " ".join(words)
 
 
