@@ -25,6 +25,7 @@ import io
 import os
 import sys
 import time
+from _thread import allocate_lock
 
 TYPE_CHECKING: bool = (
     False  # as typing's own, without importing typing, which would double the start-up
@@ -134,7 +135,7 @@ class VastAIError(Exception):
             return self.response and self.response.text
 
     def __str__(self) -> str:
-        code = f"HTTP {self.status}: " if self.status else ""
+        code = f"HTTP {self.status}: " if self.status >= 300 else ""
         return ": ".join(filter(None, [self.command, code + self.msg])) + (
             f"\n  {self.hint}" if self.hint else ""
         )
@@ -4927,6 +4928,25 @@ def check_value(value: Any) -> None:
     raise ValueError("nested too deeply")
 
 
+loading = allocate_lock()  # held while modules are loaded, and while the process forks
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=loading.acquire, after_in_parent=loading.release, after_in_child=loading.release
+    )
+
+
+def load_modules() -> None:
+    """Loads what a first request needs.  A fork by another thread waits until that is done: its child
+    would find the modules half loaded, and wait for ever for the thread that loads them.
+    """
+    with loading:
+        import json  # noqa: F401
+        import select  # noqa: F401
+        import socket  # noqa: F401
+        import urllib.parse  # noqa: F401
+        import zlib  # noqa: F401
+
+
 class NoAnswer(Exception):
     """A request to `url` brought no answer."""
 
@@ -5640,8 +5660,6 @@ class Pool:
 
     def reset(self) -> None:
         """Forgets all connections, without closing them."""
-        from _thread import allocate_lock
-
         self.idle: dict[Place, list[HttpConnection]] = {}
         self.places: dict[tuple[str, str], Place] = {}
         self.lock, self.owner = allocate_lock(), os.getpid()
@@ -5737,7 +5755,8 @@ def tls_context(root: str = "") -> ssl.SSLContext:
     A `root` certificate (PEM) gives one that trusts it as well, for workers.  Raises OSError if it is
     none, or if the certificates of the environment cannot be read.
     """
-    import ssl
+    with loading:
+        import ssl
 
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
     key = (root, bundle, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
@@ -11545,9 +11564,10 @@ class VastAI:
         curl: bool = False,
         timeout: float = 120,
     ) -> None:
+        load_modules()
         self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
-        self.retry = checked("retry", ATTEMPTS, retry)
-        self.timeout = checked("timeout", TIMEOUT, timeout)
+        self.retry: int = checked("retry", ATTEMPTS, retry)
+        self.timeout: float = checked("timeout", TIMEOUT, timeout)
         self.server_url = checked_url(
             server_url or os.environ.get("VAST_URL", "").strip() or SERVER
         )
