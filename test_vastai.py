@@ -3074,6 +3074,81 @@ class TableTest(unittest.TestCase):
 # -------------------------------------------------------------------------------------- the sandbox
 
 
+class DocumentTest(CommandCase):
+    """`help --raw`: the table for programs."""
+
+    def test_the_document(self):
+        document = self.raw("help")
+        rows = {row["name"]: row for row in document["commands"]}
+        self.assertEqual(list(rows), list(vastai.COMMANDS))
+        disk = {arg["name"]: arg for arg in rows["create instance"]["arguments"]}["disk"]
+        self.assertEqual((disk["type"], disk["default"], disk["unit"], disk["flags"], disk["required"]),
+                         ("float", 10, "GB", ["--disk"], False))
+        kind = {arg["name"]: arg for arg in rows["search offers"]["arguments"]}["type"]
+        self.assertEqual(kind["choices"], list(vastai.DEMAND))
+        self.assertEqual((rows["create instance"]["method"], rows["ssh"]["method"]), ("create_instance", None))
+        self.assertEqual(rows["show instances"]["returns"], "list[Instance]")
+        self.assertEqual(set(document["exit_statuses"]), {*map(str, range(10)), "130"})
+        for name, statuses in (("create instance", {7, 8, 9}), ("show user", set()), ("cost", {8}),
+                               ("destroy instances", {8}), ("wait instance", {9}), ("create api-key", {7})):
+            self.assertEqual(set(rows[name]["exit_statuses"]) & {7, 8, 9}, statuses, name)
+        self.assertEqual(self.box.requests, [])
+
+    def test_parts_of_it(self):
+        self.assertEqual([row["name"] for row in self.raw("help show instance")["commands"]], ["show instance"])
+        verbs = {row["name"].split()[0] for row in self.raw("help tfa")["commands"]}
+        self.assertEqual(verbs, {"tfa"})
+        self.assertIn("usage: vastai show instance", self.ok("help show instance"))
+        self.assertIn("tfa login", self.ok("help tfa"))
+        self.assertEqual(self.run_here("help nonsense --raw")[0], 2)
+
+    def test_the_effect_of_each_command(self):
+        found = {}
+        for row in self.raw("help")["commands"]:
+            found.setdefault(row["effect"], set()).add(row["name"])
+        for effect, names in EFFECTS.items():
+            self.assertEqual(found[effect] ^ set(names.split(", ")), set(), effect)
+
+
+EFFECTS = {
+    "spends":
+        "create instance, create instances, launch instance, start instance, start instances, prepay instance, "
+        "change bid, create volume, create network-volume, clone volume, take snapshot, start deployment, accept "
+        "price-increase, create team, transfer credit, create scheduled-job, update scheduled-job, create "
+        "endpoint, update endpoint, create workergroup, update workergroup, self-test machine, run benchmarks, request",
+    "deletes":
+        "destroy instance, destroy instances, delete template, delete volume, delete deployment, delete ssh-key, "
+        "delete api-key, delete env-var, tfa delete, destroy team, remove member, remove team-role, delete "
+        "machine, cleanup machine, remove defjob, delete cluster, delete overlay, delete scheduled-job, delete "
+        "endpoint, delete workergroup, delete webhook",
+    "sets":
+        "stop instance, stop instances, reboot instance, recycle instance, label instance, update instance, "
+        "execute, ssh, scp, create template, update template, list volume, list volumes, unlist volume, list "
+        "network-volume, unlist network-volume, add network-disk, copy, cancel copy, cancel sync, cloud copy, stop "
+        "deployment, reject price-increase, set api-key, create ssh-key, attach ssh, detach ssh, update ssh-key, "
+        "create api-key, reset api-key, set role, create env-var, update env-var, tfa login, tfa logout, tfa "
+        "auth-new, tfa totp-setup, tfa send-sms, tfa resend-sms, tfa send-email, tfa activate, tfa update, tfa "
+        "regen-codes, invite member, create team-role, update team-role, list machine, list machines, unlist "
+        "machine, defrag machines, set min-bid, set defjob, schedule maint, cancel maint, create cluster, join "
+        "cluster, remove-machine-from-cluster, create overlay, join overlay, set user, create subaccount, generate "
+        "pdf-invoices, update workers, route, set notifications, create webhook, update webhook, rotate "
+        "webhook-secret, test webhook, uninstall, repl",
+    "reads":
+        "search offers, search offers-new, search templates, show template, show instances, show instances-v1, "
+        "show instance-filters, show instance, logs, wait instance, ssh-url, scp-url, search volumes, search "
+        "network-volumes, show volumes, show network-disks, show connections, show instance-backups, show "
+        "instance-backup-files, show deployments, show deployment, show deployment-versions, show "
+        "pending-price-increases, search benchmarks, search benchmarks-v1, show gpu-metrics, show gpu-trends, show "
+        "gpu-locations, show ssh-keys, show instance-ssh-keys, show api-keys, show api-key, show env-vars, tfa "
+        "status, show members, show team-roles, show team-role, show machines, show machine, show maints, reports, "
+        "show clusters, show overlays, show user, cost, show audit-logs, show subaccounts, show ipaddrs, show "
+        "invoices, show invoices-v1, search invoices, show earnings, show deposit, fetch contracts, show "
+        "scheduled-jobs, show endpoints, get endpt-logs, get endpt-workers, show workergroups, get wrkgrp-logs, "
+        "get wrkgrp-workers, show notification-types, show notifications, show webhooks, dump-logs, update, help, "
+        "completion",
+}
+
+
 class SandboxTest(unittest.TestCase):
     """What a test, or somebody who tries things out, can make the simulated service do."""
 
@@ -3288,6 +3363,7 @@ def uses(at, folder):
         "search offers": Use("'gpu_name=RTX_4090 num_gpus=1' -o dph --limit 3", query="gpu_name=RTX_4090 num_gpus=1",
                              order="dph", limit=3, same=without("datacenter")),
         "search offers-new": Use(query="num_gpus=1", limit=2),
+        "cost": Use(same=ANY),  # what it costs changes with each look
         "search templates": Use("recommended=true"),
         "show template": Use(f"{template_id}"),
         "create instance": Use(f"{offer} --image vastai/pytorch", offer, image="vastai/pytorch"),
@@ -4178,6 +4254,164 @@ class ChargesTest(CommandCase):
         self.assertAlmostEqual(wrapper["amount"], sum(row["amount"] for row in below), 2)
         plain = self.client.show_invoices_v1(charges=True, limit=100)["results"]
         self.assertAlmostEqual(sum(row["amount"] for row in plain), sum(row["amount"] for row in answer["results"]), 2)
+
+
+class CostTest(CommandCase):
+    """`cost`: each thing that costs, the sum, and what may be forgotten."""
+
+    box_options = {"boot": 0.0, "credit": 10.0}
+
+    def setUp(self):
+        super().setUp()
+        self.market = self.box.market
+        self.market.tables["instances"].clear()
+        self.market.tables["charges"].clear()
+
+    def instance(self, **differs):
+        """The id of an instance that costs $0.30/hr, of it $0.02 for its disk; members of its row differ."""
+        offer = self.box.offer()
+        id = self.client.create_instance(id=offer["id"], image="i")["new_contract"]
+        prices = {"dph_total": 0.3, "storage_total_cost": 0.02, "label": "mine"}
+        self.box.instance(id, differs={**prices, **differs})
+        return id
+
+    def line_of(self, id, kind="instance"):
+        line, = [row for row in self.client.cost()["rows"] if (row["kind"], row["id"]) == (kind, id)]
+        self.assertEqual(set(line), {"kind", "id", "label", "state", "hour", "later", "why"})
+        return tuple(line[name] for name in ("hour", "later", "why"))
+
+    def test_each_state(self):
+        old = time.time() - 2 * DAY
+        for differs, line in (
+                ({"actual_status": "running"}, (0.3, None, None)),
+                ({"actual_status": "running", "label": None}, (0.3, None, None)),
+                ({"actual_status": "running", "label": None, "gpu_util": 0.0},
+                 (0.3, None, "running, no label, GPU at 0 % now")),
+                ({"actual_status": "running", "gpu_util": 0.0}, (0.3, None, None)),
+                ({"actual_status": "loading"}, (0.02, 0.3, None)),
+                ({"actual_status": "created"}, (0.02, 0.3, None)),
+                ({"actual_status": None}, (0.02, 0.3, None)),
+                ({"actual_status": "created", "intended_status": "stopped"}, (0.02, None, None)),
+                ({"actual_status": "exited", "intended_status": "stopped"}, (0.02, None, None)),
+                ({"actual_status": "stopped", "start_date": old}, (0.02, None, "stopped for over a day")),
+                ({"actual_status": "offline"}, (0.0, None, "offline"))):
+            with self.subTest(**differs):
+                self.assertEqual(self.line_of(self.instance(**differs)), line)
+
+    def test_what_ran_yesterday_is_not_forgotten_yet(self):
+        id = self.instance(actual_status="exited", start_date=time.time() - 2 * DAY)
+        self.market.add("charges", {"id": 1, **vast_charge(f"instance-{id}")})
+        self.assertEqual(self.line_of(id)[2], None)
+        self.assertEqual(self.client.cost()["last_day"], {"gpu": 4.0, "disk": 1.0, "traffic": 0.75, "total": 5.75})
+
+    def test_volumes(self):
+        self.client.create_volume(next(iter(self.market.tables["volume_offers"])), size=72)
+        volume, = self.market.rows("volumes")
+        price = volume["storage_total_cost"]
+        self.assertEqual(self.line_of(volume["id"], "volume"), (price, None, "volume on nothing"))
+        volume["instances"].append(7)
+        self.assertEqual(self.line_of(volume["id"], "volume"), (price, None, None))
+
+    def test_workers_count_once(self):
+        endpoint = next(iter(self.market.tables["endpoints"]))
+        for id, state in zip(self.box.workers(endpoint, 3), ("running", "running", "loading")):
+            self.box.instance(id, differs={"dph_total": 0.3, "storage_total_cost": 0.02, "actual_status": state})
+        own = self.instance()
+        cost = self.client.cost()
+        self.assertEqual([(row["kind"], row["id"]) for row in cost["rows"]], [("instance", own), ("endpoint", endpoint)])
+        self.assertAlmostEqual(cost["rows"][1]["hour"], 0.62)
+        self.assertAlmostEqual(cost["rows"][1]["later"], 0.9)
+        self.assertAlmostEqual(cost["hour"], 0.92)
+
+    def test_the_sum(self):
+        self.instance(), self.instance(actual_status="exited")
+        self.market.user.update(credit=6.4, balance_threshold=10.0)
+        cost = self.client.cost()
+        self.assertAlmostEqual(cost["hour"], 0.32)
+        self.assertAlmostEqual(cost["day"], 0.32 * 24)
+        self.assertAlmostEqual(cost["month"], 0.32 * 720)
+        self.assertAlmostEqual(cost["hours_left"], 20, 2)
+        end = vastai.seconds_of(cost["runs_out"])
+        self.assertAlmostEqual(end, time.time() + 20 * HOUR, delta=60)
+        self.assertEqual(cost["unknown"], [])
+        status, out, err = self.run_here("cost")
+        self.assertEqual((status, len(out.splitlines())), (0, 4))
+        self.assertRegex(err, r"^\$0\.32/hr, \$7\.68/day, \$230\.40/month; credit \$6\.40 lasts (20h 0m|19h 59m), until .* UTC\n")
+        self.assertIn("below your alert threshold of $10.00", err)
+        self.assertIn("2 of 2 instances, $0.3200/hr", self.run_here("show instances")[2])
+
+    def test_nothing_costs(self):
+        self.market.tables["endpoints"].clear()
+        cost = self.client.cost()
+        self.assertEqual((cost["hour"], cost["hours_left"], cost["runs_out"], cost["rows"]), (0, None, None, []))
+        self.assertIn("Nothing costs money now", self.run_here("cost")[2])
+
+    def test_what_cannot_be_read_is_unknown(self):
+        self.instance()
+        for path, name in (("GET /api/v0/volumes.*", "volumes"), ("GET /api/v0/users/current.*", "user"),
+                           ("GET /api/v0/charges/", "charges"), ("GET /api/v1/instances/", "instances"),
+                           ("GET /api/v0/endptjobs/", "endpoints"), ("POST /get_endpoint_workers/", "workers of")):
+            with self.subTest(name):
+                self.box.failures.clear()
+                self.box.fail(path, 403, '{"success": false, "msg": "not for this key"}', times=9)
+                unknown, = self.client.cost()["unknown"]
+                self.assertTrue(unknown.startswith(name))
+                status, out, err = self.run_here("cost")
+                self.assertEqual(status, 8)
+                self.assertRegex(err, "(?i)at least \\$0")
+                self.assertIn(f"{unknown}: not for this key", err.replace("(HTTP 403)", "").replace("  ", " "))
+                status, out, err = self.run_here("cost --raw")
+                self.assertEqual((status, json.loads(out)["unknown"]), (8, [unknown]))
+
+    def test_a_price_that_is_not_told(self):
+        ids = [self.instance(dph_total=None), self.instance(dph_total="much"),
+               self.instance(actual_status="exited", storage_total_cost=None, instance={})]
+        self.assertEqual(self.client.cost()["unknown"], [f"instance {id}" for id in ids])
+        self.assertEqual(self.run_here("cost")[0], 8)
+        self.assertIn("3 instances, at least $0.0000/hr", self.run_here("show instances")[2])
+
+    def test_all_that_fails_is_a_failure(self):
+        self.box.fail(".*", 401, '{"success": false, "msg": "Invalid user key"}', times=99)
+        self.assertRaises(vastai.AuthError, self.client.cost)
+        self.assertEqual(self.run_here("cost")[0], 3)
+
+    def test_a_credit_for_ever(self):
+        self.instance(dph_total=1e-9)
+        self.market.user["credit"] = 1e9
+        cost = self.client.cost()
+        self.assertGreater(cost["hours_left"], 1e17)
+        self.assertIsNone(cost["runs_out"])
+
+    def test_curl_prints_all_and_sends_nothing(self):
+        self.assertEqual(self.ok("cost --curl").count("curl "), 5)
+        self.assertEqual(self.box.requests, [])
+
+    def test_requests_that_do_not_depend_on_each_other_go_out_together(self):
+        together = threading.Barrier(5)
+        answers = {"/api/v0/users/current": {"credit": 1}, "/api/v1/instances/": {"instances": []},
+                   "/api/v0/volumes": {"volumes": []}, "/api/v0/endptjobs/": {"results": []},
+                   "/api/v0/charges/": {"results": []}}
+
+        def route(request):
+            together.wait(5)  # none is answered before all have come
+            return reply(answers[request["path"]])
+
+        with Faulty(route=route) as server, vastai.VastAI(KEY, server.url) as client:
+            self.assertEqual(client.cost()["unknown"], [])
+
+    def test_show_user_says_which_key(self):
+        self.assertIn("from the environment variable VAST_API_KEY", self.run_here("show user")[2])
+        self.assertEqual(len(self.box.requests), 1)
+        self.assertNotIn(self.box.key, self.run_here("show user")[2])
+
+
+def vast_charge(source):
+    """What an instance that ran half a day has cost, as the service tells it."""
+    now = time.time()
+    amounts = {"gpu": 4.0, "disk": 1.0, "bwd": 0.5, "bwu": 0.25}
+    items = [{"type": name, "amount": amount, "items": []} for name, amount in amounts.items()]
+    return {"start": now - DAY / 2, "end": now, "type": "instance", "source": source, "metadata": {}, "amount": 5.75,
+            "items": items}
 
 
 class CloudCopyTest(CommandCase):
@@ -9020,6 +9254,25 @@ class ScreenTest(ShellCase):
             os.write(terminal.inner, b"@END@")
             self.assertTrue(terminal.expect("@END@").endswith(vastai.CLEAR), "the prompt begins at the margin")
 
+    def test_what_goes_on_costing(self):
+        """On a terminal alone: it takes another request."""
+        with vastai.VastAI(api_key=self.box.key, server_url=self.box.url) as client:
+            offer = next(iter(self.box.market.tables["volume_offers"]))
+            stopped = client.show_instances()[0]["id"]
+            id = client.create_instance(id=self.box.offer()["id"], image="i", create_volume=offer, volume_size=72,
+                                        mount_path="/data")["new_contract"]
+        volume = self.box.market.rows("volumes")[0]["id"]
+        before = len(self.box.requests)
+        self.run_process("stop", "instance", str(stopped))
+        self.run_process("show", "user")
+        self.assertEqual(len(self.box.requests), before + 2)
+        _, text = self.on_terminal("stop", "instance", str(stopped), COLUMNS="120")
+        self.assertRegex(text, rf"Its disk is still billed: \$0\.\d+/hr, \$\d+\.\d\d/month; `vastai destroy instance {stopped}`")
+        _, text = self.on_terminal("destroy", "instance", str(id), "--yes", COLUMNS="120")
+        self.assertRegex(text, rf"Volume {volume} stays and is billed at \$0\.\d+/hr; `vastai delete volume {volume}` ends that")
+        _, text = self.on_terminal("show", "user", COLUMNS="120")
+        self.assertRegex(text, r"/month; credit \$\d+\.\d\d lasts \d+d \d+h, until 20")
+
     def test_a_secret_is_not_shown(self):
         code = "import vastai; vastai.write_out(repr(vastai.ask_secret('API key')))"
         env = {**self.env, "PYTHONPATH": os.path.dirname(os.path.abspath(vastai.__file__))}
@@ -10010,6 +10263,7 @@ create overlay cluster_id:ID name:NAME -> dict[str, Any] ONCE
 join overlay name:NAME instance_id:INSTANCE/INSTANCE_ID -> dict[str, Any]
 delete overlay overlay_identifier:ID/overlay_id/overlay_name -> dict[str, Any]
 show user -q,--quiet:TEXT=False(cli) -> User
+cost -> Cost
 show audit-logs -> list[dict[str, Any]]
 set user --file->params:FILE -> dict[str, Any]
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
@@ -10212,7 +10466,7 @@ run benchmarks
     -> list[dict[str, Any]] ONCE
 update (cli) --check:TEXT=False -> None
 uninstall (cli) -y,--yes:TEXT=False(cli) -> None
-help (cli) command:TEXT+=None -> str
+help (cli) command:TEXT+=None -> dict[str, Any]
 repl (cli) -> None
 completion (cli) shell:TEXT{bash,zsh,fish} -> str
 '''

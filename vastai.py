@@ -2364,6 +2364,7 @@ class Command:
     empty        what is said if there are no rows
     piped        what a pipe gets in place of the sentence, which then goes to stderr
     made         member with the id of what the command made, for --quiet
+    gaps         member that names what could not be read: if there is any, the status is 8
     show         function (call, result), for what must talk with the user while it prints
 
     The rest:
@@ -2379,7 +2380,7 @@ class Command:
     # fmt: off
     __slots__ = ("aliases", "args", "ask", "ask_when", "asks", "auth", "body", "build", "columns",
                  "columns_for", "confirms", "document", "done", "drops", "each", "effect", "empty", "examples", "face", "fields",
-                 "footer", "group", "hosts", "look", "made", "member", "method", "methods", "name",
+                 "footer", "gaps", "group", "hosts", "look", "made", "member", "method", "methods", "name",
                  "needs", "note", "of", "one_of", "path", "piped", "query", "returns", "rows",
                  "run", "safe", "says", "schedule", "show", "strict", "summary", "tables", "text")
     FUNCTIONS = ("asks", "build", "columns_for", "document", "each", "footer", "rows", "run", "says",
@@ -2393,7 +2394,7 @@ class Command:
                  columns: tuple[Any, ...] = (),
                  columns_for: Any = "", member: str = "", rows: Any = "", tables: Any = "",
                  document: Any = "", text: Any = "", done: str = "", says: Any = "",
-                 footer: Any = "", empty: str = "", piped: str = "", made: str = "", show: Any = "",
+                 footer: Any = "", empty: str = "", piped: str = "", made: str = "", gaps: str = "", show: Any = "",
                  look: str = "", aliases: str = "", methods: str = "", face: str = "",
                  note: str = "", examples: tuple[str, ...] = (), fields: str = "") -> None:
         # fmt: on
@@ -2410,7 +2411,7 @@ class Command:
         self.columns, self.columns_for, self.member, self.rows = columns, columns_for, member, rows
         self.tables, self.document, self.text = tables, document, text
         self.done, self.says, self.footer, self.empty = done, says, footer, empty
-        self.piped, self.made, self.show = piped, made, show
+        self.piped, self.made, self.gaps, self.show = piped, made, gaps, show
         self.look, self.face, self.note, self.examples = look, face, note, examples
         self.fields, self.group, self.hosts = fields, "", False
         self.aliases = aliases.split(", ") if aliases else []
@@ -2639,6 +2640,9 @@ USER_CARD = (
     ("Billing set up", "has_billing", ""), ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""),
     ("Email verified", "email_verified", ""), ("Password reset", "password_resettable", ""),
     ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
+COST_COLUMNS = (
+    ("Kind", "kind", "", 0), ("ID", "id", "", 0), ("Label", "label", "", 1), ("State", "state", "state", 0),
+    ("$/hr", "hour", ".4f", 0), ("Later $/hr", "later", ".4f", 2), ("Why", "why", "", 1))
 AUDIT_COLUMNS = (
     ("IP address", "ip_address", "", 1), ("API key", "api_key_id", "", 1), ("Time", "created_at", "minute", 0),
     ("Request", "api_route", "", 0), ("Arguments", "args", "", 2))
@@ -3022,11 +3026,11 @@ register("Instances",
         done=CHANGED + "Instance {id} is starting.", look="show instances", examples=("4242", "4242 --wait")),
     Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "stop an instance; its storage goes on costing",
         INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, confirms=True, run="run_change_state",
-        done=CHANGED + "Instance {id} is stopping.", look="show instances"),
+        done=CHANGED + "Instance {id} is stopping.", footer="stopped_footer", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "end an instance and delete its data",
         INSTANCE, *WAIT_GONE,
         ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Instance {id} is destroyed.",
-        look="show instances", examples=("4242", "4242 --yes --wait")),
+        footer="volumes_footer", look="show instances", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, SPENDS, "start several stopped instances",
         Arg("ids", INSTANCE_IDS, "the instances", to=""),
         body={"state": "running"}, confirms=True, run="run_bulk", done="Starting: {ids}.", look="show instances"),
@@ -3579,7 +3583,13 @@ register("Clusters and overlays",
 
 register("Account",
     Command("show user", "GET /users/current", SAFE, READS, "your account and its credit",
-        NO_QUIET, of="User", columns=USER_CARD, drops="api_key"),
+        NO_QUIET, of="User", columns=USER_CARD, drops="api_key", footer="user_footer"),
+    Command("cost", "", SAFE, READS, "show running costs and how long credit lasts",
+        of="Cost", run="run_cost", member="rows", columns=COST_COLUMNS, footer="cost_footer", gaps="unknown",
+        empty="Nothing costs money now.", look="show instances",
+        note="A stopped instance is billed for its disk; an endpoint's cost is that of its workers. What looks "
+             "forgotten has a reason beside it. Status 8 if a part could not be read: the sum is then too low.",
+        examples=("", "--raw | jq .hours_left")),
     Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "what was done with your account, and when",
         returns="[]", columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, SETS, "change your account: address, thresholds, phone …",
@@ -3667,7 +3677,7 @@ register("Scheduled jobs",
         returns="[]", columns=JOB_COLUMNS),
     Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "end a scheduled job",
         Arg("id", ID, "the job"), done="Scheduled job {id} is deleted.", look="show scheduled-jobs"),
-    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SETS, "have a request repeated at set times",
+    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SPENDS, "have a request repeated at set times",
         Arg("start_time", NUMBER, "first time, unix seconds"),
         Arg("end_time", NUMBER, "last time, unix seconds"),
         Arg("api_endpoint", NAME, "path of the request: /api/v0/instances/reboot/ID/"),
@@ -3678,7 +3688,7 @@ register("Scheduled jobs",
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6 for WEEKLY, else None", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC, for DAILY and WEEKLY, else None", None),
         face="sdk", look="show scheduled-jobs"),
-    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SETS, "change what is repeated, or when",
+    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SPENDS, "change what is repeated, or when",
         Arg("id", ID, "the job"),
         Arg("request_body", OBJECT, "body of the request"),
         Arg("start_time", NUMBER, "first time, unix seconds", None),
@@ -3841,8 +3851,10 @@ register("Tools",
     Command("uninstall", "", SAFE, SETS, "remove this copy, where pip installed it",
         asks="uninstall_question", returns="none", run="run_uninstall", face="cli", auth=False),
     Command("help", "", SAFE, READS, "explain a command; the same as its --help",
-        Arg("command", TEXTS, "the command, or its first word", None), returns="text", run="run_help",
-        face="cli", auth=False),
+        Arg("command", TEXTS, "the command, or its first word", None), run="run_help", text="help_text",
+        member="commands", columns=(("Command", "name", "", 0),), face="cli", auth=False,
+        note="With --raw it describes the commands for programs: names, effects, arguments, exit statuses.",
+        examples=("show instances", "--raw | jq '.commands[].name'")),
     Command("repl", "", SAFE, SETS, "read commands from a prompt, or a script of them",
         returns="none", run="run_repl", face="cli", auth=False,
         note="Options of every command that stand here hold for all of them. `exit`, `quit` or Ctrl-D ends.",
@@ -6309,6 +6321,8 @@ def run_show_instances(call: Call) -> Rows:
         shown = instance_columns(call, [])
         more = call["verbose"] or set(shown).intersection(INSTANCE_MORE)
         query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if more else [])
+        if not call.view.quiet:
+            query["select_cols"].append("storage_total_cost")  # for the sum below the table
     rows = all_pages(call, query, not is_one_page(call), "instances")
     return Rows([tidy_instance(stripped(row)) for row in rows], rows.answer)
 
@@ -6433,15 +6447,6 @@ def stripped(value: Any) -> Any:
     return [stripped(item) for item in value] if isinstance(value, list) else value
 
 
-def hourly_cost(row: Row) -> float:
-    """What an instance costs at present, $/hr: all of it while it runs, else its disk."""
-    state = row.get("actual_status")
-    if state == "offline":
-        return 0.0
-    price = row.get("dph_total" if state == "running" else "storage_total_cost")
-    return float(as_number(price) or 0)
-
-
 def schedule_job(call: Call, **members: Any) -> Row:
     """Makes a scheduled job of a command in place of doing it now."""
     request = build_request(call)
@@ -6491,6 +6496,8 @@ class RemoteText(str):
 
 
 def run_destroy_instance(call: Call) -> Row:
+    if has_reader(call):  # which volumes it has, only the service can tell as long as it is there
+        call.params["volumes"] = volumes_of(call, call["id"])
     answer: Row = call.send()
     if call["wait"]:
         wait_for(call, call["id"], "destroyed")
@@ -8447,6 +8454,291 @@ def is_lost(error: VastAIError) -> bool:
 
 def format_traffic(price: float | None) -> str:
     return "unknown" if price is None else f"${price:.3g}/GB"
+
+
+# ------------------------------------------------------------------------------- costs and watching
+# What things cost an hour is said by hourly_cost() alone; every sum is made of it.
+
+HOURS_OF_MONTH = 720  # as the service bills
+AT_ONCE = 5  # requests of one command that are under way at the same time
+LAST_YEAR = 253402300800  # unix seconds at which year 10000 begins
+
+
+def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """What `work` returns for each item, in their order; a few run at the same time.  A VastAIError
+    or NothingSent that it raises stands in its place.
+    """
+    tasks = list(items)
+
+    def outcome(task: Any) -> Any:
+        try:
+            return work(task)
+        except (VastAIError, NothingSent) as error:
+            return error
+
+    if len(tasks) < 2 or call.client.curl or call.client.explain:  # these print: in order, please
+        return [outcome(task) for task in tasks]
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+    try:
+        return list(pool.map(outcome, tasks))
+    finally:
+        pool.shutdown(wait=False)  # an interruption waits for no answer
+
+
+def has_reader(call: Call) -> bool:
+    """Does a person read the table?  Only then may a remark below it take another request."""
+    quiet = call.view.quiet or call.client.quiet or call.client.curl or not call.cli
+    shown = call.view.format == "table" and not quiet
+    return shown and is_terminal(sys.stdout) and is_terminal(sys.stderr)
+
+
+def hourly_cost(row: Row) -> float | None:
+    """What an instance costs at present, $/hr: all of it while it runs, else its disk; None if the
+    service does not tell.
+    """
+    state = row.get("actual_status")
+    if state == "offline":
+        return 0.0
+    if state == "running":
+        return as_number(row.get("dph_total"))
+    price = row.get("storage_total_cost")
+    return as_number(get_path(row, "instance.diskHour") if price is None else price)
+
+
+def run_cost(call: Call) -> Row:
+    """What everything costs, and how long the credit lasts; `unknown` names what is not included."""
+    now = time.time()
+    parts: dict[str, Callable[[], Any]] = {
+        "user": lambda: call.do("show_user"),
+        "instances": lambda: call.do("show_instances"),
+        "volumes": lambda: call.do("show_volumes"),
+        "endpoints": lambda: call.do("show_endpoints"),
+        "charges": lambda: charges_between(call, now - 86400, now),
+    }
+    found = dict(zip(parts, at_once(call, lambda part: part(), parts.values())))
+    if all(isinstance(part, Exception) for part in found.values()):
+        raise found["instances"]
+    endpoints = as_rows(found["endpoints"])
+    names = [f"workers of endpoint {row.get('id')}" for row in endpoints]
+    listings = at_once(call, lambda row: call.do("get_endpt_workers", id=row.get("id")), endpoints)
+    bill = Bill(found, dict(zip(names, listings)), now)
+    bill.add_endpoints(endpoints, listings)
+    bill.add_instances()
+    bill.add_volumes()
+    threshold = as_number(as_dict(found["user"]).get("balance_threshold"))
+    call.params.update(reasons=bill.reasons, threshold=threshold)  # for the remarks below the table
+    return bill.result()
+
+
+def charges_between(call: Call, start: float, end: float) -> list[Row]:
+    """The charges of a period, of all pages."""
+    row = METHODS["show_invoices_v1"]
+    period = {"charges": True, "start_date": start, "end_date": end, "limit": 100}
+    part = call.of(row, **check_params(row, period, cli=False))
+    with row:
+        return [item for page in pages(part, build_request(part).query, True) for item in page]
+
+
+class Bill:
+    """The lines of `cost` and their sum.
+
+    `found` holds the answers, `reasons` what is not included and why.
+    """
+
+    def __init__(self, found: Row, listings: Row, now: float) -> None:
+        self.found, self.now = found, now
+        every = {**found, **listings}
+        self.reasons = {
+            name: part.msg for name, part in every.items() if isinstance(part, VastAIError)
+        }
+        self.instances = {as_whole(row.get("id")): row for row in as_rows(found["instances"])}
+        self.rows: list[Row] = []
+        self.last_day: Row = dict.fromkeys(("gpu", "disk", "traffic", "total"))
+        self.ran: set[str] = set()  # sources of charges for GPUs, such as "instance-7"
+        if "charges" not in self.reasons:
+            self.add_up_last_day(as_rows(found["charges"]))
+
+    def add_up_last_day(self, charges: list[Row]) -> None:
+        self.last_day = dict.fromkeys(self.last_day, 0.0)
+        for charge in charges:
+            self.last_day["total"] += as_number(charge.get("amount")) or 0
+            self.sort_charge(charge, as_text(charge.get("source")))
+
+    def sort_charge(self, charge: Row, source: str) -> None:
+        """Adds the parts of a charge to what they are for."""
+        parts = as_rows(charge.get("items"))
+        for part in parts:
+            self.sort_charge(part, as_text(part.get("source")) or source)
+        amount = as_number(charge.get("amount")) or 0
+        use = CHARGE_USES.get(as_text(charge.get("type")))
+        if use and not parts:
+            self.last_day[use] += amount
+        if use == "gpu" and amount > 0:
+            self.ran.add(source)
+
+    def add(
+        self, kind: str, row: Row, hour: float | None, label: str = "label", **more: Any
+    ) -> None:
+        """Adds a line; without a price it is not in the sum."""
+        id = row.get("id")
+        if hour is None and kind != "endpoint":
+            self.reasons[f"{kind} {id}"] = "the service names no price"
+        line = {"kind": kind, "id": id, "label": row.get(label) or None, "hour": hour}
+        self.rows.append({**line, "later": None, "why": None, **more})
+
+    def add_endpoints(self, endpoints: list[Row], listings: list[Any]) -> None:
+        """A line for each endpoint; its workers, which are instances too, have none of their own."""
+        for endpoint, workers in zip(endpoints, listings):
+            ids = {as_whole(worker.get("id")) for worker in as_rows(workers)}
+            mine = [self.instances.pop(id) for id in ids if id in self.instances]
+            for row in mine:
+                if hourly_cost(row) is None:
+                    self.reasons[f"instance {row.get('id')}"] = "the service names no price"
+            told = "instances" not in self.reasons and isinstance(workers, list)
+            hour = sum((hourly_cost(row) or 0.0 for row in mine), 0.0) if told else None
+            later = sum(later_cost(row) or hourly_cost(row) or 0.0 for row in mine)
+            state = endpoint.get("endpoint_state")
+            more = {"later": later if any(map(later_cost, mine)) else None, "state": state}
+            self.add("endpoint", endpoint, hour, "endpoint_name", **more)
+
+    def add_instances(self) -> None:
+        for row in self.instances.values():
+            state = row.get("actual_status") or "created"
+            why, later = self.why_orphan(row, state), later_cost(row)
+            self.add("instance", row, hourly_cost(row), state=state, later=later, why=why)
+
+    def why_orphan(self, row: Row, state: str) -> str | None:
+        """Why an instance looks forgotten, if it does."""
+        if state == "offline":
+            return "offline"
+        if state == "running":
+            idle = not row.get("label") and as_number(row.get("gpu_util")) == 0
+            return "running, no label, GPU at 0 % now" if idle else None
+        stopped = state in ("exited", "stopped") or row.get("intended_status") == "stopped"
+        begun = as_number(row.get("start_date"))
+        old = begun is not None and self.now - begun > 86400
+        ran = "charges" in self.reasons or f"instance-{row.get('id')}" in self.ran
+        return "stopped for over a day" if stopped and old and not ran else None
+
+    def add_volumes(self) -> None:
+        for row in as_rows(self.found["volumes"]):
+            why = None if row.get("instances") else "volume on nothing"
+            hour = as_number(row.get("storage_total_cost"))
+            self.add("volume", row, hour, state=row.get("status"), why=why)
+
+    def result(self) -> Row:
+        self.rows.sort(key=lambda row: ("instance", "volume", "endpoint").index(row["kind"]))
+        hour = sum((row["hour"] or 0.0 for row in self.rows), 0.0)
+        credit = as_number(as_dict(self.found["user"]).get("credit"))
+        left = None if credit is None or hour <= 0 else max(0.0, credit) / hour
+        end = self.now + (left or 0) * 3600
+        dated = left is not None and end < LAST_YEAR
+        return {
+            "hour": hour,
+            "day": hour * 24,
+            "month": hour * HOURS_OF_MONTH,
+            "credit": credit,
+            "hours_left": left,
+            "runs_out": format_utc(end, "%Y-%m-%dT%H:%M:%SZ") if dated else None,
+            "rows": self.rows,
+            "last_day": self.last_day,
+            "unknown": list(self.reasons),
+        }
+
+
+CHARGE_USES = {"gpu": "gpu", "disk": "disk", "volume": "disk", "bwd": "traffic", "bwu": "traffic"}
+
+
+def later_cost(row: Row) -> float | None:
+    """What an instance that is being started will cost, $/hr; None for the others."""
+    starting = row.get("actual_status") in ("loading", "created", None)
+    return (
+        as_number(row.get("dph_total"))
+        if starting and row.get("intended_status") != "stopped"
+        else None
+    )
+
+
+def cost_words(cost: Row) -> str:
+    """The sum of `cost` and how long the credit lasts, as one sentence."""
+    at_least = "at least " if cost["unknown"] else ""
+    hour, day, month, credit = (cost[name] for name in ("hour", "day", "month", "credit"))
+    words = f"{at_least}{format_rate(hour)}, ${day:.2f}/day, ${month:.2f}/month"
+    if hour <= 0:
+        words = f"{at_least}$0.00/hr" if at_least else "nothing costs money now"
+    if credit is not None:
+        words += f"; credit ${credit:.2f}"
+    if cost["hours_left"] is not None:
+        at_most = " at most" if cost["unknown"] else ""
+        words += f" lasts{at_most} {format_duration(cost['hours_left'] * 3600)}"
+    if cost["runs_out"]:
+        words += f", until {cost['runs_out'][:16].replace('T', ' ')} UTC"
+    return words[:1].upper() + words[1:]
+
+
+def cost_footer(call: Call, cost: Row) -> list[str]:
+    """The sum, what the last day cost, a low credit, and why something is not included."""
+    lines = [cost_words(cost)] if cost["rows"] or cost["unknown"] else []
+    if cost["last_day"]["total"]:
+        parts = [f"{name} ${amount:.2f}" for name, amount in cost["last_day"].items()]
+        lines.append(f"Last 24 hours: {', '.join(parts).replace('gpu', 'GPU')}")
+    threshold, credit = call["threshold"], cost["credit"]
+    if threshold and credit is not None and credit < threshold:
+        lines.append(f"Credit ${credit:.2f} is below your alert threshold of ${threshold:.2f}.")
+    return lines + [f"Cannot tell {name}: {reason}" for name, reason in call["reasons"].items()]
+
+
+def user_footer(call: Call, user: Row) -> list[str]:
+    """Which key is in use and, on a terminal, how long the credit lasts at the present rate."""
+    key = as_text(call.client.api_key)
+    ending = f" ending in …{key[-4:]}" if len(key) >= 20 else ""
+    lines = [f"API key{ending} from {call.client.key_origin}"]
+    if has_reader(call):
+        try:
+            lines.insert(0, cost_words(call.do("cost")))
+        except VastAIError:
+            pass  # the card is complete without it
+    return lines
+
+
+def stopped_footer(call: Call, answer: Row) -> list[str]:
+    """On a terminal, what the disk of a stopped instance goes on costing."""
+    if not has_reader(call):
+        return []
+    id = call["id"]
+    try:
+        row = call.do("show_instance", id=id) or {}
+    except VastAIError:
+        return []
+    price = hourly_cost({**row, "actual_status": "exited"})
+    if price is None:
+        return []
+    month = price * HOURS_OF_MONTH
+    end = f"`vastai destroy instance {id}` ends that"
+    return [f"Its disk is still billed: {format_rate(price)}, ${month:.2f}/month; {end}."]
+
+
+def volumes_of(call: Call, instance: int) -> list[Row]:
+    """The volumes that are attached to an instance; none if the service does not tell."""
+    try:
+        volumes: list[Row] = call.do("show_volumes")
+    except VastAIError:
+        return []
+    return [row for row in volumes if instance in map(as_whole, as_list(row.get("instances")))]
+
+
+def volumes_footer(call: Call, answer: Row) -> list[str]:
+    """On a terminal, which volumes of a destroyed instance stay, and what they cost."""
+    lines = []
+    for row in call["volumes"] or ():
+        id, price = row.get("id"), as_number(row.get("storage_total_cost"))
+        rate = "" if price is None else f" at {format_rate(price)}"
+        lines.append(
+            f"Volume {id} stays and is billed{rate}; `vastai delete volume {id}` ends that."
+        )
+    return lines
 
 
 # ----------------------------------------------------------------------- diagnostics and benchmarks
@@ -11527,6 +11819,10 @@ if TYPE_CHECKING:  # the rows that programs touch most, for type checkers; at ru
         "id": int, "username": str, "email": str, "fullname": str, "balance": float, "credit": float,
         "balance_threshold": float, "balance_threshold_enabled": bool, "can_pay": bool, "has_billing": bool,
         "last4": Optional[str], "ssh_key": Optional[str]})
+    Cost = TypedDict("Cost", {
+        "hour": float, "day": float, "month": float, "credit": Optional[float], "hours_left": Optional[float],
+        "runs_out": Optional[str], "rows": List[Dict[str, Any]], "last_day": Dict[str, Optional[float]],
+        "unknown": List[str]})
     Invoice = TypedDict("Invoice", {
         "id": int, "user_id": int, "when": float, "paid_on": Optional[float], "payment_expected": Optional[float],
         "amount_cents": float, "original_amount": Optional[float], "balance_before": float, "balance_after": float,
@@ -11982,6 +12278,7 @@ class VastAI:
         def delete_overlay(self, overlay_identifier: str) -> dict[str, Any]:
             "Delete an overlay network, with its instances."; ...
         def show_user(self) -> User: "Your account and its credit."; ...
+        def cost(self) -> Cost: "Show running costs and how long credit lasts."; ...
         def show_audit_logs(self) -> list[dict[str, Any]]: "What was done with your account, and when."; ...
         def set_user(self, params: dict[str, Any] | str) -> dict[str, Any]:
             "Change your account: address, thresholds, phone …."; ...
@@ -12885,15 +13182,18 @@ def instances_footer(call: Call, rows: Rows) -> list[str]:
     total = as_whole(rows.answer.get("total_instances")) or len(rows)
     lines = []
     if rows:
-        cost = sum(map(hourly_cost, rows))
+        costs = [hourly_cost(row) for row in rows]
         labels = as_dict(rows.answer.get("label_counts"))
         names = ", ".join(f"{name or '(none)'} {count}" for name, count in labels.items())
-        lines.append(f"{len(rows)} of {total} instances, ${cost:.4f}/hr")
+        at_least = "at least " if None in costs else ""
+        lines.append(
+            f"{len(rows)} of {total} instances, {at_least}${sum(filter(None, costs)):.4f}/hr"
+        )
         if names:
             lines[0] += f"; labels: {names}"
     elif any(call[name] for name in ("status", "label", "gpu_name", "verification")):
         lines.append("No instance meets these filters.")
-    if is_terminal(sys.stdout) and is_terminal(sys.stderr) and not call.client.quiet:
+    if has_reader(call):
         filters = filter_values(call)
         if filters:
             lines.append("Filter with " + " ".join(filters))
@@ -13878,6 +14178,8 @@ def run_call(call: Call) -> int:
     if isinstance(result, dict) and result.get("success") is False:
         reason = as_text(result.get("reason")) or reason_of(result)
         raise VastAIError(reason)  # found out in several steps, and shown in full
+    if row.gaps and result[row.gaps]:
+        raise PartialError(f"could not be read, and is not included: {', '.join(result[row.gaps])}")
     return 0
 
 
@@ -13899,15 +14201,98 @@ def gone_error(call: Call) -> VastAIError:
     return not_found_error(noun, ids[0] if ids else "", row.look)
 
 
-def run_help(call: Call) -> str:
-    """The help of a command, or of all that begin with a word."""
+def run_help(call: Call) -> Row:
+    """The table for programs: all commands, one, or those that begin with a word."""
     words = call["command"] or []
     row, _, lost = find_command(words)
-    if row:
-        return command_help(row)
-    if lost and not commands_of_verb(lost[0]):
+    if not row and lost and not commands_of_verb(lost[0]):
         raise UsageError(unknown_command_message(lost))
-    return overview(lost[0] if lost else "")
+    rows = (
+        [row]
+        if row
+        else [COMMANDS[NAMES[name].name] for name in commands_of_verb(lost[0])]
+        if lost
+        else COMMANDS.values()
+    )
+    return {
+        "version": __version__,
+        "commands": [describe_command(row) for row in dict.fromkeys(rows)],
+        "options": [describe_argument(arg, "cli") for arg in GLOBAL_ARGS.args],
+        "exit_statuses": {str(status): meaning for status, meaning in EXIT_STATUSES.items()},
+    }
+
+
+def help_text(call: Call, document: Row) -> str:
+    """The help of a command, or of all that begin with a word."""
+    row, _, lost = find_command(call["command"] or [])
+    return command_help(row) if row else overview(lost[0] if lost else "")
+
+
+EXIT_STATUSES = {
+    0: "done, as the service confirmed",
+    1: "the service refused or failed",
+    2: "wrong use; nothing was sent",
+    3: "not allowed: no key, a wrong one, or a second factor is needed",
+    4: "no such thing",
+    5: "rate limit",
+    6: "the service was not reached, or a request that may be repeated got no answer",
+    7: "outcome unknown: a request that must not be repeated got no answer",
+    8: "a part failed; the rest was done",
+    9: "a wait ran out of time",
+    130: "interrupted",
+}
+
+
+def exit_statuses(row: Command) -> list[int]:
+    """The statuses that a command can end with, besides those of programs that it runs."""
+    names = {arg.name for arg in row.args}
+    found = {0, 1, 2, 130}
+    if row.path or row.auth:
+        found |= {3, 4, 5, 6}
+    if not row.safe:
+        found.add(7)
+    rents = row.effect == SPENDS and not row.safe
+    if row.gaps or rents or not names.isdisjoint(("ids", "machines")):
+        found.add(8)
+    if not names.isdisjoint(("max_wait", "timeout")):
+        found.add(9)
+    return sorted(found)
+
+
+def describe_command(row: Command) -> Row:
+    """A row of the table for programs."""
+    return {
+        "name": row.name,
+        "aliases": row.aliases,
+        "method": row.methods[0] if row.face != "cli" else None,
+        "command_line": row.face != "sdk",
+        "group": row.group,
+        "summary": row.summary,
+        "effect": row.effect,
+        "repeatable": row.safe,
+        "asks": bool(row.ask or row.asks),
+        "arguments": [describe_argument(arg, arg.face) for arg in row.args if not arg.hidden],
+        "returns": row.annotation,
+        "exit_statuses": exit_statuses(row),
+    }
+
+
+def describe_argument(arg: Arg, face: str) -> Row:
+    """An argument for programs: its spellings, and what it takes."""
+    default = arg.cli if face == "cli" else arg.default
+    return {
+        "name": arg.name,
+        "flags": arg.flags if arg.option else [],
+        "face": face or "both",
+        "help": arg.help,
+        "type": arg.annotation,
+        "required": default is REQUIRED,
+        "default": None if default is REQUIRED else default,
+        "unit": UNITS.get(arg.kind.metavar),
+        "choices": list(arg.choices),
+        "many": arg.many or arg.again or arg.rest,
+        "secret": arg.secret,
+    }
 
 
 def run_repl(call: Call) -> None:
