@@ -589,11 +589,9 @@ class Instance:
     def container_log(self, now):
         """What the container wrote since it was started: one line a second once it trains, at most a thousand."""
         since, row = self.started, self.row
-        if self.behaviour["starts"] is False:
-            return []
         lines = [(0, f"container {self.id} starting, image {row['image_uuid']}"),
                  (0, f"found {row['num_gpus']} x {row['gpu_name']}, driver {row['driver_version']}")]
-        for step in range(1, min(1000, 3 + int(now - since))):
+        for step in range(1, min(1000, 3 + int(now - since)) if self.behaviour["starts"] else 1):
             lines.append((step, f"step {step:5d} loss={0.4 + 8.0 / (step + 2):.4f} lr=3.0e-04"))
             if step % 50 == 0:
                 lines.append((step, "WARN: dataloader is slower than the GPU"))
@@ -2817,6 +2815,7 @@ BELIEVABLE = {  # parameters whose kind does not say all that the command wants
     "events": ["instance.created"], "name": "a-name", "pubkey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test",
 }
 BESIDES = {  # parameters that a command does not require, but for another one
+    "launch instance": {"gpu_name": "RTX_4090", "num_gpus": "1"},
     "create instance": {"image": "a/b"}, "create instances": {"image": "a/b"}, "take snapshot": {"repo": "a/b"},
     "delete template": {"template_id": 7}, "cloud copy": {"instance": 7, "connection": 8},
            "delete deployment": {"id": 7}, "get endpt-logs": {"id": 7},
