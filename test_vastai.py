@@ -2815,7 +2815,7 @@ BELIEVABLE = {  # parameters whose kind does not say all that the command wants
     "events": ["instance.created"], "name": "a-name", "pubkey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test",
 }
 BESIDES = {  # parameters that a command does not require, but for another one
-    "launch instance": {"gpu_name": "RTX_4090", "num_gpus": "1"},
+    "launch instance": {"gpu_name": "RTX_4090", "num_gpus": "1", "image": "i"},
     "create instance": {"image": "a/b"}, "create instances": {"image": "a/b"}, "take snapshot": {"repo": "a/b"},
     "delete template": {"template_id": 7}, "cloud copy": {"instance": 7, "connection": 8},
            "delete deployment": {"id": 7}, "get endpt-logs": {"id": 7},
