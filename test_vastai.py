@@ -5591,7 +5591,8 @@ class PureTest(unittest.TestCase):
                 ("gpu_name in [RTX_4090 RTX_3090]", "commas"), ("gpu_arch in [nvidia amd]", "[nvidia,amd]"), ("machine_id in [1 2]", "a number"),
                 ("gpu_name=true", 'gpu_name="true"'), ("gpu_name=A;num_gpus=2", "gpu_name=A num_gpus=2"), ("gpu_name>A", "= !="),
                 ("num_gpus>=null", "null goes with"), ("num_gpus>=2,dph<1", "num_gpus>=2 dph<1"), ("num_gpus=1e999", "a number"),
-                ("rentable=true,", None), ("geolocation in [ ]", "empty"), ("num_gpus=,", "empty"), ("gpu_name='", None)):
+                ("num_gpus=[1,2]", "num_gpus in [1,2]"), ("num_gpus=1,2", "num_gpus in [1,2]"), ("gpu_name=RTX 4090", "into quotes"),
+                ("geolocation in US CA", "[A,B]"), ("rentable=true,", None), ("geolocation in [ ]", "empty"), ("num_gpus=,", "empty"), ("gpu_name='", None)):
             with self.subTest(text):
                 if form is None:
                     with contextlib.suppress(vastai.UsageError):

@@ -1306,26 +1306,37 @@ def parse_query(
                 tell(f"{printable(condition.text)} drops {printable(given.pop(key).text)}")
             result.pop(field, None)
             continue
-        operator = condition.operator
         value = query_value(condition, types[field], (multipliers or {}).get(field))
-        if types[field] == "region":  # a region stands for a list of countries
-            operator = {"eq": "in", "neq": "notin"}.get(operator, operator)
-        present = result.setdefault(field, {})
-        earlier = given.get((field, operator))
-        if earlier and operator == "neq" and None not in (value, present[operator]):
-            if value != present[operator]:
-                given[field, "notin"] = condition
-                present["notin"] = [present.pop(operator), value]
-                del given[field, operator]
-            continue
-        if operator == "neq" and (field, "notin") in given and value is not None:
-            present["notin"] += [value] * (value not in present["notin"])
-            continue
-        if earlier and present[operator] != value:
-            tell(f"{printable(condition.text)} replaces {printable(earlier.text)} in the query")
-        present[operator] = value
-        given[field, operator] = condition
+        if types[field] == "region":  # stands for a list of countries
+            operator = {"eq": "in", "neq": "notin"}.get(condition.operator, condition.operator)
+            condition.operator = operator
+        replaced = add_condition(result.setdefault(field, {}), given, condition, value)
+        if replaced:
+            tell(f"{printable(condition.text)} replaces {printable(replaced)} in the query")
     return result
+
+
+def add_condition(
+    present: Row, given: dict[tuple[str, str], Condition], condition: Condition, value: Any
+) -> str:
+    """Adds a condition to those that its field has, {operator: value}, and to `given`; the text of
+    the one that it replaces, or "".  Several != become one notin.
+    """
+    key = (condition.field, condition.operator)
+    lists = (condition.field, "notin")
+    if condition.operator == "neq" and value is not None:
+        if lists in given:
+            present["notin"] += [value] if value not in present["notin"] else []
+            return ""
+        if key in given and present["neq"] not in (None, value):
+            del given[key]
+            given[lists] = condition
+            present["notin"] = [present.pop("neq"), value]
+            return ""
+    replaced = given[key].text if key in given and present[key[1]] != value else ""
+    present[condition.operator] = value
+    given[key] = condition
+    return replaced
 
 
 def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> list[Condition]:
@@ -1344,10 +1355,11 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
     while at < len(text):
         match = condition.match(text, at)
         if not match:
-            raise UsageError(
-                f"cannot parse the query at {printable(text[at:], 60)!r}; write conditions such as "
-                "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA], with blanks between them"
-            )
+            form = "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA]"
+            hint = f"write conditions such as {form}, with blanks between them"
+            if found and re.match(r"[\w.]+(?:\s|$)", text[at:]):
+                hint = "put a value with blanks into quotes, and a list into [A,B]"
+            raise UsageError(f"cannot parse the query at {printable(text[at:], 60)!r}; {hint}")
         name, sign, word, value = match.groups()
         operator = OPERATORS.get(sign or " ".join(word.split()))
         if operator is None:
@@ -1380,6 +1392,8 @@ def query_value(condition: Condition, type: str, scale: float | None) -> Any:
             raise condition.error(
                 expected_of(type), joined, condition.form(joined).replace(",", " ")
             )
+        if not meant_number(joined, type):
+            raise condition.error("one value", joined, f"{name} in [{joined}]")
         items = [(joined, False)]
     ordered = operator in ("gt", "gte", "lt", "lte")
     if ordered and type in ("text", "name", "model", "country", "region", "true/false"):
@@ -1536,7 +1550,9 @@ def meant_number(text: str, unit: str) -> str:
     import re
 
     match = re.fullmatch(
-        r"\$?\s*(\d[\d, _]*(?:\.\d+)?|\.\d+)\s*([a-z$/][\w/$]{0,9}|%)?", text, re.I | re.ASCII
+        r"\$?\s*((?:\d{1,3}(?:[, _]\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*([a-z$/][\w/$]{0,9}|%)?",
+        text,
+        re.I | re.ASCII,
     )
     if not match:
         return ""
