@@ -10110,8 +10110,8 @@ show gpu-trends /metrics gpu-trends
     --verified:TEXT{true,false,all}='all'
     --datacenter:TEXT{true,false,all}='all'
     --num-gpus:N{all,1,2,4,8,other}='all'
-    --start:N=None
-    --end:N=None
+    --start:DATE=None
+    --end:DATE=None
     --step:N=None
     -> dict[str, Any]
 show gpu-locations /metrics gpu-locations
@@ -10320,8 +10320,8 @@ fetch contracts (sdk) label:TEXT=None contract_ids:ID=None -> list[dict[str, Any
 show scheduled-jobs -> list[dict[str, Any]]
 delete scheduled-job id:ID -> dict[str, Any]
 create scheduled-job (sdk)
-    start_time:N
-    end_time:N
+    start_time:DATE
+    end_time:DATE
     api_endpoint:NAME
     request_method:NAME
     request_body:JSON
@@ -10333,8 +10333,8 @@ create scheduled-job (sdk)
 update scheduled-job (sdk)
     id:ID
     request_body:JSON
-    start_time:N=None
-    end_time:N=None
+    start_time:DATE=None
+    end_time:DATE=None
     api_endpoint:TEXT=None
     request_method:TEXT=None
     frequency:TEXT=None

@@ -393,9 +393,7 @@ def printable_lines(text: str) -> str:
 
 
 class Escapes(dict):  # type: ignore[type-arg]
-    """For str.translate: what each character is shown as, found out once; text of megabytes takes
-    no time.
-    """
+    """Escape table for str.translate, filled on demand."""
 
     def __missing__(self, code: int) -> str:
         from unicodedata import category
@@ -428,7 +426,7 @@ def format_value(value: Any) -> str:
 
 
 def truncate(text: str, width: int) -> str:
-    """A text cut to so many columns, with … where something is missing."""
+    """A text cut to `width` columns, with … at the end if it was longer."""
     if display_width(text) <= width:
         return text
     used = 1
@@ -579,7 +577,7 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
 
 
 def _private_keys(text: str) -> Iterator[tuple[int, int]]:
-    """Where the private keys of a text in PEM form start and end."""
+    """(start, end) of each private key in PEM form."""
     end = 0
     while True:
         start = text.find("-----BEGIN ", end)
@@ -598,8 +596,8 @@ def _private_keys(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _passwords(text: str) -> Iterator[tuple[int, int]]:
-    """Where the passwords of `user:PASSWORD@host` stand, in a URL or without one."""
-    last = -1  # where a password that goes on behind an @ of its own would do so
+    """(start, end) of each password in `user:PASSWORD@host`, in a URL or alone."""
+    last = -1  # the place after an @ that may itself be a part of a password
     done = 0
     at = text.find("@")
     while at >= 0:
@@ -626,7 +624,7 @@ def _passwords(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _named_secrets(text: str) -> Iterator[tuple[int, int]]:
-    """Where the values of names such as token stand, and tokens that are known by their looks."""
+    """(start, end) of each value of a name such as token, and of tokens known by their looks."""
     import re
 
     low = text.lower()
@@ -759,7 +757,7 @@ def as_dict(value: Any) -> Row:
 
 
 def get_path(row: Any, path: str) -> Any:
-    """`row["a"]["b"]` for "a.b"; None where something on the way is missing."""
+    """`row["a"]["b"]` for "a.b"; None if something on the way is missing."""
     for name in path.split("."):
         row = row.get(name) if isinstance(row, dict) else None
     return row
@@ -1121,7 +1119,6 @@ ORDER = Kind(
 DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *", "DAY")
 HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
-DAY = WHEN = MOMENT = EXPIRY = DATE
 INSTANCE_IDS, MACHINE_IDS, OFFER_IDS = (
     IDS.called("INSTANCE", "instances"),
     IDS.called("MACHINE"),
@@ -1350,7 +1347,7 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
         r'(\[[^][]*\]|"[^"]*"|\'[^\']*\'|\S+)\s*',
         re.ASCII,
     )
-    found = []
+    found: list[Condition] = []
     at = 0
     while at < len(text):
         match = condition.match(text, at)
@@ -2322,8 +2319,8 @@ YES = Arg("-y --yes", FLAG, "do not ask", face="cli", to="")
 # fmt: off
 SCHEDULE = (
     Arg("--schedule", TEXT, "make a scheduled job instead of acting now", None, choices=("HOURLY", "DAILY", "WEEKLY"), to="", group="Schedule"),
-    Arg("--start_date", WHEN, "first day of the job, UTC; today if not given", None, to="", group="Schedule"),
-    Arg("--end_date", WHEN, "last day of the job, UTC; a week from now if not given", None, to="", group="Schedule"),
+    Arg("--start_date", DATE, "first day of the job, UTC; today if not given", None, to="", group="Schedule"),
+    Arg("--end_date", DATE, "last day of the job, UTC; a week from now if not given", None, to="", group="Schedule"),
     Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to="", group="Schedule"),
     Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to="", group="Schedule"))
 # fmt: on
@@ -2842,11 +2839,11 @@ TEMPLATE_OPTIONS = (
 VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, GB, whole", 15)
 VOLUME_NAME = Arg("-n --name", NAME, "a name of your own", None)
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
-OFFER_END = Arg("-e --end_date", WHEN,
-    "end of the offer, UTC: MM/DD/YYYY or unix seconds; the service chooses if not given", None)
+OFFER_END = Arg("-e --end_date", DATE,
+    "end of the offer, UTC; the service chooses if not given", None)
 MARKET_OPTIONS = (
     Arg("--verified", TEXT, "only verified machines, or only others", "all", choices=("true", "false", "all"), to=""),
-    Arg("--datacenter", TEXT, "only machines in data centres, or only others", "all", choices=("true", "false", "all"),
+    Arg("--datacenter", TEXT, "only machines in data centers, or only others", "all", choices=("true", "false", "all"),
         to=""))
 MARKET_SIZE = Arg("--num-gpus", TEXT.called("N"), "only machines with so many GPUs", "all",
     choices=("all", "1", "2", "4", "8", "other"), to="")
@@ -2871,15 +2868,15 @@ LISTING = (
     Arg("-d --price_inetd", PRICE, "price of downloads, $/GB", None),
     Arg("-b --price_min_bid", PRICE, "lowest bid for a GPU, $/hr", None),
     Arg("-m --min_chunk", COUNT, "fewest GPUs that are rented together", 1),
-    Arg("-e --end_date", EXPIRY, "last day of the offer: MM/DD/YYYY (UTC) or unix seconds", None),
+    Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31", None),
     Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 is 40 %", None, key="credit_discount_max"),
     Arg("-l --duration", TEXT.called("SPAN"),
         "keep the offer's end this far ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
     Arg("-v --vol_size", COUNT, "space offered for volumes, GB; 0 for none, half of the disk if not given", None),
     Arg("-z --vol_price", PRICE, "price of volumes, $/GB/month; price_disk if not given", None))
 ITEM_OPTIONS = (
-    Arg("-s --start_date", WHEN, "from this date on; the last day if not given", None, to=""),
-    Arg("-e --end_date", WHEN, "up to this date; now if not given", None, to=""),
+    Arg("-s --start_date", DATE, "from this date on; the last day if not given", None, to=""),
+    Arg("-e --end_date", DATE, "up to this date; now if not given", None, to=""),
     Arg("-c --only_charges", FLAG, "only charges", to=""),
     Arg("-p --only_credits", FLAG, "only payments", to=""))
 EARNINGS = ("gpu_earn", "sto_earn", "bwu_earn", "bwd_earn")
@@ -3327,8 +3324,8 @@ register("Market (for hosts)",
     Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, READS, "GPUs and their prices over time",
         Arg("name", NAME, "models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
         *MARKET_OPTIONS, MARKET_SIZE,
-        Arg("--start", COUNT, "first moment, unix seconds; a day before the last if not given", None),
-        Arg("--end", COUNT, "last moment, unix seconds; now if not given", None),
+        Arg("--start", DATE, "first moment, UTC; a day before the last if not given", None),
+        Arg("--end", DATE, "last moment, UTC; now if not given", None),
         Arg("--step", COUNT, "seconds from one point to the next", None),
         build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="trend_footer",
         empty="No data.", columns=GPU_TRENDS_COLUMNS,
@@ -3554,7 +3551,7 @@ register("Machines (for hosts)",
         query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "announce maintenance to a machine's renters",
         MACHINE,
-        Arg("--sdate", MOMENT, "start, UTC: unix seconds, or a date such as 2026-01-31T14:00", required=True),
+        Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", required=True),
         Arg("--duration", NUMBER, "length, hours", required=True),
         Arg("--maintenance_category", TEXT, "power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
@@ -3640,8 +3637,8 @@ register("Billing",
     Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, READS, "invoices or charges, page by page",
         Arg("-i --invoices", FLAG, "payments, transfers and payouts", face="cli", to=""),
         Arg("-c --charges", FLAG, "what instances, volumes and endpoints have cost", to=""),
-        Arg("-s --start-date", DAY, "first day: YYYY-MM-DD or unix seconds", None, to=""),
-        Arg("-e --end-date", DAY, "last day", None, to=""),
+        Arg("-s --start-date", DATE, "first day, UTC, such as 2026-01-31", None, to=""),
+        Arg("-e --end-date", DATE, "last day", None, to=""),
         Arg("-l --limit", WHOLE, "rows of a page, 100 at most", 20),
         Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, key="after_token",
             sent=lambda token: token or None),
@@ -3665,8 +3662,8 @@ register("Billing",
         returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=01/01/2026'", "'is_credit=true'")),
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "what your machines have earned",
-        Arg("-s --start_date", WHEN, "first day; the last day if not given", None, to=""),
-        Arg("-e --end_date", WHEN, "last day", None, to=""),
+        Arg("-s --start_date", DATE, "first day; the last day if not given", None, to=""),
+        Arg("-e --end_date", DATE, "last day", None, to=""),
         Arg("-m --machine_id", ID, "only this machine", None, to=""), NO_QUIET,
         Arg("--last_days", COUNT, "the last so many days, in place of the dates", None),
         Arg("--user_id", GIVEN_ID, "the account", "me"),
@@ -3694,8 +3691,8 @@ register("Scheduled jobs",
     Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "end a scheduled job",
         Arg("id", ID, "the job"), done="Scheduled job {id} is deleted.", look="show scheduled-jobs"),
     Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SPENDS, "have a request repeated at set times",
-        Arg("start_time", NUMBER, "first time, unix seconds"),
-        Arg("end_time", NUMBER, "last time, unix seconds"),
+        Arg("start_time", DATE, "first time, UTC"),
+        Arg("end_time", DATE, "last time, UTC"),
         Arg("api_endpoint", NAME, "path of the request: /api/v0/instances/reboot/ID/"),
         Arg("request_method", NAME, "its method: PUT, POST …"),
         Arg("request_body", OBJECT, "its body"),
@@ -3707,8 +3704,8 @@ register("Scheduled jobs",
     Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SPENDS, "change what is repeated, or when",
         Arg("id", ID, "the job"),
         Arg("request_body", OBJECT, "body of the request"),
-        Arg("start_time", NUMBER, "first time, unix seconds", None),
-        Arg("end_time", NUMBER, "last time, unix seconds", None),
+        Arg("start_time", DATE, "first time, UTC", None),
+        Arg("end_time", DATE, "last time, UTC", None),
         Arg("api_endpoint", TEXT, "path of the request", None),
         Arg("request_method", TEXT, "its method", None),
         Arg("frequency", TEXT, "HOURLY, DAILY or WEEKLY", None),
@@ -12170,8 +12167,8 @@ class VastAI:
             "How many GPUs there are, are free, and cost."; ...
         def show_gpu_trends(self, name: str = 'RTX 5090,RTX 4090,RTX 3090',
                 verified: Literal['true', 'false', 'all'] = 'all', datacenter: Literal['true', 'false', 'all'] = 'all',
-                num_gpus: Literal['all', '1', '2', '4', '8', 'other'] = 'all', start: int | None = None,
-                end: int | None = None, step: int | None = None) -> dict[str, Any]:
+                num_gpus: Literal['all', '1', '2', '4', '8', 'other'] = 'all', start: str | float | None = None,
+                end: str | float | None = None, step: int | None = None) -> dict[str, Any]:
             "GPUs and their prices over time."; ...
         def show_gpu_locations(self, verified: Literal['true', 'false', 'all'] = 'all',
                 datacenter: Literal['true', 'false', 'all'] = 'all', rented: Literal['true', 'false', 'all'] = 'all',
@@ -12330,14 +12327,14 @@ class VastAI:
             "Contracts by label and id."; ...
         def show_scheduled_jobs(self) -> list[dict[str, Any]]: "Requests that are repeated at set times."; ...
         def delete_scheduled_job(self, id: int) -> dict[str, Any]: "End a scheduled job."; ...
-        def create_scheduled_job(self, start_time: float, end_time: float, api_endpoint: str, request_method: str,
-                request_body: dict[str, Any], frequency: str, instance_id: int | str,
+        def create_scheduled_job(self, start_time: str | float, end_time: str | float, api_endpoint: str,
+                request_method: str, request_body: dict[str, Any], frequency: str, instance_id: int | str,
                 day_of_the_week: int | None = None, hour_of_the_day: int | None = None) -> dict[str, Any]:
             "Have a request repeated at set times."; ...
-        def update_scheduled_job(self, id: int, request_body: dict[str, Any], start_time: float | None = None,
-                end_time: float | None = None, api_endpoint: str | None = None, request_method: str | None = None,
-                frequency: str | None = None, instance_id: int | str | None = None, day_of_the_week: int | None = None,
-                hour_of_the_day: int | None = None) -> dict[str, Any]:
+        def update_scheduled_job(self, id: int, request_body: dict[str, Any], start_time: str | float | None = None,
+                end_time: str | float | None = None, api_endpoint: str | None = None,
+                request_method: str | None = None, frequency: str | None = None, instance_id: int | str | None = None,
+                day_of_the_week: int | None = None, hour_of_the_day: int | None = None) -> dict[str, Any]:
             "Change what is repeated, or when."; ...
         def show_endpoints(self) -> list[EndpointRow]: "Your serverless endpoints."; ...
         def create_endpoint(self, min_load: float = 0.0, min_cold_load: float = 0.0, target_util: float = 0.9,
