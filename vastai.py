@@ -12801,12 +12801,15 @@ def format_card(listing: Listing) -> str:
     """One thing as two columns: name and value, without what is not there."""
     (row,) = listing.rows
     bright = listing.color and colored()
-    wide = max((len(column[0]) for column in listing.columns), default=0)
+    names = [column[0] for column in listing.columns]
+    if not is_terminal(sys.stdout):
+        names = list(map(without_blanks, names))  # as in tables, for awk
+    wide = max(map(len, names), default=0)
     lines = []
-    for column in listing.columns:
+    for name, column in zip(names, listing.columns):
         text = format_cell(column, row)
         if text != "-":
-            lines.append(f"{column[0]:<{wide}}  {paint(text, column[2]) if bright else text}")
+            lines.append(f"{name:<{wide}}  {paint(text, column[2]) if bright else text}")
     return "\n".join(lines) + "\n" if lines else format_json(row) + "\n"
 
 
@@ -13222,7 +13225,9 @@ def filter_values(call: Call) -> list[str]:
         return []
     names = {"actual_status": "status", "gpu_name": "gpu-name", "verification": "verification"}
     for name, option in names.items():
-        values = sorted({repr(as_text(row[name])) for row in combinations if row.get(name)})
+        values = sorted(
+            {without_blanks(as_text(row[name])) for row in combinations if row.get(name)}
+        )
         if len(values) > 1:
             found.append(f"--{option} {'|'.join(values)}")
     return found
