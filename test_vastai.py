@@ -5450,6 +5450,83 @@ class CompatTest(CommandCase):
 class PureTest(unittest.TestCase):
     """What needs no service: queries, environments, orders, dates, places, tables."""
 
+    def test_what_may_be_sent_again_and_when(self):
+        def top(low, high):
+            return high
+        for safe, failure, attempt, attempts, asked, pause in (
+                (True, "unsent", 1, 3, None, 0.25), (False, "unsent", 2, 3, None, 0.5), (False, "unsent", 3, 3, None, None),
+                (True, "unanswered", 1, 3, None, 0.25), (False, "unanswered", 1, 3, None, None),
+                (False, "unanswered", 1, 3, 0, None), (True, "unanswered", 1, 3, 2, 2), (True, "unanswered", 1, 3, 61, None),
+                (True, "limited", 1, 3, None, 0.25), (False, "limited", 1, 3, None, 0.25), (False, "limited", 2, 3, 7.5, 7.5),
+                (True, "limited", 1, 3, 60, 60), (True, "limited", 1, 3, 60.1, None), (True, "limited", 1, 3, float("inf"), None),
+                (True, "refused", 1, 3, None, None), (True, "refused", 1, 3, 1, None),
+                (True, "limited", 1, 1, 1, None), (True, "unsent", 9, 99, None, 60), (True, "unsent", 5000, 9999, None, 60)):
+            with self.subTest(safe=safe, failure=failure, attempt=attempt, asked=asked):
+                self.assertEqual(vastai.retry_pause(safe, failure, attempt, attempts, asked, top), pause)
+        self.assertEqual(vastai.retry_pause(True, "unsent", 3, 9, None, lambda low, high: low), 0)
+        for status, failure in ((301, "refused"), (400, "refused"), (401, "refused"), (404, "refused"), (408, "unanswered"),
+                                (429, "limited"), (500, "refused"), (501, "refused"), (502, "unanswered"), (503, "unanswered"),
+                                (504, "unanswered"), (519, "refused"), (520, "unanswered"), (524, "unanswered"), (525, "refused")):
+            self.assertEqual(vastai.failure_kind(status), failure, status)
+
+    def test_where_redirects_lead(self):
+        for method, url, status, location, target in (
+                ("GET", "http://h/a/b?x=1", 302, "/c", ("http://h/c", True)), ("GET", "http://h/a/b", 301, "c#d", ("http://h/a/c", True)),
+                ("GET", "http://h/a", 303, "http://other/c?y", ("http://other/c?y", False)),
+                ("PUT", "http://h/a", 307, "/c", ("http://h/c", True)), ("POST", "http://h/a", 308, "//o/c", ("http://o/c", False)),
+                ("GET", "http://h/a", 302, "https://h/a", ("https://h/a", False)),
+                ("PUT", "http://h/a", 302, "/c", None), ("DELETE", "http://h/a", 303, "/c", None),
+                ("GET", "https://h/a", 302, "http://h/a", None), ("GET", "http://h/a", 302, "ftp://h/", None),
+                ("GET", "http://h/a", 302, "http://h:x/", None)):
+            with self.subTest(method=method, status=status, location=location):
+                if target:
+                    self.assertEqual(vastai.redirect_target(method, url, status, location), target)
+                else:
+                    self.assertRaises(ValueError, vastai.redirect_target, method, url, status, location)
+
+    def test_hosts_that_need_no_proxy(self):
+        hosts = ("a.example.com", "example.com", "notexample.com", "10.1.2.3", "::1", "2001:db8::5")
+        for entry, exempt in (("*", hosts), ("example.com", hosts[:2]), (".example.com", hosts[:2]), ("*.example.com", hosts[:2]),
+                              ("EXAMPLE.com:443", hosts[:2]), ("example.com:80", ()), ("ample.com", ()), ("10.0.0.0/8", hosts[3:4]),
+                              ("10.1.2.3", hosts[3:4]), ("10.1.2.3:443", hosts[3:4]), ("10.1.2.3:44", ()), ("11.0.0.0/8", ()),
+                              ("::1", hosts[4:5]), ("[::1]", hosts[4:5]), ("[::1]:443", hosts[4:5]), ("[::1]:80", ()),
+                              ("0:0:0:0:0:0:0:1", hosts[4:5]), ("2001:db8::/32", hosts[5:]), ("", ()), ("x/y,10.0.0.0/99", ()),
+                              ("x, 10.1.2.0/24 ::1", hosts[3:5])):
+            with self.subTest(entry=entry):
+                self.assertEqual(tuple(host for host in hosts if vastai.is_exempt(entry, host, 443)), exempt)
+
+    def test_json_that_nobody_can_use(self):
+        long, deep = "9" * 101, "[" * 102 + "]" * 102
+        for size in (0, 300_000, 17_000_000):
+            pad = " " * size
+            for text in ("1e999", "-1E+999", '{"a": [1, 2e400]}', long, "-" + long, "9" * 400 + ".5", deep, "NaN", "Infinity",
+                         "[[],{},".replace(",", ",[") * 70 + "1" + "]" * 140, '{"a":' * 120 + "1" + "}" * 120):
+                with self.subTest(text=text[:20], size=size), self.assertRaises(ValueError):
+                    vastai.parse_json((text + pad).encode())
+            for text in ("1e99", "1e-999", '"1e999 Infinity"', f'"{long}"', f'"{deep}{deep}"', deep[1:-1], "0.1e+3", "\ufeff[1]", "9" * 100,
+                         '["' + '", "'.join(["[[{"] * 60) + '"]'):
+                with self.subTest(text=text[:20], size=size):
+                    self.assertEqual(vastai.parse_json((text + pad).encode()), json.loads((text + pad).encode("utf-8")))
+        with self.assertRaises(ValueError) as caught:
+            vastai.parse_json(b"[" + b"[]," * 8_000_000 + b"[]]")
+        self.assertIn("memory", str(caught.exception))
+        self.assertRaises(ValueError, vastai.parse_json, b"9" * 3_000_000)  # at once, without counting its digits
+
+    def test_gzip(self):
+        one, two = gzip.compress(b"one "), gzip.compress(b"two")
+        self.assertEqual(vastai.unzip(one + two), (b"one two", ""))
+        self.assertEqual(vastai.unzip(one + b"\0\0"), (b"one ", ""))
+        for data in (one[:-3], one + two[:-9], one[:5]):
+            self.assertRaises(ConnectionError, vastai.unzip, data)
+        self.assertIn("gzip", vastai.unzip(b"plain")[1])
+        self.assertIn("64 MB", vastai.unzip(gzip.compress(b" " * (64 << 20) + b" "))[1])
+        self.assertIn("64 MB", vastai.unzip(gzip.compress(b" " * (33 << 20)) * 2)[1])
+
+    def test_keys_that_cannot_be(self):
+        for key in ("two words", "'quoted'", '"quoted"', "$VAST_API_KEY", "${KEY}", "tab\t", "", None, 7, b"bytes", "\u00fc"):
+            self.assertEqual(bool(vastai.key_fault(key)), key != "", key)
+        self.assertEqual(vastai.key_fault("k" * 64), "")
+
     def test_members_of_answers_are_read_as_what_they_should_be(self):
         for value, number in ((7, 7), (0.5, 0.5), ("7", 7), (" 7.5 ", 7.5), ("1e3", 1000.0), (-2, -2), (True, None), (None, None),
                               ("", None), ("x", None), ("nan", None), (float("inf"), None), ("1e999", None), (10 ** 400, None),
@@ -5850,6 +5927,8 @@ LOST = {  # no whole answer came
     "502": reply("<html>Bad Gateway</html>", 502),
     "503": reply({"msg": "busy"}, 503),
     "504": reply("", 504),
+    "408": reply("", 408),
+    **{str(status): reply("<html>error", status) for status in range(520, 525)},
 }
 SLOW = {
     "stalls": stall,
@@ -5880,6 +5959,15 @@ UNREADABLE = {  # a whole answer that nobody can read: never repeated, never tak
 
 class TestLostAnswers(FaultCase):
     """What is safe to repeat is repeated, what is not is sent once; the exception tells them apart."""
+
+    def test_a_refusal_after_a_loss(self):
+        """What is refused may have been done by the try whose answer was lost."""
+        for step in (reply({"msg": "no such instance"}, 404), reply({"msg": "is destroyed"}, 400), reply({"success": False, "msg": "no"})):
+            for line, told in (("label instance 7 x", True), ("destroy instance 7 -y", True), ("show ssh-keys", False)):
+                with self.subTest(line=line):
+                    status, _, err = self.run_here(self.serve(hang_up, step), *line.split())
+                    self.assertNotEqual(status, 0)
+                    self.assertEqual("earlier try" in err, told, err)
 
     def calls(self, client):
         return [("safe", client.show_user, ()), ("safe list", client.show_ssh_keys, ()),
@@ -6122,6 +6210,28 @@ class TestManyAttempts(FaultCase):
 
 
 class TestRedirects(FaultCase):
+    def test_secrets_stay_here(self):
+        """A body with secrets is for the service alone."""
+        other = self.serve(reply({"success": True, "new_contract": 7}))
+        for name, given in (("create_env_var", {"name": "A", "value": "s3cr3t-value"}), ("create_instance", {"id": 7, "image": "i", "env": "-e A=s3cr3t-value"})):
+            client = self.chain(reply("", 307, Location=other.url + "/x"))[1]
+            error = self.error(getattr(client, name), **given)
+            self.assertEqual((type(error), error.exit_status, error.status, other.requests), (vastai.VastAIError, 1, 307, []))
+            self.assertIn("secrets", str(error))
+        self.chain(reply("", 307, Location=other.url + "/x"))[1].label_instance(7, "x")
+        self.assertEqual(json.loads(other.requests[0]["body"]), {"label": "x"})
+
+    def test_the_host_that_cannot_be_reached_is_named(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            far = f"http://127.0.0.1:{free.getsockname()[1]}"
+            server, client = self.chain(reply("", 302, Location=far + "/x"))
+            error = self.error(client.show_user)
+            self.assertEqual((type(error), far in str(error), server.url in str(error)), (vastai.NetworkError, True, False))
+        far = self.serve(hang_up)
+        server, client = self.chain(reply("", 302, Location=far.url + "/x"))
+        self.assertIn(far.url, str(self.error(client.show_user)))
+
     def chain(self, *steps, call=None, **options):
         server = self.serve(*steps, **options)
         return server, self.client(server)
@@ -6223,6 +6333,34 @@ class TestRedirects(FaultCase):
 
 
 class TestConnections(FaultCase):
+    def test_answers_beyond_all_measure(self):
+        """Refused, not repeated, and the process lives: what unpacks to more than memory, or says it is that long."""
+        bomb = gzip.compress(b"[" + b"[]," * 40_000_000)
+        for step in (reply(bomb, **GZIP), cut(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n"),
+                     cut(CHUNKED.encode() + b"ffffffff\r\n"), reply(gzip.compress(b"[" + b"[]," * 9_000_000 + b"[]]"), **GZIP)):
+            server = self.serve(step)
+            for call in (self.client(server).show_ssh_keys, functools.partial(self.client(server).create_team, "t")):
+                del server.requests[:]
+                error = self.error(call)
+                self.assertEqual((type(error), error.exit_status, len(server.requests)), (vastai.VastAIError, 1, 1))
+                self.assertRegex(str(error), "64 MB|memory")
+
+    def test_heads_of_answers(self):
+        for name, head in {"lines of their own": b"HTTP/1.1 200 OK\nContent-Length: 9\n\n",
+                           "any case": b"HTTP/1.1 200\r\ncontent-LENGTH:9\r\n\r\n",
+                           "twice": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nContent-Length: 9\r\n\r\n",
+                           "folded": b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 9\r\n\r\n",
+                           "several announcements": b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 100 C\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
+                           }.items():
+            with self.subTest(head=name):
+                server = self.serve(head + b'{"id": 7}', reply({"id": 8}))
+                client = self.client(server)
+                self.assertEqual([client.show_user()["id"] for _ in range(2)], [7, 8])
+                self.assertEqual(server.connections, 1)
+        error = self.error(self.client(self.serve(reply({"msg": "x"}, 400, X_Thing="one"))).show_user)
+        self.assertEqual((error.response.headers["x-thing"], error.response.headers.get("X-THING"), "X-Thing" in error.response.headers),
+                         ("one", "one", True))
+
     def test_reused(self):
         server = self.serve(reply(USER))
         client = self.client(server)
@@ -6308,6 +6446,17 @@ class TestConnections(FaultCase):
 
 
 class TestProxies(FaultCase):
+    def test_kinds_that_are_not_supported(self):
+        """Named with their variable, without what may be a password, and at once."""
+        for variable, url, words in (("ALL_PROXY", "socks5://me:sesame@h:1080", "SOCKS"), ("http_proxy", "https://me:sesame@h:443", "https proxy"),
+                                     ("HTTP_PROXY", "socks5h://h", "SOCKS"), ("all_proxy", "http://", "URL"), ("HTTP_PROXY", "ftp://sesame", "URL")):
+            with self.subTest(url=url), mock.patch.dict(os.environ, {variable: url}):
+                error = self.error(self.client("http://service.example").create_team, "t")
+                self.assertEqual((type(error), error.exit_status), (vastai.NetworkError, 6))
+                self.assertIn(variable, str(error))
+                self.assertIn(words, str(error))
+                self.assertNotIn("sesame", str(error))
+
     def proxy(self, accepts=True):
         """A proxy: passes plain requests on and CONNECTs, if it likes the password."""
         def route(request):
@@ -6616,6 +6765,23 @@ class TestExitStatuses(FaultCase):
 
 class TestSessions(FaultCase):
     """The key of a 2FA session expires in the middle of a command."""
+
+    def test_a_newer_session_is_used(self):
+        """Another process has begun a session meanwhile: its key is taken, not deleted."""
+        path = vastai.config_file("vast_tfa_key")
+        vastai.write_private(path, "old-session")
+        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+
+        def answers(request):
+            if request["headers"]["authorization"] == "Bearer old-session":
+                vastai.write_private(path, "new-session")
+                return reply({"msg": "Session expired"}, 401)
+            return reply(USER)
+        server = self.serve(route=answers)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            status = vastai.main(["--url", server.url, "show", "user"])
+        self.assertEqual((status, server.requests[-1]["headers"]["authorization"], vastai.read_key(path)),
+                         (0, "Bearer new-session", "new-session"))
 
     def test_a_rental_is_not_made_twice(self):
         vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
@@ -7369,6 +7535,57 @@ class TestManyItems(FaultCase):
 
 
 class TestConcurrency(FaultCase):
+    def test_closed_while_used_with_tls(self):
+        """The key never leaves in plain text, and no call fails, whoever closes the connections."""
+        server, errors = self.serve(reply(USER), tls=server_context(self.home)), []
+        with mock.patch.dict(os.environ, SSL_CERT_FILE=os.path.join(self.home, "ca.pem")):
+            client = self.client(server)
+
+            def work():
+                try:
+                    for _ in range(15):
+                        client.show_user()
+                except Exception as error:
+                    errors.append(error)
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                client.close()
+                time.sleep(0.001)
+        self.assertEqual((errors, len(server.requests)), ([], 60))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork here")
+    def test_fork_during_the_first_call(self):
+        """Modules are never half loaded in the child, however long they take."""
+        script = """
+import importlib.abc, os, sys, threading, time
+sys.path.insert(0, %r)
+import vastai
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in ("json", "urllib.parse", "socket"):
+            begun.set()
+            time.sleep(0.1)
+def call():
+    return vastai.VastAI("k" * 20, %r).show_user()["id"]
+begun = threading.Event()
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=call)
+thread.start()
+begun.wait()
+child = os.fork()
+if not child:
+    import signal
+    signal.alarm(5)
+    os._exit(call() != 7)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+        server = self.serve(reply(USER))
+        done = subprocess.run([sys.executable, "-W", "ignore", "-S", "-c", script % (HERE, server.url)], capture_output=True, timeout=20)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+
     def echo(self, request):
         """The number that a request names, by way of a fault at times."""
         number = int(request["path"].split("/")[4])
@@ -7518,6 +7735,133 @@ def open_files():
 
 
 class TestSecrets(FaultCase):
+    def test_places_where_a_secret_is_echoed(self):
+        """Headers, addresses, names of members, and sentences of success."""
+        step = reply({"msg": "no", KEY: 1, "a": {f"x{KEY}": [KEY]}}, 400, X_Echo=KEY, Retry_After="1")
+        error = self.error(self.client(self.serve(step)).show_user)
+        told = repr(error.response.headers) + error.response.text + repr(error.body) + error.response.url
+        self.assertNotIn(KEY, told)
+        self.assertIn("***", error.response.headers["X-Echo"])
+        again = pickle.loads(pickle.dumps(error))
+        self.assertEqual((again.status, again.response.headers["x-echo"]), (400, "***"))
+        status, out, err = self.run_here(self.serve(reply({"success": True, "msg": "A is now s3cr3t-env-value"})),
+                                         "create", "env-var", "A", "s3cr3t-env-value")
+        self.assertEqual((status, "s3cr3t" in out + err), (0, False))
+
+    def test_ports_are_no_secret(self):
+        status, out, _ = self.run_here("http://127.0.0.1:9", "create", "instance", "7", "--image", "i", "--env", "-e A=s3cr3t-value -p 8080:80", "--curl")
+        self.assertEqual(status, 0)
+        self.assertNotIn("s3cr3t", out)
+        body = json.loads(shlex.split(out)[-1])
+        self.assertEqual(body["env"], {"A": "***", "-p 8080:80": "1"})
+
+    def test_a_server_with_a_password(self):
+        for url in ("http://me:sesame@h", "https://me:sesame@[::1", "me:sesame@h", "http://h/?key=sesame", "http://h/#sesame"):
+            status, out, err = self.run_here(None, "show", "user", "--url", url)
+            self.assertEqual((status, out, "sesame" in err), (2, "", False))
+            with mock.patch.dict(os.environ, VAST_URL=url), self.assertRaises(vastai.UsageError) as caught:
+                vastai.VastAI()
+            self.assertNotIn("sesame", str(caught.exception))
+
+    def test_server_addresses(self):
+        for url in ("http://h:8080/api/v0", "http://h:8080/api/v0/", "http://h:8080/", "http://h:8080/api/v1"):
+            with mock.patch.dict(os.environ, VAST_URL=url):
+                self.assertEqual(vastai.VastAI().server_url, "http://h:8080")
+        self.assertEqual(vastai.VastAI(server_url="http://[::1]:80/sub/api/v0").server_url, "http://[::1]:80/sub")
+
+    def key_file(self, data):
+        path = vastai.config_file("vast_api_key")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(data)
+        return path
+
+    def refusal(self, *words, status=3):
+        """The error of a command line without --api-key; None is sent."""
+        server = self.serve(reply(USER))
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            found = vastai.main(["--url", server.url, *(words or ("show", "user"))])
+        self.assertEqual((found, out.getvalue(), server.requests), (status, "", []), err.getvalue())
+        return err.getvalue()
+
+    def test_forms_of_a_key_file(self):
+        for data in (b"\xef\xbb\xbf" + KEY.encode(), (KEY + "\r\n").encode("utf-16"), KEY.encode() + b"\r\n", f"\n {KEY}\n\n".encode()):
+            self.key_file(data)
+            self.assertEqual((vastai.VastAI().api_key, vastai.VastAI().creds_source), (KEY, "FILE"))
+        for data, words in ((b"\xff\x00\xff", "is not a text file"), (b" \n", "is empty")):
+            path = self.key_file(data)
+            self.assertIn(f"{path} ({words})", self.refusal())
+        os.unlink(path)
+        os.mkdir(path)
+        self.assertRegex(self.refusal(), "vast_api_key [(]cannot be read: Is a directory[)] and ~/.vast_api_key")
+        os.rmdir(path)
+        for data, words in ((b"'%b'" % KEY.encode(), "in quotes"), (b"$VAST_API_KEY", "variable"), (b"two\nlines", "line break")):
+            self.key_file(data)
+            err = self.refusal(status=2)
+            self.assertIn(words, err)
+            self.assertIn(path, err)
+            self.assertNotIn(KEY, err)
+
+    @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid(), "root reads everything")
+    def test_a_key_file_that_cannot_be_read(self):
+        os.chmod(self.key_file(KEY.encode()), 0)
+        self.assertIn("cannot be read: Permission denied", self.refusal())
+
+    def test_a_variable_of_another_name(self):
+        self.assertNotIn("VASTAI_API_KEY", self.refusal())
+        with mock.patch.dict(os.environ, VASTAI_API_KEY=KEY):
+            self.assertIn("VASTAI_API_KEY is set", self.refusal())
+
+    def save_key(self, **variables):
+        with mock.patch.dict(os.environ, variables):
+            return self.run_here(None, "set", "api-key", "new-key-1234567890")
+
+    @unittest.skipUnless(os.name == "posix", "links and modes")
+    def test_files_and_folders_of_the_key(self):
+        store = os.path.join(self.home, "dotfiles", "key")
+        os.mkdir(os.path.dirname(store))
+        path = self.key_file(b"old")
+        os.replace(path, store)
+        os.symlink(os.path.join("..", "..", "dotfiles", "key"), path)
+        self.assertEqual(self.save_key()[0], 0)
+        self.assertTrue(os.path.islink(path))
+        with open(store, encoding="ascii") as file:
+            self.assertEqual(file.read(), "new-key-1234567890")
+        for mask in (0, 0o777):
+            folder = os.path.join(self.home, f"new{mask}", "deep")
+            old_mask = os.umask(mask)
+            try:
+                self.assertEqual(self.save_key(XDG_CONFIG_HOME=folder)[0], 0)
+            finally:
+                os.umask(old_mask)
+            self.assertEqual([stat.S_IMODE(os.stat(place).st_mode) for place in (os.path.dirname(folder), folder, os.path.join(folder, "vastai"))],
+                             [0o700] * 3)
+        os.mkdir(os.path.join(self.home, ".vast_api_key"))  # is no key file, and in nobody's way
+        self.assertEqual(self.save_key()[0], 0)
+
+    def test_folders_that_cannot_be(self):
+        """A relative folder, or ~ without a home, is never written to; reading skips it."""
+        work = os.path.join(self.home, "work")
+        os.mkdir(work)
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        os.chdir(work)
+        status, _, err = self.save_key(XDG_CONFIG_HOME="rel/dir")
+        self.assertEqual((status, os.listdir(".")), (2, []), err)
+        self.assertIn("XDG_CONFIG_HOME is 'rel/dir'", err)
+        with mock.patch.dict(os.environ, XDG_CONFIG_HOME="rel"):
+            os.makedirs(os.path.join("rel", "vastai"))
+            with open(os.path.join("rel", "vastai", "vast_api_key"), "w", encoding="ascii") as file:
+                file.write(KEY)
+            self.assertIn("'rel', not an absolute path", self.refusal())
+        shutil.rmtree("rel")
+        with mock.patch("os.path.expanduser", lambda path: path):
+            status, _, err = self.save_key(XDG_CACHE_HOME="")
+            self.assertEqual((status, os.listdir(".")), (2, []), err)
+            self.assertIn("no home folder", err)
+            self.assertIn("no home folder", self.refusal())
+
     SECRETS = {"env": "-e TOKEN=s3cr3t-env-value -p 80:80", "login": "-u me -p s3cr3t-login registry.example"}
 
     def test_echoed(self):
