@@ -5218,6 +5218,234 @@ class TestLaunchInterrupted(RentingCase):
         self.assertIn(f"vastai destroy instance {self.held[0]}", err)
 
 
+# ------------------------------------------------------------------------- renting: a command on a machine
+
+# A stand-in for ssh: it runs the command here, where /workspace and the like are folders of the test.  What happens to
+# the next connections stands in files of its folder: `refuse` and `time-out` hold how many more are turned away, `cut`
+# after how many bytes each of the next ones ends (0: before the command runs, -1: after it ran, without its answer).
+STAND_IN = '''#!{python} -S
+import os, subprocess, sys
+here = os.path.dirname(os.path.abspath(__file__))
+command = sys.argv[-1]
+def numbers(name):
+    try:
+        with open(os.path.join(here, name)) as file:
+            return file.read().split()
+    except FileNotFoundError:
+        return []
+def keep(name, left):
+    with open(os.path.join(here, name), "w") as file:
+        file.write(" ".join(map(str, left)))
+with open(os.path.join(here, "calls"), "a") as file:
+    file.write(repr(sys.argv[1:]) + "\\n")
+for name, words in (("refuse", "Connection refused"), ("time-out", "Connection timed out"), ("deny", "Permission denied (publickey).")):
+    left = numbers(name)
+    if left and int(left[0]):
+        keep(name, [int(left[0]) - 1])
+        sys.stderr.write("ssh: " + words + "\\n")
+        sys.exit(255)
+cuts = numbers("cut")
+cut = None
+if cuts and command != "true":
+    cut = int(cuts[0])
+    keep("cut", cuts[1:])
+if cut == 0:
+    sys.exit(255)
+for name in ("/workspace", "/tmp/vastai-run", "/var/lib/vastai-lease"):
+    command = command.replace(name, os.path.join(here, "root") + name)
+os.makedirs(os.path.join(here, "root", "tmp"), exist_ok=True)
+os.makedirs(os.path.join(here, "root", "var/lib"), exist_ok=True)
+child = subprocess.Popen(["/bin/sh", "-c", command], stdin=0, stdout=subprocess.PIPE)
+sent = 0
+while True:
+    data = os.read(child.stdout.fileno(), 7 if cut else 65536)
+    if not data:
+        break
+    os.write(1, data if cut != -1 else b"")
+    sent += len(data)
+    if cut and 0 < cut <= sent:
+        child.kill()
+        sys.exit(255)
+status = child.wait()
+sys.exit(255 if cut == -1 else status)
+'''
+
+
+@unittest.skipUnless(os.path.exists("/bin/sh") and shutil.which("setsid"), "no shell here, or no setsid")
+class TestRun(RentingCase):
+    box_options = {"boot": 0.2}
+
+    def setUp(self):
+        super().setUp()
+        self.bin = os.path.join(self.home, "bin")
+        os.makedirs(self.bin)
+        with open(os.path.join(self.bin, "ssh"), "w") as file:
+            file.write(STAND_IN.replace("{python}", sys.executable))
+        os.chmod(file.name, 0o755)
+        self.environment["PATH"] = os.environ["PATH"] = self.bin + os.pathsep + os.environ.get("PATH", os.defpath)
+        self.there = os.path.join(self.bin, "root", "workspace")
+        self.here = os.path.join(self.home, "here")
+        os.mkdir(self.here)
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.here)
+        self.addCleanup(self.end_jobs)
+
+    def end_jobs(self):
+        """What was given back goes on here, as no machine ends under it."""
+        for file in pathlib.Path(self.bin, "root", "tmp").glob("*/pid"):
+            with contextlib.suppress(OSError, ValueError):
+                os.killpg(int(file.read_text()), signal.SIGKILL)
+
+    def happens(self, name, *numbers):
+        pathlib.Path(self.bin, name).write_text(" ".join(map(str, numbers)))
+
+    def calls(self):
+        return [eval(line) for line in pathlib.Path(self.bin, "calls").read_text().splitlines()]
+
+    def job(self, options, *command, status=0):
+        """(stdout, stderr) of a run with this exit status; in this process, where nobody waits."""
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+        words = ["run", "a/b", "--start-timeout", "90", *shlex.split(options), "--", *command]
+        with fast_clock(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            got = vastai.main(words)
+        texts = [stream.buffer.getvalue() for stream in (out, err)]
+        self.assertEqual(got, status, texts[1])
+        return texts[0], texts[1].decode()
+
+    def test_from_nothing_to_its_status(self):
+        os.makedirs(os.path.join(self.here, "src", "deep"))
+        pathlib.Path(self.here, "src", "deep", "run.sh").write_text("cat $1; echo oops >&2; mkdir out; echo 42 >out/x; exit 3\n")
+        pathlib.Path(self.here, "data").write_text("a b\nc")
+        out, err = self.job("--upload src:code --upload data:in/d --download out --download out/x:y", "sh", "code/deep/run.sh",
+                            "in/d", status=3)
+        self.assertEqual(out, b"a b\nc")
+        self.assertIn("oops\n", err)
+        self.assertEqual([pathlib.Path(self.here, name).read_text() for name in ("out/x", "y")], ["42\n", "42\n"])
+        self.assertRegex(err.splitlines()[-1], r"status 3 on machine \d+; instance \d+ destroyed after 0\.00 h; about \$0\.\d+ "
+                                               "without traffic$")
+        self.assertIn("1d", err, "the hours of the lease are said")
+        self.assertEqual(self.held, [])
+        self.assertIn("+86400))", self.sent("PUT /api/v0/asks/.*")[0]["body"]["onstart"])
+        self.assertEqual(self.sent("PUT /api/v0/asks/.*")[0]["body"]["runtype"], "ssh_direc ssh_proxy")
+        instance = self.sent("DELETE .*")[0]["path"].split("/")[4]
+        for call in self.calls():
+            self.assertIn(f"HostKeyAlias=vastai-{instance}", call)
+            self.assertIn("StrictHostKeyChecking=accept-new", call)
+
+    def test_words_reach_the_command_as_they_are(self):
+        words = ["a b", "$HOME", "*", "'\"", "", "--raw", "-x", "a\nb", "\\", "é"]
+        out, _ = self.job("", sys.executable, "-c", "import sys; print(sys.argv[1:])", *words)
+        self.assertEqual(out.decode(), repr(words) + "\n")
+
+    def test_what_is_written_comes_out_as_it_is(self):
+        """Every byte once, on its own stream, however often the connection is cut."""
+        program = "for i in 1 2 3 4 5 6 7 8; do echo line $i; echo aside $i >&2; sleep 0.05; done; printf '\\000\\377end'"
+        for cuts in ((), (30, 9, 40, 11), (-1, -1, 0, 25)):
+            self.happens("cut", *cuts)
+            out, err = self.job("", "sh", "-c", program + "; echo x >>ran")
+            self.assertEqual(out, b"".join(b"line %d\n" % i for i in range(1, 9)) + b"\0\xffend", cuts)
+            self.assertEqual([line for line in err.splitlines() if line.startswith("aside")],
+                             [f"aside {i}" for i in range(1, 9)])
+            ran = pathlib.Path(self.there, "ran")
+            self.assertEqual((ran.read_text(), self.held), ("x\n", []), "a start whose answer is lost starts nothing twice")
+            ran.unlink()
+
+    def test_what_stands_in_the_way_of_ssh(self):
+        self.happens("refuse", 3)
+        self.job("", "true")
+        self.happens("time-out", 999)
+        self.assertIn("ssh did not answer for 60 s", self.job("--tries 2", "true", status=1)[1])
+        self.happens("time-out", 0)
+        self.happens("deny", 999)
+        self.assertIn("with -i", self.job("", "true", status=1)[1], "no machine does better")
+        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 4))
+
+    def test_before_any_money(self):
+        self.assertEqual(self.run_here("run a/b --upload nowhere -- true")[0], 2)
+        for words in ("run a/b", "run a/b --gpu RTX_4090 --query num_gpus=1 -- true", "run a/b --bid 1 -- true",
+                      "run a/b --max-hours 0 -- true", "run a/b --gpu 'x=1 y' -- true", "run a/b --gpu A:x -- true"):
+            self.assertEqual(self.run_here(words)[0], 2, words)
+        with mock.patch.dict(os.environ, PATH=self.home):
+            self.assertEqual(self.run_here("run a/b -- true")[0], 2)
+        keys = dict(self.box.market.tables["ssh_keys"])
+        self.box.market.tables["ssh_keys"].clear()
+        self.assertEqual(self.run_here("run a/b -- true")[0], 2)
+        self.box.market.tables["ssh_keys"].update(keys)
+        self.box.market.user["credit"] = 0.0
+        self.assertEqual(self.run_here("run a/b -- true")[0], 2)
+        self.assertEqual((self.sent("PUT .*"), self.held), ([], []))
+
+    def test_the_instance_is_lost(self):
+        process = self.begin("run a/b --gpu RTX_4090 --spot -- sh -c 'echo >started; sleep 60'")
+        self.until(lambda: os.path.exists(os.path.join(self.there, "started")))
+        self.happens("cut", *[0] * 50)
+        self.box.outbid(self.held[0])
+        for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        out, err = process.communicate(timeout=20)
+        self.assertEqual((process.returncode, out, self.held), (1, "", []), err)
+        self.assertIn("outbid", err)
+
+    def test_a_download_that_fails(self):
+        pathlib.Path(self.bin, "root", "var/lib").mkdir(parents=True)
+        err = self.job("--download nothing", "sh", "-c", "exit 5", status=8)[1]
+        id, = self.held
+        self.assertIn(f"instance {id} is kept", err.splitlines()[-1])
+        self.assertIn("status 5", err.splitlines()[-1])
+        lease = int(pathlib.Path(self.bin, "root", "var/lib/vastai-lease").read_text())
+        self.assertAlmostEqual(lease, time.time() + 3600, delta=60)
+
+    def test_an_upload_that_fails(self):
+        pathlib.Path(self.here, "x").write_text("x")
+        pathlib.Path(self.there).mkdir(parents=True)
+        pathlib.Path(self.there, "in").write_text("a file")
+        self.job("--upload x:in/x", "true", status=1)
+        self.assertEqual(self.held, [])
+
+    def test_keep(self):
+        err = self.job("--keep", "false", status=1)[1]
+        self.assertRegex(err.splitlines()[-1], rf"instance {self.held[0]} is kept, \$.*/hr; `vastai destroy instance {self.held[0]}`")
+
+    def test_time_is_over(self):
+        err = self.job("--max-hours 0.0005", "sleep", "60", status=9)[1]
+        self.assertEqual(self.held, [])
+        self.assertIn("--max-hours", err)
+
+    def test_giving_back_that_fails(self):
+        self.box.fail("DELETE .*", 500, "oh", times=99)
+        err = self.job("", "sh", "-c", "exit 4", status=8)[1]
+        self.assertEqual(len(self.held), 1)
+        self.assertIn("status 4", err.splitlines()[-1])
+        self.assertIn(f"`vastai destroy instance {self.held[0]}`", err.splitlines()[-1])
+
+    def test_signals(self):
+        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            done = os.path.join(self.there, "done")
+            got = self.signalled(["run", "a/b", "--download", "x", "--", "sh", "-c", "echo >done; sleep 60"],
+                                 lambda done=done: os.path.exists(done), number)
+            self.assertEqual((got[0], self.held), (expected, []), got[2])
+            self.assertIn("destroyed after", got[2].splitlines()[-1])
+            os.unlink(done)
+
+    def test_nobody_reads(self):
+        line = f"{sys.executable} {compiled()} run a/b -- sh -c 'yes | head -c 300000; sleep 60' 2>err; echo $? >status"
+        done = subprocess.run(["/bin/sh", "-c", f"({line}) | head -c 5"], cwd=self.home, capture_output=True, timeout=30,
+                              env={**self.environment, "PATH": os.environ["PATH"]})
+        self.assertEqual((done.stdout, pathlib.Path(self.home, "status").read_text(), self.held), (b"y\ny\ny", "141\n", []))
+        self.assertNotIn("destroyed", pathlib.Path(self.home, "err").read_text())
+
+    def test_in_python(self):
+        out, err = io.StringIO(), io.StringIO()
+        with fast_clock(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            result = self.client.run("a/b", "echo $((1+1)); exit 7", max_hours=1)
+        self.assertEqual((result["status"], sorted(result), out.getvalue(), err.getvalue(), self.held),
+                         (7, ["cost", "hours", "instance", "status", "tries"], "", "", []))
+
+    def test_as_json(self):
+        out, err = self.job("--raw", "sh", "-c", "echo out; exit 6", status=6)
+        self.assertEqual((json.loads(out)["status"], "out\n" in err), (6, True))
+
+
 # -------------------------------------------------------- programs written for the official package
 
 
@@ -10215,6 +10443,29 @@ launch instance
     --max-wait:SECONDS=600
     --confirm:TEXT=False
     -> CreatedInstance ONCE
+run
+    image:IMAGE
+    command:COMMAND+
+    --gpu:GPU=None
+    --query:QUERY=None
+    -o,--order:FIELDS=None
+    --max-price:USD=None
+    --max-hours:HOURS=None
+    --spot:TEXT=None
+    --bid:USD=None
+    --bid-over:PERCENT=None
+    --tries:N=None
+    --start-timeout:SECONDS=None
+    --exclude-machine:MACHINE+=None
+    --disk:GB=10
+    --env:ENV=None
+    --login:TEXT=None
+    --label:NAME=None
+    --upload:LOCAL[:REMOTE]+=None
+    --download:REMOTE[:LOCAL]+=None
+    --keep:TEXT=False
+    -i,--identity:FILE=None
+    -> dict[str, Any] ONCE
 show instances /show instances-v1
     -s,--status:STATE+=None
     --label:TEXT+=None

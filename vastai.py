@@ -2378,6 +2378,7 @@ class Command:
     piped        what a pipe gets in place of the sentence, which then goes to stderr
     made         member with the id of what the command made, for --quiet
     gaps         member that names what could not be read: if there is any, the status is 8
+    status       member that is the exit status
     show         function (call, result), for what must talk with the user while it prints
 
     The rest:
@@ -2395,7 +2396,7 @@ class Command:
                  "columns_for", "confirms", "document", "done", "drops", "each", "effect", "empty", "examples", "face", "fields",
                  "footer", "gaps", "group", "hosts", "look", "made", "member", "method", "methods", "name",
                  "needs", "note", "of", "one_of", "path", "piped", "query", "returns", "rows",
-                 "run", "safe", "says", "schedule", "show", "strict", "summary", "tables", "text")
+                 "run", "safe", "says", "schedule", "show", "status", "strict", "summary", "tables", "text")
     FUNCTIONS = ("asks", "build", "columns_for", "document", "each", "footer", "rows", "run", "says",
                  "schedule", "show", "tables", "text")
 
@@ -2407,7 +2408,8 @@ class Command:
                  columns: tuple[Any, ...] = (),
                  columns_for: Any = "", member: str = "", rows: Any = "", tables: Any = "",
                  document: Any = "", text: Any = "", done: str = "", says: Any = "",
-                 footer: Any = "", empty: str = "", piped: str = "", made: str = "", gaps: str = "", show: Any = "",
+                 footer: Any = "", empty: str = "", piped: str = "", made: str = "", gaps: str = "", status: str = "",
+                 show: Any = "",
                  look: str = "", aliases: str = "", methods: str = "", face: str = "",
                  note: str = "", examples: tuple[str, ...] = (), fields: str = "") -> None:
         # fmt: on
@@ -2424,7 +2426,8 @@ class Command:
         self.columns, self.columns_for, self.member, self.rows = columns, columns_for, member, rows
         self.tables, self.document, self.text = tables, document, text
         self.done, self.says, self.footer, self.empty = done, says, footer, empty
-        self.piped, self.made, self.gaps, self.show = piped, made, gaps, show
+        self.piped, self.made, self.gaps = piped, made, gaps
+        self.status, self.show = status, show
         self.look, self.face, self.note, self.examples = look, face, note, examples
         self.fields, self.group, self.hosts = fields, "", False
         self.aliases = aliases.split(", ") if aliases else []
@@ -3002,7 +3005,32 @@ register("Search and rent",
              "machine. " + LEASE_NOTE,
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
                   "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200",
-                  "--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8")))
+                  "--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8")),
+    Command("run", "", ONCE, SPENDS, "run a command on a rented machine, then give it back",
+        Arg("image", IMAGE, "Docker image"),
+        Arg("command", WORDS.called("COMMAND"), "the command, after --", many=True),
+        Arg("--gpu", NAME.called("GPU"), "model and number, such as RTX_4090:2; else one GPU, the cheapest", None,
+            group="Offer"),
+        Arg("--query", TEXT.called("QUERY"), "conditions as for search offers, in place of --gpu", None, group="Offer"),
+        Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending; dph_total if not "
+            "given", None, group="Offer"),
+        *MACHINE_OPTIONS,
+        Arg("--disk", GB, "disk space, GB", 10, group="Disk and volumes"),
+        LAUNCH_OPTIONS[0],
+        Arg("--login", TEXT, "docker login options for a private image", None, secret=True, group="Image"),
+        Arg("--label", LABEL, "a name of your own for the instance", None),
+        Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "copy there before the command, below /workspace; may be given "
+            "again", None, again=True, group="Files"),
+        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "copy here after the command; may be given again", None,
+            again=True, group="Files"),
+        Arg("--keep", FLAG, "leave the instance running at the end"),
+        IDENTITY,
+        run="run_job", show="show_job", status="status", look="show instances", fields=OFFER_FIELDS,
+        note="Exits with the status of the command. The instance is given back at the end, and when this is interrupted; "
+             "if this computer goes away, the command goes on, and the instance ends itself after --max-hours (24 if not "
+             "given). If a download fails, the instance is kept for an hour more. " + LEASE_NOTE,
+        examples=("pytorch/pytorch --gpu RTX_4090 --upload src --download out -- python src/train.py",
+                  "ubuntu:24.04 --max-price 0.2 -- nvidia-smi")))
 
 register("Instances",
     Command("show instances", "GET /api/v1/instances/", SAFE, READS, "your instances",
@@ -6213,7 +6241,7 @@ def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id = "?"
+    rented.id, rented.began, rented.ended = "?", time.monotonic(), 0.0
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
     except (NothingSent, OutcomeUnknownError):
@@ -7915,6 +7943,7 @@ class Rented:
         self.price: Any = None
         self.problem = ""  # why it could not be given back
         self.given_up = False  # after ten tries
+        self.began = self.ended = 0.0  # time.monotonic() of the rental, and of the end
 
     def find(self) -> list[Row] | None:
         """Our rows of this name: three looks within 15 s, until there are some.  None if no look
@@ -7960,6 +7989,7 @@ class Rented:
             ids = [row.get("id") for row in rows]
         left = [id for id in ids if not self.remove(id)]
         self.id, self.given_up = left[0] if left else None, bool(left)
+        self.ended = time.monotonic()
 
     def remove(self, id: Any) -> bool:
         """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
@@ -7994,6 +8024,10 @@ class Rented:
             return self.call.do("show_instance", id=id) is not None
         except NotFoundError:
             return False
+
+    def hours(self) -> float:
+        """How long it was rented, or is by now."""
+        return ((self.ended or time.monotonic()) - self.began) / 3600
 
     def still_costs(self) -> str:
         """A sentence on what may be left, what it costs, and how to end it; "" if nothing is."""
@@ -8170,6 +8204,7 @@ class Launch:
         self.rental_call = self.call_of_a_rental()
         self.tries: list[Row] = []
         self.credit: float | None = None
+        self.needs_credit = False  # is there no sense in a search without any?
         self.last_sent = -RENTAL_PAUSE
 
     def call_of_a_rental(self) -> Call:
@@ -8187,6 +8222,10 @@ class Launch:
     def run(self) -> Row:
         """The answer of the rental that runs, with its `instance` and the failed `tries`."""
         self.read_credit()
+        if self.needs_credit and self.credit is not None and self.credit <= 0:
+            raise UsageError(
+                "your account has no credit; add some at https://cloud.vast.ai/billing/"
+            )
         offers = self.search()
         fetch_commands(self.rental_call)
         self.note_those_there()
@@ -8263,7 +8302,7 @@ class Launch:
         """$/hr with our disk, and the disk's part of it; None if the offer names no price."""
         total, storage = as_number(offer.get("dph_total")), as_number(offer.get("storage_cost"))
         base = self.bid_for(offer) if self.spot else as_number(offer.get("dph_base"))
-        disk = (storage or 0) * self.disk / MONTH
+        disk = (storage or 0) * self.disk / HOURS_OF_MONTH
         if base is None or (storage is None and total is None):
             return None if self.spot else total, disk
         if storage is None:
@@ -8383,7 +8422,8 @@ class Launch:
         if self.rented.id is not None:
             raise PartialError(f"{self.rented.still_costs()}; before that: {reason}", results=[])
         if stop:
-            stop.hint = "It was given back; another machine would do no better."
+            hint = "" if stop.details.get("fault") else f"{stop.hint} "
+            stop.hint = f"{hint}It was given back; another machine would do no better."
             raise stop
         self.give_up(offer, reason)
         return None
@@ -8448,9 +8488,6 @@ class Launch:
         )
 
 
-MONTH = 720  # hours, as the service bills
-
-
 def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
     """Adds a lower limit to conditions that may have one."""
     limits = conditions.setdefault(field, {})
@@ -8467,6 +8504,442 @@ def is_lost(error: VastAIError) -> bool:
 
 def format_traffic(price: float | None) -> str:
     return "unknown" if price is None else f"${price:.3g}/GB"
+
+
+# A job: from nothing to its exit status
+
+WORKSPACE = "/workspace"  # folder of the instance that paths are relative to
+HOURS_OF_A_JOB = 24.0  # --max-hours, if it is not given
+SILENCE = 60.0  # seconds of nothing but time-outs after which a machine is given back
+NO_LIFE = ("timed out", "no route to host", "unreachable", "could not resolve")
+UPLOAD_FOLDER = "mkdir -p @T && tar -C @T -xof -"
+UPLOAD_FILE = "mkdir -p @P @D.up && tar -C @D.up -xof - && mv -f @D.up/@N @T"
+KIND_OF = "if [ -d @T ]; then echo folder; elif [ -e @T ]; then echo file; fi"
+START = """mkdir -p @W; mkdir @D 2>/dev/null || exit 0; cd @D; : >out; : >err
+(setsid sh -c @Q </dev/null >/dev/null 2>&1 &)"""
+# What ssh sessions lack of the container's own environment, such as the PATH to its Python.
+ENVIRONMENT = r"""eval "$(tr '\0' '\n' </proc/1/environ 2>/dev/null | sed -n "s/'/'\\\\''/g
+/^PATH=/{s/^PATH=\(.*\)/PATH='\1':\$PATH/p;d;}
+s/^\([A-Za-z_][A-Za-z0-9_]*\)=\(.*\)$/[ \"\${\1+x}\" ] || export \1='\2'/p")"
+"""
+JOB = """echo $$ >@D/pid; cd @W; ENVIRONMENT(COMMAND) >@D/out 2>@D/err; echo $? >@D/rc.new; mv @D/rc.new @D/rc"""
+# Sends what is new as frames, "out 12" or "err 12" and 12 bytes; then "rc 0".  "idle 0" shows that
+# the connection lives.
+FOLLOW = """cd @D || exit 1; o=@O; e=@P; n=0
+while :; do
+r=; [ -e rc ] && r=rc
+[ "$r" ] || [ ! -s pid ] || kill -0 $(cat pid) 2>/dev/null || [ -e rc ] || r=lost
+for f in out err; do
+[ $f = out ] && p=$o || p=$e
+s=$(($(wc -c <$f))); k=$((s-p))
+[ $k -gt 0 ] || continue
+echo "$f $k"; tail -c +$((p+1)) $f | head -c $k
+[ $f = out ] && o=$s || e=$s
+done
+[ "$r" != rc ] || { echo "rc $(cat rc)"; exit 0; }
+[ "$r" != lost ] || { echo "lost 0"; exit 0; }
+n=$((n+1)); [ $n -lt 15 ] || { n=0; echo "idle 0"; }
+sleep 0.3
+done"""
+SHORTEN = """N=$(($(date +%s)+3600)); O=$(cat @F 2>/dev/null)
+case $O in ''|*[!0-9]*) ;; *) [ $O -gt $N ] || exit 0;; esac; echo $N >@F"""
+
+
+def run_job(call: Call) -> Row:
+    """Runs a command on a rented machine and gives that back; see RemoteJob."""
+    job = RemoteJob(call)
+    try:
+        with Holding(call, job.rented):
+            job.run()
+    except BrokenPipeError:  # whoever read the output has enough
+        discard(sys.stdout)
+        raise ProgramError("", exit_status=141) from None
+    except VastAIError as error:
+        error.hint = "\n  ".join(filter(None, [error.hint, job.last_words()]))
+        raise
+    except KeyboardInterrupt:
+        tell(call, job.last_words())
+        raise
+    if job.problem:
+        raise PartialError(f"{job.problem}\n  {job.last_words()}", results=[])
+    tell(call, job.last_words())
+    return {
+        "status": job.status,
+        "instance": job.id,
+        "hours": job.rented.hours(),
+        "cost": job.cost(),
+        "tries": job.launch.tries,
+    }
+
+
+class RemoteJob:
+    """A command on a machine of its own: upload, start, follow, download.
+
+    It does not depend on the connection: it runs in a session of its own and writes into a folder
+    of its own, from which it is followed, after every cut from the byte that was read last.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.limit: float = HOURS_OF_A_JOB if call["max_hours"] is None else call["max_hours"]
+        self.uploads = [split_pair("--upload", text, here=True) for text in call["upload"] or ()]
+        self.downloads = [split_pair("--download", text) for text in call["download"] or ()]
+        call.params.update(max_hours=self.limit, ssh=True, direct=True, query=job_query(call))
+        self.launch = Launch(call, self.connect)
+        self.rented = self.launch.rented
+        self.look_here()
+        self.launch.needs_credit = True
+        self.folder = f"/tmp/vastai-run-{os.urandom(6).hex()}"
+        self.arrived = {"out": 0, "err": 0}  # bytes
+        self.address = ("", 0)
+        self.watch = Watch(call, 0)
+        self.row: Row = {}
+        self.id: Any = None
+        self.status: int | None = None
+        self.deadline = 0.0
+        self.problem = ""  # why the instance is kept although that was not asked for
+
+    def look_here(self) -> None:
+        """Before any money: are the programs and the files here, and is there a key for ssh?"""
+        from shutil import which
+
+        for program in ("ssh", "tar") if self.uploads or self.downloads else ("ssh",):
+            if not which(program):
+                raise UsageError(f"{program} is not on this machine. {HOW_TO_GET_SSH}")
+        for local, _ in self.uploads:
+            if not os.path.exists(local):
+                raise UsageError(f"--upload: there is no {printable(local)}")
+        if not self.call.client.curl and not self.call.do("show_ssh_keys"):
+            raise UsageError("your account has no SSH key; `vastai create ssh-key` adds one")
+
+    def run(self) -> None:
+        """The job to its end; what it leaves behind is decided by `rented` and `problem`."""
+        hours = format_duration(self.limit * 3600)
+        tell(self.call, f"The instance ends itself after {hours} (--max-hours)")
+        answer = self.launch.run()
+        self.row, self.deadline = answer["instance"], time.monotonic() + self.limit * 3600
+        for local, remote in self.uploads:
+            self.insist(self.upload, local, remote)
+        self.insist(self.start)
+        self.status = self.insist(self.follow)
+        for remote, local in self.downloads:
+            try:
+                self.insist(self.download, remote, local)
+            except (VastAIError, OSError) as error:
+                if isinstance(error, WaitTimeoutError) or self.watch.fault()[0]:
+                    raise
+                self.problem = f"{remote} could not be downloaded: {error}. {self.shorten_lease()}"
+        if self.problem or self.call["keep"]:
+            self.rented.id = None  # not to be given back
+
+    # The connection
+
+    def connect(self, row: Row) -> str:
+        """Waits until ssh answers; returns why this machine is no good, or ""."""
+        self.id, self.row = self.rented.id, row
+        self.watch = Watch(self.call, self.id)
+        limit = self.call["start_timeout"]
+        begun, alive, denied = time.monotonic(), False, 0
+
+        def look(left: float) -> str | None:
+            nonlocal alive, denied
+            self.check()
+            for address in ssh_addresses(self.watch.row):
+                self.address = address
+                status, _, told = self.ssh("true", limit=min(20.0, max(1.0, left)))
+                if status == 0:
+                    return "connected"
+                denied += "permission denied" in told.lower()
+                alive = alive or not any(sign in told.lower() for sign in NO_LIFE)
+            if denied > 9:
+                raise VastAIError(
+                    f"instance {self.id} refuses the SSH key of this machine",
+                    hint="Give the private key that belongs to one of `vastai show ssh-keys` with -i.",
+                )
+            silent = not alive and time.monotonic() - begun >= SILENCE
+            return f"ssh did not answer for {SILENCE:g} s" if silent else None
+
+        found = (
+            poll_until(look, 900 if limit is None else limit, 1.0, 10.0) or "ssh does not let us in"
+        )
+        return "" if found == "connected" else found
+
+    def check(self) -> None:
+        """Looks at the instance.  Raises VastAIError if it is lost."""
+        watch = self.watch
+        row = watch.look(30.0)
+        if row is None:
+            raise VastAIError(f"instance {self.id} is gone", fault="host")
+        dead = watch.dead_error("running") if row else None
+        if dead:
+            dead.msg = f"instance {self.id} is lost: {printable(watch.fault()[1], 300)}"
+            raise dead
+
+    def insist(self, attempt: Callable[..., Any], *args: str) -> Any:
+        """What an attempt returns; while the connection is lost (None) and the instance is not,
+        another one follows.  Raises WaitTimeoutError at the end of --max-hours.
+        """
+
+        def look(left: float) -> Any:
+            result = attempt(left, *args)
+            if result is None or result is MOVED:
+                self.check()
+                self.call.progress("the connection is lost; trying again …")
+            return result
+
+        result = poll_until(look, self.deadline - time.monotonic(), 1.0, 30.0)
+        if result is None:
+            hours = format_duration(self.limit * 3600)
+            raise WaitTimeoutError(f"the command was not done after {hours} (--max-hours)")
+        return result
+
+    def ssh_words(self, command: str) -> list[str]:
+        host, port = self.address
+        alive = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
+        quiet = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+        options = [*ssh_options(self.call, self.id), *quiet, *alive]
+        return ["ssh", "-p", str(port), *options, f"root@{host}", command]
+
+    def ssh(self, command: str, limit: float, **streams: Any) -> tuple[int, bytes, str]:
+        """(status, stdout, stderr) of a command on the instance; 255 if the connection is lost."""
+        import subprocess
+
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, **streams}
+        try:
+            done = subprocess.run(
+                self.ssh_words(command), stderr=subprocess.PIPE, timeout=limit, **streams
+            )
+        except subprocess.TimeoutExpired:
+            return 255, b"", "timed out"
+        told = done.stderr.decode("utf-8", "replace")
+        return 255 if done.returncode < 0 else done.returncode, done.stdout or b"", told
+
+    def command(self, text: str, left: float, **streams: Any) -> bytes | None:
+        """What a command on the instance writes; None if the connection is lost.  Raises VastAIError
+        if it fails.
+        """
+        status, out, told = self.ssh(text, left, **streams)
+        if status not in (0, 255):
+            words = printable(" ".join(told.split()), 300) or f"status {status}"
+            raise VastAIError(f"instance {self.id}: {words}")
+        return None if status else out
+
+    # The steps
+
+    def fill(self, script: str, **values: Any) -> str:
+        """A script in which each @X stands for a word, quoted."""
+        import re
+        from shlex import quote
+
+        words = {"D": self.folder, "W": WORKSPACE, "F": LEASE_FILE, **values}
+        return re.sub("@([A-Z])", lambda match: quote(str(words[match.group(1)])), script)
+
+    def upload(self, left: float, local: str, remote: str) -> bool | None:
+        import subprocess
+
+        place = os.path.abspath(local)
+        folder, name = os.path.split(place)
+        if os.path.isdir(place):
+            words, script = ["tar", "-C", place, "-cf", "-", "."], UPLOAD_FOLDER
+        else:
+            words, script = ["tar", "-C", folder, "-cf", "-", f"./{name}"], UPLOAD_FILE
+        target = remote_path(remote or name)
+        parent = target.rpartition("/")[0] or "/"
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as tar:
+            try:
+                script = self.fill(script, T=target, P=parent, N=name)
+                done = self.command(script, left, stdin=tar.stdout)
+            except BaseException:
+                tar.kill()
+                raise
+            if done is None:
+                tar.kill()
+        if done is not None and tar.returncode:
+            raise VastAIError(f"tar could not read {printable(local)}")
+        return None if done is None else True
+
+    def start(self, left: float) -> bool | None:
+        """Starts the job, once, however often it is sent."""
+        from shlex import quote
+
+        given = self.call["command"]
+        text = f"sh -c {quote(given)}" if isinstance(given, str) else " ".join(map(quote, given))
+        job = self.fill(JOB).replace("ENVIRONMENT", ENVIRONMENT).replace("COMMAND", text)
+        return None if self.command(self.fill(START, Q=job), min(left, 60.0)) is None else True
+
+    def follow(self, left: float) -> Any:
+        """The exit status of the job; what it wrote is passed on as it comes.  None or MOVED if the
+        connection is lost before.
+        """
+        import subprocess
+        import threading
+
+        script = self.fill(FOLLOW, O=self.arrived["out"], P=self.arrived["err"])
+        moved = None
+        with subprocess.Popen(
+            self.ssh_words(script),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as ssh:
+            end = threading.Timer(left, ssh.kill)
+            end.start()
+            try:
+                assert ssh.stdout is not None
+                for line in ssh.stdout:
+                    name, _, number = line.decode("latin-1").strip().partition(" ")
+                    if name == "rc" and number.isdigit():
+                        return int(number)
+                    if name == "lost":
+                        raise VastAIError(f"the job is lost: instance {self.id} was restarted")
+                    if name in self.arrived and number.isdigit():
+                        self.pass_on(name, ssh.stdout, int(number))
+                    if name == "idle":
+                        check_reader(sys.stdout)
+                    moved = MOVED
+            finally:
+                end.cancel()
+                ssh.kill()
+        if ssh.returncode == 1 and not moved:
+            raise VastAIError(f"the job is lost: its folder on instance {self.id} is gone")
+        return moved
+
+    def pass_on(self, name: str, source: Any, count: int) -> None:
+        """Copies so many bytes to our stdout or stderr; fewer if the connection is cut."""
+        aside = name == "err" or self.call.view.format != "table"  # then stdout is for the result
+        while count:
+            data = source.read(min(count, 1 << 16))
+            if not data:
+                return
+            if self.call.cli:
+                write_bytes(sys.stderr if aside else sys.stdout, data)
+            self.arrived[name] += len(data)
+            count -= len(data)
+
+    def download(self, left: float, remote: str, local: str) -> bool | None:
+        import subprocess
+
+        source = remote_path(remote)
+        place = os.path.expanduser(local or source.rstrip("/").rpartition("/")[2] or ".")
+        kind = self.command(self.fill(KIND_OF, T=source), min(left, 60.0))
+        if kind is None:
+            return None
+        if not kind.strip():
+            raise VastAIError("it is not there")
+        folder = kind.strip() == b"folder"
+        os.makedirs(place if folder else os.path.dirname(place) or ".", exist_ok=True)
+        if folder:
+            with subprocess.Popen(["tar", "-C", place, "-xof", "-"], stdin=subprocess.PIPE) as tar:
+                done = self.command(
+                    self.fill("tar -C @T -cf - .", T=source), left, stdout=tar.stdin
+                )
+            if done is not None and tar.returncode:
+                raise VastAIError(f"tar could not write {printable(place)}")
+            return None if done is None else True
+        with open(f"{place}.part", "wb") as file:
+            done = self.command(self.fill("cat @T", T=source), left, stdout=file)
+        if done is None:
+            return None
+        os.replace(f"{place}.part", place)
+        return True
+
+    def shorten_lease(self) -> str:
+        """Leaves the instance one more hour to fetch the result from; a sentence about that."""
+        status = self.ssh(self.fill(SHORTEN), 30.0)[0]
+        if status:
+            hours = format_duration(self.limit * 3600)
+            return f"Instance {self.id} is kept, and ends itself {hours} after its start"
+        return f"Instance {self.id} is kept for one more hour"
+
+    # What it came to
+
+    def cost(self) -> float:
+        """$ for the hours of the instance, without traffic."""
+        return self.rented.hours() * (
+            as_number(self.row.get("dph_total")) or self.rented.price or 0
+        )
+
+    def last_words(self) -> str:
+        """What became of the command and the instance, and what it cost."""
+        if self.id is None:
+            return ""
+        words = f"instance {self.id} destroyed after {self.rented.hours():.2f} h"
+        cost = f"about ${self.cost():.2f} without traffic"
+        kept = self.call["keep"] and self.status is not None
+        if self.problem or (kept and self.rented.id is None):
+            rate = format_rate(self.row.get("dph_total"))
+            words = (
+                f"instance {self.id} is kept, {rate}; `vastai destroy instance {self.id}` ends it"
+            )
+        elif self.rented.id is not None:
+            words = self.rented.still_costs()
+        if self.status:
+            machine = self.row.get("machine_id")
+            words = f"the command ended with status {self.status} on machine {machine}; {words}"
+        return f"{words}; {cost}"
+
+
+def show_job(call: Call, result: Row) -> None:
+    """Nothing more: stdout has what the command wrote there."""
+
+
+def job_query(call: Call) -> str:
+    """The conditions on offers: --query, or the model and number of --gpu, or one GPU of any."""
+    if call["query"] is not None:
+        if call["gpu"] is not None:
+            raise UsageError("give either --gpu or --query")
+        return str(call["query"])
+    if call["gpu"] is None:
+        return "num_gpus=1"
+    name, colon, count = call["gpu"].partition(":")
+    if not name or not name.replace("_", "").replace("-", "").replace(" ", "").isalnum():
+        raise UsageError(
+            f"--gpu: expected a model such as RTX_4090, not {printable(call['gpu'])!r}"
+        )
+    if colon and not (count.isascii() and count.isdigit() and int(count)):
+        raise UsageError(f"--gpu: expected NAME:NUMBER, not {printable(call['gpu'])!r}")
+    return f"gpu_name={name.replace(' ', '_')} num_gpus={int(count or 1)}"
+
+
+def split_pair(flag: str, text: str, here: bool = False) -> tuple[str, str]:
+    """FROM[:TO]; `here` means that FROM is a path of this computer, which may hold a colon."""
+    drive = text[:2] if here and text[1:2] == ":" and os.name == "nt" else ""
+    source, _, target = text[len(drive) :].partition(":")
+    if here and os.path.exists(text):
+        source, target = text[len(drive) :], ""
+    if not source:
+        raise UsageError(f"{flag}: expected FROM or FROM:TO, not {printable(text)!r}")
+    return os.path.expanduser(drive + source) if here else source, target
+
+
+def remote_path(path: str) -> str:
+    return path if path.startswith("/") else f"{WORKSPACE}/{path}"
+
+
+def check_reader(stream: TextIO | None) -> None:
+    """Raises BrokenPipeError if nobody reads what we write to a pipe any more."""
+    import select
+
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # type: ignore[union-attr]
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # not on this system, or no real stream
+        return
+    if gone:
+        raise BrokenPipeError
+
+
+def write_bytes(stream: TextIO | None, data: bytes) -> None:
+    """Passes bytes on as they are; nothing if the stream is missing or closed."""
+    if stream is None or getattr(stream, "closed", False):
+        return
+    stream.flush()
+    if hasattr(stream, "buffer"):
+        stream.buffer.write(data)
+    else:
+        stream.write(data.decode("utf-8", "replace"))
+    stream.flush()
 
 
 # ------------------------------------------------------------------------------- costs and watching
@@ -12012,6 +12485,15 @@ class VastAI:
                 direct: bool = False, wait: bool = False, max_wait: float = 600,
                 confirm: bool = False) -> CreatedInstance:
             "Search offers for a GPU and rent the best one."; ...
+        def run(self, image: str, command: Sequence[str], gpu: str | None = None, query: str | None = None,
+                order: str | Sequence[Any] | None = None, max_price: float | None = None,
+                max_hours: float | None = None, spot: bool | None = None, bid: float | None = None,
+                bid_over: float | None = None, tries: int | None = None, start_timeout: float | None = None,
+                exclude_machine: Sequence[int] | None = None, disk: float = 10,
+                env: str | dict[str, str] | None = None, login: str | None = None, label: str | None = None,
+                upload: Sequence[str] | None = None, download: Sequence[str] | None = None, keep: bool = False,
+                identity: str | None = None) -> dict[str, Any]:
+            "Run a command on a rented machine, then give it back."; ...
         def show_instances(self, status: Sequence[str] | None = None, label: Sequence[str] | None = None,
                 gpu_name: Sequence[str] | None = None, verification: Sequence[Literal['verified', 'unverified',
                 'deverified']] | None = None, order_by: Sequence[str] | None = None, limit: int | None = None,
@@ -14198,7 +14680,7 @@ def run_call(call: Call) -> int:
         raise VastAIError(reason)  # found out in several steps, and shown in full
     if row.gaps and result[row.gaps]:
         raise PartialError(f"could not be read, and is not included: {', '.join(result[row.gaps])}")
-    return 0
+    return as_whole(result.get(row.status)) or 0 if row.status else 0
 
 
 def ask_before(call: Call) -> None:
