@@ -8802,6 +8802,8 @@ class RemoteJob:
                 ssh.kill()
         if ssh.returncode == 1 and not moved:
             raise VastAIError(f"the job is lost: its folder on instance {self.id} is gone")
+        if ssh.returncode == 0:  # it ends well only with what became of the job
+            raise VastAIError(f"instance {self.id} gave no answer that makes sense")
         return moved
 
     def pass_on(self, name: str, source: Any, count: int) -> None:
