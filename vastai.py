@@ -5767,6 +5767,21 @@ def connect(place: Place, deadline: float, context: ssl.SSLContext | None = None
     """A new connection to a place, through its proxy if it has one, and with TLS for https.  Raises
     OSError.
     """
+    connection = open_socket(place, deadline)
+    try:
+        if place.tls:
+            context = context or tls_context()
+            connection.sock.settimeout(seconds_left(deadline))
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=place.host)
+        seconds_left(deadline)  # later it would be too late: a part of the request would have left
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_socket(place: Place, deadline: float) -> HttpConnection:
+    """A connection to a place without TLS, through its proxy if it has one.  Raises OSError."""
     import socket
 
     near = place.proxy or place
@@ -5776,13 +5791,8 @@ def connect(place: Place, deadline: float, context: ssl.SSLContext | None = None
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = HttpConnection(place, sock, deadline)
-        if place.tls:
-            if place.proxy:
-                open_tunnel(connection, place.proxy)
-            sock.settimeout(seconds_left(deadline))
-            context = context or tls_context()
-            connection.sock = sock = context.wrap_socket(sock, server_hostname=place.host)
-        seconds_left(deadline)  # later it would be too late: a part of the request would have left
+        if place.tls and place.proxy:
+            open_tunnel(connection, place.proxy)
     except BaseException:
         sock.close()
         raise
@@ -10115,11 +10125,16 @@ class ServerlessError(VastAIError):
 
 
 def serverless_error(
-    family: type[VastAIError], kind: type[BaseException], text: str, **details: Any
+    family: type[VastAIError], kind: type[BaseException], text: str, lost: str = "", **details: Any
 ) -> VastAIError:
     """An error of `family` that is also a `kind` and has its name: the official client raises plain
-    ones, and programs catch or print those.
+    ones, and programs catch or print those.  If a job was `lost`, which says how, the outcome is
+    unknown, whatever came after.
     """
+    if lost:
+        family = OutcomeUnknownError
+        unknown = f"the job was sent, but its outcome is unknown ({lost})"
+        text = f"{text}; {unknown}" if text else unknown
     bases: list[type] = [ServerlessError, family]
     asyncio = sys.modules.get("asyncio")
     for other in (kind, getattr(asyncio, "TimeoutError", kind) if kind is TimeoutError else kind):
@@ -10130,27 +10145,17 @@ def serverless_error(
     return error
 
 
-def describe_refusal(
-    what: str, answer: Answer, key: str
-) -> tuple[type[VastAIError], str, dict[str, Any]]:
-    """The family of errors, the text and the details of an answer that is not a 2xx."""
+def refused_error(what: str, answer: Answer, key: str, lost: str = "") -> VastAIError:
+    """The error of an answer that is not a 2xx: `WHAT: HTTP N - BODY`."""
+    families = {401: AuthError, 403: AuthError, 404: NotFoundError, 410: NotFoundError}
+    family = families.get(answer.status_code, VastAIError)
     answer.secrets = [key] if key else []
-    family: type[VastAIError] = VastAIError
     details: dict[str, Any] = {"response": answer}
-    if answer.status_code in (401, 403):
-        family = AuthError
-    elif answer.status_code in (404, 410):
-        family = NotFoundError
-    elif answer.status_code == 429:
+    if answer.status_code == 429:
         family, details["retry_after"] = RateLimitError, pause_asked(answer)
     words = printable(redact_text(answer.text[:2000], answer.secrets).strip(), 512)
-    return family, f"{what}: HTTP {answer.status_code} - {words}", details
-
-
-def refused_error(what: str, answer: Answer, key: str) -> VastAIError:
-    """The error of an answer that is not a 2xx: `WHAT: HTTP N - BODY`."""
-    family, text, details = describe_refusal(what, answer, key)
-    return serverless_error(family, RuntimeError, text, **details)
+    text = f"{what}: HTTP {answer.status_code} - {words}"
+    return serverless_error(family, RuntimeError, text, lost, **details)
 
 
 def encode_body(body: Any) -> bytes:
@@ -10310,7 +10315,7 @@ class Job:
             self.tracker.status = "Queued"
             self.check_time()
             grant, session_id = yield from self.find_worker()
-            worker = as_text(grant.get("url")).rstrip("/")
+            worker = as_text(grant.get("url"))
             self.tracker.status, self.tracker.start_time = "In Progress", time.time()
             tries += 1
             another = self.max_retries is None or tries < self.max_retries
@@ -10357,7 +10362,8 @@ class Job:
                         return grant, None
                     self.tracker.status, failed, polls = "Polling", 0, polls + 1
                     longest = backoff(polls - 1, self.longest_pause)
-                    yield from self.sleep(1.0 if polls == 1 else uniform(0.1, longest))
+                    longest = longest if polls > 1 else min(1.0, longest)
+                    yield from self.sleep(longest if polls == 1 else uniform(0.1, longest))
                     continue
                 self.reason = f"the router: HTTP {reply.status_code}"
             failed += 1
@@ -10365,8 +10371,8 @@ class Job:
                 raise self.route_error(reply)
             self.check_time()
             if failed == PATIENCE:
-                what = f"cannot route a request to endpoint {self.endpoint.name}: {self.reason}"
-                raise self.failure(NetworkError, RuntimeError, what)
+                text = f"{self.cannot_route()}: {self.reason}"
+                raise serverless_error(NetworkError, RuntimeError, text, self.lost)
             yield from self.sleep(backoff(failed, self.longest_pause, reply))
 
     def ask_router(self) -> Ask:
@@ -10384,7 +10390,7 @@ class Job:
         """The job.  The grant goes as it came, since its signature is checked; no key goes along."""
         body = {"auth_data": grant, "session_id": session_id, "payload": self.payload}
         return Ask(
-            worker + self.route,
+            worker.rstrip("/") + self.route,
             encode_body(body),
             limit=self.worker_timeout,
             deadline=self.deadline,
@@ -10412,11 +10418,12 @@ class Job:
         """Notes that the job did not leave.  Raises if there is no other try."""
         self.reason = f"cannot reach the worker {worker}: {problem}"
         if self.session is not None:
-            self.session.open = False
-            raise self.failure(NetworkError, ConnectionError, self.reason) from problem
-        self.check_time()
+            self.session.open = another = False
+        else:
+            self.check_time()
         if not another:
-            raise self.failure(NetworkError, ConnectionError, self.reason) from problem
+            error = serverless_error(NetworkError, ConnectionError, self.reason, self.lost)
+            raise error from problem
 
     def not_answered(self, worker: str, problem: Unanswered, another: bool) -> None:
         """Notes that the job left and no whole answer came.  Raises if it must not be repeated."""
@@ -10427,7 +10434,7 @@ class Job:
             self.session.open = another = False
         if not another:
             kind = TimeoutError if late else ConnectionError
-            raise self.failure(OutcomeUnknownError, kind, "") from problem
+            raise serverless_error(OutcomeUnknownError, kind, "", self.lost) from problem
         if self.warn:
             self.warn(f"the job was sent to {worker}, but {problem}; it is sent again")
 
@@ -10437,7 +10444,7 @@ class Job:
             text = f"no answer within {self.timeout:.15g} s"
             if self.reason:
                 text += f"; the last reason: {self.reason}"
-            raise self.failure(WaitTimeoutError, TimeoutError, text)
+            raise serverless_error(WaitTimeoutError, TimeoutError, text, self.lost)
 
     def sleep(self, seconds: float) -> Steps:
         """Yields a pause, but ends with the time of the whole request."""
@@ -10447,20 +10454,11 @@ class Job:
             yield seconds
         self.check_time()
 
-    def route_error(self, answer: Answer) -> VastAIError:
-        what = f"cannot route a request to endpoint {self.endpoint.name}"
-        family, text, details = describe_refusal(what, answer, self.endpoint.api_key)
-        return self.failure(family, RuntimeError, text, **details)
+    def cannot_route(self) -> str:
+        return f"cannot route a request to endpoint {self.endpoint.name}"
 
-    def failure(
-        self, family: type[VastAIError], kind: type[BaseException], text: str, **details: Any
-    ) -> VastAIError:
-        """The error to end with.  If a try was lost the outcome is unknown, whatever came after."""
-        if self.lost:
-            family = OutcomeUnknownError
-            lost = f"the job was sent, but its outcome is unknown ({self.lost})"
-            text = f"{text}; {lost}" if text else lost
-        return serverless_error(family, kind, text, **details)
+    def route_error(self, answer: Answer) -> VastAIError:
+        return refused_error(self.cannot_route(), answer, self.endpoint.api_key, self.lost)
 
     def result(self, answer: Answer, worker: str, grant: Row) -> Row:
         """The official client's dict.  Raises if a 2xx is not the JSON that it claims to be."""
@@ -10494,27 +10492,29 @@ class Job:
         """The value of a 2xx (parsed JSON, text or bytes) and its text ("" for media)."""
         import json
 
-        kind = media_type(answer)
-        if kind and "json" not in kind and not kind.startswith("text/"):
-            parsed = None
-            if answer.content[:100].lstrip()[:1] in (b"{", b"["):  # JSON under a wrong name
-                parsed = parse_object(decode_text(answer))
-            return answer.content if parsed is None else parsed, ""
-        text = decode_text(answer)
-        if kind.startswith("text/"):
-            parsed = parse_object(text)
-            return text if parsed is None else parsed, text
+        kind, text = media_type(answer), ""
+        media = bool(kind) and "json" not in kind and not kind.startswith("text/")
+        # The type of JSON may be a wrong one.
+        if not media or answer.content[:100].lstrip()[:1] in (b"{", b"["):
+            text = decode_text(answer)
         try:
-            return json.loads(text) if text.strip() else None, text
+            if answer.fault:
+                raise ValueError(answer.fault)
+            if media or kind.startswith("text/"):
+                parsed = parse_object(text)
+                value = parsed if parsed is not None else answer.content if media else text
+            else:
+                value = json.loads(text) if text.strip() else None
         except (ValueError, RecursionError):
+            fault = answer.fault or f"broken JSON: {printable(text[:120].strip(), 100)!r}"
             raise serverless_error(
                 VastAIError,
                 RuntimeError,
-                f"{worker}{self.route} answered HTTP {answer.status_code} with broken JSON: "
-                f"{printable(text[:120].strip(), 100)!r}",
+                f"{worker}{self.route} answered HTTP {answer.status_code} with {fault}",
                 response=answer,
                 hint="The job was done and is not repeated.",
             ) from None
+        return value, "" if media else text
 
 
 def media_type(answer: Answer) -> str:
@@ -10587,9 +10587,12 @@ class Body:
                 self.done = not line
             elif line:  # not the end of a chunk's own line
                 size = line.partition(b";")[0].strip()
-                if not size.isalnum():
+                try:
+                    self.left = int(size, 16) if size.isalnum() else -1
+                except ValueError:
+                    self.left = -1
+                if self.left < 0:
                     raise ConnectionError("the answer has a chunk of no size")
-                self.left = int(size, 16)
                 self.ending = self.left == 0
         self.rest = data[at:]
         return b"".join(parts)
@@ -10854,19 +10857,10 @@ def run_request(call: Call) -> Any:
     found = drive(find_endpoints(console, client.api_key or ""), send, lambda: None)
     endpoint = choose_endpoint(found, call["endpoint"])
     call.secrets = [*client.secrets, endpoint.api_key]
-    job = Job(
-        endpoint,
-        router,
-        call["route"],
-        payload,
-        cost=call["cost"],
-        stream=call["stream"],
-        timeout=call["timeout"],
-        worker_timeout=call["worker_timeout"],
-        retry=not call["no_retry"] if call.cli else call["retry"],
-        max_retries=call["max_retries"],
-        warn=call.warn,
-    )
+    names = ("cost", "stream", "timeout", "worker_timeout", "max_retries")
+    options = {name: call[name] for name in names}
+    retry = not call["no_retry"] if call.cli else call["retry"]
+    job = Job(endpoint, router, call["route"], payload, retry=retry, warn=call.warn, **options)
     result = drive(job.steps(), send, lambda: call.progress(job.reason))
     call.progress("")
     if job.answer is not None and not result["ok"]:
@@ -10888,13 +10882,12 @@ def read_payload(call: Call) -> Row:
     return call[given[0]] if given else {}
 
 
-def choose_endpoint(rows: list[Row], wanted: str) -> EndpointKey:
+def choose_endpoint(rows: list[Row], wanted: str) -> EndpointData:
     """An endpoint by its name, else by its id.  Raises NotFoundError."""
     for member in ("endpoint_name", "id"):
         for row in rows:
             if as_text(row.get(member)) == wanted:
-                name, key = as_text(row.get("endpoint_name")), as_text(row.get("api_key"))
-                return EndpointKey(name, as_whole(row.get("id")) or 0, key)
+                return EndpointData.from_dict(row)
     raise not_found_error("endpoint", wanted, "show endpoints")
 
 
@@ -11174,7 +11167,9 @@ class Streams:
                 raise Unsent(describe_loss(error), ask.url) from error
             try:
                 with TimeLimit(ends):
-                    return await self.exchange(connection, ask, message)
+                    answer = await self.exchange(connection, ask, message)
+                self.client.logger.debug("%s %s: %s", ask.method, ask.url, answer.status_code)
+                return answer
             except (OSError, EOFError) as error:
                 if not (reused and ask.safe) or _timed_out(error):
                     raise Unanswered(describe_loss(error), ask.url) from error
@@ -11283,40 +11278,19 @@ class Streams:
         """asyncio's reader and writer for a place."""
         import asyncio
 
+        deadline = time.monotonic() + CONSOLE_LIMIT
+
         name: Any = {"server_hostname": place.host} if context else {}
         if place.proxy and context:
-            sock = await self.tunnel(place, place.proxy)
+            near = await self.loop.run_in_executor(None, open_socket, place, deadline)
             try:
-                return await asyncio.open_connection(sock=sock, ssl=context, **name)
+                near.sock.setblocking(False)
+                return await asyncio.open_connection(sock=near.sock, ssl=context, **name)
             except BaseException:
-                sock.close()
+                near.close()
                 raise
-        near = place.proxy or place
-        return await asyncio.open_connection(near.host, near.port, ssl=context, **name)
-
-    async def tunnel(self, place: Place, proxy: Proxy) -> Any:
-        """A socket that the proxy has connected to a place."""
-        import socket
-
-        found = await self.loop.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
-        sock = socket.socket(found[0][0], socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            await self.loop.sock_connect(sock, found[0][4])
-            await self.loop.sock_sendall(sock, proxy.connect_message(place))
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):  # byte by byte: what follows is for TLS
-                byte = await self.loop.sock_recv(sock, 1)
-                if not byte or len(head) > 1 << 16:
-                    raise OSError("the proxy gave no answer")
-                head += byte
-            status = head.split(b"\r\n")[0].decode("latin-1").partition(" ")[2]
-            if not status.startswith("200"):
-                raise OSError(f"the proxy refuses: HTTP {status}")
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        host, port = (place.proxy or place).host, (place.proxy or place).port
+        return await asyncio.open_connection(host, port, ssl=context, **name)
 
     async def root(self, newer: bool = False) -> str:
         """The root certificate of the workers, fetched once for all who wait for it."""
@@ -11383,15 +11357,12 @@ def make_request_class() -> Any:
             return self
 
     def forward(name: str) -> property:
-        def read(self: Any) -> Any:
-            return getattr(self.tracker, name)
+        return property(
+            lambda self: getattr(self.tracker, name),
+            lambda self, value: setattr(self.tracker, name, value),
+        )
 
-        def write(self: Any, value: Any) -> None:
-            setattr(self.tracker, name, value)
-
-        return property(read, write)
-
-    for name in ("status", "create_time", "start_time", "complete_time", "req_idx"):
+    for name in RequestStatus.__annotations__:
         setattr(ServerlessRequest, name, forward(name))
     ServerlessRequest.__qualname__ = "ServerlessRequest"
     return globals().setdefault("ServerlessRequest", ServerlessRequest)
@@ -11425,10 +11396,14 @@ class EndpointData:
     id: int
     config: EndpointConfig
     api_key: str
-    user_id: int
-    created_at: float
+    user_id: int = 0
+    created_at: float = 0.0
     auto_delete_in_seconds: float | None = None
     auto_delete_due_24h: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.config.endpoint_name
 
     @classmethod
     def from_dict(cls, row: Row) -> EndpointData:
@@ -11439,15 +11414,8 @@ class EndpointData:
                 raise serverless_error(VastAIError, KeyError, text)
         names = EndpointConfig.__annotations__
         config = EndpointConfig(**{name: row[name] for name in names if name in row})
-        more = {name: row.get(name) for name in ("auto_delete_in_seconds", "auto_delete_due_24h")}
         return cls(
-            row["id"],
-            config,
-            row["api_key"],
-            row["user_id"],
-            row["created_at"],
-            more["auto_delete_in_seconds"],
-            bool(more["auto_delete_due_24h"]),
+            **{name: row[name] for name in cls.__annotations__ if name in row}, config=config
         )
 
 
@@ -11502,15 +11470,6 @@ class ServerlessWorker:
         return worker
 
 
-@record
-class EndpointKey:
-    """What a request needs to know of an endpoint."""
-
-    name: str
-    id: int
-    api_key: str
-
-
 class Endpoint(Generic[R]):
     """An endpoint, through which requests go to its workers.
 
@@ -11530,11 +11489,10 @@ class Endpoint(Generic[R]):
         if client is None:
             raise ValueError("an Endpoint needs a client")
         self.client = client
-        self.data: EndpointData | EndpointKey
         if isinstance(data, EndpointData):
             self.data = data
         elif isinstance(name, str) and isinstance(id, int) and isinstance(api_key, str):
-            self.data = EndpointKey(name, id, api_key)
+            self.data = EndpointData(id, EndpointConfig(name), api_key)
         else:
             raise ValueError("an Endpoint needs data, or a name, an id and an api_key")
         self.soft_refresh_threshold = soft_refresh_threshold
@@ -11544,8 +11502,7 @@ class Endpoint(Generic[R]):
 
     @property
     def name(self) -> str:
-        data = self.data
-        return data.config.endpoint_name if isinstance(data, EndpointData) else data.name
+        return self.data.name
 
     @property
     def id(self) -> int:
@@ -11606,19 +11563,11 @@ class Endpoint(Generic[R]):
             worker_timeout: seconds for one try of a worker, or between two pieces of a stream.
             max_retries: tries in all; None is unlimited.
         """
-        return self.client.queue_endpoint_request(
-            self,
-            route,
-            payload,
-            session=session,
-            serverless_request=serverless_request,
-            cost=cost,
-            timeout=timeout,
-            worker_timeout=worker_timeout,
-            retry=retry,
-            max_retries=max_retries,
-            stream=stream,
+        job = Job(
+            self, self.client.autoscaler_url, route, payload, cost, stream, timeout, worker_timeout
         )
+        job.retry, job.max_retries, job.session = retry, max_retries, session
+        return self.client.queue(job, serverless_request)
 
     async def session(
         self,
@@ -11741,21 +11690,23 @@ class Session:
     ) -> Coroutine[Any, Any, Row]:
         """As Endpoint.request(), to the session's worker.  Raises ValueError if it is closed."""
         self.check_open()
-        return self.send(
-            route,
-            payload,
-            serverless_request=serverless_request,
-            cost=cost,
-            retry=retry,
-            stream=stream,
-            timeout=timeout,
-            worker_timeout=worker_timeout,
-            max_retries=max_retries,
-            session=self,
+        return self.finish(
+            self.endpoint.request(
+                route,
+                payload,
+                serverless_request,
+                cost,
+                retry,
+                stream,
+                timeout,
+                self,
+                worker_timeout,
+                max_retries,
+            )
         )
 
-    async def send(self, route: str, payload: Any, **options: Any) -> Row:
-        result: Row = await self.endpoint.request(route, payload, **options)
+    async def finish(self, request: Awaitable[Row]) -> Row:
+        result = await request
         if result["status"] == 410:
             self.open = False
             self.check_open()
@@ -11844,14 +11795,11 @@ class ServerlessClient(Generic[R]):
         import logging
         from collections import deque
 
-        key, _, _ = find_key(api_key)
+        key, _, origin = find_key(api_key)
         if not key:
-            raise serverless_error(
-                AuthError,
-                AttributeError,
-                f"No API key found. Looked at api_key=, VAST_API_KEY, {config_file('vast_api_key')} and "
-                "~/.vast_api_key. Create one at https://cloud.vast.ai/manage-keys/",
-            )
+            missing = no_key_error()
+            raise serverless_error(AuthError, AttributeError, missing.msg, hint=missing.hint)
+        check_key(key, origin)
         routers = {
             "alpha": "https://run-alpha.vast.ai",
             "candidate": "https://run-candidate.vast.ai",
@@ -12048,24 +11996,26 @@ class ServerlessClient(Generic[R]):
         """Endpoint.request() under its other name."""
         if not isinstance(endpoint, Endpoint):
             raise ValueError("expected an Endpoint")
-        tracker = serverless_request
-        job = Job(
-            endpoint,
-            self.autoscaler_url,
+        request: R = endpoint.request(
             worker_route,
             worker_payload,
-            cost=cost,
-            stream=stream,
-            timeout=timeout,
-            worker_timeout=worker_timeout,
-            retry=retry,
-            max_retries=max_retries,
-            session=session,
-            tracker=getattr(tracker, "tracker", tracker),
-            longest_pause=self.max_poll_interval,
-            warn=self.logger.warning,
+            serverless_request,
+            cost,
+            retry,
+            stream,
+            timeout,
+            session,
+            worker_timeout,
+            max_retries,
         )
-        return self.begin(job, serverless_request)
+        return request
+
+    def queue(self, job: Job, request: Tracker) -> R:
+        """Begins a job whose status goes to a tracker, or to that of a request."""
+        if request is not None:
+            job.tracker = getattr(request, "tracker", request)
+        job.longest_pause, job.warn = self.max_poll_interval, self.logger.warning
+        return self.begin(job, request)
 
     def begin(self, job: Job, request: Tracker) -> R:
         raise NotImplementedError
