@@ -4348,7 +4348,7 @@ class CostTest(CommandCase):
         self.market.tables["endpoints"].clear()
         cost = self.client.cost()
         self.assertEqual((cost["hour"], cost["hours_left"], cost["runs_out"], cost["rows"]), (0, None, None, []))
-        self.assertIn("Nothing costs money now", self.run_here("cost")[2])
+        self.assertIn("Nothing is billed now", self.run_here("cost")[2])
 
     def test_what_cannot_be_read_is_unknown(self):
         self.instance()
@@ -7432,7 +7432,7 @@ class TestLines(FaultCase):
                 (methods, "tfa status -q", "1\n"), (reply("[]"), "show ssh-keys --format csv", ""),
                 (reply({"gpus": {}}), "show gpu-trends RTX_9999 --format csv", ""),
                 (reply({"success": True, "workers_to_update": 2}), "update workers 7",
-                 "Workergroup 7 is being updated: 2 workers.\n")):
+                 "Updating 2 workers of workergroup 7.\n")):
             status, out, err = self.run_here(self.serve(step), *line.split())
             self.assertEqual((status, out), (0, expected), err)
         self.assertEqual(self.run_here(self.serve(bill), "show", "invoices-v1", "-i", "-q")[0], 0)
@@ -9700,7 +9700,7 @@ class CompletionOfIdsTest(ShellCase):
                 "print(sorted({'argparse', 'json', 're', 'socket', 'threading'} & set(sys.modules)))")
         folder = os.path.dirname(os.path.abspath(vastai.__file__))
         out = subprocess.run([sys.executable, "-I", "-S", "-c", code, folder], stdout=subprocess.PIPE, timeout=9).stdout
-        self.assertEqual(["offers\tGPU offers that can be rented", "[]"], out.decode().splitlines())
+        self.assertEqual(["offers\tSearch GPU offers to rent", "[]"], out.decode().splitlines())
 
     def test_help_is_the_help(self):
         self.assertEqual(self.run_process("search", "offers", "--help").stdout,
@@ -9772,7 +9772,7 @@ class ShellsTest(ShellCase):
         out = subprocess.run(["fish", "--no-config", "-c", script], env=self.env, stdout=subprocess.PIPE,
                              timeout=30).stdout
         found = [[line.split("\t") for line in part.split("\n") if line] for part in out.decode().split("---\n")]
-        self.assertEqual([["offers", "GPU offers that can be rented"]], found[0])
+        self.assertEqual([["offers", "Search GPU offers to rent"]], found[0])
         self.assertEqual([["--format=csv"]], found[1])
         self.assertEqual("connections", found[2][0][0])
         self.assertEqual(ids, sorted(row[0] for row in found[3]))

@@ -2315,12 +2315,12 @@ class Arg:
         return self.flags[-1] if cli else self.name
 
 
-YES = Arg("-y --yes", FLAG, "do not ask", face="cli", to="")
+YES = Arg("-y --yes", FLAG, "do not ask for confirmation", face="cli", to="")
 # fmt: off
 SCHEDULE = (
-    Arg("--schedule", TEXT, "make a scheduled job instead of acting now", None, choices=("HOURLY", "DAILY", "WEEKLY"), to="", group="Schedule"),
-    Arg("--start_date", DATE, "first day of the job, UTC; today if not given", None, to="", group="Schedule"),
-    Arg("--end_date", DATE, "last day of the job, UTC; a week from now if not given", None, to="", group="Schedule"),
+    Arg("--schedule", TEXT, "create a scheduled job instead of acting now", None, choices=("HOURLY", "DAILY", "WEEKLY"), to="", group="Schedule"),
+    Arg("--start_date", DATE, "first day of the job, UTC; default: today", None, to="", group="Schedule"),
+    Arg("--end_date", DATE, "last day of the job, UTC; default: a week from now", None, to="", group="Schedule"),
     Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to="", group="Schedule"),
     Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to="", group="Schedule"))
 # fmt: on
@@ -2715,17 +2715,17 @@ WEBHOOK_COLUMNS = (
 # ----------------------------------------------------------------------------------- shared options
 # What several commands take, and sentences that several say.
 
-CONDITIONS = Arg("query", QUERY, "conditions on the fields below", None, cli="", to="")
+CONDITIONS = Arg("query", QUERY, "conditions on the fields listed below", None, cli="", to="")
 INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
 MACHINE = Arg("id", MACHINE_ID, "the machine", old="machine_id")
-IDENTITY = Arg("-i --identity", KEY_FILE, "file of the private SSH key", None, to="")
-NO_QUIET = Arg("-q --quiet", FLAG, "changes nothing here", face="cli", to="", hidden=True)
-MAX_WAIT = Arg("--max-wait", SECONDS, "seconds to wait at most", 600, to="", group="Waiting")
-RESULT_WAIT = Arg("--max-wait", SECONDS, "seconds to wait for the result", 60, to="", group="Waiting")
+IDENTITY = Arg("-i --identity", KEY_FILE, "private SSH key file", None, to="")
+NO_QUIET = Arg("-q --quiet", FLAG, "accepted for compatibility; no effect", face="cli", to="", hidden=True)
+MAX_WAIT = Arg("--max-wait", SECONDS, "maximum wait, seconds", 600, to="", group="Waiting")
+RESULT_WAIT = Arg("--max-wait", SECONDS, "maximum wait for the result, seconds", 60, to="", group="Waiting")
 WAIT, WAIT_STOPPED, WAIT_GONE = (
-    (Arg("--wait", FLAG, f"wait until it {state}", to="", group="Waiting"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
+    (Arg("--wait", FLAG, f"wait until the instance {state}", to="", group="Waiting"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
 CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
-CONFIRM = Arg("--confirm", FLAG, "make up a label, unless there is one, to find the instance by where no answer comes",
+CONFIRM = Arg("--confirm", FLAG, "if no label is given, add one, so that the instance can be found if the answer is lost",
     to="", group="Waiting")
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
@@ -2733,157 +2733,157 @@ DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 def search_options(storage: float) -> tuple[Arg, ...]:
     """What every search of offers takes; `storage` is the default in GB."""
     return (
-        Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", "score-", to=""),
-        Arg("--limit", COUNT, "rows at most; 0 for as many as the service gives", None, to=""),
-        Arg("--storage", GB, "storage that prices shall include, GB", storage, to=""),
-        Arg("-n --no-default", FLAG, "without the conditions that are set otherwise", to=""))
+        Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-", to=""),
+        Arg("--limit", COUNT, "maximum number of rows; 0 for all that the service returns", None, to=""),
+        Arg("--storage", GB, "disk size to include in the price, GB", storage, to=""),
+        Arg("-n --no-default", FLAG, "drop the default conditions", to=""))
 
 
 LAUNCH_OPTIONS = (
-    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; may be "
-        "given again", None, to="", secret=True, again=True, group="Image"),
-    Arg("--label", LABEL, "a name of your own for the instance", None),
-    Arg("--extra", TEXT, "options for docker run", None, hidden=True),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, old="onstart entrypoint", to="", group="Image"),
-    Arg("--login", TEXT, "docker login options for a private image", None, key="image_login", secret=True, group="Image"),
-    Arg("--python-utf8", FLAG, "set Python's encoding to UTF-8", group="Image"),
-    Arg("--lang-utf8", FLAG, "set the system's locale to UTF-8", group="Image"),
-    Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", key="use_jupyter_lab", group="Access"),
-    Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None, group="Access"))
+    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
+        "repeated", None, to="", secret=True, again=True, group="Image"),
+    Arg("--label", LABEL, "label for the instance", None),
+    Arg("--extra", TEXT, "extra options for docker run", None, hidden=True),
+    Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", None, old="onstart entrypoint", to="", group="Image"),
+    Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", None, key="image_login", secret=True, group="Image"),
+    Arg("--python-utf8", FLAG, "use UTF-8 as Python's encoding", group="Image"),
+    Arg("--lang-utf8", FLAG, "use a UTF-8 system locale", group="Image"),
+    Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", key="use_jupyter_lab", group="Access"),
+    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", None, group="Access"))
 RUNTYPE_OPTIONS = (
-    Arg("--ssh", FLAG, "access by SSH", to="", group="Access"),
-    Arg("--jupyter", FLAG, "access by Jupyter", to="", group="Access"),
-    Arg("--direct", FLAG, "connect to the machine itself, not through a proxy; faster", to="", group="Access"))
+    Arg("--ssh", FLAG, "enable SSH", to="", group="Access"),
+    Arg("--jupyter", FLAG, "enable Jupyter", to="", group="Access"),
+    Arg("--direct", FLAG, "connect directly to the machine instead of through a proxy; faster", to="", group="Access"))
 ONSTART_OPTIONS = (
-    Arg("--onstart", SCRIPT, "a file with commands to run when it starts; goes before --onstart-cmd", None, face="cli",
+    Arg("--onstart", SCRIPT, "file with commands to run when the container starts; takes precedence over --onstart-cmd", None, face="cli",
         to="", group="Image"),
     Arg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", None, face="cli", to="", group="Image"))
-CANCEL = Arg("--cancel-unavail", FLAG, "fail, rather than wait, where the offer cannot start now", group="Price and time")
-TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to start from", None, key="template_hash_id",
+CANCEL = Arg("--cancel-unavail", FLAG, "fail instead of waiting if the offer cannot start now", group="Price and time")
+TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to use", None, key="template_hash_id",
     old="template_hash_id", group="Image")
-RUNTYPE = Arg("--runtype", TEXT, "kind of access in the service's words, such as 'ssh_direc ssh_proxy'", None,
+RUNTYPE = Arg("--runtype", TEXT, "access type as the service names it, such as 'ssh_direc ssh_proxy'", None,
     face="sdk", to="")
-ARGS = Arg("--args", WORDS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True, to="", group="Image")
+ARGS = Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", None, rest=True, to="", group="Image")
 CREATE_OPTIONS = (
-    Arg("--image", IMAGE, "Docker image; not needed with --template_hash", None, group="Image"),
-    Arg("--disk", GB, "disk space, GB", 10, group="Disk and volumes"),
+    Arg("--image", IMAGE, "Docker image; optional with --template_hash", None, group="Image"),
+    Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
     LAUNCH_OPTIONS[0],
     Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", None, name="price", group="Price and time"),
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     CANCEL, TEMPLATE_HASH,
-    Arg("--user", TEXT.called("USER"), "user that commands in the container run as", None, group="Image"),
+    Arg("--user", TEXT.called("USER"), "user to run commands as in the container", None, group="Image"),
     RUNTYPE, ARGS,
-    Arg("--volume-info", OBJECT, "volume in the service's words", None, face="sdk"),
+    Arg("--volume-info", OBJECT, "volume as the service describes it", None, face="sdk"),
     Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
     *RUNTYPE_OPTIONS,
-    Arg("--create-volume", ID, "id of a volume offer: make a volume from it", None, to="", group="Disk and volumes"),
-    Arg("--link-volume", ID, "id of a volume of yours: mount it", None, to="", group="Disk and volumes"),
-    Arg("--volume-size", GB, "size of the new volume, GB; 15 if not given", None, to="", group="Disk and volumes"),
-    Arg("--mount-path", PATH, "where to mount the volume", None, to="", group="Disk and volumes"),
-    Arg("--volume-label", LABEL, "a name for the new volume", None, to="", group="Disk and volumes"),
+    Arg("--create-volume", ID, "volume offer to rent a new volume from", None, to="", group="Disk and volumes"),
+    Arg("--link-volume", ID, "one of your volumes, to mount", None, to="", group="Disk and volumes"),
+    Arg("--volume-size", GB, "size of the new volume, GB; default 15", None, to="", group="Disk and volumes"),
+    Arg("--mount-path", PATH, "mount point of the volume", None, to="", group="Disk and volumes"),
+    Arg("--volume-label", LABEL, "label for the new volume", None, to="", group="Disk and volumes"),
     *ONSTART_OPTIONS,
-    Arg("--target_state", TEXT, "state to begin in", None, choices=("running", "stopped"), group="Price and time"),
-    Arg("--vm", FLAG, "the image is that of a virtual machine", to="", group="Image"),
-    Arg("--args_str", TEXT, "arguments of the image's entrypoint as one text, in place of --args", None, group="Image"))
-MAX_HOURS = Arg("--max-hours", HOURS, "hours after its first start at which the instance destroys itself", None, to="",
+    Arg("--target_state", TEXT, "state to start in", None, choices=("running", "stopped"), group="Price and time"),
+    Arg("--vm", FLAG, "rent a virtual machine; the image is a VM image", to="", group="Image"),
+    Arg("--args_str", TEXT, "arguments for the image's entrypoint as one string, instead of --args", None, group="Image"))
+MAX_HOURS = Arg("--max-hours", HOURS, "lifetime, hours: the instance destroys itself this long after its first start", None, to="",
     group="Price and time")
 SPOT_ON_CREATE = Arg("--spot", FLAG, "see launch instance", face="cli", to="", hidden=True)
 MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
-    Arg("--max-price", PRICE, "most to pay, $/hr, GPUs and disk together", None, to="", group="Price and time"),
+    Arg("--max-price", PRICE, "highest price for GPUs and disk together, $/hr", None, to="", group="Price and time"),
     MAX_HOURS,
-    Arg("--spot", FLAG, "rent interruptible, for a bid", None, to="", group="Price and time"),
-    Arg("--bid", PRICE, "bid, $/hr for the whole offer; the disk comes on top", None, to="", group="Price and time"),
-    Arg("--bid-over", PERCENT, "bid this much more than the lowest bid, %; 10 if not given", None, to="", group="Price and time"),
-    Arg("--tries", COUNT, "machines to rent, one after the other, until one works; 3 if not given", None, to="",
+    Arg("--spot", FLAG, "rent an interruptible instance with a bid", None, to="", group="Price and time"),
+    Arg("--bid", PRICE, "bid for the whole offer, $/hr; the disk is billed on top", None, to="", group="Price and time"),
+    Arg("--bid-over", PERCENT, "margin over the lowest bid, percent; default 10", None, to="", group="Price and time"),
+    Arg("--tries", COUNT, "maximum number of machines to try, one after the other; default 3", None, to="",
         group="Offer"),
-    Arg("--start-timeout", SECONDS, "seconds until a machine must run; 900 if not given", None, to="", group="Offer"),
-    Arg("--exclude-machine", MACHINE_IDS, "machine not to take; may be given again", None, again=True, to="",
+    Arg("--start-timeout", SECONDS, "maximum wait for each machine to start, seconds; default 900", None, to="", group="Offer"),
+    Arg("--exclude-machine", MACHINE_IDS, "machine to skip; can be repeated", None, again=True, to="",
         group="Offer"))
-LEASE_NOTE = ("--max-hours puts a small script before the commands that run at the start. It counts from the first start "
-              "of the container, restarts included, and ends the instance with the key that the service gives to it. A "
-              "later unix time in /var/lib/vastai-lease prolongs it, an earlier one shortens it. It cannot end an instance "
-              "whose image has none of curl, GNU wget and python3, one that is stopped or still loading, or one on a host "
-              "whose clock jumps.")
-RENTED = ("Instance {new_contract} is {instance[actual_status]}. `vastai ssh {new_contract}` opens a shell, "
-          "`vastai destroy instance {new_contract}` ends it and its costs.|")
+LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
+              "first start and goes on through restarts. When it is over, the instance destroys itself with the key that "
+              "the service gives to each container. To extend or shorten the time, write another unix time to "
+              "/var/lib/vastai-lease. It cannot destroy an instance whose image lacks curl, GNU wget and python3, one "
+              "that is stopped or still loading, or one on a host whose clock jumps.")
+RENTED = ("Instance {new_contract} is {instance[actual_status]}. Open a shell with `vastai ssh {new_contract}`; "
+          "stop paying with `vastai destroy instance {new_contract}`.|")
 TEMPLATE_OPTIONS = (
-    Arg("--name", TEXT, "its name", None, group="Description"),
+    Arg("--name", TEXT, "name of the template", None, group="Description"),
     Arg("--image", IMAGE, "Docker image", None, group="Image"),
-    Arg("--image_tag", LABEL, "tag of the image", None, key="tag", group="Image"),
-    Arg("--href", URL, "link to the image's page", None, group="Description"),
-    Arg("--repo", TEXT.called("REPO"), "repository of the image", None, group="Image"),
-    Arg("--login", TEXT, "docker login options for a private image; only the registry is kept", None, to="",
+    Arg("--image_tag", LABEL, "image tag", None, key="tag", group="Image"),
+    Arg("--href", URL, "URL of the image's web page", None, group="Description"),
+    Arg("--repo", TEXT.called("REPO"), "image repository", None, group="Image"),
+    Arg("--login", TEXT, "docker login options for a private image; only the registry is saved", None, to="",
         secret=True, group="Image"),
-    Arg("--env", ENV_TEXT, "environment, ports and mounts as for create instance; may be given again", None,
+    Arg("--env", ENV_TEXT, "environment, ports and mounts, as for create instance; can be repeated", None,
         secret=True, again=True, group="Image"),
     *RUNTYPE_OPTIONS,
-    Arg("--jupyter-dir", PATH, "folder in which Jupyter starts", None, group="Access"),
-    Arg("--jupyter-lab", FLAG, "start JupyterLab, not the notebook", to="", group="Access"),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when it starts", None, key="onstart", group="Image"),
+    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", None, group="Access"),
+    Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", to="", group="Access"),
+    Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", None, key="onstart", group="Image"),
     Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to="", group="Offer"),
-    Arg("-n --no-default", FLAG, "without the conditions that are set otherwise", to="", group="Offer"),
-    Arg("--disk_space", GIVEN_GB, "disk space to recommend, GB", None, key="recommended_disk_space", group="Offer"),
-    Arg("--readme", TEXT, "text for those who look at it", None, group="Description"),
-    Arg("--hide-readme", FLAG, "do not show that text", to="", group="Description"),
-    Arg("--desc", TEXT, "description in a line", None, group="Description"),
-    Arg("--public", FLAG, "let others see it", to="", group="Description"),
-    Arg("--runtype", TEXT, "kind of access in the service's words: jupyter, ssh or args", None, face="sdk"),
-    *(Arg(f"--{name}", FLAG, f"{name} in the service's words, in place of the flags", None, face="sdk")
+    Arg("-n --no-default", FLAG, "drop the default conditions", to="", group="Offer"),
+    Arg("--disk_space", GIVEN_GB, "recommended disk size, GB", None, key="recommended_disk_space", group="Offer"),
+    Arg("--readme", TEXT, "readme text for its users", None, group="Description"),
+    Arg("--hide-readme", FLAG, "hide the readme", to="", group="Description"),
+    Arg("--desc", TEXT, "one-line description", None, group="Description"),
+    Arg("--public", FLAG, "make the template public", to="", group="Description"),
+    Arg("--runtype", TEXT, "access type as the service names it: jupyter, ssh or args", None, face="sdk"),
+    *(Arg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None, face="sdk")
       for name in ("use_ssh", "jup_direct", "ssh_direct", "use_jupyter_lab")),
-    Arg("--docker_login_repo", TEXT, "registry, in place of login", None, face="sdk"),
-    Arg("--extra_filters", OBJECT, "conditions in the service's words, in place of search_params", None, face="sdk"),
-    *(Arg(f"--{name}", FLAG, f"{name} in the service's words, in place of the flags", None, face="sdk")
+    Arg("--docker_login_repo", TEXT, "registry, instead of login", None, face="sdk"),
+    Arg("--extra_filters", OBJECT, "conditions as the service stores them, instead of search_params", None, face="sdk"),
+    *(Arg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None, face="sdk")
       for name in ("readme_visible", "private")),
-    Arg("--docker_login_user", TEXT.called("USER"), "user at the registry", None, face="sdk"),
-    Arg("--docker_login_pass", TEXT, "password or token at the registry", None, face="sdk", secret=True),
-    Arg("--args_str", TEXT, "arguments of the image's entrypoint, for runtype args", None, face="sdk"),
-    Arg("--volume_info", OBJECT, "volume that the console suggests, in the service's words", None, face="sdk"))
-VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, GB, whole", 15)
-VOLUME_NAME = Arg("-n --name", NAME, "a name of your own", None)
+    Arg("--docker_login_user", TEXT.called("USER"), "registry user", None, face="sdk"),
+    Arg("--docker_login_pass", TEXT, "registry password or token", None, face="sdk", secret=True),
+    Arg("--args_str", TEXT, "arguments for the image's entrypoint, for runtype args", None, face="sdk"),
+    Arg("--volume_info", OBJECT, "volume that the console suggests, as the service stores it", None, face="sdk"))
+VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, whole GB", 15)
+VOLUME_NAME = Arg("-n --name", NAME, "name for the volume", None)
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
 OFFER_END = Arg("-e --end_date", DATE,
-    "end of the offer, UTC; the service chooses if not given", None)
+    "end of the offer, UTC; default: chosen by the service", None)
 MARKET_OPTIONS = (
-    Arg("--verified", TEXT, "only verified machines, or only others", "all", choices=("true", "false", "all"), to=""),
-    Arg("--datacenter", TEXT, "only machines in data centers, or only others", "all", choices=("true", "false", "all"),
+    Arg("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=("true", "false", "all"), to=""),
+    Arg("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=("true", "false", "all"),
         to=""))
-MARKET_SIZE = Arg("--num-gpus", TEXT.called("N"), "only machines with so many GPUs", "all",
+MARKET_SIZE = Arg("--num-gpus", TEXT.called("N"), "only machines with this many GPUs", "all",
     choices=("all", "1", "2", "4", "8", "other"), to="")
-FOR_HOSTS = "There is nothing to show. These numbers are for hosts with a machine alone."
+FOR_HOSTS = "Nothing to show. These numbers are only for hosts with a machine."
 TFA_METHODS = ("email", "sms", "totp")
 TFA_PROOF = (
-    Arg("-c --code", CODE, "code from the app, the SMS or the mail", None, secret=True),
-    Arg("-bc --backup-code", CODE, "one of your backup codes, in place of a code", None, secret=True),
-    Arg("-t --method-type", TEXT, "kind of method that the code is from", None, key="tfa_method", choices=TFA_METHODS),
-    Arg("-s --secret", CODE, "secret that came with the code's SMS or mail, from tfa send-sms or tfa send-email", None,
+    Arg("-c --code", CODE, "code from the app, SMS or email", None, secret=True),
+    Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a code", None, secret=True),
+    Arg("-t --method-type", TEXT, "method that the code came from", None, key="tfa_method", choices=TFA_METHODS),
+    Arg("-s --secret", CODE, "secret that tfa send-sms or tfa send-email printed", None,
         secret=True),
-    Arg("-id --method-id", GIVEN_ID, "method that the code is from, where you have several of one kind", None,
+    Arg("-id --method-id", GIVEN_ID, "id of the method, if you have several of one kind", None,
         key="tfa_method_id"))
-PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "number to send it to, such as +12025550123; the account's if not given", None,
+PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "phone number, such as +12025550123; default: the account's", None,
     sent=lambda number: number or None)
-AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, SETS, "the second step of tfa auth-new",
+AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, SETS, "Complete the second step of tfa auth-new",
     Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
 LISTING = (
-    Arg("-g --price_gpu", PRICE, "price of a GPU, $/hr", None),
-    Arg("-s --price_disk", PRICE, "price of storage, $/GB/month; the service takes 0.10 if not given", None),
-    Arg("-u --price_inetu", PRICE, "price of uploads, $/GB", None),
-    Arg("-d --price_inetd", PRICE, "price of downloads, $/GB", None),
-    Arg("-b --price_min_bid", PRICE, "lowest bid for a GPU, $/hr", None),
-    Arg("-m --min_chunk", COUNT, "fewest GPUs that are rented together", 1),
+    Arg("-g --price_gpu", PRICE, "price per GPU, $/hr", None),
+    Arg("-s --price_disk", PRICE, "storage price, $/GB/month; default 0.10", None),
+    Arg("-u --price_inetu", PRICE, "upload price, $/GB", None),
+    Arg("-d --price_inetd", PRICE, "download price, $/GB", None),
+    Arg("-b --price_min_bid", PRICE, "lowest bid per GPU, $/hr", None),
+    Arg("-m --min_chunk", COUNT, "minimum number of GPUs per rental", 1),
     Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31", None),
-    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 is 40 %", None, key="credit_discount_max"),
+    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", None, key="credit_discount_max"),
     Arg("-l --duration", TEXT.called("SPAN"),
-        "keep the offer's end this far ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
-    Arg("-v --vol_size", COUNT, "space offered for volumes, GB; 0 for none, half of the disk if not given", None),
-    Arg("-z --vol_price", PRICE, "price of volumes, $/GB/month; price_disk if not given", None))
+        "time to keep the offer's end ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
+    Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none; default: half of the disk", None),
+    Arg("-z --vol_price", PRICE, "volume price, $/GB/month; default: price_disk", None))
 ITEM_OPTIONS = (
-    Arg("-s --start_date", DATE, "from this date on; the last day if not given", None, to=""),
-    Arg("-e --end_date", DATE, "up to this date; now if not given", None, to=""),
+    Arg("-s --start_date", DATE, "start date; default: a day ago", None, to=""),
+    Arg("-e --end_date", DATE, "end date; default: now", None, to=""),
     Arg("-c --only_charges", FLAG, "only charges", to=""),
     Arg("-p --only_credits", FLAG, "only payments", to=""))
 EARNINGS = ("gpu_earn", "sto_earn", "bwu_earn", "bwd_earn")
-PDF = Arg("--pdf", OUT_FILE, "write the rows into this PDF file as well", None, to="")
+PDF = Arg("--pdf", OUT_FILE, "also write the rows to this PDF file", None, to="")
 INVOICE_TYPES = {
     "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase",
     "crypto.com": "crypto.com", "reserved": "instance_prepay", "payout_paypal": "paypal_manual",
@@ -2891,434 +2891,434 @@ INVOICE_TYPES = {
 CHARGE_TYPES = {
     "instance": "instance", "volume": "volume", "serverless": "serverless",
     "i": "instance", "v": "volume", "s": "serverless"}
-SCALER = Arg("--auto_instance", TEXT, "the autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
+SCALER = Arg("--auto_instance", TEXT, "autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
 
 
 def endpoint_options(load: float | None, target: float | None, multiple: float | None, cold: int | None,
                      most: int | None) -> tuple[Arg, ...]:
     """What a serverless endpoint takes, with these defaults."""
     return (
-        Arg("--min_load", NUMBER, "lowest load to be ready for, in units of performance a second (tokens/s)", load),
-        Arg("--min_cold_load", NUMBER, "the same, with workers that still have to start counted", load),
-        Arg("--target_util", NUMBER, "share of the capacity to be used, up to 1", target),
-        Arg("--cold_mult", NUMBER, "stopped capacity to keep, as a multiple of the running one", multiple),
-        Arg("--cold_workers", COUNT, "workers to keep when there is no load", cold),
-        Arg("--max_workers", COUNT, "workers at most", most),
-        Arg("--endpoint_name", TEXT, "name by which programs reach it", None),
-        Arg("--max_queue_time", NUMBER, "seconds that a request may wait at a worker", None),
-        Arg("--target_queue_time", NUMBER, "seconds in which a queue shall be worked off", None),
-        Arg("--inactivity_timeout", WHOLE, "seconds without traffic until no worker stays active", None),
+        Arg("--min_load", NUMBER, "lowest load to be ready for, performance units per second, such as tokens/s", load),
+        Arg("--min_cold_load", NUMBER, "lowest load, counting workers that still have to start", load),
+        Arg("--target_util", NUMBER, "target share of capacity in use, up to 1", target),
+        Arg("--cold_mult", NUMBER, "stopped capacity to hold ready, as a multiple of the running capacity", multiple),
+        Arg("--cold_workers", COUNT, "workers to hold ready without load", cold),
+        Arg("--max_workers", COUNT, "maximum number of workers", most),
+        Arg("--endpoint_name", TEXT, "endpoint name, used by programs to reach it", None),
+        Arg("--max_queue_time", NUMBER, "maximum time that a request waits at a worker, seconds", None),
+        Arg("--target_queue_time", NUMBER, "target time to clear a queue, seconds", None),
+        Arg("--inactivity_timeout", WHOLE, "time without traffic until no worker stays active, seconds", None),
         SCALER)
 
 
 WORKERGROUP_OPTIONS = (
-    Arg("--template_hash", HASH, "template of the workers; brings its own search conditions", None),
-    Arg("--template_id", ID, "the same by id", None),
+    Arg("--template_hash", HASH, "hash of the workers' template; brings its own search conditions", None),
+    Arg("--template_id", ID, "id of the workers' template", None),
     Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to=""),
     Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", None, secret=True),
-    Arg("--endpoint_name", TEXT, "the endpoint, by name", None),
-    Arg("--endpoint_id", ID, "the endpoint, by id", None),
-    Arg("--gpu_ram", GB, "GPU memory that a worker needs, GB", None),
-    Arg("-n --no-default", FLAG, "without verified=True rentable=True rented=False in the search", to=""),
+    Arg("--endpoint_name", TEXT, "name of the endpoint", None),
+    Arg("--endpoint_id", ID, "id of the endpoint", None),
+    Arg("--gpu_ram", GB, "GPU memory per worker, GB", None),
+    Arg("-n --no-default", FLAG, "drop the default conditions verified=True rentable=True rented=False", to=""),
     *(arg for arg in endpoint_options(None, None, None, None, None)
       if arg.name in ("min_load", "target_util", "cold_mult", "cold_workers", "max_workers")),
-    Arg("--test_workers", COUNT, "workers to measure the template on", None))
+    Arg("--test_workers", COUNT, "workers to benchmark the template on", None))
 LOG_OPTIONS = (
-    Arg("--level", COUNT, "how much to show: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
-    Arg("--tail", COUNT, "lines from the end", None))
-WEBHOOK_SECRET = "Webhook {webhook[id]} has the secret {webhook[webhook_secret]}; it is not shown again."
+    Arg("--level", COUNT, "detail: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
+    Arg("--tail", COUNT, "number of lines from the end", None))
+WEBHOOK_SECRET = "Webhook {webhook[id]} signs with the secret {webhook[webhook_secret]}. Save it now; it is shown only once."
 
 
 # ---------------------------------------------------------------------------------------- THE TABLE
 
 register("Search and rent",
-    Command("search offers", "POST /bundles/", SAFE, READS, "GPU offers that can be rented",
+    Command("search offers", "POST /bundles/", SAFE, READS, "Search GPU offers to rent",
         CONDITIONS,
-        Arg("-t --type", TEXT.called("KIND"), "kind of rental; interruptible is another word for bid", "on-demand", choices=DEMAND,
+        Arg("-t --type", TEXT.called("KIND"), "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
             shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
                        "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to=""),
         *search_options(5.0),
-        Arg("--new", FLAG, "ask the newer search service", face="cli", to=""),
-        Arg("--disable-bundling", FLAG, "list identical offers one by one (deprecated)", face="cli", hidden=True,
+        Arg("--new", FLAG, "use the newer search service", face="cli", to=""),
+        Arg("--disable-bundling", FLAG, "list identical offers separately (deprecated)", face="cli", hidden=True,
             to=""),
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
-        note="Without --no-default the conditions verified=true external=false rentable=true hold; FIELD=any takes one "
-             "away.",
+        note="Default conditions: verified=true external=false rentable=true. FIELD=any drops one of them, --no-default "
+             "all.",
         examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
                   "--interruptible 'num_gpus>=4 inet_down>500'")),
-    Command("search offers-new", "PUT /search/asks/", SAFE, READS, "GPU offers, from the newer search service",
+    Command("search offers-new", "PUT /search/asks/", SAFE, READS, "Search GPU offers with the newer service",
         Arg("query", QUERY, "conditions as for search offers", None, to=""),
-        Arg("--type", TEXT.called("KIND"), "kind of rental", "on-demand", choices=DEMAND, to=""),
+        Arg("--type", TEXT.called("KIND"), "rental type", "on-demand", choices=DEMAND, to=""),
         *search_options(5.0),
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
-    Command("search templates", "GET /template/", SAFE, READS, "templates to start instances from",
+    Command("search templates", "GET /template/", SAFE, READS, "Search templates to start instances from",
         CONDITIONS, returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
         fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
-    Command("show template", "GET /template/", SAFE, READS, "one template in full",
-        Arg("id", TEXT_ID, "its hash or id, from search templates", to=""), of="Template",
+    Command("show template", "GET /template/", SAFE, READS, "Show one template in full",
+        Arg("id", TEXT_ID, "hash or id of the template, from search templates", to=""), of="Template",
         columns=TEMPLATE_CARD, run="run_show_template", look="search templates",
         examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
-    Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "rent an offer: make an instance of it",
+    Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "Rent an offer as a new instance",
         Arg("id", OFFER_ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
         of="CreatedInstance", body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_create_instance",
         look="show instances", piped="Started. {answer}", made="new_contract",
-        done=RENTED + "Instance {new_contract} is being made from offer {id}. `vastai wait instance {new_contract}` "
-             "waits for it, `vastai destroy instance {new_contract}` ends it and its costs.",
-        note="It costs from now on, until `vastai destroy instance ID`. The service answers before the instance runs: "
-             "--wait, or `vastai wait instance ID`, waits for that, and `vastai ssh ID` opens a shell then.",
+        done=RENTED + "Renting offer {id} as instance {new_contract}. Wait for it with `vastai wait instance {new_contract}`; "
+             "stop paying with `vastai destroy instance {new_contract}`.",
+        note="Billing starts now and runs until `vastai destroy instance INSTANCE`. The service answers before the "
+             "instance runs; wait for that with --wait or `vastai wait instance INSTANCE`, then open a shell with "
+             "`vastai ssh INSTANCE`.",
         examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct",
                   "6995713 --template_hash 661d064bbda1f2a1 --label train",
                   "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
-    Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "rent several offers with the same options",
+    Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
         Arg("ids", OFFER_IDS, "the offers, from search offers", to=""),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
         body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_bulk", look="show instances",
         made="new_contracts",
-        done="Instances {new_contracts} are being made from offers {ids}. `vastai show instances` shows them.",
+        done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
-    Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "search offers for a GPU and rent the best one",
-        Arg("-g --gpu-name", NAME.called("GPU"), "model, such as RTX_4090", None, to="", group="Offer"),
+    Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
+        Arg("-g --gpu-name", NAME.called("GPU"), "GPU model, such as RTX_4090", None, to="", group="Offer"),
         Arg("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", None, to="", group="Offer"),
         Arg("-i --image", IMAGE, "Docker image", None, group="Image"),
         Arg("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
             None, to="", group="Offer"),
-        Arg("-d --disk", GB, "disk space, GB", 10, cli=16.0, group="Disk and volumes"),
-        Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending; score-, or "
-            "dph_total with --query and the options that go with it", None, to="", group="Offer"),
-        Arg("--limit", COUNT, "offers to try", None, cli=3, to="", group="Offer"),
+        Arg("-d --disk", GB, "disk size, GB", 10, cli=16.0, group="Disk and volumes"),
+        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending; default score-, or "
+            "dph_total with --query and its options", None, to="", group="Offer"),
+        Arg("--limit", COUNT, "number of offers to try", None, cli=3, to="", group="Offer"),
         *LAUNCH_OPTIONS,
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
-        Arg("--query", QUERY, "conditions as for search offers, in place of GPU and region", None, many=False, to="", group="Offer"),
+        Arg("--query", QUERY, "conditions as for search offers, instead of GPU and region", None, many=False, to="", group="Offer"),
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract",
-        done=RENTED + "Instance {new_contract} is being made. `vastai wait instance {new_contract}` waits for it, "
-             "`vastai destroy instance {new_contract}` ends it and its costs.",
-        note="With --query or an option such as --max-price it says what it is about to rent and what that "
-             "costs, waits until the instance runs as ordered, and gives back what does not before it takes the next "
-             "machine. " + LEASE_NOTE,
+        done=RENTED + "Renting instance {new_contract}. Wait for it with `vastai wait instance {new_contract}`; "
+             "stop paying with `vastai destroy instance {new_contract}`.",
+        note="With --query or an option such as --max-price, it first says what it rents and at what price, waits until "
+             "the instance runs as ordered, and destroys one that does not before it tries the next machine. " + LEASE_NOTE,
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
                   "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200",
                   "--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8")),
-    Command("run", "", ONCE, SPENDS, "run a command on a rented machine, then give it back",
+    Command("run", "", ONCE, SPENDS, "Run a command on a rented machine",
         Arg("image", IMAGE, "Docker image"),
-        Arg("command", WORDS.called("COMMAND"), "the command, after --", many=True),
-        Arg("--gpu", NAME.called("GPU"), "model and number, such as RTX_4090:2; else one GPU, the cheapest", None,
+        Arg("command", WORDS.called("COMMAND"), "command and its arguments, after --", many=True),
+        Arg("--gpu", NAME.called("GPU"), "GPU model and number, such as RTX_4090:2; default: the cheapest single GPU", None,
             group="Offer"),
-        Arg("--query", TEXT.called("QUERY"), "conditions as for search offers, in place of --gpu", None, group="Offer"),
-        Arg("-o --order", ORDER, "what makes an offer the best: fields, `-` behind one for descending; dph_total if not "
-            "given", None, group="Offer"),
+        Arg("--query", TEXT.called("QUERY"), "conditions as for search offers, instead of --gpu", None, group="Offer"),
+        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending; default "
+            "dph_total", None, group="Offer"),
         *MACHINE_OPTIONS,
-        Arg("--disk", GB, "disk space, GB", 10, group="Disk and volumes"),
+        Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
         LAUNCH_OPTIONS[0],
-        Arg("--login", TEXT, "docker login options for a private image", None, secret=True, group="Image"),
-        Arg("--label", LABEL, "a name of your own for the instance", None),
-        Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "copy there before the command, below /workspace; may be given "
-            "again", None, again=True, group="Files"),
-        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "copy here after the command; may be given again", None,
+        Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", None, secret=True, group="Image"),
+        Arg("--label", LABEL, "label for the instance", None),
+        Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "file or folder to copy to /workspace before the command; can be "
+            "repeated", None, again=True, group="Files"),
+        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "file or folder to copy back after the command; can be repeated", None,
             again=True, group="Files"),
-        Arg("--keep", FLAG, "leave the instance running at the end"),
+        Arg("--keep", FLAG, "keep the instance running at the end"),
         IDENTITY,
         run="run_job", show="show_job", status="status", look="show instances", fields=OFFER_FIELDS,
-        note="Exits with the status of the command. The instance is given back at the end, and when this is interrupted; "
-             "if this computer goes away, the command goes on, and the instance ends itself after --max-hours (24 if not "
-             "given). If a download fails, the instance is kept for an hour more. " + LEASE_NOTE,
+        note="Exits with the command's own status. The instance is destroyed at the end or when you interrupt the run. If "
+             "this computer goes away, the command continues, and the instance destroys itself after --max-hours "
+             "(default 24). If a download fails, the instance stays for one more hour. " + LEASE_NOTE,
         examples=("pytorch/pytorch --gpu RTX_4090 --upload src --download out -- python src/train.py",
                   "ubuntu:24.04 --max-price 0.2 -- nvidia-smi")))
 
 register("Instances",
-    Command("show instances", "GET /api/v1/instances/", SAFE, READS, "your instances",
+    Command("show instances", "GET /api/v1/instances/", SAFE, READS, "List your instances",
         Arg("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", None, to="", group="Filters"),
-        Arg("--label", TEXTS, "only these labels; '' for instances without one", None, to="", group="Filters"),
+        Arg("--label", TEXTS, "only these labels; '' for instances without a label", None, to="", group="Filters"),
         Arg("--gpu-name", TEXTS.called("GPU"), "only these models", None, to="", group="Filters"),
-        Arg("--verification", TEXTS, "only machines in these states", None,
+        Arg("--verification", TEXTS, "only machines with this verification", None,
             choices=("verified", "unverified", "deverified"), to="", group="Filters"),
-        Arg("--order-by", TEXTS.called("COLUMN"), "'COLUMN' or 'COLUMN desc'; may be given again", None, again=True, to="", group="Pages"),
-        Arg("-l --limit", WHOLE, "one page of this many, 1 to 25", None, to="", group="Pages"),
-        Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, to="", group="Pages"),
-        Arg("-a --all", FLAG, "every page, also with --limit", to="", group="Pages"),
-        Arg("-v --verbose", FLAG, "more columns", face="cli", to=""),
-        Arg("-q --quiet", FLAG, "only ids, also with --raw", face="cli", name="ids_only", to=""),
-        Arg("--cols", TEXT.called("COLUMNS"), "these columns, with commas: id, status, label, gpu, disk, volumes, dph, image, age, "
+        Arg("--order-by", TEXTS.called("COLUMN"), "sort by 'COLUMN' or 'COLUMN desc'; can be repeated", None, again=True, to="", group="Pages"),
+        Arg("-l --limit", WHOLE, "page size, 1 to 25; prints one page", None, to="", group="Pages"),
+        Arg("-t --next-token", TOKEN, "token of the next page", None, to="", group="Pages"),
+        Arg("-a --all", FLAG, "get all pages, even with --limit", to="", group="Pages"),
+        Arg("-v --verbose", FLAG, "show more columns", face="cli", to=""),
+        Arg("-q --quiet", FLAG, "print only ids, even with --raw", face="cli", name="ids_only", to=""),
+        Arg("--cols", TEXT.called("COLUMNS"), "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
                             "verified, machine, net, location, template, ssh, msg",
             None, face="cli", to=""),
         returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
         columns_for="instance_columns", document="page_document", footer="instances_footer",
         aliases="show instances-v1",
         examples=("--status running", "--label train --order-by 'dph_total desc'", "--raw | jq '.[].ssh_host'")),
-    Command("show instances-v1", "GET /api/v1/instances/", SAFE, READS, "one page of instances, as the service gives it",
+    Command("show instances-v1", "GET /api/v1/instances/", SAFE, READS, "Get one page of instances as received",
         Arg("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None, to=""),
         build="build_params", face="sdk"),
     Command("show instance-filters", "GET /instances/filters/", SAFE, READS,
-        "the states, models and verifications of your instances",
+        "List the states, models and verifications in use",
         returns="filters[]", face="sdk"),
-    Command("show instance", "GET /instances/{id}/", SAFE, READS, "one instance in full",
+    Command("show instance", "GET /instances/{id}/", SAFE, READS, "Show one instance in full",
         Arg("id", INSTANCE_ID, "the instance", old="ID INSTANCE_ID"),
         query={"owner": "me"}, returns="instances", of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
         look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
-    Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "start a stopped instance",
+    Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "Start a stopped instance",
         INSTANCE, *WAIT, body={"state": "running"}, confirms=True, run="run_change_state",
-        done=CHANGED + "Instance {id} is starting.", look="show instances", examples=("4242", "4242 --wait")),
-    Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "stop an instance; its storage goes on costing",
+        done=CHANGED + "Starting instance {id}.", look="show instances", examples=("4242", "4242 --wait")),
+    Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "Stop an instance; its disk is still billed",
         INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, confirms=True, run="run_change_state",
-        done=CHANGED + "Instance {id} is stopping.", footer="stopped_footer", look="show instances"),
-    Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "end an instance and delete its data",
+        done=CHANGED + "Stopping instance {id}. Its disk is still billed; destroy the instance to stop paying.", footer="stopped_footer", look="show instances"),
+    Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "Destroy an instance and delete its data",
         INSTANCE, *WAIT_GONE,
-        ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Instance {id} is destroyed.",
+        ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Destroyed instance {id}.",
         footer="volumes_footer", look="show instances", examples=("4242", "4242 --yes --wait")),
-    Command("start instances", "PUT /instances/", SAFE, SPENDS, "start several stopped instances",
+    Command("start instances", "PUT /instances/", SAFE, SPENDS, "Start several stopped instances",
         Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "running"}, confirms=True, run="run_bulk", done="Starting: {ids}.", look="show instances"),
-    Command("stop instances", "PUT /instances/", SAFE, SETS, "stop several instances",
+        body={"state": "running"}, confirms=True, run="run_bulk", done="Starting instances {ids}.", look="show instances"),
+    Command("stop instances", "PUT /instances/", SAFE, SETS, "Stop several instances; disks are still billed",
         Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping: {ids}.", look="show instances"),
-    Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "end several instances and delete their data",
+        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping instances {ids}. Their disks are still billed.", look="show instances"),
+    Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "Destroy several instances and delete their data",
         Arg("ids", INSTANCE_IDS, "the instances", key="instance_ids", to=""),
-        ask="Destroy these instances and all their data: {ids}?", confirms=True, run="run_bulk", done="Destroyed: {ids}.",
+        ask="Destroy instances {ids} and all their data?", confirms=True, run="run_bulk", done="Destroyed instances {ids}.",
         look="show instances"),
-    Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "stop and start the container, keeping its GPU",
+    Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "Restart the container and keep its GPU",
         INSTANCE, *WAIT, run="run_change_state",
         schedule="schedule_job", look="show instance", made="scheduled_job_id",
-        done="Job {scheduled_job_id} will reboot instance {id}.|" + CHANGED + "Instance {id} is rebooting."),
-    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, SETS, "make the container anew, keeping its GPU",
-        INSTANCE, *WAIT, run="run_change_state", done=CHANGED + "Instance {id} is being recycled.", look="show instance",
-        ask="Recreate the container of instance {id}? What is not on a volume is lost.", ask_when="terminal"),
-    Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "give an instance a name of your own",
-        INSTANCE, Arg("label", TEXT, "the name; '' takes it away"),
-        done="The label of instance {id} is {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
+        done="Scheduled job {scheduled_job_id} to reboot instance {id}.|" + CHANGED + "Rebooting instance {id}."),
+    Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, SETS, "Recreate the container and keep its GPU",
+        INSTANCE, *WAIT, run="run_change_state", done=CHANGED + "Recreating the container of instance {id}.", look="show instance",
+        ask="Recreate the container of instance {id}? All data outside volumes is lost.", ask_when="terminal"),
+    Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "Set or clear an instance's label",
+        INSTANCE, Arg("label", TEXT, "label; '' removes it"),
+        done="Instance {id} now has the label {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE, SETS,
-        "change template, image or start-up of an instance",
+        "Change an instance's template, image or startup",
         Arg("id", INSTANCE_ID, "the instance", old="ID", to="path body"),
         Arg("--template_id", ID, "id of the template", None),
         Arg("--template_hash_id", HASH, "hash of the template", None),
         Arg("--image", IMAGE, "Docker image", None),
-        Arg("--args", WORDS, "arguments of the entrypoint", None),
+        Arg("--args", WORDS, "arguments for the entrypoint", None),
         Arg("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", None, secret=True,
             again=True),
-        Arg("--onstart", SCRIPT_OR_TEXT, "a file with commands to run when it starts, or the commands", None),
-        build="build_update_instance", needs="*", done="Instance {id} is changed; its image is {updated_instance[image_uuid]}.|Instance {id} is changed.",
+        Arg("--onstart", SCRIPT_OR_TEXT, "startup commands, or a file with them", None),
+        build="build_update_instance", needs="*", done="Changed instance {id}; its image is {updated_instance[image_uuid]}.|Changed instance {id}.",
         look="show instance"),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, SPENDS,
-        "pay a reserved instance in advance, for a discount",
-        INSTANCE, Arg("amount", PRICE, "dollars to pay"),
-        done="Instance {id}: {amount} $ paid for {timescale:g} months, at a discount of {discount_rate:.1%}.",
+        "Prepay a reserved instance for a discount",
+        INSTANCE, Arg("amount", PRICE, "amount to pay, $"),
+        done="Prepaid ${amount:.2f} for instance {id}: {timescale:g} months at a discount of {discount_rate:.1%}.",
         look="show deposit",
-        ask="Pay ${amount:.2f} in advance for instance {id}?", ask_when="terminal"),
-    Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "change the bid of an interruptible instance",
+        ask="Prepay ${amount:.2f} for instance {id}?", ask_when="terminal"),
+    Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "Change the bid of an interruptible instance",
         INSTANCE,
-        Arg("--price", PRICE, "new bid, $/hr; without it one that wins now", None),
+        Arg("--price", PRICE, "new bid, $/hr; default: a bid that wins now", None),
         body={"client_id": "me"}, schedule="schedule_job", look="show instance", made="scheduled_job_id",
-        done="Job {scheduled_job_id} will change the bid of instance {id}.|The bid of instance {id} is now {price} "
-             "$/hr.|The bid of instance {id} is changed.", examples=("4242 --price 0.35", "4242")),
-    Command("execute", "PUT /instances/command/{id}/", ONCE, SETS, "run ls, rm or du in an instance",
-        INSTANCE, Arg("command", NAME, "the command in one word: 'ls -l'", old="COMMAND"), RESULT_WAIT,
+        done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
+             "${price:g}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
+    Command("execute", "PUT /instances/command/{id}/", ONCE, SETS, "Run ls, rm or du on an instance",
+        INSTANCE, Arg("command", NAME, "command in one word: 'ls -l'", old="COMMAND"), RESULT_WAIT,
         returns="text", run="run_logs", text="without_folder", schedule="schedule_job", look="show instance", made="scheduled_job_id",
-        done="Job {scheduled_job_id} will run the command in instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
-    Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, READS, "what an instance has printed",
+        done="Scheduled job {scheduled_job_id} to run the command on instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
+    Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, READS, "Print an instance's logs",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
-        Arg("--tail", LINES, "lines from the end", None, sent=lambda lines: lines or None),
-        Arg("--filter", TEXT.called("REGEX"), "only lines that match this regular expression", None, sent=lambda text: text or None),
-        Arg("--daemon-logs", FLAG, "the machine's own log on the instance, not the container's",
+        Arg("--tail", LINES, "number of lines from the end", None, sent=lambda lines: lines or None),
+        Arg("--filter", TEXT.called("REGEX"), "regular expression that lines must match", None, sent=lambda text: text or None),
+        Arg("--daemon-logs", FLAG, "print the machine's log about the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
-        Arg("-f --follow", FLAG, "go on printing what comes, until the instance stops", face="cli", to=""),
+        Arg("-f --follow", FLAG, "keep printing new lines until the instance stops", face="cli", to=""),
         returns="text", run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
-    Command("wait instance", "", SAFE, READS, "wait until an instance runs, or has another state",
+    Command("wait instance", "", SAFE, READS, "Wait until an instance reaches a state",
         INSTANCE,
-        Arg("--status", TEXT.called("STATE"), "the state to wait for", "running",
+        Arg("--status", TEXT.called("STATE"), "state to wait for", "running",
             choices=("running", "loading", "exited", "destroyed")),
-        MAX_WAIT, Arg("--poll", SECONDS, "seconds between two looks, growing to three times that", 5),
+        MAX_WAIT, Arg("--poll", SECONDS, "polling interval, seconds; grows up to threefold", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
-        note="Ends at once where the state can no longer come. Status 9 when the time is over.",
+        note="Fails at once if the state can no longer be reached. When the time is over, the exit status is 9.",
         examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
-    Command("ssh", "", ONCE, SETS, "open a shell in an instance, or run a command",
-        INSTANCE, Arg("command", TEXTS, "all that follows goes to ssh as it is: its options, a command", None, rest=True), IDENTITY,
+    Command("ssh", "", ONCE, SETS, "Open an instance's shell or run a command",
+        INSTANCE, Arg("command", TEXTS, "the rest of the line, passed to ssh unchanged: its options, a command", None, rest=True), IDENTITY,
         returns="none", run="run_ssh", face="cli", look="show instances",
-        note="Connects to the machine itself if that answers, else through the proxy. Options of vastai stand before the id.",
+        note="Connects directly to the machine if it answers, otherwise through the proxy. Put options of vastai before the id.",
         examples=("4242", "4242 ls -la /workspace", "4242 -L 8080:localhost:8080", "-i ~/.ssh/id_ed25519 4242")),
-    Command("scp", "", ONCE, SETS, "copy files to or from an instance with scp",
-        Arg("source", PLACE, "ID:PATH or a local path"),
-        Arg("target", PLACE, "ID:PATH or a local path"), IDENTITY,
-        Arg("-r --recursive", FLAG, "whole folders"),
+    Command("scp", "", ONCE, SETS, "Copy files to or from an instance",
+        Arg("source", PLACE, "INSTANCE:PATH or a local path"),
+        Arg("target", PLACE, "INSTANCE:PATH or a local path"), IDENTITY,
+        Arg("-r --recursive", FLAG, "copy whole folders"),
         returns="none", run="run_scp", face="cli", look="show instances",
         examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
-    Command("ssh-url", "", SAFE, READS, "the address for ssh",
-        INSTANCE, Arg("--all", FLAG, "the proxy's address too", face="cli"),
+    Command("ssh-url", "", SAFE, READS, "Print an instance's ssh:// address",
+        INSTANCE, Arg("--all", FLAG, "also print the proxy's address", face="cli"),
         returns="text", run="run_address", look="show instances", examples=("4242", "4242 --all")),
-    Command("scp-url", "", SAFE, READS, "the address for scp",
-        INSTANCE, Arg("--all", FLAG, "the proxy's address too", face="cli"),
+    Command("scp-url", "", SAFE, READS, "Print an instance's scp:// address",
+        INSTANCE, Arg("--all", FLAG, "also print the proxy's address", face="cli"),
         returns="text", run="run_address", look="show instances"))
 
 register("Templates",
-    Command("create template", "POST /template/", ONCE, SETS, "keep an image with its options as a template",
+    Command("create template", "POST /template/", ONCE, SETS, "Save an image with options as a template",
         *TEMPLATE_OPTIONS, build="build_template", look="search templates", made="template.id",
-        done="Template {template[id]} with the hash {template[hash_id]} is made.",
+        done="Created template {template[id]} with hash {template[hash_id]}.",
         examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
-    Command("update template", "PUT /api/v1/template/", SAFE, SETS, "replace a template; it gets a new hash",
+    Command("update template", "PUT /api/v1/template/", SAFE, SETS, "Replace a template; its hash changes",
         Arg("hash_id", NAME, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
         build="build_template_change", run="run_update_template", needs="*", look="search templates",
-        done="Template {template[id]} is replaced; its hash is now {template[hash_id]}.",
-        note="What is not given stays as it is. --ssh, --jupyter and --direct replace the kind of access together."),
-    Command("delete template", "DELETE /template/", SAFE, DELETES, "delete a template of yours",
+        done="Replaced template {template[id]}; its hash is now {template[hash_id]}.",
+        note="Options that you leave out stay unchanged. --ssh, --jupyter and --direct replace the access type together."),
+    Command("delete template", "DELETE /template/", SAFE, DELETES, "Delete one of your templates",
         Arg("--template-id", ID, "id of the template", None),
-        Arg("--hash-id", HASH, "hash of the template; goes before the id", None),
-        build="build_delete_template", needs="template_id hash_id", look="search templates", done="{msg}|The template is deleted."))
+        Arg("--hash-id", HASH, "hash of the template; takes precedence over the id", None),
+        build="build_delete_template", needs="template_id hash_id", look="search templates", done="Deleted template {hash_id}.|Deleted template {template_id}."))
 
 register("Volumes",
-    Command("search volumes", "POST /volumes/search/", SAFE, READS, "offers of disk space on one machine",
+    Command("search volumes", "POST /volumes/search/", SAFE, READS, "Search volume offers on single machines",
         CONDITIONS, *search_options(1.0),
         returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
-        note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
+        note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
     Command("search network-volumes", "POST /network_volumes/search/", SAFE, READS,
-        "offers of disk space that a cluster shares",
+        "Search network volume offers in clusters",
         CONDITIONS, *search_options(1.0),
         returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
         fields=VOLUME_FIELDS,
-        note="Without --no-default the conditions verified=true external=false disk_space>=1 hold.",
+        note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples=("'nw_disk_avg_bw>=1000' -o storage_cost",)),
-    Command("show volumes", "GET /volumes", SAFE, READS, "your volumes",
-        Arg("-t --type", TEXT.called("KIND"), "which ones", "all", choices=("all", "local", "network"),
+    Command("show volumes", "GET /volumes", SAFE, READS, "List your volumes",
+        Arg("-t --type", TEXT.called("KIND"), "kind of volumes to list", "all", choices=("all", "local", "network"),
             sent=lambda kind: f"{kind}_volume"),
         returns="volumes[]", of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query={"owner": "me"}),
-    Command("create volume", "PUT /volumes/", ONCE, SPENDS, "rent disk space on one machine",
+    Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
         Arg("id", OFFER_ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
-        look="show volumes", done="Volume {volume_name} is made.", examples=("555001 --size 100 --name data",)),
-    Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "rent disk space that a cluster shares",
+        look="show volumes", done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
+    Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "Rent a network volume in a cluster",
         Arg("id", OFFER_ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
-        look="show volumes", done="Network volume {volume_name} is made."),
-    Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "make a volume of an offer and copy another into it",
+        look="show volumes", done="Rented network volume {volume_name}."),
+    Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "Rent a volume and copy another into it",
         Arg("source", VOLUME_ID, "the volume to copy", key="src_id"),
         Arg("dest", OFFER_ID, "the offer, from search volumes", key="dst_id"),
-        Arg("-s --size", GB, "size, GB, from that of the source up; the same if not given", None),
-        Arg("-d --disable_compression", FLAG, "do not compress on the way", sent=lambda on: on or None),
-        look="show volumes", done="Volume {volume_name} is being made of volume {source}."),
-    Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "delete an unused volume and its data",
-        Arg("id", VOLUME_ID, "the volume", to="query"), look="show volumes", done="Volume {id} is deleted.",
+        Arg("-s --size", GB, "size, GB, at least the source's; default: the source's", None),
+        Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None),
+        look="show volumes", done="Copying volume {source} to the new volume {volume_name}."),
+    Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
+        Arg("id", VOLUME_ID, "the volume", to="query"), look="show volumes", done="Deleted volume {id}.",
         ask="Delete volume {id} and all its data?", ask_when="terminal"))
 
 register("Volumes (for hosts)",
-    Command("list volume", "POST /volumes/", ONCE, SETS, "offer disk space of a machine of yours",
+    Command("list volume", "POST /volumes/", ONCE, SETS, "Offer a machine's disk space as volumes",
         Arg("id", MACHINE_ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         look="search volumes",
-        done="Disk space of machine {id} is offered at {price_disk} $/GB/month; the offer is {answer[id]}."
-             "|Disk space of machine {id} is offered at {price_disk} $/GB/month."),
-    Command("list volumes", "POST /volumes/", ONCE, SETS, "offer disk space of several machines of yours",
+        done="Offered volumes on machine {id} at ${price_disk}/GB/month as offer {answer[id]}."
+             "|Offered volumes on machine {id} at ${price_disk}/GB/month."),
+    Command("list volumes", "POST /volumes/", ONCE, SETS, "Offer several machines' disk space as volumes",
         Arg("ids", MACHINE_IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         look="search volumes",
-        done="Disk space of machines {ids} is offered at {price_disk} $/GB/month; the offer is {id}."
-             "|Disk space of machines {ids} is offered at {price_disk} $/GB/month."),
-    Command("unlist volume", "POST /volumes/unlist", SAFE, SETS, "take an offer of disk space back",
-        Arg("id", OFFER_ID, "the offer"), look="search volumes", done="Volume offer {id} is taken back."),
-    Command("list network-volume", "POST /network_volumes/", ONCE, SETS, "offer space of a network disk of yours",
+        done="Offered volumes on machines {ids} at ${price_disk}/GB/month as offer {id}."
+             "|Offered volumes on machines {ids} at ${price_disk}/GB/month."),
+    Command("unlist volume", "POST /volumes/unlist", SAFE, SETS, "Stop offering a volume",
+        Arg("id", OFFER_ID, "the offer"), look="search volumes", done="Volume offer {id} is no longer listed."),
+    Command("list network-volume", "POST /network_volumes/", ONCE, SETS, "Offer space on a network disk",
         Arg("disk_id", ID, "the network disk, from show network-disks"),
         Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
         look="search network-volumes",
-        done="Space of disk {disk_id} is offered at ${price_disk}/GB/month; the offer is {id}."
-             "|Space of disk {disk_id} is offered at ${price_disk}/GB/month."),
-    Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, SETS, "take an offer of a network disk back",
-        Arg("id", OFFER_ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is taken back."),
-    Command("show network-disks", "GET /network_disk/", SAFE, READS, "network disks of your clusters, and their mounts",
+        done="Offered space on network disk {disk_id} at ${price_disk}/GB/month as offer {id}."
+             "|Offered space on network disk {disk_id} at ${price_disk}/GB/month."),
+    Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, SETS, "Stop offering a network volume",
+        Arg("id", OFFER_ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is no longer listed."),
+    Command("show network-disks", "GET /network_disk/", SAFE, READS, "List your clusters' network disks and mounts",
         member="data", columns=(("Cluster", "cluster_id", ""),), tables="network_disk_tables",
         empty="No network disks."),
-    Command("add network-disk", "POST /network_disk/", ONCE, SETS, "attach a network disk to machines of a cluster",
-        Arg("machines", MACHINE_IDS, "the machines"), Arg("mount_point", NAME, "where they mount it: /mnt/disk1"),
-        Arg("-d --disk_id", ID, "the disk, if it is known to the service already", None),
-        look="show network-disks", done="Network disk {disk_id} is attached to machines {machines}."), hosts=True)
+    Command("add network-disk", "POST /network_disk/", ONCE, SETS, "Attach a network disk to cluster machines",
+        Arg("machines", MACHINE_IDS, "the machines"), Arg("mount_point", NAME, "mount point on the machines, such as /mnt/disk1"),
+        Arg("-d --disk_id", ID, "disk id, if the service already knows the disk", None),
+        look="show network-disks", done="Attached network disk {disk_id} to machines {machines}."), hosts=True)
 
 register("Copies and backups",
-    Command("copy", "PUT /commands/copy_direct/", ONCE, SETS, "copy among instances, volumes, cloud, this computer",
-        Arg("src", PLACE, "from where", to=""),
-        Arg("dst", PLACE, "to where", to=""),
-        Arg("-i --identity", KEY_FILE, "file of the private SSH key", None, face="cli", to=""),
-        Arg("--exclude", TEXTS.called("PATTERN"), "leave out what matches, as rsync has it; may be given again", None, face="cli",
+    Command("copy", "PUT /commands/copy_direct/", ONCE, SETS, "Copy files to, from and between instances",
+        Arg("src", PLACE, "place to copy from", to=""),
+        Arg("dst", PLACE, "place to copy to", to=""),
+        Arg("-i --identity", KEY_FILE, "private SSH key file", None, face="cli", to=""),
+        Arg("--exclude", TEXTS.called("PATTERN"), "rsync pattern of files to leave out; can be repeated", None, face="cli",
             again=True, to=""),
         build="build_copy", run="run_copy", look="show instances",
-        done="{src} is copied to {dst}, at {dst_addr}.|{src} is copied from {src_addr} to {dst}."
-             "|{src} is being copied to {dst}; show instance tells how far it is.",
-        note="A place is ID:PATH or C.ID:PATH (an instance), V.ID:PATH (a volume), s3.ID:PATH, drive.ID:PATH … (a "
+        done="Copied {src} to {dst} at {dst_addr}.|Copied {src} from {src_addr} to {dst}."
+             "|Copying {src} to {dst}. Check progress with `vastai show instances`.",
+        note="A place is INSTANCE:PATH or C.INSTANCE:PATH, V.VOLUME:PATH, s3.ID:PATH, drive.ID:PATH … (a "
              "connection, from show connections), vast.ID:PATH (a backup), local:PATH or PATH (this computer; needs "
              "rsync and ssh). Do not copy to / or /root of an instance: its SSH keys are there.",
         examples=("6003036:/workspace/ 6003038:/workspace/", "local:data C.6003036:/workspace/data --exclude '*.tmp'",
                   "6003036:/workspace/out results", "s3.101:/data/ 6003036:/workspace/")),
-    Command("cancel copy", "DELETE /commands/copy_direct/", SAFE, SETS, "stop the copies to an instance",
-        Arg("dst", GIVEN_INSTANCE_ID, "the instance that is copied to", name="dst_id", old="dst"),
-        body={"client_id": "me"}, look="show instances", done="The copies to {dst_id} are stopped."),
-    Command("cancel sync", "DELETE /commands/rclone/", SAFE, SETS, "stop the cloud copies to an instance",
-        Arg("dst", GIVEN_INSTANCE_ID, "the instance that is copied to", name="dst_id", old="dst"),
-        body={"client_id": "me"}, look="show instances", done="The cloud copies to {dst_id} are stopped."),
-    Command("cloud copy", "POST /commands/rclone/", ONCE, SETS, "copy between an instance and cloud storage",
+    Command("cancel copy", "DELETE /commands/copy_direct/", SAFE, SETS, "Cancel all copies to an instance",
+        Arg("dst", GIVEN_INSTANCE_ID, "destination instance of the copies", name="dst_id", old="dst"),
+        body={"client_id": "me"}, look="show instances", done="Canceled the copies to instance {dst_id}."),
+    Command("cancel sync", "DELETE /commands/rclone/", SAFE, SETS, "Cancel all cloud copies to an instance",
+        Arg("dst", GIVEN_INSTANCE_ID, "destination instance of the copies", name="dst_id", old="dst"),
+        body={"client_id": "me"}, look="show instances", done="Canceled the cloud copies to instance {dst_id}."),
+    Command("cloud copy", "POST /commands/rclone/", ONCE, SETS, "Copy between an instance and cloud storage",
         Arg("--src", NAME.called("PATH"), "path to copy from", required=True),
         Arg("--dst", NAME.called("PATH"), "path to copy to", "/workspace"),
         Arg("--instance", GIVEN_INSTANCE_ID, "the instance", None, key="instance_id"),
-        Arg("--connection", GIVEN_ID, "the cloud storage, from show connections", None, key="selected"),
-        Arg("--transfer", TEXT, "'Instance to Cloud' or 'Cloud to Instance'", "Instance to Cloud"),
-        Arg("--dry-run", FLAG, "only say what would be copied", to=""),
-        Arg("--size-only", FLAG, "compare sizes alone, not times or checksums", to=""),
-        Arg("--ignore-existing", FLAG, "leave alone what is there already", to=""),
-        Arg("--update", FLAG, "leave alone what is newer there", to=""),
-        Arg("--delete-excluded", FLAG, "delete there what the copy leaves out", to=""),
-        Arg("--flags", TEXTS, "rclone's options, in place of the five above", None, face="sdk"),
+        Arg("--connection", GIVEN_ID, "cloud storage connection, from show connections", None, key="selected"),
+        Arg("--transfer", TEXT, "direction: 'Instance to Cloud' or 'Cloud to Instance'", "Instance to Cloud"),
+        Arg("--dry-run", FLAG, "only show what would be copied", to=""),
+        Arg("--size-only", FLAG, "compare only sizes, not times or checksums", to=""),
+        Arg("--ignore-existing", FLAG, "skip files that exist at the destination", to=""),
+        Arg("--update", FLAG, "skip files that are newer at the destination", to=""),
+        Arg("--delete-excluded", FLAG, "delete excluded files at the destination", to=""),
+        Arg("--flags", TEXTS, "rclone options, instead of the five above", None, face="sdk"),
         YES,
         build="build_cloud_copy", schedule="schedule_cloud_copy", look="show instance", made="scheduled_job_id",
-        done="Job {scheduled_job_id} will copy {src} to {dst}."
-             "|The copy of {src} to {dst} has begun; show instance tells how far it is.",
-        note="A scheduled job copies from the instance to the cloud, without --end_date until its rental ends.",
+        done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
+             "|Copying {src} to {dst}. Check progress with `vastai show instance {instance}`.",
+        note="A scheduled job copies from the instance to the cloud until --end_date, by default until the rental ends.",
         examples=("--src /workspace/out --dst backups --instance 6003036 --connection 1001",
                   "--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'",
                   "--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3")),
-    Command("show connections", "GET /users/cloud_integrations/", SAFE, READS, "your connections to cloud storage",
+    Command("show connections", "GET /users/cloud_integrations/", SAFE, READS, "List your cloud storage connections",
         returns="[]", columns=(("ID", "id", ""), ("Name", "name", ""), ("Type", "cloud_type", ""))),
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE, SPENDS,
-        "push a container as an image to a registry",
+        "Push a container snapshot to a registry",
         Arg("instance_id", GIVEN_INSTANCE_ID, "the instance", old="id", key="id", to="path body"),
         Arg("--repo", TEXT.called("REPO"), "repository to push to: USER/NAME", None, key="personal_repo"),
-        Arg("--container_registry", NAME, "the registry", "docker.io"),
-        Arg("--docker_login_user", TEXT.called("USER"), "user at the registry", None),
-        Arg("--docker_login_pass", TEXT, "password or token at the registry", None, secret=True),
-        Arg("--pause", TRUTH, "hold the processes meanwhile: slower, but the image is consistent", True,
+        Arg("--container_registry", NAME, "registry host", "docker.io"),
+        Arg("--docker_login_user", TEXT.called("USER"), "registry user", None),
+        Arg("--docker_login_pass", TEXT, "registry password or token", None, secret=True),
+        Arg("--pause", TRUTH, "pause the container for a consistent image; slower", True,
             sent=lambda on: "true" if on else "false"),
         needs="repo", look="show instance",
-        done="A snapshot of instance {instance_id} will be in {repo} at {container_registry} in some minutes."
+        done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."
 ),
-    Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "backups of your instances and volumes",
+    Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "List backups of your instances and volumes",
         Arg("--contract-id", ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
-        note="`vastai copy vast.CONTRACT:/upper/workspace ID:/workspace` restores an instance's files, "
-             "vast.CONTRACT:/ a volume's."),
+        note="To restore an instance's files: `vastai copy vast.CONTRACT:/upper/workspace INSTANCE:/workspace`. A volume's "
+             "files are in vast.CONTRACT:/."),
     Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE, READS,
-        "files of a backup, with their addresses",
+        "List a backup's files and their URLs",
         Arg("contract_id", INSTANCE_ID, "the instance or volume"), member="files", columns=BACKUP_FILE_COLUMNS,
-        tables="backup_file_tables", footer="backup_footer", empty="No files are in it yet.", methods="instance_backup_files", look="show instance-backups"))
+        tables="backup_file_tables", footer="backup_footer", empty="The backup has no files yet.", methods="instance_backup_files", look="show instance-backups"))
 
 register("Deployments",
-    Command("show deployments", "GET /deployments", SAFE, READS, "your serverless deployments",
+    Command("show deployments", "GET /deployments", SAFE, READS, "List your serverless deployments",
         returns="deployments[]", columns=DEPLOYMENT_COLUMNS),
-    Command("show deployment", "GET /deployment/{id}/", SAFE, READS, "one deployment in full",
+    Command("show deployment", "GET /deployment/{id}/", SAFE, READS, "Show one deployment in full",
         Arg("id", ID, "the deployment"), returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
-    Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, READS, "the versions of a deployment",
+    Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, READS, "List the versions of a deployment",
         Arg("id", ID, "the deployment"), returns="versions[]", look="show deployments",
         columns=(("ID", "id", ""), ("Hash", "file_hash", ""), ("Healthy", "healthy", ""),
             ("Created", "created_at", "minute"))),
-    Command("start deployment", "POST /deployment/{id}/start/", SAFE, SPENDS, "start a stopped deployment",
-        Arg("id", ID, "the deployment"), look="show deployment", done="Deployment {id} is starting."),
-    Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "stop a deployment; it can be started again",
-        Arg("id", ID, "the deployment"), look="show deployment", done="Deployment {id} is stopping."),
-    Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "delete a deployment by its id, or those of a name",
-        Arg("id", ID, "the deployment", None), Arg("--name", NAME, "all deployments of this name", None),
-        Arg("--tag", TEXT, "of these only the one with this tag", None),
+    Command("start deployment", "POST /deployment/{id}/start/", SAFE, SPENDS, "Start a stopped deployment",
+        Arg("id", ID, "the deployment"), look="show deployment", done="Starting deployment {id}."),
+    Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "Stop a deployment; it can be restarted",
+        Arg("id", ID, "the deployment"), look="show deployment", done="Stopping deployment {id}."),
+    Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
+        Arg("id", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it", None),
+        Arg("--tag", TEXT, "tag; with a name, deletes only that tag", None),
         build="build_delete_deployment", one_of="id name", look="show deployments",
-        done="Deployment {id} is deleted.|Deployments of the name {name} deleted: {count}."
-             "|Deployment {name} is deleted."))
+        done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
+             "|Deleted deployment {name}."))
 
 register("Price increases",
     Command("show pending-price-increases", "GET /instances/pending-price-increases/", SAFE, READS,
-        "higher prices that hosts ask for your instances",
+        "List price increases that hosts ask for",
         member="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, footer="truncated_footer",
         empty="No price increases are pending."),
     *(Command(f"{verb} price-increase", f"PUT /instances/{verb}-price-increase/", ONCE, effect, summary,
@@ -3327,584 +3327,584 @@ register("Price increases",
         run="run_price_increase", says="settled_sentence", look="show pending-price-increases",
         ask=f"{verb.title()} the higher prices of instances {{ids}}?")
       for verb, effect, summary in (
-          ("accept", SPENDS, "take the higher price and keep the instance longer"),
-          ("reject", SETS, "refuse the higher price; the rental ends as agreed"))))
+          ("accept", SPENDS, "Accept a higher price to extend the rental"),
+          ("reject", SETS, "Reject a higher price; the end date stays"))))
 
 register("Benchmarks",
-    Command("search benchmarks", "GET /benchmarks", SAFE, READS, "results of benchmarks on machines",
-        CONDITIONS, Arg("-o --order", ORDER, "fields to sort by, `-` behind one for descending", None, to=""),
-        Arg("-l --limit", COUNT, "one page of this many", None, to=""),
-        Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, name="after_token", old="next_token",
+    Command("search benchmarks", "GET /benchmarks", SAFE, READS, "Search benchmark results",
+        CONDITIONS, Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", None, to=""),
+        Arg("-l --limit", COUNT, "page size; prints one page", None, to=""),
+        Arg("-t --next-token", TOKEN, "token of the next page", None, name="after_token", old="next_token",
             to=""),
-        Arg("-a --all", FLAG, "every page, also with --limit", name="all_pages", to=""),
+        Arg("-a --all", FLAG, "get all pages, even with --limit", name="all_pages", to=""),
         returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
         footer="next_page", fields=BENCHMARK_FIELDS,
         strict=True,
         examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=01/15/2026' --limit 20")),
-    Command("search benchmarks-v1", "GET /benchmarks", SAFE, READS, "one page of benchmarks, as the service gives it",
+    Command("search benchmarks-v1", "GET /benchmarks", SAFE, READS, "Get one page of benchmarks as received",
         Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, to=""),
         build="build_params", face="sdk"))
 
 register("Market (for hosts)",
-    Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE, READS, "how many GPUs there are, are free, and cost",
+    Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE, READS, "Show GPU supply, use and prices",
         *MARKET_OPTIONS, MARKET_SIZE,
         member="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", footer="host_footer", aliases="metrics gpu"),
-    Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, READS, "GPUs and their prices over time",
-        Arg("name", NAME, "models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
+    Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, READS, "Show GPU supply and prices over time",
+        Arg("name", NAME, "GPU models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
         *MARKET_OPTIONS, MARKET_SIZE,
-        Arg("--start", DATE, "first moment, UTC; a day before the last if not given", None),
-        Arg("--end", DATE, "last moment, UTC; now if not given", None),
-        Arg("--step", COUNT, "seconds from one point to the next", None),
+        Arg("--start", DATE, "start, UTC; default: a day before the end", None),
+        Arg("--end", DATE, "end, UTC; default: now", None),
+        Arg("--step", COUNT, "time between points, seconds", None),
         build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="trend_footer",
         empty="No data.", columns=GPU_TRENDS_COLUMNS,
         aliases="metrics gpu-trends",
         examples=("RTX_5090 --verified true", "all --start 1773298800 --end 1773817200 --step 3600 --raw")),
-    Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, READS, "where the GPUs are",
+    Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, READS, "List where the GPUs are",
         *MARKET_OPTIONS,
-        Arg("--rented", TEXT, "only those that are rented, or only others", "all", choices=("true", "false", "all"),
+        Arg("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=("true", "false", "all"),
             to=""),
-        Arg("--state", TEXT, "only those in this state", "all", choices=("all", "rented", "available", "unavailable"),
+        Arg("--state", TEXT, "only GPUs in this state", "all", choices=("all", "rented", "available", "unavailable"),
             to=""),
-        Arg("--gpu", TEXT.called("GPU"), "only these models: RTX_4090,H100_SXM", None, to=""),
+        Arg("--gpu", TEXT.called("GPU"), "only these models, such as RTX_4090,H100_SXM", None, to=""),
         rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
         aliases="metrics gpu-locations"), hosts=True)
 
 register("Keys",
-    Command("set api-key", "", SAFE, SETS, "keep the API key in a file of yours",
-        Arg("new_api_key", NAME, "the key; - or nothing: read it from stdin", None, name="api_key", old="new_api_key", secret=True),
+    Command("set api-key", "", SAFE, SETS, "Save your API key to a file",
+        Arg("new_api_key", NAME, "API key; - or nothing reads it from stdin", None, name="api_key", old="new_api_key", secret=True),
         returns="none", run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
-        note="A key comes from https://cloud.vast.ai/manage-keys/. With - it does not stay in the shell's history."),
-    Command("show ssh-keys", "GET /ssh/", SAFE, READS, "the SSH keys of your account",
+        note="Create a key at https://cloud.vast.ai/manage-keys/. With -, the key stays out of the shell's history."),
+    Command("show ssh-keys", "GET /ssh/", SAFE, READS, "List your account's SSH keys",
         returns="[]", columns=SSH_KEY_COLUMNS),
-    Command("create ssh-key", "POST /ssh/", ONCE, SETS, "add an SSH key to your account",
-        Arg("ssh_key", TEXT.called("KEY", "files"), "the public key or its file; without it a new key is made with ssh-keygen", None), YES,
-        run="run_create_ssh_key", made="key.id", done="SSH key {key[id]} added.|SSH key added.", look="show ssh-keys",
+    Command("create ssh-key", "POST /ssh/", ONCE, SETS, "Add an SSH key to your account",
+        Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file; default: a new key made by ssh-keygen", None), YES,
+        run="run_create_ssh_key", made="key.id", done="Added SSH key {key[id]} to your account.|Added the SSH key to your account.", look="show ssh-keys",
         examples=("~/.ssh/id_ed25519.pub", "")),
-    Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "let an SSH key into an instance",
-        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key", TEXT.called("KEY", "files"), "the public key or its file"),
-        run="run_ssh_key", done="The key is attached to instance {instance_id}.", look="show instance",
+    Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "Add an SSH key to an instance",
+        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file"),
+        run="run_ssh_key", done="Added the SSH key to instance {instance_id}.", look="show instance",
         examples=("4242 ~/.ssh/id_ed25519.pub",)),
-    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, READS, "the SSH keys that an instance lets in",
+    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, READS, "List an instance's SSH keys",
         Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
-    Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, SETS, "lock an SSH key out",
+    Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, SETS, "Remove an SSH key from an instance",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
-        done="Key {ssh_key_id} is detached from instance {instance_id}.", look="show instance-ssh-keys"),
-    Command("update ssh-key", "PUT /ssh/{id}/", SAFE, SETS, "replace an SSH key of your account",
+        done="Removed SSH key {ssh_key_id} from instance {instance_id}.", look="show instance-ssh-keys"),
+    Command("update ssh-key", "PUT /ssh/{id}/", SAFE, SETS, "Replace one of your SSH keys",
         Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
-        Arg("ssh_key", TEXT.called("KEY", "files"), "the new public key or its file"),
-        run="run_ssh_key", done="SSH key {id} is replaced.", look="show ssh-keys"),
-    Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, DELETES, "take an SSH key out of your account",
+        Arg("ssh_key", TEXT.called("KEY", "files"), "new public key or its file"),
+        run="run_ssh_key", done="Replaced SSH key {id}.", look="show ssh-keys"),
+    Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, DELETES, "Delete an SSH key from your account",
         Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id"),
-        done="SSH key {id} is deleted.", look="show ssh-keys"),
-    Command("show api-keys", "GET /auth/apikeys/", SAFE, READS, "the API keys of your account",
+        done="Deleted SSH key {id}.", look="show ssh-keys"),
+    Command("show api-keys", "GET /auth/apikeys/", SAFE, READS, "List your API keys",
         returns="apikeys[]", columns=API_KEY_COLUMNS, document="answer_document"),
-    Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, READS, "one API key: its name and what it may do",
+    Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, READS, "Show one API key's name and permissions",
         Arg("id", ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
-    Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "make an API key that may do only some things",
-        Arg("--name", NAME, "a name for it", required=True),
-        Arg("--permission_file", FILE_OBJECT, "file with its permissions as JSON; all of yours if not given", None,
+    Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
+        Arg("--name", NAME, "name of the key", required=True),
+        Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions; default: all of yours", None,
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
-            "limits for parts of the permissions, as the service's documentation has them",
+            "limits on single permissions, as in the service's documentation",
             None),
-        made="id", done="API key {id} is made: {key}", look="show api-keys",
-        note='The key is shown this once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
-             "lets it look at your instances and nothing else.",
+        made="id", done="Created API key {id}: {key}", look="show api-keys",
+        note='The key is shown only once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
+             "allows it only to read your instances.",
         examples=("--name ci --permission_file permissions.json",)),
-    Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "end an API key",
-        Arg("id", ID, "the key, from show api-keys"), done="API key {id} is deleted.", look="show api-keys",
+    Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "Revoke an API key",
+        Arg("id", ID, "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
-    Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "replace your main API key; the old one ends now",
-        body={"client_id": "me"}, done="Your new API key: {new_api_key}", look="show user",
-        note="Keep the new key with `vastai set api-key KEY`.",
-        ask="Replace your main API key? The old one ends at once.", ask_when="terminal"),
-    Command("set role", "", SAFE, SETS, "choose whose commands --help lists",
-        Arg("role", TEXT, "host: all; client: without those for owners of machines", choices=("host", "client")),
+    Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
+        body={"client_id": "me"}, done="New API key: {new_api_key}. The old one is revoked.", look="show user",
+        note="Save the new key with `vastai set api-key`.",
+        ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
+    Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
+        Arg("role", TEXT, "host for all commands, client to leave out those for hosts", choices=("host", "client")),
         returns="none", run="run_set_role", says="role_sentence", auth=False))
 
 register("Environment variables",
-    Command("show env-vars", "GET /secrets/", SAFE, READS, "the environment variables that your instances get",
-        Arg("-s --show-values", FLAG, "show their values, too", to=""),
+    Command("show env-vars", "GET /secrets/", SAFE, READS, "List environment variables set in your instances",
+        Arg("-s --show-values", FLAG, "also show the values", to=""),
         returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
-    Command("create env-var", "POST /secrets/", ONCE, SETS, "add an environment variable for your instances",
-        Arg("name", NAME, "its name", key="key"), Arg("value", TEXT, "its value", secret=True),
-        done="{name} is added.", look="show env-vars"),
-    Command("update env-var", "PUT /secrets/", SAFE, SETS, "change an environment variable",
-        Arg("name", NAME, "its name", key="key"), Arg("value", TEXT, "its new value", secret=True),
-        done="{name} is changed.", look="show env-vars"),
-    Command("delete env-var", "DELETE /secrets/", SAFE, DELETES, "take an environment variable away",
-        Arg("name", NAME, "its name", key="key"), done="{name} is deleted.", look="show env-vars"))
+    Command("create env-var", "POST /secrets/", ONCE, SETS, "Add an environment variable for your instances",
+        Arg("name", NAME, "name of the variable", key="key"), Arg("value", TEXT, "value of the variable", secret=True),
+        done="Added environment variable {name}.", look="show env-vars"),
+    Command("update env-var", "PUT /secrets/", SAFE, SETS, "Change an environment variable",
+        Arg("name", NAME, "name of the variable", key="key"), Arg("value", TEXT, "new value", secret=True),
+        done="Changed environment variable {name}.", look="show env-vars"),
+    Command("delete env-var", "DELETE /secrets/", SAFE, DELETES, "Delete an environment variable",
+        Arg("name", NAME, "name of the variable", key="key"), done="Deleted environment variable {name}.", look="show env-vars"))
 
 register("Two-factor authentication",
-    Command("tfa login", "POST /tfa/", ONCE, SETS, "start a session on this machine with a code",
+    Command("tfa login", "POST /tfa/", ONCE, SETS, "Start a 2FA session on this computer",
         *TFA_PROOF, run="run_tfa_login", says="session_sentence", look="tfa status",
-        note="The session's key lies beside the API key and is used instead of it until it expires. Codes by SMS "
-             "and mail come from `vastai tfa send-sms` and `vastai tfa send-email`.",
+        note="The session key is saved beside the API key and replaces it until it expires. To get a code by SMS or "
+             "email, run `vastai tfa send-sms` or `vastai tfa send-email`.",
         examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
-    Command("tfa logout", "", SAFE, SETS, "end the session on this machine: delete its key",
+    Command("tfa logout", "", SAFE, SETS, "End the 2FA session on this computer",
         run="run_tfa_logout", auth=False, done="{msg}",
-        note="The service is not told; the API key is used again."),
-    Command("tfa status", "GET /tfa/status/", SAFE, READS, "your methods, and how many backup codes are left",
+        note="Deletes the session key from this computer; the API key is used again. The service is not notified."),
+    Command("tfa status", "GET /tfa/status/", SAFE, READS, "Show your 2FA methods and remaining backup codes",
         rows="tfa_rows", columns=TFA_COLUMNS, columns_for="tfa_columns", footer="tfa_footer",
         empty="Two-factor authentication is off."),
-    Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, SETS, "prove that it is you, before a method is added",
-        Arg("-c --code", CODE, "code of the second step", None, to="", secret=True),
-        Arg("-s --secret", CODE, "secret that the first step showed", None, to="", secret=True),
-        Arg("-bc --backup-code", CODE, "one of your backup codes, in place of a method", None, to="", secret=True),
-        Arg("-t --method-type", TEXT, "method that sends or shows the code; email if not given", None, to="",
+    Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, SETS, "Prove your identity before adding a method",
+        Arg("-c --code", CODE, "code for the second step", None, to="", secret=True),
+        Arg("-s --secret", CODE, "secret that the first step printed", None, to="", secret=True),
+        Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a method", None, to="", secret=True),
+        Arg("-t --method-type", TEXT, "method that sends or shows the code; default email", None, to="",
             choices=TFA_METHODS),
-        Arg("-id --method-id", GIVEN_ID, "that method, where you have several of one kind", None, to=""),
+        Arg("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind", None, to=""),
         run="run_tfa_auth_new", look="tfa status",
-        done="You may add a method now: `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
-        note="The first step sends a code and shows a secret, the second takes both. The command line asks for the "
-             "code; with --secret and --code it does the second step alone.",
+        done="You can add a method now: run `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
+        note="The first step sends a code and prints a secret; the second step takes both. The command line asks for the "
+             "code. With --secret and --code, only the second step runs.",
         examples=("-t totp", "--secret SECRET --code 123456")),
-    Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, SETS, "get a secret for an authenticator app",
+    Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, SETS, "Get a secret for an authenticator app",
         columns=TOTP_CARD, look="tfa status",
-        note="Give the app the secret, or the URI as a QR code; then `vastai tfa activate CODE --secret SECRET`."),
-    Command("tfa send-sms", "POST /tfa/sms/", ONCE, SETS, "have a code sent by SMS",
+        note="Enter the secret in the app, or show it the URI as a QR code. Then run `vastai tfa activate CODE --secret SECRET`."),
+    Command("tfa send-sms", "POST /tfa/sms/", ONCE, SETS, "Send a code by SMS",
         PHONE,
-        done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t sms` or `vastai tfa "
+        done="Sent a code by SMS. Use it with --secret {secret} in `vastai tfa login -t sms` or `vastai tfa "
              "activate -t sms`.",
         look="tfa status"),
-    Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, SETS, "have the code sent by SMS once more",
-        Arg("-s --secret", CODE, "secret that tfa send-sms showed", required=True, secret=True), PHONE,
-        done="The code is on its way again.", look="tfa status"),
-    Command("tfa send-email", "POST /tfa/email/", ONCE, SETS, "have a code sent by mail",
-        done="A code is on its way. It goes with --secret {secret} to `vastai tfa login -t email`.", look="tfa status"),
-    Command("tfa activate", "POST /tfa/confirm-new/", ONCE, SETS, "add a method, with the first code from it",
-        Arg("code", NAME, "code from the app or the SMS", secret=True),
+    Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, SETS, "Send the SMS code again",
+        Arg("-s --secret", CODE, "secret that tfa send-sms printed", required=True, secret=True), PHONE,
+        done="Sent the code again.", look="tfa status"),
+    Command("tfa send-email", "POST /tfa/email/", ONCE, SETS, "Send a code by email",
+        done="Sent a code by email. Use it with --secret {secret} in `vastai tfa login -t email`.", look="tfa status"),
+    Command("tfa activate", "POST /tfa/confirm-new/", ONCE, SETS, "Add a method using its first code",
+        Arg("code", NAME, "code from the app or SMS", secret=True),
         Arg("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", required=True, secret=True),
-        Arg("-t --method-type", TEXT, "kind of method", "totp", key="tfa_method", choices=("sms", "totp")),
-        Arg("--phone-number", TEXT.called("NUMBER"), "its number, for sms: +12025550123", None),
-        Arg("-l --label", TEXT.called("NAME"), "a name for it", None),
+        Arg("-t --method-type", TEXT, "method type", "totp", key="tfa_method", choices=("sms", "totp")),
+        Arg("--phone-number", TEXT.called("NUMBER"), "phone number for sms, such as +12025550123", None),
+        Arg("-l --label", TEXT.called("NAME"), "name for the method", None),
         Arg("--method-id", GIVEN_ID, "id of the method", None, key="tfa_method_id", face="sdk"),
-        show="show_backup_codes", done="The method is active.", look="tfa status",
-        note="`vastai tfa auth-new` comes first. With your first method come backup codes; you are asked where to "
-             "keep them.",
+        show="show_backup_codes", done="Activated the method.", look="tfa status",
+        note="Run `vastai tfa auth-new` first. Your first method comes with backup codes; you are asked where to "
+             "save them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
-    Command("tfa update", "PUT /tfa/update/", SAFE, SETS, "rename a method, or make it the primary one",
+    Command("tfa update", "PUT /tfa/update/", SAFE, SETS, "Rename a method or make it primary",
         Arg("method_id", ID, "the method, from tfa status", key="tfa_method_id"),
-        Arg("-l --label", TEXT.called("NAME"), "its new name", None),
-        Arg("-p --set-primary", TRUTH, "shall it be the primary one?", None, key="is_primary"),
-        needs="label set_primary", done="Method {method_id} is changed.", look="tfa status"),
-    Command("tfa delete", "DELETE /tfa/", ONCE, DELETES, "take a method away",
+        Arg("-l --label", TEXT.called("NAME"), "new name", None),
+        Arg("-p --set-primary", TRUTH, "whether to make it the primary method", None, key="is_primary"),
+        needs="label set_primary", done="Changed method {method_id}.", look="tfa status"),
+    Command("tfa delete", "DELETE /tfa/", ONCE, DELETES, "Delete a 2FA method",
         *TFA_PROOF[:4],
-        Arg("--method-id", GIVEN_ID, "method that the code is from, where you have several of one kind", None,
+        Arg("--method-id", GIVEN_ID, "id of the method, if you have several of one kind", None,
             key="tfa_method_id"),
-        Arg("-id --id-to-delete", ID, "the method to take away, from tfa status", None, key="target_id"),
-        ask="Take a method of two-factor authentication away?", build="build_tfa_delete",
-        done="The method is deleted; methods left: {remaining_methods}|The method is deleted.", look="tfa status",
+        Arg("-id --id-to-delete", ID, "method to delete, from tfa status", None, key="target_id"),
+        ask="Delete this method of two-factor authentication?", build="build_tfa_delete",
+        done="Deleted the method; methods left: {remaining_methods}.|Deleted the method.", look="tfa status",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
-    Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "make new backup codes; the old ones end",
+    Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "Replace your backup codes",
         *TFA_PROOF,
-        ask="All backup codes that you have will be void. Make new ones?", build="build_code", show="show_backup_codes",
-        done="The old backup codes are void, but the service gave no new ones.", look="tfa status"))
+        ask="Replace your backup codes? The old ones stop working.", build="build_code", show="show_backup_codes",
+        done="The old backup codes no longer work, but the service sent no new ones.", look="tfa status"))
 
 register("Teams",
-    Command("create team", "POST /team/", ONCE, SPENDS, "make your account a team",
-        Arg("--team-name", NAME, "its name", required=True),
-        Arg("--transfer-credit", PRICE, "dollars of yours that the team gets", 0),
-        made="team_id", done="Team {team_name} is made; its id is {team_id}.|Team {team_name} is made.", look="show members"),
-    Command("destroy team", "DELETE /team/", SAFE, DELETES, "dissolve your team",
-        done="The team is dissolved.", look="show members",
+    Command("create team", "POST /team/", ONCE, SPENDS, "Turn your account into a team",
+        Arg("--team-name", NAME, "name of the team", required=True),
+        Arg("--transfer-credit", PRICE, "credit to move to the team, $", 0),
+        made="team_id", done="Created team {team_name} with id {team_id}.|Created team {team_name}.", look="show members"),
+    Command("destroy team", "DELETE /team/", SAFE, DELETES, "Destroy your team",
+        done="Destroyed the team.", look="show members",
         ask="Destroy your team? Its members lose access.", ask_when="terminal"),
-    Command("show members", "GET /team/members/", SAFE, READS, "the members of your team",
+    Command("show members", "GET /team/members/", SAFE, READS, "List your team's members",
         returns="[]", columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
-    Command("invite member", "POST /team/invite/", ONCE, SETS, "invite somebody to your team by mail",
-        Arg("--email", EMAIL, "address", required=True, to="query"),
-        Arg("--role", NAME.called("NAME"), "name of a role, from show team-roles", required=True, to="query"),
-        done="{email} is invited as {role}.", methods="invite_team_member", aliases="invite team-member",
+    Command("invite member", "POST /team/invite/", ONCE, SETS, "Invite someone to your team by email",
+        Arg("--email", EMAIL, "email address", required=True, to="query"),
+        Arg("--role", NAME.called("NAME"), "role, from show team-roles", required=True, to="query"),
+        done="Invited {email} as {role}.", methods="invite_team_member", aliases="invite team-member",
         look="show members"),
-    Command("remove member", "DELETE /team/members/{id}/", SAFE, DELETES, "take somebody out of your team",
-        Arg("id", ID, "the member, from show members", old="ID"), done="Member {id} is removed.",
+    Command("remove member", "DELETE /team/members/{id}/", SAFE, DELETES, "Remove someone from your team",
+        Arg("id", ID, "the member, from show members", old="ID"), done="Removed member {id}.",
         methods="remove_team_member", aliases="remove team-member", look="show members"),
-    Command("show team-roles", "GET /team/roles-full/", SAFE, READS, "the roles of your team, and what they may do",
+    Command("show team-roles", "GET /team/roles-full/", SAFE, READS, "List your team's roles and permissions",
         returns="[]", columns=ROLE_COLUMNS),
-    Command("show team-role", "GET /team/roles/{name}/", SAFE, READS, "one role, and what it may do",
+    Command("show team-role", "GET /team/roles/{name}/", SAFE, READS, "Show one role and its permissions",
         Arg("name", NAME, "the role", old="NAME"), columns=ROLE_COLUMNS, look="show team-roles"),
-    Command("create team-role", "POST /team/roles/", ONCE, SETS, "make a role",
-        Arg("--name", NAME, "its name", required=True, old="NAME"),
-        Arg("--permissions", FILE_OBJECT, "file with its permissions as JSON", required=True),
-        done="Role {name} is made.", look="show team-roles"),
-    Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "rename a role, or change what it may do",
-        Arg("id", ID, "the role, from show team-roles", old="ID"), Arg("--name", NAME, "its new name", None),
-        Arg("--permissions", FILE_OBJECT, "file with its new permissions as JSON", None),
-        needs="*", done="Role {id} is changed.", look="show team-roles"),
-    Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "delete a role",
-        Arg("name", NAME, "the role", old="NAME"), done="Role {name} is deleted.", look="show team-roles"))
+    Command("create team-role", "POST /team/roles/", ONCE, SETS, "Create a team role",
+        Arg("--name", NAME, "name of the role", required=True, old="NAME"),
+        Arg("--permissions", FILE_OBJECT, "JSON file with its permissions", required=True),
+        done="Created role {name}.", look="show team-roles"),
+    Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "Rename a role or change its permissions",
+        Arg("id", ID, "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name", None),
+        Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions", None),
+        needs="*", done="Changed role {id}.", look="show team-roles"),
+    Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "Remove a team role",
+        Arg("name", NAME, "the role", old="NAME"), done="Removed role {name}.", look="show team-roles"))
 
 register("Machines (for hosts)",
-    Command("show machines", "GET /machines", SAFE, READS, "the machines that you offer",
+    Command("show machines", "GET /machines", SAFE, READS, "List your machines",
         query={"owner": "me"}, returns="machines[]", of="Machine", columns=MACHINE_COLUMNS, document="answer_document"),
-    Command("show machine", "GET /machines/{id}", SAFE, READS, "one machine of yours",
+    Command("show machine", "GET /machines/{id}", SAFE, READS, "Show one of your machines",
         Arg("id", MACHINE_ID, "the machine", old="Machine machine_id"), query={"owner": "me"}, returns="any",
         of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", document="list_of_one",
         look="show machines"),
-    Command("list machine", "PUT /machines/create_asks/", SAFE, SETS, "offer a machine for rent, or change its prices",
+    Command("list machine", "PUT /machines/create_asks/", SAFE, SETS, "Offer a machine or change its prices",
         Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"), *LISTING,
-        says="listing_sentence", done="Machine {id} is offered", look="show machines",
-        note="Test the machine first: one that fails while it is rented loses reliability for good. Rentals that "
-             "run go on after the end date.",
+        says="listing_sentence", done="Machine {id} is listed", look="show machines",
+        note="Test the machine first: if it fails while rented, it loses reliability for good. Current rentals "
+             "continue after the end date.",
         examples=("1234 -g 0.45 -s 0.15 -m 1 -e 12/31/2027", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
-    Command("list machines", "PUT /machines/create_asks/", SAFE, SETS, "offer several machines on the same terms",
+    Command("list machines", "PUT /machines/create_asks/", SAFE, SETS, "Offer several machines on the same terms",
         Arg("ids", MACHINE_IDS, "the machines", to=""), *LISTING,
-        returns="[]", run="run_list_machines", says="listing_sentence", done="Machine {id} is offered", look="show machines"),
-    Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, SETS, "stop offering a machine; rentals that run go on",
-        MACHINE, done="Machine {id} is no longer offered.", look="show machines"),
-    Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, DELETES, "remove a machine that nobody rents",
-        MACHINE, done="Machine {id} is deleted.", look="show machines"),
-    Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, DELETES, "delete expired storage on a machine",
-        MACHINE, done="Machine {id} is cleaned up.", look="show machines"),
-    Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, SETS, "rearrange GPUs for larger offers",
+        returns="[]", run="run_list_machines", says="listing_sentence", done="Machine {id} is listed", look="show machines"),
+    Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, SETS, "Stop offering a machine; current rentals continue",
+        MACHINE, done="Machine {id} is no longer listed; current rentals continue.", look="show machines"),
+    Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, DELETES, "Delete a machine that nobody rents",
+        MACHINE, done="Deleted machine {id}.", look="show machines"),
+    Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, DELETES, "Delete expired storage on a machine",
+        MACHINE, done="Deleted expired storage on machine {id}.", look="show machines"),
+    Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, SETS, "Regroup GPUs into larger offers",
         Arg("ids", MACHINE_IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
-        done="The offers of machines {ids} are rearranged: {summary}", look="show machines"),
-    Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, SETS, "set the lowest bid for a machine's GPUs",
-        MACHINE, Arg("--price", PRICE, "lowest bid for a GPU, $/hr", None),
-        body={"client_id": "me"}, needs="price", done="The lowest bid for machine {id} is changed.", look="show machines"),
-    Command("set defjob", "PUT /machines/create_bids/", SAFE, SETS, "set what a machine runs while nobody rents it",
+        done="Regrouped the offers of machines {ids}: {summary}", look="show machines"),
+    Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, SETS, "Set the lowest bid for a machine's GPUs",
+        MACHINE, Arg("--price", PRICE, "lowest bid per GPU, $/hr", None),
+        body={"client_id": "me"}, needs="price", done="The lowest bid for machine {id} is now ${price:g}/hr per GPU.", look="show machines"),
+    Command("set defjob", "PUT /machines/create_bids/", SAFE, SETS, "Set what a machine runs while unrented",
         Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"),
-        Arg("--price_gpu", PRICE, "price of a GPU, $/day", None),
-        Arg("--price_inetu", PRICE, "price of uploads, $/GB", None),
-        Arg("--price_inetd", PRICE, "price of downloads, $/GB", None),
+        Arg("--price_gpu", PRICE, "price per GPU, $/day", None),
+        Arg("--price_inetu", PRICE, "upload price, $/GB", None),
+        Arg("--price_inetd", PRICE, "download price, $/GB", None),
         Arg("--image", IMAGE, "Docker image", None),
-        Arg("--args", WORDS, "arguments of the image's entrypoint: all that follows on the line", None, rest=True),
+        Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", None, rest=True),
         needs="*", says="listing_sentence", done="The default job of machine {id} is set", look="show machines",
         examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
-    Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "end the default job of a machine",
-        MACHINE, done="The default job of machine {id} is removed.", look="show machines"),
-    Command("show maints", "GET /machines/maintenances", SAFE, READS, "the maintenance windows of your machines",
-        Arg("-i --ids", MACHINE_IDS, "the machines: 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
+    Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "Remove a machine's default job",
+        MACHINE, done="Removed the default job of machine {id}.", look="show machines"),
+    Command("show maints", "GET /machines/maintenances", SAFE, READS, "List your machines' maintenance windows",
+        Arg("-i --ids", MACHINE_IDS, "machines, such as 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
         query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS),
-    Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "announce maintenance to a machine's renters",
+    Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
         Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", required=True),
-        Arg("--duration", NUMBER, "length, hours", required=True),
-        Arg("--maintenance_category", TEXT, "power, internet, disk, gpu, software or other", "not provided",
+        Arg("--duration", NUMBER, "duration, hours", required=True),
+        Arg("--maintenance_category", TEXT, "category: power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
         body={"client_id": "me"}, build="build_maintenance", look="show maints",
         examples=("1234 --sdate 1899900000 --duration 0.5 --maintenance_category power",),
-        ask="Tell all who rent machine {id} that it is down from {sdate} UTC for {duration:g} hours?",
-        done="Maintenance of machine {id} is announced for {sdate} UTC, {duration:g} hours."),
-    Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "call the maintenance of a machine off",
+        ask="Tell everyone who rents machine {id} that it is down for {duration:g} hours from {sdate} UTC?",
+        done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
+    Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "Cancel a machine's maintenance",
         Arg("id", MACHINE_ID, "the machine", old="machine_id", key="machine_id", to="path body"),
-        body={"client_id": "me"}, ask="Call all maintenance of machine {id} off?",
-        done="The maintenance of machine {id} is called off.", look="show maints"),
-    Command("reports", "GET /machines/{id}/reports/", SAFE, READS, "what users have reported about a machine",
+        body={"client_id": "me"}, ask="Cancel all maintenance of machine {id}?",
+        done="Canceled the maintenance of machine {id}.", look="show maints"),
+    Command("reports", "GET /machines/{id}/reports/", SAFE, READS, "List problems users reported about a machine",
         MACHINE, returns="[]", columns=REPORT_COLUMNS, look="show machines"), hosts=True)
 
 register("Clusters and overlays",
-    Command("show clusters", "GET /clusters/", SAFE, READS, "your clusters: machines in one local network",
+    Command("show clusters", "GET /clusters/", SAFE, READS, "List your clusters of machines",
         rows="cluster_rows", columns=CLUSTER_COLUMNS),
-    Command("create cluster", "POST /cluster/", ONCE, SETS, "make a cluster",
-        Arg("subnet", NAME, "local network of the machines: 10.0.0.0/24"),
-        Arg("manager_id", ID, "machine that manages it"),
-        done="The cluster is made.", look="show clusters"),
-    Command("delete cluster", "DELETE /cluster/", SAFE, DELETES, "delete a cluster",
-        Arg("cluster_id", ID, "the cluster", old="id"), done="Cluster {cluster_id} is deleted.", look="show clusters"),
-    Command("join cluster", "PUT /cluster/", SAFE, SETS, "add machines to a cluster",
+    Command("create cluster", "POST /cluster/", ONCE, SETS, "Create a cluster of machines",
+        Arg("subnet", NAME, "local network of the machines, such as 10.0.0.0/24"),
+        Arg("manager_id", ID, "machine that manages the cluster"),
+        done="Created the cluster.", look="show clusters"),
+    Command("delete cluster", "DELETE /cluster/", SAFE, DELETES, "Delete a cluster",
+        Arg("cluster_id", ID, "the cluster", old="id"), done="Deleted cluster {cluster_id}.", look="show clusters"),
+    Command("join cluster", "PUT /cluster/", SAFE, SETS, "Add machines to a cluster",
         Arg("cluster_id", ID, "the cluster", old="id"), Arg("machine_ids", MACHINE_IDS, "the machines"),
-        done="Now in cluster {cluster_id}: {machine_ids}.", look="show clusters"),
-    Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, SETS, "take a machine out of its cluster",
+        done="Added machines {machine_ids} to cluster {cluster_id}.", look="show clusters"),
+    Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, SETS, "Remove a machine from its cluster",
         Arg("cluster_id", ID, "the cluster"), Arg("machine_id", MACHINE_ID, "the machine"),
-        Arg("new_manager_id", ID, "machine of the cluster that manages it from now on, if this one did", None),
-        done="Machine {machine_id} is out of cluster {cluster_id}.", look="show clusters"),
-    Command("show overlays", "GET /overlay/", SAFE, READS, "your overlays: virtual networks of instances",
+        Arg("new_manager_id", ID, "machine that becomes the manager, if this one was", None),
+        done="Removed machine {machine_id} from cluster {cluster_id}.", look="show clusters"),
+    Command("show overlays", "GET /overlay/", SAFE, READS, "List your overlay networks",
         returns="[]", columns=OVERLAY_COLUMNS),
-    Command("create overlay", "POST /overlay/", ONCE, SETS, "make an overlay network on a cluster",
-        Arg("cluster_id", ID, "the cluster"), Arg("name", NAME, "a name for it"),
-        done="Overlay {name} is made.", look="show overlays"),
-    Command("join overlay", "PUT /overlay/", SAFE, SETS, "add an instance to an overlay network",
+    Command("create overlay", "POST /overlay/", ONCE, SETS, "Create an overlay network on a cluster",
+        Arg("cluster_id", ID, "the cluster"), Arg("name", NAME, "name of the overlay"),
+        done="Created overlay {name}.", look="show overlays"),
+    Command("join overlay", "PUT /overlay/", SAFE, SETS, "Add an instance to an overlay network",
         Arg("name", NAME, "the overlay"), Arg("instance_id", INSTANCE_ID, "the instance", old="INSTANCE_ID"),
-        done="Instance {instance_id} is in overlay {name}.", look="show overlays"),
-    Command("delete overlay", "DELETE /overlay/", SAFE, DELETES, "delete an overlay network, with its instances",
+        done="Added instance {instance_id} to overlay {name}.", look="show overlays"),
+    Command("delete overlay", "DELETE /overlay/", SAFE, DELETES, "Delete an overlay network and its instances",
         Arg("overlay_identifier", TEXT_ID, "id or name of the overlay", to="", old="overlay_id overlay_name"),
-        build="build_overlay", done="Overlay {overlay_identifier} is deleted.", look="show overlays"))
+        build="build_overlay", done="Deleted overlay {overlay_identifier}.", look="show overlays"))
 
 register("Account",
-    Command("show user", "GET /users/current", SAFE, READS, "your account and its credit",
+    Command("show user", "GET /users/current", SAFE, READS, "Show your account and its credit",
         NO_QUIET, of="User", columns=USER_CARD, drops="api_key", footer="user_footer"),
-    Command("cost", "", SAFE, READS, "show running costs and how long credit lasts",
+    Command("cost", "", SAFE, READS, "Show running costs and how long credit lasts",
         of="Cost", run="run_cost", member="rows", columns=COST_COLUMNS, footer="cost_footer", gaps="unknown",
-        empty="Nothing costs money now.", look="show instances",
+        empty="Nothing is billed now.", look="show instances",
         note="A stopped instance is billed for its disk; an endpoint's cost is that of its workers. What looks "
              "forgotten has a reason beside it. Status 8 if a part could not be read: the sum is then too low.",
         examples=("", "--raw | jq .hours_left")),
-    Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "what was done with your account, and when",
+    Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "List what was done with your account",
         returns="[]", columns=AUDIT_COLUMNS),
-    Command("set user", "PUT /users/", SAFE, SETS, "change your account: address, thresholds, phone …",
-        Arg("--file", FILE_OBJECT, "file with a JSON object of what to change", required=True, name="params", key="*",
+    Command("set user", "PUT /users/", SAFE, SETS, "Change your account's details",
+        Arg("--file", FILE_OBJECT, "JSON file with the members to change", required=True, name="params", key="*",
             secret=True),
-        done="The account is changed.", look="show user",
+        done="Changed the account.", look="show user",
         note="Members: ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold, phone_number …",
         examples=("--file account.json",)),
-    Command("show subaccounts", "GET /subaccounts", SAFE, READS, "accounts that belong to yours",
+    Command("show subaccounts", "GET /subaccounts", SAFE, READS, "List your subaccounts",
         NO_QUIET, query={"owner": "me"}, returns="users[]", columns=SUBACCOUNT_COLUMNS),
-    Command("create subaccount", "POST /users/", ONCE, SETS, "make an account that belongs to yours",
-        Arg("--email", EMAIL, "its mail address", required=True),
-        Arg("--username", NAME.called("USER"), "its name", required=True),
-        Arg("--password", NAME, "its password", required=True, secret=True),
-        Arg("--type", TEXT.called("KIND"), "host for an account that only offers machines, else client", None, key="host_only",
+    Command("create subaccount", "POST /users/", ONCE, SETS, "Create a subaccount",
+        Arg("--email", EMAIL, "email address", required=True),
+        Arg("--username", NAME.called("USER"), "user name", required=True),
+        Arg("--password", NAME, "password", required=True, secret=True),
+        Arg("--type", TEXT.called("KIND"), "host for an account that only offers machines, otherwise client", None, key="host_only",
             sent=lambda kind: (kind or "").lower() == "host"),
-        body={"parent_id": "me"}, done="Account {id} is made for {email}.",
+        body={"parent_id": "me"}, done="Created account {id} for {email}.",
         look="show subaccounts"),
-    Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "addresses from which your account was used",
+    Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "List IP addresses that used your account",
         query={"owner": "me"}, returns="results[]",
         columns=(("IP", "ip", ""), ("First seen", "first_seen", ""), ("From", "first_location", ""))))
 
 register("Billing",
-    Command("show invoices", "GET /users/me/invoices", SAFE, READS, "charges and payments, item by item",
+    Command("show invoices", "GET /users/me/invoices", SAFE, READS, "List charges and payments, item by item",
         *ITEM_OPTIONS,
         Arg("--instance_label", LABEL, "only charges of instances with this label", None, face="cli", to=""), PDF,
         query={"owner": "me"}, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
         document="invoice_rows", footer="invoice_totals",
-        note="Without dates, the last day. `vastai show invoices-v1` is the newer one, with pages.",
+        note="Without dates, it covers the last day. `vastai show invoices-v1` is newer and has pages.",
         examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
-    Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, READS, "invoices or charges, page by page",
-        Arg("-i --invoices", FLAG, "payments, transfers and payouts", face="cli", to=""),
-        Arg("-c --charges", FLAG, "what instances, volumes and endpoints have cost", to=""),
+    Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, READS, "List invoices or charges, page by page",
+        Arg("-i --invoices", FLAG, "list payments, transfers and payouts", face="cli", to=""),
+        Arg("-c --charges", FLAG, "list what instances, volumes and endpoints cost", to=""),
         Arg("-s --start-date", DATE, "first day, UTC, such as 2026-01-31", None, to=""),
         Arg("-e --end-date", DATE, "last day", None, to=""),
-        Arg("-l --limit", WHOLE, "rows of a page, 100 at most", 20),
-        Arg("-t --next-token", TOKEN, "the page behind an earlier one", None, key="after_token",
+        Arg("-l --limit", WHOLE, "page size, at most 100", 20),
+        Arg("-t --next-token", TOKEN, "token of the next page", None, key="after_token",
             sent=lambda token: token or None),
-        Arg("--latest-first", FLAG, "newest first"),
+        Arg("--latest-first", FLAG, "list newest first"),
         Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
-        Arg("-f --format", TEXT.called("SHAPE"), "how to show charges", "table", choices=("table", "tree"), to=""),
+        Arg("-f --format", TEXT.called("SHAPE"), "how to display charges", "table", choices=("table", "tree"), to=""),
         Arg("-it --invoice-type", TEXTS, "only these invoices", None, choices=tuple(INVOICE_TYPES), to=""),
-        Arg("-v --verbose", FLAG, "the parts of instances and volumes as well, in a tree", face="cli", to=""),
+        Arg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes", face="cli", to=""),
         PDF,
         one_of="invoices charges", member="results", build="build_billing", run="run_show_invoices_v1",
         show="show_billing",
-        note="Without dates, the last 7 days; with one of them, 7 days from or up to it. Days are UTC.",
+        note="Without dates, it covers the last 7 days; with one date, the 7 days after or before it. Days are UTC.",
         examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
                   "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
-    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, SETS, "the items of a period as a PDF; returns its path",
+    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, SETS, "Write a period's items to a PDF",
         *ITEM_OPTIONS, PDF,
         query={"owner": "me"}, returns="text", run="run_pdf_invoices", face="sdk",
-        note="Without `pdf` it is invoice_NUMBER….pdf in the current folder, named by the month, dates and kind."),
-    Command("search invoices", "GET /invoices", SAFE, READS, "invoices that meet conditions",
+        note="Returns the path. Without `pdf` the file is invoice_NUMBER….pdf in the current folder, named by month, dates and kind."),
+    Command("search invoices", "GET /invoices", SAFE, READS, "Search your invoices",
         CONDITIONS,
         returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=01/01/2026'", "'is_credit=true'")),
-    Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "what your machines have earned",
-        Arg("-s --start_date", DATE, "first day; the last day if not given", None, to=""),
+    Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
+        Arg("-s --start_date", DATE, "first day; default: yesterday", None, to=""),
         Arg("-e --end_date", DATE, "last day", None, to=""),
         Arg("-m --machine_id", ID, "only this machine", None, to=""), NO_QUIET,
-        Arg("--last_days", COUNT, "the last so many days, in place of the dates", None),
+        Arg("--last_days", COUNT, "number of past days, instead of the dates", None),
         Arg("--user_id", GIVEN_ID, "the account", "me"),
         query={"owner": "me"}, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
-    Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "deposit and discount of a reserved instance",
+    Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
         query={"owner": "me"}, look="show instances",
         columns=(("Refundable $", "refundable_deposit", ".2f"), ("Discount $", "total_discount", ".2f"),
                  ("Months", "discount_months", ""))),
-    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "give credit to another account, for good",
-        Arg("recipient", ACCOUNT, "mail address or id of the account", None, face="cli", to="", name="recipient_pos"),
-        Arg("amount", PRICE, "dollars", None, face="cli", to="", name="amount_pos"),
-        Arg("-r --recipient", ACCOUNT, "the same as an option", required=True, cli=None),
-        Arg("-a --amount", PRICE, "the same as an option", required=True, cli=None),
-        Arg("--skip", FLAG, "do not ask", face="cli", to=""),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
+    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, for good",
+        Arg("recipient", ACCOUNT, "email address or id of the account", None, face="cli", to="", name="recipient_pos"),
+        Arg("amount", PRICE, "amount, $", None, face="cli", to="", name="amount_pos"),
+        Arg("-r --recipient", ACCOUNT, "same, as an option", required=True, cli=None),
+        Arg("-a --amount", PRICE, "same, as an option", required=True, cli=None),
+        Arg("--skip", FLAG, "do not ask for confirmation", face="cli", to=""),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
-    Command("fetch contracts", "POST /contracts/fetch/", SAFE, READS, "contracts by label and id",
-        Arg("label", TEXT, "only with this label", None), Arg("contract_ids", ANY_IDS, "only of these ids", None),
+    Command("fetch contracts", "POST /contracts/fetch/", SAFE, READS, "Get contracts by label and id",
+        Arg("label", TEXT, "only contracts with this label", None), Arg("contract_ids", ANY_IDS, "only contracts with these ids", None),
         returns="contracts[]", face="sdk"))
 
 register("Scheduled jobs",
-    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, READS, "requests that are repeated at set times",
+    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, READS, "List your scheduled jobs",
         returns="[]", columns=JOB_COLUMNS),
-    Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "end a scheduled job",
-        Arg("id", ID, "the job"), done="Scheduled job {id} is deleted.", look="show scheduled-jobs"),
-    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SPENDS, "have a request repeated at set times",
+    Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "Delete a scheduled job",
+        Arg("id", ID, "the job"), done="Deleted scheduled job {id}.", look="show scheduled-jobs"),
+    Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SPENDS, "Schedule a request to be repeated",
         Arg("start_time", DATE, "first time, UTC"),
         Arg("end_time", DATE, "last time, UTC"),
-        Arg("api_endpoint", NAME, "path of the request: /api/v0/instances/reboot/ID/"),
-        Arg("request_method", NAME, "its method: PUT, POST …"),
-        Arg("request_body", OBJECT, "its body"),
+        Arg("api_endpoint", NAME, "path of the request, such as /api/v0/instances/reboot/ID/"),
+        Arg("request_method", NAME, "HTTP method: PUT, POST …"),
+        Arg("request_body", OBJECT, "body of the request"),
         Arg("frequency", NAME, "HOURLY, DAILY or WEEKLY"),
-        Arg("instance_id", GIVEN_INSTANCE_ID, "the instance that it is about"),
+        Arg("instance_id", GIVEN_INSTANCE_ID, "instance that the request is for"),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6 for WEEKLY, else None", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC, for DAILY and WEEKLY, else None", None),
         face="sdk", look="show scheduled-jobs"),
-    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SPENDS, "change what is repeated, or when",
+    Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SPENDS, "Change a scheduled job",
         Arg("id", ID, "the job"),
         Arg("request_body", OBJECT, "body of the request"),
         Arg("start_time", DATE, "first time, UTC", None),
         Arg("end_time", DATE, "last time, UTC", None),
         Arg("api_endpoint", TEXT, "path of the request", None),
-        Arg("request_method", TEXT, "its method", None),
+        Arg("request_method", TEXT, "HTTP method", None),
         Arg("frequency", TEXT, "HOURLY, DAILY or WEEKLY", None),
-        Arg("instance_id", GIVEN_INSTANCE_ID, "the instance that it is about", None),
+        Arg("instance_id", GIVEN_INSTANCE_ID, "instance that the request is for", None),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC", None),
         face="sdk", look="show scheduled-jobs"))
 
 register("Serverless",
-    Command("show endpoints", "GET /endptjobs/", SAFE, READS, "your serverless endpoints",
+    Command("show endpoints", "GET /endptjobs/", SAFE, READS, "List your serverless endpoints",
         returns="results[]", of="EndpointRow", columns=ENDPOINT_COLUMNS,
         drops="api_key auto_delete_in_seconds auto_delete_due_24h"),
-    Command("create endpoint", "POST /endptjobs/", ONCE, SPENDS, "make a serverless endpoint",
-        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, made="result", done="Endpoint {result} is made.",
+    Command("create endpoint", "POST /endptjobs/", ONCE, SPENDS, "Create a serverless endpoint",
+        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, made="result", done="Created endpoint {result}.",
         look="show endpoints", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
-    Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "change a serverless endpoint",
+    Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "Change a serverless endpoint",
         Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body"),
         *endpoint_options(None, None, None, None, None),
-        Arg("--endpoint_state", TEXT, "what it shall do", None, choices=("active", "suspended", "stopped")),
-        body={"client_id": "me"}, needs="*", done="Endpoint {id} is changed.", look="show endpoints",
+        Arg("--endpoint_state", TEXT, "state to set", None, choices=("active", "suspended", "stopped")),
+        body={"client_id": "me"}, needs="*", done="Changed endpoint {id}.", look="show endpoints",
         examples=("4242 --max_workers 5", "4242 --endpoint_state suspended")),
-    Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, DELETES, "delete a serverless endpoint and its workergroups",
+    Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, DELETES, "Delete an endpoint and its workergroups",
         Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body"),
-        body={"client_id": "me"}, done="Endpoint {id} is deleted.", look="show endpoints",
+        body={"client_id": "me"}, done="Deleted endpoint {id}.", look="show endpoints",
         ask="Delete endpoint {id} and its workergroups?", ask_when="terminal"),
-    Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, READS, "logs of a serverless endpoint",
+    Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, READS, "Print an endpoint's logs",
         Arg("id", ENDPOINT_ID, "the endpoint", None), *LOG_OPTIONS,
-        Arg("--endpoint", NAME, "the endpoint by its name, in place of the id", None),
+        Arg("--endpoint", NAME, "name of the endpoint, instead of the id", None),
         body={"api_key": KEY}, strict=True, one_of="id endpoint", text="log_text", footer="log_footer", look="show endpoints",
         examples=("4242 --level 3 --tail 200",)),
-    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, READS, "instances that work for an endpoint",
+    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, READS, "List an endpoint's workers",
         Arg("id", ENDPOINT_ID, "the endpoint"), returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
         methods="get_endpoint_workers"),
-    Command("show workergroups", "GET /autojobs/", SAFE, READS, "groups of workers of your endpoints",
+    Command("show workergroups", "GET /autojobs/", SAFE, READS, "List your endpoints' workergroups",
         returns="results[]", of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
-    Command("create workergroup", "POST /autojobs/", ONCE, SPENDS, "give a serverless endpoint workers",
+    Command("create workergroup", "POST /autojobs/", ONCE, SPENDS, "Create a workergroup for an endpoint",
         *WORKERGROUP_OPTIONS, SCALER,
-        body={"client_id": "me"}, build="build_workergroup", made="id", done="Workergroup {id} is made.", look="show workergroups",
+        body={"client_id": "me"}, build="build_workergroup", made="id", done="Created workergroup {id}.", look="show workergroups",
         methods="create_autogroup create_autoscaler",
         examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77")),
-    Command("update workergroup", "PUT /autojobs/{id}/", SAFE, SPENDS, "change what workers a group has",
+    Command("update workergroup", "PUT /autojobs/{id}/", SAFE, SPENDS, "Change a workergroup",
         Arg("id", WORKERGROUP_ID, "the workergroup", key="autojob_id", to="path body"), *WORKERGROUP_OPTIONS,
-        body={"client_id": "me"}, build="build_workergroup_change", needs="*", done="Workergroup {id} is changed.",
+        body={"client_id": "me"}, build="build_workergroup_change", needs="*", done="Changed workergroup {id}.",
         look="show workergroups", methods="update_autogroup update_autoscaler",
-        note="What is not given stays as it is."),
-    Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, DELETES, "delete a workergroup; its instances stay",
+        note="Options that you leave out stay unchanged."),
+    Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, DELETES, "Delete a workergroup; its instances stay",
         Arg("id", WORKERGROUP_ID, "the workergroup", key="autojob_id", to="path body"), body={"client_id": "me"},
-        done="Workergroup {id} is deleted.", look="show workergroups", methods="delete_autogroup delete_autoscaler"),
-    Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, READS, "logs of a workergroup",
+        done="Deleted workergroup {id}; its instances stay and are billed.", look="show workergroups", methods="delete_autogroup delete_autoscaler"),
+    Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, READS, "Print a workergroup's logs",
         Arg("id", WORKERGROUP_ID, "the workergroup"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, text="log_text", footer="log_footer", look="show workergroups",
         examples=("8001 --tail 200",)),
-    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, READS, "instances of a workergroup",
+    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, READS, "List a workergroup's workers",
         Arg("id", WORKERGROUP_ID, "the workergroup"), returns="workers[]", columns=WORKER_COLUMNS, strict=True,
         look="show workergroups", methods="get_workergroup_workers"),
-    Command("update workers", "POST run:/update_workers/", ONCE, SETS, "renew the workers of a group, one after the other",
+    Command("update workers", "POST run:/update_workers/", ONCE, SETS, "Update a workergroup's workers one by one",
         Arg("id", WORKERGROUP_ID, "the workergroup", key="workergroup_id"),
-        Arg("--cancel", FLAG, "stop an update that is going on", key="cancel_update", sent=lambda on: on or None),
+        Arg("--cancel", FLAG, "cancel a running update", key="cancel_update", sent=lambda on: on or None),
         body={"api_key": KEY}, strict=True, look="show workergroups",
-        done="Workergroup {id} is being updated: {workers_to_update} workers.|Update of workergroup {id} cancelled: "
+        done="Updating {workers_to_update} workers of workergroup {id}.|Canceled the update of workergroup {id}: "
              "{cancelled}"),
-    Command("route", "POST run:/route/", ONCE, SETS, "the address of a worker that is free for a request to an endpoint",
-        Arg("endpoint", NAME, "the endpoint, by name"),
-        Arg("cost", NUMBER, "load of the request, in the endpoint's units, such as tokens"),
+    Command("route", "POST run:/route/", ONCE, SETS, "Get the address of a free worker",
+        Arg("endpoint", NAME, "name of the endpoint"),
+        Arg("cost", NUMBER, "load of the request in the endpoint's units, such as tokens"),
         columns=ROUTE_CARD, strict=True, look="show endpoints", examples=("chat 242",)),
-    Command("request", "", ONCE, SPENDS, "send a request to a worker of an endpoint",
-        Arg("endpoint", NAME, "the endpoint, by name or id"),
+    Command("request", "", ONCE, SPENDS, "Send a request to an endpoint's worker",
+        Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
-        Arg("--json", OBJECT, "what the worker is sent, a JSON object", None, name="payload"),
-        Arg("stdin", TEXT, "- reads that object from stdin", None, face="cli", choices=("-",)),
-        Arg("--file", FILE_OBJECT, "a file with that object", None, face="cli"),
-        Arg("--cost", NUMBER, "expected work, in the endpoint's unit, such as tokens", 100),
-        Arg("--stream", FLAG, "get the events of the answer as they come"),
-        Arg("--timeout", SECONDS, "seconds for all of it, up to the first byte of a stream", None, cli=600.0),
-        Arg("--worker-timeout", SECONDS, "seconds for one try of a worker", 600.0),
+        Arg("--json", OBJECT, "JSON object to send to the worker", None, name="payload"),
+        Arg("stdin", TEXT, "- to read that object from stdin", None, face="cli", choices=("-",)),
+        Arg("--file", FILE_OBJECT, "file with that object", None, face="cli"),
+        Arg("--cost", NUMBER, "expected load in the endpoint's units, such as tokens", 100),
+        Arg("--stream", FLAG, "print the events of the answer as they arrive"),
+        Arg("--timeout", SECONDS, "time limit for everything, for a stream until its first byte, seconds", None, cli=600.0),
+        Arg("--worker-timeout", SECONDS, "time limit for one try on a worker, seconds", 600.0),
         Arg("retry", FLAG, "repeat the job if a worker fails or is lost", True, face="sdk"),
         Arg("--no-retry", FLAG, "do not repeat the job if a worker fails or is lost", face="cli"),
-        Arg("--max-retries", COUNT, "tries in all", None),
-        Arg("--text", FLAG, "print only what a model says", face="cli"),
+        Arg("--max-retries", COUNT, "maximum number of tries", None),
+        Arg("--text", FLAG, "print only the model's text", face="cli"),
         Arg("--out", OUT_FILE, "file for the response", None, face="cli"),
         returns="any", run="run_request", show="show_response", document="document_response", rows="response_rows",
         look="show endpoints",
-        note="A job may be billed, so without --no-retry give --max-retries if it must not run more often than that. "
+        note="A job may be billed each time it runs; limit that with --no-retry or --max-retries. "
              "If the answer is lost and the job is not repeated, the exit status is 7.",
         examples=("chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16",)))
 
 register("Notifications",
-    Command("show notification-types", "GET /notification-types/", SAFE, READS, "kinds of notifications",
+    Command("show notification-types", "GET /notification-types/", SAFE, READS, "List the kinds of notifications",
         returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
-    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, READS, "which notifications you get",
-        Arg("--user_id", ID, "the account; yours if not given", None),
+    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, READS, "Show which notifications you get",
+        Arg("--user_id", ID, "account id; default: yours", None),
         returns="notification_preferences", run="run_notifications", rows="notification_rows",
         columns_for="notification_columns"),
-    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, SETS, "replace all those choices",
+    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, SETS, "Replace your notification choices",
         Arg("notification_preferences", OBJECT, 'JSON: {"client": {"low_credit": {"email": true, "webhooks": false}}}'),
-        Arg("--user_id", ID, "the account; yours if not given", None),
+        Arg("--user_id", ID, "account id; default: yours", None),
         returns="notification_preferences", run="run_notifications", rows="notification_rows",
         columns_for="notification_columns",
-        look="show notifications", note="`vastai show notifications --raw` prints the present choices in this form."),
-    Command("show webhooks", "GET /webhooks/", SAFE, READS, "addresses that get notifications",
+        look="show notifications", note="`vastai show notifications --raw` prints the current choices in this form."),
+    Command("show webhooks", "GET /webhooks/", SAFE, READS, "List your webhooks",
         returns="webhooks[]", columns=WEBHOOK_COLUMNS),
-    Command("create webhook", "POST /webhooks/", ONCE, SETS, "have notifications sent to an address of yours",
-        Arg("webhook_url", NAME, "the address, https://…"),
-        Arg("event_types", TEXTS, "keys from show notification-types, such as client:low_credit"),
-        Arg("--name", TEXT, "a name of your own", None),
+    Command("create webhook", "POST /webhooks/", ONCE, SETS, "Create a webhook for notifications",
+        Arg("webhook_url", NAME, "URL of the webhook, https://…"),
+        Arg("event_types", TEXTS, "event types, from show notification-types, such as client:low_credit"),
+        Arg("--name", TEXT, "name for the webhook", None),
         made="webhook.id", done=WEBHOOK_SECRET, look="show webhooks",
         examples=("https://example.com/hook client:low_credit client:outbid",)),
-    Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "change a webhook",
-        Arg("id", ID, "the webhook"), Arg("--webhook_url", URL, "new address", None),
-        Arg("--event_types", TEXTS, "new keys, in place of the old ones", None), Arg("--name", TEXT, "new name", None),
-        needs="*", done="Webhook {id} is changed.", look="show webhooks"),
-    Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "delete a webhook",
-        Arg("id", ID, "the webhook"), done="Webhook {id} is deleted.", look="show webhooks"),
-    Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "give a webhook a new signing secret",
+    Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
+        Arg("id", ID, "the webhook"), Arg("--webhook_url", URL, "new URL", None),
+        Arg("--event_types", TEXTS, "new event types, replacing the old ones", None), Arg("--name", TEXT, "new name", None),
+        needs="*", done="Changed webhook {id}.", look="show webhooks"),
+    Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "Delete a webhook",
+        Arg("id", ID, "the webhook"), done="Deleted webhook {id}.", look="show webhooks"),
+    Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "Replace a webhook's signing secret",
         Arg("id", ID, "the webhook"), done=WEBHOOK_SECRET, look="show webhooks"),
-    Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "send a test to a webhook",
-        Arg("id", ID, "the webhook"), done="A test is sent to webhook {id}.", look="show webhooks"))
+    Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "Send a test to a webhook",
+        Arg("id", ID, "the webhook"), done="Sent a test to webhook {id}.", look="show webhooks"))
 
 register("Diagnostics",
-    Command("self-test machine", "", ONCE, SPENDS, "rent a machine of yours and run Vast.ai's tests",
+    Command("self-test machine", "", ONCE, SPENDS, "Rent your machine and test it",
         Arg("machine_id", GIVEN_ID, "the machine", old="id"),
-        Arg("--debugging", FLAG, "each line of progress on stderr, to stay"),
-        Arg("--ignore-requirements", FLAG, "test also a machine that lacks something"),
-        Arg("--test-image", IMAGE, "another test image; VAST_SELF_TEST_IMAGE names one, too", None),
-        Arg("--support-bundle-dir", PATH, "folder of the diagnostics after a failure; /tmp if not given", None),
-        Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure; as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
+        Arg("--debugging", FLAG, "print each line of progress on stderr"),
+        Arg("--ignore-requirements", FLAG, "test the machine even if it fails requirements"),
+        Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it", None),
+        Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure; default /tmp", None),
+        Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure, same as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
         run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence", look="show instances",
-        note="It costs a short rental, takes up to 25 minutes, and ends with status 1 where the machine fails."),
-    Command("dump-logs", "", SAFE, READS, "pack diagnostics for Vast.ai's support",
+        note="It costs a short rental and takes up to 25 minutes. If the machine fails, the exit status is 1."),
+    Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
         Arg("machine_id", GIVEN_ID, "the machine"),
-        Arg("--instance-id", ID, "also the logs of this instance", None),
-        Arg("--output-dir", NAME.called("PATH"), "folder of the archive", "/tmp"),
-        Arg("--include-local-host-artifacts", FLAG, "also logs and settings of this computer; only on the host"),
+        Arg("--instance-id", ID, "instance whose logs to include", None),
+        Arg("--output-dir", NAME.called("PATH"), "folder for the archive", "/tmp"),
+        Arg("--include-local-host-artifacts", FLAG, "include logs and settings of this computer; only on the host"),
         run="run_dump_logs", says="bundle_sentence", look="show machines", examples=("4242 --instance-id 7000",),
-        note="The archive holds no keys, passwords or other secrets that could be recognized."),
-    Command("run benchmarks", "", ONCE, SPENDS, "measure a template on several GPUs",
+        note="Keys, passwords and other secrets that can be recognized are left out of the archive."),
+    Command("run benchmarks", "", ONCE, SPENDS, "Benchmark a template on several GPUs",
         Arg("--template_hash", HASH, "hash of the template", None),
         Arg("--template_id", ID, "id of the template", None),
-        Arg("--gpus", TEXTS.called("GPUS"), "such as '2x RTX_4090, RTX_3090'; else RTX 5090, 4090, 3090, A6000", None, many=False),
-        Arg("--num_gpus", COUNT, "GPUs in each, where --gpus does not say", None),
-        Arg("--timeout", SECONDS, "seconds to wait for the measurements", 1800),
-        Arg("--no-cache", FLAG, "measure anew what was measured in the last 30 days"),
+        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090'; default: RTX 5090, 4090, 3090, A6000", None, many=False),
+        Arg("--num_gpus", COUNT, "number of GPUs each, if --gpus does not say", None),
+        Arg("--timeout", SECONDS, "maximum wait for the measurements, seconds", 1800),
+        Arg("--no-cache", FLAG, "repeat measurements of the last 30 days"),
         Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
-        Arg("--autoscaler_url", TEXT, "address of its workers' list", None, hidden=True),
+        Arg("--autoscaler_url", TEXT, "address of its worker list", None, hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
         ask="Rent {gpus} for up to {minutes:g} minutes? This costs money.", ask_when="within",
         columns=(("GPU", "gpu_name", "_"), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
                  ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
-        note="Rents real GPUs, after a question on the command line; a method call does not ask. All are given back at "
-             "the end. Perf/$ is performance for each $/hr.",
+        note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
+             "Perf/$ is performance per $/hr.",
         examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")))
 
 register("Tools",
-    Command("update", "", SAFE, READS, "say how this copy is brought up to date",
-        Arg("--check", FLAG, "only look"), returns="none", run="run_update", face="cli", auth=False),
-    Command("uninstall", "", SAFE, SETS, "remove this copy, where pip installed it",
+    Command("update", "", SAFE, READS, "Show how to update this copy",
+        Arg("--check", FLAG, "only check for a newer version"), returns="none", run="run_update", face="cli", auth=False),
+    Command("uninstall", "", SAFE, SETS, "Uninstall this copy if pip installed it",
         asks="uninstall_question", returns="none", run="run_uninstall", face="cli", auth=False),
-    Command("help", "", SAFE, READS, "explain a command; the same as its --help",
-        Arg("command", TEXTS, "the command, or its first word", None), run="run_help", text="help_text",
+    Command("help", "", SAFE, READS, "Explain a command, same as its --help",
+        Arg("command", TEXTS, "command, or its first word", None), run="run_help", text="help_text",
         member="commands", columns=(("Command", "name", "", 0),), face="cli", auth=False,
         note="With --raw it describes the commands for programs: names, effects, arguments, exit statuses.",
         examples=("show instances", "--raw | jq '.commands[].name'")),
-    Command("repl", "", SAFE, SETS, "read commands from a prompt, or a script of them",
+    Command("repl", "", SAFE, SETS, "Run commands from a prompt or script",
         returns="none", run="run_repl", face="cli", auth=False,
-        note="Options of every command that stand here hold for all of them. `exit`, `quit` or Ctrl-D ends.",
+        note="Global options given here apply to all commands. `exit`, `quit` or Ctrl-D ends the session.",
         examples=("--raw < commands.txt",)),
-    Command("completion", "", SAFE, READS, "print the script that makes a shell complete words",
-        Arg("shell", TEXT, "the shell", choices=("bash", "zsh", "fish")),
+    Command("completion", "", SAFE, READS, "Print a shell completion script",
+        Arg("shell", TEXT, "shell", choices=("bash", "zsh", "fish")),
         returns="text", run="run_completion", face="cli", auth=False,
-        note='For good: eval "$(vastai completion bash)" in ~/.bashrc, eval "$(vastai completion zsh)" in ~/.zshrc, '
-             "vastai completion fish | source in ~/.config/fish/config.fish.",
+        note='To enable it permanently, add eval "$(vastai completion bash)" to ~/.bashrc, eval "$(vastai completion zsh)" to '
+             "~/.zshrc, or vastai completion fish | source to ~/.config/fish/config.fish.",
         examples=("bash",)))
 # fmt: on
 
@@ -12388,14 +12388,14 @@ class VastAI:
         def search_offers(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
                 'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] = 'score-',
                 limit: int | None = None, storage: float = 5.0, no_default: bool = False) -> list[Offer]:
-            "GPU offers that can be rented."; ...
+            "Search GPU offers to rent."; ...
         def search_offers_new(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
                 'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] = 'score-',
                 limit: int | None = None, storage: float = 5.0, no_default: bool = False) -> list[Offer]:
-            "GPU offers, from the newer search service."; ...
+            "Search GPU offers with the newer service."; ...
         def search_templates(self, query: str | dict[str, Any] | None = None) -> list[Template]:
-            "Templates to start instances from."; ...
-        def show_template(self, id: str) -> Template: "One template in full."; ...
+            "Search templates to start instances from."; ...
+        def show_template(self, id: str) -> Template: "Show one template in full."; ...
         def create_instance(self, id: int, image: str | None = None, disk: float = 10,
                 env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
                 extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
@@ -12409,7 +12409,7 @@ class VastAI:
                 target_state: Literal['running', 'stopped'] | None = None, vm: bool = False,
                 args_str: str | None = None, wait: bool = False, max_wait: float = 600, confirm: bool = False,
                 max_hours: float | None = None) -> CreatedInstance:
-            "Rent an offer: make an instance of it."; ...
+            "Rent an offer as a new instance."; ...
         def create_instances(self, ids: Sequence[int], image: str | None = None, disk: float = 10,
                 env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
                 extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
@@ -12436,7 +12436,7 @@ class VastAI:
                 exclude_machine: Sequence[int] | None = None, ssh: bool = False, jupyter: bool = False,
                 direct: bool = False, wait: bool = False, max_wait: float = 600,
                 confirm: bool = False) -> CreatedInstance:
-            "Search offers for a GPU and rent the best one."; ...
+            "Find the best offer and rent it."; ...
         def run(self, image: str, command: Sequence[str], gpu: str | None = None, query: str | None = None,
                 order: str | Sequence[Any] | None = None, max_price: float | None = None,
                 max_hours: float | None = None, spot: bool | None = None, bid: float | None = None,
@@ -12445,40 +12445,41 @@ class VastAI:
                 env: str | dict[str, str] | None = None, login: str | None = None, label: str | None = None,
                 upload: Sequence[str] | None = None, download: Sequence[str] | None = None, keep: bool = False,
                 identity: str | None = None) -> dict[str, Any]:
-            "Run a command on a rented machine, then give it back."; ...
+            "Run a command on a rented machine."; ...
         def show_instances(self, status: Sequence[str] | None = None, label: Sequence[str] | None = None,
                 gpu_name: Sequence[str] | None = None, verification: Sequence[Literal['verified', 'unverified',
                 'deverified']] | None = None, order_by: Sequence[str] | None = None, limit: int | None = None,
                 next_token: str | None = None, all: bool = False) -> list[Instance]:
-            "Your instances."; ...
+            "List your instances."; ...
         def show_instances_v1(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
-            "One page of instances, as the service gives it."; ...
+            "Get one page of instances as received."; ...
         def show_instance_filters(self) -> list[dict[str, Any]]:
-            "The states, models and verifications of your instances."; ...
-        def show_instance(self, id: int) -> Instance | Any: "One instance in full."; ...
+            "List the states, models and verifications in use."; ...
+        def show_instance(self, id: int) -> Instance | Any: "Show one instance in full."; ...
         def start_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
             "Start a stopped instance."; ...
         def stop_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
-            "Stop an instance; its storage goes on costing."; ...
+            "Stop an instance; its disk is still billed."; ...
         def destroy_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
-            "End an instance and delete its data."; ...
+            "Destroy an instance and delete its data."; ...
         def start_instances(self, ids: Sequence[int]) -> dict[str, Any]: "Start several stopped instances."; ...
-        def stop_instances(self, ids: Sequence[int]) -> dict[str, Any]: "Stop several instances."; ...
+        def stop_instances(self, ids: Sequence[int]) -> dict[str, Any]:
+            "Stop several instances; disks are still billed."; ...
         def destroy_instances(self, ids: Sequence[int]) -> dict[str, Any]:
-            "End several instances and delete their data."; ...
+            "Destroy several instances and delete their data."; ...
         def reboot_instance(self, id: int, wait: bool = False, max_wait: float = 600, schedule: Literal['HOURLY',
                 'DAILY', 'WEEKLY'] | None = None, start_date: str | float | None = None,
                 end_date: str | float | None = None, day: str = '0', hour: str = '0') -> dict[str, Any]:
-            "Stop and start the container, keeping its GPU."; ...
+            "Restart the container and keep its GPU."; ...
         def recycle_instance(self, id: int, wait: bool = False, max_wait: float = 600) -> dict[str, Any]:
-            "Make the container anew, keeping its GPU."; ...
-        def label_instance(self, id: int, label: str) -> dict[str, Any]: "Give an instance a name of your own."; ...
+            "Recreate the container and keep its GPU."; ...
+        def label_instance(self, id: int, label: str) -> dict[str, Any]: "Set or clear an instance's label."; ...
         def update_instance(self, id: int, template_id: int | None = None, template_hash_id: str | None = None,
                 image: str | None = None, args: Sequence[str] | None = None, env: str | dict[str, str] | None = None,
                 onstart: str | None = None) -> dict[str, Any]:
-            "Change template, image or start-up of an instance."; ...
+            "Change an instance's template, image or startup."; ...
         def prepay_instance(self, id: int, amount: float) -> dict[str, Any]:
-            "Pay a reserved instance in advance, for a discount."; ...
+            "Prepay a reserved instance for a discount."; ...
         def change_bid(self, id: int, price: float | None = None, schedule: Literal['HOURLY', 'DAILY',
                 'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
                 day: str = '0', hour: str = '0') -> dict[str, Any]:
@@ -12486,15 +12487,15 @@ class VastAI:
         def execute(self, id: int, command: str, max_wait: float = 60, schedule: Literal['HOURLY', 'DAILY',
                 'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
                 day: str = '0', hour: str = '0') -> str:
-            "Run ls, rm or du in an instance."; ...
+            "Run ls, rm or du on an instance."; ...
         def logs(self, instance_id: int, tail: int | str | None = None, filter: str | None = None,
                 daemon_logs: bool = False, max_wait: float = 60) -> str:
-            "What an instance has printed."; ...
+            "Print an instance's logs."; ...
         def wait_instance(self, id: int, status: Literal['running', 'loading', 'exited', 'destroyed'] = 'running',
                 max_wait: float = 600, poll: float = 5) -> Instance:
-            "Wait until an instance runs, or has another state."; ...
-        def ssh_url(self, id: int) -> str: "The address for ssh."; ...
-        def scp_url(self, id: int) -> str: "The address for scp."; ...
+            "Wait until an instance reaches a state."; ...
+        def ssh_url(self, id: int) -> str: "Print an instance's ssh:// address."; ...
+        def scp_url(self, id: int) -> str: "Print an instance's scp:// address."; ...
         def create_template(self, name: str | None = None, image: str | None = None, image_tag: str | None = None,
                 href: str | None = None, repo: str | None = None, login: str | None = None, env: str | None = None,
                 ssh: bool = False, jupyter: bool = False, direct: bool = False, jupyter_dir: str | None = None,
@@ -12507,7 +12508,7 @@ class VastAI:
                 private: bool | None = None, docker_login_user: str | None = None,
                 docker_login_pass: str | None = None, args_str: str | None = None, volume_info: dict[str,
                 Any] | None = None) -> dict[str, Any]:
-            "Keep an image with its options as a template."; ...
+            "Save an image with options as a template."; ...
         def update_template(self, hash_id: str, name: str | None = None, image: str | None = None,
                 image_tag: str | None = None, href: str | None = None, repo: str | None = None,
                 login: str | None = None, env: str | None = None, ssh: bool = False, jupyter: bool = False,
@@ -12520,44 +12521,44 @@ class VastAI:
                 readme_visible: bool | None = None, private: bool | None = None, docker_login_user: str | None = None,
                 docker_login_pass: str | None = None, args_str: str | None = None, volume_info: dict[str,
                 Any] | None = None) -> dict[str, Any]:
-            "Replace a template; it gets a new hash."; ...
+            "Replace a template; its hash changes."; ...
         def delete_template(self, template_id: int | None = None, hash_id: str | None = None) -> dict[str, Any]:
-            "Delete a template of yours."; ...
+            "Delete one of your templates."; ...
         def search_volumes(self, query: str | dict[str, Any] | None = None, order: str | Sequence[Any] = 'score-',
                 limit: int | None = None, storage: float = 1.0, no_default: bool = False) -> list[dict[str, Any]]:
-            "Offers of disk space on one machine."; ...
+            "Search volume offers on single machines."; ...
         def search_network_volumes(self, query: str | dict[str, Any] | None = None,
                 order: str | Sequence[Any] = 'score-', limit: int | None = None, storage: float = 1.0,
                 no_default: bool = False) -> list[dict[str, Any]]:
-            "Offers of disk space that a cluster shares."; ...
-        def show_volumes(self, type: Literal['all', 'local', 'network'] = 'all') -> list[Volume]: "Your volumes."; ...
+            "Search network volume offers in clusters."; ...
+        def show_volumes(self, type: Literal['all', 'local', 'network'] = 'all') -> list[Volume]:
+            "List your volumes."; ...
         def create_volume(self, id: int, size: float = 15, name: str | None = None) -> dict[str, Any]:
-            "Rent disk space on one machine."; ...
+            "Rent a volume on one machine."; ...
         def create_network_volume(self, id: int, size: float = 15, name: str | None = None) -> dict[str, Any]:
-            "Rent disk space that a cluster shares."; ...
+            "Rent a network volume in a cluster."; ...
         def clone_volume(self, source: int, dest: int, size: float | None = None,
                 disable_compression: bool = False) -> dict[str, Any]:
-            "Make a volume of an offer and copy another into it."; ...
+            "Rent a volume and copy another into it."; ...
         def delete_volume(self, id: int) -> dict[str, Any]: "Delete an unused volume and its data."; ...
         def list_volume(self, id: int, size: float = 15, price_disk: float = 0.1,
                 end_date: str | float | None = None) -> dict[str, Any]:
-            "Offer disk space of a machine of yours."; ...
+            "Offer a machine's disk space as volumes."; ...
         def list_volumes(self, ids: Sequence[int], size: float = 15, price_disk: float = 0.1,
                 end_date: str | float | None = None) -> dict[str, Any]:
-            "Offer disk space of several machines of yours."; ...
-        def unlist_volume(self, id: int) -> dict[str, Any]: "Take an offer of disk space back."; ...
+            "Offer several machines' disk space as volumes."; ...
+        def unlist_volume(self, id: int) -> dict[str, Any]: "Stop offering a volume."; ...
         def list_network_volume(self, disk_id: int, price_disk: float = 0.15, size: float = 15,
                 end_date: str | float | None = None) -> dict[str, Any]:
-            "Offer space of a network disk of yours."; ...
-        def unlist_network_volume(self, id: int) -> dict[str, Any]: "Take an offer of a network disk back."; ...
-        def show_network_disks(self) -> dict[str, Any]: "Network disks of your clusters, and their mounts."; ...
+            "Offer space on a network disk."; ...
+        def unlist_network_volume(self, id: int) -> dict[str, Any]: "Stop offering a network volume."; ...
+        def show_network_disks(self) -> dict[str, Any]: "List your clusters' network disks and mounts."; ...
         def add_network_disk(self, machines: Sequence[int], mount_point: str,
                 disk_id: int | None = None) -> dict[str, Any]:
-            "Attach a network disk to machines of a cluster."; ...
-        def copy(self, src: str, dst: str) -> dict[str, Any]:
-            "Copy among instances, volumes, cloud, this computer."; ...
-        def cancel_copy(self, dst_id: int | str) -> dict[str, Any]: "Stop the copies to an instance."; ...
-        def cancel_sync(self, dst_id: int | str) -> dict[str, Any]: "Stop the cloud copies to an instance."; ...
+            "Attach a network disk to cluster machines."; ...
+        def copy(self, src: str, dst: str) -> dict[str, Any]: "Copy files to, from and between instances."; ...
+        def cancel_copy(self, dst_id: int | str) -> dict[str, Any]: "Cancel all copies to an instance."; ...
+        def cancel_sync(self, dst_id: int | str) -> dict[str, Any]: "Cancel all cloud copies to an instance."; ...
         def cloud_copy(self, src: str, dst: str = '/workspace', instance: int | str | None = None,
                 connection: int | str | None = None, transfer: str = 'Instance to Cloud', dry_run: bool = False,
                 size_only: bool = False, ignore_existing: bool = False, update: bool = False,
@@ -12565,217 +12566,217 @@ class VastAI:
                 'WEEKLY'] | None = None, start_date: str | float | None = None, end_date: str | float | None = None,
                 day: str = '0', hour: str = '0') -> dict[str, Any]:
             "Copy between an instance and cloud storage."; ...
-        def show_connections(self) -> list[dict[str, Any]]: "Your connections to cloud storage."; ...
+        def show_connections(self) -> list[dict[str, Any]]: "List your cloud storage connections."; ...
         def take_snapshot(self, instance_id: int | str, repo: str | None = None, container_registry: str = 'docker.io',
                 docker_login_user: str | None = None, docker_login_pass: str | None = None,
                 pause: bool = True) -> dict[str, Any]:
-            "Push a container as an image to a registry."; ...
+            "Push a container snapshot to a registry."; ...
         def show_instance_backups(self, contract_id: int | None = None) -> list[dict[str, Any]]:
-            "Backups of your instances and volumes."; ...
+            "List backups of your instances and volumes."; ...
         def show_instance_backup_files(self, contract_id: int) -> dict[str, Any]:
-            "Files of a backup, with their addresses."; ...
+            "List a backup's files and their URLs."; ...
         instance_backup_files = show_instance_backup_files
-        def show_deployments(self) -> list[dict[str, Any]]: "Your serverless deployments."; ...
-        def show_deployment(self, id: int) -> dict[str, Any] | Any: "One deployment in full."; ...
-        def show_deployment_versions(self, id: int) -> list[dict[str, Any]]: "The versions of a deployment."; ...
+        def show_deployments(self) -> list[dict[str, Any]]: "List your serverless deployments."; ...
+        def show_deployment(self, id: int) -> dict[str, Any] | Any: "Show one deployment in full."; ...
+        def show_deployment_versions(self, id: int) -> list[dict[str, Any]]: "List the versions of a deployment."; ...
         def start_deployment(self, id: int) -> dict[str, Any]: "Start a stopped deployment."; ...
-        def stop_deployment(self, id: int) -> dict[str, Any]: "Stop a deployment; it can be started again."; ...
+        def stop_deployment(self, id: int) -> dict[str, Any]: "Stop a deployment; it can be restarted."; ...
         def delete_deployment(self, id: int | None = None, name: str | None = None,
                 tag: str | None = None) -> dict[str, Any]:
-            "Delete a deployment by its id, or those of a name."; ...
-        def show_pending_price_increases(self) -> dict[str, Any]:
-            "Higher prices that hosts ask for your instances."; ...
+            "Delete deployments by id or by name."; ...
+        def show_pending_price_increases(self) -> dict[str, Any]: "List price increases that hosts ask for."; ...
         def accept_price_increase(self, instance_id: int) -> dict[str, Any]:
-            "Take the higher price and keep the instance longer."; ...
+            "Accept a higher price to extend the rental."; ...
         def reject_price_increase(self, instance_id: int) -> dict[str, Any]:
-            "Refuse the higher price; the rental ends as agreed."; ...
+            "Reject a higher price; the end date stays."; ...
         def search_benchmarks(self, query: str | dict[str, Any] | None = None,
                 order: str | Sequence[Any] | None = None, limit: int | None = None, after_token: str | None = None,
                 all_pages: bool = False) -> list[dict[str, Any]]:
-            "Results of benchmarks on machines."; ...
+            "Search benchmark results."; ...
         def search_benchmarks_v1(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
-            "One page of benchmarks, as the service gives it."; ...
+            "Get one page of benchmarks as received."; ...
         def show_gpu_metrics(self, verified: Literal['true', 'false', 'all'] = 'all',
                 datacenter: Literal['true', 'false', 'all'] = 'all', num_gpus: Literal['all', '1', '2', '4', '8',
                 'other'] = 'all') -> dict[str, Any]:
-            "How many GPUs there are, are free, and cost."; ...
+            "Show GPU supply, use and prices."; ...
         def show_gpu_trends(self, name: str = 'RTX 5090,RTX 4090,RTX 3090',
                 verified: Literal['true', 'false', 'all'] = 'all', datacenter: Literal['true', 'false', 'all'] = 'all',
                 num_gpus: Literal['all', '1', '2', '4', '8', 'other'] = 'all', start: str | float | None = None,
                 end: str | float | None = None, step: int | None = None) -> dict[str, Any]:
-            "GPUs and their prices over time."; ...
+            "Show GPU supply and prices over time."; ...
         def show_gpu_locations(self, verified: Literal['true', 'false', 'all'] = 'all',
                 datacenter: Literal['true', 'false', 'all'] = 'all', rented: Literal['true', 'false', 'all'] = 'all',
                 state: Literal['all', 'rented', 'available', 'unavailable'] = 'all',
                 gpu: str | None = None) -> dict[str, Any]:
-            "Where the GPUs are."; ...
-        def set_api_key(self, api_key: str | None = None) -> None: "Keep the API key in a file of yours."; ...
-        def show_ssh_keys(self) -> list[dict[str, Any]]: "The SSH keys of your account."; ...
+            "List where the GPUs are."; ...
+        def set_api_key(self, api_key: str | None = None) -> None: "Save your API key to a file."; ...
+        def show_ssh_keys(self) -> list[dict[str, Any]]: "List your account's SSH keys."; ...
         def create_ssh_key(self, ssh_key: str | None = None) -> dict[str, Any]: "Add an SSH key to your account."; ...
-        def attach_ssh(self, instance_id: int, ssh_key: str) -> dict[str, Any]: "Let an SSH key into an instance."; ...
-        def show_instance_ssh_keys(self, id: int) -> list[dict[str, Any]]: "The SSH keys that an instance lets in."; ...
-        def detach_ssh(self, instance_id: int, ssh_key_id: int) -> dict[str, Any]: "Lock an SSH key out."; ...
-        def update_ssh_key(self, id: int, ssh_key: str) -> dict[str, Any]: "Replace an SSH key of your account."; ...
-        def delete_ssh_key(self, id: int) -> dict[str, Any]: "Take an SSH key out of your account."; ...
-        def show_api_keys(self) -> list[dict[str, Any]]: "The API keys of your account."; ...
-        def show_api_key(self, id: int) -> dict[str, Any]: "One API key: its name and what it may do."; ...
+        def attach_ssh(self, instance_id: int, ssh_key: str) -> dict[str, Any]: "Add an SSH key to an instance."; ...
+        def show_instance_ssh_keys(self, id: int) -> list[dict[str, Any]]: "List an instance's SSH keys."; ...
+        def detach_ssh(self, instance_id: int, ssh_key_id: int) -> dict[str, Any]:
+            "Remove an SSH key from an instance."; ...
+        def update_ssh_key(self, id: int, ssh_key: str) -> dict[str, Any]: "Replace one of your SSH keys."; ...
+        def delete_ssh_key(self, id: int) -> dict[str, Any]: "Delete an SSH key from your account."; ...
+        def show_api_keys(self) -> list[dict[str, Any]]: "List your API keys."; ...
+        def show_api_key(self, id: int) -> dict[str, Any]: "Show one API key's name and permissions."; ...
         def create_api_key(self, name: str, permissions: dict[str, Any] | str | None = None,
                 key_params: str | dict[str, Any] | None = None) -> dict[str, Any]:
-            "Make an API key that may do only some things."; ...
-        def delete_api_key(self, id: int) -> dict[str, Any]: "End an API key."; ...
-        def reset_api_key(self) -> dict[str, Any]: "Replace your main API key; the old one ends now."; ...
-        def set_role(self, role: Literal['host', 'client']) -> None: "Choose whose commands --help lists."; ...
+            "Create an API key with limited permissions."; ...
+        def delete_api_key(self, id: int) -> dict[str, Any]: "Revoke an API key."; ...
+        def reset_api_key(self) -> dict[str, Any]: "Replace your main API key, revoking the old."; ...
+        def set_role(self, role: Literal['host', 'client']) -> None: "Choose which commands --help lists."; ...
         def show_env_vars(self, show_values: bool = False) -> dict[str, Any] | Any:
-            "The environment variables that your instances get."; ...
+            "List environment variables set in your instances."; ...
         def create_env_var(self, name: str, value: str) -> dict[str, Any]:
             "Add an environment variable for your instances."; ...
         def update_env_var(self, name: str, value: str) -> dict[str, Any]: "Change an environment variable."; ...
-        def delete_env_var(self, name: str) -> dict[str, Any]: "Take an environment variable away."; ...
+        def delete_env_var(self, name: str) -> dict[str, Any]: "Delete an environment variable."; ...
         def tfa_login(self, code: str | None = None, backup_code: str | None = None,
                 method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
                 method_id: int | str | None = None) -> dict[str, Any]:
-            "Start a session on this machine with a code."; ...
-        def tfa_logout(self) -> dict[str, Any]: "End the session on this machine: delete its key."; ...
-        def tfa_status(self) -> dict[str, Any]: "Your methods, and how many backup codes are left."; ...
+            "Start a 2FA session on this computer."; ...
+        def tfa_logout(self) -> dict[str, Any]: "End the 2FA session on this computer."; ...
+        def tfa_status(self) -> dict[str, Any]: "Show your 2FA methods and remaining backup codes."; ...
         def tfa_auth_new(self, code: str | None = None, secret: str | None = None, backup_code: str | None = None,
                 method_type: Literal['email', 'sms', 'totp'] | None = None,
                 method_id: int | str | None = None) -> dict[str, Any]:
-            "Prove that it is you, before a method is added."; ...
+            "Prove your identity before adding a method."; ...
         def tfa_totp_setup(self) -> dict[str, Any]: "Get a secret for an authenticator app."; ...
-        def tfa_send_sms(self, phone_number: str | None = None) -> dict[str, Any]: "Have a code sent by SMS."; ...
+        def tfa_send_sms(self, phone_number: str | None = None) -> dict[str, Any]: "Send a code by SMS."; ...
         def tfa_resend_sms(self, secret: str, phone_number: str | None = None) -> dict[str, Any]:
-            "Have the code sent by SMS once more."; ...
-        def tfa_send_email(self) -> dict[str, Any]: "Have a code sent by mail."; ...
+            "Send the SMS code again."; ...
+        def tfa_send_email(self) -> dict[str, Any]: "Send a code by email."; ...
         def tfa_activate(self, code: str, secret: str, method_type: Literal['sms', 'totp'] = 'totp',
                 phone_number: str | None = None, label: str | None = None,
                 method_id: int | str | None = None) -> dict[str, Any]:
-            "Add a method, with the first code from it."; ...
+            "Add a method using its first code."; ...
         def tfa_update(self, method_id: int, label: str | None = None,
                 set_primary: bool | None = None) -> dict[str, Any]:
-            "Rename a method, or make it the primary one."; ...
+            "Rename a method or make it primary."; ...
         def tfa_delete(self, code: str | None = None, backup_code: str | None = None,
                 method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
                 method_id: int | str | None = None, id_to_delete: int | None = None) -> dict[str, Any]:
-            "Take a method away."; ...
+            "Delete a 2FA method."; ...
         def tfa_regen_codes(self, code: str | None = None, backup_code: str | None = None,
                 method_type: Literal['email', 'sms', 'totp'] | None = None, secret: str | None = None,
                 method_id: int | str | None = None) -> dict[str, Any]:
-            "Make new backup codes; the old ones end."; ...
+            "Replace your backup codes."; ...
         def create_team(self, team_name: str, transfer_credit: float = 0) -> dict[str, Any]:
-            "Make your account a team."; ...
-        def destroy_team(self) -> dict[str, Any]: "Dissolve your team."; ...
-        def show_members(self) -> list[dict[str, Any]]: "The members of your team."; ...
+            "Turn your account into a team."; ...
+        def destroy_team(self) -> dict[str, Any]: "Destroy your team."; ...
+        def show_members(self) -> list[dict[str, Any]]: "List your team's members."; ...
         show_team_members = show_members
-        def invite_member(self, email: str, role: str) -> dict[str, Any]: "Invite somebody to your team by mail."; ...
+        def invite_member(self, email: str, role: str) -> dict[str, Any]: "Invite someone to your team by email."; ...
         invite_team_member = invite_member
-        def remove_member(self, id: int) -> dict[str, Any]: "Take somebody out of your team."; ...
+        def remove_member(self, id: int) -> dict[str, Any]: "Remove someone from your team."; ...
         remove_team_member = remove_member
-        def show_team_roles(self) -> list[dict[str, Any]]: "The roles of your team, and what they may do."; ...
-        def show_team_role(self, name: str) -> dict[str, Any]: "One role, and what it may do."; ...
-        def create_team_role(self, name: str, permissions: dict[str, Any] | str) -> dict[str, Any]: "Make a role."; ...
+        def show_team_roles(self) -> list[dict[str, Any]]: "List your team's roles and permissions."; ...
+        def show_team_role(self, name: str) -> dict[str, Any]: "Show one role and its permissions."; ...
+        def create_team_role(self, name: str, permissions: dict[str, Any] | str) -> dict[str, Any]:
+            "Create a team role."; ...
         def update_team_role(self, id: int, name: str | None = None, permissions: dict[str,
                 Any] | str | None = None) -> dict[str, Any]:
-            "Rename a role, or change what it may do."; ...
-        def remove_team_role(self, name: str) -> dict[str, Any]: "Delete a role."; ...
-        def show_machines(self) -> list[Machine]: "The machines that you offer."; ...
-        def show_machine(self, id: int) -> Machine: "One machine of yours."; ...
+            "Rename a role or change its permissions."; ...
+        def remove_team_role(self, name: str) -> dict[str, Any]: "Remove a team role."; ...
+        def show_machines(self) -> list[Machine]: "List your machines."; ...
+        def show_machine(self, id: int) -> Machine: "Show one of your machines."; ...
         def list_machine(self, id: int, price_gpu: float | None = None, price_disk: float | None = None,
                 price_inetu: float | None = None, price_inetd: float | None = None, price_min_bid: float | None = None,
                 min_chunk: int = 1, end_date: str | float | None = None, discount_rate: float | None = None,
                 duration: str | None = None, vol_size: int | None = None,
                 vol_price: float | None = None) -> dict[str, Any]:
-            "Offer a machine for rent, or change its prices."; ...
+            "Offer a machine or change its prices."; ...
         def list_machines(self, ids: Sequence[int], price_gpu: float | None = None, price_disk: float | None = None,
                 price_inetu: float | None = None, price_inetd: float | None = None, price_min_bid: float | None = None,
                 min_chunk: int = 1, end_date: str | float | None = None, discount_rate: float | None = None,
                 duration: str | None = None, vol_size: int | None = None,
                 vol_price: float | None = None) -> list[dict[str, Any]]:
             "Offer several machines on the same terms."; ...
-        def unlist_machine(self, id: int) -> dict[str, Any]: "Stop offering a machine; rentals that run go on."; ...
-        def delete_machine(self, id: int) -> dict[str, Any]: "Remove a machine that nobody rents."; ...
+        def unlist_machine(self, id: int) -> dict[str, Any]: "Stop offering a machine; current rentals continue."; ...
+        def delete_machine(self, id: int) -> dict[str, Any]: "Delete a machine that nobody rents."; ...
         def cleanup_machine(self, id: int) -> dict[str, Any]: "Delete expired storage on a machine."; ...
-        def defrag_machines(self, ids: Sequence[int]) -> dict[str, Any]: "Rearrange GPUs for larger offers."; ...
+        def defrag_machines(self, ids: Sequence[int]) -> dict[str, Any]: "Regroup GPUs into larger offers."; ...
         def set_min_bid(self, id: int, price: float | None = None) -> dict[str, Any]:
             "Set the lowest bid for a machine's GPUs."; ...
         def set_defjob(self, id: int, price_gpu: float | None = None, price_inetu: float | None = None,
                 price_inetd: float | None = None, image: str | None = None,
                 args: Sequence[str] | None = None) -> dict[str, Any]:
-            "Set what a machine runs while nobody rents it."; ...
-        def remove_defjob(self, id: int) -> dict[str, Any]: "End the default job of a machine."; ...
+            "Set what a machine runs while unrented."; ...
+        def remove_defjob(self, id: int) -> dict[str, Any]: "Remove a machine's default job."; ...
         def show_maints(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-            "The maintenance windows of your machines."; ...
+            "List your machines' maintenance windows."; ...
         def schedule_maint(self, id: int, sdate: str | float, duration: float,
                 category: str = 'not provided') -> dict[str, Any]:
             "Announce maintenance to a machine's renters."; ...
-        def cancel_maint(self, id: int) -> dict[str, Any]: "Call the maintenance of a machine off."; ...
-        def reports(self, id: int) -> list[dict[str, Any]]: "What users have reported about a machine."; ...
-        def show_clusters(self) -> dict[str, Any]: "Your clusters: machines in one local network."; ...
-        def create_cluster(self, subnet: str, manager_id: int) -> dict[str, Any]: "Make a cluster."; ...
+        def cancel_maint(self, id: int) -> dict[str, Any]: "Cancel a machine's maintenance."; ...
+        def reports(self, id: int) -> list[dict[str, Any]]: "List problems users reported about a machine."; ...
+        def show_clusters(self) -> dict[str, Any]: "List your clusters of machines."; ...
+        def create_cluster(self, subnet: str, manager_id: int) -> dict[str, Any]: "Create a cluster of machines."; ...
         def delete_cluster(self, cluster_id: int) -> dict[str, Any]: "Delete a cluster."; ...
         def join_cluster(self, cluster_id: int, machine_ids: Sequence[int]) -> dict[str, Any]:
             "Add machines to a cluster."; ...
         def remove_machine_from_cluster(self, cluster_id: int, machine_id: int,
                 new_manager_id: int | None = None) -> dict[str, Any]:
-            "Take a machine out of its cluster."; ...
-        def show_overlays(self) -> list[dict[str, Any]]: "Your overlays: virtual networks of instances."; ...
+            "Remove a machine from its cluster."; ...
+        def show_overlays(self) -> list[dict[str, Any]]: "List your overlay networks."; ...
         def create_overlay(self, cluster_id: int, name: str) -> dict[str, Any]:
-            "Make an overlay network on a cluster."; ...
+            "Create an overlay network on a cluster."; ...
         def join_overlay(self, name: str, instance_id: int) -> dict[str, Any]:
             "Add an instance to an overlay network."; ...
         def delete_overlay(self, overlay_identifier: str) -> dict[str, Any]:
-            "Delete an overlay network, with its instances."; ...
-        def show_user(self) -> User: "Your account and its credit."; ...
+            "Delete an overlay network and its instances."; ...
+        def show_user(self) -> User: "Show your account and its credit."; ...
         def cost(self) -> Cost: "Show running costs and how long credit lasts."; ...
-        def show_audit_logs(self) -> list[dict[str, Any]]: "What was done with your account, and when."; ...
-        def set_user(self, params: dict[str, Any] | str) -> dict[str, Any]:
-            "Change your account: address, thresholds, phone …."; ...
-        def show_subaccounts(self) -> list[dict[str, Any]]: "Accounts that belong to yours."; ...
+        def show_audit_logs(self) -> list[dict[str, Any]]: "List what was done with your account."; ...
+        def set_user(self, params: dict[str, Any] | str) -> dict[str, Any]: "Change your account's details."; ...
+        def show_subaccounts(self) -> list[dict[str, Any]]: "List your subaccounts."; ...
         def create_subaccount(self, email: str, username: str, password: str,
                 type: str | None = None) -> dict[str, Any]:
-            "Make an account that belongs to yours."; ...
-        def show_ipaddrs(self) -> list[dict[str, Any]]: "Addresses from which your account was used."; ...
+            "Create a subaccount."; ...
+        def show_ipaddrs(self) -> list[dict[str, Any]]: "List IP addresses that used your account."; ...
         def show_invoices(self, start_date: str | float | None = None, end_date: str | float | None = None,
                 only_charges: bool = False, only_credits: bool = False, pdf: str | None = None) -> dict[str, Any]:
-            "Charges and payments, item by item."; ...
+            "List charges and payments, item by item."; ...
         def show_invoices_v1(self, charges: bool = False, start_date: str | float | None = None,
                 end_date: str | float | None = None, limit: int = 20, next_token: str | None = None,
                 latest_first: bool = False, charge_type: Sequence[Literal['instance', 'volume', 'serverless', 'i', 'v',
                 's']] | None = None, format: Literal['table', 'tree'] = 'table',
                 invoice_type: Sequence[Literal['transfers', 'stripe', 'bitpay', 'coinbase', 'crypto.com', 'reserved',
                 'payout_paypal', 'payout_wise']] | None = None, pdf: str | None = None) -> dict[str, Any]:
-            "Invoices or charges, page by page."; ...
+            "List invoices or charges, page by page."; ...
         def generate_pdf_invoices(self, start_date: str | float | None = None, end_date: str | float | None = None,
                 only_charges: bool = False, only_credits: bool = False, pdf: str | None = None) -> str:
-            "The items of a period as a PDF; returns its path."; ...
+            "Write a period's items to a PDF."; ...
         def search_invoices(self, query: str | dict[str, Any] | None = None) -> list[Invoice]:
-            "Invoices that meet conditions."; ...
+            "Search your invoices."; ...
         def show_earnings(self, start_date: str | float | None = None, end_date: str | float | None = None,
                 machine_id: int | None = None, last_days: int | None = None,
                 user_id: int | str = 'me') -> dict[str, Any]:
-            "What your machines have earned."; ...
-        def show_deposit(self, id: int) -> dict[str, Any]: "Deposit and discount of a reserved instance."; ...
+            "Show what your machines have earned."; ...
+        def show_deposit(self, id: int) -> dict[str, Any]: "Show a reserved instance's deposit and discount."; ...
         def transfer_credit(self, recipient: str, amount: float) -> dict[str, Any]:
-            "Give credit to another account, for good."; ...
+            "Transfer credit to another account, for good."; ...
         def fetch_contracts(self, label: str | None = None,
                 contract_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-            "Contracts by label and id."; ...
-        def show_scheduled_jobs(self) -> list[dict[str, Any]]: "Requests that are repeated at set times."; ...
-        def delete_scheduled_job(self, id: int) -> dict[str, Any]: "End a scheduled job."; ...
+            "Get contracts by label and id."; ...
+        def show_scheduled_jobs(self) -> list[dict[str, Any]]: "List your scheduled jobs."; ...
+        def delete_scheduled_job(self, id: int) -> dict[str, Any]: "Delete a scheduled job."; ...
         def create_scheduled_job(self, start_time: str | float, end_time: str | float, api_endpoint: str,
                 request_method: str, request_body: dict[str, Any], frequency: str, instance_id: int | str,
                 day_of_the_week: int | None = None, hour_of_the_day: int | None = None) -> dict[str, Any]:
-            "Have a request repeated at set times."; ...
+            "Schedule a request to be repeated."; ...
         def update_scheduled_job(self, id: int, request_body: dict[str, Any], start_time: str | float | None = None,
                 end_time: str | float | None = None, api_endpoint: str | None = None,
                 request_method: str | None = None, frequency: str | None = None, instance_id: int | str | None = None,
                 day_of_the_week: int | None = None, hour_of_the_day: int | None = None) -> dict[str, Any]:
-            "Change what is repeated, or when."; ...
-        def show_endpoints(self) -> list[EndpointRow]: "Your serverless endpoints."; ...
+            "Change a scheduled job."; ...
+        def show_endpoints(self) -> list[EndpointRow]: "List your serverless endpoints."; ...
         def create_endpoint(self, min_load: float = 0.0, min_cold_load: float = 0.0, target_util: float = 0.9,
                 cold_mult: float = 2.5, cold_workers: int = 5, max_workers: int = 20, endpoint_name: str | None = None,
                 max_queue_time: float | None = None, target_queue_time: float | None = None,
                 inactivity_timeout: int | None = None, auto_instance: str = 'prod') -> dict[str, Any]:
-            "Make a serverless endpoint."; ...
+            "Create a serverless endpoint."; ...
         def update_endpoint(self, id: int, min_load: float | None = None, min_cold_load: float | None = None,
                 target_util: float | None = None, cold_mult: float | None = None, cold_workers: int | None = None,
                 max_workers: int | None = None, endpoint_name: str | None = None, max_queue_time: float | None = None,
@@ -12783,13 +12784,13 @@ class VastAI:
                 auto_instance: str = 'prod', endpoint_state: Literal['active', 'suspended',
                 'stopped'] | None = None) -> dict[str, Any]:
             "Change a serverless endpoint."; ...
-        def delete_endpoint(self, id: int) -> dict[str, Any]: "Delete a serverless endpoint and its workergroups."; ...
+        def delete_endpoint(self, id: int) -> dict[str, Any]: "Delete an endpoint and its workergroups."; ...
         def get_endpt_logs(self, id: int | None = None, level: Literal[0, 1, 2, 3] = 1, tail: int | None = None,
                 endpoint: str | None = None) -> dict[str, Any]:
-            "Logs of a serverless endpoint."; ...
-        def get_endpt_workers(self, id: int) -> list[dict[str, Any]]: "Instances that work for an endpoint."; ...
+            "Print an endpoint's logs."; ...
+        def get_endpt_workers(self, id: int) -> list[dict[str, Any]]: "List an endpoint's workers."; ...
         get_endpoint_workers = get_endpt_workers
-        def show_workergroups(self) -> list[Workergroup]: "Groups of workers of your endpoints."; ...
+        def show_workergroups(self) -> list[Workergroup]: "List your endpoints' workergroups."; ...
         show_autogroups = show_workergroups
         show_autoscalers = show_workergroups
         def create_workergroup(self, template_hash: str | None = None, template_id: int | None = None,
@@ -12798,7 +12799,7 @@ class VastAI:
                 min_load: float | None = None, target_util: float | None = None, cold_mult: float | None = None,
                 cold_workers: int | None = None, max_workers: int | None = None, test_workers: int | None = None,
                 auto_instance: str = 'prod') -> dict[str, Any]:
-            "Give a serverless endpoint workers."; ...
+            "Create a workergroup for an endpoint."; ...
         create_autogroup = create_workergroup
         create_autoscaler = create_workergroup
         def update_workergroup(self, id: int, template_hash: str | None = None, template_id: int | None = None,
@@ -12807,52 +12808,51 @@ class VastAI:
                 min_load: float | None = None, target_util: float | None = None, cold_mult: float | None = None,
                 cold_workers: int | None = None, max_workers: int | None = None,
                 test_workers: int | None = None) -> dict[str, Any]:
-            "Change what workers a group has."; ...
+            "Change a workergroup."; ...
         update_autogroup = update_workergroup
         update_autoscaler = update_workergroup
         def delete_workergroup(self, id: int) -> dict[str, Any]: "Delete a workergroup; its instances stay."; ...
         delete_autogroup = delete_workergroup
         delete_autoscaler = delete_workergroup
         def get_wrkgrp_logs(self, id: int, level: Literal[0, 1, 2, 3] = 1, tail: int | None = None) -> dict[str, Any]:
-            "Logs of a workergroup."; ...
-        def get_wrkgrp_workers(self, id: int) -> list[dict[str, Any]]: "Instances of a workergroup."; ...
+            "Print a workergroup's logs."; ...
+        def get_wrkgrp_workers(self, id: int) -> list[dict[str, Any]]: "List a workergroup's workers."; ...
         get_workergroup_workers = get_wrkgrp_workers
         def update_workers(self, id: int, cancel: bool = False) -> dict[str, Any]:
-            "Renew the workers of a group, one after the other."; ...
-        def route(self, endpoint: str, cost: float) -> dict[str, Any]:
-            "The address of a worker that is free for a request to an endpoint."; ...
+            "Update a workergroup's workers one by one."; ...
+        def route(self, endpoint: str, cost: float) -> dict[str, Any]: "Get the address of a free worker."; ...
         def request(self, endpoint: str, route: str, payload: dict[str, Any] | None = None, cost: float = 100,
                 stream: bool = False, timeout: float | None = None, worker_timeout: float = 600.0, retry: bool = True,
                 max_retries: int | None = None) -> Any:
-            "Send a request to a worker of an endpoint."; ...
-        def show_notification_types(self) -> list[dict[str, Any]]: "Kinds of notifications."; ...
+            "Send a request to an endpoint's worker."; ...
+        def show_notification_types(self) -> list[dict[str, Any]]: "List the kinds of notifications."; ...
         def show_notifications(self, user_id: int | None = None) -> dict[str, Any] | Any:
-            "Which notifications you get."; ...
+            "Show which notifications you get."; ...
         def set_notifications(self, notification_preferences: dict[str, Any],
                 user_id: int | None = None) -> dict[str, Any] | Any:
-            "Replace all those choices."; ...
-        def show_webhooks(self) -> list[dict[str, Any]]: "Addresses that get notifications."; ...
+            "Replace your notification choices."; ...
+        def show_webhooks(self) -> list[dict[str, Any]]: "List your webhooks."; ...
         def create_webhook(self, webhook_url: str, event_types: Sequence[str],
                 name: str | None = None) -> dict[str, Any]:
-            "Have notifications sent to an address of yours."; ...
+            "Create a webhook for notifications."; ...
         def update_webhook(self, id: int, webhook_url: str | None = None, event_types: Sequence[str] | None = None,
                 name: str | None = None) -> dict[str, Any]:
             "Change a webhook."; ...
         def delete_webhook(self, id: int) -> dict[str, Any]: "Delete a webhook."; ...
-        def rotate_webhook_secret(self, id: int) -> dict[str, Any]: "Give a webhook a new signing secret."; ...
+        def rotate_webhook_secret(self, id: int) -> dict[str, Any]: "Replace a webhook's signing secret."; ...
         def test_webhook(self, id: int) -> dict[str, Any]: "Send a test to a webhook."; ...
         def self_test_machine(self, machine_id: int | str, debugging: bool = False, ignore_requirements: bool = False,
                 test_image: str | None = None, support_bundle_dir: str | None = None,
                 no_support_bundle: bool = False) -> dict[str, Any]:
-            "Rent a machine of yours and run Vast.ai's tests."; ...
+            "Rent your machine and test it."; ...
         def dump_logs(self, machine_id: int | str, instance_id: int | None = None, output_dir: str = '/tmp',
                 include_local_host_artifacts: bool = False) -> dict[str, Any]:
-            "Pack diagnostics for Vast.ai's support."; ...
+            "Pack diagnostics for Vast.ai support."; ...
         def run_benchmarks(self, template_hash: str | None = None, template_id: int | None = None,
                 gpus: Sequence[str] | None = None, num_gpus: int | None = None, timeout: float = 1800,
                 no_cache: bool = False, auto_instance: str | None = None,
                 autoscaler_url: str | None = None) -> list[dict[str, Any]]:
-            "Measure a template on several GPUs."; ...
+            "Benchmark a template on several GPUs."; ...
     # stubs: end
     # fmt: on
 
