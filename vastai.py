@@ -13067,7 +13067,8 @@ WRITERS: dict[str, Callable[[Listing], str]] = {  # what --format can be
 def present(call: Call, result: Any) -> None:
     """Prints what a command returned, in the shape that was asked for; remarks go to stderr."""
     row, view = call.row, call.view
-    if view.quiet and not isinstance(result, str):
+    is_text = isinstance(result, str) or row.text  # what a reader asked for, such as a log or help
+    if view.quiet and not is_text:
         write_out(format_ids(call, result))
     elif row.show and view.format == "table" and not view.fields:
         row.show(call, result)
