@@ -5865,7 +5865,7 @@ class PureTest(unittest.TestCase):
 
     def test_environments_of_templates_are_text(self):
         for given, text in (
-                ("-p 3000:3000 -e A='x y' --shm-size 16g", "-p 3000:3000 -e A='x y' --shm-size 16g"), ("A=1 -p 80:80", "-e A='1' -p 80:80"),
+                ("-p 3000:3000 -e A='x y' --shm-size 16g", "-p 3000:3000 -e A='x y' --shm-size 16g"), ("A=1 -p 80:80", "-e A=1 -p 80:80"),
                 (["-e A=1", "-e B=2"], "-e A=1 -e B=2"), ({"A": "x y", "-p 80:80": "1", "-h": "box"}, "-e A='x y' -p 80:80 -h box"),
                 ('{"A": "it\'s"}', '-e A="it\'s"'), ("", "")):
             with self.subTest(given):

@@ -1715,12 +1715,30 @@ def format_env(env: str | Sequence[str] | dict[str, str]) -> str:
                 parts.append(part)
                 continue
         for option, value in words:
-            if option == "-e" and not value.isalnum():
-                key, _, value = value.partition("=")
-                quote = '"' if "'" in value else "'"
-                value = f"{key}={quote}{value.replace(quote, chr(92) + quote)}{quote}"
-            parts.append(f"{option} {value}".strip())
+            if option == "-e":
+                parts.append(_env_text(*value.split("=", 1)))
+            elif value:
+                parts.append(f"{option} {value}")
+            else:
+                parts.append(option if option in DOCKER_FLAGS.split() else f"{option}=")
     return " ".join(parts)
+
+
+def _env_text(key: str, value: str) -> str:
+    """`-e KEY=VALUE`, in quotes if the value needs them.  Raises UsageError if none will do."""
+    escaped = value.replace('"', '\\"')
+    plain = all(c.isalnum() or c in "_./:@%+,=-" for c in value)
+    for text in (value if plain else f"'{value}'", f"'{value}'", f'"{escaped}"'):
+        whole = f"-e {key}={text}"
+        try:
+            if list(_env_words(whole)) == [("-e", f"{key}={value}")]:
+                return whole
+        except UsageError:
+            pass
+    raise UsageError(
+        f"cannot write the value of {printable(key)} as one word; leave out quotes or a backslash "
+        "at its end"
+    )
 
 
 def _has_bare_pair(text: str) -> bool:
