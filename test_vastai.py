@@ -3114,7 +3114,7 @@ EFFECTS = {
         "create instance, create instances, launch instance, start instance, start instances, prepay instance, "
         "change bid, create volume, create network-volume, clone volume, take snapshot, start deployment, accept "
         "price-increase, create team, transfer credit, create scheduled-job, update scheduled-job, create "
-        "endpoint, update endpoint, create workergroup, update workergroup, self-test machine, run benchmarks, request",
+        "endpoint, update endpoint, create workergroup, update workergroup, self-test machine, run benchmarks, request, run",
     "deletes":
         "destroy instance, destroy instances, delete template, delete volume, delete deployment, delete ssh-key, "
         "delete api-key, delete env-var, tfa delete, destroy team, remove member, remove team-role, delete "
@@ -4407,6 +4407,132 @@ class CostTest(CommandCase):
         self.assertIn("from the environment variable VAST_API_KEY", self.run_here("show user")[2])
         self.assertEqual(len(self.box.requests), 1)
         self.assertNotIn(self.box.key, self.run_here("show user")[2])
+
+
+class TestAtTheSameTime(FaultCase):
+    """Requests of one command that do not need each other's answers are under way together."""
+
+    def server(self, count, faults=()):
+        """Answers a request once `count` of them are there; those of `faults` with 500."""
+        together = threading.Barrier(count)
+
+        def route(request):
+            if request["method"] == "GET":
+                rows = [{"contract_id": id, "pending_price_increase_id": id * 10} for id in range(1, 5)]
+                return reply({"success": True, "pending_price_increases": rows})
+            together.wait(5)
+            number, = json.loads(request["body"]).keys() & {"machine", "pending_price_increase_id"}
+            number = json.loads(request["body"])[number]
+            return reply({"success": number not in faults, "number": number, "msg": "no" * (number in faults)})
+
+        return self.serve(route=route)
+
+    def test_machines(self):
+        client = self.client(self.server(4))
+        self.assertEqual([row["number"] for row in client.list_machines([4, 2, 3, 1], price_gpu=1)], [4, 2, 3, 1])
+        error = self.error(self.client(self.server(4, faults=[2])).list_machines, [4, 2, 3, 1], price_gpu=1)
+        self.assertEqual([(row["id"], row["success"]) for row in error.results],
+                         [(4, True), (2, False), (3, True), (1, True)])
+
+    def test_price_increases(self):
+        done = self.run_here(self.server(4), "accept", "price-increase", "4", "2", "3", "1", "-y", "--raw")
+        self.assertEqual([row["response"]["number"] for row in json.loads(done.stdout)["results"]], [40, 20, 30, 10])
+        done = self.run_here(self.server(4, faults=[20]), "accept", "price-increase", "4", "2", "3", "1", "-y")
+        self.assertEqual((done.returncode, "1 of 4 failed: 2" in done.stderr), (8, True))
+
+
+class JobPriceTest(CommandCase):
+    """`search offers --hours --down --up`: what the whole job costs."""
+
+    query = "gpu_name=RTX_4090 num_gpus=1"
+
+    def setUp(self):
+        super().setUp()
+        for row in list(self.box.market.rows("offers")):
+            row["rentable"] = False
+        prices = {"dph_base": 0.36, "storage_cost": 0.0, "inet_down": 800.0, "inet_down_cost": 0.01, "inet_up_cost": 0.02}
+        self.cheap_hour = self.box.offer(**{**prices, "dph_base": 0.3, "inet_down_cost": 0.1})["id"]
+        self.slow = self.box.offer(**{**prices, "dph_base": 0.33, "inet_down": 8.0})["id"]
+        self.best = self.box.offer(**prices)["id"]
+        self.untold = self.box.offer(**{**prices, "dph_base": 0.2, "inet_down_cost": None})["id"]
+
+    def test_the_price(self):
+        rows = self.client.search_offers(self.query, hours=10, down=36, up=5)
+        self.assertEqual([row["id"] for row in rows], [self.best, self.cheap_hour, self.slow, self.untold])
+        self.assertAlmostEqual(rows[0]["job_total"], 0.36 * (10 + 36 * 8000 / 800 / 3600) + 36 * 0.01 + 5 * 0.02)
+        self.assertAlmostEqual(rows[2]["job_total"], 0.33 * (10 + 10) + 36 * 0.01 + 5 * 0.02)
+        self.assertIsNone(rows[3]["job_total"])
+        body = self.last("/api/v0/bundles/")["body"]
+        self.assertEqual((body["order"], "limit" in body, body["allocated_storage"]), ([["dph_total", "asc"]], False, 5.0))
+        printed = self.raw(f"search offers '{self.query}' --hours 10 --down 36 --up 5")
+        self.assertEqual([row["job_total"] for row in printed], [row["job_total"] for row in rows])
+
+    def test_each_option_alone(self):
+        for options, price in (({"hours": 2}, 0.72), ({"down": 36}, 0.36 * 0.1 + 0.36), ({"up": 5}, 0.1)):
+            row, = [row for row in self.client.search_offers(self.query, **options) if row["id"] == self.best]
+            self.assertAlmostEqual(row["job_total"], price)
+        self.assertNotIn("job_total", self.client.search_offers(self.query)[0])
+        untold, = [row for row in self.client.search_offers(self.query, hours=2) if row["id"] == self.untold]
+        self.assertAlmostEqual(untold["job_total"], 0.4, msg="what costs nothing need not be known")
+
+    def test_what_is_said(self):
+        _, out, err = self.run_here(f"search offers '{self.query}' --hours 10 --down 36 --limit 2")
+        self.assertEqual([line.split()[0] for line in out.splitlines()], ["ID", str(self.best), str(self.cheap_hour)])
+        self.assertIn("$_job", out.splitlines()[0].split())
+        self.assertIn("compared 4 offers", err)
+        self.assertIn("5 GB of disk", err)
+        self.assertIn("2 offers (--limit reached)", err)
+        err = self.run_here(f"search offers '{self.query}' --hours 10 --storage 5 -o id")[2]
+        self.assertNotRegex(err, "compared|5 GB")
+
+    def test_the_order_and_limit_of_the_caller(self):
+        rows = self.client.search_offers(self.query, hours=1, order="id-", limit=2)
+        self.assertEqual([row["id"] for row in rows], [self.untold, self.best])
+        self.assertEqual(self.last("/api/v0/bundles/")["body"]["limit"], 2)
+
+    def test_wrong_use(self):
+        for options in ("--hours 0", "--hours -1", "--down x", "--up -1", "--hours nan"):
+            self.assertEqual(self.run_here(f"search offers {options}")[0], 2, options)
+        self.assertEqual(self.box.requests, [])
+
+
+class AddressTest(CommandCase):
+    """Where an instance can be reached."""
+
+    def test_the_card(self):
+        id = self.rented(jupyter=True, direct=True, wait=True, env="-p 7860:7860")
+        row = self.client.show_instance(id)
+        cards = dict(line.split(None, 1) for line in self.ok(f"show instance {id}").splitlines())
+        self.assertEqual(cards["Address"], row["public_ipaddr"])
+        at = {inner: f"{row['public_ipaddr']}:{outer[0]['HostPort']}" for inner, outer in row["ports"].items()}
+        self.assertEqual(set(at), {"22/tcp", "8080/tcp", "7860/tcp"})
+        self.assertEqual(set(cards["Ports"].split()), {f"{place}->{inner}" for inner, place in at.items()})
+        self.assertEqual(cards["Jupyter"], f"https://{at['8080/tcp']}/?token={row['jupyter_token']}")
+
+    def test_jupyter_behind_the_proxy(self):
+        id = self.rented(jupyter=True, wait=True)
+        row = self.client.show_instance(id)
+        self.assertIn(f"https://jupyter.vast.ai/jm/{row['ssh_idx']}/{row['ssh_port']}/?token={row['jupyter_token']}\n",
+                      self.ok(f"show instance {id}"))
+        self.assertNotIn("Jupyter", self.ok(f"show instance {self.rented(ssh=True, wait=True)}"))
+
+    def test_after_a_rental(self):
+        status, _, err = self.run_here(f"create instance {self.cheapest()} --image i --jupyter --direct --wait")
+        self.assertEqual(status, 0)
+        self.assertRegex(err, r"Ports: \d+\.\d+\.\d+\.\d+:\d+->22/tcp")
+        self.assertRegex(err, r"Jupyter: https://\d+\.\d+\.\d+\.\d+:\d+/\?token=\w+\n")
+
+
+class EmptySearchTest(CommandCase):
+    """A search that finds nothing says why."""
+
+    def test_the_name_of_a_model(self):
+        for name, model in (("rtx_4090", "RTX_4090"), ("4090", "RTX_4090"), ("RTX4090", "RTX_4090"), ("a100", "A100_SXM4"),
+                            ("'NVIDIA RTX A6000'", "RTX_A6000"), ("h100_sxm", "H100_SXM")):
+            err = self.run_here(["search", "offers", f"gpu_name={name}"])[2]
+            self.assertIn(f"write gpu_name={model}", err)
+        self.assertIn("Fewer conditions", self.run_here("search offers 'gpu_name=RTX_9090 num_gpus=3'")[2])
+        self.assertEqual(len(self.box.requests), 7, "a pipe gets no further search")
 
 
 def vast_charge(source):
@@ -9830,6 +9956,12 @@ class ScreenTest(ShellCase):
             os.write(terminal.inner, b"@END@")
             self.assertTrue(terminal.expect("@END@").endswith(vastai.CLEAR), "the prompt begins at the margin")
 
+    def test_which_condition_excludes_most(self):
+        words = ("search", "offers", "gpu_name=RTX_4090 dph<0.01 reliability>0.5 inet_down>1")
+        _, text = self.on_terminal(*words, COLUMNS="120")
+        self.assertRegex(text, r"Without dph_total<0.01 there would be \d+ offers\.")
+        self.assertEqual(len(self.box.requests), 3)
+
     def test_what_goes_on_costing(self):
         """On a terminal alone: it takes another request."""
         with vastai.VastAI(api_key=self.box.key, server_url=self.box.url) as client:
@@ -10312,19 +10444,22 @@ SURFACE = r'''
 search offers /search instances
     query:QUERY+=None|''
     -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:KIND{on-demand,bid,reserved,interruptible}='on-demand'
-    -o,--order:FIELDS='score-'
+    -o,--order:FIELDS=None
     --limit:N=None
-    --storage:GB=5.0
+    --storage:GB=None
     -n,--no-default:TEXT=False
+    --hours:HOURS=None
+    --down:GB=None
+    --up:GB=None
     --new:TEXT=False(cli)
     --disable-bundling:TEXT=False(cli)
     -> list[Offer]
 search offers-new (sdk)
     query:QUERY+=None
     --type:KIND{on-demand,bid,reserved,interruptible}='on-demand'
-    -o,--order:FIELDS='score-'
+    -o,--order:FIELDS=None
     --limit:N=None
-    --storage:GB=5.0
+    --storage:GB=None
     -n,--no-default:TEXT=False
     -> list[Offer]
 search templates query:QUERY+=None|'' -> list[Template]

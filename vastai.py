@@ -2543,7 +2543,8 @@ INSTANCE_CARD = (
     ("ID", "id", ""), ("Machine", "machine_id", ""), ("Status", "actual_status", "state"), ("GPUs", "num_gpus", "{}x"),
     ("Model", "gpu_name", "_"), ("GPU use %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
     ("RAM GB", "cpu_ram", ".1f/1000"), ("Disk GB", "disk_space", ".0f"), ("SSH host", "ssh_host", ""),
-    ("SSH port", "ssh_port", ""), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
+    ("SSH port", "ssh_port", ""), ("Address", "public_ipaddr", ""), ("Ports", "ports", "ports"),
+    ("Jupyter", "jupyter_token", "jupyter"), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
     ("Up Mb/s", "inet_up", ".1f"), ("Down Mb/s", "inet_down", ".1f"), ("Reliability %", "reliability2", ".1f*100"),
     ("Label", "label", ""), ("Age hours", "duration", ".2f/3600"), ("Uptime minutes", "uptime_mins", ".2f"),
     ("Message", "status_msg", ""))
@@ -2748,13 +2749,21 @@ CONFIRM = Arg("--confirm", FLAG, "if no label is given, add one, so that the ins
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
 
-def search_options(storage: float) -> tuple[Arg, ...]:
-    """What every search of offers takes; `storage` is the default in GB."""
-    return (
-        Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-", to=""),
-        Arg("--limit", COUNT, "maximum number of rows; 0 for all that the service returns", None, to=""),
-        Arg("--storage", GB, "disk size to include in the price, GB", storage, to=""),
-        Arg("-n --no-default", FLAG, "drop the default conditions", to=""))
+SEARCH_OPTIONS = (
+    Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-", to=""),
+    Arg("--limit", COUNT, "maximum number of rows; 0 for all that the service returns", None, to=""),
+    Arg("--storage", GB, "disk size to include in the price, GB", 1.0, to=""),
+    Arg("-n --no-default", FLAG, "drop the default conditions", to=""))
+OFFER_SEARCH_OPTIONS = (
+    Arg("-o --order", ORDER, "sort by these fields; append `-` for descending; default score-, or the price of the job",
+        None, to=""),
+    SEARCH_OPTIONS[1],
+    Arg("--storage", GB, "disk size to include in the price, GB; default 5", None, to=""),
+    SEARCH_OPTIONS[3])
+JOB_OPTIONS = (
+    Arg("--hours", HOURS, "hours that the job runs", None, to="", group="Price of the job"),
+    Arg("--down", GB, "data that it downloads, GB", None, to="", group="Price of the job"),
+    Arg("--up", GB, "data that it uploads, GB", None, to="", group="Price of the job"))
 
 
 LAUNCH_OPTIONS = (
@@ -2955,7 +2964,7 @@ register("Search and rent",
         Arg("-t --type", TEXT.called("KIND"), "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
             shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
                        "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to=""),
-        *search_options(5.0),
+        *OFFER_SEARCH_OPTIONS, *JOB_OPTIONS,
         Arg("--new", FLAG, "use the newer search service", face="cli", to=""),
         Arg("--disable-bundling", FLAG, "list identical offers separately (deprecated)", face="cli", hidden=True,
             to=""),
@@ -2963,14 +2972,16 @@ register("Search and rent",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
         note="Default conditions: verified=true external=false rentable=true. FIELD=any drops one of them, --no-default "
-             "all.",
+             "all. With --hours, --down or --up each offer has the price of the whole job, including traffic and the "
+             "time to fetch the data, and the cheapest come first.",
         examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
+                  "gpu_name=RTX_4090 --hours 6 --down 80 --up 5 --storage 120",
                   "--interruptible 'num_gpus>=4 inet_down>500'")),
     Command("search offers-new", "PUT /search/asks/", SAFE, READS, "Search GPU offers with the newer service",
         Arg("query", QUERY, "conditions as for search offers", None, to=""),
         Arg("--type", TEXT.called("KIND"), "rental type", "on-demand", choices=DEMAND, to=""),
-        *search_options(5.0),
+        *OFFER_SEARCH_OPTIONS,
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
     Command("search templates", "GET /template/", SAFE, READS, "Search templates to start instances from",
         CONDITIONS, returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
@@ -2984,7 +2995,7 @@ register("Search and rent",
         Arg("id", OFFER_ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
         of="CreatedInstance", body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_create_instance",
-        look="show instances", piped="Started. {answer}", made="new_contract",
+        look="show instances", piped="Started. {answer}", made="new_contract", footer="rented_footer",
         done=RENTED + "Renting offer {id} as instance {new_contract}. Wait for it with `vastai wait instance {new_contract}`; "
              "stop paying with `vastai destroy instance {new_contract}`.",
         note="Billing starts now and runs until `vastai destroy instance INSTANCE`. The service answers before the "
@@ -3016,7 +3027,7 @@ register("Search and rent",
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
-        piped="Started. {answer}", made="new_contract",
+        piped="Started. {answer}", made="new_contract", footer="rented_footer",
         done=RENTED + "Renting instance {new_contract}. Wait for it with `vastai wait instance {new_contract}`; "
              "stop paying with `vastai destroy instance {new_contract}`.",
         note="With --query or an option such as --max-price, it first says what it rents and at what price, waits until "
@@ -3190,13 +3201,13 @@ register("Templates",
 
 register("Volumes",
     Command("search volumes", "POST /volumes/search/", SAFE, READS, "Search volume offers on single machines",
-        CONDITIONS, *search_options(1.0),
+        CONDITIONS, *SEARCH_OPTIONS,
         returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
     Command("search network-volumes", "POST /network_volumes/search/", SAFE, READS,
         "Search network volume offers in clusters",
-        CONDITIONS, *search_options(1.0),
+        CONDITIONS, *SEARCH_OPTIONS,
         returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
         fields=VOLUME_FIELDS,
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
@@ -6191,6 +6202,14 @@ def run_search_offers(call: Call) -> Rows:
     """The offers, each with `datacenter`, and with what the two directives of the query ask for."""
     conditions, directives = offer_query(call)
     call.params["conditions"] = conditions  # the remark below the table names them
+    asked, job = dict(call.params), any(call[arg.name] is not None for arg in JOB_OPTIONS)
+    by_job = job and call["order"] is None
+    if call["order"] is None:
+        call.params["order"] = "dph_total" if job else "score-"
+    if call["storage"] is None:
+        call.params["storage"] = 5.0
+    if by_job:  # only rows that came can be put in this order
+        call.params["limit"] = None
     kind = "bid" if call["type"] == "interruptible" else call["type"]
     more = {"disable_bundling": True} if call["disable_bundling"] else {}
     body = search_body(call, conditions, OFFER_FIELDS, type=kind, **more)
@@ -6203,8 +6222,44 @@ def run_search_offers(call: Call) -> Rows:
         offers = [with_region(row) for row in offers]
     if "chunked" in directives:
         offers = [chunk(row) for row in offers if is_large(row)]
+    if job:
+        offers = [{**row, "job_total": job_total(call, row)} for row in offers]
+        tell_of_job(call, asked, len(offers))
+    if by_job:
+        call.params["limit"] = asked["limit"]
+        offers.sort(key=lambda row: (row["job_total"] is None, row["job_total"]))
+        offers = offers[: asked["limit"] or None]
     answer = {**found.answer, "offers": offers}
     return Rows([{**row, "datacenter": row.get("hosting_type") == 1} for row in offers], answer)
+
+
+def job_total(call: Call, offer: Row) -> float | None:
+    """What a job costs on an offer, in dollars: the hours that it runs and fetches its data, and the
+    traffic.  None if the offer lacks a price or a speed for that.
+    """
+    hours, down, up = (call[arg.name] or 0.0 for arg in JOB_OPTIONS)
+    price, speed = as_number(offer.get("dph_total")), as_number(offer.get("inet_down"))
+    total = 0.0
+    for size, name in ((down, "inet_down_cost"), (up, "inet_up_cost")):
+        cost = as_number(offer.get(name)) if size else 0.0
+        if cost is None:
+            return None
+        total += size * cost
+    if price is None or (down and (speed is None or speed <= 0)):
+        return None
+    if down and speed:
+        hours += down * 8000 / speed / 3600  # GB, at Mbit/s
+    return total + price * hours
+
+
+def tell_of_job(call: Call, asked: Row, count: int) -> None:
+    """Says on stderr what the prices of a job rest on."""
+    words = [f"compared {count} offers by the price of the job"] if asked["order"] is None else []
+    words += (
+        ["prices include 5 GB of disk; --storage changes that"] if asked["storage"] is None else []
+    )
+    if words and call.cli:
+        call.warn("; ".join(words))
 
 
 def with_region(row: Row) -> Row:
@@ -7045,18 +7100,16 @@ def run_price_increase(call: Call) -> Row:
     verb = call.row.name.split()[0]
     results: list[Row] = []
     failures: list[VastAIError] = []
-    for id in ids:
+    for id, answer in zip(ids, at_once(call, lambda id: settle(call, id, numbers), ids)):
         result = {
             "instance_id": id,
             "pending_price_increase_id": numbers.get(id),
             "contract_id": id,
         }
         results.append(result)
-        try:
-            answer = settle(call, id, numbers)
-        except VastAIError as error:
-            failures.append(error)
-            result.update(status=failure_status(error), error=error.msg)
+        if isinstance(answer, VastAIError):
+            failures.append(answer)
+            result.update(status=failure_status(answer), error=answer.msg)
             continue
         for name in ("pending_price_increase_id", "contract_id"):
             if answer.get(name) is not None:
@@ -7411,30 +7464,28 @@ def benchmark_document(call: Call, rows: Rows) -> Any:
 
 
 def run_list_machines(call: Call) -> list[Row]:
-    """One request for each machine; one that fails does not stop the others."""
+    """One request for each machine, a few at the same time; one that fails does not stop the others."""
     terms = {arg.name: call[arg.name] for arg in LISTING}
-    answers, results = [], []
-    for id in call["ids"]:
-        call.progress(f"machine {id} …")
-        try:
-            answers.append(call.do("list_machine", id=id, **terms))
-            results.append({**answers[-1], "id": id, "success": True})
-        except NothingSent:
-            continue
-        except VastAIError as error:
-            bad_key = isinstance(error, AuthError) and error.status != 403
-            if (bad_key and not results) or len(call["ids"]) == 1:
-                raise
-            done = None if isinstance(error, OutcomeUnknownError) else False
-            results.append(
-                {"id": id, "success": done, "status_code": error.status, "msg": error.msg}
-            )
+    ids = call["ids"]
+    call.progress(f"{len(ids)} machines …")
+    found = at_once(call, lambda id: call.do("list_machine", id=id, **terms), ids)
     call.progress("")
-    if not results:
-        raise NothingSent
-    if len(answers) < len(results):
+    results = []
+    for id, answer in zip(ids, found):
+        if isinstance(answer, NothingSent):
+            raise answer
+        if not isinstance(answer, VastAIError):
+            results.append({**answer, "id": id, "success": True})
+            continue
+        bad_key = isinstance(answer, AuthError) and answer.status != 403
+        if (bad_key and not results) or len(ids) == 1:
+            raise answer
+        done = None if isinstance(answer, OutcomeUnknownError) else False
+        failure = {"id": id, "success": done, "status_code": answer.status, "msg": answer.msg}
+        results.append(failure)
+    if any(isinstance(answer, VastAIError) for answer in found):
         raise partial(results)
-    return answers
+    return found
 
 
 def cluster_rows(call: Call, answer: Row) -> list[Row]:
@@ -12222,8 +12273,8 @@ if TYPE_CHECKING:  # the rows that programs touch most, for type checkers; at ru
         "has_avx": int, "mobo_name": str, "pci_gen": float, "pcie_bw": float, "bw_nvlink": float, "disk_name": str,
         "disk_space": float, "disk_bw": float, "inet_up": float, "inet_down": float, "inet_up_cost": float,
         "inet_down_cost": float, "storage_cost": float, "storage_total_cost": float, "dph_base": float,
-        "dph_total": float, "discounted_dph_total": float, "discount_rate": float, "credit_discount_max": float,
-        "min_bid": float, "is_bid": bool, "dlperf": float, "dlperf_per_dphtotal": float,
+        "dph_total": float, "job_total": Optional[float], "discounted_dph_total": float, "discount_rate": float,
+        "credit_discount_max": float, "min_bid": float, "is_bid": bool, "dlperf": float, "dlperf_per_dphtotal": float,
         "flops_per_dphtotal": float, "total_flops": float, "score": float, "reliability": float,
         "reliability2": float, "verification": str, "vericode": int, "rentable": bool, "rented": Optional[bool],
         "external": Optional[bool], "datacenter": bool, "hosting_type": Optional[int], "geolocation": str,
@@ -12404,12 +12455,13 @@ class VastAI:
     # stubs: begin
     if TYPE_CHECKING:  # written by `python3 test_vastai.py write`
         def search_offers(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
-                'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] = 'score-',
-                limit: int | None = None, storage: float = 5.0, no_default: bool = False) -> list[Offer]:
+                'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] | None = None,
+                limit: int | None = None, storage: float | None = None, no_default: bool = False,
+                hours: float | None = None, down: float | None = None, up: float | None = None) -> list[Offer]:
             "Search GPU offers to rent."; ...
         def search_offers_new(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
-                'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] = 'score-',
-                limit: int | None = None, storage: float = 5.0, no_default: bool = False) -> list[Offer]:
+                'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] | None = None,
+                limit: int | None = None, storage: float | None = None, no_default: bool = False) -> list[Offer]:
             "Search GPU offers with the newer service."; ...
         def search_templates(self, query: str | dict[str, Any] | None = None) -> list[Template]:
             "Search templates to start instances from."; ...
@@ -13577,6 +13629,41 @@ def _ssh(row: Row, _: str) -> str:
     return format_value(f"{host}:{row.get('ssh_port')}") if host else "-"
 
 
+def mapped_ports(row: Row) -> dict[str, str]:
+    """{"22/tcp": "203.0.113.45:40010"}: where the ports of an instance can be reached."""
+    host = as_text(row.get("public_ipaddr")).strip()
+    host = f"[{host}]" if ":" in host else host
+    found = {}
+    for inner, outer in as_dict(row.get("ports")).items():
+        port = next((as_text(place.get("HostPort")) for place in as_rows(outer)), "")
+        if host and port:
+            found[inner] = f"{host}:{port}"
+    return found
+
+
+def _ports(row: Row, _: str) -> str:
+    return format_value(" ".join(f"{at}->{inner}" for inner, at in mapped_ports(row).items()))
+
+
+def jupyter_address(row: Row) -> str:
+    """Where the Jupyter of a running instance answers, with its token; "" if it has none."""
+    token, at = as_text(row.get("jupyter_token")), mapped_ports(row).get("8080/tcp")
+    runs = row.get("actual_status") == "running" and "jupyter" in as_text(row.get("image_runtype"))
+    if not runs or not token:
+        return ""
+    if not at or "jupyter_direc" not in as_text(row.get("image_runtype")):
+        index, port = as_text(row.get("ssh_idx")), as_text(row.get("ssh_port"))
+        at = f"jupyter.vast.ai/jm/{index}/{port}" if index and port else ""
+    return f"https://{at}/?token={token}" if at else ""
+
+
+def rented_footer(call: Call, answer: Row) -> list[str]:
+    """Where the ports and the Jupyter of an instance that was waited for can be reached."""
+    row = as_dict(answer.get("instance"))
+    cells = {"Ports": _ports(row, ""), "Jupyter": jupyter_address(row)}
+    return [f"{name}: {cell}" for name, cell in cells.items() if cell]
+
+
 FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the cell of a row
     "state": lambda row, name: format_value(row.get(name) or "-"),
     "exact": lambda row, name: format_value(row.get(name)),
@@ -13597,6 +13684,8 @@ FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the ce
     "net": _net,
     "template": _template,
     "ssh": _ssh,
+    "ports": _ports,
+    "jupyter": lambda row, name: format_value(jupyter_address(row)),
     "$/hr": _change(3600, 4),
     "$/month": _change(2592000, 4),
     "$/GB": _change(1, 4),
@@ -13613,28 +13702,91 @@ def offers_shown(call: Call, rows: Rows) -> list[Row]:
 
 
 def offer_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
-    return RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS
+    columns = RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS
+    if all(call[arg.name] is None for arg in JOB_OPTIONS):
+        return columns
+    at = next(at for at, column in enumerate(columns) if column[0] == "$/hr") + 1
+    return (*columns[:at], ("$ job", "job_total", ".2f", 0), *columns[at:])
 
 
 def offers_footer(call: Call, rows: Rows) -> list[str]:
-    """How many offers there are, and which conditions they meet."""
+    """How many offers there are, and which conditions they meet; if none, what to change."""
+    count = "1 offer" if len(rows) == 1 else f"{len(rows)} offers"
+    if len(rows) == call["limit"]:
+        count += " (--limit reached)"
+    words = [text for field in call["conditions"] for text in condition_words(call, field)]
+    lines = [f"{count}; conditions: {' '.join(words) or 'none'}"]
+    if not rows:
+        lines.append(empty_search_hint(call))
+    return lines
+
+
+def condition_words(call: Call, field: str) -> list[str]:
+    """The conditions on a field as a query has them."""
     signs = {
         name: sign if sign in "<=>=!=" else f" {sign} "
         for sign, name in reversed(list(OPERATORS.items()))
     }
-    words = [
+    limits = as_dict(call["conditions"][field])
+    return [
         f"{field}{signs.get(operator, operator)}{as_typed(field, value)}"
-        for field, limits in call["conditions"].items()
-        if isinstance(limits, dict)
         for operator, value in limits.items()
     ]
-    count = "1 offer" if len(rows) == 1 else f"{len(rows)} offers"
-    if len(rows) == call["limit"]:
-        count += " (--limit reached)"
-    lines = [f"{count}; conditions: {' '.join(words) or 'none'}"]
-    if not rows:
-        lines.append("Fewer conditions find more; drop one with FIELD=any, such as verified=any.")
-    return lines
+
+
+MODELS = (  # common ones, as a query has them
+    "RTX_5090 RTX_5080 RTX_5070_Ti RTX_5070 RTX_5060_Ti RTX_5060 RTX_4090 RTX_4090D RTX_4080S RTX_4080 "
+    "RTX_4070S_Ti RTX_4070_Ti RTX_4070S RTX_4070 RTX_4060_Ti RTX_4060 RTX_3090_Ti RTX_3090 RTX_3080_Ti RTX_3080 "
+    "RTX_3070_Ti RTX_3070 RTX_3060_Ti RTX_3060 RTX_2080_Ti RTX_2080 GTX_1080_Ti GTX_1080 RTX_PRO_6000_WS "
+    "RTX_PRO_6000_S RTX_6000Ada RTX_5000Ada RTX_4000Ada RTX_A6000 RTX_A5000 RTX_A4500 RTX_A4000 A100_SXM4 A100_PCIE "
+    "A40 A10 A30 L40S L40 L4 H100_SXM H100_PCIE H100_NVL H200 H200_NVL B200 B300 GH200_SXM Tesla_V100 Tesla_T4 "
+    "Tesla_P100"
+)
+
+
+def likely_models(name: str) -> list[str]:
+    """The models that somebody means who wrote `name`; none if it is one, or like none."""
+
+    def plain(text: str) -> str:
+        return "".join(char for char in text.lower() if char.isalnum()).replace("nvidia", "")
+
+    models, wanted = MODELS.split(), plain(name)
+    if not wanted or name.replace(" ", "_") in models:
+        return []
+    exact = [model for model in models if plain(model) == wanted]
+    return exact or [model for model in models if wanted in plain(model)][:3]
+
+
+def empty_search_hint(call: Call) -> str:
+    """What to change in a search that found nothing: the name of a model; else, on a terminal, the
+    condition without which there are most offers, by at most two more searches.
+    """
+    conditions = call["conditions"]
+    for value in as_dict(conditions.get("gpu_name")).values():
+        for name in map(as_text, value if isinstance(value, list) else [value]):
+            models = likely_models(name)
+            if models:
+                return f"No model is called {name.replace(' ', '_')!r}; write gpu_name={' or gpu_name='.join(models)}"
+    own = [
+        name for name, limits in conditions.items() if limits and limits != OFFER_DEFAULTS.get(name)
+    ]
+    own.sort(key=lambda name: (name in ("num_gpus", "gpu_name"), name != "dph_total"))
+    if has_reader(call) and own:
+        found = at_once(call, lambda name: offers_without(call, name), own[:2])
+        counts = [len(rows) if isinstance(rows, list) else 0 for rows in found]
+        most = counts.index(max(counts))
+        if counts[most]:
+            words = " ".join(condition_words(call, own[most]))
+            noun = "1 offer" if counts[most] == 1 else f"{counts[most]} offers"
+            return f"Without {words} there would be {noun}."
+    return "Fewer conditions find more; drop one with FIELD=any, such as verified=any."
+
+
+def offers_without(call: Call, field: str) -> list[Row]:
+    conditions = {name: limits for name, limits in call["conditions"].items() if name != field}
+    kind = {"type": call["type"], "storage": call["storage"], "no_default": True}
+    rows: list[Row] = call.do("search_offers", query=conditions, **kind)
+    return rows
 
 
 def as_typed(field: str, value: Any) -> str:
