@@ -9307,10 +9307,19 @@ class TestEvents(ServerlessCase):
             await self.hung_up()
             self.assertTrue(request.cancelled())
 
+        async def closed_under_a_coroutine(client, endpoint):
+            client = vastai.CoroutineServerless(KEY, autoscaler_url=self.server.url)
+            task = asyncio.ensure_future(client.queue_endpoint_request(endpoint, "/work", {}))
+            await asyncio.sleep(0.1)
+            await client.close()
+            with self.assertRaises(RuntimeError):
+                await asyncio.wait_for(task, 4)
+            await self.hung_up()
+
         for program in (closed, forgotten, left):
             self.worker = [until_gone(chunked(event(1), end=False))]
             self.program(program)
-        for program in (cancelled, waited_for, closed_under_way):
+        for program in (cancelled, waited_for, closed_under_way, closed_under_a_coroutine):
             self.worker = [until_gone(b"")]
             self.program(program)
 
@@ -9620,11 +9629,19 @@ class TestRequest(ServerlessCase):
         if os.name == "posix":
             with Terminal([sys.executable, compiled(), "request", "tests", "/work", "--url", self.server.url, "--api-key", KEY],
                           dict(os.environ)) as terminal:
-                name = re.search(r"Saved 6 bytes to (\S+)", terminal.expect("-1") + "-1").group(1)
+                terminal.expect("Saved 6 bytes to work-1.png")
+                self.addCleanup(os.unlink, "work-1.png")
                 self.assertEqual(terminal.status(), 0)
-            self.addCleanup(os.unlink, name)
-            with open(name, "rb") as file:
+            with open("work-1.png", "rb") as file:
                 self.assertEqual(file.read(), media)
+
+    def test_files(self):
+        """What fails after the job is not wrong use."""
+        for step, words, status in ((self.JSON, [], 1 if os.path.exists("/dev/full") else 0),
+                                    (cut(chunked(event(1), end=False)), ["--stream"], 7)):
+            self.worker = [step]
+            self.assertEqual(self.tell("--out", "/dev/full" if status == 1 else os.path.join(self.home, "out"), *words)[0],
+                             status)
 
     def test_events_as_they_come(self):
         """Each event is printed when it comes; Ctrl-C closes the worker's connection."""

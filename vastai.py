@@ -10934,7 +10934,17 @@ def run_request(call: Call) -> Any:
     call.progress("")
     if job.answer is not None and not result["ok"]:
         raise refused_error(f"the worker's answer to {job.route}", job.answer, "")
-    return result["response"]
+    response = result["response"]
+    if isinstance(response, bytes):
+        response = Media(response)
+        response.subtype = result["content_type"].partition("/")[2]
+    return response
+
+
+class Media(bytes):
+    """A response that is not text; `subtype` is "png" for image/png."""
+
+    subtype = ""
 
 
 def read_payload(call: Call) -> Row:
@@ -10970,38 +10980,41 @@ def announce_ask(call: Call, ask: Ask) -> None:
 
 
 def show_response(call: Call, response: Any) -> None:
-    """Prints a worker's response, or writes it to --out; events as they come."""
+    """Prints a worker's response, or writes it to --out; events as they come.  Media are saved rather
+    than shown on a terminal.
+    """
     path = call.params.get("out")
-    if isinstance(response, bytes) and not path and is_terminal(sys.stdout):
-        path = free_name(call["route"])
+    if isinstance(response, Media) and not path and is_terminal(sys.stdout):
+        path = free_name(call["route"], response.subtype)
     if path:
         return save_response(call, response, path)
-    if isinstance(response, bytes):
+    for part in response_parts(call, response):
+        if isinstance(part, bytes):
+            sys.stdout.buffer.write(part)
+        else:
+            write_out(part, plain=True)
         flush(sys.stdout)
-        sys.stdout.buffer.write(response)
-        return None
-    for text in response_texts(call, response):
-        write_out(text, plain=True)
-        flush(sys.stdout)
-    if call.params.get("text") and call["stream"]:
-        write_out("\n")
     return None
 
 
-def response_texts(call: Call, response: Any) -> Iterator[str]:
-    """A response as pieces of text: a line of JSON for each event, or only what a model says."""
+def response_parts(call: Call, response: Any) -> Iterator[Any]:
+    """A response as pieces of text, or bytes: a line of JSON for each event, or only what a model
+    says.
+    """
     import json
 
-    if call["stream"] and not isinstance(response, (str, bytes)):
-        for event in response:
-            line = json.dumps(event, ensure_ascii=False) + "\n"
-            yield completion_text(event) if call.params.get("text") else line
+    only_text = call.params.get("text")
+    if isinstance(response, bytes):
+        yield response
     elif isinstance(response, str):
         yield response if response.endswith("\n") else response + "\n"
-    elif call.params.get("text"):
-        yield completion_text(response) + "\n"
+    elif call["stream"]:
+        for event in response:
+            line = json.dumps(event, ensure_ascii=False) + "\n"
+            yield completion_text(event) if only_text else line
+        yield "\n" if only_text else ""
     else:
-        yield format_json(response) + "\n"
+        yield (completion_text(response) if only_text else format_json(response)) + "\n"
 
 
 def completion_text(event: Any) -> str:
@@ -11028,27 +11041,30 @@ def response_rows(call: Call, response: Any) -> list[Row]:
     return as_rows(found if isinstance(found, list) else [found])
 
 
-def free_name(route: str) -> str:
-    """A file in this folder that is not there yet, named after a route."""
-    stem = "".join(c if c.isalnum() else "-" for c in route.strip("/")) or "response"
+def free_name(route: str, subtype: str) -> str:
+    """A file in this folder that is not there yet, named after a route and a type of media."""
+    stem, ending = (
+        "".join(c if c.isalnum() else "-" for c in text.strip("/")) for text in (route, subtype)
+    )
     number = 1
-    while os.path.exists(f"{stem}-{number}"):
+    while os.path.exists(f"{stem}-{number}.{ending}"):
         number += 1
-    return f"{stem}-{number}"
+    return f"{stem}-{number}.{ending}"
 
 
 def save_response(call: Call, response: Any, path: str) -> None:
-    """Writes a response to a file."""
-    size = 0
+    """Writes a response to a file.  Raises VastAIError if that fails: the job was done."""
+    size, parts = 0, response_parts(call, response)
     try:
         with open(os.path.expanduser(path), "wb") as file:
-            texts = (response,) if isinstance(response, bytes) else response_texts(call, response)
-            for part in texts:
+            for part in parts:
                 data = part if isinstance(part, bytes) else part.encode("utf-8", "replace")
                 file.write(data)
                 size += len(data)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        if isinstance(error, VastAIError):  # of the worker
+            raise
+        raise VastAIError(f"cannot write {path}: {error.strerror or error}") from None
     remark(call, f"Saved {size:,} bytes to {printable(path, 300)}")
 
 
@@ -11197,6 +11213,7 @@ class Streams:
         try:
             step = next(steps)
             while True:
+                self.check_open()
                 try:
                     answer = await (send(step) if isinstance(step, Ask) else asyncio.sleep(step))
                 except (Unsent, Unanswered) as problem:
@@ -11228,12 +11245,14 @@ class Streams:
         """The answer to an Ask, over a kept connection or a new one."""
         ends, fresh = ask.ends(), False
         while True:
+            self.check_open()
             try:
                 place, target = find_place(ask.url, self.places)
                 message = ask.message(place, target, self.client.user_agent)
                 connection, reused = await self.connection(place, ask.worker, fresh, ends)
             except (OSError, ValueError) as error:
                 raise Unsent(describe_loss(error), ask.url) from error
+            self.check_open()
             try:
                 with TimeLimit(ends):
                     answer = await self.exchange(connection, ask, message)
@@ -11301,7 +11320,6 @@ class Streams:
         self, place: Place, worker: bool, fresh: bool, ends: float | None
     ) -> tuple[Connection, bool]:
         """A connection to a place, and whether it was used before.  Raises OSError."""
-        self.check_open()
         rooted = worker and place.tls and is_address(place.host)
         connection = None if fresh else self.waiting((place, rooted))
         reused = connection is not None
@@ -11309,7 +11327,6 @@ class Streams:
             with TimeLimit(ends):
                 connection = await self.connect(place, rooted)
         self.used.add(connection)
-        self.check_open()
         return connection, reused
 
     def check_open(self) -> None:
@@ -11632,11 +11649,19 @@ class Endpoint(Generic[R]):
             worker_timeout: seconds for one try of a worker, or between two pieces of a stream.
             max_retries: tries in all; None is unlimited.
         """
-        job = Job(
-            self, self.client.autoscaler_url, route, payload, cost, stream, timeout, worker_timeout
+        return self.client.queue_endpoint_request(
+            self,
+            route,
+            payload,
+            session,
+            serverless_request,
+            cost,
+            timeout,
+            worker_timeout,
+            retry,
+            max_retries,
+            stream,
         )
-        job.retry, job.max_retries, job.session = retry, max_retries, session
-        return self.client.queue(job, serverless_request)
 
     async def session(
         self,
@@ -12065,26 +12090,24 @@ class ServerlessClient(Generic[R]):
         """Endpoint.request() under its other name."""
         if not isinstance(endpoint, Endpoint):
             raise ValueError("expected an Endpoint")
-        request: R = endpoint.request(
+        tracker = serverless_request
+        job = Job(
+            endpoint,
+            self.autoscaler_url,
             worker_route,
             worker_payload,
-            serverless_request,
             cost,
-            retry,
             stream,
             timeout,
-            session,
             worker_timeout,
+            retry,
             max_retries,
+            session,
+            getattr(tracker, "tracker", tracker),
+            self.max_poll_interval,
+            self.logger.warning,
         )
-        return request
-
-    def queue(self, job: Job, request: Tracker) -> R:
-        """Begins a job whose status goes to a tracker, or to that of a request."""
-        if request is not None:
-            job.tracker = getattr(request, "tracker", request)
-        job.longest_pause, job.warn = self.max_poll_interval, self.logger.warning
-        return self.begin(job, request)
+        return self.begin(job, serverless_request)
 
     def begin(self, job: Job, request: Tracker) -> R:
         raise NotImplementedError
