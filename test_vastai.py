@@ -5157,8 +5157,8 @@ class TestLaunch(RentingCase):
                          ("on-demand", 40.0, [["dph_total", "asc"], ["id", "asc"]], 40.0, {"eq": "1"}, {"eq": True}))
         self.assertEqual((rental["cancel_unavail"], rental["disk"], rental.get("price")), (True, 40.0, None))
         self.assertRegex(rental["label"], "^vastai-[0-9a-f]+$")
-        self.assertRegex(err, r"Renting offer \d+, machine 12, 1x RTX_4090 in .*on demand, \$0.308/hr of which "
-                              r"\$0.00833/hr is for 40 GB of disk, traffic .*/GB up")
+        self.assertRegex(err, r"Renting offer \d+, machine 12, 1x RTX_4090 in .*on demand, \$0.3083/hr of which "
+                              r"\$0.0083/hr is for 40 GB of disk, traffic .*/GB up")
 
     def test_bad_machines_are_given_back(self):
         self.box.machine(11, starts=False, message="OCI runtime create failed")

@@ -10,8 +10,9 @@ what comes back and whether it may be repeated; the parser, the method on `VastA
 completion and the table on the screen are all read from it.  To add a plain command, add a row.
 
 The file in order: errors | values | rows | columns | shared options | THE TABLE | from arguments to
-a request | transport | this computer | commands of several steps | diagnostics and benchmarks |
-serverless | VastAI | the official SDK's names | rendering | invoices as PDF | command line | shells | main.
+a request | transport | this computer | commands of several steps | waiting and giving back |
+renting | remote commands | costs and watching | diagnostics and benchmarks | serverless | VastAI |
+the official SDK's names | rendering | invoices as PDF | command line | shells | main.
 """
 
 from __future__ import annotations
@@ -6290,16 +6291,17 @@ def run_create_instance(call: Call) -> Row:
         raise UsageError("--spot is an option of launch instance; here, --bid_price makes a bid")
     fetch_commands(call)
     rented = rental(call, call["label"], call["confirm"])
-    with SignalGuard():
+    with SignalGuard(off=not call.cli):  # a program is not told of an id by the way
         try:
             answer = rent(call, rented)
             if call["wait"]:
                 goal = "exited" if call["target_state"] == "stopped" else "running"
                 answer["instance"] = row = wait_for(call, rented.id, goal)
                 check_disk(call, row)
-        except OutcomeUnknownError as error:
-            if rented.name:
+        except VastAIError as error:
+            if isinstance(error, OutcomeUnknownError) and rented.name:
                 look_for_instance(error, rented)
+            error.found = error.details["found"] = error.found or rented.found
             raise
         except KeyboardInterrupt:
             tell(call, rented.still_costs())
@@ -6648,7 +6650,7 @@ def run_bulk(call: Call) -> Row:
     """One request for each 64 ids; a part that fails does not stop the others."""
     fetch_commands(call)
     bulk = Bulk(call)
-    with SignalGuard():
+    with SignalGuard(off=not call.cli):
         try:
             bulk.send()
         except KeyboardInterrupt:
@@ -7932,7 +7934,7 @@ def wait_for(
         if row is None and status == "destroyed":
             return {"id": id, "actual_status": status}
         if row is None:
-            raise NotFoundError(f"no instance {id}; see `vastai show instances`")
+            raise not_found_error("instance", id, "show instances")
         state, elapsed = row.get("actual_status"), time.monotonic() - watch.begun
         changed = changed or (row != {} and state != stale) or elapsed > SETTLING
         dead = watch.dead_error(status) if row and status in ("running", "loading") else None
@@ -7964,18 +7966,21 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SignalGuard:
-    """In its block SIGTERM, SIGHUP and SIGBREAK interrupt as Ctrl-C does.
+    """In its block SIGTERM, SIGHUP and SIGBREAK interrupt as Ctrl-C does, unless it is `off`.
 
     Only in the main thread, and only those whose handler is the default one: nohup, and a program's
     own handlers, stay in force.
     """
 
+    def __init__(self, off: bool = False) -> None:
+        self.off = off
+        self.handlers: dict[int, Any] = {}
+
     def __enter__(self) -> Any:
         import signal
         import threading
 
-        self.handlers: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
+        if not self.off and threading.current_thread() is threading.main_thread():
             for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
                 number = getattr(signal, name, None)  # not every system has all of them
                 if number is not None and signal.getsignal(number) == signal.SIG_DFL:
@@ -8012,17 +8017,19 @@ class Rented:
         ours: Callable[[Row], bool] | None = None,
     ) -> None:
         client = call.client.varied(retry=1, timeout=min(call.client.timeout, 30.0))
-        self.call, self.kind, self.name = (
-            Call(client, call.row, {}, call.view, call.cli),
-            kind,
-            name,
-        )
+        self.call = Call(client, call.row, {}, call.view, call.cli)
+        self.kind, self.name = kind, name
         self.made_up, self.ours = made_up, ours or (lambda row: True)
         self.id: Any = None
         self.price: Any = None
         self.problem = ""  # why it could not be given back
         self.given_up = False  # after ten tries
         self.began = self.ended = 0.0  # time.monotonic() of the rental, and of the end
+
+    @property
+    def found(self) -> Any:
+        """The id, if it is known."""
+        return None if self.id == "?" else self.id
 
     def find(self) -> list[Row] | None:
         """Our rows of this name: three looks within 15 s, until there are some.  None if no look
@@ -8136,6 +8143,7 @@ class Holding(SignalGuard):
     """
 
     def __init__(self, call: Call, rented: Any) -> None:
+        super().__init__()
         self.call, self.rented = call, rented
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -8143,6 +8151,8 @@ class Holding(SignalGuard):
         try:
             while True:
                 try:
+                    if signal is not None and self.rented.still_costs():
+                        tell(self.call, "Giving back what is rented; another signal stops that")
                     self.rented.give_back()
                     break
                 except KeyboardInterrupt as another:
@@ -8150,19 +8160,21 @@ class Holding(SignalGuard):
                         tell(self.call, self.rented.still_costs())
                         raise signal from None
                     signal = another
-                    tell(self.call, "giving back first; another signal ends that")
         finally:
             super().__exit__(kind, error, trace)
         left = self.rented.still_costs()
-        if left:
-            raise PartialError(left, results=self.rented.results) from error
+        if left and not isinstance(error, PartialError):
+            raise PartialError(
+                left, results=self.rented.results, found=self.rented.found
+            ) from error
         if signal is not None and signal is not error:
             raise signal
 
 
 def format_rate(price: Any) -> str:
-    """$/hr with as many digits as matter."""
-    return f"${as_number(price) or 0:.3g}/hr"
+    """$0.41/hr, with two to four digits."""
+    text = f"${as_number(price) or 0:,.4f}"
+    return (text[:-2] if text.endswith("00") else text.rstrip("0")) + "/hr"
 
 
 def bid_over(price: float, percent: float) -> float:
@@ -8499,7 +8511,8 @@ class Launch:
             self.show_logs()
         self.rented.give_back()
         if self.rented.id is not None:
-            raise PartialError(f"{self.rented.still_costs()}; before that: {reason}", results=[])
+            words = f"{self.rented.still_costs()}; before that: {reason}"
+            raise PartialError(words, results=[], found=self.rented.id)
         if stop:
             hint = "" if stop.details.get("fault") else f"{stop.hint} "
             stop.hint = f"{hint}It was given back; another machine would do no better."
@@ -8585,7 +8598,8 @@ def format_traffic(price: float | None) -> str:
     return "unknown" if price is None else f"${price:.3g}/GB"
 
 
-# A job: from nothing to its exit status
+# ----------------------------------------------------------------------------------- remote commands
+# `run`: a command on a machine of its own, from nothing to its exit status.
 
 WORKSPACE = "/workspace"  # folder of the instance that paths are relative to
 HOURS_OF_A_JOB = 24.0  # --max-hours, if it is not given
@@ -8595,7 +8609,7 @@ UPLOAD_FOLDER = "mkdir -p @T && tar -C @T -xof -"
 UPLOAD_FILE = "mkdir -p @P @D.up && tar -C @D.up -xof - && mv -f @D.up/@N @T"
 KIND_OF = "if [ -d @T ]; then echo folder; elif [ -e @T ]; then echo file; fi"
 START = """mkdir -p @W; mkdir @D 2>/dev/null || exit 0; cd @D; : >out; : >err
-(setsid sh -c @Q </dev/null >/dev/null 2>&1 &)"""
+($(command -v setsid || echo nohup) sh -c @Q </dev/null >/dev/null 2>&1 &)"""
 # What ssh sessions lack of the container's own environment, such as the PATH to its Python.
 ENVIRONMENT = r"""eval "$(tr '\0' '\n' </proc/1/environ 2>/dev/null | sed -n "s/'/'\\\\''/g
 /^PATH=/{s/^PATH=\(.*\)/PATH='\1':\$PATH/p;d;}
@@ -8784,10 +8798,9 @@ class RemoteJob:
         import subprocess
 
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, **streams}
+        words, limit = self.ssh_words(command), min(limit, LONGEST_TIMEOUT)
         try:
-            done = subprocess.run(
-                self.ssh_words(command), stderr=subprocess.PIPE, timeout=limit, **streams
-            )
+            done = subprocess.run(words, stderr=subprocess.PIPE, timeout=limit, **streams)
         except subprocess.TimeoutExpired:
             return 255, b"", "timed out"
         told = done.stderr.decode("utf-8", "replace")
@@ -8861,7 +8874,7 @@ class RemoteJob:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as ssh:
-            end = threading.Timer(left, ssh.kill)
+            end = threading.Timer(min(left, LONGEST_TIMEOUT), ssh.kill)
             end.start()
             try:
                 assert ssh.stdout is not None
@@ -8876,6 +8889,9 @@ class RemoteJob:
                     if name == "idle":
                         check_reader(sys.stdout)
                     moved = MOVED
+                ssh.wait(5)
+            except subprocess.TimeoutExpired:
+                pass
             finally:
                 end.cancel()
                 ssh.kill()
@@ -8887,13 +8903,18 @@ class RemoteJob:
 
     def pass_on(self, name: str, source: Any, count: int) -> None:
         """Copies so many bytes to our stdout or stderr; fewer if the connection is cut."""
-        aside = name == "err" or self.call.view.format != "table"  # then stdout is for the result
+        plain = self.call.view.format == "table"  # else stdout is for the result
         while count:
             data = source.read(min(count, 1 << 16))
             if not data:
                 return
-            if self.call.cli:
-                write_bytes(sys.stderr if aside else sys.stdout, data)
+            if plain and name == "out":
+                write_bytes(sys.stdout, data)
+            elif plain or self.call.cli:
+                try:
+                    write_bytes(sys.stderr, data)
+                except OSError:  # a terminal that is gone is no reason to end the job
+                    pass
             self.arrived[name] += len(data)
             count -= len(data)
 
@@ -9594,6 +9615,10 @@ class SelfTest:
     def results(self) -> list[Row]:
         return [self.result]
 
+    @property
+    def found(self) -> Any:
+        return self.rented.found
+
     def save(self, instance: int | None = None) -> None:
         """Writes the diagnostics of a failure, once."""
         call, notes = self.call, self.result["diagnostics"]
@@ -9986,6 +10011,8 @@ class Bench:
         if call["autoscaler_url"]:
             client = VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry)
             self.watcher = Call(client, call.row, {}, call.view)
+
+    found = None  # endpoints and workergroups have ids as well
 
     @property
     def results(self) -> list[Row]:
