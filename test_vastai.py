@@ -8538,6 +8538,13 @@ class TestBadInput(FaultCase):
             return True
         return False
 
+    def test_an_environment_from_stdin(self):
+        server = self.serve(reply({"success": True, "new_contract": 5}))
+        status, _, err = self.run_here(server, "create", "instance", "8", "--image", "a", "--env", "A=1", "--env", "-",
+                                       stdin="-e TOKEN='x y' -p 80:80\n")
+        self.assertEqual(status, 0, err)
+        self.assertEqual(json.loads(server.requests[0]["body"])["env"], {"A": "1", "TOKEN": "x y", "-p 80:80": "1"})
+
     def test_numbers_with_units_and_values_that_are_named(self):
         create = ["create", "instance", "8", "--image", "a"]
         for line, words in (

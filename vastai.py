@@ -1015,7 +1015,9 @@ def _text_or_dict(value: Any) -> Any:
 
 def _env(value: Any) -> Any:
     """A text or several, or a dict as it is."""
-    return [_text(text) for text in value] if isinstance(value, list) else _text_or_dict(value)
+    if isinstance(value, dict):
+        return _json_object(value)
+    return [_text(text) for text in value] if isinstance(value, list) else _text(value)
 
 
 def _query(value: Any) -> Any:
@@ -4075,8 +4077,10 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
                 raise missing_argument_error(row, arg, cli)
             value = default
         if value is not None and arg.name in params:
-            if cli and arg.secret and value == "-":
-                value = ask_secret(f"{row.name}: {arg.help}")
+            if cli and arg.secret:
+                given = value if arg.again else [value]
+                asked = [ask_secret(f"{row.name}: {arg.help}") if v == "-" else v for v in given]
+                value = asked if arg.again else asked[0]
             value = convert_value(row, arg, value, cli)
         result[arg.name] = value
     if row.one_of or row.needs:
