@@ -7542,6 +7542,18 @@ class TestLines(FaultCase):
                            ("show instances --sort id", "--order-by"), ("show user --json", "--raw")):
             status, out, err = self.run_here(None, *line.split())
             self.assertEqual((status, out, f"did you mean {told!r}?" in err), (2, "", True), err)
+        for flag in ("--gpu-name", "--gpu_name=A", "--num-gpus"):
+            self.assertIn("write it as a condition: '", self.run_here(None, "search", "offers", flag)[2])
+        for order in (["-o", "-dph"], ["--order", "-dph"], ["--order=-dph"], ["-o-dph"]):
+            status, out, err = self.run_here(None, "search", "offers", *order, "--curl")
+            self.assertEqual((status, '"order": [["dph_total", "desc"]]' in out), (0, True), err)
+        self.assertEqual(self.run_here(None, "search", "offers", "-o", "-n", "--curl")[0], 2)
+        self.assertIn("OFFER: expected an id", self.run_here(None, "create", "instance", "x")[2])
+        flags = {flag for row in (*vastai.COMMANDS.values(), vastai.GLOBAL_ARGS) for arg in row.args for flag in arg.flags}
+        for habit, targets in vastai.HABITS.items():
+            for target in targets.split() if habit.startswith("--") else [targets]:
+                self.assertTrue(target in vastai.NAMES or target in flags, target)
+            self.assertNotIn(habit, vastai.NAMES)
         for line, told in (("label instance 5 --label X", "vastai label instance INSTANCE LABEL"),
                            ("prepay instance 5 --amount 50", "vastai prepay instance INSTANCE AMOUNT")):
             self.assertIn(told, self.run_here(None, *line.split())[2])
@@ -10746,7 +10758,7 @@ create template
     --volume_info:JSON=None(sdk)
     -> dict[str, Any] ONCE
 update template
-    hash_id:NAME/HASH_ID
+    hash_id:HASH/HASH_ID
     --name:TEXT=None
     --image:IMAGE=None
     --image_tag:NAME=None

@@ -2332,8 +2332,10 @@ class Arg:
         return f"{text} | None" if self.default is None else text
 
     def label(self, cli: bool) -> str:
-        """How an error names it: by its flag or by its keyword."""
-        return self.flags[-1] if cli else self.name
+        """How an error names it: by its flag, by its place in the usage line, or by its keyword."""
+        if not cli:
+            return self.name
+        return self.flags[-1] if self.option else word_of(self)
 
 
 YES = Arg("-y --yes", FLAG, "do not ask for confirmation", face="cli", to="")
@@ -3193,7 +3195,7 @@ register("Templates",
         done="Created template {template[id]} with hash {template[hash_id]}.",
         examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
     Command("update template", "PUT /api/v1/template/", SAFE, SETS, "Replace a template; its hash changes",
-        Arg("hash_id", NAME, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
+        Arg("hash_id", NAME.called("HASH"), "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
         build="build_template_change", run="run_update_template", needs="*", look="search templates",
         done="Replaced template {template[id]}; its hash is now {template[hash_id]}.",
         note="Options that you leave out stay unchanged. --ssh, --jupyter and --direct replace the access type together."),
@@ -14583,7 +14585,11 @@ class Line:
         return word[1].isdigit() or (word[1] == "." and word[2:3].isdigit()) or " " in word
 
     def is_value_of(self, arg: Arg, word: str) -> bool:
-        """Can a word be what this option takes?  An environment may begin with -eNAME=VALUE."""
+        """Can a word be what this option takes?  An environment may begin with -eNAME=VALUE, and an
+        order with -FIELD.
+        """
+        if arg.kind is ORDER and word[:1] == "-" and word[1:2] != "-":
+            return word not in self.options
         glued = arg.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
         return self.is_value(word) or (glued and not self.find(word))
 
@@ -14690,7 +14696,6 @@ HABITS = {
     "rm": "destroy instance",
     "kill": "destroy instance",
     "rent": "create instance",
-    "run": "create instance",
     "bid": "change bid",
     "exec": "execute",
     "ssh-key": "show ssh-keys",
@@ -14723,6 +14728,9 @@ def suggest_option(row: Command, name: str, options: Iterable[str]) -> str:
     for arg in row.args:
         if not arg.option and plain in (arg.name, *arg.old) and arg.face != "sdk":
             return f"; {placeholder(arg)} is a word of its own: `{usage_of(row)[7:]}`"
+    fields = [field for field, _ in field_help(row.fields)] if row.fields else []
+    if plain in fields:
+        return f"; write it as a condition: '{plain}=…'"
     known = list(options)
     for flag in HABITS.get(canonical(name), "").split():
         if flag in known:
@@ -15160,11 +15168,16 @@ def usage_of(row: Command) -> str:
     )
 
 
-def placeholder(arg: Arg) -> str:
-    """An argument that stands alone, as a usage line has it: of ids what they are of, else its name."""
+def word_of(arg: Arg) -> str:
+    """What an argument that stands alone is called: of ids what they are of, else its name."""
     word = arg.flags[0].upper().replace("_", "-")
-    if word.rstrip("S").endswith("ID") and arg.kind.metavar != "ID":
-        word = arg.kind.metavar
+    is_id = word.rstrip("S").endswith("ID") and arg.kind.metavar != "ID"
+    return arg.kind.metavar if is_id else word
+
+
+def placeholder(arg: Arg) -> str:
+    """An argument that stands alone, as a usage line has it."""
+    word = word_of(arg)
     word = f"{word} …" if arg.many else word
     return word if arg.default is REQUIRED else f"[{word}]"
 
