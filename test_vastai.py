@@ -4441,6 +4441,148 @@ class TestAtTheSameTime(FaultCase):
         self.assertEqual((done.returncode, "1 of 4 failed: 2" in done.stderr), (8, True))
 
 
+class LabelTest(CommandCase):
+    """On the command line an instance may be called by its label."""
+
+    box_options = {"boot": 0.0}
+
+    def setUp(self):
+        super().setUp()
+        self.id = self.rented(label="my run", wait=True)
+        self.other = self.rented(label="other", wait=True)
+        for _ in range(2):
+            self.rented(label="twins", wait=True)
+        self.box.requests.clear()
+
+    def asked(self):
+        """The requests, without the look-up of labels."""
+        return [(seen["method"], seen["path"]) for seen in self.box.requests if seen["path"] != "/api/v1/instances/"]
+
+    def test_each_place_where_an_instance_is_taken(self):
+        self.fake_programs("ssh", "scp", "rsync")
+        lines = {"show instance 'my run'": f"/api/v0/instances/{self.id}/", "logs 'my run' --max-wait 0.05": "request_logs",
+                 "stop instance 'my run'": f"/{self.id}/", "change bid 'my run' --price 1": f"/bid_price/{self.id}/",
+                 "take snapshot 'my run' --repo a/b": f"/take_snapshot/{self.id}/", "cancel copy 'my run'": "copy_direct",
+                 "cloud copy --src a --instance 'my run' --connection 1001": "/rclone/",
+                 "show instance-ssh-keys 'my run'": f"/{self.id}/ssh/", "destroy instance 'my run' -y": f"/{self.id}/"}
+        for line, path in lines.items():
+            with self.subTest(line):
+                self.box.requests.clear()
+                self.run_here(line)
+                self.assertEqual(sum(seen["path"] == "/api/v1/instances/" for seen in self.box.requests), 1)
+                self.assertIn(path, self.asked()[0][1])
+
+    def test_several_at_once(self):
+        for line in ("'my run' other", "'my run,other'", f"{self.id} other", f"'my run' {self.other}"):
+            self.ok(f"stop instances {line}")
+            self.assertEqual(self.last("/api/v0/instances/")["body"]["ids"], [self.id, self.other], line)
+        self.assertEqual(sum(seen["method"] == "GET" for seen in self.box.requests), 4)
+
+    def test_places(self):
+        called = self.fake_programs("scp", "rsync", "ssh")
+        self.ok("scp 'my run:/workspace/a b' .")
+        self.assertRegex("\n".join(called()), r"root@ssh\d\.vast\.ai:/workspace/a b")
+        self.ok("copy 'my run:/workspace/x' other:/y")
+        body = self.last("/api/v0/commands/copy_direct/")["body"]
+        self.assertEqual((body["src_id"], body["dst_id"], body["src_path"]), (str(self.id), str(self.other), "/workspace/x"))
+        self.box.requests.clear()
+        self.run_here(f"copy s3.101:/data {self.id}:/data")
+        self.assertNotIn("/api/v1/instances/", [seen["path"] for seen in self.box.requests])
+
+    def test_digits_are_an_id(self):
+        self.client.label_instance(self.id, "123")
+        self.assertEqual(self.run_here("show instance 123")[0], 4)
+
+    def test_none_and_several(self):
+        status, out, err = self.run_here("destroy instance gone -y")
+        self.assertEqual((status, out, self.asked()), (4, "", []))
+        self.assertIn("no instance labeled 'gone'; see `vastai show instances`", err)
+        status, out, err = self.run_here("destroy instance twins -y --raw")
+        self.assertEqual((status, out, self.asked()), (2, "", []))
+        self.assertRegex(json.loads(err)["msg"], r"2 instances are labeled 'twins': \d+, \d+; give the id")
+
+    def test_wrong_use_is_told_first(self):
+        for line in ("change bid 'my run' --price x", "stop instance ''", "show instance -- -5", "show instance 'my run' --curl"):
+            self.assertEqual(self.run_here(line)[0], 2, line)
+        self.assertEqual(self.box.requests, [])
+        self.assertRaises(vastai.UsageError, self.client.show_instance, "my run")
+
+
+class ProfileTest(CommandCase):
+    """Keys of several accounts."""
+
+    def setUp(self):
+        super().setUp()
+        del os.environ["VAST_API_KEY"]
+        self.folder = os.path.join(self.home, ".config", "vastai")
+
+    def setting(self, name, key):
+        self.ok(f"set api-key {key} --profile {name}")
+
+    def test_each_has_its_file(self):
+        self.ok("set api-key key-of-nobody")
+        self.assertIn("vast_api_key.work", self.ok("set api-key key-of-work --profile work"))
+        self.ok("set api-key key-of-home", VAST_PROFILE="home_2")
+        self.assertEqual(sorted(os.listdir(self.folder)), ["vast_api_key", "vast_api_key.home_2", "vast_api_key.work"])
+        self.assertEqual(os.stat(os.path.join(self.folder, "vast_api_key.work")).st_mode & 0o777, 0o600)
+        for options, environment, key in (("", {}, "nobody"), ("--profile work", {}, "work"),
+                                          ("", {"VAST_PROFILE": "home_2"}, "home"),
+                                          ("--profile work", {"VAST_PROFILE": "home_2"}, "work"),
+                                          ("--profile gone", {"VAST_API_KEY": "key-of-env"}, "env"),
+                                          ("--profile gone --api-key key-of-code", {}, "code")):
+            with self.subTest(options, **environment):
+                err = self.run_here(f"show user {options} --explain", **environment)[2]
+                self.assertIn({"nobody": "/vast_api_key\n", "work": "vast_api_key.work", "home": "vast_api_key.home_2",
+                               "env": "variable VAST_API_KEY", "code": "--api-key"}[key], err)
+
+    def test_programs(self):
+        self.setting("work", "key-of-work")
+        with mock.patch.dict(os.environ, VAST_PROFILE="work"):
+            self.assertEqual(vastai.VastAI(server_url=self.box.url).api_key, "key-of-work")
+            self.assertEqual(vastai.VastAI("mine", server_url=self.box.url).api_key, "mine")
+
+    def test_a_profile_without_a_file_is_not_another_account(self):
+        self.ok("set api-key key-of-nobody")
+        with open(os.path.join(self.home, ".vast_api_key"), "w") as file:
+            file.write("key-of-old")
+        for line in ("show user --profile work", "search offers --profile work"):
+            status, out, err = self.run_here(line)
+            self.assertEqual((status, out), (3, ""))
+            self.assertIn("vastai set api-key --profile work", err)
+        with mock.patch.dict(os.environ, VAST_PROFILE="work"), vastai.VastAI(server_url=self.box.url) as client:
+            self.assertRaises(vastai.AuthError, client.show_user)
+        self.assertEqual(self.box.requests, [])
+
+    def test_names(self):
+        for name in ("a b", "../x", "x.y", "é", "a/b"):
+            self.assertEqual(self.run_here(["show", "user", "--profile", name])[0], 2, name)
+            self.assertEqual(self.run_here("show user", VAST_PROFILE=name)[0], 2, name)
+        self.assertEqual(self.box.requests, [])
+
+    def test_session_and_role(self):
+        self.setting("work", "key-of-work")
+        self.ok("tfa login -c 123456 -t totp --profile work")
+        self.ok("set role client --profile work")
+        self.assertEqual(sorted(os.listdir(self.folder)), ["vast_api_key.work", "vast_role.work", "vast_tfa_key.work"])
+        self.assertIn("vast_tfa_key.work", self.run_here("show user --profile work")[2])
+        self.assertNotIn("list machine", self.ok("--help --profile work"))
+        self.assertNotIn("list machine", self.ok("help --profile work"))
+        self.assertIn("list machine", self.ok("--help"))
+        self.ok("tfa logout --profile work")
+        self.assertNotIn("vast_tfa_key.work", os.listdir(self.folder))
+
+    def test_a_session_that_is_over(self):
+        self.setting("work", "key-of-work")
+        vastai.write_private(os.path.join(self.folder, "vast_tfa_key.work"), "revoked-session")
+        self.ok("show user --profile work")
+        self.assertEqual(os.listdir(self.folder), ["vast_api_key.work"])
+
+    def test_the_prompt_keeps_it(self):
+        self.setting("work", "key-of-work")
+        status, out, err = self.run_here("repl --profile work", stdin="show user\n")
+        self.assertEqual((status, "vast_api_key.work" in err, "ada@example.com" in out), (0, True, True))
+
+
 class JobPriceTest(CommandCase):
     """`search offers --hours --down --up`: what the whole job costs."""
 
@@ -9851,7 +9993,18 @@ class CompletionOfIdsTest(ShellCase):
         self.assertEqual({}, self.offered("stop", "instance", "", VAST_API_KEY=""))
         self.box.fail("GET /api/v1/instances/", 500)
         self.assertEqual({}, self.offered("stop", "instance", ""))
-        self.assertEqual(2, len(self.offered("stop", "instance", "", XDG_CACHE_HOME=os.devnull)))
+        self.assertEqual(3, len(self.offered("stop", "instance", "", XDG_CACHE_HOME=os.devnull)))
+
+    def test_labels(self):
+        ids = self.rented()
+        with vastai.VastAI(api_key=self.box.key, server_url=self.box.url) as client:
+            for label in ("run-7.b", "run-7.b", "two words", "77", "$HOME", "-x"):
+                id = client.create_instance(id=self.box.offer()["id"], image="i", label=label)["new_contract"]
+            client.label_instance(ids[1], "train_1")
+        found = self.offered("stop", "instance", "")
+        self.assertEqual({word for word in found if not word.isdigit()}, {"train_1"}, "unique, and safe in every shell")
+        self.assertEqual(found["train_1"], f"instance {ids[1]}")
+        self.assertIn(str(id), found)
 
     def test_a_service_that_does_not_answer(self):
         self.assertEqual({}, self.offered("stop", "instance", "", VAST_URL=self.silent_service()))
@@ -10851,7 +11004,7 @@ take snapshot
     --docker_login_pass:TEXT=None
     --pause:true|false=True
     -> dict[str, Any] ONCE
-show instance-backups --contract-id:ID=None -> list[dict[str, Any]]
+show instance-backups --contract-id:INSTANCE=None -> list[dict[str, Any]]
 show instance-backup-files /instance_backup_files() contract_id:INSTANCE -> dict[str, Any]
 show deployments -> list[dict[str, Any]]
 show deployment id:ID -> dict[str, Any] | Any
@@ -11219,7 +11372,7 @@ self-test machine
     -> dict[str, Any] ONCE
 dump-logs
     machine_id:ID
-    --instance-id:ID=None
+    --instance-id:INSTANCE=None
     --output-dir:PATH='/tmp'
     --include-local-host-artifacts:TEXT=False
     -> dict[str, Any]

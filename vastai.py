@@ -327,10 +327,15 @@ def loss_hint(answer: Answer) -> str:
     return "An earlier try got no answer: it may have been the one that was carried out."
 
 
-def no_key_error() -> AuthError:
+def no_key_error(profile: str = "") -> AuthError:
     """The error of a command that needs an API key if none is found: says where it was looked for,
     and why what is there is no key.
     """
+    if profile:
+        path = profile_file("vast_api_key", profile)
+        problem = read_key_file(path)[1] or "is not there"
+        hint = f"Save one with `vastai set api-key --profile {profile}`."
+        return AuthError(f"Profile {profile} has no API key: {path} {problem}", hint=hint)
     places = ["--api-key (api_key=)", "VAST_API_KEY"]
     for path in key_files():
         problem = read_key_file(path)[1]
@@ -3322,7 +3327,7 @@ register("Copies and backups",
         done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."
 ),
     Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "List backups of your instances and volumes",
-        Arg("--contract-id", ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
+        Arg("--contract-id", INSTANCE_ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
         note="To restore an instance's files: `vastai copy vast.CONTRACT:/upper/workspace INSTANCE:/workspace`. A volume's "
              "files are in vast.CONTRACT:/."),
     Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE, READS,
@@ -3898,7 +3903,7 @@ register("Diagnostics",
         note="It costs a short rental and takes up to 25 minutes. If the machine fails, the exit status is 1."),
     Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
         Arg("machine_id", GIVEN_ID, "the machine"),
-        Arg("--instance-id", ID, "instance whose logs to include", None),
+        Arg("--instance-id", INSTANCE_ID, "instance whose logs to include", None),
         Arg("--output-dir", NAME.called("PATH"), "folder for the archive", "/tmp"),
         Arg("--include-local-host-artifacts", FLAG, "include logs and settings of this computer; only on the host"),
         run="run_dump_logs", says="bundle_sentence", look="show machines", examples=("4242 --instance-id 7000",),
@@ -5157,13 +5162,14 @@ def require_key(client: VastAI, row: Command) -> None:
     key: Any = client.api_key
     if key:
         check_key(key, client.key_origin)
-    elif row.auth:
-        raise no_key_error()
+    elif row.auth or client.profile:
+        raise no_key_error(client.profile)
 
 
 def session_is_over(client: VastAI, error: AuthError) -> bool:
     """Was the key of a 2FA session refused, which only the command line uses?"""
-    return client.key_origin == config_file("vast_tfa_key") and key_refused(error.msg)
+    path = profile_file("vast_tfa_key", client.profile)
+    return client.key_origin == path and key_refused(error.msg)
 
 
 def renew_key(client: VastAI, request: Request) -> None:
@@ -5177,7 +5183,8 @@ def renew_key(client: VastAI, request: Request) -> None:
             os.unlink(path)
         except OSError:  # another process was faster, or the folder is read-only
             pass
-    client.api_key, client.creds_source, client.key_origin = find_key(None, session=newer)
+    found = find_key(None, session=newer, profile=client.profile)
+    client.api_key, client.creds_source, client.key_origin = found
     if request.body and request.body.get("api_key") == refused:
         request.body["api_key"] = client.api_key
     if not newer:
@@ -5275,9 +5282,10 @@ def auth_hint(client: VastAI, words: str) -> str:
             "`vastai tfa send-sms` or `vastai tfa send-email` first."
         )
     if not client.api_key:
-        return "No API key was sent. Keep yours with `vastai set api-key KEY`."
+        return "No API key was sent. Save yours with `vastai set api-key`."
+    option = f" --profile {client.profile}" if client.profile else ""
     return (
-        f"The API key came from {client.key_origin}. `vastai set api-key KEY` keeps another; "
+        f"The API key came from {client.key_origin}. `vastai set api-key{option}` saves another; "
         "keys are made at https://cloud.vast.ai/manage-keys/."
     )
 
@@ -6036,24 +6044,40 @@ def old_key_file() -> str:
     return path if os.path.isabs(path) else ""
 
 
-def key_files(session: bool = False) -> list[str]:
+def profile_name(given: str | None = None) -> str:
+    """The profile that is chosen, by --profile or VAST_PROFILE; "" for none.  Raises UsageError."""
+    name = (given or os.environ.get("VAST_PROFILE", "")).strip()
+    if name and not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
+        where = "--profile" if given else "VAST_PROFILE"
+        raise UsageError(f"{where}: expected letters, digits, - and _, not {printable(name, 60)!r}")
+    return name
+
+
+def profile_file(name: str, profile: str) -> str:
+    """A file in the configuration folder that each profile has its own of; as config_file()."""
+    return config_file(f"{name}.{profile}" if profile else name)
+
+
+def key_files(session: bool = False, profile: str = "") -> list[str]:
     """Where an API key may be kept, in the order of looking; `session` adds the 2FA session's."""
-    paths = [config_file("vast_api_key"), old_key_file()]
+    paths = [profile_file("vast_api_key", profile), "" if profile else old_key_file()]
     if session:
-        paths.insert(0, config_file("vast_tfa_key"))
+        paths.insert(0, profile_file("vast_tfa_key", profile))
     return [path for path in paths if path]
 
 
-def find_key(given: str | None, session: bool = False) -> tuple[str | None, str, str]:
+def find_key(
+    given: str | None, session: bool = False, profile: str = ""
+) -> tuple[str | None, str, str]:
     """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; a blank
-    one is none.
+    one is none.  With a profile no other file is looked at than its own.
     """
     if given is not None and str(given).strip():
         return given, "CODE", "--api-key or api_key="
     key = os.environ.get("VAST_API_KEY", "")
     if key.strip():
         return key, "ENV", "the environment variable VAST_API_KEY"
-    for path in key_files(session):
+    for path in key_files(session, profile):
         key = read_key(path)
         if key:
             return key, "FILE", path
@@ -6101,9 +6125,9 @@ def check_key(key: Any, origin: str) -> None:
         )
 
 
-def save_api_key(key: str) -> str:
+def save_api_key(key: str, profile: str = "") -> str:
     """Saves the API key for later commands; returns the path of its file.  Raises UsageError."""
-    path, old = config_file("vast_api_key"), old_key_file()
+    path, old = profile_file("vast_api_key", profile), "" if profile else old_key_file()
     write_private(path, key)
     try:
         if old and not os.path.isdir(old):
@@ -7248,7 +7272,7 @@ def run_set_api_key(call: Call) -> None:
     key = call["api_key"] or (ask_secret("API key") if call.cli else "")
     check_key(key.strip(), "this command")
     if call.cli:
-        save_api_key(key.strip())
+        save_api_key(key.strip(), call.client.profile)
         if os.environ.get("VAST_API_KEY", "").strip():
             call.warn("VAST_API_KEY is set and takes precedence over the file")
     else:
@@ -7337,7 +7361,7 @@ def run_instance_ssh_keys(call: Call) -> list[Row]:
 
 def run_set_role(call: Call) -> None:
     """Saves the role that the overview of commands is for."""
-    write_private(config_file("vast_role"), call["role"])
+    write_private(profile_file("vast_role", call.client.profile), call["role"])
 
 
 def run_show_env_vars(call: Call) -> Row:
@@ -7368,7 +7392,7 @@ def run_tfa_login(call: Call) -> Row:
     if key != call.client.api_key:
         try:
             check_key(key, "the service")
-            write_private(config_file("vast_tfa_key"), key)
+            write_private(profile_file("vast_tfa_key", call.client.profile), key)
         except UsageError as error:
             raise VastAIError(f"the code was right, but {error.msg}") from None
         if call.client.creds_source in ("CODE", "ENV"):
@@ -7385,12 +7409,13 @@ def session_sentence(call: Call, answer: Row) -> str:
         return "The code was right, but the service gave no new session key."
     left = as_whole(answer.get("backup_codes_remaining"))
     more = "" if left is None else f" Backup codes left: {left}."
-    return f"2FA session started; its key is in {config_file('vast_tfa_key')}.{more}"
+    path = profile_file("vast_tfa_key", call.client.profile)
+    return f"2FA session started; its key is in {path}.{more}"
 
 
 def run_tfa_logout(call: Call) -> Row:
     """Deletes the key of the session, if there is one."""
-    path = config_file("vast_tfa_key")
+    path = profile_file("vast_tfa_key", call.client.profile)
     try:
         os.unlink(path)
     except OSError as error:
@@ -11922,9 +11947,10 @@ class ServerlessClient(Generic[R]):
         import logging
         from collections import deque
 
-        key, _, origin = find_key(api_key)
+        profile = profile_name()
+        key, _, origin = find_key(api_key, profile=profile)
         if not key:
-            missing = no_key_error()
+            missing = no_key_error(profile)
             raise serverless_error(AuthError, AttributeError, missing.msg, hint=missing.hint)
         check_key(key, origin)
         routers = {
@@ -12398,7 +12424,8 @@ class VastAI:
     """A client of Vast.ai; every command of the service is a method.
 
     Args:
-        api_key: the key; without it VAST_API_KEY, then the key files, are read.
+        api_key: the key; without it VAST_API_KEY, then the key files, are read; VAST_PROFILE names
+            one of several accounts.
         server_url: the service; without it VAST_URL, then https://console.vast.ai.
         retry: attempts of a request that may be repeated, the first included.
         raw: return parsed JSON; False prints what the command line would print and returns None.
@@ -12432,7 +12459,9 @@ class VastAI:
         )
         self.user_agent = user_agent()
         self.pool = Pool()
-        self.api_key, self.creds_source, self.key_origin = find_key(api_key)
+        self.profile = profile_name()
+        found = find_key(api_key, profile=self.profile)
+        self.api_key, self.creds_source, self.key_origin = found
 
     @property
     def api_key_access(self) -> str | None:
@@ -14073,7 +14102,7 @@ def listing_sentence(call: Call, result: Any) -> str:
 
 
 def api_key_sentence(call: Call, result: Any) -> str:
-    return f"API key saved to {config_file('vast_api_key')}"
+    return f"API key saved to {profile_file('vast_api_key', call.client.profile)}"
 
 
 def role_sentence(call: Call, result: Any) -> str:
@@ -14472,6 +14501,7 @@ def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
 # fmt: off
 GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
     Arg("--api-key", TEXT.called("KEY"), "API key for this call", None, secret=True),
+    Arg("--profile", NAME.called("PROFILE"), "account whose key to use, saved with set api-key --profile PROFILE; otherwise VAST_PROFILE", None),
     Arg("--url", URL, f"URL of the service; otherwise VAST_URL, then {SERVER}", None),
     Arg("--retry", ATTEMPTS, "attempts of a request that may be repeated", 3),
     Arg("--timeout", TIMEOUT, "time limit of one request, seconds", 120),
@@ -14791,7 +14821,8 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         if words and not helping:
             with GLOBAL_ARGS:
                 parse_line(GLOBAL_ARGS, words)  # is there a misspelt option?
-        write_out(overview(lost[0] if lost else "") if words else start_page())
+        verb = lost[0] if lost else ""
+        write_out(overview(verb, profile_of(words)) if words else start_page())
         return 0
     with row:
         try:
@@ -14829,9 +14860,104 @@ def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool
     for arg in row.args:
         if arg.secret and given.get(arg.name) == "-":
             given[arg.name] = ask_secret(arg.label(cli=True))
-    params = check_params(row, given, cli=True)
+    labels = find_labels(row, given)
+    params = check_params(row, replace_labels(row, given, dict.fromkeys(labels, 0)), cli=True)
     with client_of(common, pool) as client:
+        if labels:
+            given = replace_labels(row, given, look_up_labels(client, labels))
+            params = check_params(row, given, cli=True)
         return run_call(Call(client, row, params, view, cli=True))
+
+
+# Labels in place of ids
+
+
+def find_labels(row: Command, given: Row) -> list[str]:
+    """The labels that stand in the place of ids of instances; digits always are an id."""
+    found: list[str] = []
+
+    def note(word: str) -> str:
+        found.append(word)
+        return word
+
+    map_labels(row, given, note)
+    return list(dict.fromkeys(found))
+
+
+def replace_labels(row: Command, given: Row, ids: dict[str, int]) -> Row:
+    """The arguments of a line with ids in place of labels."""
+    return map_labels(row, given, lambda word: str(ids[word])) if ids else given
+
+
+def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
+    """The arguments of a line, with each label changed."""
+    result = dict(given)
+    for arg in row.args:
+        value = given.get(arg.name)
+        if value is None or (arg.kind.completes != "instances" and arg.kind is not PLACE):
+            continue
+        words = value if isinstance(value, list) else [value]
+        if arg.kind is PLACE:
+            parts = [word.partition(":") for word in words]
+            words = [
+                change(head) + colon + path
+                if is_label_of_place(head, colon, path)
+                else head + colon + path
+                for head, colon, path in parts
+            ]
+        else:
+            if arg.kind.many:
+                words = [part for word in words for part in word.split(",")]
+            words = [change(word) if is_label(word, arg.kind) else word for word in words]
+        result[arg.name] = words if isinstance(value, list) else words[0]
+    return result
+
+
+def is_label(word: str, kind: Kind) -> bool:
+    """Is a word that stands for an instance its label?"""
+    if not word.strip() or word[0] in "-+" or word.strip().isdigit():
+        return False
+    letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
+    known = point and letters.isalnum() and digits.isdigit()
+    return not (known and kind.convert is GIVEN_ID.convert)
+
+
+def is_label_of_place(head: str, colon: str, path: str) -> bool:
+    """Does LABEL:PATH name an instance, not a local path, a volume or a connection?"""
+    local = not colon or head == "local" or "/" in head or on_drive(head + colon + path)
+    if local or os.path.exists(os.path.expanduser(head + colon + path)):
+        return False
+    return is_label(head, GIVEN_ID)
+
+
+def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
+    """{label: id of its instance}, from one request.  Raises NotFoundError for a label that none
+    has, UsageError for one that several have.
+    """
+    if client.curl:
+        raise UsageError(
+            f"--curl sends nothing to look up {printable(labels[0], 60)!r}; give the id"
+        )
+    try:
+        rows = client.show_instances(label=labels)
+    except VastAIError as error:
+        raise relabel_error(
+            error, f"the label {printable(labels[0], 60)!r} cannot be looked up"
+        ) from error
+    found = {}
+    for label in labels:
+        ids = [row["id"] for row in rows if as_text(row.get("label")) == label.strip()]
+        if not ids:
+            raise NotFoundError(
+                f"no instance labeled {printable(label, 60)!r}; see `vastai show instances`"
+            )
+        if len(ids) > 1:
+            raise UsageError(
+                f"{len(ids)} instances are labeled {printable(label, 60)!r}: "
+                f"{', '.join(map(str, ids[:20]))}; give the id"
+            )
+        found[label] = ids[0]
+    return found
 
 
 def run_call(call: Call) -> int:
@@ -14910,7 +15036,8 @@ def run_help(call: Call) -> Row:
 def help_text(call: Call, document: Row) -> str:
     """The help of a command, or of all that begin with a word."""
     row, _, lost = find_command(call["command"] or [])
-    return command_help(row) if row else overview(lost[0] if lost else "")
+    verb = lost[0] if lost else ""
+    return command_help(row) if row else overview(verb, call.client.profile)
 
 
 EXIT_STATUSES = {
@@ -14987,6 +15114,7 @@ def run_repl(call: Call) -> None:
         raise UsageError("this is the prompt already")
     common = {
         "api_key": client.api_key if client.creds_source == "CODE" else None,
+        "profile": client.profile or None,
         "url": client.server_url,
         "retry": client.retry,
         "timeout": client.timeout,
@@ -15015,8 +15143,10 @@ def client_of(common: Row, pool: Pool | None = None) -> VastAI:
         common["curl"],
         common["timeout"],
     )
+    client.profile = profile_name(common["profile"])
     if client.creds_source == "FILE" or client.creds_source == "NONE":
-        client.api_key, client.creds_source, client.key_origin = find_key(None, session=True)
+        found = find_key(None, session=True, profile=client.profile)
+        client.api_key, client.creds_source, client.key_origin = found
     client.pool = pool or client.pool
     return client
 
@@ -15070,13 +15200,21 @@ def start_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def overview(verb: str = "") -> str:
+def profile_of(words: list[str]) -> str:
+    """The profile that a line without a command chooses; "" if it cannot be told."""
+    try:
+        return profile_name(parse_line(GLOBAL_ARGS, words)[0].get("profile"))
+    except UsageError:
+        return ""
+
+
+def overview(verb: str = "", profile: str = "") -> str:
     """The commands in groups with a line each, fitted to the terminal; with a verb those that begin
     with it.
     """
     rows = [row for row in COMMANDS.values() if row.face != "sdk"]
     rows = [row for row in rows if not verb or row.name.split()[0] == verb] or rows
-    if not verb and read_key(config_file("vast_role")) == "client":
+    if not verb and read_key(profile_file("vast_role", profile)) == "client":
         rows = [row for row in rows if not row.hosts]
     width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
     about = "Rent GPUs at Vast.ai. `vastai COMMAND --help` explains a command."
@@ -15325,7 +15463,9 @@ class TypedWords:
     def service(self) -> Row:
         """The options that say whom to ask for ids."""
         return {
-            arg.name: value for arg, value in self.seen.items() if arg.name in ("api_key", "url")
+            arg.name: value
+            for arg, value in self.seen.items()
+            if arg.name in ("api_key", "profile", "url")
         }
 
     def option_words(self, word: str) -> Iterator[tuple[str, str]]:
@@ -15390,19 +15530,7 @@ def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
                 rows = perform(
                     Call(client, row, check_params(row, {}, cli=False), View(quiet=True))
                 )
-                lines = [
-                    "\t".join(
-                        [
-                            str(_whole(item["id"])),
-                            " ".join(
-                                printable(str(item[name]))
-                                for name in ("actual_status", "num_gpus", "gpu_name", "label")
-                                if item.get(name)
-                            ),
-                        ]
-                    )
-                    for item in rows
-                ]
+                lines = completion_lines(rows)
             found[:] = [(line.partition("\t")[0], line.partition("\t")[2]) for line in lines]
             if not cached:
                 write_private(path, "\n".join(lines))
@@ -15413,6 +15541,22 @@ def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
     thread.start()
     thread.join(2)  # a look-up of the service's name knows no timeout
     return found
+
+
+def completion_lines(rows: list[Row]) -> list[str]:
+    """A line for each instance, its id and what it is, and one for each label that names a single
+    instance and needs no quotes.
+    """
+    facts = ("actual_status", "num_gpus", "gpu_name", "label")
+    lines, labels = [], [as_text(row.get("label")) for row in rows]
+    for row, label in zip(rows, labels):
+        id = str(_whole(row["id"]))
+        meaning = " ".join(printable(str(row[name])) for name in facts if row.get(name))
+        lines.append(f"{id}\t{meaning}")
+        plain = label.isascii() and label.translate({ord(char): "" for char in "-_."}).isalnum()
+        if plain and label[0] != "-" and not label.isdigit() and labels.count(label) == 1:
+            lines.append(f"{label}\tinstance {id}")
+    return lines
 
 
 def run_completion(call: Call) -> str:
