@@ -10177,6 +10177,16 @@ class ScreenTest(ShellCase):
             terminal.expect("API key: ")
             terminal.type("sesame\n")
             self.assertEqual((terminal.expect("'sesame'").strip(), terminal.status()), ("", 0))
+        saved = os.path.join(self.home, "config", "vastai", "vast_api_key")
+        for words in (["set", "api-key"], ["set", "api-key", "-"]):
+            with Terminal([os.path.join(self.home, "vastai"), *words], self.env) as terminal:
+                terminal.expect(": ")
+                terminal.type("open-sesame-1\n")
+                self.assertEqual(terminal.status(), 0)
+                os.write(terminal.inner, b"@END@")
+                self.assertNotIn("sesame", terminal.expect("@END@"))
+            self.assertEqual(vastai.read_key(saved), "open-sesame-1")
+            os.unlink(saved)
         for text, shown in ((" sesame \nmore\n", "'sesame'"), ("", "")):
             done = subprocess.run([sys.executable, "-c", code], env=env, input=text, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, text=True)
