@@ -129,7 +129,7 @@ class VastAIError(Exception):
 
     @property
     def body(self) -> Any:
-        """The service's answer, parsed where it is JSON, else its text; None where there was none."""
+        """The service's answer, parsed if it is JSON, else its text; None if there was none."""
         try:
             return self.response and self.response.json()
         except ValueError:
@@ -211,7 +211,7 @@ class ProgramError(VastAIError):
 
 
 def make_error(family: type[VastAIError], msg: str, **details: Any) -> VastAIError:
-    """An error of `family`, also one of `requests` where the program at hand has imported that
+    """An error of `family`, also one of `requests` if the calling program has imported that
     library.
 
     Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we
@@ -289,7 +289,7 @@ def unusable_answer_error(row: Command, answer: Answer, what: str) -> VastAIErro
     text = redact_text(answer.text[:4000], answer.secrets).strip()
     return make_error(
         VastAIError,
-        f"the service gave {what}" + (f": {printable(text, 100)!r}" if text else ""),
+        f"the service sent {what}" + (f": {printable(text, 100)!r}" if text else ""),
         response=answer,
         hint="" if row.safe else look_first(row),
     )
@@ -300,7 +300,7 @@ def unusable_because(answer: Answer, problem: ValueError) -> str:
     if answer.fault:
         return answer.fault
     if type(problem) is ValueError:  # JSON, but with something in it that nothing can use
-        return f"an answer that cannot be used ({problem})"
+        return f"an unusable answer ({problem})"
     return "an answer that is not JSON"
 
 
@@ -309,7 +309,7 @@ def refusal_error(body: Row, answer: Answer) -> VastAIError:
     words = one_line(redact_text(reason_of(body), answer.secrets))
     return make_error(
         VastAIError,
-        words or "the service refused, without a reason",
+        words or "the service refused without giving a reason",
         response=answer,
         hint=loss_hint(answer),
     )
@@ -324,7 +324,7 @@ def loss_hint(answer: Answer) -> str:
     """What a refusal may mean after an attempt whose answer was lost; "" if none was."""
     if not answer.after_loss:
         return ""
-    return "An earlier try got no answer: it may have been the one that was carried out."
+    return "An earlier attempt got no answer; it may have succeeded."
 
 
 def no_key_error(profile: str = "") -> AuthError:
@@ -876,7 +876,7 @@ def _line_count(value: Any) -> str:
 
 
 def _email(value: Any) -> str:
-    """A mail address: one @ with text on both sides and no blanks."""
+    """A mail address: one @ with text on both sides and no spaces."""
     text = _name(value).strip()
     user, _, host = text.partition("@")
     if not user or not host or "@" in host or len(text.split()) != 1:
@@ -1011,7 +1011,7 @@ def _json_file(value: Any) -> Row:
 
 
 def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not a number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _text_or_dict(value: Any) -> Any:
@@ -1137,8 +1137,8 @@ IMAGE, HASH, PATH, URL = (TEXT.called(word) for word in ("IMAGE", "HASH", "PATH"
 LABEL, TOKEN, CONDITIONS_TEXT = TEXT.called("NAME"), TEXT.called("TOKEN"), TEXT.called("QUERY")
 SHELL_LINES = TEXT.called("COMMAND")
 LINES = Kind("int | str", _line_count, "a number of lines", "N")
-EMAIL = Kind("str", _email, "a mail address such as ada@example.com", "EMAIL")
-ACCOUNT = Kind("str", _account, "a mail address, or the id of an account", "ACCOUNT")
+EMAIL = Kind("str", _email, "an email address such as ada@example.com", "EMAIL")
+ACCOUNT = Kind("str", _account, "an email address or the id of an account", "ACCOUNT")
 KEY_FILE = TEXT.called("FILE", "files")
 PLACE = NAME.called("PLACE", "files")
 
@@ -1306,7 +1306,7 @@ def parse_query(
             types[field] = ""
         if condition.is_any:
             if condition.operator != "eq":
-                raise UsageError(f"{condition.raw!r} goes with = only: {condition.name}=any")
+                raise UsageError(f"{condition.raw!r} works only with =; write {condition.name}=any")
             for key in [key for key in given if key[0] == field]:
                 tell(f"{printable(condition.text)} drops {printable(given.pop(key).text)}")
             result.pop(field, None)
@@ -1361,9 +1361,9 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
         match = condition.match(text, at)
         if not match:
             form = "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA]"
-            hint = f"write conditions such as {form}, with blanks between them"
+            hint = f"write conditions such as {form}, separated by spaces"
             if found and re.match(r"[\w.]+(?:\s|$)", text[at:]):
-                hint = "put a value with blanks into quotes, and a list into [A,B]"
+                hint = "quote a value that contains spaces, and write a list as [A,B]"
             raise UsageError(f"cannot parse the query at {printable(text[at:], 60)!r}; {hint}")
         name, sign, word, value = match.groups()
         operator = OPERATORS.get(sign or " ".join(word.split()))
@@ -1402,12 +1402,12 @@ def query_value(condition: Condition, type: str, scale: float | None) -> Any:
         items = [(joined, False)]
     ordered = operator in ("gt", "gte", "lt", "lte")
     if ordered and type in ("text", "name", "model", "country", "region", "true/false"):
-        raise UsageError(f"{name}: {condition.text!r} makes no sense; write = != in or notin")
+        raise UsageError(f"{name}: {condition.text!r} has no order; use =, !=, in or notin")
     values: list[Any] = []
     for text, quoted in items:
         if text in ("null", "None") and not quoted:
             if ordered:
-                raise UsageError(f"{name}: {text} goes with = and != only")
+                raise UsageError(f"{name}: {text} works only with = and !=")
             values.append(None)
         else:
             value = query_item(condition, type, text, quoted, scale)
@@ -1483,11 +1483,13 @@ def query_item(
 def check_words(condition: Condition, text: str) -> None:
     """Refuses text without quotes that is probably no text, or more than one."""
     if text.lower() in ("true", "false"):
-        raise condition.error("text", text, condition.form(f'"{text}"') + " if that is the text")
+        raise condition.error("text", text, condition.form(f'"{text}"') + " if you mean that text")
     words = text.split()
     if len(words) > 1 and sum(any(c.isdigit() for c in word) for word in words) != 1:
         raise condition.error(
-            "items with commas between", text, f"[{','.join(words)}], or put blanks into quotes"
+            "items separated by commas",
+            text,
+            f"[{','.join(words)}], or quote a text that contains spaces",
         )
     for sign in (";", "&", "|"):
         if any(c in text.partition(sign)[2] for c in "=<>"):
@@ -1695,7 +1697,7 @@ def parse_env(
     for text in [env] if isinstance(env, str) else env or ():
         for option, value in _env_words(text):
             if option not in ("-e", *ENV_FORMS):
-                tell(f"the service has no place for docker's {option}; it is left out")
+                tell(f"the service does not support docker's {option}; ignoring it")
                 continue
             key = option
             if option == "-e":
@@ -1703,7 +1705,7 @@ def parse_env(
             elif option != "-h":
                 key, value = f"{option} {value}", "1"
             if result.get(key, value) != value:
-                tell(f"{printable(key)} is given twice; the later value stands")
+                tell(f"{printable(key)} is given twice; using the last value")
             result[key] = value
     return result
 
@@ -1834,7 +1836,7 @@ def _unreadable_env(word: str, following: list[str], variable: str) -> UsageErro
     if variable and word[0] != "-":
         return UsageError(
             f"a word after the value of {printable(variable)} is no option; "
-            f"put a value with blanks into quotes: -e {printable(variable)}='…'"
+            f"quote a value that contains spaces: -e {printable(variable)}='…'"
         )
     if word[0] == "-":
         name = word.partition("=")[0]
@@ -2361,7 +2363,7 @@ class Command:
 
     name         "show instances" on the command line, show_instances() in Python
     call         "METHOD /path/{id}/" under /api/v0, "METHOD run:/path/" on the serverless host, or
-                 "" where `run` does everything
+                 "" if `run` does everything
     safe         SAFE: may be sent again when its answer is lost; ONCE: must not
     effect       READS, SETS, SPENDS (can start or raise a charge) or DELETES
     summary      what it does, in at most eight words
@@ -2370,7 +2372,7 @@ class Command:
     The request:
     query, body  members that are always sent
     build        function (call, query, body): fills these in; may return another path
-    run          function (call) -> result, where one request is not enough
+    run          function (call) -> result, if one request is not enough
     schedule     function (call) -> result that makes a scheduled job; adds the options for that
     one_of       exactly one of these arguments must be given; several sets with a comma between
     needs        without any of these arguments there is nothing to change
@@ -2393,7 +2395,7 @@ class Command:
 
     What the command line shows of it:
     columns      the columns of the table, or of the card of a single thing
-    columns_for  function (call, rows) -> columns, where they depend on the call
+    columns_for  function (call, rows) -> columns, if they depend on the call
     member       the member of the result that holds the rows
     rows         function (call, result) -> rows
     tables       function (call, result) -> (heading, rows, columns) of each of several tables
@@ -2533,7 +2535,7 @@ def resolve_table() -> None:
 # ------------------------------------------------------------------------------------------ columns
 # (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is
 # there.  A format is %'s own without the % (".1f") or a text around {} ("{}x"), with *100 or /1000
-# behind it to scale a number, or a word that FORMATS knows.  Where a terminal is too narrow, the
+# behind it to scale a number, or a word that FORMATS knows.  If a terminal is too narrow, the
 # highest rank goes first; 1 if not given, and none in a card.
 
 # fmt: off
@@ -2700,7 +2702,7 @@ EARNING_COLUMNS = (
     ("Day (UTC)", "date", "day", 0), ("GPU $", "gpu_earn", ".2f", 1), ("Storage $", "sto_earn", ".2f", 1),
     ("Upload $", "bwu_earn", ".2f", 2), ("Download $", "bwd_earn", ".2f", 2), ("Total $", "total", ".2f", 0))
 SELF_TEST_COLUMNS = (
-    ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Due", "required", ".6g"),
+    ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Required", "required", ".6g"),
     ("Unit", "unit", ""), ("Status", "status", ""))
 BILL_COLUMNS = (
     ("ID", "metadata.invoice_id", "", 0), ("Created", "start", "day", 1), ("Paid", "end", "day", 2),
@@ -2721,8 +2723,8 @@ JOB_COLUMNS = (
     ("Frequency", "frequency", "", 1))
 ENDPOINT_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "endpoint_name", "", 0), ("State", "endpoint_state", "state", 0),
-    ("Load", "min_load", "", 2), ("Target", "target_util", "", 3), ("Cold x", "cold_mult", "", 3),
-    ("Cold", "cold_workers", "", 2), ("Most", "max_workers", "", 1), ("Created", "created_at", "minute", 4))
+    ("Load", "min_load", "", 2), ("Target", "target_util", "", 3), ("Cold mult", "cold_mult", "", 3),
+    ("Cold workers", "cold_workers", "", 2), ("Max workers", "max_workers", "", 1), ("Created", "created_at", "minute", 4))
 WORKERGROUP_COLUMNS = (
     ("ID", "id", "", 0), ("Endpoint", "endpoint_id", "", 0), ("Name", "endpoint_name", "", 1),
     ("Template", "template_hash|template_id", "", 1), ("VRAM GB", "gpu_ram", "", 2),
@@ -2734,8 +2736,8 @@ ROUTE_CARD = (("Worker", "url", ""), ("Status", "status", ""), ("Cost", "cost", 
     ("Signature", "signature", ""))
 NOTIFICATION_COLUMNS = (
     ("Key", "key", "", 0), ("Meaning", "display_name", "", 1), ("Category", "category", "", 2),
-    ("Mail", "default_preferences.email", "", 0), ("Webhooks", "default_preferences.webhooks", "", 0),
-    ("Mail always", "mandatory_email", "", 2))
+    ("Email", "default_preferences.email", "", 0), ("Webhooks", "default_preferences.webhooks", "", 0),
+    ("Email always", "mandatory_email", "", 2))
 WEBHOOK_COLUMNS = (
     ("ID", "id", "", 0), ("Name", "name", "", 0), ("URL", "webhook_url", "", 0), ("Events", "event_types", "join", 1),
     ("Changed", "updated_at", "minute", 2))
@@ -3106,7 +3108,7 @@ register("Instances",
         done=CHANGED + "Starting instance {id}.", look="show instances", examples=("4242", "4242 --wait")),
     Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "Stop an instance; its disk is still billed",
         INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, confirms=True, run="run_change_state",
-        done=CHANGED + "Stopping instance {id}. Its disk is still billed; destroy the instance to stop paying.", footer="stopped_footer", look="show instances"),
+        done=CHANGED + "Stopping instance {id}.", footer="stopped_footer", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "Destroy an instance and delete its data",
         INSTANCE, *WAIT_GONE,
         ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Destroyed instance {id}.",
@@ -3116,7 +3118,7 @@ register("Instances",
         body={"state": "running"}, confirms=True, run="run_bulk", done="Starting instances {ids}.", look="show instances"),
     Command("stop instances", "PUT /instances/", SAFE, SETS, "Stop several instances; disks are still billed",
         Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping instances {ids}. Their disks are still billed.", look="show instances"),
+        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping instances {ids}.", look="show instances"),
     Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "Destroy several instances and delete their data",
         Arg("ids", INSTANCE_IDS, "the instances", key="instance_ids", to=""),
         ask="Destroy instances {ids} and all their data?", confirms=True, run="run_bulk", done="Destroyed instances {ids}.",
@@ -4307,7 +4309,7 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
                 hint=f"`vastai {row.look}` shows what is so.",
             )
     elif row.strict and isinstance(body, str):
-        raise refusal_error({"msg": body or "the service gave an empty answer"}, answer)
+        raise refusal_error({"msg": body or "the service sent an empty answer"}, answer)
 
 
 def refine(row: Command, result: Any) -> Any:
@@ -4341,7 +4343,7 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-# What `build` names: query and body, where a row's arguments are not sent as they are.  In the
+# What `build` names: query and body, if a row's arguments are not sent as they are.  In the
 # table's order.
 
 OFFER_DEFAULTS: Row = {
@@ -4412,7 +4414,7 @@ def build_params(call: Call, query: Row, body: Row) -> None:
 def build_instance(call: Call, query: Row, body: Row) -> None:
     """The body of create instance(s)."""
     if call["price"] is not None and call["bid_price"] is not None:
-        raise UsageError("price and bid_price are the same thing: give one of them")
+        raise UsageError("give either price or bid_price; they are the same")
     body["price"] = call["bid_price"] if call["price"] is None else call["price"]
     start_up(call, body)
     portal = body["env"].get("PORTAL_CONFIG")  # a template may bring Jupyter: its entries stay
@@ -4479,12 +4481,10 @@ def runtype_of(call: Call, template: Any) -> Any:
         return call["runtype"] or None
     if call["runtype"]:
         if ssh or call["jupyter"] or direct:
-            raise UsageError("runtype does not go together with ssh, jupyter or direct")
+            raise UsageError("runtype cannot be combined with ssh, jupyter or direct")
         return str(call["runtype"])
     if jupyter and args is not None:
-        raise UsageError(
-            "args do not go together with jupyter: Jupyter takes the entrypoint's place"
-        )
+        raise UsageError("args cannot be combined with jupyter: Jupyter replaces the entrypoint")
     if jupyter:
         return "jupyter_direc ssh_direc ssh_proxy" if direct else "jupyter_proxy ssh_proxy"
     if ssh:
@@ -4503,9 +4503,9 @@ def volume_of(call: Call) -> Row | None:
         call["volume_label"],
     )
     if call["volume_info"] is not None and (create is not None or link is not None):
-        raise UsageError("volume_info does not go together with create_volume or link_volume")
+        raise UsageError("volume_info cannot be combined with create_volume or link_volume")
     if create is not None and link is not None:
-        raise UsageError("make a new volume or link one: not both")
+        raise UsageError("create a new volume or link one, not both")
     if call["volume_size"] is not None and create is None:
         raise UsageError("a volume size needs a volume to create: --create-volume")
     if create is None and link is None:
@@ -4611,7 +4611,7 @@ def schedule_of(call: Call, request: Request) -> Row:
     end = today + 7 * 86400 if call["end_date"] is None else float(call["end_date"])
     check_period(start, end)
     if start == end:
-        raise UsageError("the --start_date and the --end_date of a job are the same time")
+        raise UsageError("the --start_date and --end_date of a job must differ")
     return {
         "start_time": start,
         "end_time": end,
@@ -4704,7 +4704,7 @@ def build_copy(call: Call, query: Row, body: Row) -> str | None:
     """Both sides of a copy; one without an id goes to another address of the service."""
     (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
     if {src, dst} <= {None, "local"}:
-        raise UsageError("both sides are on this computer; one must be ID:PATH")
+        raise UsageError("both places are on this computer; write one of them as INSTANCE:PATH")
     if call["exclude"] and not {src, dst} & {None, "local"}:
         raise UsageError("--exclude is for copies from or to this computer")
     body.update(client_id="me", src_id=src, dst_id=dst, src_path=src_path, dst_path=dst_path)
@@ -4731,7 +4731,7 @@ def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
         bad = True
     if bad:
         raise UsageError(
-            f"{name}: cannot read {printable(text)!r}; write ID:PATH, V.ID:PATH or local:PATH"
+            f"{name}: cannot read {printable(text)!r}; write INSTANCE:PATH, V.VOLUME:PATH or local:PATH"
         )
     return id, path
 
@@ -4748,7 +4748,11 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
     if way not in ("instance to cloud", "cloud to instance") or (
         call["schedule"] and way[0] == "c"
     ):
-        more = ", which alone can be scheduled" if call["schedule"] else " or 'Cloud to Instance'"
+        more = (
+            ", the only direction that can be scheduled"
+            if call["schedule"]
+            else " or 'Cloud to Instance'"
+        )
         raise UsageError(
             f"--transfer: expected 'Instance to Cloud'{more}, not {printable(call['transfer'])!r}"
         )
@@ -4758,7 +4762,7 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
 
 def build_delete_deployment(call: Call, query: Row, body: Row) -> str | None:
     if call["id"] is not None and call["tag"] is not None:
-        raise UsageError("--tag goes with --name")
+        raise UsageError("--tag needs --name")
     return None if call["name"] is None else "/deployments/"
 
 
@@ -4768,7 +4772,7 @@ def require_code(call: Call) -> None:
     if (call["code"] is None) == (call["backup_code"] is None):
         raise UsageError("give either --code or --backup-code")
     if call.cli and method and call["method_id"]:
-        raise UsageError("--method-type does not go together with --method-id")
+        raise UsageError("give either --method-type or --method-id")
 
 
 def build_code(call: Call, query: Row, body: Row) -> None:
@@ -4781,7 +4785,7 @@ def build_tfa_delete(call: Call, query: Row, body: Row) -> None:
     method = call["method_type"]
     if method in ("sms", "email") and not call["secret"]:
         raise UsageError(
-            f"a code by {method} needs the --secret that `vastai tfa send-{method}` shows"
+            f"a code by {method} needs the --secret that `vastai tfa send-{method}` prints"
         )
 
 
@@ -5254,7 +5258,7 @@ def key_refused(words: str) -> bool:
 
 
 def code_hint(answer: Answer) -> str:
-    """What to do when a code of two-factor authentication is refused; "" where it was something
+    """What to do when a code of two-factor authentication is refused; "" if it was something
     else.
     """
     try:
@@ -5268,7 +5272,7 @@ def code_hint(answer: Answer) -> str:
     ):
         return ""
     if body["error"] == "2fa_expired":
-        return "Code and secret have expired; `vastai tfa send-sms` or `vastai tfa send-email` sends others."
+        return "The code and secret have expired; get new ones with `vastai tfa send-sms` or `vastai tfa send-email`."
     locked = (
         f" Locked until {format_utc(body['locked_until'])} UTC." if body.get("locked_until") else ""
     )
@@ -5278,7 +5282,7 @@ def code_hint(answer: Answer) -> str:
 def auth_hint(client: VastAI, words: str) -> str:
     if "two factor" in words.lower() or "2fa" in words.lower():
         return (
-            "Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or mail, "
+            "Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or email, run "
             "`vastai tfa send-sms` or `vastai tfa send-email` first."
         )
     if not client.api_key:
@@ -5351,7 +5355,7 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
         if not trusted and body and request.hidden:
             body = {name: value for name, value in body.items() if name != "api_key"}
             if any(body.get(name) is not None for name in request.hidden):
-                reason = f"to {url}, which may not see this request's secrets"
+                reason = f"to {url}, which must not see this request's secrets"
                 break
     answer.secrets = request.secrets + client.secrets
     reason = reason or f"more than 5 times, the last time to {url}"
@@ -5373,7 +5377,7 @@ def redirect_target(method: str, url: str, status: int, location: str) -> tuple[
         old, new = urlsplit(url), urlsplit(urljoin(url, quote(location, safe=URL_SAFE)))
         same_place = key_may_go(old, new)
     except ValueError:
-        raise ValueError(f"to {location}, which is no address") from None
+        raise ValueError(f"to {location}, which is not a URL") from None
     downgrade = old.scheme == "https" and new.scheme == "http"
     if new.scheme not in ("http", "https") or not new.hostname or downgrade:
         raise ValueError(f"to {location}, which is not safe")
@@ -5482,7 +5486,7 @@ def unzip(content: bytes) -> tuple[bytes, str]:
         parts.append(part)
         content = member.unused_data
     if content and not parts:
-        return content, "no gzip, although announced as that"
+        return content, "not gzip, although its header says so"
     return b"".join(parts), ""
 
 
@@ -5848,9 +5852,9 @@ def open_tunnel(connection: HttpConnection, proxy: Proxy) -> None:
     connection.send(proxy.connect_message(connection.place))
     head = connection.read_head()
     if head.status != 200:
-        raise OSError(f"the proxy refuses: HTTP {head.status}")
+        raise OSError(f"the proxy refused: HTTP {head.status}")
     if connection.buffer:
-        raise OSError("the proxy sent more than was asked for")
+        raise OSError("the proxy sent unexpected data")
 
 
 _contexts: dict[Any, ssl.SSLContext] = {}
@@ -6108,7 +6112,7 @@ def read_key_file(path: str) -> tuple[str, str]:
 def key_fault(key: Any) -> str:
     """Why a text cannot be an API key, or "" if it can."""
     if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
-        return "has a blank, a line break or another character that no key has"
+        return "contains a space, a line break or another character that no key contains"
     if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
         return "is in quotes: remove them"
     if key[:1] == "$":
@@ -6197,7 +6201,7 @@ def run_program(words: list[str], how_to_get: str, told: bool = True, aside: boo
         ).returncode
     except OSError:
         raise ProgramError(
-            f"{words[0]} is not on this machine. {how_to_get}", exit_status=127
+            f"{words[0]} is not installed here. {how_to_get}", exit_status=127
         ) from None
     if status:
         raise ProgramError(
@@ -6219,13 +6223,13 @@ def perform(call: Call) -> Any:
             return row.schedule(call)
         return row.run(call) if row.run else call.send()
     except RecursionError:
-        raise VastAIError("the service gave an answer that is nested too deeply") from None
+        raise VastAIError("the service sent an answer that is nested too deeply") from None
 
 
 def objects(value: Any) -> list[Row]:
     """`value`, if it is a list of objects.  Raises VastAIError if not."""
     if not is_rows(value):
-        raise VastAIError("the service gave something other than a list of objects")
+        raise VastAIError("the service sent something other than a list of objects")
     return list(value)
 
 
@@ -6318,7 +6322,7 @@ def chunk(row: Row) -> Row:
 def run_create_instance(call: Call) -> Row:
     """One rental; with `wait` the instance that came of it stands under "instance"."""
     if call["spot"]:
-        raise UsageError("--spot is an option of launch instance; here, --bid_price makes a bid")
+        raise UsageError("--spot is an option of launch instance; bid with --bid_price here")
     fetch_commands(call)
     rented = rental(call, call["label"], call["confirm"])
     with SignalGuard(off=not call.cli):  # a program is not told of an id by the way
@@ -6372,7 +6376,7 @@ def rent(call: Call, rented: Rented, **params: Any) -> Row:
         raise
     ids = contracts_of(answer)
     if not ids:
-        raise outcome_unknown_error(call.row, "the service confirmed it, but named no instance")
+        raise outcome_unknown_error(call.row, "the service confirmed it but named no instance")
     rented.id = ids[0]
     return answer
 
@@ -6395,7 +6399,7 @@ def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int
         if call["cancel_unavail"]:
             rented.give_back()
         if rented.id is None:
-            error.msg += f"; instance {id}, made all the same, is destroyed"
+            error.msg += f"; it created instance {id} anyway, which is destroyed"
         else:
             left.append(id)
             error.msg += f"; but {rented.still_costs()}"
@@ -6409,17 +6413,17 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
     label, found = rented.name, rented.rows()
     ids = [row.get("id") for row in found or ()]
     if found is None:
-        words = f"The instances labelled {label!r} could not be listed: {rented.problem}."
+        words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
     elif len(ids) == 1:
         rented.id = error.found = error.details["found"] = ids[0]
         words = (
-            f"Instance {ids[0]}, labelled {label!r}, has appeared since: it is most likely the one."
+            f"Instance {ids[0]}, labeled {label!r}, has appeared since; it is most likely the one."
         )
     elif ids:
         named = ", ".join(map(str, ids[:20]))
-        words = f"There are {len(ids)} new instances labelled {label!r}: {named}."
+        words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
     else:
-        words = f"No instance labelled {label!r} has appeared so far."
+        words = f"No instance labeled {label!r} has appeared so far."
     error.hint = f"{printable(words, 1000)}\n  {error.hint}"
 
 
@@ -6569,7 +6573,9 @@ def instance_filters(call: Call) -> Row:
         order.append({"col": "id", "dir": "asc"})
     for state in call["status"] or ():
         if state not in INSTANCE_STATES:
-            call.warn(f"{printable(state)!r} is no state; there are {', '.join(INSTANCE_STATES)}")
+            call.warn(
+                f"unknown state {printable(state)!r}; the states are {', '.join(INSTANCE_STATES)}"
+            )
     chosen = {name: {"in": values} for name, values in filters.items() if values}
     return {"select_filters": chosen, "order_by": order}
 
@@ -6725,7 +6731,7 @@ class Bulk:
         answer: Row = self.call.send(body={self.key: [entry["id"] for entry in entries]})
         made = contracts_of(answer) if self.rents else []
         if self.rents and not made:
-            reason = "the service confirmed it, but named no instances"
+            reason = "the service confirmed it but named no instances"
             raise outcome_unknown_error(self.call.row, reason)
         self.answers.append(answer)
         self.made += made
@@ -6761,7 +6767,7 @@ class Bulk:
         return error
 
     def made_words(self) -> str:
-        return f"; made: instances {', '.join(map(str, self.made))}" if self.made else ""
+        return f"; created: instances {', '.join(map(str, self.made))}" if self.made else ""
 
     def interrupted(self) -> str:
         return f"interrupted; {partial(self.results).msg}{self.made_words()}"
@@ -6778,7 +6784,7 @@ def mark(entries: list[Row], **what: Any) -> None:
 def run_logs(call: Call) -> Any:
     """Asks for a text that the instance writes to a storage address, and fetches it from there."""
     if call["follow"] and call.view.format != "table":
-        raise UsageError("--follow prints text as it comes; it does not go with --raw or --format")
+        raise UsageError("--follow cannot be combined with --raw or --format")
     answer = call.send()
     url = as_text(answer.get("result_url"))
     if not url:
@@ -6858,7 +6864,7 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
             raise ValueError
     except ValueError:
         raise VastAIError(
-            f"the service gave {printable(url, 100)!r} as the address of the result"
+            f"the service sent {printable(url, 100)!r} as the address of the result"
         ) from None
     url = parts.geturl()
     request = Request("GET", url, {}, None, SAFE, auth=False)
@@ -6882,13 +6888,11 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
     text: str | None = poll_until(look, max_wait, 0.3, 3.0)
     call.progress("")
     if text is None:
-        raise WaitTimeoutError(f"the result was not there after {max_wait:g} s")
+        raise WaitTimeoutError(f"no result after {max_wait:g} s")
     return text
 
 
-HOW_TO_GET_SSH = (
-    "It comes with OpenSSH: `apt-get install openssh-client`, or the OpenSSH client of Windows."
-)
+HOW_TO_GET_SSH = "It comes with OpenSSH: run `apt-get install openssh-client`, or add the OpenSSH client of Windows."
 
 
 def run_ssh(call: Call) -> None:
@@ -6905,7 +6909,7 @@ def run_scp(call: Call) -> None:
         raise UsageError("both places are instances; copy between them with `vastai copy`")
     id = ids[0] if ids[1] is None else ids[1]
     if id is None:
-        raise UsageError("neither place is an instance; write one of them as ID:PATH")
+        raise UsageError("neither place is an instance; write one of them as INSTANCE:PATH")
     for place in places:
         if place.startswith("-"):
             raise UsageError(f"a path must not begin with -: write ./{printable(place)}")
@@ -6967,16 +6971,14 @@ def ssh_options(call: Call, id: int) -> list[str]:
 
 
 def reachable(call: Call, row: Row | None, id: int) -> list[tuple[str, int]]:
-    """The SSH addresses of an instance.  Raises where there is no such instance or no address."""
+    """The SSH addresses of an instance.  Raises if there is no such instance or no address."""
     if not row:
-        raise NotFoundError(
-            f"you have no instance {id}", hint="`vastai show instances` lists yours."
-        )
+        raise not_found_error("instance", id, "show instances")
     found = ssh_addresses(row)
     if not found:
         raise VastAIError(
             f"instance {id} has no SSH port yet; is it running?",
-            hint=f"`vastai wait instance {id}` waits until it is.",
+            hint=f"Wait for it with `vastai wait instance {id}`.",
         )
     return found
 
@@ -7002,7 +7004,7 @@ def ssh_addresses(row: Row) -> list[tuple[str, int]]:
 
 
 def safe_host(host: Any) -> str:
-    """A host from the service as it may stand in a command, where it is not an option.  Raises
+    """A host from the service as it may stand in a command, if it is not an option.  Raises
     ValueError.
     """
     name = str(host or "").strip()
@@ -7065,7 +7067,7 @@ def run_copy(call: Call) -> Row:
         answer: Row = call.send()
     except VastAIError as error:
         if "VMs" in error.msg:
-            error.hint = "Of a VM only the whole disk can be copied: leave the path out."
+            error.hint = "Only the whole disk of a VM can be copied; leave out the path."
         raise
     if call.cli and src in (None, "local"):
         there = rsync_place(answer, "dst", dst, dst_path)
@@ -7085,7 +7087,7 @@ def rsync_place(answer: Row, side: str, id: Any, path: str) -> str:
     except ValueError:
         host = ""
     if not host or port is None or not 0 < port < 65536:
-        raise VastAIError("the service gave no usable address for rsync")
+        raise VastAIError("the service sent no usable address for rsync")
     return f"vastai_kaalia@{bracketed(host)}::{id}/{path}"
 
 
@@ -7217,14 +7219,14 @@ def run_gpu_trends(call: Call) -> Row:
         return dict(answer)
     gpus = {call["name"]: answer} if "supply_demand" in answer else answer.get("gpus")
     if not isinstance(gpus, dict) or not all(isinstance(part, dict) for part in gpus.values()):
-        raise VastAIError("the service gave an answer without 'gpus'")
+        raise VastAIError("the service sent an answer without 'gpus'")
     asked = [name.strip() for name in call["name"].replace("_", " ").split(",")]
     names = [*filter(gpus.__contains__, asked), *gpus]
     return {gpu: trend_of(gpus[gpu]) for gpu in names}
 
 
 def trend_of(part: Row) -> Row:
-    """One GPU's parallel lists as rows, null where a list is too short."""
+    """One GPU's parallel lists as rows, null if a list is too short."""
     supply, prices = as_dict(part.get("supply_demand")), as_dict(part.get("pricing"))
     lists = {name: as_list(supply.get(name)) for name in SUPPLY.values()}
     lists.update({name: as_list(prices.get(name)) for name in PRICES})
@@ -7399,14 +7401,14 @@ def run_tfa_login(call: Call) -> Row:
             call.warn("--api-key and VAST_API_KEY take precedence over the session's key")
     left = as_whole(answer.get("backup_codes_remaining"))
     if left is not None and left <= 3:
-        call.warn(f"{left} backup codes are left; make new ones with `vastai tfa regen-codes`")
+        call.warn(f"{left} backup codes are left; create new ones with `vastai tfa regen-codes`")
     return answer
 
 
 def session_sentence(call: Call, answer: Row) -> str:
     """Where the session's key is, and how many backup codes are left."""
     if not answer.get("session_key"):
-        return "The code was right, but the service gave no new session key."
+        return "The code was right, but the service sent no new session key."
     left = as_whole(answer.get("backup_codes_remaining"))
     more = "" if left is None else f" Backup codes left: {left}."
     path = profile_file("vast_tfa_key", call.client.profile)
@@ -7438,12 +7440,12 @@ def run_tfa_auth_new(call: Call) -> Row:
             return answer
         secret = as_text(answer.get("secret"))
         if not secret:
-            raise VastAIError("the service gave no secret for the second step; start again")
+            raise VastAIError("the service sent no secret for the second step; start again")
         code = ask_line(f"Secret: {secret}. Code:")
         if not code:
             raise VastAIError(
                 "no code was given",
-                hint=f"Go on with `vastai tfa auth-new --secret {printable(secret)} --code CODE`.",
+                hint=f"Continue with `vastai tfa auth-new --secret {printable(secret)} --code CODE`.",
             )
     done: Row = call.of(AUTH_NEW_END, secret=secret, code=code).send()
     return done
@@ -7458,7 +7460,7 @@ def first_step(call: Call) -> Row:
     }
     given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
     if call.cli and len(given) > 1:
-        raise UsageError("give one of --method-type, --method-id and --backup-code")
+        raise UsageError("give only one of --method-type, --method-id and --backup-code")
     answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
     return answer
 
@@ -7469,7 +7471,7 @@ def run_show_machine(call: Call) -> Row:
     if not found:
         raise not_found_error("machine", call["id"], "show machines")
     if len(found) > 1:
-        raise VastAIError(f"the service gave {len(found)} machines for {call['id']}")
+        raise VastAIError(f"the service sent {len(found)} machines for {call['id']}")
     return found[0]
 
 
@@ -7524,7 +7526,7 @@ def run_list_machines(call: Call) -> list[Row]:
 def cluster_rows(call: Call, answer: Row) -> list[Row]:
     """A row for each cluster, with its machines and the one that manages it."""
     if not isinstance(answer.get("clusters"), dict):
-        raise VastAIError("the service gave an answer without 'clusters'")
+        raise VastAIError("the service sent an answer without 'clusters'")
     rows = []
     for id, cluster in answer["clusters"].items():
         nodes = as_rows(get_path(cluster, "nodes"))
@@ -7924,7 +7926,7 @@ class Watch:
             raise
         except VastAIError as error:
             if not isinstance(error, NetworkError) and error.status < 500:
-                raise relabel_error(error, f"instance {self.id} cannot be looked at") from error
+                raise relabel_error(error, f"instance {self.id} cannot be checked") from error
             return {}  # one lost answer is no reason to give up
         if row is None:
             fresh = time.monotonic() - self.begun < NOT_THERE_YET and not self.seen
@@ -7939,7 +7941,7 @@ class Watch:
     def dead_error(self, wanted: str) -> VastAIError | None:
         """The error to raise if the instance can never be `wanted`; its `fault` says whose it is."""
         fault, shown = self.fault()
-        hint = f"`vastai logs {self.id}` may say why; it costs until it is destroyed."
+        hint = f"`vastai logs {self.id}` may say why; it is billed until it is destroyed."
         if fault == "stopped":
             hint = f"`vastai start instance {self.id}` starts it; its disk is billed until it is destroyed."
         if fault == "stopped" and self.row.get("is_bid"):
@@ -7983,7 +7985,7 @@ def wait_for(
         state = watch.row.get("actual_status") or ("not started" if watch.seen else "not there")
         raise WaitTimeoutError(
             f"instance {id} was not {status} after {limit:g} s: it is {state}",
-            hint=f"`vastai wait instance {id}` goes on waiting.",
+            hint=f"`vastai wait instance {id}` keeps waiting.",
         )
     return row
 
@@ -8053,7 +8055,7 @@ class Rented:
         self.made_up, self.ours = made_up, ours or (lambda row: True)
         self.id: Any = None
         self.price: Any = None
-        self.problem = ""  # why it could not be given back
+        self.problem = ""  # why it could not be destroyed
         self.given_up = False  # after ten tries
         self.began = self.ended = 0.0  # time.monotonic() of the rental, and of the end
 
@@ -8152,13 +8154,13 @@ class Rented:
             return ""
         reason = f" ({printable(self.problem, 200)})" if self.problem else ""
         if self.id == "?":
-            named = f" labelled {self.name!r}" if self.name else ""
+            named = f" labeled {self.name!r}" if self.name else ""
             return (
                 f"whether a {self.kind}{named} was made is unknown{reason}; "
                 f"look with `vastai show {self.kind}s`"
             )
         verb = "destroy" if self.kind == "instance" else "delete"
-        state = f"could not be given back{reason}" if reason else "is rented"
+        state = f"could not be destroyed{reason}" if reason else "is rented"
         rate = f" {format_rate(self.price)}" if as_number(self.price) is not None else ""
         return (
             f"{self.kind} {self.id} {state} and is billed{rate} until "
@@ -8255,7 +8257,7 @@ def with_lease(call: Call, body: Row) -> str:
 
     if call["vm"] or "args" in body or body.get("runtype") == "args":
         raise UsageError(
-            "--max-hours does not go with --args, runtype args or --vm: nothing would end the instance"
+            "--max-hours cannot be combined with --args, runtype args or --vm: nothing would destroy the instance"
         )
     values = {"@F": LEASE_FILE, "@S": str(max(1, round(call["max_hours"] * 3600)))}
     values["@U"] = quote(call.client.server_url.rstrip("/"))
@@ -8284,7 +8286,7 @@ def fetch_commands(call: Call) -> None:
         call.params["onstart_cmd"] = as_text(template.get("onstart"))
         if template.get("runtype") == "args":
             raise UsageError(
-                "--max-hours: the template runs args alone: nothing would end the instance"
+                "--max-hours: the template only runs args; nothing would destroy the instance"
             )
 
 
@@ -8368,7 +8370,7 @@ class Launch:
             parts = [as_number(user.get(name)) for name in ("credit", "balance")]
             self.credit = sum(part for part in parts if part is not None)
         except VastAIError as error:
-            tell(self.call, f"your credit cannot be read: {error.msg}")
+            tell(self.call, f"cannot read your credit: {error.msg}")
 
     def note_those_there(self) -> None:
         """Remembers who has the caller's label already: those are not ours, whatever comes."""
@@ -8398,7 +8400,7 @@ class Launch:
             limit=max(64, 8 * self.most, call["limit"] or 0),
         )
         if not offers:
-            raise NotFoundError("no offer meets the conditions; nothing was rented")
+            raise NotFoundError("no offer matches the conditions; nothing was rented")
         machines: dict[Any, Row] = {}
         for offer in offers:
             price = self.price_of(offer)[0]
@@ -8408,7 +8410,9 @@ class Launch:
         found = [offer for id, offer in machines.items() if id not in self.excluded]
         if not found:
             cap = "" if self.cap is None else f" for {format_rate(self.cap)} or less"
-            raise NotFoundError(f"none of {len(offers)} offers can be had{cap}; nothing was rented")
+            raise NotFoundError(
+                f"none of {len(offers)} offers is available{cap}; nothing was rented"
+            )
         return found
 
     def bid_for(self, offer: Row) -> float | None:
@@ -8486,7 +8490,7 @@ class Launch:
                 raise problem
             return answer
         except PartialError:
-            raise  # what it made could not be given back
+            raise  # what it made could not be destroyed
         except VastAIError as error:
             words = f"{get_path(error.body, 'error')} {error.msg}".lower()
             if contracts_of(error.body):
@@ -8494,7 +8498,7 @@ class Launch:
             elif is_lost(error):
                 return self.find(error)
             elif isinstance(error, NotFoundError) or "no_such_ask" in words:
-                tell(self.call, f"Offer {offer['id']} was taken by somebody else")
+                tell(self.call, f"Offer {offer['id']} was taken by someone else")
             elif "invalid_price" in words or "bid_too_low" in words:
                 tell(self.call, f"Offer {offer['id']}: {error.msg}")
             else:
@@ -8509,12 +8513,12 @@ class Launch:
             self.rented.id = rows[0].get("id")
             return {"success": True, "new_contract": self.rented.id}
         self.rented.id = None  # nothing that could be given back
-        found = "could not be looked for" if rows is None else "has not appeared so far"
+        found = "could not be searched for" if rows is None else "has not appeared so far"
         if rows:
             found = f"may be one of {', '.join(str(row.get('id')) for row in rows)}"
         label = self.rented.name
         raise outcome_unknown_error(
-            self.rental_call.row, f"{error.msg}; the instance labelled {label!r} {found}"
+            self.rental_call.row, f"{error.msg}; the instance labeled {label!r} {found}"
         ) from error
 
     def start(self, offer: Row) -> Row | None:
@@ -8546,7 +8550,7 @@ class Launch:
             raise PartialError(words, results=[], found=self.rented.id)
         if stop:
             hint = "" if stop.details.get("fault") else f"{stop.hint} "
-            stop.hint = f"{hint}It was given back; another machine would do no better."
+            stop.hint = f"{hint}It was destroyed; another machine would fail the same way."
             raise stop
         self.give_up(offer, reason)
         return None
@@ -8570,7 +8574,7 @@ class Launch:
         if price is not None and self.cap is not None and price > self.cap + 1e-6:
             return f"it costs {format_rate(price)}, more than {format_rate(self.cap)}"
         if self.spot and row.get("is_bid") is not None and not row["is_bid"]:
-            return "it is on demand, not interruptible"
+            return "it is on-demand, not interruptible"
         return ""
 
     def show_logs(self) -> None:
@@ -8596,16 +8600,14 @@ class Launch:
     def failure(self) -> VastAIError:
         """The error once no try is left, or no offer."""
         if not self.tries:
-            return NotFoundError(
-                "every offer that meets the conditions was taken; nothing was rented"
-            )
+            return NotFoundError("every offer that matches was taken; nothing was rented")
         lines = [
             f"  offer {item['offer']}, machine {item['machine_id']}: {printable(item['reason'], 300)}"
             for item in self.tries
         ]
         options = " ".join(f"--exclude-machine {id}" for id in self.excluded)
         return VastAIError(
-            "\n".join([f"{len(lines)} rentals, and none works; all are given back:", *lines]),
+            "\n".join([f"{len(lines)} rentals, and none works; all are destroyed:", *lines]),
             hint=f"For the next run: {options}",
             tries=self.tries,
         )
@@ -8721,7 +8723,7 @@ class RemoteJob:
         self.id: Any = None
         self.status: int | None = None
         self.deadline = 0.0
-        self.problem = ""  # why the instance is kept although that was not asked for
+        self.problem = ""  # why the instance stays although that was not asked for
 
     def look_here(self) -> None:
         """Before any money: are the programs and the files here, and is there a key for ssh?"""
@@ -8729,17 +8731,17 @@ class RemoteJob:
 
         for program in ("ssh", "tar") if self.uploads or self.downloads else ("ssh",):
             if not which(program):
-                raise UsageError(f"{program} is not on this machine. {HOW_TO_GET_SSH}")
+                raise UsageError(f"{program} is not installed here. {HOW_TO_GET_SSH}")
         for local, _ in self.uploads:
             if not os.path.exists(local):
-                raise UsageError(f"--upload: there is no {printable(local)}")
+                raise UsageError(f"--upload: no file or folder {printable(local)}")
         if not self.call.client.curl and not self.call.do("show_ssh_keys"):
             raise UsageError("your account has no SSH key; `vastai create ssh-key` adds one")
 
     def run(self) -> None:
         """The job to its end; what it leaves behind is decided by `rented` and `problem`."""
         hours = format_duration(self.limit * 3600)
-        tell(self.call, f"The instance ends itself after {hours} (--max-hours)")
+        tell(self.call, f"The instance destroys itself after {hours} (--max-hours)")
         answer = self.launch.run()
         self.row, self.deadline = answer["instance"], time.monotonic() + self.limit * 3600
         for local, remote in self.uploads:
@@ -8777,15 +8779,13 @@ class RemoteJob:
                 alive = alive or not any(sign in told.lower() for sign in NO_LIFE)
             if denied > 9:
                 raise VastAIError(
-                    f"instance {self.id} refuses the SSH key of this machine",
+                    f"instance {self.id} refuses the SSH key of this computer",
                     hint="Give the private key that belongs to one of `vastai show ssh-keys` with -i.",
                 )
             silent = not alive and time.monotonic() - begun >= SILENCE
             return f"ssh did not answer for {SILENCE:g} s" if silent else None
 
-        found = (
-            poll_until(look, 900 if limit is None else limit, 1.0, 10.0) or "ssh does not let us in"
-        )
+        found = poll_until(look, 900 if limit is None else limit, 1.0, 10.0) or "ssh cannot log in"
         return "" if found == "connected" else found
 
     def check(self) -> None:
@@ -8814,7 +8814,7 @@ class RemoteJob:
         result = poll_until(look, self.deadline - time.monotonic(), 1.0, 30.0)
         if result is None:
             hours = format_duration(self.limit * 3600)
-            raise WaitTimeoutError(f"the command was not done after {hours} (--max-hours)")
+            raise WaitTimeoutError(f"the command did not finish within {hours} (--max-hours)")
         return result
 
     def ssh_words(self, command: str) -> list[str]:
@@ -8929,7 +8929,7 @@ class RemoteJob:
         if ssh.returncode == 1 and not moved:
             raise VastAIError(f"the job is lost: its folder on instance {self.id} is gone")
         if ssh.returncode == 0:  # it ends well only with what became of the job
-            raise VastAIError(f"instance {self.id} gave no answer that makes sense")
+            raise VastAIError(f"instance {self.id} sent an answer that makes no sense")
         return moved
 
     def pass_on(self, name: str, source: Any, count: int) -> None:
@@ -8981,8 +8981,8 @@ class RemoteJob:
         status = self.ssh(self.fill(SHORTEN), 30.0)[0]
         if status:
             hours = format_duration(self.limit * 3600)
-            return f"Instance {self.id} is kept, and ends itself {hours} after its start"
-        return f"Instance {self.id} is kept for one more hour"
+            return f"Instance {self.id} stays and destroys itself {hours} after its start"
+        return f"Instance {self.id} stays for one more hour"
 
     # What it came to
 
@@ -9001,9 +9001,7 @@ class RemoteJob:
         kept = self.call["keep"] and self.status is not None
         if self.problem or (kept and self.rented.id is None):
             rate = format_rate(self.row.get("dph_total"))
-            words = (
-                f"instance {self.id} is kept, {rate}; `vastai destroy instance {self.id}` ends it"
-            )
+            words = f"instance {self.id} stays at {rate}; stop paying with `vastai destroy instance {self.id}`"
         elif self.rented.id is not None:
             words = self.rented.still_costs()
         if self.status:
@@ -9286,7 +9284,7 @@ def cost_words(cost: Row) -> str:
     hour, day, month, credit = (cost[name] for name in ("hour", "day", "month", "credit"))
     words = f"{at_least}{format_rate(hour)}, ${day:.2f}/day, ${month:.2f}/month"
     if hour <= 0:
-        words = f"{at_least}$0.00/hr" if at_least else "nothing costs money now"
+        words = f"{at_least}$0.00/hr" if at_least else "nothing is billed now"
     if credit is not None:
         words += f"; credit ${credit:.2f}"
     if cost["hours_left"] is not None:
@@ -9335,7 +9333,7 @@ def stopped_footer(call: Call, answer: Row) -> list[str]:
     if price is None:
         return []
     month = price * HOURS_OF_MONTH
-    end = f"`vastai destroy instance {id}` ends that"
+    end = f"stop paying with `vastai destroy instance {id}`"
     return [f"Its disk is still billed: {format_rate(price)}, ${month:.2f}/month; {end}."]
 
 
@@ -9355,7 +9353,7 @@ def volumes_footer(call: Call, answer: Row) -> list[str]:
         id, price = row.get("id"), as_number(row.get("storage_total_cost"))
         rate = "" if price is None else f" at {format_rate(price)}"
         lines.append(
-            f"Volume {id} stays and is billed{rate}; `vastai delete volume {id}` ends that."
+            f"Volume {id} stays and is billed{rate}; stop paying with `vastai delete volume {id}`."
         )
     return lines
 
@@ -9398,7 +9396,7 @@ class SelfTest:
             "error": None,
             "machine_id": self.machine,
             "diagnostics": {},
-            "warning": "The requirements are ignored: to pass does not qualify the machine for verification."
+            "warning": "Requirements are ignored; passing does not qualify the machine for verification."
             if call["ignore_requirements"]
             else None,
         }
@@ -9450,7 +9448,7 @@ class SelfTest:
             "rentable": {"eq": True},
             "rented": {"eq": "any"},
         }
-        code, reason = "no_offer", "the machine is not listed; `vastai list machine` makes offers"
+        code, reason = "no_offer", "the machine is not listed; list it with `vastai list machine`"
         try:
             offers = self.call.do("search_offers", query=query, no_default=True)
             query["rentable"] = {"eq": "any"}
@@ -9610,7 +9608,7 @@ class SelfTest:
             return None
 
         if not poll_until(look, 600, 20):
-            raise Unfit("runtime_test_timeout", "runtime", "the test was not done within 600 s")
+            raise Unfit("runtime_test_timeout", "runtime", "the test did not finish within 600 s")
 
     def give_back(self) -> None:
         """Removes the instance unless it is gone; after a failure its diagnostics are written
@@ -9745,7 +9743,7 @@ def failure_of(text: str, table: dict[str, str], otherwise: str) -> str:
 
 
 def run_dump_logs(call: Call) -> Row:
-    """The bundle alone, with the logs of an instance where one is named."""
+    """The bundle alone, with the logs of an instance if one is named."""
     instance, machine = call["instance_id"], str(call["machine_id"])
     if instance is not None:
         require_key(call.client, call.row)
@@ -9884,10 +9882,10 @@ def run_benchmarks(call: Call) -> list[Row]:
         else ("id", call["template_id"])
     )
     if value in (None, ""):
-        raise UsageError("which template? Give --template_hash or --template_id")
+        raise UsageError("give --template_hash or --template_id")
     template = next(iter(call.do("search_templates", query={field: {"eq": value}})), None)
     if template is None:
-        raise NotFoundError(f"there is no template {value}")
+        raise not_found_error("template", value, "search templates")
     filters = _json_object(template.get("extra_filters") or {})
     rows, wanted = [], []
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
@@ -9901,7 +9899,7 @@ def run_benchmarks(call: Call) -> list[Row]:
             and call.cli
             and call.view.format == "table"
             and not call.view.confirmed
-            and agreed(f"{count}x {name}: {perf:.1f}, measured lately. Rent it to measure anew?")
+            and agreed(f"{count}x {name}: {perf:.1f}, measured recently. Rent it to measure again?")
         ):
             rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
@@ -9969,7 +9967,7 @@ def benchmark(name: str, count: int, status: str, perf: float = 0, price: float 
 
 
 def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
-    """The medians of what was measured: performance and $/hr; 0 where nothing was."""
+    """The medians of what was measured: performance and $/hr; 0 if nothing was."""
     from statistics import median
 
     found: Row = {}
@@ -10002,7 +10000,7 @@ def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
 
     sample = next(iter(call.do("search_offers", query=gpu, limit=1)), None) if filters else None
     if sample is None:
-        return "there are no offers of it"
+        return "it has no offers"
     compare = {"gt": gt, "gte": ge, "lt": lt, "lte": le, "eq": eq, "neq": ne}
     for field, limits in filters.items():
         try:
@@ -10216,7 +10214,7 @@ class Ask:
     def message(self, place: Place, target: str, agent: str) -> bytes:
         """The bytes to send.  Raises Unsent for a key that cannot stand in a header."""
         if self.key and (not (self.key.isascii() and self.key.isprintable()) or " " in self.key):
-            raise Unsent("the API key has characters that no key has", self.url)
+            raise Unsent("the API key contains characters that no key contains", self.url)
         return place.build_message(self.method, target, agent, self.key, self.payload, "*/*")
 
     def redirected(self, answer: Answer) -> Ask | None:
@@ -10563,7 +10561,7 @@ class Job:
             kind = TimeoutError if late else ConnectionError
             raise serverless_error(OutcomeUnknownError, kind, "", self.lost) from problem
         if self.warn:
-            self.warn(f"the job was sent to {worker}, but {problem}; it is sent again")
+            self.warn(f"the job was sent to {worker}, but {problem}; sending it again")
 
     def check_time(self) -> None:
         """Raises if the whole request has taken its time."""
@@ -10974,7 +10972,7 @@ def run_request(call: Call) -> Any:
     payload = read_payload(call)
     if call.params.get("out") and call.view.format != "table":
         raise UsageError(
-            "--out writes the response as it is; it does not go with --raw or --format"
+            "--out writes the response unchanged; it cannot be combined with --raw or --format"
         )
 
     def send(ask: Ask) -> Answer:
@@ -12504,7 +12502,7 @@ class VastAI:
         return client
 
     def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
-        """A method call: binds, checks, performs; prints instead of returning where `raw` is off."""
+        """A method call: binds, checks, performs; prints instead of returning if `raw` is off."""
         taken = {arg.name for arg in row.args if arg.face != "cli"}
         now = {
             name: given.pop(name)
@@ -13782,7 +13780,7 @@ FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the ce
 
 
 def offers_shown(call: Call, rows: Rows) -> list[Row]:
-    """The offers as the service gave them, without what Python programs get on top."""
+    """The offers as the service sent them, without what Python programs get on top."""
     return as_rows(rows.answer.get("offers"))
 
 
@@ -13958,7 +13956,7 @@ def backup_footer(call: Call, answer: Row) -> list[str]:
     token, seconds = (
         format_value(answer.get(name)) for name in ("authorization_token", "expires_in_sec")
     )
-    lines = [f"Token: {token}; it is in the addresses, and good for {seconds} seconds."]
+    lines = [f"Token: {token}; it is part of the URLs and valid for {seconds} seconds."]
     if answer.get("truncated"):
         lines.append(
             "This list is truncated: the backup has more files. "
@@ -14051,7 +14049,7 @@ def show_backup_codes(call: Call, answer: Row) -> None:
     codes = as_list(answer.get("backup_codes"))
     if not codes:
         return write_sentence(call, sentence(call, answer), answer)
-    title = "Backup codes of Vast.ai, each good for one login. All earlier ones are void."
+    title = "Backup codes for Vast.ai; each works once. All earlier codes are void."
     text = "\n".join([title, *map(format_value, codes)]) + "\n"
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}"
     name = f"vastai_backup_codes_{stamp}.txt"
@@ -14064,7 +14062,7 @@ def show_backup_codes(call: Call, answer: Row) -> None:
             path = os.path.abspath(os.path.expanduser(ask_line("File:") or usual))
             path = os.path.join(path, name) if os.path.isdir(path) else path
         elif choice == "3":
-            if agreed("Everybody who sees this screen can read them. Show them?"):
+            if agreed("Anyone who sees this screen can read them. Show them?"):
                 break
             continue
         elif choice not in ("1", None):
@@ -14077,8 +14075,8 @@ def show_backup_codes(call: Call, answer: Row) -> None:
         except UsageError as error:
             if choice is None:
                 raise VastAIError(
-                    f"the new backup codes are lost, and the old ones are void: {error.msg}",
-                    hint="Make others with `vastai tfa regen-codes`.",
+                    f"the new backup codes are lost, and the old ones no longer work: {error.msg}",
+                    hint="Create new ones with `vastai tfa regen-codes`.",
                 ) from None
             warn(error.msg)
     return write_out(text)
@@ -14793,7 +14791,7 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
             given[arg.name] = words[:count] if many else words[0]
             words = words[count:]
     if words and any(arg.secret for arg in args):
-        raise UsageError("unexpected words; quote a value that has blanks", hint=usage_of(row))
+        raise UsageError("unexpected words; quote a value that contains spaces", hint=usage_of(row))
     if words:
         raise UsageError(f"unexpected {printable(words[0])!r}", hint=usage_of(row) if args else "")
     return given
@@ -14995,7 +14993,7 @@ def run_call(call: Call) -> int:
 
 
 def ask_before(call: Call) -> None:
-    """Asks the row's question where the table says so.  Raises UsageError unless it is agreed to."""
+    """Asks the row's question if the table says so.  Raises UsageError unless it is agreed to."""
     row = call.row
     if row.ask_when == "within" or (row.ask_when == "terminal" and not call.at_terminal):
         return
@@ -15154,12 +15152,12 @@ def client_of(common: Row, pool: Pool | None = None) -> VastAI:
 def unknown_command_message(words: list[str]) -> str:
     """What to say of words that name no command."""
     if commands_of_verb(words[0]) and len(words) == 1:
-        return f"`vastai {words[0]}` needs one word more:\n{overview(words[0]).rstrip()}"
+        return f"`vastai {words[0]}` needs one more word:\n{overview(words[0]).rstrip()}"
     name = " ".join(words)
     known = name.isprintable() and len(name) <= 48  # else perhaps a key
     problem = f"no command {name!r}" if known else "no such command"
     verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
-    return f"{problem}{suggest_command(words) or ';'} `{verb}` lists what there is"
+    return f"{problem}{suggest_command(words) or ';'} `{verb}` lists all"
 
 
 def suggest_command(words: list[str]) -> str:
@@ -15266,7 +15264,7 @@ def command_help(row: Command) -> str:
 
 
 QUERY_HELP = (
-    'Operators: > >= < <= = != in notin. A list is [A,B]; a text with blanks is A_B or "A B". '
+    'Operators: > >= < <= = != in notin. A list is [A,B]; a text with spaces is A_B or "A B". '
     "All conditions must hold."
 )
 
