@@ -8261,6 +8261,17 @@ class TestSecrets(FaultCase):
                                          "create", "env-var", "A", "s3cr3t-env-value")
         self.assertEqual((status, "s3cr3t" in out + err), (0, False))
 
+    def test_a_status_message_with_a_secret(self):
+        """What the service says of an instance whose start fails is shown without what was sent to it."""
+        row = {"id": 77, "actual_status": "loading", "intended_status": "running", "cur_state": "running", "next_state": "running",
+               "status_msg": "Error response from daemon: bad TOKEN=s3cr3t-env-value"}
+        server = self.serve(route=lambda request: reply(RENTED if request["method"] == "PUT" else {"instances": row}))
+        words = ("create", "instance", "7", "--image", "i", "--env", "-e TOKEN=s3cr3t-env-value", "--wait", "--max-wait", "1")
+        status, out, err = self.run_here(server, *words)
+        self.assertNotEqual(status, 0)
+        self.assertNotIn("s3cr3t", out + err)
+        self.assertIn("bad TOKEN=***", err)
+
     def test_ports_are_no_secret(self):
         status, out, _ = self.run_here("http://127.0.0.1:9", "create", "instance", "7", "--image", "i", "--env", "-e A=s3cr3t-value -p 8080:80", "--curl")
         self.assertEqual(status, 0)

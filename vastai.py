@@ -141,6 +141,14 @@ class VastAIError(Exception):
             f"\n  {self.hint}" if self.hint else ""
         )
 
+    def redact(self, secrets: Sequence[str]) -> None:
+        """Masks `secrets` in what it says, should it quote words of the service that hold one."""
+        self.msg = redact_sentence(self.msg, secrets)
+        self.hint = redact_sentence(self.hint, secrets)
+        self.args = (self.msg,)
+        if "results" in self.details:
+            self.results = self.details["results"] = redact_value(self.details["results"], secrets)
+
     def __reduce__(self) -> Any:
         family = next(
             c for c in type(self).__mro__ if c.__module__ == __name__
@@ -481,11 +489,19 @@ def redact_text(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
+def redact_sentence(text: str, secrets: Iterable[str]) -> str:
+    """As redact_text(), for our own sentences with words of the service in them: secrets of less
+    than eight characters stay, as they may be words of ours ("true", "main").
+    """
+    return redact_text(text, [secret for secret in secrets if len(secret) >= 8])
+
+
 def redact_value(value: Any, secrets: Sequence[str]) -> Any:
     """A JSON value with the secrets masked in its texts and numbers."""
     if isinstance(value, dict):
         return {
-            redact_text(name, secrets): redact_value(item, secrets) for name, item in value.items()
+            redact_sentence(name, secrets): redact_value(item, secrets)
+            for name, item in value.items()
         }
     if isinstance(value, list):
         return [redact_value(item, secrets) for item in value]
@@ -3995,7 +4011,7 @@ class Call:
         """Sends this row's own request, with members and parameters replaced; the row's result."""
         call = self.of(self.row, **{**self.params, **params})
         answer = send_with_retries(call, build_request(call, query, body))
-        self.secrets = [*self.secrets, *call.secrets]
+        self.secrets = call.secrets
         return extract_result(call, answer)
 
     def do(self, name: str, **params: Any) -> Any:
@@ -4015,6 +4031,7 @@ class Call:
 
     def warn(self, text: str) -> None:
         """Warns of something in the input: on stderr, or with warnings.warn() in a program."""
+        text = redact_sentence(text, self.secrets)
         if not self.cli:
             import warnings
 
@@ -4025,6 +4042,7 @@ class Call:
     def progress(self, text: str, changing: str = "", in_pipe: bool = False) -> None:
         """Shows progress to a person who waits; see show_progress().  "" clears it."""
         if self.cli and not self.client.quiet:
+            text, changing = (redact_sentence(said, self.secrets) for said in (text, changing))
             show_progress(text, changing, in_pipe and self.view.format != "json")
 
     def confirm(self, **words: Any) -> None:
@@ -5117,7 +5135,7 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     that the service had closed, for a safe request.
     """
     client, row = call.client, call.row
-    call.secrets = request.secrets + client.secrets
+    call.secrets = list(dict.fromkeys([*call.secrets, *request.secrets, *client.secrets]))
     announce_request(call, request)
     require_key(client, row)
     attempt, lost = 0, False  # lost: an earlier attempt was sent, and got no answer
@@ -5258,28 +5276,27 @@ def key_refused(words: str) -> bool:
 
 
 def code_hint(answer: Answer) -> str:
-    """What to do when a code of two-factor authentication is refused; "" if it was something
-    else.
-    """
+    """What to do if a code of two-factor authentication is refused; "" if it was something else."""
     try:
         body = answer.json()
     except ValueError:
         return ""
-    if not isinstance(body, dict) or body.get("error") not in (
-        "2fa_verification_failed",
-        "tfa_locked",
-        "2fa_expired",
-    ):
+    error = body.get("error") if isinstance(body, dict) else None
+    if error == "2fa_expired":
+        return (
+            "The code and secret have expired; get new ones with `vastai tfa send-sms` or "
+            "`vastai tfa send-email`."
+        )
+    if error not in ("2fa_verification_failed", "tfa_locked"):
         return ""
-    if body["error"] == "2fa_expired":
-        return "The code and secret have expired; get new ones with `vastai tfa send-sms` or `vastai tfa send-email`."
-    locked = (
-        f" Locked until {format_utc(body['locked_until'])} UTC." if body.get("locked_until") else ""
-    )
-    return f"Failed attempts: {body.get('fail_count') or 'some'}.{locked} `vastai tfa status` shows your methods."
+    until = body.get("locked_until")
+    locked = f" Locked until {format_utc(until)} UTC." if until else ""
+    fails = body.get("fail_count") or "some"
+    return f"Failed attempts: {fails}.{locked} See your methods with `vastai tfa status`."
 
 
 def auth_hint(client: VastAI, words: str) -> str:
+    """What to do if the service refuses the key."""
     if "two factor" in words.lower() or "2fa" in words.lower():
         return (
             "Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or email, run "
@@ -5289,8 +5306,8 @@ def auth_hint(client: VastAI, words: str) -> str:
         return "No API key was sent. Save yours with `vastai set api-key`."
     option = f" --profile {client.profile}" if client.profile else ""
     return (
-        f"The API key came from {client.key_origin}. `vastai set api-key{option}` saves another; "
-        "keys are made at https://cloud.vast.ai/manage-keys/."
+        f"The API key comes from {client.key_origin}. Save another with "
+        f"`vastai set api-key{option}`; create one at https://cloud.vast.ai/manage-keys/."
     )
 
 
@@ -5995,7 +6012,8 @@ def explain_request(client: VastAI, request: Request) -> None:
     if request.body is not None:
         body = encode_json(redact_body(request)).decode()
         lines += ["Content-Type: application/json", "", body]
-    write_err(printable_lines("\n".join(lines)) + "\n\n")
+    text = redact_text("\n".join(lines), request.secrets + client.secrets)
+    write_err(printable_lines(text) + "\n\n")
 
 
 def format_curl(client: VastAI, request: Request) -> str:
@@ -6222,6 +6240,9 @@ def perform(call: Call) -> Any:
         if call["schedule"] is not None and row.schedule:
             return row.schedule(call)
         return row.run(call) if row.run else call.send()
+    except VastAIError as error:
+        error.redact(call.secrets)
+        raise
     except RecursionError:
         raise VastAIError("the service sent an answer that is nested too deeply") from None
 
@@ -6864,7 +6885,8 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
             raise ValueError
     except ValueError:
         raise VastAIError(
-            f"the service sent {printable(url, 100)!r} as the address of the result"
+            "the service sent as the address of the result: "
+            + printable(redact_text(url, call.secrets), 100)
         ) from None
     url = parts.geturl()
     request = Request("GET", url, {}, None, SAFE, auth=False)
@@ -13350,7 +13372,7 @@ def sentence(call: Call, answer: Row) -> str:
 
 def write_sentence(call: Call, text: str, result: Any) -> None:
     """Prints the sentence of a command; in a pipe, `piped` takes its place and it goes to stderr."""
-    text = redact_text(text, call.secrets)
+    text = redact_sentence(text, call.secrets)
     if call.row.piped and not is_terminal(sys.stdout) and not is_refused(call.row, result):
         write_out(printable(call.row.piped.format(answer=result), 2000) + "\n")
         remark(call, text)
