@@ -10182,6 +10182,14 @@ class ScreenTest(ShellCase):
         _, text = self.on_terminal("show", "user", COLUMNS="120")
         self.assertRegex(text, r"/month; credit \$\d+\.\d\d lasts \d+d \d+h, until 20")
 
+    def test_what_goes_to_stderr_is_escaped(self):
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            vastai.warn("red \x1b[31m, right to left \u202e, a line \u2028 and \r")
+            vastai.show_progress("\x1b]0;title\x07", in_pipe=True)
+            vastai.show_progress("")
+        self.assertEqual(err.getvalue(), "vastai: red \\x1b[31m, right to left \\u202e, a line \\u2028 and \\r\n"
+                                         "\\x1b]0;title\\x07\n")
+
     def test_a_secret_is_not_shown(self):
         code = "import vastai; vastai.write_out(repr(vastai.ask_secret('API key')))"
         env = {**self.env, "PYTHONPATH": os.path.dirname(os.path.abspath(vastai.__file__))}
