@@ -8733,6 +8733,10 @@ class RemoteJob:
         self.uploads = [split_pair("--upload", text, here=True) for text in call["upload"] or ()]
         self.downloads = [split_pair("--download", text) for text in call["download"] or ()]
         call.params.update(max_hours=self.limit, ssh=True, direct=True, query=job_query(call))
+        if not call["command"]:
+            raise UsageError(
+                "which command? Write it after --, as in: run IMAGE -- python train.py"
+            )
         self.launch = Launch(call, self.connect)
         self.rented = self.launch.rented
         self.look_here()
@@ -8765,7 +8769,7 @@ class RemoteJob:
         hours = format_duration(self.limit * 3600)
         tell(self.call, f"The instance destroys itself after {hours} (--max-hours)")
         answer = self.launch.run()
-        self.row, self.deadline = answer["instance"], time.monotonic() + self.limit * 3600
+        self.row = answer["instance"]
         for local, remote in self.uploads:
             self.insist(self.upload, local, remote)
         self.insist(self.start)
@@ -8785,12 +8789,14 @@ class RemoteJob:
     def connect(self, row: Row) -> str:
         """Waits until ssh answers; returns why this machine is no good, or ""."""
         self.id, self.row = self.rented.id, row
+        self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
         limit = self.call["start_timeout"]
         begun, alive, denied = time.monotonic(), False, 0
 
         def look(left: float) -> str | None:
             nonlocal alive, denied
+            self.call.progress(f"instance {self.id}: waiting for ssh", in_pipe=True)
             self.check()
             for address in ssh_addresses(self.watch.row):
                 self.address = address
@@ -8814,6 +8820,8 @@ class RemoteJob:
         """Looks at the instance.  Raises VastAIError if it is lost."""
         watch = self.watch
         row = watch.look(30.0)
+        if row is None and self.deadline - time.monotonic() < 120:
+            raise self.over_error()  # its lease was faster than we
         if row is None:
             raise VastAIError(f"instance {self.id} is gone", fault="host")
         dead = watch.dead_error("running") if row else None
@@ -8830,14 +8838,19 @@ class RemoteJob:
             result = attempt(left, *args)
             if result is None or result is MOVED:
                 self.check()
-                self.call.progress("the connection is lost; trying again …")
+                self.call.progress(
+                    f"instance {self.id}: connection lost, trying again", in_pipe=True
+                )
             return result
 
         result = poll_until(look, self.deadline - time.monotonic(), 1.0, 30.0)
         if result is None:
-            hours = format_duration(self.limit * 3600)
-            raise WaitTimeoutError(f"the command did not finish within {hours} (--max-hours)")
+            raise self.over_error()
         return result
+
+    def over_error(self) -> WaitTimeoutError:
+        hours = format_duration(self.limit * 3600)
+        return WaitTimeoutError(f"the command did not finish within {hours} (--max-hours)")
 
     def ssh_words(self, command: str) -> list[str]:
         host, port = self.address
@@ -8882,6 +8895,7 @@ class RemoteJob:
     def upload(self, left: float, local: str, remote: str) -> bool | None:
         import subprocess
 
+        self.call.progress(f"instance {self.id}: uploading {local}", in_pipe=True)
         place = os.path.abspath(local)
         folder, name = os.path.split(place)
         if os.path.isdir(place):
@@ -8932,6 +8946,7 @@ class RemoteJob:
             try:
                 assert ssh.stdout is not None
                 for line in ssh.stdout:
+                    self.call.progress("")
                     name, _, number = line.decode("latin-1").strip().partition(" ")
                     if name == "rc" and number.isdigit():
                         return int(number)
@@ -8974,6 +8989,7 @@ class RemoteJob:
     def download(self, left: float, remote: str, local: str) -> bool | None:
         import subprocess
 
+        self.call.progress(f"instance {self.id}: downloading {remote}", in_pipe=True)
         source = remote_path(remote)
         place = os.path.expanduser(local or source.rstrip("/").rpartition("/")[2] or ".")
         kind = self.command(self.fill(KIND_OF, T=source), min(left, 60.0))
