@@ -10308,8 +10308,14 @@ def serverless_error(
     return error
 
 
-def refused_error(what: str, answer: Answer, key: str, lost: str = "") -> VastAIError:
-    """The error of an answer that is not a 2xx: `WHAT: HTTP N - BODY`."""
+def refused_error(
+    what: str,
+    answer: Answer,
+    key: str = "",
+    lost: str = "",
+    kind: type[BaseException] = RuntimeError,
+) -> VastAIError:
+    """The error of an answer that is of no use: `WHAT: HTTP N - BODY`, without N for a 2xx."""
     families = {401: AuthError, 403: AuthError, 404: NotFoundError, 410: NotFoundError}
     family = families.get(answer.status_code, VastAIError)
     answer.secrets = [key] if key else []
@@ -10317,8 +10323,8 @@ def refused_error(what: str, answer: Answer, key: str, lost: str = "") -> VastAI
     if answer.status_code == 429:
         family, details["retry_after"] = RateLimitError, pause_asked(answer)
     words = printable(redact_text(answer.text[:2000], answer.secrets).strip(), 512)
-    text = f"{what}: HTTP {answer.status_code} - {words}"
-    return serverless_error(family, RuntimeError, text, lost, **details)
+    status = "unusable answer" if succeeded(answer) else f"HTTP {answer.status_code}"
+    return serverless_error(family, kind, f"{what}: {status} - {words}", lost, **details)
 
 
 def encode_body(body: Any) -> bytes:
@@ -10393,7 +10399,7 @@ def ask_console(what: str, url: str, key: str, *, method: str = "GET", body: Any
         else:
             if succeeded(reply):
                 break
-            failure = refused_error(what, reply, key)
+            failure = refused_error(what, reply, key, kind=Exception)
             if not may_pass(reply) or not (safe or reply.status_code == 429):
                 raise failure
         if tries == PATIENCE:
@@ -10404,7 +10410,7 @@ def ask_console(what: str, url: str, key: str, *, method: str = "GET", body: Any
     except ValueError:
         result = None
     if not isinstance(result, dict) or result.get("success") is False:
-        raise refused_error(what, reply, key)
+        raise refused_error(what, reply, key, kind=Exception)
     return result
 
 
@@ -10414,9 +10420,8 @@ def find_endpoints(console: str, key: str) -> Steps:
     result = yield from ask_console("cannot list the endpoints", url, key)
     rows = result.get("results")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise serverless_error(
-            VastAIError, RuntimeError, "cannot list the endpoints: the answer has no list 'results'"
-        )
+        text = "cannot list the endpoints: the answer has no list 'results'"
+        raise serverless_error(VastAIError, Exception, text)
     return rows
 
 
@@ -11027,7 +11032,7 @@ def run_request(call: Call) -> Any:
     result = drive(job.steps(), send, lambda: call.progress(job.reason))
     call.progress("")
     if job.answer is not None and not result["ok"]:
-        raise refused_error(f"the worker's answer to {job.route}", job.answer, "")
+        raise refused_error(f"the worker's answer to {job.route}", job.answer)
     response = result["response"]
     if isinstance(response, bytes):
         response = Media(response)
@@ -11776,8 +11781,9 @@ class Endpoint(Generic[R]):
         )
         made = as_dict(result["response"])
         if not result["ok"] or made.get("session_id") is None:
-            text = f"cannot create a session: HTTP {result['status']} - {result['text'][:512]}"
-            raise serverless_error(VastAIError, RuntimeError, text)
+            status = "no session_id" if result["ok"] else f"HTTP {result['status']}"
+            text = f"cannot create a session: {status} - {result['text'][:512]}"
+            raise serverless_error(VastAIError, Exception, text)
         return Session(
             self,
             made["session_id"],
@@ -11794,9 +11800,8 @@ class Endpoint(Generic[R]):
         answer = await self.client.ask_session("get", session_id, session_auth, timeout)
         grant = answer.get("auth_data")
         if not isinstance(grant, dict):
-            raise serverless_error(
-                VastAIError, RuntimeError, f"session {session_id}: the answer has no 'auth_data'"
-            )
+            text = f"session {session_id}: the answer has no 'auth_data'"
+            raise serverless_error(VastAIError, Exception, text)
         lifetime = as_number(answer.get("lifetime")) or 0
         expiration = answer.get("expiration")
         return Session(self, session_id, lifetime, expiration, as_text(grant.get("url")), grant)
@@ -12053,9 +12058,8 @@ class ServerlessClient(Generic[R]):
         for endpoint in await self.get_endpoints():
             if endpoint.name == name:
                 return endpoint
-        raise serverless_error(
-            NotFoundError, LookupError, f"no endpoint {name!r}; see `vastai show endpoints`"
-        )
+        text = f"no endpoint {name!r}; see `vastai show endpoints`"
+        raise serverless_error(NotFoundError, Exception, text)
 
     async def get_endpoint_workers(self, endpoint: Endpoint[Any]) -> list[ServerlessWorker]:
         """An endpoint's workers; none while they are not ready to be asked for.  The service allows
@@ -12080,7 +12084,9 @@ class ServerlessClient(Generic[R]):
             raise refused_error(what, answer, self.api_key)
         return [ServerlessWorker.from_dict(row) for row in rows]
 
-    async def ask_once(self, what: str, ask: Ask) -> Answer:
+    async def ask_once(
+        self, what: str, ask: Ask, kind: type[BaseException] = RuntimeError
+    ) -> Answer:
         """The 2xx answer to an Ask that is not repeated.  `what` begins the text of an error."""
 
         def steps() -> Steps:
@@ -12092,7 +12098,7 @@ class ServerlessClient(Generic[R]):
             kind = TimeoutError if _timed_out(problem.__cause__) else ConnectionError
             raise serverless_error(NetworkError, kind, f"{what}: {problem}") from problem
         if not succeeded(answer):
-            raise refused_error(what, answer, self.api_key)
+            raise refused_error(what, answer, self.api_key, kind=kind)
         return answer
 
     async def ask_session(self, verb: str, session_id: str, grant: Row, timeout: float) -> Row:
@@ -12103,7 +12109,7 @@ class ServerlessClient(Generic[R]):
         body = {"session_id": session_id, "session_auth": grant}
         what = f"session {session_id}"
         ask = Ask(f"{url}/session/{verb}", encode_body(body), limit=timeout, worker=True)
-        answer = await self.ask_once(what, ask)
+        answer = await self.ask_once(what, ask, Exception)
         return as_dict(parse_object(decode_text(answer)))
 
     async def fetch_endpoint(self, endpoint_id: int) -> EndpointData:
