@@ -11027,7 +11027,7 @@ def run_request(call: Call) -> Any:
     call.secrets = [*client.secrets, endpoint.api_key]
     names = ("cost", "stream", "timeout", "worker_timeout", "max_retries")
     options = {name: call[name] for name in names}
-    retry = not call["no_retry"] if call.cli else call["retry"]
+    retry = call.params.get("retry", True) and not call.params.get("no_retry", False)
     job = Job(endpoint, router, call["route"], payload, retry=retry, warn=call.warn, **options)
     result = drive(job.steps(), send, lambda: call.progress(job.reason))
     call.progress("")
