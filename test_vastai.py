@@ -5427,6 +5427,35 @@ class TestLaunch(RentingCase):
         self.launch(status=1)
         self.assertEqual((self.machines(), self.held), ([11, 12, 11], []))
 
+    def test_looks_that_make_no_sense_for_a_while(self):
+        for answer in ("<html>", "null", {"instances": []}, {"instances": {"actual_status": 7}}):
+            self.box.fail("GET /api/v0/instances/\\d+/", 200, answer, times=2)
+            self.launch()
+        self.assertEqual(self.machines(), [11, 12, 13, 14])
+
+    def test_odd_offers(self):
+        """What has no price is not rented; numbers may be texts, and what is for people may be missing."""
+        plain = {"id": self.offers[1]["id"], "machine_id": 12, "dph_base": "0.3", "storage_cost": "0.15", "dph_total": None}
+        rows = [{"id": self.offers[0]["id"], "machine_id": 11}, plain, dict(plain, id=1), {"id": None}]
+        self.box.fail("POST /api/v0/bundles/", 200, {"offers": rows})
+        err = self.launch("--max-price 0.31")
+        self.assertEqual(self.machines(), [12])
+        self.assertIn("$0.3083/hr", err)
+
+    def test_refused_but_made(self):
+        """Whatever the status says: it is given back, counts as a try, and the next machine is rented."""
+        serve, statuses = self.box.answer, [500, 400, 200]
+
+        def refusing(call):
+            answer = serve(call)
+            if call.method != "PUT" or not statuses:
+                return answer
+            made = json.loads(answer[1])["new_contract"]
+            return statuses.pop(), json.dumps({"success": False, "error": "x", "msg": "oh", "new_contract": made}), {}
+        self.box.answer = refusing
+        answer = self.launch("--tries 4 --raw")
+        self.assertEqual(([row["machine_id"] for row in answer["tries"]], self.held), ([11, 12, 13], [answer["new_contract"]]))
+
     def test_hidden_at_first(self):
         for hidden_as in (None, 404):
             self.box.machine(None, hidden=5, hidden_as=hidden_as)
@@ -7469,7 +7498,8 @@ class TestOutcomes(FaultCase):
         for step in (reply({"success": False, "msg": "busy"}), reply("<html>"), reply({}, 401), reply({}, 403)):
             def answers(request, step=step):
                 return reply({"success": True, "new_contract": 4242}) if request["method"] == "PUT" else step
-            error = self.error(self.client(self.serve(route=answers)).create_instance, 7, image="x", wait=True)
+            with fast_clock():
+                error = self.error(self.client(self.serve(route=answers)).create_instance, 7, image="x", wait=True)
             self.assertIn("4242", str(error))
             self.assertNotIsInstance(error, vastai.UsageError)
         client = self.client(self.serve(route=lambda request: reply({"success": True}) if request["method"] == "DELETE"

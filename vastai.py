@@ -3028,7 +3028,7 @@ register("Search and rent",
              "stop paying with `vastai destroy instance {new_contract}`.",
         note="Billing starts now and runs until `vastai destroy instance INSTANCE`. The service answers before the "
              "instance runs; wait for that with --wait or `vastai wait instance INSTANCE`, then open a shell with "
-             "`vastai ssh INSTANCE`.",
+             "`vastai ssh INSTANCE`. " + LEASE_NOTE,
         examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct",
                   "6995713 --template_hash 661d064bbda1f2a1 --label train",
                   "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
@@ -3038,6 +3038,7 @@ register("Search and rent",
         body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_bulk", look="show instances",
         made="new_contracts",
         done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
+        note=LEASE_NOTE,
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
         Arg("-g --gpu-name", NAME.called("GPU"), "GPU model, such as RTX_4090", None, to="", group="Offer"),
@@ -7931,6 +7932,7 @@ class Watch:
         self.row: Row = {}
         self.seen = False
         self.exited = 0  # looks in a row that showed it exited
+        self.odd = 0  # looks in a row whose answer made no sense
 
     def look(self, left: float, patient: bool = True) -> Row | None:
         """The instance; {} if the service does not tell this time, None if it is gone.
@@ -7947,13 +7949,15 @@ class Watch:
         except RateLimitError:
             raise
         except VastAIError as error:
-            if not isinstance(error, NetworkError) and error.status < 500:
+            self.odd = self.odd + 1 if 200 <= error.status < 300 else 0
+            passing = isinstance(error, NetworkError) or error.status >= 500 or 0 < self.odd < 4
+            if not passing or get_path(error.body, "success") is False:
                 raise relabel_error(error, f"instance {self.id} cannot be checked") from error
             return {}  # one lost answer is no reason to give up
         if row is None:
             fresh = time.monotonic() - self.begun < NOT_THERE_YET and not self.seen
             return {} if fresh and patient else None
-        self.row, self.seen = row, True
+        self.row, self.seen, self.odd = row, True, 0
         self.exited = self.exited + 1 if row.get("actual_status") == "exited" else 0
         return row
 
@@ -8427,7 +8431,8 @@ class Launch:
         for offer in offers:
             price = self.price_of(offer)[0]
             machine = offer.get("machine_id")
-            if price is not None and (self.cap is None or price <= self.cap):
+            known = None not in (price, offer.get("id"))
+            if known and (self.cap is None or price <= self.cap):
                 machines.setdefault(machine, offer)
         found = [offer for id, offer in machines.items() if id not in self.excluded]
         if not found:
