@@ -6875,6 +6875,21 @@ class TestConnections(FaultCase):
                 self.assertEqual((type(error), error.exit_status, len(server.requests)), (vastai.VastAIError, 1, 1))
                 self.assertRegex(str(error), "64 MB|memory")
 
+    def test_hosts_with_several_addresses(self):
+        """The first that answers is taken; one that does not answer leaves the others their share of the time."""
+        server = self.serve(reply(USER))
+        with socket.socket() as deaf:
+            deaf.bind(("127.0.0.1", 0))  # refuses
+            ports = [deaf.getsockname()[1], server.port]
+            for order in (ports, ports[::-1]):
+                found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)) for port in order]
+                with mock.patch("socket.getaddrinfo", lambda *_, found=found, **__: found):
+                    self.assertEqual(self.client("http://service.example", retry=1).show_user()["id"], 7)
+            for found in ([], found[1:]):
+                with mock.patch("socket.getaddrinfo", lambda *_, found=found, **__: found):
+                    error = self.error(self.client("http://service.example", retry=1).create_team, "t")
+                    self.assertEqual((type(error), "service.example" in str(error)), (vastai.NetworkError, True))
+
     def test_heads_of_answers(self):
         for name, head in {"lines of their own": b"HTTP/1.1 200 OK\nContent-Length: 9\n\n",
                            "any case": b"HTTP/1.1 200\r\ncontent-LENGTH:9\r\n\r\n",

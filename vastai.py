@@ -5829,40 +5829,49 @@ class Pool:
         Pool.close(self)
 
 
-def connect(place: Place, deadline: float, context: ssl.SSLContext | None = None) -> HttpConnection:
+def connect(place: Place, deadline: float) -> HttpConnection:
     """A new connection to a place, through its proxy if it has one, and with TLS for https.  Raises
     OSError.
     """
-    connection = open_socket(place, deadline)
-    try:
-        if place.tls:
-            context = context or tls_context()
-            connection.sock.settimeout(seconds_left(deadline))
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=place.host)
-        seconds_left(deadline)  # later it would be too late: a part of the request would have left
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def open_socket(place: Place, deadline: float) -> HttpConnection:
-    """A connection to a place without TLS, through its proxy if it has one.  Raises OSError."""
-    import socket
-
     near = place.proxy or place
-    # A host in bytes spares the interpreter loading what it needs for hosts in Unicode.
-    address: Any = (near.host.encode("ascii"), near.port)
-    sock = socket.create_connection(address, seconds_left(deadline))
+    sock = open_socket(near.host, near.port, deadline)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = HttpConnection(place, sock, deadline)
-        if place.tls and place.proxy:
-            open_tunnel(connection, place.proxy)
+        if place.tls:
+            if place.proxy:
+                open_tunnel(connection, place.proxy)
+            sock.settimeout(seconds_left(deadline))
+            connection.sock = sock = tls_context().wrap_socket(sock, server_hostname=place.host)
+        seconds_left(deadline)  # later it would be too late: a part of the request would have left
     except BaseException:
         sock.close()
         raise
     return connection
+
+
+def open_socket(host: str, port: int, deadline: float) -> Any:
+    """A TCP connection to the first address of a host that answers; each gets its share of the time
+    that is left.  Raises OSError.
+    """
+    import socket
+
+    # A host in bytes spares the interpreter loading what it needs for hosts in Unicode.
+    addresses = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+    problem = OSError("the host has no address")
+    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(seconds_left(deadline) / (len(addresses) - tried))
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except OSError as error:
+            sock.close()
+            problem = error
+        except BaseException:
+            sock.close()
+            raise
+    raise problem
 
 
 def open_tunnel(connection: HttpConnection, proxy: Proxy) -> None:
