@@ -5829,29 +5829,39 @@ class Pool:
         Pool.close(self)
 
 
-def connect(place: Place, deadline: float) -> HttpConnection:
+def connect(place: Place, deadline: float, context: ssl.SSLContext | None = None) -> HttpConnection:
     """A new connection to a place, through its proxy if it has one, and with TLS for https.  Raises
     OSError.
     """
-    near = place.proxy or place
-    sock = open_socket(near.host, near.port, deadline)
+    connection = open_socket(place, deadline)
     try:
-        connection = HttpConnection(place, sock, deadline)
         if place.tls:
-            if place.proxy:
-                open_tunnel(connection, place.proxy)
-            sock.settimeout(seconds_left(deadline))
-            connection.sock = sock = tls_context().wrap_socket(sock, server_hostname=place.host)
+            context = context or tls_context()
+            connection.sock.settimeout(seconds_left(deadline))
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=place.host)
         seconds_left(deadline)  # later it would be too late: a part of the request would have left
     except BaseException:
-        sock.close()
+        connection.close()
         raise
     return connection
 
 
-def open_socket(host: str, port: int, deadline: float) -> Any:
-    """A TCP connection to the first address of a host that answers; each gets its share of the time
-    that is left.  Raises OSError.
+def open_socket(place: Place, deadline: float) -> HttpConnection:
+    """A connection to a place without TLS, through its proxy if it has one.  Raises OSError."""
+    near = place.proxy or place
+    connection = HttpConnection(place, dial(near.host, near.port, deadline), deadline)
+    try:
+        if place.tls and place.proxy:
+            open_tunnel(connection, place.proxy)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def dial(host: str, port: int, deadline: float) -> Any:
+    """A socket connected to the first address of a host that answers; each gets its share of the
+    time that is left.  Raises OSError.
     """
     import socket
 
