@@ -5144,6 +5144,17 @@ class TestGivingBack(RentingCase):
             rented.give_back()
         self.assertEqual((self.held, rented.id, rented.still_costs()), ([], None, ""))
 
+    def test_what_is_not_there_yet_is_not_gone(self):
+        id = self.rented()
+        rented = vastai.Rented(vastai.Call(self.client, vastai.METHODS["create_instance"], {}, vastai.View()), "instance", "")
+        for seen in (False, True):
+            self.box.fail("DELETE .*", 404, {"msg": "no such instance"})
+            with fast_clock():
+                rented.id, rented.began, rented.seen = id, time.monotonic(), seen
+                rented.give_back()
+            if not seen:
+                self.assertEqual((self.held, rented.id, len(self.sent("DELETE .*"))), ([], None, 2))
+
     def test_what_cannot_be_given_back_is_said(self):
         id = self.rented()
         rented = vastai.Rented(vastai.Call(self.client, vastai.METHODS["create_instance"], {}, vastai.View()), "instance", "")

@@ -6401,7 +6401,7 @@ def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id, rented.began, rented.ended = "?", time.monotonic(), 0.0
+    rented.id, rented.began, rented.ended, rented.seen = "?", time.monotonic(), 0.0, False
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
     except (NothingSent, OutcomeUnknownError):
@@ -6436,7 +6436,7 @@ def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int
     left = []
     for id in ids:
         rented = Rented(call, "instance", "")
-        rented.id = id
+        rented.id, rented.began = id, time.monotonic()
         if call["cancel_unavail"]:
             rented.give_back()
         if rented.id is None:
@@ -6803,7 +6803,7 @@ class Bulk:
     def named(self, error: VastAIError) -> VastAIError:
         """The error with what is known of each id, and with the instances that were made."""
         error.details.update(results=self.results, found=self.made or None)
-        error.results, error.found = self.results, self.made or None  # type: ignore[attr-defined]
+        error.results, error.found = self.results, self.made or None
         error.msg += self.made_words()
         return error
 
@@ -8102,7 +8102,8 @@ class Rented:
         self.price: Any = None
         self.problem = ""  # why it could not be destroyed
         self.given_up = False  # after ten tries
-        self.began = self.ended = 0.0  # time.monotonic() of the rental, and of the end
+        self.began, self.ended = -FOREVER, 0.0  # time.monotonic() of the rental, and of the end
+        self.seen = False  # by a look at it since then
 
     @property
     def found(self) -> Any:
@@ -8173,13 +8174,19 @@ class Rented:
         return bool(poll_until(attempt, FOREVER, GIVE_BACK_PAUSE, tries=GIVE_BACK_TRIES))
 
     def delete(self, id: Any) -> bool:
-        """One request that deletes it, and one look: does the service still show it?"""
+        """One request that deletes it, and one look: does the service still show it?
+
+        Raises VastAIError if it may be there though it is not shown.
+        """
         instance = self.kind == "instance"
+        problem: VastAIError | None = None
         try:
             self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
         except VastAIError as error:
-            if not isinstance(error, NotFoundError) and "no such" not in error.msg.lower():
-                raise
+            gone = isinstance(error, NotFoundError) or "no such" in error.msg.lower()
+            problem = error if not gone or self.is_new() else None
+        if problem:
+            raise problem
         if not self.looks:
             return False
         if not instance:
@@ -8188,6 +8195,10 @@ class Rented:
             return self.call.do("show_instance", id=id) is not None
         except NotFoundError:
             return False
+
+    def is_new(self) -> bool:
+        """May the service not know it yet?"""
+        return not self.seen and time.monotonic() - self.began < NOT_THERE_YET
 
     def hours(self) -> float:
         """How long it was rented, or is by now."""
@@ -8201,7 +8212,7 @@ class Rented:
         if self.id == "?":
             named = f" labeled {self.name!r}" if self.name else ""
             return (
-                f"whether a {self.kind}{named} was made is unknown{reason}; "
+                f"whether the {self.kind}{named} was created is unknown{reason}; "
                 f"look with `vastai show {self.kind}s`"
             )
         verb = "destroy" if self.kind == "instance" else "delete"
@@ -8579,11 +8590,13 @@ class Launch:
             row = wait_for(
                 self.call, self.rented.id, "running", limit=900 if limit is None else limit
             )
+            self.rented.seen = True
             reason = self.mismatch(row) or (self.ready(row) if self.ready else "")
             if not reason:
                 return row
         except VastAIError as error:
             reason, stop = error.msg, self.fatal(error)
+            self.rented.seen = True
             gone = isinstance(error, NotFoundError)
         else:
             gone = False
