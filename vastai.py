@@ -14642,129 +14642,117 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
     return None, argv, []
 
 
-class Line:
-    """The words of a command line, taken apart: `given` holds the options, `loose` the words that
-    stand alone.  Options, their prefixes, `--name=value`, `-lvalue` and `-qh` are read as argparse
-    reads them; its import alone would take a quarter of a short run.
+def option_parser(row: Command) -> Any:
+    """The argparse parser of a command's options and of those of every command.
+
+    What goes wrong is said in our words, which repeat no value: it may be a secret.
     """
+    import argparse
 
-    __slots__ = ("given", "loose", "options", "row", "waiting", "words")
+    args = [arg for arg in args_of_line(row) if arg.option]
 
-    def __init__(self, row: Command) -> None:
-        self.row = row
-        args = args_of_line(row)
-        self.options: dict[str, tuple[Arg, str]] = {}  # spelling -> its argument, the value it sets
-        for arg in args:
-            for flag in (*arg.flags, *arg.shortcuts) if arg.option else ():
-                dashes = flag[:2] + flag[2:].replace("_", "-")
-                underscores = flag[:2] + flag[2:].replace("-", "_")
-                for spelling in (flag, dashes, underscores):
-                    self.options.setdefault(spelling, (arg, arg.shortcuts.get(flag, "")))
-        self.given: Row = {}
-        self.loose: list[str] = []
-        alone = [arg for arg in args if not arg.option]
-        #: words that stand alone before all that follows belongs to the last argument
-        self.waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            problem = sys.exc_info()[1]
+            flag = (getattr(problem, "argument_name", None) or "").split("/")[0]
+            arg = next((arg for arg in args if flag in arg.flags), None)
+            if arg is None:
+                raise UsageError(message)
+            if "expected" in message:
+                raise missing_value_error(arg, arg.flags[-1])
+            raise UsageError(f"{arg.flags[-1]} takes no value")
 
-    def read(self, words: list[str]) -> None:
-        """Takes all words in.  Raises UsageError for what cannot be understood."""
-        self.words = words[::-1]
-        while self.words:
-            if len(self.loose) >= self.waiting:
-                self.loose += self.words[::-1]
-                break
-            word = self.words.pop()
-            if word == "--":
-                self.loose += self.words[::-1]
-                break
-            found = self.find(word)
-            if found:
-                self.take(*found)
-            elif self.is_value(word) and (" " not in word or word[:1] != "-"):
-                self.loose.append(word)
-            else:
-                raise unknown_option_error(self.row, word, self.options)
+        def _get_option_tuples(self, option_string: str) -> Any:
+            """The options that a prefix can mean; two spellings of one are no ambiguity."""
+            found = super()._get_option_tuples(option_string)
+            meant = {
+                (option[0].dest, getattr(option[0], "const", None)): option for option in found
+            }
+            if len(meant) > 1:
+                several = ", ".join(option[1] for option in meant.values())
+                prefix = printable(option_string.partition("=")[0])
+                raise UsageError(f"{prefix} is ambiguous: it can mean {several}")
+            return found[:1]
 
-    def is_value(self, word: str) -> bool:
-        """Can a word be what an option takes, or stand alone?"""
-        if word[:1] != "-" or word == "-":
-            return True
-        if word == "--" or self.find(word):
-            return False
-        return word[1].isdigit() or (word[1] == "." and word[2:3].isdigit()) or " " in word
-
-    def is_value_of(self, arg: Arg, word: str) -> bool:
-        """Can a word be what this option takes?  An environment may begin with -eNAME=VALUE, and an
-        order with -FIELD.
-        """
-        if arg.kind is ORDER and word[:1] == "-" and word[1:2] != "-":
-            return word not in self.options
-        glued = arg.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
-        return self.is_value(word) or (glued and not self.find(word))
-
-    def find(self, word: str) -> tuple[str, str | None] | None:
-        """The option that a word means, and the value that stands in the same word (else None).
-
-        Raises UsageError if it can mean several.
-        """
-        if word[:1] != "-" or word in ("-", "--"):
-            return None
-        if word in self.options:
-            return word, None
-        head, equals, text = word.partition("=")
-        value = text if equals else None
-        if equals and head in self.options:
-            return head, value
-        found: dict[tuple[Arg, str], tuple[str, str | None]] = {}
-        if word[1] != "-" and word[:2] in self.options:
-            found[self.options[word[:2]]] = word[:2], word[2:]
-        for flag, meant in self.options.items():
-            if flag.startswith(head if word[1] == "-" else word):
-                found.setdefault(meant, (flag, value))
-        if len(found) > 1:
-            several = ", ".join(flag for flag, _ in found.values())
-            raise UsageError(f"{printable(head)} is ambiguous: it can mean {several}")
-        return next(iter(found.values()), None)
-
-    def take(self, flag: str, value: str | None) -> None:
-        """Notes an option with its value, which may be among the next words."""
-        arg, sets = self.options[flag]
-        many = arg.many and not arg.again
-        if sets or arg.kind is FLAG:
-            self.given[arg.name] = sets or True
-            if value is not None:
-                self.take_joined(flag, value)
-            return
-        values = [] if value is None else [value]
-        if arg.rest:
-            values += self.words[::-1]
-            self.words = []
-        elif value is None:
-            while self.words and self.is_value_of(arg, self.words[-1]) and (many or not values):
-                values.append(self.words.pop())
-            if not values:
-                raise missing_value_error(arg, flag, self.words[-1:])
-        if arg.again:
-            self.given.setdefault(arg.name, []).extend(values)
-        else:
-            self.given[arg.name] = values if many or arg.rest else values[0]
-
-    def take_joined(self, flag: str, letters: str) -> None:
-        """Notes what follows the one letter of an option without a value, as in -qh."""
-        if flag[1] == "-" or not letters:
-            raise UsageError(f"{flag} takes no value")
-        following = f"-{letters[0]}"
-        if following not in self.options:
-            raise unknown_option_error(self.row, following, self.options)
-        self.take(following, letters[1:] or None)
+    parser = Parser(prog="vastai", usage="", add_help=False, argument_default=argparse.SUPPRESS)
+    for arg in args:
+        how: dict[str, Any] = {}
+        if arg.kind is FLAG:
+            how["action"] = "store_true"
+        elif arg.again:
+            how["action"] = "append"
+        elif arg.many:
+            how["nargs"] = "+"
+        parser.add_argument(*spellings(arg), dest=arg.name, **how)
+        for flag, value in arg.shortcuts.items():
+            parser.add_argument(flag, dest=arg.name, action="store_const", const=value)
+    return parser
 
 
-def missing_value_error(arg: Arg, flag: str, following: list[str]) -> UsageError:
+def spellings(arg: Arg) -> list[str]:
+    """The flags of an option; --some_option and --some-option are the same."""
+    found = {}
+    for flag in arg.flags:
+        name = flag[2:]
+        for spelling in (
+            flag,
+            flag[:2] + name.replace("_", "-"),
+            flag[:2] + name.replace("-", "_"),
+        ):
+            found[spelling] = True
+    return list(found)
+
+
+def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], list[str] | None]:
+    """The words that may be options, those that are none, and those behind --args, if it is there.
+
+    After `--` nothing is an option, nor in what a command hands to another program.
+    """
+    args = {spelling: arg for arg in args_of_line(row) if arg.option for spelling in spellings(arg)}
+    alone = [arg for arg in row.args if not arg.option and arg.face != "sdk"]
+    waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
+    before: list[str] = []
+    at = 0
+    while at < len(words):
+        word = words[at]
+        arg = args.get(word)
+        if not waiting:
+            return before, words[at:], None
+        if word == "--":
+            return before, words[at + 1 :], None
+        if arg and arg.rest:
+            return before, [], words[at + 1 :]
+        if arg and arg.kind is not FLAG:
+            following = words[at + 1 : at + 2]
+            if following and begins_value(arg, following[0], args):
+                word += ("=" if word.startswith("--") else "") + following[0]
+                at += 1
+            elif following and not arg.many:
+                before.append(word)
+                word = following[0]
+                at += 1
+        elif not word.startswith("-") or word == "-":
+            waiting -= 1
+        before.append(word)
+        at += 1
+    return before, [], None
+
+
+def begins_value(arg: Arg, word: str, args: dict[str, Arg]) -> bool:
+    """Does a word that looks like an option belong to the option before it?  An environment may
+    begin with -eNAME=VALUE, and an order with -FIELD.
+    """
+    if word[:1] != "-" or word in args:
+        return False
+    if arg.kind is ORDER:
+        return word[1:2] != "-"
+    return arg.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
+
+
+def missing_value_error(arg: Arg, flag: str) -> UsageError:
     """The error of an option at the end of a line, or before another option."""
     expected = "a value" if arg.kind.expects.startswith("text") else arg.kind.expects
-    hint = f"write {flag} {arg.kind.metavar}"
-    if following and following[0] != "--":
-        hint += f", or {flag}=-… for a value that begins with -"
+    hint = f"write {flag} {arg.kind.metavar}, or {flag}=-… for a value that begins with -"
     return UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
 
 
@@ -14851,13 +14839,19 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     """The parameters of a command and the global options, from the words of a line.  Raises
     UsageError.
     """
-    line = Line(row)
-    line.read(words)
+    before, after, tail = split_line(row, words)
+    parser = option_parser(row)
+    found, loose = parser.parse_known_args(before)
+    for word in loose:
+        if word[:1] == "-" and len(word) > 1 and not word[1].isdigit() and " " not in word:
+            raise unknown_option_error(row, word, parser._option_string_actions)
     mine = [arg for arg in row.args if arg.face != "sdk"]
     names = {arg.name for arg in mine}
-    common = {name: value for name, value in line.given.items() if name not in names}
-    given = {name: value for name, value in line.given.items() if name in names}
-    given.update(positionals(row, [arg for arg in mine if not arg.option], line.loose))
+    given = {name: value for name, value in vars(found).items() if name in names}
+    common = {name: value for name, value in vars(found).items() if name not in names}
+    if tail is not None:
+        given["args"] = tail
+    given.update(positionals(row, [arg for arg in mine if not arg.option], loose + after))
     return given, check_params(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
 
 
