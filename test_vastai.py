@@ -46,6 +46,7 @@ Standard library only, CPython 3.8 and newer.
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import atexit
 import base64
@@ -90,6 +91,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import tokenize
 import traceback
 import types
 import unittest
@@ -3146,6 +3148,157 @@ EFFECTS = {
         "get wrkgrp-workers, show notification-types, show notifications, show webhooks, dump-logs, update, help, "
         "completion",
 }
+
+
+class WordsTest(unittest.TestCase):
+    """The texts that people read are plain American English, as far as a program can tell."""
+
+    maxDiff = None
+
+    VERBS = set(
+        "Accept Activate Add Announce Attach Benchmark Cancel Change Choose Clone Copy Create Delete Destroy End Explain "
+        "Find Get Invite Label Launch List Offer Open Pack Prepay Print Prove Push Put Regroup Reject Remove Rename Rent "
+        "Replace Restart Recreate Revoke Run Save Schedule Search Send Set Show Start Stop Transfer Turn Uninstall Update "
+        "Wait Watch Write".split()
+    )
+    # "where" that means "if": after a comma, or after a word that no place follows
+    WHERE = (
+        r"(?:^|[.;] )where [^.:,]*, (?!and\b)|[,;] where (?!the )"
+        r"|\b(?!(?:say|said|show|see|know|look|find|list|place|ask|tell|told)(?:s|ed|ing)?\b|to\b|of\b|from\b|and\b|or\b|"
+        r"is\b|it\b|folder\b|machine\b)[a-z\"')]+ where\b"
+    )
+    FORBIDDEN = {
+        "write should, or the present tense": r"\bshall\b",
+        "write again": r"\banew\b",
+        "say it plainly": r"\bsuch as it is\b|\bas it is said\b",
+        "write is saved, or stays": r"\bis kept\b",
+        "write if": WHERE,
+        "write cannot be combined with": r"\b(?:does|do) not go (?:together )?with\b",
+        "write $0.41/hr": r"(?:\b\d[\d.,]*|[A-Za-z]}) \$(?:/| |,|;|$)(?! *\d)",
+        "write email": r"\bmail(?:s|ed)?\b(?! address)(?!\.)|\bmail address",
+        "write can be repeated": r"\bmay be given again\b",
+        "write American English": r"\b(?:labelled|colour|centre|licence|behaviour|favour|whilst)\b",
+        "say it with a verb": r"\bin place of\b",
+    }
+    IN_STRINGS = {  # in what the program says, but not in docstrings and comments
+        "no HTTP 200 in an error": r"\bHTTP 200\b",
+        "one form: no instance 33; see `vastai show instances`":
+            r"\b(?:you have no|there is no|no such|cannot find (?:the )?|not found:?) ?(?:instance|machine|offer|template|volume"
+            r"|endpoint|workergroup|cluster|team|role|webhook|key)\b",
+        "write spaces": r"\bblanks?\b",
+        "write sent": r"\bthe service gave\b",
+        "write canceled": r"(?<!{)\bcancelled\b",
+        "write is billed": r"\bgoes on costing\b|\bcosts? money\b",
+    }
+
+    def texts(self, name):
+        """(line, kind, text) of each string, docstring and run of comments of a file."""
+        source = pathlib.Path(HERE, name).read_text("utf-8")
+        if not name.endswith(".py"):
+            for number, line in enumerate(source.split("\n"), 1):
+                yield number, "prose", line
+            return
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        nodes = list(ast.walk(ast.parse(source)))
+        docstrings = {id(node.body[0].value) for node in nodes
+                      if isinstance(node, documented) and isinstance(node.body[0], ast.Expr)}
+        inside = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        for node in nodes:
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "{x}" for part in node.values)
+                yield node.lineno, "string", "".join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+                kind = "docstring" if id(node) in docstrings else "string"
+                yield node.lineno, kind, " ".join(node.value.split()) if kind == "docstring" else node.value
+        first, last, words = 0, -1, []
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                if token.start[0] != last + 1 and words:
+                    yield first, "comment", " ".join(words)
+                    words = []
+                first, last = (first if words else token.start[0]), token.start[0]
+                words.append(token.string.lstrip("# "))
+        yield first, "comment", " ".join(words)
+
+    def test_no_word_of_the_list(self):
+        found = []
+        for name in ("vastai.py", "README.md"):
+            for line, kind, text in self.texts(name):
+                if len(text.split()) < 3:
+                    continue
+                rules = {**self.FORBIDDEN, **(self.IN_STRINGS if kind in ("string", "prose") else {})}
+                for rule, pattern in rules.items():
+                    for hit in re.finditer(pattern, text, re.IGNORECASE):
+                        around = text[max(hit.start() - 50, 0):hit.end() + 40].replace("\n", " ")
+                        found.append(f"{name}:{line}: {rule}: …{around}…")
+        self.assertEqual(found, [], "\n" + "\n".join(found))
+
+    def rows(self):
+        """Each command of the table once."""
+        return {id(row): row for row in vastai.COMMANDS.values()}.values()
+
+    def test_a_summary_is_a_short_imperative(self):
+        for row in self.rows():
+            with self.subTest(row.name):
+                words = row.summary.split()
+                self.assertLessEqual(len(words), 8, row.summary)
+                self.assertFalse(row.summary.endswith((".", "!", "…")), row.summary)
+                self.assertIn(words[0], self.VERBS, row.summary)
+                self.assertLessEqual(len(row.summary), 54, "it has to stand in a list: " + row.summary)
+
+    def test_the_help_of_an_argument_is_a_phrase(self):
+        for row in self.rows():
+            for arg in row.args:
+                if arg.help:
+                    with self.subTest(f"{row.name} {arg.label(True)}"):
+                        self.assertFalse(arg.help.endswith("."), arg.help)
+                        self.assertFalse(re.match(r"(?!Docker )[A-Z][a-z]* [a-z]", arg.help), arg.help)
+                        unit = {"GB": "GB", "SECONDS": "seconds", "HOURS": "hours"}.get(arg.kind.metavar)
+                        if unit and not arg.hidden and "same as" not in arg.help:
+                            self.assertIn(unit, arg.help, "the unit is missing")
+
+    def test_what_is_said_is_a_sentence(self):
+        for row in self.rows():
+            for text in (*row.done.split("|"), row.empty, row.note):
+                with self.subTest(row.name, text=text):
+                    self.assertRegex(text, r"^(?:|\{.*|[A-Z0-9].*|`.*|--.*)$")
+                    if text and row.says is None or text in (row.empty, row.note):
+                        self.assertRegex(text, r"^$|[.!)}]$")
+            if isinstance(row.ask, str) and row.ask:
+                self.assertRegex(row.ask, r"^[A-Z].*[?.]$", row.name)
+
+    def test_ids_have_one_name(self):
+        """INSTANCE, MACHINE, OFFER; never ID here and INSTANCE-ID there."""
+        for row in self.rows():
+            if row.face == "sdk":
+                continue
+            for arg in row.args:
+                if arg.face == "sdk" or arg.hidden:
+                    continue
+                with self.subTest(f"{row.name} {arg.label(True)}"):
+                    word = arg.kind.metavar if arg.option else vastai.word_of(arg)
+                    self.assertNotRegex(word, r"[-_]IDS?$|^IDS$")
+                    if not arg.option:
+                        self.assertNotRegex(word, r"^ID$")
+                    for thing in ("instance", "machine"):
+                        if re.fullmatch(rf"(?:\w+_)?{thing}(?:_ids?)?", arg.name) and arg.kind is not vastai.FLAG:
+                            self.assertEqual(word, thing.upper())
+
+    def test_a_list_of_ids_takes_blanks_and_commas(self):
+        lists = 0
+        for row in self.rows():
+            for arg in row.args:
+                if arg.option or arg.face == "sdk" or not (arg.many and arg.kind.annotation == "Sequence[int]"):
+                    continue
+                lists += 1
+                after = {"add network-disk": ["/mnt/disk1"], "create instances": ["--image", "a/b"]}.get(row.name, [])
+                before = {"join cluster": ["7"]}.get(row.name, [])
+                for words in (["11", "12", "13"], ["11,12,13"], ["11,", "12", ",13"], ["11, 12 13"], ["11 12,13"]):
+                    with self.subTest(row.name, words=words):
+                        given, _ = vastai.parse_line(row, [*before, *words, *after])
+                        values = vastai.check_params(row, given, cli=True)[arg.name]
+                        self.assertEqual(list(values), [11, 12, 13])
+        self.assertGreater(lists, 8)
 
 
 class SandboxTest(unittest.TestCase):
@@ -10739,7 +10892,7 @@ search offers-new (sdk)
     -n,--no-default:TEXT=False
     -> list[Offer]
 search templates query:QUERY+=None|'' -> list[Template]
-show template id:ID -> Template
+show template id:TEMPLATE -> Template
 create instance
     id:OFFER/ID
     --image:IMAGE=None
@@ -10765,8 +10918,8 @@ create instance
     --ssh:TEXT=False
     --jupyter:TEXT=False
     --direct:TEXT=False
-    --create-volume:ID=None
-    --link-volume:ID=None
+    --create-volume:OFFER=None
+    --link-volume:VOLUME=None
     --volume-size:GB=None
     --mount-path:PATH=None
     --volume-label:NAME=None
@@ -10806,8 +10959,8 @@ create instances
     --ssh:TEXT=False
     --jupyter:TEXT=False
     --direct:TEXT=False
-    --create-volume:ID=None
-    --link-volume:ID=None
+    --create-volume:OFFER=None
+    --link-volume:VOLUME=None
     --volume-size:GB=None
     --mount-path:PATH=None
     --volume-label:NAME=None
@@ -11056,7 +11209,7 @@ delete volume id:VOLUME -y,--yes:TEXT=False(cli) -> dict[str, Any]
 list volume id:MACHINE -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
 list volumes ids:MACHINE+ -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
 unlist volume id:OFFER -> dict[str, Any]
-list network-volume disk_id:ID -p,--price_disk:USD=0.15 -s,--size:GB=15 -e,--end_date:DATE=None -> dict[str, Any] ONCE
+list network-volume disk_id:DISK -p,--price_disk:USD=0.15 -s,--size:GB=15 -e,--end_date:DATE=None -> dict[str, Any] ONCE
 unlist network-volume id:OFFER -> dict[str, Any]
 show network-disks -> dict[str, Any]
 add network-disk machines:MACHINE+ mount_point:NAME -d,--disk_id:ID=None -> dict[str, Any] ONCE
@@ -11094,11 +11247,11 @@ take snapshot
 show instance-backups --contract-id:INSTANCE=None -> list[dict[str, Any]]
 show instance-backup-files /instance_backup_files() contract_id:INSTANCE -> dict[str, Any]
 show deployments -> list[dict[str, Any]]
-show deployment id:ID -> dict[str, Any] | Any
-show deployment-versions id:ID -> list[dict[str, Any]]
-start deployment id:ID -> dict[str, Any]
-stop deployment id:ID -> dict[str, Any]
-delete deployment id:ID=None --name:NAME=None --tag:TEXT=None -> dict[str, Any]
+show deployment id:DEPLOYMENT -> dict[str, Any] | Any
+show deployment-versions id:DEPLOYMENT -> list[dict[str, Any]]
+start deployment id:DEPLOYMENT -> dict[str, Any]
+stop deployment id:DEPLOYMENT -> dict[str, Any]
+delete deployment id:DEPLOYMENT=None --name:NAME=None --tag:TEXT=None -> dict[str, Any]
 show pending-price-increases -> dict[str, Any]
 accept price-increase ids:INSTANCE+(cli) instance_id:INSTANCE(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 reject price-increase ids:INSTANCE+(cli) instance_id:INSTANCE(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
@@ -11136,17 +11289,17 @@ show ssh-keys -> list[dict[str, Any]]
 create ssh-key ssh_key:KEY=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 attach ssh instance_id:INSTANCE/id ssh_key:KEY -> dict[str, Any]
 show instance-ssh-keys id:INSTANCE/ID/instance_id/INSTANCE_ID -> list[dict[str, Any]]
-detach ssh instance_id:INSTANCE/id ssh_key_id:ID -> dict[str, Any]
-update ssh-key id:ID/ssh_key_id ssh_key:KEY -> dict[str, Any]
-delete ssh-key id:ID/ssh_key_id -> dict[str, Any]
+detach ssh instance_id:INSTANCE/id ssh_key_id:KEY -> dict[str, Any]
+update ssh-key id:KEY/ssh_key_id ssh_key:KEY -> dict[str, Any]
+delete ssh-key id:KEY/ssh_key_id -> dict[str, Any]
 show api-keys -> list[dict[str, Any]]
-show api-key id:ID -> dict[str, Any]
+show api-key id:KEY -> dict[str, Any]
 create api-key
     --name:NAME
     --permission_file->permissions:FILE=None/permission_file
     --key_params:JSON=None
     -> dict[str, Any] ONCE
-delete api-key id:ID -y,--yes:TEXT=False(cli) -> dict[str, Any]
+delete api-key id:KEY -y,--yes:TEXT=False(cli) -> dict[str, Any]
 reset api-key -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 set role role:TEXT{host,client} -> None
 show env-vars -s,--show-values:TEXT=False -> dict[str, Any] | Any
@@ -11181,7 +11334,7 @@ tfa activate
     -l,--label:NAME=None
     --method-id:ID=None(sdk)
     -> dict[str, Any] ONCE
-tfa update method_id:ID -l,--label:NAME=None -p,--set-primary:true|false=None -> dict[str, Any]
+tfa update method_id:METHOD -l,--label:NAME=None -p,--set-primary:true|false=None -> dict[str, Any]
 tfa delete
     -c,--code:CODE=None
     -bc,--backup-code:CODE=None
@@ -11203,11 +11356,11 @@ create team --team-name:NAME --transfer-credit:USD=0 -> dict[str, Any] ONCE
 destroy team -y,--yes:TEXT=False(cli) -> dict[str, Any]
 show members /show team-members /show_team_members() -> list[dict[str, Any]]
 invite member /invite team-member /invite_team_member() --email:EMAIL --role:NAME -> dict[str, Any] ONCE
-remove member /remove team-member /remove_team_member() id:ID/ID -> dict[str, Any]
+remove member /remove team-member /remove_team_member() id:MEMBER/ID -> dict[str, Any]
 show team-roles -> list[dict[str, Any]]
 show team-role name:NAME/NAME -> dict[str, Any]
 create team-role --name:NAME/NAME --permissions:FILE -> dict[str, Any] ONCE
-update team-role id:ID/ID --name:NAME=None --permissions:FILE=None -> dict[str, Any]
+update team-role id:ROLE/ID --name:NAME=None --permissions:FILE=None -> dict[str, Any]
 remove team-role name:NAME/NAME -> dict[str, Any]
 show machines -> list[Machine]
 show machine id:MACHINE/Machine/machine_id -> Machine
@@ -11264,14 +11417,14 @@ schedule maint
 cancel maint id:MACHINE/machine_id -y,--yes:TEXT=False(cli) -> dict[str, Any]
 reports id:MACHINE/machine_id -> list[dict[str, Any]]
 show clusters -> dict[str, Any]
-create cluster subnet:NAME manager_id:ID -> dict[str, Any] ONCE
-delete cluster cluster_id:ID/id -> dict[str, Any]
-join cluster cluster_id:ID/id machine_ids:MACHINE+ -> dict[str, Any]
-remove-machine-from-cluster cluster_id:ID machine_id:MACHINE new_manager_id:ID=None -> dict[str, Any]
+create cluster subnet:NAME manager_id:MACHINE -> dict[str, Any] ONCE
+delete cluster cluster_id:CLUSTER/id -> dict[str, Any]
+join cluster cluster_id:CLUSTER/id machine_ids:MACHINE+ -> dict[str, Any]
+remove-machine-from-cluster cluster_id:CLUSTER machine_id:MACHINE new_manager_id:MACHINE=None -> dict[str, Any]
 show overlays -> list[dict[str, Any]]
-create overlay cluster_id:ID name:NAME -> dict[str, Any] ONCE
+create overlay cluster_id:CLUSTER name:NAME -> dict[str, Any] ONCE
 join overlay name:NAME instance_id:INSTANCE/INSTANCE_ID -> dict[str, Any]
-delete overlay overlay_identifier:ID/overlay_id/overlay_name -> dict[str, Any]
+delete overlay overlay_identifier:OVERLAY/overlay_id/overlay_name -> dict[str, Any]
 show user -q,--quiet:TEXT=False(cli) -> User
 cost -> Cost
 show audit-logs -> list[dict[str, Any]]
@@ -11312,7 +11465,7 @@ search invoices query:QUERY+=None|'' -> list[Invoice]
 show earnings
     -s,--start_date:DATE=None
     -e,--end_date:DATE=None
-    -m,--machine_id:ID=None
+    -m,--machine_id:MACHINE=None
     -q,--quiet:TEXT=False(cli)
     --last_days:N=None
     --user_id:ID='me'
@@ -11328,7 +11481,7 @@ transfer credit
     -> dict[str, Any] ONCE
 fetch contracts (sdk) label:TEXT=None contract_ids:ID=None -> list[dict[str, Any]]
 show scheduled-jobs -> list[dict[str, Any]]
-delete scheduled-job id:ID -> dict[str, Any]
+delete scheduled-job id:JOB -> dict[str, Any]
 create scheduled-job (sdk)
     start_time:DATE
     end_time:DATE
@@ -11341,7 +11494,7 @@ create scheduled-job (sdk)
     hour_of_the_day:N=None
     -> dict[str, Any] ONCE
 update scheduled-job (sdk)
-    id:ID
+    id:JOB
     request_body:JSON
     start_time:DATE=None
     end_time:DATE=None
@@ -11391,7 +11544,7 @@ create workergroup /create_autogroup() /create_autoscaler()
     --search_params:QUERY=None
     --launch_args:TEXT=None
     --endpoint_name:TEXT=None
-    --endpoint_id:ID=None
+    --endpoint_id:ENDPOINT=None
     --gpu_ram:GB=None
     -n,--no-default:TEXT=False
     --min_load:N=None
@@ -11409,7 +11562,7 @@ update workergroup /update_autogroup() /update_autoscaler()
     --search_params:QUERY=None
     --launch_args:TEXT=None
     --endpoint_name:TEXT=None
-    --endpoint_id:ID=None
+    --endpoint_id:ENDPOINT=None
     --gpu_ram:GB=None
     -n,--no-default:TEXT=False
     --min_load:N=None
@@ -11445,12 +11598,12 @@ show notifications --user_id:ID=None -> dict[str, Any] | Any
 set notifications notification_preferences:JSON --user_id:ID=None -> dict[str, Any] | Any
 show webhooks -> list[dict[str, Any]]
 create webhook webhook_url:NAME event_types:TEXT+ --name:TEXT=None -> dict[str, Any] ONCE
-update webhook id:ID --webhook_url:URL=None --event_types:TEXT+=None --name:TEXT=None -> dict[str, Any]
-delete webhook id:ID -> dict[str, Any]
-rotate webhook-secret id:ID -> dict[str, Any] ONCE
-test webhook id:ID -> dict[str, Any] ONCE
+update webhook id:WEBHOOK --webhook_url:URL=None --event_types:TEXT+=None --name:TEXT=None -> dict[str, Any]
+delete webhook id:WEBHOOK -> dict[str, Any]
+rotate webhook-secret id:WEBHOOK -> dict[str, Any] ONCE
+test webhook id:WEBHOOK -> dict[str, Any] ONCE
 self-test machine
-    machine_id:ID/id
+    machine_id:MACHINE/id
     --debugging:TEXT=False
     --ignore-requirements:TEXT=False
     --test-image:IMAGE=None
@@ -11458,7 +11611,7 @@ self-test machine
     --no-support-bundle:TEXT=False
     -> dict[str, Any] ONCE
 dump-logs
-    machine_id:ID
+    machine_id:MACHINE
     --instance-id:INSTANCE=None
     --output-dir:PATH='/tmp'
     --include-local-host-artifacts:TEXT=False

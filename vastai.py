@@ -277,9 +277,7 @@ def look_first(row: Command) -> str:
 
 
 def not_found_error(what: str, id: Any, look: str = "") -> NotFoundError:
-    """The error of a thing that is not there, as it is said everywhere; `look` is the command that
-    lists such things.
-    """
+    """The one form of "not found"; `look` is the command that lists such things."""
     see = f"; see `vastai {look}`" if look else ""
     return NotFoundError(f"no {what} {printable(str(id), 100)}{see}")
 
@@ -892,7 +890,7 @@ def _line_count(value: Any) -> str:
 
 
 def _email(value: Any) -> str:
-    """A mail address: one @ with text on both sides and no spaces."""
+    """An email address: one @ with text on both sides and no spaces."""
     text = _name(value).strip()
     user, _, host = text.partition("@")
     if not user or not host or "@" in host or len(text.split()) != 1:
@@ -901,7 +899,7 @@ def _email(value: Any) -> str:
 
 
 def _account(value: Any) -> str:
-    """A mail address or the id of an account, as text."""
+    """An email address or the id of an account, as text."""
     text = _text(value).strip()
     return text if text.isascii() and text.isdigit() else _email(text)
 
@@ -919,23 +917,34 @@ def _truth(value: Any) -> bool:
 
 
 def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
-    """A list of what `convert` takes, from a list, from one item, or from a text with commas."""
+    """A list of what `convert` takes, from a list or from one item; ids also with commas or spaces
+    between them.
+    """
 
     def checked(value: Any) -> list[Any]:
         if isinstance(value, str):
-            value = value.split(",") if convert is not _text else [value]
+            value = [value]
         elif isinstance(
             value, (bytes, bytearray, dict)
         ):  # items of these are no items of the caller's
             raise ValueError(value)
         elif not hasattr(value, "__iter__"):
             value = [value]
-        items = [convert(item) for item in value]
-        if not items and convert is not _text:
-            raise ValueError(value)
-        return items
+        items = list(value)
+        if convert is not _text:
+            items = [word for item in items for word in id_words(item)]
+            if not items:
+                raise ValueError(value)
+        return [convert(item) for item in items]
 
     return checked
+
+
+def id_words(item: Any) -> list[Any]:
+    """The ids of a text such as "7,8 9"; anything else is one item.  An empty one is not dropped."""
+    if not isinstance(item, str):
+        return [item]
+    return [word for part in item.strip(", ").split(",") for word in part.split() or [part]]
 
 
 def decode_file(data: bytes) -> str:
@@ -1878,7 +1887,7 @@ def _unquote(text: str) -> str:
 
 
 def _split_words(text: str) -> list[str]:
-    """Words between blanks outside quotes; the quotes stay where they are.  A quote opens at the
+    """Words between spaces outside quotes; the quotes stay in place.  A quote opens at the
     start of a word or after a sign such as =, not in the middle of don't.  Raises UsageError.
     """
     words: list[str] = []
@@ -2041,7 +2050,7 @@ def erasable() -> bool:
 
 
 def colored() -> bool:
-    """May stdout have colour?"""
+    """May stdout have color?"""
     return (
         is_terminal(sys.stdout)
         and not os.environ.get("NO_COLOR")
@@ -2250,7 +2259,7 @@ COLORS = {
 
 
 def paint(text: str, form: str) -> str:
-    """A state in its colour: running green, loading yellow, exited dim, offline red."""
+    """A state in its color: running green, loading yellow, exited dim, offline red."""
     word = text.strip()
     code = COLORS.get(word) if form == "state" else None
     return text.replace(word, f"\033[{code}m{word}\033[0m") if code else text
@@ -2311,7 +2320,7 @@ class Arg:
     choices    the values that are allowed
     many       takes several words of the line
     rest       takes the rest of the line as it is
-    again      may be given again
+    again      can be repeated
     shortcuts  flags that set a value: {"-b": "bid"}
     secret     its value is never shown
     hidden     not in the help
@@ -2421,7 +2430,7 @@ class Command:
     says         function (call, result) -> that sentence
     footer       function (call, result) -> remarks below a table, on stderr
     empty        what is said if there are no rows
-    piped        what a pipe gets in place of the sentence, which then goes to stderr
+    piped        what a pipe gets instead of the sentence, which then goes to stderr
     made         member with the id of what the command made, for --quiet
     gaps         member that names what could not be read: if there is any, the status is 8
     status       member that is the exit status
@@ -2832,8 +2841,8 @@ CREATE_OPTIONS = (
     Arg("--volume-info", OBJECT, "volume as the service describes it", None, face="sdk"),
     Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
     *RUNTYPE_OPTIONS,
-    Arg("--create-volume", ID, "volume offer to rent a new volume from", None, to="", group="Disk and volumes"),
-    Arg("--link-volume", ID, "one of your volumes, to mount", None, to="", group="Disk and volumes"),
+    Arg("--create-volume", OFFER_ID, "volume offer to rent a new volume from", None, to="", group="Disk and volumes"),
+    Arg("--link-volume", VOLUME_ID, "one of your volumes, to mount", None, to="", group="Disk and volumes"),
     Arg("--volume-size", GB, "size of the new volume, GB; default 15", None, to="", group="Disk and volumes"),
     Arg("--mount-path", PATH, "mount point of the volume", None, to="", group="Disk and volumes"),
     Arg("--volume-label", LABEL, "label for the new volume", None, to="", group="Disk and volumes"),
@@ -2972,7 +2981,7 @@ WORKERGROUP_OPTIONS = (
     Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to=""),
     Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", None, secret=True),
     Arg("--endpoint_name", TEXT, "name of the endpoint", None),
-    Arg("--endpoint_id", ID, "id of the endpoint", None),
+    Arg("--endpoint_id", ENDPOINT_ID, "id of the endpoint", None),
     Arg("--gpu_ram", GB, "GPU memory per worker, GB", None),
     Arg("-n --no-default", FLAG, "drop the default conditions verified=True rentable=True rented=False", to=""),
     *(arg for arg in endpoint_options(None, None, None, None, None)
@@ -3016,7 +3025,7 @@ register("Search and rent",
         fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("show template", "GET /template/", SAFE, READS, "Show one template in full",
-        Arg("id", TEXT_ID, "hash or id of the template, from search templates", to=""), of="Template",
+        Arg("id", TEXT_ID.called("TEMPLATE"), "hash or id of the template, from search templates", to=""), of="Template",
         columns=TEMPLATE_CARD, run="run_show_template", look="search templates",
         examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "Rent an offer as a new instance",
@@ -3275,7 +3284,7 @@ register("Volumes (for hosts)",
     Command("unlist volume", "POST /volumes/unlist", SAFE, SETS, "Stop offering a volume",
         Arg("id", OFFER_ID, "the offer"), look="search volumes", done="Volume offer {id} is no longer listed."),
     Command("list network-volume", "POST /network_volumes/", ONCE, SETS, "Offer space on a network disk",
-        Arg("disk_id", ID, "the network disk, from show network-disks"),
+        Arg("disk_id", ID.called("DISK"), "the network disk, from show network-disks"),
         Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
         look="search network-volumes",
         done="Offered space on network disk {disk_id} at ${price_disk}/GB/month as offer {id}."
@@ -3358,17 +3367,17 @@ register("Deployments",
     Command("show deployments", "GET /deployments", SAFE, READS, "List your serverless deployments",
         returns="deployments[]", columns=DEPLOYMENT_COLUMNS),
     Command("show deployment", "GET /deployment/{id}/", SAFE, READS, "Show one deployment in full",
-        Arg("id", ID, "the deployment"), returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
+        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
     Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, READS, "List the versions of a deployment",
-        Arg("id", ID, "the deployment"), returns="versions[]", look="show deployments",
+        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), returns="versions[]", look="show deployments",
         columns=(("ID", "id", ""), ("Hash", "file_hash", ""), ("Healthy", "healthy", ""),
             ("Created", "created_at", "minute"))),
     Command("start deployment", "POST /deployment/{id}/start/", SAFE, SPENDS, "Start a stopped deployment",
-        Arg("id", ID, "the deployment"), look="show deployment", done="Starting deployment {id}."),
+        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), look="show deployment", done="Starting deployment {id}."),
     Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "Stop a deployment; it can be restarted",
-        Arg("id", ID, "the deployment"), look="show deployment", done="Stopping deployment {id}."),
+        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), look="show deployment", done="Stopping deployment {id}."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
-        Arg("id", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it", None),
+        Arg("id", ID.called("DEPLOYMENT"), "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it", None),
         Arg("--tag", TEXT, "tag; with a name, deletes only that tag", None),
         build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
@@ -3446,19 +3455,19 @@ register("Keys",
         Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
     Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, SETS, "Remove an SSH key from an instance",
-        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id", ID, "the key, from show ssh-keys"),
+        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id", ID.called("KEY"), "the key, from show ssh-keys"),
         done="Removed SSH key {ssh_key_id} from instance {instance_id}.", look="show instance-ssh-keys"),
     Command("update ssh-key", "PUT /ssh/{id}/", SAFE, SETS, "Replace one of your SSH keys",
-        Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
+        Arg("id", ID.called("KEY"), "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
         Arg("ssh_key", TEXT.called("KEY", "files"), "new public key or its file"),
         run="run_ssh_key", done="Replaced SSH key {id}.", look="show ssh-keys"),
     Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, DELETES, "Delete an SSH key from your account",
-        Arg("id", ID, "the key, from show ssh-keys", old="ssh_key_id"),
+        Arg("id", ID.called("KEY"), "the key, from show ssh-keys", old="ssh_key_id"),
         done="Deleted SSH key {id}.", look="show ssh-keys"),
     Command("show api-keys", "GET /auth/apikeys/", SAFE, READS, "List your API keys",
         returns="apikeys[]", columns=API_KEY_COLUMNS, document="answer_document"),
     Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, READS, "Show one API key's name and permissions",
-        Arg("id", ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
+        Arg("id", ID.called("KEY"), "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
     Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
         Arg("--name", NAME, "name of the key", required=True),
         Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions; default: all of yours", None,
@@ -3471,7 +3480,7 @@ register("Keys",
              "allows it only to read your instances.",
         examples=("--name ci --permission_file permissions.json",)),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "Revoke an API key",
-        Arg("id", ID, "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
+        Arg("id", ID.called("KEY"), "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
         body={"client_id": "me"}, done="New API key: {new_api_key}. The old one is revoked.", look="show user",
@@ -3543,7 +3552,7 @@ register("Two-factor authentication",
              "save them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
     Command("tfa update", "PUT /tfa/update/", SAFE, SETS, "Rename a method or make it primary",
-        Arg("method_id", ID, "the method, from tfa status", key="tfa_method_id"),
+        Arg("method_id", ID.called("METHOD"), "the method, from tfa status", key="tfa_method_id"),
         Arg("-l --label", TEXT.called("NAME"), "new name", None),
         Arg("-p --set-primary", TRUTH, "whether to make it the primary method", None, key="is_primary"),
         needs="label set_primary", done="Changed method {method_id}.", look="tfa status"),
@@ -3576,7 +3585,7 @@ register("Teams",
         done="Invited {email} as {role}.", methods="invite_team_member", aliases="invite team-member",
         look="show members"),
     Command("remove member", "DELETE /team/members/{id}/", SAFE, DELETES, "Remove someone from your team",
-        Arg("id", ID, "the member, from show members", old="ID"), done="Removed member {id}.",
+        Arg("id", ID.called("MEMBER"), "the member, from show members", old="ID"), done="Removed member {id}.",
         methods="remove_team_member", aliases="remove team-member", look="show members"),
     Command("show team-roles", "GET /team/roles-full/", SAFE, READS, "List your team's roles and permissions",
         returns="[]", columns=ROLE_COLUMNS),
@@ -3587,7 +3596,7 @@ register("Teams",
         Arg("--permissions", FILE_OBJECT, "JSON file with its permissions", required=True),
         done="Created role {name}.", look="show team-roles"),
     Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "Rename a role or change its permissions",
-        Arg("id", ID, "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name", None),
+        Arg("id", ID.called("ROLE"), "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name", None),
         Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions", None),
         needs="*", done="Changed role {id}.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "Remove a team role",
@@ -3657,27 +3666,27 @@ register("Clusters and overlays",
         rows="cluster_rows", columns=CLUSTER_COLUMNS),
     Command("create cluster", "POST /cluster/", ONCE, SETS, "Create a cluster of machines",
         Arg("subnet", NAME, "local network of the machines, such as 10.0.0.0/24"),
-        Arg("manager_id", ID, "machine that manages the cluster"),
+        Arg("manager_id", MACHINE_ID, "machine that manages the cluster"),
         done="Created the cluster.", look="show clusters"),
     Command("delete cluster", "DELETE /cluster/", SAFE, DELETES, "Delete a cluster",
-        Arg("cluster_id", ID, "the cluster", old="id"), done="Deleted cluster {cluster_id}.", look="show clusters"),
+        Arg("cluster_id", ID.called("CLUSTER"), "the cluster", old="id"), done="Deleted cluster {cluster_id}.", look="show clusters"),
     Command("join cluster", "PUT /cluster/", SAFE, SETS, "Add machines to a cluster",
-        Arg("cluster_id", ID, "the cluster", old="id"), Arg("machine_ids", MACHINE_IDS, "the machines"),
+        Arg("cluster_id", ID.called("CLUSTER"), "the cluster", old="id"), Arg("machine_ids", MACHINE_IDS, "the machines"),
         done="Added machines {machine_ids} to cluster {cluster_id}.", look="show clusters"),
     Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, SETS, "Remove a machine from its cluster",
-        Arg("cluster_id", ID, "the cluster"), Arg("machine_id", MACHINE_ID, "the machine"),
-        Arg("new_manager_id", ID, "machine that becomes the manager, if this one was", None),
+        Arg("cluster_id", ID.called("CLUSTER"), "the cluster"), Arg("machine_id", MACHINE_ID, "the machine"),
+        Arg("new_manager_id", MACHINE_ID, "machine that becomes the manager, if this one was", None),
         done="Removed machine {machine_id} from cluster {cluster_id}.", look="show clusters"),
     Command("show overlays", "GET /overlay/", SAFE, READS, "List your overlay networks",
         returns="[]", columns=OVERLAY_COLUMNS),
     Command("create overlay", "POST /overlay/", ONCE, SETS, "Create an overlay network on a cluster",
-        Arg("cluster_id", ID, "the cluster"), Arg("name", NAME, "name of the overlay"),
+        Arg("cluster_id", ID.called("CLUSTER"), "the cluster"), Arg("name", NAME, "name of the overlay"),
         done="Created overlay {name}.", look="show overlays"),
     Command("join overlay", "PUT /overlay/", SAFE, SETS, "Add an instance to an overlay network",
         Arg("name", NAME, "the overlay"), Arg("instance_id", INSTANCE_ID, "the instance", old="INSTANCE_ID"),
         done="Added instance {instance_id} to overlay {name}.", look="show overlays"),
     Command("delete overlay", "DELETE /overlay/", SAFE, DELETES, "Delete an overlay network and its instances",
-        Arg("overlay_identifier", TEXT_ID, "id or name of the overlay", to="", old="overlay_id overlay_name"),
+        Arg("overlay_identifier", TEXT_ID.called("OVERLAY"), "id or name of the overlay", to="", old="overlay_id overlay_name"),
         build="build_overlay", done="Deleted overlay {overlay_identifier}.", look="show overlays"))
 
 register("Account",
@@ -3695,8 +3704,8 @@ register("Account",
         Arg("--file", FILE_OBJECT, "JSON file with the members to change", required=True, name="params", key="*",
             secret=True),
         done="Changed the account.", look="show user",
-        note="Members: ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
-             "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold, phone_number …",
+        note="The members include ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
+             "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold and phone_number.",
         examples=("--file account.json",)),
     Command("show subaccounts", "GET /subaccounts", SAFE, READS, "List your subaccounts",
         NO_QUIET, query={"owner": "me"}, returns="users[]", columns=SUBACCOUNT_COLUMNS),
@@ -3750,7 +3759,7 @@ register("Billing",
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
         Arg("-s --start_date", DATE, "first day; default: yesterday", None, to=""),
         Arg("-e --end_date", DATE, "last day", None, to=""),
-        Arg("-m --machine_id", ID, "only this machine", None, to=""), NO_QUIET,
+        Arg("-m --machine_id", MACHINE_ID, "only this machine", None, to=""), NO_QUIET,
         Arg("--last_days", COUNT, "number of past days, instead of the dates", None),
         Arg("--user_id", GIVEN_ID, "the account", "me"),
         query={"owner": "me"}, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
@@ -3775,7 +3784,7 @@ register("Scheduled jobs",
     Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, READS, "List your scheduled jobs",
         returns="[]", columns=JOB_COLUMNS),
     Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "Delete a scheduled job",
-        Arg("id", ID, "the job"), done="Deleted scheduled job {id}.", look="show scheduled-jobs"),
+        Arg("id", ID.called("JOB"), "the job"), done="Deleted scheduled job {id}.", look="show scheduled-jobs"),
     Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SPENDS, "Schedule a request to be repeated",
         Arg("start_time", DATE, "first time, UTC"),
         Arg("end_time", DATE, "last time, UTC"),
@@ -3788,7 +3797,7 @@ register("Scheduled jobs",
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC, for DAILY and WEEKLY, else None", None),
         face="sdk", look="show scheduled-jobs"),
     Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SPENDS, "Change a scheduled job",
-        Arg("id", ID, "the job"),
+        Arg("id", ID.called("JOB"), "the job"),
         Arg("request_body", OBJECT, "body of the request"),
         Arg("start_time", DATE, "first time, UTC", None),
         Arg("end_time", DATE, "last time, UTC", None),
@@ -3900,19 +3909,19 @@ register("Notifications",
         made="webhook.id", done=WEBHOOK_SECRET, look="show webhooks",
         examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
-        Arg("id", ID, "the webhook"), Arg("--webhook_url", URL, "new URL", None),
+        Arg("id", ID.called("WEBHOOK"), "the webhook"), Arg("--webhook_url", URL, "new URL", None),
         Arg("--event_types", TEXTS, "new event types, replacing the old ones", None), Arg("--name", TEXT, "new name", None),
         needs="*", done="Changed webhook {id}.", look="show webhooks"),
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "Delete a webhook",
-        Arg("id", ID, "the webhook"), done="Deleted webhook {id}.", look="show webhooks"),
+        Arg("id", ID.called("WEBHOOK"), "the webhook"), done="Deleted webhook {id}.", look="show webhooks"),
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "Replace a webhook's signing secret",
-        Arg("id", ID, "the webhook"), done=WEBHOOK_SECRET, look="show webhooks"),
+        Arg("id", ID.called("WEBHOOK"), "the webhook"), done=WEBHOOK_SECRET, look="show webhooks"),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "Send a test to a webhook",
-        Arg("id", ID, "the webhook"), done="Sent a test to webhook {id}.", look="show webhooks"))
+        Arg("id", ID.called("WEBHOOK"), "the webhook"), done="Sent a test to webhook {id}.", look="show webhooks"))
 
 register("Diagnostics",
     Command("self-test machine", "", ONCE, SPENDS, "Rent your machine and test it",
-        Arg("machine_id", GIVEN_ID, "the machine", old="id"),
+        Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine", old="id"),
         Arg("--debugging", FLAG, "print each line of progress on stderr"),
         Arg("--ignore-requirements", FLAG, "test the machine even if it fails requirements"),
         Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it", None),
@@ -3921,7 +3930,7 @@ register("Diagnostics",
         run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence", look="show instances",
         note="It costs a short rental and takes up to 25 minutes. If the machine fails, the exit status is 1."),
     Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
-        Arg("machine_id", GIVEN_ID, "the machine"),
+        Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine"),
         Arg("--instance-id", INSTANCE_ID, "instance whose logs to include", None),
         Arg("--output-dir", NAME.called("PATH"), "folder for the archive", "/tmp"),
         Arg("--include-local-host-artifacts", FLAG, "include logs and settings of this computer; only on the host"),
@@ -3937,7 +3946,7 @@ register("Diagnostics",
         Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its worker list", None, hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
-        ask="Rent {gpus} for up to {minutes:g} minutes? This costs money.", ask_when="within",
+        ask="Rent {gpus} for up to {minutes:g} minutes? They are billed.", ask_when="within",
         columns=(("GPU", "gpu_name", "_"), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
                  ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
@@ -4799,7 +4808,7 @@ def build_code(call: Call, query: Row, body: Row) -> None:
 
 
 def build_tfa_delete(call: Call, query: Row, body: Row) -> None:
-    """A code by SMS or mail is only good with its secret."""
+    """A code by SMS or email is only good with its secret."""
     require_code(call)
     method = call["method_type"]
     if method in ("sms", "email") and not call["secret"]:
@@ -5090,7 +5099,7 @@ LIMITED = "limited"  # the service asks to come back later, and has done nothing
 UNANSWERED = "unanswered"  # it may have been carried out, nobody knows
 REFUSED = "refused"  # the service has decided
 
-NO_ANSWER = (408, 502, 503, 504, *range(520, 525))  # what gateways say in place of an answer
+NO_ANSWER = (408, 502, 503, 504, *range(520, 525))  # what gateways say instead of an answer
 
 
 def failure_kind(status: int) -> str:
@@ -6101,7 +6110,7 @@ def profile_file(name: str, profile: str) -> str:
 
 
 def key_files(session: bool = False, profile: str = "") -> list[str]:
-    """Where an API key may be kept, in the order of looking; `session` adds the 2FA session's."""
+    """The places of an API key, in the order of looking; `session` adds the 2FA session's."""
     paths = [profile_file("vast_api_key", profile), "" if profile else old_key_file()]
     if session:
         paths.insert(0, profile_file("vast_tfa_key", profile))
@@ -6111,8 +6120,8 @@ def key_files(session: bool = False, profile: str = "") -> list[str]:
 def find_key(
     given: str | None, session: bool = False, profile: str = ""
 ) -> tuple[str | None, str, str]:
-    """The API key, where it came from ('CODE', 'ENV', 'FILE', 'NONE'), and that in words; a blank
-    one is none.  With a profile no other file is looked at than its own.
+    """The API key, its origin ('CODE', 'ENV', 'FILE', 'NONE'), and the origin in words; a blank
+    key is none.  With a profile no other file is looked at than its own.
     """
     if given is not None and str(given).strip():
         return given, "CODE", "--api-key or api_key="
@@ -6651,7 +6660,7 @@ def stripped(value: Any) -> Any:
 
 
 def schedule_job(call: Call, **members: Any) -> Row:
-    """Makes a scheduled job of a command in place of doing it now."""
+    """Makes a scheduled job of a command instead of running it now."""
     request = build_request(call)
     instance = call["instance"] if call["id"] is None else call["id"]
     request.body = {**(request.body or {}), "instance_id": instance}
@@ -9986,7 +9995,7 @@ def run_benchmarks(call: Call) -> list[Row]:
                 remark(call, f"{count}x {name} is left out: {reason}")
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
-        confirm(call, f"Rent {names} for up to {call['timeout'] / 60:g} minutes? This costs money.")
+        confirm(call, f"Rent {names} for up to {call['timeout'] / 60:g} minutes? They are billed.")
         rows += rent_and_measure(call, wanted)
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
@@ -11999,7 +12008,7 @@ class ServerlessClient(Generic[R]):
         api_key: the account's key; without it VAST_API_KEY, then the key files, are read.
         debug: log each request to stderr.
         instance: prod, alpha, candidate or local: which router.
-        autoscaler_url: the router's address, in place of `instance`.
+        autoscaler_url: the router's address, instead of `instance`.
         webserver_url: the console's address.
         connection_limit: requests at a time; more wait.
         default_request_timeout: not used, as in the official client.
@@ -12407,8 +12416,8 @@ RETURNED_WHOLE = ("", "text", "any", "none")
 
 
 def for_python(text: str, row: Command) -> str:
-    """A text of the help as a caller of the SDK needs it: parameters in place of options, methods in
-    place of commands.
+    """A text of the help as a caller of the SDK needs it: parameters instead of options, methods
+    instead of commands.
     """
     for arg in row.args:
         for flag in arg.flags if arg.option else ():
@@ -13810,7 +13819,7 @@ def _ports(row: Row, _: str) -> str:
 
 
 def jupyter_address(row: Row) -> str:
-    """Where the Jupyter of a running instance answers, with its token; "" if it has none."""
+    """The URL of a running instance's Jupyter, with its token; "" if it has none."""
     token, at = as_text(row.get("jupyter_token")), mapped_ports(row).get("8080/tcp")
     runs = row.get("actual_status") == "running" and "jupyter" in as_text(row.get("image_runtype"))
     if not runs or not token:
@@ -14271,7 +14280,7 @@ def self_test_sentence(call: Call, answer: Row) -> str:
 
 
 def bundle_sentence(call: Call, bundle: Row) -> str:
-    """Where the archive is, what is in it, and what is missing."""
+    """The archive's path, what is in it and what is missing."""
     missing = [
         f"missing: {item['artifact']}: {item['error']}" for item in bundle["collection_errors"]
     ]
@@ -14325,7 +14334,7 @@ _PDF_WIDTHS = (
     "449BBKE066<C4644BBBBBBBBBB44CCCBOEEFFEDHF4@EBIFHEHFEDFELEED444>B6BB@BB4BB11@1IBBBB6@4B@F@@@737C8B81B6NBB6NE6N8D88"
     "11668BN6N@6L8@E46BBBB3B6G;BC6G6=C666BA466:BJJJDEEEEEENFEEEE4444FFHHHHHCHFFFFEEDBBBBBBK@BBBB4444BBBBBBBCDBBBB@B@"
 )
-_PDF_STYLES = {  # font, size, colour
+_PDF_STYLES = {  # font, size, color
     "brand": (b"F2", 22, b"0.06 0.20 0.38 rg"),
     "title": (b"F1", 22, b"0.50 g"),
     "label": (b"F2", 7, b"0.50 g"),
@@ -14942,7 +14951,7 @@ def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool
         return run_call(Call(client, row, params, view, cli=True))
 
 
-# Labels in place of ids
+# Labels instead of ids
 
 
 def find_labels(row: Command, given: Row) -> list[str]:
@@ -14958,7 +14967,7 @@ def find_labels(row: Command, given: Row) -> list[str]:
 
 
 def replace_labels(row: Command, given: Row, ids: dict[str, int]) -> Row:
-    """The arguments of a line with ids in place of labels."""
+    """The arguments of a line with ids instead of labels."""
     return map_labels(row, given, lambda word: str(ids[word])) if ids else given
 
 
@@ -14980,7 +14989,7 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
             ]
         else:
             if arg.kind.many:
-                words = [part for word in words for part in word.split(",")]
+                words = [part.strip() for word in words for part in word.strip(", ").split(",")]
             words = [change(word) if is_label(word, arg.kind) else word for word in words]
         result[arg.name] = words if isinstance(value, list) else words[0]
     return result
@@ -14988,7 +14997,7 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
 
 def is_label(word: str, kind: Kind) -> bool:
     """Is a word that stands for an instance its label?"""
-    if not word.strip() or word[0] in "-+" or word.strip().isdigit():
+    if not word.strip() or word[0] in "-+" or word.replace(" ", "").isdigit():
         return False
     letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
     known = point and letters.isalnum() and digits.isdigit()
@@ -15428,7 +15437,7 @@ def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
 # table alone decides.
 
 FILES = (
-    "FILE"  # in place of a meaning: names of files are due, which a shell knows better than we do
+    "FILE"  # instead of a meaning: names of files are due, which a shell knows better than we do
 )
 
 
