@@ -3262,7 +3262,7 @@ class WordsTest(unittest.TestCase):
             for text in (*row.done.split("|"), row.empty, row.note):
                 with self.subTest(row.name, text=text):
                     self.assertRegex(text, r"^(?:|\{.*|[A-Z0-9].*|`.*|--.*)$")
-                    if text and row.says is None or text in (row.empty, row.note):
+                    if (text and row.says is None) or text in (row.empty, row.note):
                         self.assertRegex(text, r"^$|[.!)}]$")
             if isinstance(row.ask, str) and row.ask:
                 self.assertRegex(row.ask, r"^[A-Z].*[?.]$", row.name)
