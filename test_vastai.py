@@ -5078,10 +5078,9 @@ class TestGivingBack(RentingCase):
             self.assertEqual(client.wait_instance(7, poll=0.01)["actual_status"], "running")
 
     def test_a_new_instance_may_not_be_there_yet(self):
-        for hidden_as in (None, 404):
-            self.box.machine(None, hidden=0.6, hidden_as=hidden_as)
-            answer = self.client.create_instance(self.cheapest(), image="a/b", wait=True)
-            self.assertEqual(answer["instance"]["actual_status"], "running")
+        self.box.machine(None, hidden=0.2, hidden_as=404)
+        answer = self.client.create_instance(self.cheapest(), image="a/b", wait=True)
+        self.assertEqual(answer["instance"]["actual_status"], "running")
         id = answer["new_contract"]
         waiting = self.begin(f"wait instance {id} --status exited --poll 0.2")
         count = len(self.looked_at())
@@ -5234,7 +5233,7 @@ class TestGivingBack(RentingCase):
         self.box.machine(None, starts=False)
         machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
         line = f"self-test machine {machine} --ignore-requirements --no-support-bundle"
-        for number, expected in ((signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)):
+        for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
             count = len(self.looked_at())
             status, _out, err = self.signalled(line, lambda count=count: len(self.looked_at()) > count, number)
             self.assertEqual((status, self.held), (expected, []), err)
@@ -5805,13 +5804,13 @@ class TestRun(RentingCase):
 
     def test_what_is_written_comes_out_as_it_is(self):
         """Every byte once, on its own stream, however often the connection is cut."""
-        program = "for i in 1 2 3 4 5 6 7 8; do echo line $i; echo aside $i >&2; sleep 0.05; done; printf '\\000\\377end'"
+        program = "for i in 1 2 3 4 5 6 7 8; do echo line $i; echo aside $i >&2; sleep 0.05; done; printf '\\000\\377end'; printf unfinished >&2"
         for cuts in ((), (30, 9, 40, 11), (-1, -1, 0, 25)):
             self.happens("cut", *cuts)
             out, err = self.job("", "sh", "-c", program + "; echo x >>ran")
             self.assertEqual(out, b"".join(b"line %d\n" % i for i in range(1, 9)) + b"\0\xffend", cuts)
-            self.assertEqual([line for line in err.splitlines() if line.startswith("aside")],
-                             [f"aside {i}" for i in range(1, 9)])
+            lines = [line for line in err.splitlines() if "connection lost" not in line]
+            self.assertEqual(lines[-10:-1], [f"aside {i}" for i in range(1, 9)] + ["unfinished"])
             ran = pathlib.Path(self.there, "ran")
             self.assertEqual((ran.read_text(), self.held), ("x\n", []), "a start whose answer is lost starts nothing twice")
             ran.unlink()
@@ -5820,11 +5819,11 @@ class TestRun(RentingCase):
         self.happens("refuse", 3)
         self.job("", "true")
         self.happens("time-out", 999)
-        self.assertIn("ssh did not answer for 60 s", self.job("--tries 2", "true", status=1)[1])
+        self.assertIn("ssh did not answer for 60 s", self.job("--tries 1", "true", status=1)[1])
         self.happens("time-out", 0)
         self.happens("deny", 999)
         self.assertIn("with -i", self.job("", "true", status=1)[1], "no machine does better")
-        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 4))
+        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 3))
 
     def test_before_any_money(self):
         self.assertEqual(self.run_here("run a/b --upload nowhere -- true")[0], 2)
@@ -5884,14 +5883,13 @@ class TestRun(RentingCase):
         self.assertIn("status 4", err.splitlines()[-1])
         self.assertIn(f"`vastai destroy instance {self.held[0]}`", err.splitlines()[-1])
 
-    def test_signals(self):
-        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
-            done = os.path.join(self.there, "done")
-            got = self.signalled(["run", "a/b", "--download", "x", "--", "sh", "-c", "echo >done; sleep 60"],
-                                 lambda done=done: os.path.exists(done), number)
-            self.assertEqual((got[0], self.held), (expected, []), got[2])
-            self.assertIn("destroyed after", got[2].splitlines()[-1])
-            os.unlink(done)
+    def test_interrupted(self):
+        done = os.path.join(self.there, "done")
+        got = self.signalled(["run", "a/b", "--download", "x", "--", "sh", "-c", "echo >done; sleep 60"],
+                             lambda: os.path.exists(done), signal.SIGTERM)
+        self.assertEqual((got[0], self.held), (143, []), got[2])
+        self.assertIn("destroyed after", got[2].splitlines()[-1])
+        self.assertFalse(os.path.exists(os.path.join(self.here, "x")), "no download")
 
     def test_nobody_reads(self):
         line = f"{sys.executable} {compiled()} run a/b -- sh -c 'yes | head -c 300000; sleep 60' 2>err; echo $? >status"

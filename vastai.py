@@ -8470,8 +8470,7 @@ class Launch:
         for offer in offers:
             price = self.price_of(offer)[0]
             machine = offer.get("machine_id")
-            known = None not in (price, offer.get("id"))
-            if known and (self.cap is None or price <= self.cap):
+            if None not in (price, offer.get("id")) and (self.cap is None or price <= self.cap):
                 machines.setdefault(machine, offer)
         found = [offer for id, offer in machines.items() if id not in self.excluded]
         if not found:
@@ -8789,6 +8788,7 @@ class RemoteJob:
         self.launch.needs_credit = True
         self.folder = f"/tmp/vastai-run-{os.urandom(6).hex()}"
         self.arrived = {"out": 0, "err": 0}  # bytes
+        self.last = {"out": b"\n", "err": b"\n"}  # the last one of each
         self.address = ("", 0)
         self.watch = Watch(call, 0)
         self.row: Row = {}
@@ -8819,7 +8819,11 @@ class RemoteJob:
         for local, remote in self.uploads:
             self.insist(self.upload, local, remote)
         self.insist(self.start)
-        self.status = self.insist(self.follow)
+        try:
+            self.status = self.insist(self.follow)
+        finally:
+            if self.line_is_open():
+                write_err("\n")
         for remote, local in self.downloads:
             try:
                 self.insist(self.download, remote, local)
@@ -8884,9 +8888,9 @@ class RemoteJob:
             result = attempt(left, *args)
             if result is None or result is MOVED:
                 self.check()
-                self.call.progress(
-                    f"instance {self.id}: connection lost, trying again", in_pipe=True
-                )
+                if not self.line_is_open():
+                    words = f"instance {self.id}: connection lost, trying again"
+                    self.call.progress(words, in_pipe=True)
             return result
 
         result = poll_until(look, self.deadline - time.monotonic(), 1.0, 30.0)
@@ -9030,7 +9034,13 @@ class RemoteJob:
                 except OSError:  # a terminal that is gone is no reason to end the job
                     pass
             self.arrived[name] += len(data)
+            self.last[name] = data[-1:]
             count -= len(data)
+
+    def line_is_open(self) -> bool:
+        """Did the command leave a line unfinished that ours would be glued to?"""
+        shared = is_terminal(sys.stdout) and is_terminal(sys.stderr)
+        return self.last["err"] != b"\n" or (shared and self.last["out"] != b"\n")
 
     def download(self, left: float, remote: str, local: str) -> bool | None:
         import subprocess
