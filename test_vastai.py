@@ -3135,7 +3135,7 @@ EFFECTS = {
         "pdf-invoices, update workers, route, set notifications, create webhook, update webhook, rotate "
         "webhook-secret, test webhook, uninstall, repl",
     "reads":
-        "search offers, search offers-new, search templates, show template, show instances, show instances-v1, "
+        "search offers, watch offers, watch instances, search offers-new, search templates, show template, show instances, show instances-v1, "
         "show instance-filters, show instance, logs, wait instance, ssh-url, scp-url, search volumes, search "
         "network-volumes, show volumes, show network-disks, show connections, show instance-backups, show "
         "instance-backup-files, show deployments, show deployment, show deployment-versions, show "
@@ -3514,6 +3514,8 @@ def uses(at, folder):
     return {
         "search offers": Use("'gpu_name=RTX_4090 num_gpus=1' -o dph --limit 3", query="gpu_name=RTX_4090 num_gpus=1",
                              order="dph", limit=3, same=without("datacenter")),
+        "watch offers": Use("num_gpus=1 --max-wait 0", exit=9, same=ANY, json=True),
+        "watch instances": Use("--once --max-wait 0", exit=9, same=ANY),
         "search offers-new": Use(query="num_gpus=1", limit=2),
         "cost": Use(same=ANY),  # what it costs changes with each look
         "search templates": Use("recommended=true"),
@@ -4734,6 +4736,147 @@ class ProfileTest(CommandCase):
         self.setting("work", "key-of-work")
         status, out, err = self.run_here("repl --profile work", stdin="show user\n")
         self.assertEqual((status, "vast_api_key.work" in err, "ada@example.com" in out), (0, True, True))
+
+
+class TestWatch(FaultCase):
+    """`watch`: one JSON line for each change, in a pipe."""
+
+    def watch(self, looks, *words, wait=None, url=None):
+        """Runs a line against answers that come one after the other, the last again and again; its events."""
+        def answer(look):
+            return look if isinstance(look, bytes) or callable(look) else reply(look)
+
+        self.server = self.serve(*map(answer, looks))
+        wait = str(60 * (len(looks) - 1)) if wait is None else wait
+        with fast_clock():
+            done = self.run_here(url or self.server, "watch", *words, "--interval", "60", "--max-wait", wait)
+        self.events = [json.loads(line) for line in done.stdout.splitlines()]
+        return done
+
+    def told(self):
+        return [(event["event"], event["id"]) for event in self.events]
+
+    @staticmethod
+    def offers(*rows):
+        """An answer with offers of (id, machine, price)."""
+        return {"offers": [{"id": id, "machine_id": machine, "dph_total": price} for id, machine, price in rows]}
+
+    @staticmethod
+    def instances(*rows, **members):
+        usual = {"actual_status": "running", "dph_total": 0.3, "disk_util": 0.5, **members}
+        return {"instances": [{"id": nth, **usual, **row} for nth, row in enumerate(rows, 7)], "total_instances": 1}
+
+    def test_offers(self):
+        looks = [self.offers((1, 10, 0.3)), self.offers((1, 10, 0.3), (2, 20, 0.4)), self.offers((2, 20, 0.35)),
+                 self.offers(), self.offers((3, 10, 0.3))]
+        done = self.watch(looks, "offers", "num_gpus=1")
+        self.assertEqual(done.returncode, 9)
+        self.assertEqual(self.told(), [("new", 1), ("new", 2), ("price", 2), ("gone", 1), ("gone", 2), ("new", 3)])
+        self.assertEqual(self.events[2]["row"]["dph_total"], 0.35)
+        self.assertEqual(set(self.events[0]), {"event", "id", "row"})
+        body = json.loads(self.server.requests[0]["body"])
+        self.assertEqual((body["order"], body["num_gpus"], body["verified"]),
+                         ([["dph_total", "asc"]], {"eq": "1"}, {"eq": True}))
+
+    def test_a_machine_counts_once(self):
+        self.watch([self.offers((1, 10, 0.3), (2, 10, 0.6)), self.offers((2, 10, 0.6), (4, 10, 0.7))], "offers")
+        self.assertEqual(self.told(), [("new", 1), ("price", 2)])
+
+    def test_below(self):
+        self.watch([self.offers((1, 10, 0.3), (2, 20, 0.5), (3, 30, None)), self.offers((2, 20, 0.39))], "offers",
+                   "--below", "0.4")
+        self.assertEqual(self.told(), [("new", 1), ("new", 2), ("gone", 1)])
+
+    def test_once_and_exec(self):
+        code = "import json, os, sys; json.dump([json.load(sys.stdin), dict(os.environ)], open('row', 'w')); print('x'); sys.exit(5)"
+        with open(os.path.join(self.home, "it.py"), "w") as file:
+            file.write(code.replace("'row'", repr(os.path.join(self.home, "row"))))
+        command = f"{shlex.quote(sys.executable)} '{file.name}' '$HOME;ls'"
+        with mock.patch.dict(os.environ, VAST_API_KEY=KEY, OTHER=KEY):
+            done = self.watch([self.offers((1, 10, 0.3), (2, 20, 0.4))], "offers", "--once", "--exec", command, wait="60")
+        self.assertEqual((done.returncode, self.told()), (5, [("new", 1), ("new", 2)]))
+        self.assertIn("ended with status 5", done.stderr)
+        with open(os.path.join(self.home, "row")) as file:
+            row, environment = json.load(file)
+        self.assertEqual(row, self.offers((1, 10, 0.3))["offers"][0])
+        self.assertEqual((environment["VAST_ID"], environment["VAST_PRICE"]), ("1", "0.3"))
+        self.assertNotIn(KEY, environment.values())
+        self.assertEqual(self.watch([self.offers(), self.offers((1, 10, 0.3))], "offers", "--once").returncode, 0)
+        done = self.watch([self.offers((1, 1, 1))], "offers", "--once", "--exec", "no-such-program-here", wait="60")
+        self.assertEqual((done.returncode, "cannot run no-such-program-here" in done.stderr), (127, True))
+
+    def test_every_match_is_run_for(self):
+        log = os.path.join(self.home, "log")
+        self.watch([self.offers((1, 10, 0.3), (2, 20, 0.4)), self.offers((2, 20, 0.5), (3, 30, 0.6))], "offers",
+                   "--exec", f"sh -c 'echo $VAST_ID >> {log}; exit $VAST_ID'")
+        with open(log) as file:
+            self.assertEqual(file.read().split(), ["1", "2", "3"])
+
+    def test_instances(self):
+        bid = {"is_bid": True, "dph_base": 0.2, "cur_state": "running", "next_state": "running", "intended_status": "running"}
+        stopped = dict.fromkeys(("cur_state", "next_state", "intended_status"), "stopped")
+        looks = [self.instances({}, bid), self.instances({}, bid),
+                 self.instances({"actual_status": "exited"}, {**bid, **stopped, "actual_status": "exited"}),
+                 self.instances({"actual_status": "exited", "disk_util": 0.95}, {**bid, **stopped, "actual_status": "exited"}),
+                 self.instances({"actual_status": "exited", "disk_util": 0.97}, {"dph_total": 0.4, **stopped}, {}),
+                 self.instances({"actual_status": "exited", "disk_util": -1})]
+        done = self.watch(looks, "instances")
+        self.assertEqual(self.told(), [("state", 7), ("outbid", 8), ("disk", 7), ("price", 8), ("state", 8), ("new", 9),
+                                       ("gone", 8), ("gone", 9)])
+        self.assertIn("`vastai change bid 8 --price 0.22`", done.stderr)
+        self.assertEqual({request["path"] for request in self.server.requests}, {"/api/v1/instances/"})
+
+    def test_once_for_instances_is_the_first_change(self):
+        done = self.watch([self.instances({}), self.instances({}), self.instances({}, {}), {}], "instances", "--once")
+        self.assertEqual((done.returncode, self.told(), len(self.server.requests)), (0, [("new", 8)], 3))
+
+    def test_too_many_requests_double_the_pause(self):
+        refused, pauses, sleep = reply({}, 429), [], vastai.Monitor.sleep
+        looks = [self.offers(), *[refused] * 4, self.offers()]
+        with mock.patch.object(vastai.Monitor, "sleep", lambda monitor, seconds: (
+                pauses.append(monitor.pause), sleep(monitor, seconds))):
+            self.watch(looks, "offers", wait="1050")
+        self.assertEqual(pauses[:6], [60, 120, 240, 300, 300, 60])
+
+    def test_a_network_that_is_away_is_said_once(self):
+        away = reply({}, 503)
+        done = self.watch([self.offers((1, 1, 1)), away, hang_up, hang_up, reply(b"<html>"), self.offers((1, 1, 1)),
+                           self.offers()], "offers")
+        self.assertEqual((self.told(), done.stderr.count("no answer, still trying"), done.stderr.count("answers again")),
+                         ([("new", 1), ("gone", 1)], 1, 1), done.stderr)
+
+    def test_what_ends_it(self):
+        for status, code in ((401, 3), (403, 3), (400, 1), (404, 4)):
+            self.assertEqual(self.watch([self.offers(), reply({"msg": "no"}, status)], "offers").returncode, code)
+        for words in (["--interval", "5"], ["--exec", "'a"], ["--exec", ""], ["--below", "x"]):
+            self.assertEqual(self.run_here(self.server, "watch", "instances", *words).returncode, 2)
+            self.assertEqual(self.run_here(self.server, "watch", "offers", *words).returncode, 2)
+        self.assertEqual(self.run_here(self.server, "watch", "offers", "num_gpus=many").returncode, 2)
+        self.assertEqual(len(self.server.requests), 2)
+
+    def test_signals_and_pipes(self):
+        server = self.serve(reply(self.offers((1, 1, 1))))
+        watch = ["watch", "offers", "--url", server.url, "--api-key", KEY]
+        process = self.start_process(*watch)
+        self.assertIn(b'"new"', process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        self.assertEqual((process.wait(9), process.stderr.read()), (130, b""))
+        process.stdout.close()
+        process.stderr.close()
+        many = self.serve(reply(self.offers(*((n, n, 1) for n in range(5000)))))
+        line = f"{shlex.quote(sys.executable)} {compiled()} watch offers --url {many.url} --max-wait 60 --api-key {KEY} | head -1"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
+        self.assertEqual((done.stdout.count("\n"), done.stderr), (1, ""))
+
+    def test_ids_alone(self):
+        server = self.serve(reply(self.offers((1, 1, 1), (2, 2, 1))))
+        self.assertEqual(self.run_here(server, "watch", "offers", "-q", "--max-wait", "0").stdout, "1\n2\n")
+
+    def test_sparklines(self):
+        self.assertEqual(vastai.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 0, 8), vastai.blocks())
+        self.assertEqual(vastai.sparkline([None, 3, "x", 4]), f" {vastai.blocks()[0]} {vastai.blocks()[7]}")
+        self.assertEqual((vastai.sparkline([]), vastai.sparkline([5, 5])), ("", vastai.blocks()[0] * 2))
+        self.assertEqual([vastai.format_use(share) for share in (None, -1, 0.5)], ["-", "-", f"{vastai.blocks()[4]} 50%"])
 
 
 class JobPriceTest(CommandCase):
@@ -10371,6 +10514,32 @@ class ScreenTest(ShellCase):
         self.assertRegex(text, r"Without dph_total<0.01 there would be \d+ offers\.")
         self.assertEqual(len(self.box.requests), 3)
 
+    def test_a_table_that_is_redrawn(self):
+        self.rented()
+        for columns in ("80", "120", "200"):
+            for encoding in ({}, {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}):
+                env = {"TERM": "xterm", "COLUMNS": columns, "NO_COLOR": "1", **encoding}
+                status, text = self.on_terminal("watch", "instances", "--max-wait", "0.1", **env)
+                first, again = text.split("\033[")[0], text.rpartition("\033[J")[2]
+                self.assertEqual(status, 9)
+                self.assertEqual(text.count("\033["), 2, "up, and clear what is below")
+                self.assertIn(f"\033[{first.count(chr(10))}F", text)
+                self.assertLessEqual(max(map(vastai.display_width, first.split("\n"))), int(columns))
+                bar = "* 72%" if encoding else "\u2586 72%"
+                self.assertIn(bar, first)
+                self.assertRegex(again, r"\$0\.\d+/hr, .*; credit \$\d+\.\d\d lasts")
+                if columns != "80":
+                    self.assertIn(f" {bar[0] * 2}\n", again, "two samples")
+                self.assertEqual(text.isascii(), bool(encoding), text)
+        status, text = self.on_terminal("watch", "offers", "num_gpus=1", "--max-wait", "0.1", TERM="xterm", COLUMNS="80")
+        first, _, again = text.partition("\033[J")
+        self.assertIn("\033[32m+\033[0m", first)
+        self.assertNotIn("\033[32m+", again)
+
+    def test_trends(self):
+        _, text = self.on_terminal("show", "gpu-trends", "RTX_5090", COLUMNS="120")
+        self.assertRegex(text, "median [\u2581-\u2588]{20,} \\$0\\.\\d+ to \\$0\\.\\d+/hr\n")
+
     def test_what_goes_on_costing(self):
         """On a terminal alone: it takes another request."""
         with vastai.VastAI(api_key=self.box.key, server_url=self.box.url) as client:
@@ -10881,6 +11050,24 @@ search offers /search instances
     --new:TEXT=False(cli)
     --disable-bundling:TEXT=False(cli)
     -> list[Offer]
+watch offers (cli)
+    query:QUERY+=None|''
+    -t,--type,-i,--interruptible,-b,--bid,-r,--reserved,-d,--on-demand:KIND{on-demand,bid,reserved,interruptible}='on-demand'
+    --storage:GB=None
+    -n,--no-default:TEXT=False
+    --interval:SECONDS=60
+    --below:USD=None
+    --exec:COMMAND=None
+    --once:TEXT=False
+    --max-wait:SECONDS=None
+    -> None
+watch instances (cli)
+    --interval:SECONDS=10
+    --below:USD=None
+    --exec:COMMAND=None
+    --once:TEXT=False
+    --max-wait:SECONDS=None
+    -> None
 search offers-new (sdk)
     query:QUERY+=None
     --type:KIND{on-demand,bid,reserved,interruptible}='on-demand'

@@ -2071,6 +2071,14 @@ def terminal_width() -> int:
     return max(20, width or 80)
 
 
+def terminal_height() -> int:
+    """Lines of the terminal that stdout is, 24 if nothing tells."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).lines or 24
+    except (OSError, ValueError, AttributeError):
+        return 24
+
+
 def flush(stream: TextIO | None) -> None:
     """Has a stream write what it holds.  Raises OSError if that fails; one that is missing or closed
     has nothing to write.
@@ -2244,6 +2252,10 @@ def page_out(text: str, full: bool) -> None:
 
 
 COLORS = {
+    "+": "32",
+    "$": "33",
+    "*": "33",
+    "!": "31",
     "running": "32",
     "verified": "32",
     "active": "32",
@@ -2786,6 +2798,9 @@ CONFIRM = Arg("--confirm", FLAG, "if no label is given, add one, so that the ins
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
 
+RENTAL_TYPE = Arg("-t --type", TEXT.called("KIND"), "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
+    shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
+    "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to="")
 SEARCH_OPTIONS = (
     Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-", to=""),
     Arg("--limit", COUNT, "maximum number of rows; 0 for all that the service returns", None, to=""),
@@ -2797,6 +2812,19 @@ OFFER_SEARCH_OPTIONS = (
     SEARCH_OPTIONS[1],
     Arg("--storage", GB, "disk size to include in the price, GB; default 5", None, to=""),
     SEARCH_OPTIONS[3])
+def watch_options(interval: float) -> tuple[Arg, ...]:
+    """What `watch` takes; `interval` is the default in seconds."""
+    return (
+        Arg("--interval", SECONDS, "seconds between two looks, 6 or more", interval),
+        Arg("--below", PRICE, "only prices below this, $/hr, disk included", None),
+        Arg("--exec", SHELL_LINES, "command to run for each match, without a shell; it gets the row as JSON on stdin, "
+            "and VAST_ID and VAST_PRICE", None),
+        Arg("--once", FLAG, "end after the first match, with the status of --exec"),
+        Arg("--max-wait", SECONDS, "time limit, seconds; then status 9", None))
+
+
+WATCH_NOTE = ("On a terminal it redraws a table, new rows marked with +. In a pipe, or with --raw, it prints one JSON line for "
+              "each change, {\"event\", \"id\", \"row\"}; events: ")
 JOB_OPTIONS = (
     Arg("--hours", HOURS, "hours that the job runs", None, to="", group="Price of the job"),
     Arg("--down", GB, "data that it downloads, GB", None, to="", group="Price of the job"),
@@ -2998,10 +3026,7 @@ WEBHOOK_SECRET = "Webhook {webhook[id]} signs with the secret {webhook[webhook_s
 register("Search and rent",
     Command("search offers", "POST /bundles/", SAFE, READS, "Search GPU offers to rent",
         CONDITIONS,
-        Arg("-t --type", TEXT.called("KIND"), "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
-            shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
-                       "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to=""),
-        *OFFER_SEARCH_OPTIONS, *JOB_OPTIONS,
+        RENTAL_TYPE, *OFFER_SEARCH_OPTIONS, *JOB_OPTIONS,
         Arg("--new", FLAG, "use the newer search service", face="cli", to=""),
         Arg("--disable-bundling", FLAG, "list identical offers separately (deprecated)", face="cli", hidden=True,
             to=""),
@@ -3015,6 +3040,18 @@ register("Search and rent",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
                   "gpu_name=RTX_4090 --hours 6 --down 80 --up 5 --storage 120",
                   "--interruptible 'num_gpus>=4 inet_down>500'")),
+    Command("watch offers", "", SAFE, READS, "Watch for offers that meet conditions",
+        CONDITIONS, RENTAL_TYPE, *OFFER_SEARCH_OPTIONS[2:], *watch_options(60),
+        returns="none", run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
+        note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer; the first look counts.",
+        examples=("'gpu_name=RTX_4090 num_gpus=1' --below 0.30",
+                  "gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …")),
+    Command("watch instances", "", SAFE, READS, "Watch your instances and their use",
+        *watch_options(10),
+        returns="none", run="run_watch_instances", face="cli", look="show instances",
+        note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90 % full). A match is a change after the first "
+             "look.",
+        examples=("", "--raw | jq -r .event", "--exec 'notify-send vastai' --interval 30")),
     Command("search offers-new", "PUT /search/asks/", SAFE, READS, "Search GPU offers with the newer service",
         Arg("query", QUERY, "conditions as for search offers", None, to=""),
         Arg("--type", TEXT.called("KIND"), "rental type", "on-demand", choices=DEMAND, to=""),
@@ -9452,6 +9489,360 @@ def volumes_footer(call: Call, answer: Row) -> list[str]:
     return lines
 
 
+# Watching: looks again and again, and tells what has changed.
+
+BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"  # eight steps
+LONGEST_WATCH_PAUSE = 300.0  # seconds between two looks while the service asks for fewer of them
+SAMPLES = 20  # of the use of a GPU, in its sparkline
+
+
+def blocks() -> str:
+    """Eight signs from low to high that stdout can show."""
+    try:
+        BLOCKS.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return PLAIN_BLOCKS
+    return BLOCKS
+
+
+def level(share: float) -> str:
+    """The sign for a share from 0 to 1."""
+    return blocks()[min(7, max(0, int(share * 8)))]
+
+
+def sparkline(values: Sequence[Any], low: float | None = None, high: float | None = None) -> str:
+    """Numbers as a line of eight heights, from the lowest to the highest unless told otherwise; a
+    blank for what is no number.
+    """
+    numbers = [number for number in map(as_number, values) if number is not None]
+    if not numbers:
+        return ""
+    low = min(numbers) if low is None else low
+    span = ((max(numbers) if high is None else high) - low) or 1.0
+    known = (as_number(value) for value in values)
+    return "".join(" " if value is None else level((value - low) / span) for value in known)
+
+
+def format_use(share: float | None) -> str:
+    """A share from 0 to 1 as a bar of eight steps and in percent; "-" if it is not known."""
+    if share is None or share < 0:
+        return "-"
+    return f"{level(share)} {min(share, 9.99) * 100:.0f}%"
+
+
+class Monitor:
+    """`watch`: the rows as they were at the last look, and what is done when they change.
+
+    Subclasses say what is looked at: `fetch` the rows that count, by what makes them the same,
+    `events` the names of what has changed in one of them, `is_match` which events count for --exec
+    and --once, `columns` and `cells` the table for a terminal, `footer` the lines below it.
+    """
+
+    columns: tuple[Any, ...] = ()
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.client = call, call.client
+        if call["interval"] < 6:
+            raise UsageError(
+                "--interval: expected 6 seconds or more; the service allows no more looks"
+            )
+        self.words = split_command(call["exec"])
+        self.rows: dict[Any, Row] = {}
+        self.first, self.away, self.status = True, "", 0
+        self.pause = call["interval"]
+        live = is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
+        self.live = live and call.view.format == "table" and not call.view.quiet
+        self.drawn = 0  # lines of the table on the terminal
+
+    def fetch(self) -> dict[Any, Row]:
+        raise NotImplementedError
+
+    def events(self, old: Row, new: Row) -> list[str]:
+        return ["price"] if old.get("dph_total") != new.get("dph_total") else []
+
+    def is_match(self, event: str) -> bool:
+        raise NotImplementedError
+
+    def cells(self, key: Any, row: Row) -> Row:
+        return row
+
+    def footer(self, changed: bool) -> list[str]:
+        return []
+
+    def run(self) -> None:
+        """Raises WaitTimeoutError at the end of --max-wait, ProgramError with the status of --exec."""
+        most = self.call["max_wait"]
+        limit = FOREVER if most is None else most
+        self.end = time.monotonic() + limit
+        if poll_until(self.look, limit, self.call["interval"], sleep=self.sleep) is None:
+            raise WaitTimeoutError(f"the {most:g} s of --max-wait are over")
+        if self.status:
+            raise ProgramError("", exit_status=self.status)
+
+    def sleep(self, seconds: float) -> None:
+        """Waits until the next look, longer after a refusal, but never beyond --max-wait."""
+        flush(sys.stdout)
+        left = self.end - time.monotonic()
+        time.sleep(max(0.0, min(max(seconds, self.pause), left)))
+
+    def look(self, left: float) -> bool | None:
+        """One look; True if it is the last one."""
+        self.call.client = self.client.varied(
+            retry=1, timeout=min(self.client.timeout, max(0.5, left))
+        )
+        try:
+            rows = self.fetch()
+        except RateLimitError as error:
+            pause = max(self.pause * 2, error.retry_after or 0.0)
+            self.pause = min(pause, max(LONGEST_WATCH_PAUSE, self.call["interval"]))
+            return None
+        except VastAIError as error:
+            if 400 <= error.status < 500 or isinstance(error, (AuthError, UsageError)):
+                raise
+            if not self.away:
+                self.say(f"no answer, still trying: {error.msg}")
+            self.away = error.msg
+            return None
+        if self.away:
+            self.say("the service answers again")
+        self.away, self.pause = "", self.call["interval"]
+        found = self.compare(rows)
+        self.rows, first, self.first = rows, self.first, False
+        if self.live:
+            self.draw({key: event for key, event, _ in found}, bool(found) or first)
+        for _, event, row in found:
+            if not self.live:
+                self.write(event, row)
+        return self.act([row for _, event, row in found if self.is_match(event)])
+
+    def compare(self, rows: dict[Any, Row]) -> list[tuple[Any, str, Row]]:
+        """What has changed since the last look: (key, event, row)."""
+        found = []
+        for key, row in rows.items():
+            old = self.rows.get(key)
+            names = ["new"] if old is None else self.events(old, row)
+            found += [(key, name, row) for name in names]
+        return found + [(key, "gone", row) for key, row in self.rows.items() if key not in rows]
+
+    def act(self, matches: list[Row]) -> bool | None:
+        """Runs --exec for what matches, one after the other; True after the first with --once."""
+        for row in matches:
+            if self.words:
+                self.drawn = 0
+                self.status = run_for_row(self.client, self.words, row)
+                if self.status:
+                    self.say(f"{self.words[0]} ended with status {self.status}")
+            if self.call["once"]:
+                return True
+        self.status = 0
+        return None
+
+    def say(self, text: str) -> None:
+        self.drawn = 0
+        self.call.warn(text)
+
+    def write(self, event: str, row: Row) -> None:
+        """One line for a change: JSON, or the id alone."""
+        import json
+
+        line = {"event": event, "id": row.get("id"), "row": row}
+        quiet = self.call.view.quiet
+        write_out(
+            (format_value(row.get("id")) if quiet else json.dumps(line, sort_keys=True)) + "\n"
+        )
+        flush(sys.stdout)
+
+    def draw(self, events: dict[Any, str], changed: bool) -> None:
+        """Draws the table in the place of the last one."""
+        width, height = terminal_width(), terminal_height()
+        shown = [
+            {**self.cells(key, row), "mark": MARKS.get(events.get(key, ""), "")}
+            for key, row in self.rows.items()
+        ]
+        clock = (
+            f"{time.strftime('%H:%M:%S')}; a look every {self.call['interval']:g} s, Ctrl-C ends"
+        )
+        footer = [wrap_line(line, width) for line in [*self.footer(changed), clock]]
+        room = max(1, height - 3 - sum(line.count("\n") + 1 for line in footer))
+        if len(shown) > room:
+            footer.insert(0, f"… {len(shown) - room} more")
+        bright = self.call.view.color and colored()
+        lines = format_table(shown[:room], self.columns, width, bright)[0] if shown else []
+        text = "\n".join([*lines, *footer]) + "\n"
+        back = f"\033[{self.drawn}F\033[J" if self.drawn else ""
+        write_out(back + text)
+        flush(sys.stdout)
+        self.drawn = text.count("\n")
+
+
+MARKS = {"new": "+", "price": "$", "state": "*", "outbid": "!", "disk": "!"}
+MARK = ("", "mark", "mark", 0)
+
+
+class OfferMonitor(Monitor):
+    """Offers: the cheapest of each machine."""
+
+    columns = (MARK, *OFFER_COLUMNS)
+
+    def fetch(self) -> dict[Any, Row]:
+        call, found = self.call, {}
+        params = {
+            "order": "dph_total",
+            **{name: call[name] for name in ("query", "type", "storage", "no_default")},
+        }
+        for row in offers_shown(
+            call, run_search_offers(call.of(METHODS["search_offers"], **params))
+        ):
+            price = as_number(row.get("dph_total"))
+            if call["below"] is None or (price is not None and price < call["below"]):
+                found.setdefault(str(row.get("machine_id") or f"offer {row.get('id')}"), row)
+        return found
+
+    def is_match(self, event: str) -> bool:
+        return event == "new"
+
+    def footer(self, changed: bool) -> list[str]:
+        count = len(self.rows)
+        return [
+            f"{count} machine{'' if count == 1 else 's'} with such offers; + is new, $ another price"
+        ]
+
+
+class InstanceMonitor(Monitor):
+    """Your instances, with the use of their parts."""
+
+    columns = (
+        MARK,
+        *(column for column in INSTANCE_COLUMNS if column[1] in ("id", "actual_status", "label")),
+        ("GPU", "model", "", 1),
+        ("$/hr", "dph_total", ".4f", 0),
+        ("Age", "start_date", "age", 2),
+        ("GPU", "gpu_use", "", 0),
+        ("CPU", "cpu_use", "", 1),
+        ("Mem", "memory_use", "", 1),
+        ("Disk", "disk_use", "", 1),
+        ("GPU so far", "history", "", 2),
+    )
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.history: dict[Any, list[float | None]] = {}
+        self.cost, self.cost_read = "", -FOREVER
+
+    def fetch(self) -> dict[Any, Row]:
+        rows = {}
+        for row in self.call.do("show_instances"):
+            price = as_number(row.get("dph_total"))
+            if self.call["below"] is None or (price is not None and price < self.call["below"]):
+                rows[row.get("id")] = row
+        self.history = {key: self.history.get(key, []) for key in rows}
+        for key, row in rows.items():
+            use = share_of(row.get("gpu_util"), 100)
+            self.history[key] = [*self.history[key], use][-SAMPLES:]
+        return rows
+
+    def events(self, old: Row, new: Row) -> list[str]:
+        found = super().events(old, new)
+        if is_outbid(new) and not is_outbid(old):
+            price = next_bid(new)
+            self.say(
+                f"instance {new['id']} is outbid; `vastai change bid {new['id']} --price {price}`"
+            )
+            found.append("outbid")
+        elif old.get("actual_status") != new.get("actual_status"):
+            found.append("state")
+        disks = [share_of(row.get("disk_util"), 1) or 0.0 for row in (old, new)]
+        return found + ["disk"] * (disks[0] <= 0.9 < disks[1])
+
+    def is_match(self, event: str) -> bool:
+        return True
+
+    def compare(self, rows: dict[Any, Row]) -> list[tuple[Any, str, Row]]:
+        return [] if self.first else super().compare(rows)
+
+    def cells(self, key: Any, row: Row) -> Row:
+        count, model = (
+            format_value(row.get("num_gpus") or "?"),
+            format_value(row.get("gpu_name") or "?"),
+        )
+        cpu = as_number(row.get("cpu_util"))
+        memory = share_of(row.get("mem_usage"), as_number(row.get("mem_limit")) or 0)
+        return {
+            **row,
+            "model": f"{count}x {model.replace(' ', '_')}",
+            "gpu_use": format_use(self.history[key][-1]),
+            "cpu_use": format_use(share_of(cpu, 100 if cpu and cpu > 1 else 1)),
+            "memory_use": format_use(memory),
+            "disk_use": format_use(share_of(row.get("disk_util"), 1)),
+            "history": sparkline(self.history[key], 0.0, 1.0).strip() or "-",
+        }
+
+    def footer(self, changed: bool) -> list[str]:
+        """The burn rate and how long the credit lasts, read again each minute and on a change."""
+        if changed or time.monotonic() - self.cost_read >= 60:
+            try:
+                self.cost = cost_words(self.call.do("cost"))
+            except VastAIError:
+                pass  # the last one stays
+            self.cost_read = time.monotonic()
+        return [self.cost] if self.cost else []
+
+
+def share_of(value: Any, whole: float) -> float | None:
+    """What part of a whole a number of the service is; None if it is not known, such as -1."""
+    number = as_number(value)
+    return None if number is None or number < 0 or whole <= 0 else number / whole
+
+
+def is_outbid(row: Row) -> bool:
+    """Is an interruptible instance stopped?  Outbid, most likely."""
+    return bool(row.get("is_bid")) and fault_of(row)[0] == "stopped"
+
+
+def split_command(text: str | None) -> list[str]:
+    """The words of --exec, split as a shell would.  Raises UsageError."""
+    import shlex
+
+    try:
+        words = shlex.split(text or "")
+    except ValueError as error:
+        raise UsageError(f"--exec: cannot read {short_repr(text)}: {str(error).lower()}") from None
+    if text is not None and not words:
+        raise UsageError("--exec: expected a command, found nothing")
+    return words
+
+
+def run_for_row(client: VastAI, words: list[str], row: Row) -> int:
+    """Runs a command with a row as JSON on its stdin; its exit status.  It gets no key, and its
+    output goes to stderr, as stdout is for the changes.
+    """
+    import json
+    import subprocess
+
+    values = {name: value for name, value in os.environ.items() if value != client.api_key}
+    for name in ("VAST_API_KEY", "VASTAI_API_KEY"):
+        values.pop(name, None)
+    price = row.get("dph_total")
+    values["VAST_ID"] = as_text(row.get("id"))
+    values["VAST_PRICE"] = "" if price is None else format_value(price)
+    flush(sys.stdout)
+    out = None if is_terminal(sys.stdout) or sys.stderr is None else 2
+    try:
+        done = subprocess.run(words, input=json.dumps(row).encode(), env=values, stdout=out)
+    except (OSError, ValueError) as error:
+        warn(f"cannot run {printable(words[0], 200)}: {getattr(error, 'strerror', None) or error}")
+        return 127
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def run_watch_offers(call: Call) -> None:
+    OfferMonitor(call).run()
+
+
+def run_watch_instances(call: Call) -> None:
+    InstanceMonitor(call).run()
+
+
 # ----------------------------------------------------------------------- diagnostics and benchmarks
 # Of a host's machines: they rent what they test, and give it back whatever happens.
 
@@ -13543,7 +13934,7 @@ class TableColumn:
         self.header, form = column[0], column[2]
         self.form, self.cells = format_cells(column, rows)
         self.rank: int = column[3] if len(column) > 3 else 1
-        self.state = form == "state"
+        self.state = form in ("state", "mark")
         self.number = (
             self.form != "%s" or form[:1] in (".", "{") or all(map(_is_number, self.cells))
         )
@@ -13849,6 +14240,7 @@ def rented_footer(call: Call, answer: Row) -> list[str]:
 
 FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the cell of a row
     "state": lambda row, name: format_value(row.get(name) or "-"),
+    "mark": lambda row, name: format_value(row.get(name) or " "),
     "exact": lambda row, name: format_value(row.get(name)),
     "unknown": lambda row, name: format_value(row.get(name) or "unknown"),
     "_": lambda row, name: format_value(row.get(name) or "-").replace(" ", "_"),
@@ -14095,12 +14487,23 @@ def trend_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]
     for gpu, part in answer.items():
         facts = [f"{head} {format_value(part['stats'].get(name))}" for head, name in stats.items()]
         step = trend_step(call, part)
-        heading = f"{format_value(gpu)}: {', '.join(facts)}"
+        heading = f"{format_value(gpu)}: {', '.join(facts)}{price_trend(part['rows'])}"
         yield (
             heading if part["rows"] else f"{heading}, no data",
             part["rows"][::step],
             GPU_TRENDS_COLUMNS,
         )
+
+
+def price_trend(rows: list[Row]) -> str:
+    """The median price over time as a sparkline with its lowest and highest; "" without prices."""
+    for name in ("avail_median", "rented_median"):
+        values = [as_number(row.get(name)) for row in rows]
+        known = [value for value in values if value is not None]
+        if known:
+            line = sparkline(values[:: max(1, len(values) // 30)])
+            return f", median {line} ${min(known):.4f} to ${max(known):.4f}/hr"
+    return ""
 
 
 def trend_step(call: Call, part: Row) -> int:
