@@ -10135,6 +10135,7 @@ class TestRequest(ServerlessCase):
                 (chunked(*map(event, events)), ["--stream", "--text"], "Hello\n"),
                 (chunked(event(1), b"data: [DONE]\n\n"), ["--stream", "--raw"], "[\n 1\n]\n"),
                 (reply([{"a": 1}, {"a": 2}]), ["--format", "jsonl"], '{"a": 1}\n{"a": 2}\n'),
+                (reply(""), [], "null\n"), (reply({"id": 1}), ["--quiet"], '{\n "id": 1\n}\n'),
                 (reply(b"\x00\xff", Content_Type="image/png"), ["--raw"], '"AP8="\n')):
             self.worker = [step]
             self.assertEqual(self.tell(*words), (0, out, ""))
@@ -10177,6 +10178,12 @@ class TestRequest(ServerlessCase):
         self.assertEqual((process.wait(5), process.stdout.read(), process.stderr.read()), (130, b"", b""))
         process.stdout.close()
         process.stderr.close()
+
+    def test_events_that_end_early(self):
+        self.worker = [cut(chunked(event(1), end=False))]
+        status, out, err = self.tell("--stream")
+        self.assertEqual((status, out), (7, "1\n"))
+        self.assertRegex(err, r"\Arequest: the worker's stream ended early [^\n]*\n\Z")
 
     def test_events_in_the_sdk(self):
         self.worker = [chunked(*map(event, EVENTS))]

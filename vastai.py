@@ -11535,10 +11535,12 @@ def show_response(call: Call, response: Any) -> None:
     if path:
         return save_response(call, response, path)
     for part in response_parts(call, response):
-        if isinstance(part, bytes):
-            sys.stdout.buffer.write(part)
-        else:
+        if not isinstance(part, bytes):
             write_out(part, plain=True)
+        elif hasattr(
+            sys.stdout, "buffer"
+        ):  # None, or what a program put in its place, may have none
+            sys.stdout.buffer.write(part)
         flush(sys.stdout)
     return None
 
@@ -13712,6 +13714,7 @@ def present(call: Call, result: Any) -> None:
     """Prints what a command returned, in the shape that was asked for; remarks go to stderr."""
     row, view = call.row, call.view
     is_text = isinstance(result, str) or row.text  # what a reader asked for, such as a log or help
+    is_text = is_text or (row.show and row.returns == "any")  # or the answer of a worker
     if view.quiet and not is_text:
         write_out(format_ids(call, result))
     elif row.show and view.format == "table" and not view.fields:
@@ -15472,13 +15475,13 @@ def run_call(call: Call) -> int:
             write_out(WRITERS[view.format](Listing(error.results, (), view)))
             error.results = []
         raise
-    if result is None and row.returns not in ("none", "text"):
+    if result is None and row.path and row.returns not in ("none", "text"):
         raise gone_error(call)
     try:
         present(call, result)
         flush(sys.stdout)
     except OSError:
-        if row.effect == SPENDS and result is not None:
+        if row.effect == SPENDS and isinstance(result, dict):
             say(f"{row.name}: {printable(str(result), 2000)}")  # it must not be lost with stdout
         raise
     if isinstance(result, dict) and result.get("success") is False:
