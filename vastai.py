@@ -8645,7 +8645,8 @@ class Launch:
             gone = isinstance(error, NotFoundError)
         else:
             gone = False
-        tell(self.call, f"Giving instance {self.rented.id} back: {reason}")
+        known = f"instance {self.rented.id}"
+        tell(self.call, f"{'' if known in reason else known + ': '}{reason}; giving it back")
         if not gone:
             self.show_logs()
         self.rented.give_back()
@@ -8711,7 +8712,7 @@ class Launch:
         ]
         options = " ".join(f"--exclude-machine {id}" for id in self.excluded)
         return VastAIError(
-            "\n".join([f"{len(lines)} rentals, and none works; all are destroyed:", *lines]),
+            "\n".join(["no machine works; what was rented is destroyed:", *lines]),
             hint=f"For the next run: {options}",
             tries=self.tries,
         )
