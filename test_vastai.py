@@ -5381,6 +5381,18 @@ class TestGivingBack(RentingCase):
             status, _out, err = self.signalled(line, lambda count=count: len(self.looked_at()) > count, number)
             self.assertEqual((status, self.held), (expected, []), err)
 
+    def test_benchmarks_give_back(self):
+        """Endpoint, workergroup and worker, also if the answer to one of them is still under way."""
+        tables = self.box.market.tables
+        before = {name: set(tables[name]) for name in ("endpoints", "workergroups", "instances")}
+        template = next(iter(tables["templates"]))
+        line = f"run benchmarks --template_id {template} --gpus RTX_4090 --no-cache -y"
+        for number, path, expected in ((signal.SIGTERM, "GET .*/get_endpoint_workers/.*|POST .*/get_endpoint_workers/", 143),
+                                       (signal.SIGINT, "POST /api/v0/autojobs/", 130)):
+            del self.box.requests[:]
+            got = self.signalled(line, lambda path=path: self.sent(path), number)
+            self.assertEqual((got[0], {name: set(tables[name]) for name in before}), (expected, before), got[2])
+
     def test_nohup_is_respected(self):
         self.box.machine(None, starts=False)
         machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
