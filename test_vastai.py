@@ -6068,6 +6068,124 @@ class TestRun(RentingCase):
 # -------------------------------------------------------- programs written for the official package
 
 
+@unittest.skipUnless(shutil.which("bash") and shutil.which("setsid"), "no bash here, or no setsid")
+class ReadmeTest(CommandCase):
+    """Every command line and program of the README works as it stands there."""
+
+    box_options = {"boot": 0.0, "credit": 500.0}
+    SKIPPED = ("python3 test_vastai.py",)  # the demo and the tests: DemoTest runs the one, this is the other
+
+    def setUp(self):
+        super().setUp()
+        self.here = os.path.join(self.home, "here")
+        os.makedirs(os.path.join(self.here, "src"))
+        self.bin = os.path.join(self.home, "bin")
+        os.makedirs(self.bin)
+        for name, text in {
+            "ssh": STAND_IN.replace("{python}", sys.executable).replace(
+                "command = sys.argv[-1]\n", "command = sys.argv[-1]\nif re.match('root@|8000:', command):\n    sys.exit()\n")
+                .replace("import os,", "import re, os,"),
+            "rsync": "#!/bin/sh\n", "nvidia-smi": "#!/bin/sh\n",
+            "python3": f'#!/bin/sh\n[ "$2" = vastai ] && shift 2 && exec {sys.executable} {compiled()} "$@"\n'
+                       f'exec {sys.executable} "$@"\n',
+            "vastai": f'#!/bin/sh\nexec {sys.executable} {compiled()} "$@"\n',
+        }.items():
+            pathlib.Path(self.bin, name).write_text(text)
+            os.chmod(os.path.join(self.bin, name), 0o755)
+        for name, text in {
+            "key.txt": self.box.key, "src/train.py": "import os; os.mkdir('out')", "data": "", "job.json": '{"prompt": "a cat"}',
+            "permissions.json": '{"api": {"misc": {}, "user_read": {}, "instance_read": {}}}',
+        }.items():
+            pathlib.Path(self.here, name).write_text(text)
+        self.environment.update(PATH=self.bin + os.pathsep + os.environ["PATH"], CI_VAST_KEY=self.box.key)
+        self.client.create_ssh_key(ssh_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl a")
+        for _ in range(24):
+            self.box.offer(gpu_name="RTX 3090", dph_base=0.1)
+        self.known = {
+            "7835610": self.running,
+            "6995713": lambda: str(self.cheapest("gpu_name=RTX_4090 num_gpus=1 direct_port_count>2")),
+            "1234": lambda: str(self.client.show_machines()[0]["id"]),
+            "my-endpoint": lambda: self.client.show_endpoints()[0]["endpoint_name"],
+        }
+
+    def running(self):
+        """The id of an instance that runs, until a line destroys it."""
+        found = [row["id"] for row in self.client.show_instances(label=["fixed"]) if row["actual_status"] == "running"]
+        if not found:
+            offer = self.cheapest("gpu_name=RTX_4090 num_gpus=1 direct_port_count>2")
+            found = [self.client.create_instance(id=offer, image="a/b", ssh=True, jupyter=True, direct=True,
+                                                 label="fixed")["new_contract"]]
+            self.client.wait_instance(found[0], poll=0.1)
+        return str(found[0])
+
+    def blocks(self, language):
+        text = pathlib.Path(HERE, "README.md").read_text("utf-8")
+        return re.findall(rf"(?ms)^```{language}\n(.*?)^```", text)
+
+    def real(self, text):
+        """The text with ids that the sandbox knows."""
+        for word, find in self.known.items():
+            if word in text:
+                text = text.replace(word, find())
+        return text
+
+    def test_every_line_for_the_shell(self):
+        lines = 0
+        for block in self.blocks("sh"):
+            block = "\n".join(line for line in block.splitlines() if not line.startswith(self.SKIPPED))
+            if ("jq" in block and not shutil.which("jq")) or not block.strip():
+                continue
+            lines += len(re.findall(r"(?m)\bvastai [a-z]", block))
+            with self.subTest(block):
+                script = "set -eEo pipefail; trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n" + self.real(block)
+                done = subprocess.run(["bash", "-c", script], cwd=self.here, env=self.environment, stdin=subprocess.DEVNULL,
+                                      capture_output=True, encoding="utf-8", timeout=90)
+                self.assertEqual(done.returncode, 0, done.stdout[-2000:] + done.stderr[-3000:])
+        self.assertGreater(lines, 40)
+
+    def test_every_program(self):
+        held = {row["id"] for row in self.client.show_instances()}
+        for block in self.blocks("python"):
+            with self.subTest(block):
+                if block.startswith("Command("):
+                    row = eval(block, dict(vars(vastai)))
+                    there = vastai.COMMANDS[row.name]
+                    for column in ("name", "method", "path", "safe", "effect", "summary", "done", "look", "examples"):
+                        self.assertEqual(getattr(row, column, None), getattr(there, column, None), column)
+                    continue
+                if "async with" in block:
+                    head, body = block.split("\n\n", 1)
+                    block = f"import asyncio\n{head}\nasync def main():\n{textwrap.indent(body, '    ')}\nasyncio.run(main())\n"
+                    block = block.replace("Serverless()", f"Serverless(autoscaler_url={self.box.url!r}, webserver_url={self.box.url!r})")
+                environment = {**self.environment, "PYTHONPATH": HERE}
+                done = subprocess.run([sys.executable, "-c", self.real(block)], cwd=self.here, env=environment,
+                                      capture_output=True, encoding="utf-8", timeout=60)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                self.assertTrue(done.stdout.strip())
+        self.assertEqual({row["id"] for row in self.client.show_instances()}, held, "it destroys what it rents")
+
+    def test_the_step_of_a_container(self):
+        step = re.search(r"(?m)^RUN python3 (.*)$", self.blocks("dockerfile")[0]).group(1)
+        shutil.copy(os.path.join(HERE, "vastai.py"), self.here)
+        subprocess.run([sys.executable, *shlex.split(step)], cwd=self.here, check=True, timeout=60)
+        self.assertTrue(os.listdir(os.path.join(self.here, "__pycache__")))
+
+    def test_the_methods_that_give_a_dict(self):
+        text = pathlib.Path(HERE, "README.md").read_text("utf-8")
+        sentence = " ".join(re.search(r"(?s)return a dict instead(.*?)\.\n", text).group(1).split())
+        due = {method for row in vastai.COMMANDS.values() for method in row.methods[:1]
+               if re.match(r"show_\w+s(?:_v1)?$|search_", method) and row.face != "cli"
+               and not row.annotation.startswith("list")}
+        self.assertEqual(set(re.findall(r"`(\w+)`", sentence)), due)
+
+    def test_it_is_for_any_machine(self):
+        text = pathlib.Path(HERE, "README.md").read_text("utf-8")
+        self.assertNotRegex(text, r"/tmp/(?!pycache)|/work/|/root|/home/|127\.0\.0\.1|pypi\.|index-url")
+        for line in text.split("\n"):
+            if not line.startswith(("|", "<")):
+                self.assertLessEqual(len(line), 124, line)
+
+
 class CompatTest(CommandCase):
     """How published programs call us, re-created from their code."""
 

@@ -3475,7 +3475,7 @@ register("Market (for hosts)",
 
 register("Keys",
     Command("set api-key", "", SAFE, SETS, "Save your API key to a file",
-        Arg("new_api_key", NAME, "API key; - or nothing reads it from stdin", None, name="api_key", old="new_api_key", secret=True),
+        Arg("new_api_key", NAME, "API key; left out, it is read from stdin", None, name="api_key", old="new_api_key", secret=True),
         returns="none", run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
         note="Create a key at https://cloud.vast.ai/manage-keys/. With -, the key stays out of the shell's history."),
     Command("show ssh-keys", "GET /ssh/", SAFE, READS, "List your account's SSH keys",
