@@ -11,7 +11,7 @@ completion and the table on the screen are all read from it.  To add a plain com
 
 The file in order: errors | values | rows | columns | shared options | THE TABLE | from arguments to
 a request | transport | this computer | commands of several steps | waiting and giving back |
-renting | remote commands | costs and watching | diagnostics and benchmarks | serverless | VastAI |
+renting | remote commands | costs | watching | diagnostics and benchmarks | serverless | VastAI |
 the official SDK's names | rendering | invoices as PDF | command line | shells | main.
 """
 
@@ -6321,17 +6321,38 @@ def objects(value: Any) -> list[Row]:
 
 
 def run_search_offers(call: Call) -> Rows:
+    """The offers; with the options of a job each has `job_total`, and unless an order is given, all
+    that the service has are compared and the cheapest come first.
+    """
+    asked, job = dict(call.params), any(call[arg.name] is not None for arg in JOB_OPTIONS)
+    by_job = job and asked["order"] is None
+    if by_job:  # only rows that came can be put in this order
+        call.params["limit"] = None
+    if asked["order"] is None:
+        call.params["order"] = "dph_total" if job else "score-"
+    if asked["storage"] is None:
+        call.params["storage"] = 5.0
+    found = find_offers(call)
+    if not job:
+        return found
+    call.params["limit"] = asked["limit"]
+    tell_of_job(call, asked, len(found))
+    totals = [job_total(call, row) for row in found]
+    places = list(range(len(found)))
+    if by_job:
+        places.sort(key=lambda at: (totals[at] is None, totals[at]))
+        places = places[: asked["limit"] or None]
+
+    def priced(rows: list[Row]) -> list[Row]:
+        return [{**rows[at], "job_total": totals[at]} for at in places]
+
+    return Rows(priced(found), {**found.answer, "offers": priced(offers_shown(call, found))})
+
+
+def find_offers(call: Call) -> Rows:
     """The offers, each with `datacenter`, and with what the two directives of the query ask for."""
     conditions, directives = offer_query(call)
     call.params["conditions"] = conditions  # the remark below the table names them
-    asked, job = dict(call.params), any(call[arg.name] is not None for arg in JOB_OPTIONS)
-    by_job = job and call["order"] is None
-    if call["order"] is None:
-        call.params["order"] = "dph_total" if job else "score-"
-    if call["storage"] is None:
-        call.params["storage"] = 5.0
-    if by_job:  # only rows that came can be put in this order
-        call.params["limit"] = None
     kind = "bid" if call["type"] == "interruptible" else call["type"]
     more = {"disable_bundling": True} if call["disable_bundling"] else {}
     body = search_body(call, conditions, OFFER_FIELDS, type=kind, **more)
@@ -6344,13 +6365,6 @@ def run_search_offers(call: Call) -> Rows:
         offers = [with_region(row) for row in offers]
     if "chunked" in directives:
         offers = [chunk(row) for row in offers if is_large(row)]
-    if job:
-        offers = [{**row, "job_total": job_total(call, row)} for row in offers]
-        tell_of_job(call, asked, len(offers))
-    if by_job:
-        call.params["limit"] = asked["limit"]
-        offers.sort(key=lambda row: (row["job_total"] is None, row["job_total"]))
-        offers = offers[: asked["limit"] or None]
     answer = {**found.answer, "offers": offers}
     return Rows([{**row, "datacenter": row.get("hosting_type") == 1} for row in offers], answer)
 
@@ -7254,13 +7268,13 @@ def run_price_increase(call: Call) -> Row:
     return {"success": True, "exit_code": 0, **counts, "results": results}
 
 
-def pending_increases(call: Call) -> Row:
+def pending_increases(call: Call) -> dict[Any, Any]:
     """{instance: id of its price increase}; the first one counts."""
     rows = call.do("show_pending_price_increases")["pending_price_increases"]
     return {row.get("contract_id"): row.get("pending_price_increase_id") for row in reversed(rows)}
 
 
-def settle(call: Call, id: int, numbers: Row) -> Row:
+def settle(call: Call, id: int, numbers: dict[int, Any]) -> Row:
     """Accepts or rejects the price increase of one instance."""
     if numbers.get(id) is None:
         raise NotFoundError(
@@ -7716,9 +7730,8 @@ def run_show_invoices_v1(call: Call) -> Row:
     if not call["pdf"]:
         answer: Row = call.send()
         return answer
-    query, results = build_request(call).query, []
-    for page in pages(call, query, True):
-        results += page
+    query = build_request(call).query
+    results = [row for page in pages(call, query, True) for row in page]
     title, kind, when = "Invoices", "payment", "when"
     if call["charges"]:
         title, kind, when = "Charges", "charge", "day"
@@ -9205,7 +9218,7 @@ def write_bytes(stream: TextIO | None, data: bytes) -> None:
     stream.flush()
 
 
-# ------------------------------------------------------------------------------- costs and watching
+# -------------------------------------------------------------------------------------------- costs
 # What things cost an hour is said by hourly_cost() alone; every sum is made of it.
 
 HOURS_OF_MONTH = 720  # as the service bills
@@ -9490,7 +9503,8 @@ def volumes_footer(call: Call, answer: Row) -> list[str]:
     return lines
 
 
-# Watching: looks again and again, and tells what has changed.
+# ----------------------------------------------------------------------------------------- watching
+# `watch` looks again and again, and tells what has changed.
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"  # eight steps
 LONGEST_WATCH_PAUSE = 300.0  # seconds between two looks while the service asks for fewer of them
@@ -9686,7 +9700,8 @@ class OfferMonitor(Monitor):
     columns = (MARK, *OFFER_COLUMNS)
 
     def fetch(self) -> dict[Any, Row]:
-        call, found = self.call, {}
+        call = self.call
+        found: dict[Any, Row] = {}
         params = {
             "order": "dph_total",
             **{name: call[name] for name in ("query", "type", "storage", "no_default")},
@@ -15488,8 +15503,9 @@ def run_call(call: Call) -> int:
     if isinstance(result, dict) and result.get("success") is False:
         reason = as_text(result.get("reason")) or reason_of(result)
         raise VastAIError(reason)  # found out in several steps, and shown in full
-    if row.gaps and result[row.gaps]:
-        raise PartialError(f"could not be read, and is not included: {', '.join(result[row.gaps])}")
+    gaps = as_dict(result).get(row.gaps) if row.gaps else None
+    if gaps:
+        raise PartialError(f"could not be read, and is not included: {', '.join(gaps)}")
     return as_whole(result.get(row.status)) or 0 if row.status else 0
 
 
