@@ -8043,11 +8043,14 @@ class Watch:
         return fault_of(self.row, self.exited > 1)
 
     def dead_error(self, wanted: str) -> VastAIError | None:
-        """The error to raise if the instance can never be `wanted`; its `fault` says whose it is."""
+        """The error to raise if the instance can never be `wanted`; `fault` says whose fault."""
         fault, shown = self.fault()
         hint = f"`vastai logs {self.id}` may say why; it is billed until it is destroyed."
         if fault == "stopped":
-            hint = f"`vastai start instance {self.id}` starts it; its disk is billed until it is destroyed."
+            hint = (
+                f"`vastai start instance {self.id}` starts it; "
+                "its disk is billed until it is destroyed."
+            )
         if fault == "stopped" and self.row.get("is_bid"):
             hint = f"Raise the bid with `vastai change bid {self.id} --price {next_bid(self.row)}`."
         words = f"instance {self.id} cannot become {wanted}: {printable(shown, 400)}"
@@ -8284,7 +8287,7 @@ class Rented:
 
 
 class Holding(SignalGuard):
-    """Whatever ends its block, `rented.give_back()` is called; PartialError if that leaves something.
+    """Whatever ends its block, `rented.give_back()` is called; PartialError if something is left.
 
     The first signal begins this, or is held back until it is done; the next one ends it, and then
     what is left is said.
@@ -8363,7 +8366,7 @@ SHORT_OF_CREDIT = 1.0  # hours
 
 
 def with_lease(call: Call, body: Row) -> str:
-    """The commands of a rental with the script before them that ends the instance after `max_hours`.
+    """The commands of a rental, after the script that ends the instance after `max_hours`.
 
     It needs only what the service gives a container: CONTAINER_ID and CONTAINER_API_KEY.  Raises
     UsageError if nothing would run it.
@@ -8372,7 +8375,8 @@ def with_lease(call: Call, body: Row) -> str:
 
     if call["vm"] or "args" in body or body.get("runtype") == "args":
         raise UsageError(
-            "--max-hours cannot be combined with --args, runtype args or --vm: nothing would destroy the instance"
+            "--max-hours cannot be combined with --args, runtype args or --vm: "
+            "nothing would destroy the instance"
         )
     values = {"@F": LEASE_FILE, "@S": str(max(1, round(call["max_hours"] * 3600)))}
     values["@U"] = quote(call.client.server_url.rstrip("/"))
@@ -8405,6 +8409,9 @@ def fetch_commands(call: Call) -> None:
             )
 
 
+SUPERVISED = [arg.name for arg in MACHINE_OPTIONS]
+
+
 def run_launch(call: Call) -> Row:
     """Rents the best offer: the service's choice, or with one of SUPERVISED ours, until it runs."""
     if call["image"] is None and call["template_hash"] is None:
@@ -8417,9 +8424,6 @@ def run_launch(call: Call) -> Row:
         answer = launch.run()
         launch.rented.id = None  # handed over
     return answer
-
-
-SUPERVISED = [arg.name for arg in MACHINE_OPTIONS]
 
 
 class Launch:
@@ -8719,10 +8723,10 @@ class Launch:
         """The error once no try is left, or no offer."""
         if not self.tries:
             return NotFoundError("every offer that matches was taken; nothing was rented")
-        lines = [
-            f"  offer {item['offer']}, machine {item['machine_id']}: {printable(item['reason'], 300)}"
-            for item in self.tries
-        ]
+        lines = []
+        for item in self.tries:
+            place = f"offer {item['offer']}, machine {item['machine_id']}"
+            lines.append(f"  {place}: {printable(item['reason'], 300)}")
         options = " ".join(f"--exclude-machine {id}" for id in self.excluded)
         return VastAIError(
             "\n".join(["no machine works; what was rented is destroyed:", *lines]),
@@ -8847,6 +8851,7 @@ class RemoteJob:
         self.status: int | None = None
         self.deadline = 0.0
         self.problem = ""  # why the instance stays although that was not asked for
+        self.kept = False
 
     def look_here(self) -> None:
         """Before any money: are the programs and the files here, and is there a key for ssh?"""
@@ -8854,7 +8859,8 @@ class RemoteJob:
 
         for program in ("ssh", "tar") if self.uploads or self.downloads else ("ssh",):
             if not which(program):
-                raise UsageError(f"{program} is not installed here. {HOW_TO_GET_SSH}")
+                hint = HOW_TO_GET_SSH if program == "ssh" else ""
+                raise UsageError(f"{program} is not installed here", hint=hint)
         for local, _ in self.uploads:
             if not os.path.exists(local):
                 raise UsageError(f"--upload: no file or folder {printable(local)}")
@@ -8879,11 +8885,12 @@ class RemoteJob:
             try:
                 self.insist(self.download, remote, local)
             except (VastAIError, OSError) as error:
-                if isinstance(error, WaitTimeoutError) or self.watch.fault()[0]:
-                    raise
+                lost = bool(getattr(error, "fault", ""))
+                if lost or isinstance(error, WaitTimeoutError):
+                    raise  # there is nothing left to fetch it from
                 self.problem = f"{remote} could not be downloaded: {error}. {self.shorten_lease()}"
         if self.problem or self.call["keep"]:
-            self.rented.id = None  # not to be given back
+            self.kept, self.rented.id = True, None  # not to be given back
 
     # The connection
 
@@ -9143,10 +9150,10 @@ class RemoteJob:
             return ""
         words = f"instance {self.id} destroyed after {self.rented.hours():.2f} h"
         cost = f"about ${self.cost():.2f} without traffic"
-        kept = self.call["keep"] and self.status is not None
-        if self.problem or (kept and self.rented.id is None):
+        if self.kept:
             rate = format_rate(self.row.get("dph_total"))
-            words = f"instance {self.id} stays at {rate}; stop paying with `vastai destroy instance {self.id}`"
+            command = f"`vastai destroy instance {self.id}`"
+            words = f"instance {self.id} stays at {rate}; stop paying with {command}"
         elif self.rented.id is not None:
             words = self.rented.still_costs()
         if self.status:
