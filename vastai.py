@@ -10992,7 +10992,10 @@ class Job:
             try:
                 reply = yield from follow_redirects(self.ask_router())
             except (Unsent, Unanswered) as problem:
-                self.reason = f"the router: {problem}"
+                reason = f"the router: {problem}"
+                self.reason = self.reason or reason  # what it said before tells more than the end
+                self.check_time()
+                self.reason = reason
             else:
                 if succeeded(reply):
                     grant = self.read_route(reply)
@@ -11935,10 +11938,9 @@ class Streams:
         """asyncio's reader and writer for a place."""
         import asyncio
 
-        deadline = time.monotonic() + CONSOLE_LIMIT
-
         name: Any = {"server_hostname": place.host} if context else {}
         if place.proxy and context:
+            deadline = time.monotonic() + CONSOLE_LIMIT
             near = await self.loop.run_in_executor(None, open_socket, place, deadline)
             try:
                 near.sock.setblocking(False)
