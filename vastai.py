@@ -708,11 +708,25 @@ def indented(values: Sequence[Any], pad: str) -> list[str]:
 
 
 def reason_of(body: Row) -> str:
-    """Why the service refuses, from `msg`, or `error_msg`, `detail`, `error` and `message`."""
+    """Why the service refuses, from `msg`, `error_msg` or `detail`, and from `error` and `message`.
+
+    An `error` that is a sentence and no code such as no_such_ask is told beside a `msg`.
+    """
+    error, message = reason_text(body.get("error")), reason_text(body.get("message"))
     for name in ("msg", "error_msg", "detail"):
-        if body.get(name):
-            return str(body[name])
-    return ": ".join(str(body[name]) for name in ("error", "message") if body.get(name))
+        words = reason_text(body.get(name))
+        if words:
+            return f"{error}: {words}" if " " in error and error not in words else words
+    return ": ".join(filter(None, (error, message)))
+
+
+def reason_text(value: Any) -> str:
+    """A reason that the service gives as a text or, at times, as an object that holds one."""
+    if isinstance(value, dict):
+        return reason_of(value) or format_json(value)
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_reason, value)))
+    return "" if value in (None, True, False) else str(value)
 
 
 def format_utc(seconds: Any, form: str = "%Y-%m-%d %H:%M") -> str:
@@ -2415,7 +2429,7 @@ class Command:
     needs        without any of these arguments there is nothing to change
     auth         False: works without a key
     strict       an "error" member or a bare text is a failure, whatever the status says
-    confirms     its answer must confirm it: an empty object does not
+    confirms     a bare text does not confirm it either (an empty object never does)
 
     The question before:
     ask          its text, with parameters in braces
@@ -4366,14 +4380,14 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
         changing = row.strict or (row.effect != READS and body.get("success") is not True)
         if body.get("success") is False or (changing and body.get("error")):
             raise refusal_error(body, answer)
-        if row.confirms and not body:
+        if row.effect == SPENDS and not row.safe and not body:
+            raise outcome_unknown_error(row, "the service confirmed nothing", answer)
+        if row.effect != READS and not body:
+            hint = look_first(row)
             raise make_error(
-                VastAIError,
-                "the service did not confirm it",
-                response=answer,
-                hint=f"`vastai {row.look}` shows what is so.",
+                VastAIError, "the service did not confirm it", response=answer, hint=hint
             )
-    elif row.strict and isinstance(body, str):
+    elif (row.strict or row.confirms) and isinstance(body, str):
         raise refusal_error({"msg": body or "the service sent an empty answer"}, answer)
 
 
@@ -6486,7 +6500,7 @@ def contracts_of(answer: Any) -> list[int]:
     """The ids of the instances that an answer says were made."""
     members = as_dict(answer)
     named = [members.get("new_contract"), *as_list(members.get("new_contracts"))]
-    return [id for id in map(as_whole, named) if id]
+    return [id for id in map(as_whole, named) if id and id > 0]
 
 
 def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int]:
@@ -7236,16 +7250,18 @@ def run_price_increase(call: Call) -> Row:
     verb = call.row.name.split()[0]
     results: list[Row] = []
     failures: list[VastAIError] = []
-    for id, answer in zip(ids, at_once(call, lambda id: settle(call, id, numbers), ids)):
+    for id in ids:
         result = {
             "instance_id": id,
             "pending_price_increase_id": numbers.get(id),
             "contract_id": id,
         }
         results.append(result)
-        if isinstance(answer, VastAIError):
-            failures.append(answer)
-            result.update(status=failure_status(answer), error=answer.msg)
+        try:  # one after the other: an interruption then leaves the later ones alone
+            answer = settle(call, id, numbers)
+        except VastAIError as error:
+            failures.append(error)
+            result.update(status=failure_status(error), error=error.msg)
             continue
         for name in ("pending_price_increase_id", "contract_id"):
             if answer.get(name) is not None:
@@ -7422,6 +7438,8 @@ def run_create_ssh_key(call: Call) -> Any:
     if call.client.curl:
         return call.send(ssh_key="PUBLIC_KEY")
     folder = os.path.join(os.path.expanduser("~"), ".ssh")
+    if not os.path.isabs(folder):
+        raise UsageError("there is no home folder for a key; set HOME, or name a public key")
     public = [os.path.join(folder, f"{name}.pub") for name in KEY_NAMES]
     existing = next(filter(os.path.isfile, public), None)
     if existing:
