@@ -5309,10 +5309,27 @@ class TestGivingBack(RentingCase):
 
     def test_an_empty_answer_confirms_nothing(self):
         for line in ("destroy instance 7 -y", "stop instance 7", "start instance 7", "start instances 7 8",
-                     "stop instances 7 8", "destroy instances 7 8 -y"):
+                     "stop instances 7 8", "destroy instances 7 8 -y", "reboot instance 7", "recycle instance 7",
+                     "label instance 7 x", "update instance 7 --image a/b"):
             with Faulty(reply({})) as server:
                 status, out, err = self.run_here(f"{line} --url {server.url}")
-            self.assertEqual((status, out, "`vastai show instances`" in err), (1, "", True), line)
+            self.assertEqual((status, out, "`vastai show " in err), (1, "", True), line)
+        for answer in ('"no such host"', "[]", "null"):
+            with Faulty(reply(answer)) as server:
+                status, out, err = self.run_here(f"stop instance 7 --url {server.url}")
+            self.assertEqual((status, out), (1, ""), answer)
+        with Faulty(reply({"new_contract": -1})) as server:
+            self.assertEqual(self.run_here(f"create instance 8 --image a/b --url {server.url}")[0], 7)
+
+    def test_an_error_beside_a_message(self):
+        for answer, told in (({"error": "cannot do it: host offline", "msg": "x"}, "cannot do it: host offline: x"),
+                             ({"error": "no_such_ask", "msg": "It is gone."}, "It is gone."),
+                             ({"error": True, "msg": "It is gone."}, "It is gone."),
+                             ({"error": {"code": 5, "message": "host offline"}}, "host offline"),
+                             ({"success": False, "error_msg": {"disk": "too small"}}, '{ "disk": "too small" }')):
+            with Faulty(reply(answer)) as server:
+                self.assertEqual(self.run_here(f"stop instance 7 --url {server.url}"),
+                                 (1, "", f"stop instance: {told}\n"))
 
     def test_waiting_for_what_was_changed(self):
         id = self.rented()
@@ -7830,6 +7847,7 @@ class TestOddAnswers(FaultCase):
                 (["show", "instances"], {"instances": [{"id": 1}], "label_counts": [1]}),
                 (["show", "instances", "--raw"], {"instances": [{"id": 1, "extra_env": [[["a"], "b"]]}]}),
                 (["search", "offers", "chunked=true"], {"offers": [{"id": 1, "cpu_ram": "64000"}]}),
+                (["show", "gpu-locations", "--gpu", "X"], {"locations": [{"gpu_name": [[]]}]}),
                 (["show", "invoices"], {"invoices": [{"amount": "1", "timestamp": "x"}]}),
                 (["show", "gpu-trends", "X"], {"gpus": {"X": {"stats": [1]}}})):
             with self.subTest(words):
@@ -7847,6 +7865,13 @@ class TestOddAnswers(FaultCase):
             {"result_url": f"http://{request['headers']['host']}/a b\u00e9"}))
         self.assertEqual(self.client(server).logs(7), "text")
         self.assertEqual(server.requests[-1]["target"], "/a%20b%C3%A9")
+
+    def test_members_that_commands_go_by(self):
+        for words, answer, expected in (
+                (["reject", "price-increase", "7", "-y"], {"pending_price_increases": [{"contract_id": {}}]}, 4),
+                (["show", "notifications"], {"id": "x" * 999}, 1)):
+            status, out, err = self.run_here(self.serve(reply(answer)), *words)
+            self.assertEqual((status, out, "defect" in err), (expected, "", False), err)
 
     def test_nothing_is_shown_as_none(self):
         for words, answer in ((["tfa", "status"], {"methods": [{"id": 1, "method": "totp"}]}),

@@ -723,7 +723,7 @@ def reason_of(body: Row) -> str:
 def reason_text(value: Any) -> str:
     """A reason that the service gives as a text or, at times, as an object that holds one."""
     if isinstance(value, dict):
-        return reason_of(value) or format_json(value)
+        return reason_of(value) or " ".join(format_json(value).split())
     if isinstance(value, list):
         return "; ".join(filter(None, map(_reason, value)))
     return "" if value in (None, True, False) else str(value)
@@ -7250,18 +7250,16 @@ def run_price_increase(call: Call) -> Row:
     verb = call.row.name.split()[0]
     results: list[Row] = []
     failures: list[VastAIError] = []
-    for id in ids:
+    for id, answer in zip(ids, at_once(call, lambda id: settle(call, id, numbers), ids)):
         result = {
             "instance_id": id,
             "pending_price_increase_id": numbers.get(id),
             "contract_id": id,
         }
         results.append(result)
-        try:  # one after the other: an interruption then leaves the later ones alone
-            answer = settle(call, id, numbers)
-        except VastAIError as error:
-            failures.append(error)
-            result.update(status=failure_status(error), error=error.msg)
+        if isinstance(answer, VastAIError):
+            failures.append(answer)
+            result.update(status=failure_status(answer), error=answer.msg)
             continue
         for name in ("pending_price_increase_id", "contract_id"):
             if answer.get(name) is not None:
@@ -7287,7 +7285,10 @@ def run_price_increase(call: Call) -> Row:
 def pending_increases(call: Call) -> dict[Any, Any]:
     """{instance: id of its price increase}; the first one counts."""
     rows = call.do("show_pending_price_increases")["pending_price_increases"]
-    return {row.get("contract_id"): row.get("pending_price_increase_id") for row in reversed(rows)}
+    return {
+        as_whole(row.get("contract_id")): row.get("pending_price_increase_id")
+        for row in reversed(rows)
+    }
 
 
 def settle(call: Call, id: int, numbers: dict[int, Any]) -> Row:
@@ -7373,7 +7374,7 @@ def run_gpu_locations(call: Call) -> Row:
             return False
         if call["state"] not in ("all", state_of(row)):
             return False
-        return not gpus or row.get("gpu_name") in gpus
+        return not gpus or as_text(row.get("gpu_name")) in gpus
 
     return {**answer, "locations": list(filter(passes, as_rows(answer.get("locations"))))}
 
@@ -7854,7 +7855,9 @@ def build_transfer(call: Call, query: Row, body: Row) -> None:
 
 def run_notifications(call: Call) -> Any:
     """The notification choices of an account, of your own unless another is named."""
-    user = call.do("show_user").get("id") if call["user_id"] is None else call["user_id"]
+    user = call["user_id"]
+    if user is None:
+        user = as_whole(call.do("show_user").get("id"))
     if user is None:
         raise VastAIError("the service did not say which account this is; name it with --user_id")
     return call.send(user_id=user)
@@ -9252,12 +9255,16 @@ LAST_YEAR = 253402300800  # unix seconds at which year 10000 begins
 
 
 def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """What `work` returns for each item, in their order; a few run at the same time.  A VastAIError
-    or NothingSent that it raises stands in its place.
+    """What `work` returns for each item, in their order; a few run at the same time, but the first
+    change alone.  A VastAIError or NothingSent that it raises stands in its place.
     """
-    tasks = list(items)
+    import threading
+
+    tasks, stopped = list(items), threading.Event()
 
     def outcome(task: Any) -> Any:
+        if stopped.is_set():
+            return None
         try:
             return work(task)
         except (VastAIError, NothingSent) as error:
@@ -9267,11 +9274,13 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
         return [outcome(task) for task in tasks]
     from concurrent.futures import ThreadPoolExecutor
 
+    first = [outcome(tasks.pop(0))] if call.row.effect != READS else []
     pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
     try:
-        return list(pool.map(outcome, tasks))
+        return first + list(pool.map(outcome, tasks))
     finally:
-        pool.shutdown(wait=False)  # an interruption waits for no answer
+        stopped.set()  # an interruption waits for no answer, and sends nothing more
+        pool.shutdown(wait=False)
 
 
 def has_reader(call: Call) -> bool:
