@@ -2400,8 +2400,8 @@ YES = Arg("-y --yes", FLAG, "do not ask for confirmation", face="cli", to="")
 # fmt: off
 SCHEDULE = (
     Arg("--schedule", TEXT, "create a scheduled job instead of acting now", None, choices=("HOURLY", "DAILY", "WEEKLY"), to="", group="Schedule"),
-    Arg("--start_date", DATE, "first day of the job, UTC; default: today", None, to="", group="Schedule"),
-    Arg("--end_date", DATE, "last day of the job, UTC; default: a week from now", None, to="", group="Schedule"),
+    Arg("--start_date", DATE, "first day of the job, UTC (default: today)", None, to="", group="Schedule"),
+    Arg("--end_date", DATE, "last day of the job, UTC (default: a week from now)", None, to="", group="Schedule"),
     Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to="", group="Schedule"),
     Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to="", group="Schedule"))
 # fmt: on
@@ -2821,10 +2821,10 @@ SEARCH_OPTIONS = (
     Arg("--storage", GB, "disk size to include in the price, GB", 1.0, to=""),
     Arg("-n --no-default", FLAG, "drop the default conditions", to=""))
 OFFER_SEARCH_OPTIONS = (
-    Arg("-o --order", ORDER, "sort by these fields; append `-` for descending; default score-, or the price of the job",
+    Arg("-o --order", ORDER, "sort by these fields; append `-` for descending (default: score-, or the price of the job)",
         None, to=""),
     SEARCH_OPTIONS[1],
-    Arg("--storage", GB, "disk size to include in the price, GB; default 5", None, to=""),
+    Arg("--storage", GB, "disk size to include in the price, GB (default 5)", None, to=""),
     SEARCH_OPTIONS[3])
 def watch_options(interval: float) -> tuple[Arg, ...]:
     """What `watch` takes; `interval` is the default in seconds."""
@@ -2840,9 +2840,9 @@ def watch_options(interval: float) -> tuple[Arg, ...]:
 WATCH_NOTE = ("On a terminal it redraws a table, new rows marked with +. In a pipe, or with --raw, it prints one JSON line for "
               "each change, {\"event\", \"id\", \"row\"}; events: ")
 JOB_OPTIONS = (
-    Arg("--hours", HOURS, "hours that the job runs", None, to="", group="Price of the job"),
-    Arg("--down", GB, "data that it downloads, GB", None, to="", group="Price of the job"),
-    Arg("--up", GB, "data that it uploads, GB", None, to="", group="Price of the job"))
+    Arg("--hours", HOURS, "duration of the job, hours", None, to="", group="Price of the job"),
+    Arg("--down", GB, "data to download, GB", None, to="", group="Price of the job"),
+    Arg("--up", GB, "data to upload, GB", None, to="", group="Price of the job"))
 
 
 LAUNCH_OPTIONS = (
@@ -2878,14 +2878,14 @@ CREATE_OPTIONS = (
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     CANCEL, TEMPLATE_HASH,
-    Arg("--user", TEXT.called("USER"), "user to run commands as in the container", None, group="Image"),
+    Arg("--user", TEXT.called("USER"), "container user that runs the commands", None, group="Image"),
     RUNTYPE, ARGS,
     Arg("--volume-info", OBJECT, "volume as the service describes it", None, face="sdk"),
     Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
     *RUNTYPE_OPTIONS,
     Arg("--create-volume", OFFER_ID, "volume offer to rent a new volume from", None, to="", group="Disk and volumes"),
     Arg("--link-volume", VOLUME_ID, "one of your volumes, to mount", None, to="", group="Disk and volumes"),
-    Arg("--volume-size", GB, "size of the new volume, GB; default 15", None, to="", group="Disk and volumes"),
+    Arg("--volume-size", GB, "size of the new volume, GB (default 15)", None, to="", group="Disk and volumes"),
     Arg("--mount-path", PATH, "mount point of the volume", None, to="", group="Disk and volumes"),
     Arg("--volume-label", LABEL, "label for the new volume", None, to="", group="Disk and volumes"),
     *ONSTART_OPTIONS,
@@ -2900,14 +2900,14 @@ MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
     MAX_HOURS,
     Arg("--spot", FLAG, "rent an interruptible instance with a bid", None, to="", group="Price and time"),
     Arg("--bid", PRICE, "bid for the whole offer, $/hr; the disk is billed on top", None, to="", group="Price and time"),
-    Arg("--bid-over", PERCENT, "margin over the lowest bid, percent; default 10", None, to="", group="Price and time"),
-    Arg("--tries", COUNT, "maximum number of machines to try, one after the other; default 3", None, to="",
+    Arg("--bid-over", PERCENT, "margin over the lowest bid, percent (default 10)", None, to="", group="Price and time"),
+    Arg("--tries", COUNT, "maximum number of machines to try, one after the other (default 3)", None, to="",
         group="Offer"),
-    Arg("--start-timeout", SECONDS, "maximum wait for each machine to start, seconds; default 900", None, to="", group="Offer"),
+    Arg("--start-timeout", SECONDS, "maximum wait for each machine to start, seconds (default 900)", None, to="", group="Offer"),
     Arg("--exclude-machine", MACHINE_IDS, "machine to skip; can be repeated", None, again=True, to="",
         group="Offer"))
 LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
-              "first start and goes on through restarts. When it is over, the instance destroys itself with the key that "
+              "first start and continues through restarts. When it is over, the instance destroys itself with the key that "
               "the service gives to each container. To extend or shorten the time, write another unix time to "
               "/var/lib/vastai-lease. It cannot destroy an instance whose image lacks curl, GNU wget and python3, one "
               "that is stopped or still loading, or one on a host whose clock jumps.")
@@ -2949,7 +2949,7 @@ VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, whole GB", 15)
 VOLUME_NAME = Arg("-n --name", NAME, "name for the volume", None)
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
 OFFER_END = Arg("-e --end_date", DATE,
-    "end of the offer, UTC; default: chosen by the service", None)
+    "end of the offer, UTC (default: chosen by the service)", None)
 MARKET_OPTIONS = (
     Arg("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=("true", "false", "all"), to=""),
     Arg("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=("true", "false", "all"),
@@ -2966,13 +2966,13 @@ TFA_PROOF = (
         secret=True),
     Arg("-id --method-id", GIVEN_ID, "id of the method, if you have several of one kind", None,
         key="tfa_method_id"))
-PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "phone number, such as +12025550123; default: the account's", None,
+PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "phone number, such as +12025550123 (default: the account's)", None,
     sent=lambda number: number or None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, SETS, "Complete the second step of tfa auth-new",
     Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
 LISTING = (
     Arg("-g --price_gpu", PRICE, "price per GPU, $/hr", None),
-    Arg("-s --price_disk", PRICE, "storage price, $/GB/month; default 0.10", None),
+    Arg("-s --price_disk", PRICE, "storage price, $/GB/month (default 0.10)", None),
     Arg("-u --price_inetu", PRICE, "upload price, $/GB", None),
     Arg("-d --price_inetd", PRICE, "download price, $/GB", None),
     Arg("-b --price_min_bid", PRICE, "lowest bid per GPU, $/hr", None),
@@ -2981,11 +2981,11 @@ LISTING = (
     Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", None, key="credit_discount_max"),
     Arg("-l --duration", TEXT.called("SPAN"),
         "time to keep the offer's end ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
-    Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none; default: half of the disk", None),
-    Arg("-z --vol_price", PRICE, "volume price, $/GB/month; default: price_disk", None))
+    Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)", None),
+    Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)", None))
 ITEM_OPTIONS = (
-    Arg("-s --start_date", DATE, "start date; default: a day ago", None, to=""),
-    Arg("-e --end_date", DATE, "end date; default: now", None, to=""),
+    Arg("-s --start_date", DATE, "start date (default: a day ago)", None, to=""),
+    Arg("-e --end_date", DATE, "end date (default: now)", None, to=""),
     Arg("-c --only_charges", FLAG, "only charges", to=""),
     Arg("-p --only_credits", FLAG, "only payments", to=""))
 EARNINGS = ("gpu_earn", "sto_earn", "bwu_earn", "bwd_earn")
@@ -3048,7 +3048,7 @@ register("Search and rent",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
         note="Default conditions: verified=true external=false rentable=true. FIELD=any drops one of them, --no-default "
-             "all. With --hours, --down or --up each offer has the price of the whole job, including traffic and the "
+             "all. With --hours, --down or --up, each offer shows the price of the whole job, including traffic and the "
              "time to fetch the data, and the cheapest come first.",
         examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
@@ -3107,8 +3107,8 @@ register("Search and rent",
         Arg("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
             None, to="", group="Offer"),
         Arg("-d --disk", GB, "disk size, GB", 10, cli=16.0, group="Disk and volumes"),
-        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending; default score-, or "
-            "dph_total with --query and its options", None, to="", group="Offer"),
+        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending (default: score-; "
+            "with --query and its options dph_total)", None, to="", group="Offer"),
         Arg("--limit", COUNT, "number of offers to try", None, cli=3, to="", group="Offer"),
         *LAUNCH_OPTIONS,
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
@@ -3127,11 +3127,11 @@ register("Search and rent",
     Command("run", "", ONCE, SPENDS, "Run a command on a rented machine",
         Arg("image", IMAGE, "Docker image"),
         Arg("command", WORDS.called("COMMAND"), "command and its arguments, after --", many=True),
-        Arg("--gpu", NAME.called("GPU"), "GPU model and number, such as RTX_4090:2; default: the cheapest single GPU", None,
+        Arg("--gpu", NAME.called("GPU"), "GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)", None,
             group="Offer"),
         Arg("--query", TEXT.called("QUERY"), "conditions as for search offers, instead of --gpu", None, group="Offer"),
-        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending; default "
-            "dph_total", None, group="Offer"),
+        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending "
+            "(default dph_total)", None, group="Offer"),
         *MACHINE_OPTIONS,
         Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
         LAUNCH_OPTIONS[0],
@@ -3230,7 +3230,7 @@ register("Instances",
         ask="Prepay ${amount:.2f} for instance {id}?", ask_when="terminal"),
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "Change the bid of an interruptible instance",
         INSTANCE,
-        Arg("--price", PRICE, "new bid, $/hr; default: a bid that wins now", None),
+        Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)", None),
         body={"client_id": "me"}, schedule="schedule_job", look="show instance", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
              "${price:g}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
@@ -3314,7 +3314,7 @@ register("Volumes",
     Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "Rent a volume and copy another into it",
         Arg("source", VOLUME_ID, "the volume to copy", key="src_id"),
         Arg("dest", OFFER_ID, "the offer, from search volumes", key="dst_id"),
-        Arg("-s --size", GB, "size, GB, at least the source's; default: the source's", None),
+        Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)", None),
         Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None),
         look="show volumes", done="Copying volume {source} to the new volume {volume_name}."),
     Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
@@ -3458,7 +3458,7 @@ register("Benchmarks",
         returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
         footer="next_page", fields=BENCHMARK_FIELDS,
         strict=True,
-        examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=01/15/2026' --limit 20")),
+        examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=2026-01-15' --limit 20")),
     Command("search benchmarks-v1", "GET /benchmarks", SAFE, READS, "Get one page of benchmarks as received",
         Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, to=""),
         build="build_params", face="sdk"))
@@ -3470,13 +3470,13 @@ register("Market (for hosts)",
     Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, READS, "Show GPU supply and prices over time",
         Arg("name", NAME, "GPU models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
         *MARKET_OPTIONS, MARKET_SIZE,
-        Arg("--start", DATE, "start, UTC; default: a day before the end", None),
-        Arg("--end", DATE, "end, UTC; default: now", None),
+        Arg("--start", DATE, "start, UTC (default: a day before the end)", None),
+        Arg("--end", DATE, "end, UTC (default: now)", None),
         Arg("--step", COUNT, "time between points, seconds", None),
         build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="trend_footer",
         empty="No data.", columns=GPU_TRENDS_COLUMNS,
         aliases="metrics gpu-trends",
-        examples=("RTX_5090 --verified true", "all --start 1773298800 --end 1773817200 --step 3600 --raw")),
+        examples=("RTX_5090 --verified true", "all --start 2026-03-12 --end 2026-03-18 --step 3600 --raw")),
     Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, READS, "List where the GPUs are",
         *MARKET_OPTIONS,
         Arg("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=("true", "false", "all"),
@@ -3495,7 +3495,7 @@ register("Keys",
     Command("show ssh-keys", "GET /ssh/", SAFE, READS, "List your account's SSH keys",
         returns="[]", columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, SETS, "Add an SSH key to your account",
-        Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file; default: a new key made by ssh-keygen", None), YES,
+        Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file (default: a new key made by ssh-keygen)", None), YES,
         run="run_create_ssh_key", made="key.id", done="Added SSH key {key[id]} to your account.|Added the SSH key to your account.", look="show ssh-keys",
         examples=("~/.ssh/id_ed25519.pub", "")),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "Add an SSH key to an instance",
@@ -3521,7 +3521,7 @@ register("Keys",
         Arg("id", ID.called("KEY"), "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
     Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
         Arg("--name", NAME, "name of the key", required=True),
-        Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions; default: all of yours", None,
+        Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)", None,
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
             "limits on single permissions, as in the service's documentation",
@@ -3570,7 +3570,7 @@ register("Two-factor authentication",
         Arg("-c --code", CODE, "code for the second step", None, to="", secret=True),
         Arg("-s --secret", CODE, "secret that the first step printed", None, to="", secret=True),
         Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a method", None, to="", secret=True),
-        Arg("-t --method-type", TEXT, "method that sends or shows the code; default email", None, to="",
+        Arg("-t --method-type", TEXT, "method that sends or shows the code (default email)", None, to="",
             choices=TFA_METHODS),
         Arg("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind", None, to=""),
         run="run_tfa_auth_new", look="tfa status",
@@ -3665,7 +3665,7 @@ register("Machines (for hosts)",
         says="listing_sentence", done="Machine {id} is listed", look="show machines",
         note="Test the machine first: if it fails while rented, it loses reliability for good. Current rentals "
              "continue after the end date.",
-        examples=("1234 -g 0.45 -s 0.15 -m 1 -e 12/31/2027", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
+        examples=("1234 -g 0.45 -s 0.15 -m 1 -e 2027-12-31", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
     Command("list machines", "PUT /machines/create_asks/", SAFE, SETS, "Offer several machines on the same terms",
         Arg("ids", MACHINE_IDS, "the machines", to=""), *LISTING,
         returns="[]", run="run_list_machines", says="listing_sentence", done="Machine {id} is listed", look="show machines"),
@@ -3702,7 +3702,7 @@ register("Machines (for hosts)",
         Arg("--maintenance_category", TEXT, "category: power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
         body={"client_id": "me"}, build="build_maintenance", look="show maints",
-        examples=("1234 --sdate 1899900000 --duration 0.5 --maintenance_category power",),
+        examples=("1234 --sdate 2030-03-15T14:00 --duration 0.5 --maintenance_category power",),
         ask="Tell everyone who rents machine {id} that it is down for {duration:g} hours from {sdate} UTC?",
         done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
     Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "Cancel a machine's maintenance",
@@ -3746,8 +3746,8 @@ register("Account",
     Command("cost", "", SAFE, READS, "Show running costs and how long credit lasts",
         of="Cost", run="run_cost", member="rows", columns=COST_COLUMNS, footer="cost_footer", gaps="unknown",
         empty="Nothing is billed now.", look="show instances",
-        note="A stopped instance is billed for its disk; an endpoint's cost is that of its workers. What looks "
-             "forgotten has a reason beside it. Status 8 if a part could not be read: the sum is then too low.",
+        note="A stopped instance is billed for its disk; an endpoint's cost is that of its workers. The last "
+             "column says why something looks forgotten. If a part cannot be read, the sum is too low and the exit status is 8.",
         examples=("", "--raw | jq .hours_left")),
     Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "List what was done with your account",
         returns="[]", columns=AUDIT_COLUMNS),
@@ -3806,9 +3806,9 @@ register("Billing",
     Command("search invoices", "GET /invoices", SAFE, READS, "Search your invoices",
         CONDITIONS,
         returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
-        examples=("'amount_cents>3000 when>=01/01/2026'", "'is_credit=true'")),
+        examples=("'amount_cents>3000 when>=2026-01-01'", "'is_credit=true'")),
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
-        Arg("-s --start_date", DATE, "first day; default: yesterday", None, to=""),
+        Arg("-s --start_date", DATE, "first day (default: yesterday)", None, to=""),
         Arg("-e --end_date", DATE, "last day", None, to=""),
         Arg("-m --machine_id", MACHINE_ID, "only this machine", None, to=""), NO_QUIET,
         Arg("--last_days", COUNT, "number of past days, instead of the dates", None),
@@ -3921,7 +3921,7 @@ register("Serverless",
         Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
         Arg("--json", OBJECT, "JSON object to send to the worker", None, name="payload"),
-        Arg("stdin", TEXT, "- to read that object from stdin", None, face="cli", choices=("-",)),
+        Arg("stdin", TEXT, "write - to read that object from stdin", None, face="cli", choices=("-",)),
         Arg("--file", FILE_OBJECT, "file with that object", None, face="cli"),
         Arg("--cost", NUMBER, "expected load in the endpoint's units, such as tokens", 100),
         Arg("--stream", FLAG, "print the events of the answer as they arrive"),
@@ -3942,12 +3942,12 @@ register("Notifications",
     Command("show notification-types", "GET /notification-types/", SAFE, READS, "List the kinds of notifications",
         returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
     Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, READS, "Show which notifications you get",
-        Arg("--user_id", ID, "account id; default: yours", None),
+        Arg("--user_id", ID, "account id (default: yours)", None),
         returns="notification_preferences", run="run_notifications", rows="notification_rows",
         columns_for="notification_columns"),
     Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, SETS, "Replace your notification choices",
         Arg("notification_preferences", OBJECT, 'JSON: {"client": {"low_credit": {"email": true, "webhooks": false}}}'),
-        Arg("--user_id", ID, "account id; default: yours", None),
+        Arg("--user_id", ID, "account id (default: yours)", None),
         returns="notification_preferences", run="run_notifications", rows="notification_rows",
         columns_for="notification_columns",
         look="show notifications", note="`vastai show notifications --raw` prints the current choices in this form."),
@@ -3976,7 +3976,7 @@ register("Diagnostics",
         Arg("--debugging", FLAG, "print each line of progress on stderr"),
         Arg("--ignore-requirements", FLAG, "test the machine even if it fails requirements"),
         Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it", None),
-        Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure; default /tmp", None),
+        Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure (default /tmp)", None),
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure, same as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
         run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence", look="show instances",
         note="It costs a short rental and takes up to 25 minutes. If the machine fails, the exit status is 1."),
@@ -3990,7 +3990,7 @@ register("Diagnostics",
     Command("run benchmarks", "", ONCE, SPENDS, "Benchmark a template on several GPUs",
         Arg("--template_hash", HASH, "hash of the template", None),
         Arg("--template_id", ID, "id of the template", None),
-        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090'; default: RTX 5090, 4090, 3090, A6000", None, many=False),
+        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX 5090, 4090, 3090, A6000)", None, many=False),
         Arg("--num_gpus", COUNT, "number of GPUs each, if --gpus does not say", None),
         Arg("--timeout", SECONDS, "maximum wait for the measurements, seconds", 1800),
         Arg("--no-cache", FLAG, "repeat measurements of the last 30 days"),
@@ -15798,6 +15798,8 @@ def command_help(row: Command) -> str:
         title = getattr(arg, "group", "") or "Options" if arg.option else "Arguments"
         pairs = sections.setdefault(title, [])
         pairs += [(format_flags(arg), format_meaning(arg)), *short_ways(arg)]
+    if "Options" in sections:  # what belongs to no group comes last
+        sections["Options"] = sections.pop("Options")
     if row.fields:
         sections["Fields of the query"] = field_help(row.fields)
     for title, pairs in sections.items():
@@ -15842,19 +15844,21 @@ def format_example(line: str, width: int) -> str:
 
 
 def usage_of(row: Command) -> str:
+    """The usage line.  Options stand after the arguments, but before words that go elsewhere."""
     mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
-    return " ".join(
-        [
-            f"usage: vastai {row.name}",
-            *(placeholder(arg) for arg in mine if not arg.option),
-            *(
-                f"{arg.flags[-1]} {arg.kind.metavar}"
-                for arg in mine
-                if arg.option and arg.cli is REQUIRED
-            ),
-            *["[option …]"] * any(arg.option for arg in mine),
-        ]
-    )
+    words = [placeholder(arg) for arg in mine if not arg.option]
+    options = [
+        f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED
+    ]
+    if any(arg.option for arg in mine):
+        options.append("[option …]")
+    if any(arg.rest and not arg.option for arg in mine):
+        words = options + words
+    elif any(arg.kind.convert is WORDS.convert and not arg.option for arg in mine):
+        words[-1:] = [*options, "--", words[-1]]
+    else:
+        words += options
+    return " ".join([f"usage: vastai {row.name}", *words])
 
 
 def word_of(arg: Arg) -> str:
