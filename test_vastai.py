@@ -4642,11 +4642,16 @@ class LabelTest(CommandCase):
         self.assertEqual((body["src_id"], body["dst_id"], body["src_path"]), (str(self.id), str(self.other), "/workspace/x"))
         self.box.requests.clear()
         self.run_here(f"copy s3.101:/data {self.id}:/data")
+        self.run_here(f"copy drive:/data {self.id}:/data")
         self.assertNotIn("/api/v1/instances/", [seen["path"] for seen in self.box.requests])
 
     def test_digits_are_an_id(self):
         self.client.label_instance(self.id, "123")
         self.assertEqual(self.run_here("show instance 123")[0], 4)
+        self.client.label_instance(self.id, "12x")
+        self.box.requests.clear()
+        status, out, err = self.run_here("destroy instance 12x -y")
+        self.assertEqual((status, out, "'12x'" in err, "write 12" in err, self.box.requests), (2, "", True, False, []))
 
     def test_none_and_several(self):
         status, out, err = self.run_here("destroy instance gone -y")

@@ -1620,6 +1620,8 @@ def number_hint(kind: Kind, value: Any) -> str:
     """'; write 24' for an argument such as 24GB of a kind that takes a number."""
     if not isinstance(value, str) or kind.annotation not in ("int", "float"):
         return ""
+    if kind.convert is ID.convert:  # half an id may be that of something else
+        return ""
     meant = meant_number(value.strip(), kind.metavar)
     try:
         kind.convert(meant)
@@ -15465,17 +15467,21 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
 
 def is_label(word: str, kind: Kind) -> bool:
     """Is a word that stands for an instance its label?"""
-    if not word.strip() or word[0] in "-+" or word.replace(" ", "").isdigit():
+    if not word.strip() or word[0] in "-+0123456789":  # a mistyped id is no label
         return False
     letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
     known = point and letters.isalnum() and digits.isdigit()
     return not (known and kind.convert is GIVEN_ID.convert)
 
 
+# What stands before the colon of a place without being an instance: this computer, a cloud.
+PLACES = ("local", "drive", "gdrive", "s3", "b2", "dropbox", "azure", "gcs", "hf", "vast")
+
+
 def is_label_of_place(head: str, colon: str, path: str) -> bool:
     """Does LABEL:PATH name an instance, not a local path, a volume or a connection?"""
-    local = not colon or head == "local" or "/" in head or on_drive(head + colon + path)
-    if local or os.path.exists(os.path.expanduser(head + colon + path)):
+    local = not colon or "/" in head or on_drive(head + colon + path)
+    if local or head in PLACES or os.path.exists(os.path.expanduser(head + colon + path)):
         return False
     return is_label(head, GIVEN_ID)
 
@@ -16109,7 +16115,7 @@ def completion_lines(rows: list[Row]) -> list[str]:
         meaning = " ".join(printable(str(row[name])) for name in facts if row.get(name))
         lines.append(f"{id}\t{meaning}")
         plain = label.isascii() and label.translate({ord(char): "" for char in "-_."}).isalnum()
-        if plain and label[0] != "-" and not label.isdigit() and labels.count(label) == 1:
+        if plain and label[0] not in "-0123456789" and labels.count(label) == 1:
             lines.append(f"{label}\tinstance {id}")
     return lines
 
