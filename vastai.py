@@ -2474,47 +2474,73 @@ class Command:
     fields       the fields of its query language
     """
 
-    # fmt: off
-    __slots__ = ("aliases", "args", "ask", "ask_when", "asks", "auth", "body", "build", "columns",
-                 "columns_for", "confirms", "document", "done", "drops", "each", "effect", "empty", "examples", "face", "fields",
-                 "footer", "gaps", "group", "hosts", "look", "made", "member", "method", "methods", "name",
-                 "needs", "note", "of", "one_of", "path", "piped", "query", "returns", "rows",
-                 "run", "safe", "says", "schedule", "show", "status", "strict", "summary", "tables", "text")
-    FUNCTIONS = ("asks", "build", "columns_for", "document", "each", "footer", "rows", "run", "says",
-                 "schedule", "show", "tables", "text")
+    query: Row = {}
+    body: Row = {}
+    build: Any = ""
+    run: Any = ""
+    schedule: Any = ""
+    one_of = ""
+    needs = ""
+    auth = True
+    strict = False
+    confirms = False
+    ask = ""
+    asks: Any = ""
+    ask_when = "always"
+    returns = ""
+    of = ""
+    each: Any = ""
+    drops = ""
+    columns: tuple[Any, ...] = ()
+    columns_for: Any = ""
+    member = ""
+    rows: Any = ""
+    tables: Any = ""
+    document: Any = ""
+    text: Any = ""
+    done = ""
+    says: Any = ""
+    footer: Any = ""
+    empty = ""
+    piped = ""
+    made = ""
+    gaps = ""
+    status = ""
+    show: Any = ""
+    look = ""
+    face = ""
+    note = ""
+    examples: tuple[str, ...] = ()
+    fields = ""
+    group = ""  # this and the next one are set by register()
+    hosts = False
 
-    def __init__(self, name: str, call: str, safe: bool, effect: str, summary: str, *args: Arg,
-                 query: Row | None = None, body: Row | None = None, build: Any = "", run: Any = "",
-                 schedule: Any = "", one_of: str = "", needs: str = "", auth: bool = True,
-                 strict: bool = False, confirms: bool = False, ask: str = "", asks: Any = "", ask_when: str = "always",
-                 returns: str = "", of: str = "", each: Any = "", drops: str = "",
-                 columns: tuple[Any, ...] = (),
-                 columns_for: Any = "", member: str = "", rows: Any = "", tables: Any = "",
-                 document: Any = "", text: Any = "", done: str = "", says: Any = "",
-                 footer: Any = "", empty: str = "", piped: str = "", made: str = "", gaps: str = "", status: str = "",
-                 show: Any = "",
-                 look: str = "", aliases: str = "", methods: str = "", face: str = "",
-                 note: str = "", examples: tuple[str, ...] = (), fields: str = "") -> None:
-        # fmt: on
+    FUNCTIONS = ("asks", "build", "columns_for", "document", "each", "footer", "rows", "run",
+                 "says", "schedule", "show", "tables", "text")  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        call: str,
+        safe: bool,
+        effect: str,
+        summary: str,
+        *args: Arg,
+        aliases: str = "",
+        methods: str = "",
+        **columns: Any,
+    ) -> None:
         self.name, self.safe, self.effect, self.summary = name, safe, effect, summary
         self.method, _, self.path = call.partition(" ")
-        self.args = args + SCHEDULE if schedule else args
-        if ask or asks:
-            self.args += (YES,)
-        self.query, self.body, self.build, self.run = query or {}, body or {}, build, run
-        self.schedule, self.one_of, self.needs = schedule, one_of, needs
-        self.auth, self.strict, self.confirms = auth, strict, confirms
-        self.ask, self.asks, self.ask_when = ask, asks, ask_when
-        self.returns, self.of, self.each, self.drops = returns, of, each, drops.split()
-        self.columns, self.columns_for, self.member, self.rows = columns, columns_for, member, rows
-        self.tables, self.document, self.text = tables, document, text
-        self.done, self.says, self.footer, self.empty = done, says, footer, empty
-        self.piped, self.made, self.gaps = piped, made, gaps
-        self.status, self.show = status, show
-        self.look, self.face, self.note, self.examples = look, face, note, examples
-        self.fields, self.group, self.hosts = fields, "", False
         self.aliases = aliases.split(", ") if aliases else []
         self.methods = [name.replace(" ", "_").replace("-", "_"), *methods.split()]
+        for column, value in columns.items():
+            if not hasattr(Command, column):
+                raise TypeError(f"{name!r}: there is no column {column!r}")
+            setattr(self, column, value)
+        self.args = args + SCHEDULE if self.schedule else args
+        if self.ask or self.asks:
+            self.args += (YES,)
 
     def __enter__(self) -> None:
         """`with row:` tells every error that leaves the block whose it is."""
@@ -2559,13 +2585,14 @@ def register(group: str, *rows: Command, hosts: bool = False) -> None:
     Raises ValueError for a name that is there already.
     """
     for row in rows:
-        if row.name in COMMANDS:
-            raise ValueError(f"two commands are called {row.name!r}")
         row.group, row.hosts = group, hosts
-        COMMANDS[row.name] = row
-        spellings = [(NAMES, [row.name, *row.aliases], "sdk"), (METHODS, row.methods, "cli")]
-        for index, names, other_face in spellings:
-            for name in names if row.face != other_face else ():
+        spellings = [(COMMANDS, [row.name])]
+        if row.face != "sdk":
+            spellings.append((NAMES, [row.name, *row.aliases]))
+        if row.face != "cli":
+            spellings.append((METHODS, row.methods))
+        for index, names in spellings:
+            for name in names:
                 if name in index:
                     raise ValueError(f"two commands are called {name!r}")
                 index[name] = row
@@ -4083,14 +4110,34 @@ class Call:
         with row:
             return perform(Call(self.client, row, check_params(row, params, cli=False), View()))
 
-    def of(self, row: Command, **params: Any) -> Call:
-        """A call of another row, from the same face and with the same view."""
-        return Call(self.client, row, params, self.view, self.cli)
+    def of(self, row: Command, client: VastAI | None = None, /, **params: Any) -> Call:
+        """A call of another row or by another client, from the same face and with the same view."""
+        return Call(client or self.client, row, params, self.view, self.cli)
 
     @property
     def at_terminal(self) -> bool:
         """Is there a person who can be asked?"""
         return self.cli and is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+    @property
+    def has_reader(self) -> bool:
+        """Does a person read the table?  Only then may a remark below it take another request."""
+        quiet = self.view.quiet or self.client.quiet or self.client.curl or not self.cli
+        shown = self.view.format == "table" and not quiet
+        return shown and is_terminal(sys.stdout) and is_terminal(sys.stderr)
+
+    def agrees(self, question: str) -> bool:
+        """Does the user of the command line say yes?  A program is not asked, and does not."""
+        return self.cli and agreed(question)
+
+    def signals_caught(self) -> SignalGuard:
+        """A block in which signals interrupt as Ctrl-C does; those of a program are its own."""
+        return SignalGuard(off=not self.cli)
+
+    def remark(self, text: str) -> None:
+        """Says something by the way to the user of the command line, unless it is to be quiet."""
+        if self.cli:
+            remark(self, text)
 
     def warn(self, text: str) -> None:
         """Warns of something in the input: on stderr, or with warnings.warn() in a program."""
@@ -4400,7 +4447,7 @@ def refine(row: Command, result: Any) -> Any:
     for item in result if isinstance(result, list) else [result]:
         if item is None:
             continue
-        for name in row.drops:
+        for name in row.drops.split():
             item.pop(name, None)
         if row.each:
             row.each(item)
@@ -4517,7 +4564,7 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
 
 def environment_of(call: Call) -> dict[str, str]:
     """The environment that a caller gives, as the service stores it."""
-    label = "--env" if call.cli else "env"
+    label = next(arg for arg in call.row.args if arg.name == "env").label(call.cli)
     try:
         return parse_env(call["env"], lambda text: call.warn(f"{label}: {text}"))
     except UsageError as error:
@@ -4570,9 +4617,11 @@ def runtype_of(call: Call, template: Any) -> Any:
         return "jupyter_direc ssh_direc ssh_proxy" if direct else "jupyter_proxy ssh_proxy"
     if ssh:
         return "ssh_direc ssh_proxy" if direct else "ssh_proxy"
-    if direct and not call.cli:
+    if call.cli:
+        return "ssh" if args is None else "args"
+    if direct:
         raise UsageError("direct needs ssh or jupyter")
-    return "args" if args is not None else "ssh" if call.cli else None
+    return None if args is None else "args"
 
 
 def volume_of(call: Call) -> Row | None:
@@ -6406,12 +6455,13 @@ def job_total(call: Call, offer: Row) -> float | None:
 
 def tell_of_job(call: Call, asked: Row, count: int) -> None:
     """Says on stderr what the prices of a job rest on."""
-    words = [f"compared {count} offers by the price of the job"] if asked["order"] is None else []
-    words += (
-        ["prices include 5 GB of disk; --storage changes that"] if asked["storage"] is None else []
-    )
-    if words and call.cli:
-        call.warn("; ".join(words))
+    words = []
+    if asked["order"] is None:
+        words.append(f"compared {count} offers by the price of the job")
+    if asked["storage"] is None:
+        words.append("prices include 5 GB of disk; --storage changes that")
+    if words:
+        call.remark(f"vastai: {'; '.join(words)}")
 
 
 def with_region(row: Row) -> Row:
@@ -6442,7 +6492,7 @@ def run_create_instance(call: Call) -> Row:
         raise UsageError("--spot is an option of launch instance; bid with --bid_price here")
     fetch_commands(call)
     rented = rental(call, call["label"], call["confirm"])
-    with SignalGuard(off=not call.cli):  # a program is not told of an id by the way
+    with call.signals_caught():  # a program is not told of an id by the way
         try:
             answer = rent(call, rented)
             if call["wait"]:
@@ -6597,7 +6647,7 @@ def run_show_instances(call: Call) -> Rows:
     if call.view.columns_only:
         shown = instance_columns(call, [])
         more = call["verbose"] or set(shown).intersection(INSTANCE_MORE)
-        query["select_cols"] = SUMMARY_COLS + (DETAIL_COLS if more else [])
+        query["select_cols"] = SUMMARY_COLS.split() + (DETAIL_COLS.split() if more else [])
         if not call.view.quiet:
             query["select_cols"].append("storage_total_cost")  # for the sum below the table
     rows = all_pages(call, query, not is_one_page(call), "instances")
@@ -6612,33 +6662,11 @@ def is_one_page(call: Call) -> bool:
 
 # What the service is asked for if only a table is due, and the names of --cols that are not those
 # of the fields.
-SUMMARY_COLS = [
-    "id",
-    "actual_status",
-    "label",
-    "num_gpus",
-    "gpu_name",
-    "gpu_util",
-    "disk_space",
-    "disk_usage",
-    "disk_util",
-    "volume_info",
-    "dph_total",
-    "image_uuid",
-    "start_date",
-    "verification",
-]
-DETAIL_COLS = [
-    "machine_id",
-    "template_id",
-    "template_name",
-    "geolocation",
-    "inet_up",
-    "inet_down",
-    "ssh_host",
-    "ssh_port",
-    "status_msg",
-]
+SUMMARY_COLS = (
+    "id actual_status label num_gpus gpu_name gpu_util disk_space disk_usage disk_util volume_info "
+    "dph_total image_uuid start_date verification"
+)
+DETAIL_COLS = "machine_id template_id template_name geolocation inet_up inet_down ssh_host ssh_port status_msg"
 COLUMN_NAMES = {
     "actual_status": "status",
     "dph_total": "dph",
@@ -6670,11 +6698,10 @@ def instance_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
 
 def instance_filters(call: Call) -> Row:
     """`select_filters` and `order_by` from the options of show instances."""
-    models = [name.replace("_", " ") for name in call["gpu_name"] or ()]
     filters = {
         "actual_status": call["status"],
         "label": [text or None for text in call["label"] or ()],
-        "gpu_name": models,
+        "gpu_name": [name.replace("_", " ") for name in call["gpu_name"] or ()],
         "verification": call["verification"],
     }
     order = []
@@ -6686,18 +6713,16 @@ def instance_filters(call: Call) -> Row:
                 f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {printable(text)!r}"
             )
         order.append({"col": column, "dir": direction})
-    if "id" not in [part["col"] for part in order]:
+    if all(part["col"] != "id" for part in order):
         order.append({"col": "id", "dir": "asc"})
     for state in call["status"] or ():
-        if state not in INSTANCE_STATES:
-            call.warn(
-                f"unknown state {printable(state)!r}; the states are {', '.join(INSTANCE_STATES)}"
-            )
+        if state not in INSTANCE_STATES.split(", "):
+            call.warn(f"unknown state {printable(state)!r}; the states are {INSTANCE_STATES}")
     chosen = {name: {"in": values} for name, values in filters.items() if values}
     return {"select_filters": chosen, "order_by": order}
 
 
-INSTANCE_STATES = ("running", "loading", "exited", "created")
+INSTANCE_STATES = "running, loading, exited, created"
 
 
 def tidy_instance(row: Row) -> Row:
@@ -6735,22 +6760,15 @@ def schedule_job(call: Call, **members: Any) -> Row:
         request.body["price"] = call["price"]  # null asks for a bid that wins
     job = schedule_of(call, request)
     try:
-        return send_job(call, "create_scheduled_job", job)
+        answer: Row = call.of(METHODS["create_scheduled_job"]).send(body=job)
+        return answer
     except VastAIError as error:
         existing = get_path(error.body, "scheduled_job_id")
         if error.status != 422 or existing is None or not call.cli:
             raise
     confirm(call, f"Job {format_value(existing)} does this already. Replace it?")
-    return {
-        "scheduled_job_id": existing,
-        **send_job(call, "update_scheduled_job", job, id=existing),
-    }
-
-
-def send_job(call: Call, name: str, job: Row, **params: Any) -> Row:
-    """Sends a job with its nulls, which say "each day" or "each hour"."""
-    answer: Row = Call(call.client, METHODS[name], params, View()).send(body=job)
-    return answer
+    answer = call.of(METHODS["update_scheduled_job"], id=existing).send(body=job)
+    return {"scheduled_job_id": existing, **answer}
 
 
 def schedule_cloud_copy(call: Call) -> Row:
@@ -6775,7 +6793,7 @@ class RemoteText(str):
 
 
 def run_destroy_instance(call: Call) -> Row:
-    if has_reader(call):  # which volumes it has, only the service can tell as long as it is there
+    if call.has_reader:  # which volumes it has, only the service can tell as long as it is there
         call.params["volumes"] = volumes_of(call, call["id"])
     answer: Row = call.send()
     if call["wait"]:
@@ -6789,8 +6807,8 @@ def run_change_state(call: Call) -> Row:
     """
     answer: Row = call.send()
     if call["wait"]:
-        goals = {"start": ("running", "exited"), "stop": ("exited", "")}
-        goal, stale = goals.get(call.row.name.split()[0], ("running", "running"))
+        goals = {"running": ("running", "exited"), "stopped": ("exited", "")}
+        goal, stale = goals.get(call.row.body.get("state", ""), ("running", "running"))
         answer["instance"] = wait_for(call, call["id"], goal, stale=stale)
     return answer
 
@@ -6803,7 +6821,7 @@ def run_bulk(call: Call) -> Row:
     """One request for each 64 ids; a part that fails does not stop the others."""
     fetch_commands(call)
     bulk = Bulk(call)
-    with SignalGuard(off=not call.cli):
+    with call.signals_caught():
         try:
             bulk.send()
         except KeyboardInterrupt:
@@ -6820,13 +6838,13 @@ class Bulk:
     def __init__(self, call: Call) -> None:
         self.call, self.ids = call, call["ids"]
         self.key = next(arg.key for arg in call.row.args if arg.name == "ids")
-        self.rents = call.row.name == "create instances"
+        self.rents = bool(call.row.made)
         self.answers: list[Row] = []
         self.failures: list[VastAIError] = []
         self.made: list[int] = []
-        self.results: list[Row] = [
-            {"id": id, "success": False, "msg": "not sent"} for id in self.ids
-        ]
+        self.results: list[Row] = []
+        for id in self.ids:
+            self.results.append({"id": id, "success": False, "msg": "not sent"})
 
     def send(self) -> None:
         for at in range(0, len(self.ids), BULK):
@@ -6960,9 +6978,8 @@ def new_lines(last: list[str], lines: list[str]) -> list[str]:
     """The lines behind those that were there before; the log's beginning moves on, so they may
     stand further up.
     """
-    last = last[
-        -1000:
-    ]  # enough to tell; a log that says the same all the time takes no longer than others
+    # Enough to tell, and a log that says the same all the time takes no longer than others.
+    last = last[-1000:]
     for at in range(len(lines), 0, -1):
         if last and lines[at - 1] == last[-1] and lines[max(0, at - len(last)) : at] == last[-at:]:
             return lines[at:]
@@ -7105,14 +7122,12 @@ def ssh_addresses(row: Row) -> list[tuple[str, int]]:
     """Where an instance listens for SSH: direct first, then the proxy; hosts and ports that can be
     used as they are.
     """
-    mapped, behind = get_path(row, "ports.22/tcp"), "jupyter" in str(row.get("image_runtype"))
-    found = (
-        [(row.get("public_ipaddr"), get_path(mapped[0], "HostPort"), 0)]
-        if mapped and isinstance(mapped, list)
-        else []
-    )
+    mapped = as_rows(get_path(row, "ports.22/tcp"))[:1]
+    behind = "jupyter" in str(row.get("image_runtype"))
+    found = [(row.get("public_ipaddr"), place.get("HostPort"), 0) for place in mapped]
+    found.append((row.get("ssh_host"), row.get("ssh_port"), behind))
     good = []
-    for host, port, more in [*found, (row.get("ssh_host"), row.get("ssh_port"), behind)]:
+    for host, port, more in found:
         try:
             if 0 < _whole(port) < 65536:
                 good.append((safe_host(host), _whole(port) + more))
@@ -7126,11 +7141,8 @@ def safe_host(host: Any) -> str:
     ValueError.
     """
     name = str(host or "").strip()
-    if (
-        not name
-        or name[0] == "-"
-        or not all((c.isascii() and c.isalnum()) or c in ".-:" for c in name)
-    ):
+    plain = name.isascii() and name.translate(dict.fromkeys(map(ord, ".-:"), "a")).isalnum()
+    if not plain or name[0] == "-":
         raise ValueError(name)
     return name
 
@@ -7144,14 +7156,13 @@ def run_show_template(call: Call) -> Row:
 
 def run_update_template(call: Call) -> Row:
     """Fetches the template and sends all of it, with the members that were named replaced."""
-    named = {
-        name: value for name, value in (build_request(call).body or {}).items() if value is not None
-    }
+    named = build_request(call).body or {}
     template = template_of(call, "hash_id", call["hash_id"])
-    kept = {name: template[name] for name in TEMPLATE_MEMBERS if template.get(name) is not None}
-    if isinstance(kept.get("extra_filters"), str):
-        kept["extra_filters"] = parse_filters(kept["extra_filters"])
-    answer: Row = call.send(body={**kept, **named, "id": template.get("id")})
+    body = {name: template.get(name) for name in TEMPLATE_MEMBERS}
+    if isinstance(body["extra_filters"], str):
+        body["extra_filters"] = parse_filters(body["extra_filters"])
+    body.update(named, id=template.get("id"))
+    answer: Row = call.send(body={name: body[name] for name in body if body[name] is not None})
     return answer
 
 
@@ -7187,10 +7198,12 @@ def run_copy(call: Call) -> Row:
         if "VMs" in error.msg:
             error.hint = "Only the whole disk of a VM can be copied; leave out the path."
         raise
-    if call.cli and src in (None, "local"):
+    if not call.cli:
+        return answer
+    if src in (None, "local"):
         there = rsync_place(answer, "dst", dst, dst_path)
         run_rsync(call, answer["dst_port"], [for_rsync(os.path.expanduser(src_path)), there])
-    elif call.cli and dst in (None, "local"):
+    elif dst in (None, "local"):
         there = rsync_place(answer, "src", src, src_path)
         here = local_target(os.path.expanduser(dst_path), src_path)
         run_rsync(call, answer["src_port"], [there, for_rsync(here)])
@@ -7251,35 +7264,25 @@ def run_price_increase(call: Call) -> Row:
     numbers = pending_increases(call)
     verb = call.row.name.split()[0]
     results: list[Row] = []
-    failures: list[VastAIError] = []
+    failed = []
     for id, answer in zip(ids, at_once(call, lambda id: settle(call, id, numbers), ids)):
-        result = {
-            "instance_id": id,
-            "pending_price_increase_id": numbers.get(id),
-            "contract_id": id,
-        }
+        result = {"instance_id": id}
+        result.update(pending_price_increase_id=numbers.get(id), contract_id=id)
         results.append(result)
         if isinstance(answer, VastAIError):
-            failures.append(answer)
-            result.update(status=failure_status(answer), error=answer.msg)
+            if len(ids) == 1:
+                raise answer
+            status = failure_status(answer)
+            result.update(status=status, error=answer.msg)
+            failed.append(f"{id} (unknown)" if status == "unknown" else str(id))
             continue
         for name in ("pending_price_increase_id", "contract_id"):
             if answer.get(name) is not None:
                 result[name] = answer[name]
         result.update(status=f"{verb}ed", response=answer)
-    if len(failures) == len(ids) == 1:
-        raise failures[0]
-    if failures:
-        failed = [
-            f"{row['instance_id']} (unknown)"
-            if row["status"] == "unknown"
-            else str(row["instance_id"])
-            for row in results
-            if "error" in row
-        ]
-        raise PartialError(
-            f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}", results=results
-        )
+    if failed:
+        words = f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}"
+        raise PartialError(words, results=results)
     counts = {"requested": len(ids), "acted": len(ids), "stale": 0, "failed": 0}
     return {"success": True, "exit_code": 0, **counts, "results": results}
 
@@ -7365,20 +7368,16 @@ def run_gpu_locations(call: Call) -> Row:
     answer: Row = call.send()
     names = (call["gpu"] or "").replace("_", " ").split(",")
     gpus = {name.strip() for name in names if name.strip()}
-
-    def passes(row: Row) -> bool:
-        facts = {
-            "verified": bool(row.get("verified")),
-            "datacenter": bool(row.get("datacenter")),
-            "rented": state_of(row) == "rented",
-        }
-        if not all(call[name] in ("all", str(fact).lower()) for name, fact in facts.items()):
-            return False
-        if call["state"] not in ("all", state_of(row)):
-            return False
-        return not gpus or as_text(row.get("gpu_name")) in gpus
-
-    return {**answer, "locations": list(filter(passes, as_rows(answer.get("locations"))))}
+    asked = {name: call[name] for name in ("verified", "datacenter", "rented", "state")}
+    found = []
+    for row in as_rows(answer.get("locations")):
+        state = state_of(row)
+        flags = {name: str(bool(row.get(name))).lower() for name in ("verified", "datacenter")}
+        facts = {**flags, "rented": str(state == "rented").lower(), "state": state}
+        passes = all(value in ("all", facts[name]) for name, value in asked.items())
+        if passes and (not gpus or as_text(row.get("gpu_name")) in gpus):
+            found.append(row)
+    return {**answer, "locations": found}
 
 
 def state_of(row: Row) -> str:
@@ -7392,14 +7391,16 @@ def location_rows(call: Call, answer: Row) -> list[Row]:
 
 def run_set_api_key(call: Call) -> None:
     """Saves a key: on the command line in the key file, in Python in the client at hand."""
-    key = call["api_key"] or (ask_secret("API key") if call.cli else "")
-    check_key(key.strip(), "this command")
-    if call.cli:
-        save_api_key(key.strip(), call.client.profile)
-        if os.environ.get("VAST_API_KEY", "").strip():
-            call.warn("VAST_API_KEY is set and takes precedence over the file")
-    else:
-        call.client.api_key = key.strip()
+    key = (call["api_key"] or "").strip()
+    if not call.cli:
+        check_key(key, "this command")
+        call.client.api_key = key
+        return
+    key = key or ask_secret("API key")
+    check_key(key, "this command")
+    save_api_key(key, call.client.profile)
+    if os.environ.get("VAST_API_KEY", "").strip():
+        call.warn("VAST_API_KEY is set and takes precedence over the file")
 
 
 def run_ssh_key(call: Call) -> Any:
@@ -7416,15 +7417,12 @@ def run_ssh_key(call: Call) -> Any:
 
 def read_public_key(word: str) -> str:
     """A public key from a word of the command line, which may name a file.  Raises UsageError."""
-    text = word
-    if os.path.exists(os.path.expanduser(word)):
-        text = _read_file(word)
-    known = text.strip().startswith(("ssh-", "ecdsa-", "sk-"))
-    if not known and "PRIVATE KEY" not in text:
-        raise UsageError(
-            f"{printable(word, 60)!r} is neither a public SSH key nor a file that holds one"
-        )
-    return text
+    text = _read_file(word) if os.path.exists(os.path.expanduser(word)) else word
+    if text.strip().startswith(("ssh-", "ecdsa-", "sk-")) or "PRIVATE KEY" in text:
+        return text
+    raise UsageError(
+        f"{printable(word, 60)!r} is neither a public SSH key nor a file that holds one"
+    )
 
 
 KEY_NAMES = ("id_ed25519", "id_ecdsa", "id_rsa")
@@ -7576,11 +7574,7 @@ def run_tfa_auth_new(call: Call) -> Row:
 
 def first_step(call: Call) -> Row:
     """Asks the service to prove who is there, by the method that was chosen."""
-    keys = {
-        "backup_code": "backup_code",
-        "method_id": "tfa_method_id",
-        "method_type": "tfa_method",
-    }
+    keys = {"backup_code": "backup_code", "method_id": "tfa_method_id", "method_type": "tfa_method"}
     given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
     if call.cli and len(given) > 1:
         raise UsageError("give only one of --method-type, --method-id and --backup-code")
@@ -8180,7 +8174,7 @@ class Rented:
         ours: Callable[[Row], bool] | None = None,
     ) -> None:
         client = call.client.varied(retry=1, timeout=min(call.client.timeout, 30.0))
-        self.call = Call(client, call.row, {}, call.view, call.cli)
+        self.call = call.of(call.row, client)
         self.kind, self.name = kind, name
         self.made_up, self.ours = made_up, ours or (lambda row: True)
         self.id: Any = None
@@ -8481,7 +8475,7 @@ class Launch:
         given.update(id=1, label=self.rented.name, cancel_unavail=True, price=None)
         client = self.call.client.varied(retry=1)  # 429 is repeated by us alone
         params = check_params(row, given, cli=False)
-        call = Call(client, row, params, self.call.view, self.call.cli)
+        call = self.call.of(row, client, **params)
         build_request(call)
         return call
 
@@ -9285,13 +9279,6 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
         pool.shutdown(wait=False)
 
 
-def has_reader(call: Call) -> bool:
-    """Does a person read the table?  Only then may a remark below it take another request."""
-    quiet = call.view.quiet or call.client.quiet or call.client.curl or not call.cli
-    shown = call.view.format == "table" and not quiet
-    return shown and is_terminal(sys.stdout) and is_terminal(sys.stderr)
-
-
 def hourly_cost(row: Row) -> float | None:
     """What an instance costs at present, $/hr: all of it while it runs, else its disk; None if the
     service does not tell.
@@ -9493,7 +9480,7 @@ def user_footer(call: Call, user: Row) -> list[str]:
     key = as_text(call.client.api_key)
     ending = f" ending in …{key[-4:]}" if len(key) >= 20 else ""
     lines = [f"API key{ending} from {call.client.key_origin}"]
-    if has_reader(call):
+    if call.has_reader:
         try:
             lines.insert(0, cost_words(call.do("cost")))
         except VastAIError:
@@ -9503,7 +9490,7 @@ def user_footer(call: Call, user: Row) -> list[str]:
 
 def stopped_footer(call: Call, answer: Row) -> list[str]:
     """On a terminal, what the disk of a stopped instance goes on costing."""
-    if not has_reader(call):
+    if not call.has_reader:
         return []
     id = call["id"]
     try:
@@ -9940,9 +9927,10 @@ class SelfTest:
 
     def say(self, text: str) -> None:
         self.lines.append(text)
-        (warn if self.call["debugging"] and self.call.cli else self.call.progress)(
-            printable(text, 500)
-        )
+        if self.call["debugging"]:
+            tell(self.call, f"vastai: {printable(text, 500)}")
+        else:
+            self.call.progress(printable(text, 500))
 
     def run(self) -> None:
         """The test; how it ends is in `result`."""
@@ -10431,21 +10419,16 @@ def run_benchmarks(call: Call) -> list[Row]:
         perf, price = (0, 0) if call["no_cache"] else known_benchmark(call, template, gpu)
         offers = call.do("search_offers", query={**filters, **gpu}, limit=1)
         call.progress("")
-        if perf and not (
-            offers
-            and call.cli
-            and call.view.format == "table"
-            and not call.view.confirmed
-            and agreed(f"{count}x {name}: {perf:.1f}, measured recently. Rent it to measure again?")
-        ):
+        question = f"{count}x {name}: {perf:.1f}, measured recently. Rent it to measure again?"
+        asks = offers and call.view.format == "table" and not call.view.confirmed
+        if perf and not (asks and call.agrees(question)):
             rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
             wanted.append((name, count))
         else:
             rows.append(benchmark(name, count, "skipped"))
             reason = why_no_offer(call, filters, gpu)
-            if call.cli:
-                remark(call, f"{count}x {name} is left out: {reason}")
+            call.remark(f"{count}x {name} is left out: {reason}")
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
         confirm(call, f"Rent {names} for up to {call['timeout'] / 60:g} minutes? They are billed.")
@@ -14403,7 +14386,7 @@ def empty_search_hint(call: Call) -> str:
         name for name, limits in conditions.items() if limits and limits != OFFER_DEFAULTS.get(name)
     ]
     own.sort(key=lambda name: (name in ("num_gpus", "gpu_name"), name != "dph_total"))
-    if has_reader(call) and own:
+    if call.has_reader and own:
         found = at_once(call, lambda name: offers_without(call, name), own[:2])
         counts = [len(rows) if isinstance(rows, list) else 0 for rows in found]
         most = counts.index(max(counts))
@@ -14446,7 +14429,7 @@ def instances_footer(call: Call, rows: Rows) -> list[str]:
             lines[0] += f"; labels: {names}"
     elif any(call[name] for name in ("status", "label", "gpu_name", "verification")):
         lines.append("No instance meets these filters.")
-    if has_reader(call):
+    if call.has_reader:
         filters = filter_values(call)
         if filters:
             lines.append("Filter with " + " ".join(filters))
