@@ -4568,31 +4568,37 @@ class TestAtTheSameTime(FaultCase):
     """Requests of one command that do not need each other's answers are under way together."""
 
     def server(self, count, faults=()):
-        """Answers a request once `count` of them are there; those of `faults` with 500."""
+        """Answers the first change, of 4, at once, the others when `count` of them are there; refuses `faults`."""
         together = threading.Barrier(count)
 
         def route(request):
             if request["method"] == "GET":
                 rows = [{"contract_id": id, "pending_price_increase_id": id * 10} for id in range(1, 5)]
                 return reply({"success": True, "pending_price_increases": rows})
-            together.wait(5)
-            number, = json.loads(request["body"]).keys() & {"machine", "pending_price_increase_id"}
-            number = json.loads(request["body"])[number]
+            name, = json.loads(request["body"]).keys() & {"machine", "pending_price_increase_id"}
+            number = json.loads(request["body"])[name]
+            if number not in (4, 40):
+                together.wait(5)
             return reply({"success": number not in faults, "number": number, "msg": "no" * (number in faults)})
 
         return self.serve(route=route)
 
     def test_machines(self):
-        client = self.client(self.server(4))
+        client = self.client(self.server(3))
         self.assertEqual([row["number"] for row in client.list_machines([4, 2, 3, 1], price_gpu=1)], [4, 2, 3, 1])
-        error = self.error(self.client(self.server(4, faults=[2])).list_machines, [4, 2, 3, 1], price_gpu=1)
+        error = self.error(self.client(self.server(3, faults=[2])).list_machines, [4, 2, 3, 1], price_gpu=1)
         self.assertEqual([(row["id"], row["success"]) for row in error.results],
                          [(4, True), (2, False), (3, True), (1, True)])
 
+    def test_a_key_that_is_refused_is_tried_once(self):
+        server = self.serve(reply({"msg": "Invalid user key"}, 401))
+        self.assertIsInstance(self.error(self.client(server).list_machines, [4, 2, 3], price_gpu=1), vastai.AuthError)
+        self.assertEqual(len(server.requests), 1)
+
     def test_price_increases(self):
-        done = self.run_here(self.server(4), "accept", "price-increase", "4", "2", "3", "1", "-y", "--raw")
+        done = self.run_here(self.server(3), "accept", "price-increase", "4", "2", "3", "1", "-y", "--raw")
         self.assertEqual([row["response"]["number"] for row in json.loads(done.stdout)["results"]], [40, 20, 30, 10])
-        done = self.run_here(self.server(4, faults=[20]), "accept", "price-increase", "4", "2", "3", "1", "-y")
+        done = self.run_here(self.server(3, faults=[20]), "accept", "price-increase", "4", "2", "3", "1", "-y")
         self.assertEqual((done.returncode, "1 of 4 failed: 2" in done.stderr), (8, True))
 
 
@@ -7633,7 +7639,7 @@ class TestExitStatuses(FaultCase):
                 (1, None, [reply(refused)], "label instance 7 x"),
                 (1, "VastAIError", [reply("<html>")], "show ssh-keys"),
                 (1, "VastAIError", [reply("", 302, Location="https://x/")], "label instance 7 x"),
-                (2, "UsageError", [], "label instance x x"),
+                (2, "UsageError", [], "set min-bid x"),
                 (3, "AuthError", [reply({"msg": "This action requires login"}, 401)], "show ssh-keys"),
                 (3, "AuthError", [reply({"msg": "two factor needed"}, 403)], "show ssh-keys"),
                 (3, "AuthError", [reply({"msg": "Invalid user key"}, 404)], "show ssh-keys"),
@@ -7673,8 +7679,8 @@ class TestExitStatuses(FaultCase):
 
     def test_asked_for_json(self):
         """Also where the line cannot be understood."""
-        for words in ("label instance x x --format json", "label instance x x --format=json", "show nothing --raw",
-                      "--ra label instance x x",
+        for words in ("set min-bid x --format json", "label instance x x --format=json", "show nothing --raw",
+                      "--ra set min-bid x",
                       "label instance 7 --raw --bad-option"):
             status, out, err = self.run_here("http://127.0.0.1:9", *words.split())
             self.assertEqual((status, out, json.loads(err)["error"]), (2, "", True))
@@ -9573,7 +9579,7 @@ class TestProcesses(FaultCase):
         for env in ({"HOME": None}, {"HOME": ""}, {"HOME": "/dev/null"}, {"HOME": blocked}):
             with self.subTest(env=env):
                 status, out, err = self.run_process("show", "user", "--url", server.url, env=env)
-                self.assertEqual((status, err), (0, ""))
+                self.assertEqual((status, err.count("\n"), err[:7]), (0, 1, "API key"))
         self.assertEqual(self.run_process("set", "api-key", "new-key-123456789", env={"HOME": "/dev/null"})[0], 2)
         status, out, err = self.run_process("show", "user", env={"HOME": "/nonexistent", "VAST_API_KEY": None})
         self.assertEqual((status, out), (3, ""))

@@ -9252,7 +9252,8 @@ LAST_YEAR = 253402300800  # unix seconds at which year 10000 begins
 
 def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """What `work` returns for each item, in their order; a few run at the same time, but the first
-    change alone.  A VastAIError or NothingSent that it raises stands in its place.
+    change alone.  A VastAIError or NothingSent that it raises stands in its place; a key that is
+    refused at the first change raises AuthError, as the others would meet the same.
     """
     import threading
 
@@ -9271,6 +9272,9 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
     from concurrent.futures import ThreadPoolExecutor
 
     first = [outcome(tasks.pop(0))] if call.row.effect != READS else []
+    for error in first:
+        if isinstance(error, AuthError) and error.status != 403:
+            raise error
     pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
     try:
         return first + list(pool.map(outcome, tasks))
