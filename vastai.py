@@ -3144,7 +3144,7 @@ register("Search and rent",
         Arg("--query", QUERY, "conditions as for search offers, instead of GPU and region", None, many=False, to="", group="Offer"),
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
+        of="CreatedInstance", needs="image template_hash", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         done=RENTED + "Renting instance {new_contract}. Wait for it with `vastai wait instance {new_contract}`; "
              "stop paying with `vastai destroy instance {new_contract}`.",
@@ -6878,7 +6878,8 @@ class Bulk:
     def result(self) -> Row:
         """The answers as one; raises what went wrong with some ids, or with all."""
         unknown = [error for error in self.failures if isinstance(error, OutcomeUnknownError)]
-        if self.failures and (self.answers or self.made):
+        several = self.answers or (self.made and len(self.failures) > 1)
+        if self.failures and several:
             raise self.named(partial(self.results))
         if unknown:
             unknown[0].msg += f"; {partial(self.results).msg}"
@@ -8431,8 +8432,6 @@ SUPERVISED = [arg.name for arg in MACHINE_OPTIONS]
 
 def run_launch(call: Call) -> Row:
     """Rents the best offer: the service's choice, or with one of SUPERVISED ours, until it runs."""
-    if call["image"] is None and call["template_hash"] is None:
-        raise UsageError("give --image or --template_hash")
     given = [call[name] for name in SUPERVISED if call[name] is not None]
     if not isinstance(call["query"], str) and not any(value is not False for value in given):
         return run_create_instance(call)
