@@ -7679,7 +7679,7 @@ class TestExitStatuses(FaultCase):
 
     def test_asked_for_json(self):
         """Also where the line cannot be understood."""
-        for words in ("set min-bid x --format json", "label instance x x --format=json", "show nothing --raw",
+        for words in ("set min-bid x --format json", "set min-bid x --format=json", "show nothing --raw",
                       "--ra set min-bid x",
                       "label instance 7 --raw --bad-option"):
             status, out, err = self.run_here("http://127.0.0.1:9", *words.split())
