@@ -8769,6 +8769,18 @@ def open_files():
 
 
 class TestSecrets(FaultCase):
+    def test_a_line_that_is_not_understood_is_told_without_values(self):
+        server = self.serve(reply({"msg": "refused Hush-4711"}, 400))
+        for words in (["show", "user", "--api-key Hush-4711"], ["show", "user", "--api_keyHush-4711"],
+                      ["show", "user", "--apikey:Hush-4711"], ["show", "user", "VAST_API_KEY=Hush-4711"],
+                      ["VAST_API_KEY=Hush-4711", "show", "user"], ["show user --api-key Hush-4711"],
+                      ["show", "user", "--format=--api-kye=Hush-4711"], ["stop", "instance", "--api-key Hush-4711"],
+                      ["create", "instance", "8", "--image", "i", "--env", "TOKEN:Hush-4711"],
+                      ["create", "instance", "8", "--image", "i", "--login", "-u me -p Hush-4711 docker.io"],
+                      ["create", "template", "--name", "n", "--image", "i", "--env", "-e A=Hush-4711 -p 80:80"]):
+            status, out, err = self.run_here(server, *words)
+            self.assertEqual((status != 0, "Hush" in out + err), (True, False), err)
+
     def test_places_where_a_secret_is_echoed(self):
         """Headers, addresses, names of members, and sentences of success."""
         step = reply({"msg": "no", KEY: 1, "a": {f"x{KEY}": [KEY]}}, 400, X_Echo=KEY, Retry_After="1")

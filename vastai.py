@@ -399,6 +399,14 @@ def printable(text: str, limit: int = 80) -> str:
     return text if text.isprintable() else text.translate(ESCAPES)
 
 
+def without_value(word: str) -> str:
+    """A word that nobody understood, safe to show: what follows a =, a : or a blank may be secret."""
+    for sign in "=: \t\n":
+        head, found, _ = word.partition(sign)
+        word = head + "…" if found else word
+    return printable(word)
+
+
 def printable_lines(text: str) -> str:
     """Text of several lines, each safe to show."""
     return "\n".join(printable(line, 0) for line in text.split("\n"))
@@ -529,11 +537,14 @@ def _texts(value: Any) -> list[str]:
     values = (
         value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
     )
-    return [
-        str(text)
-        for text in values
-        if isinstance(text, (str, int)) and len(str(text)) > 3 and text is not True
-    ]
+    texts = [str(text) for text in values if isinstance(text, (str, int)) and text is not True]
+    for text in [text for text in texts if " " in text or "=" in text]:  # -u me -p PW; -e A=PW
+        import re
+
+        texts += re.findall(
+            r"(?:(?<!\S)(?:-p|--password) ?|=)['\"]?(?![\d.:/-]+\b)([^\s'\"]+)", text
+        )
+    return [text for text in texts if len(text) > 3]
 
 
 # What a diagnostic text must not hold: hints that str.find() sees fast in a log of megabytes, each
@@ -1862,8 +1873,9 @@ def _env_value(option: str, value: str) -> str:
     if option == "-e":
         key, sign, text = value.partition("=")
         if not sign or not key or key[0] == "-" or any(c.isspace() or c in "'\"" for c in key):
-            name = printable(key) if sign or key[:1].isalpha() else "NAME"
-            raise UsageError(f"cannot read -e {printable(key)}; write -e {name or 'NAME'}=VALUE")
+            key = without_value(key)
+            name = key.rstrip("…") if sign or key[:1].isalpha() else "NAME"
+            raise UsageError(f"cannot read -e {key}; write -e {name or 'NAME'}=VALUE")
         return f"{key}={_unquote(text)}"
     if option and not re.fullmatch(ENV_FORMS[option][0], value):
         raise UsageError(
@@ -1882,12 +1894,12 @@ def _unreadable_env(word: str, following: list[str], variable: str) -> UsageErro
     if word[0] == "-":
         name = word.partition("=")[0]
         return UsageError(f"cannot read {printable(name)!r}; write -e, -p, -v, -n or -h")
-    plain = [word]
+    plain = [without_value(word)]
     for other in reversed(following):
         if other[0] == "-" or "=" in other:
             break
         plain.append(other)
-    form = f"-e {plain[0]}={plain[1] if len(plain) > 1 else 'VALUE'}"
+    form = f"-e {plain[0].rstrip('…')}={plain[1] if len(plain) > 1 else 'VALUE'}"
     return UsageError(f"cannot read {printable(' '.join(plain))!r}; write {printable(form)}")
 
 
@@ -4259,14 +4271,16 @@ def convert_value(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        found = "" if arg.secret else f", not {short_repr(value)}{number_hint(arg.kind, value)}"
+        dashed = isinstance(value, str) and value.startswith("--")
+        shown = without_value(value) if dashed else value
+        found = "" if arg.secret else f", not {short_repr(shown)}{number_hint(arg.kind, value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
     for choice in (value if arg.kind.many else [value]) if arg.choices else ():
         if choice not in arg.choices:
             allowed = [str(choice) for choice in arg.choices]
             raise UsageError(
                 f"{arg.label(cli)}: expected one of {', '.join(allowed)}, "
-                f"not {printable(str(choice))!r}{suggest(str(choice), allowed)}"
+                f"not {printable(str(choice).partition('=')[0])!r}{suggest(str(choice), allowed)}"
             )
     return value
 
@@ -15228,13 +15242,13 @@ def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> Usa
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     hidden = any(arg.secret and not arg.option for arg in row.args)
     for arg in (*row.args, *GLOBAL_ARGS.args):
-        glued = [flag for flag in arg.flags if arg.secret and name.startswith(flag)]
+        glued = [flag for flag in arg.flags if arg.secret and canonical(name).startswith(flag)]
         name = (glued or [name])[0]
     close = suggest_option(row, name, options)
     if hidden:
         close += "; write -- before a value that begins with -"
         return UsageError(f"no such option{close}")
-    return UsageError(f"no option {printable(name)!r}{close}")
+    return UsageError(f"no option {without_value(name)!r}{close}")
 
 
 # What people type from habit, and what does it here.
@@ -15333,7 +15347,9 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
     if words and any(arg.secret for arg in args):
         raise UsageError("unexpected words; quote a value that contains spaces", hint=usage_of(row))
     if words:
-        raise UsageError(f"unexpected {printable(words[0])!r}", hint=usage_of(row) if args else "")
+        raise UsageError(
+            f"unexpected {without_value(words[0])!r}", hint=usage_of(row) if args else ""
+        )
     return given
 
 
@@ -15698,9 +15714,9 @@ def unknown_command_message(words: list[str]) -> str:
     """What to say of words that name no command."""
     if commands_of_verb(words[0]) and len(words) == 1:
         return f"`vastai {words[0]}` needs one more word:\n{overview(words[0]).rstrip()}"
-    name = " ".join(words)
-    known = name.isprintable() and len(name) <= 48  # else perhaps a key
-    problem = f"no command {name!r}" if known else "no such command"
+    name = " ".join(map(without_value, words))
+    short = len(name) <= 48  # else perhaps a key
+    problem = f"no command {name!r}" if short else "no such command"
     verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
     return f"{problem}{suggest_command(words) or ';'} `{verb}` lists all"
 
