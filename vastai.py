@@ -121,8 +121,7 @@ class VastAIError(Exception):
     ) -> None:
         self.msg, self.command, self.hint, self.details = msg, command, hint, details
         self.status = response.status_code if response else 0
-        for name, value in details.items():
-            setattr(self, name, value)
+        vars(self).update(details)
         super().__init__(msg)
         # requests' own exceptions have just put None there
         self.response = response.redacted() if response else None
@@ -136,10 +135,15 @@ class VastAIError(Exception):
             return self.response and self.response.text
 
     def __str__(self) -> str:
+        command = f"{self.command}: " if self.command else ""
         code = f"HTTP {self.status}: " if self.status >= 300 else ""
-        return ": ".join(filter(None, [self.command, code + self.msg])) + (
-            f"\n  {self.hint}" if self.hint else ""
-        )
+        hint = f"\n  {self.hint}" if self.hint else ""
+        return command + code + self.msg + hint
+
+    @property
+    def family(self) -> type[VastAIError]:
+        """Its class in this file, from which make_error() may have derived the actual one."""
+        return next(c for c in type(self).__mro__ if c.__module__ == __name__)
 
     def redact(self, secrets: Sequence[str]) -> None:
         """Masks `secrets` in what it says, should it quote words of the service that hold one."""
@@ -150,14 +154,10 @@ class VastAIError(Exception):
             self.results = self.details["results"] = redact_value(self.details["results"], secrets)
 
     def __reduce__(self) -> Any:
-        family = next(
-            c for c in type(self).__mro__ if c.__module__ == __name__
-        )  # not one made by make_error()
-        return _unpickled, (
-            family,
-            self.msg,
-            dict(command=self.command, response=self.response, hint=self.hint, **self.details),
-        )
+        import functools
+
+        own = {"command": self.command, "response": self.response, "hint": self.hint}
+        return functools.partial(make_error, self.family, self.msg, **own, **self.details), ()
 
 
 class UsageError(VastAIError, ValueError):
@@ -225,24 +225,19 @@ def make_error(family: type[VastAIError], msg: str, **details: Any) -> VastAIErr
     Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we
     never import it.
     """
-    timed_out, answered = details.pop("timed_out", None), details.get("response") is not None
-    name = "HTTPError" if answered else "Timeout" if timed_out else "ConnectionError"
-    other = (
-        getattr(sys.modules.get("requests"), name, None)
-        if answered or timed_out is not None
-        else None
-    )
+    timed_out = details.pop("timed_out", None)
+    name = ""
+    if details.get("response"):
+        name = "HTTPError"
+    elif timed_out is not None:
+        name = "Timeout" if timed_out else "ConnectionError"
+    other = getattr(sys.modules.get("requests"), name, None)
     if not isinstance(other, type) or not issubclass(other, Exception):
         return family(msg, **details)
-    both = type(
-        family.__name__, (family, other), {"__module__": "vastai.requests", "request": None}
-    )
+    members = {"__module__": "vastai.requests", "request": None}
+    both = type(family.__name__, (family, other), members)
     error: VastAIError = both(msg, **details, timed_out=timed_out)
     return error
-
-
-def _unpickled(family: type[VastAIError], msg: str, details: dict[str, Any]) -> VastAIError:
-    return make_error(family, msg, **details)
 
 
 def no_answer_error(row: Command, request: Request, problem: NoAnswer) -> VastAIError:
@@ -313,12 +308,8 @@ def unusable_because(answer: Answer, problem: ValueError) -> str:
 def refusal_error(body: Row, answer: Answer) -> VastAIError:
     """The error of an answer that says `"success": false`."""
     words = one_line(redact_text(reason_of(body), answer.secrets))
-    return make_error(
-        VastAIError,
-        words or "the service refused without giving a reason",
-        response=answer,
-        hint=loss_hint(answer),
-    )
+    words = words or "the service refused without giving a reason"
+    return make_error(VastAIError, words, response=answer, hint=loss_hint(answer))
 
 
 def one_line(text: str) -> str:
@@ -361,29 +352,23 @@ def relabel_error(error: VastAIError, what: str) -> VastAIError:
     """The error of a step behind the command's own request, so that nobody takes it for the answer
     to that one.
     """
-    family = next(c for c in type(error).__mro__ if c.__module__ == __name__)
-    response = (
-        error.response if error.status != 200 else None
-    )  # `"success": false` of another request
-    return make_error(
-        family,
-        f"{what}: {error.msg}",
-        **{**error.details, "response": response, "hint": error.hint},
-    )
+    refused = error.status == 200  # `"success": false` of another request
+    details = {"response": None if refused else error.response, "hint": error.hint}
+    return make_error(error.family, f"{what}: {error.msg}", **{**error.details, **details})
 
 
 def partial(results: list[Row]) -> PartialError:
     """The error of several items of which some failed, or may have failed (`success` is None)."""
-    failed = {str(item.get("id")): item.get("msg") for item in results if not item.get("success")}
-    unknown = [str(item.get("id")) for item in results if item.get("success", False) is None]
+    failed = {str(item.get("id")): item for item in results if not item.get("success")}
+    unknown = [id for id, item in failed.items() if item.get("success", False) is None]
+    known = [id for id in failed if id not in unknown]
     words = []
-    if len(failed) > len(unknown):
-        known = [id for id in failed if id not in unknown]
+    if known:
         words.append(f"{len(known)} of {len(results)} failed: {', '.join(known[:20])}")
     if unknown:
         words.append(f"the outcome of {len(unknown)} is unknown: {', '.join(unknown)}")
-    words += list(dict.fromkeys(filter(None, failed.values())))[:3]
-    return PartialError("; ".join(words), results=results)
+    reasons = dict.fromkeys(item["msg"] for item in failed.values() if item.get("msg"))
+    return PartialError("; ".join([*words, *list(reasons)[:3]]), results=results)
 
 
 # ------------------------------------------------------------------------------- text and redaction
@@ -437,26 +422,26 @@ def short_repr(value: Any) -> str:
 
 def format_value(value: Any) -> str:
     """Any value as one line; null as `-`."""
+    if value is None:
+        return "-"
     if isinstance(value, (dict, list)):
         import json
 
         value = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    text = "-" if value is None else str(value)
-    return text if text.isprintable() else printable(text, 0)
+    return printable(str(value), 0)
 
 
 def truncate(text: str, width: int) -> str:
     """A text cut to `width` columns, with … at the end if it was longer."""
     if display_width(text) <= width:
         return text
-    used = 1
-    kept: list[str] = []
-    for c in text[: width + 1]:
-        used += display_width(c)
-        if used > width:
+    end, room = 0, width - 1
+    for c in text:
+        room -= display_width(c)
+        if room < 0:
             break
-        kept.append(c)
-    return "".join(kept) + "…"
+        end += 1
+    return text[:end] + "…"
 
 
 def display_width(text: str) -> int:
@@ -484,13 +469,8 @@ def redact_text(text: str, secrets: Iterable[str]) -> str:
     import json
 
     for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
-        forms = (
-            [secret]
-            if secret.isalnum() and secret.isascii()
-            else [json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)]
-            + [secret]
-        )
-        for form in forms:
+        forms = {json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
+        for form in (*forms, secret):
             text = text.replace(form, "***")
     return text
 
@@ -534,9 +514,9 @@ def _texts(value: Any) -> list[str]:
     """The texts of a secret, one by one: shorter ones are found in any sentence and are not worth
     masking.
     """
-    values = (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    )
+    if isinstance(value, dict):
+        value = list(value.values())
+    values = value if isinstance(value, list) else [value]
     texts = [str(text) for text in values if isinstance(text, (str, int)) and text is not True]
     for text in [text for text in texts if " " in text or "=" in text]:  # -u me -p PW; -e A=PW
         import re
@@ -585,10 +565,9 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
     import re
 
     if isinstance(value, dict):
+        secret_name = re.compile(SECRET_NAME, re.I)
         return {
-            name: "REDACTED"
-            if re.search(SECRET_NAME, str(name), re.I)
-            else redact_diagnostics(item, secrets)
+            name: "REDACTED" if secret_name.search(str(name)) else redact_diagnostics(item, secrets)
             for name, item in value.items()
         }
     if isinstance(value, list):
@@ -597,10 +576,9 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
         return value
     for secret in secrets:
         value = value.replace(secret, "REDACTED")
-    spans = sorted([*_private_keys(value), *_passwords(value), *_named_secrets(value)])
     parts: list[str] = []
     done = 0
-    for start, end in spans:
+    for start, end in sorted([*_private_keys(value), *_passwords(value), *_named_secrets(value)]):
         if start >= done:
             parts += [value[done:start], "REDACTED"]
         done = max(done, end)
@@ -609,49 +587,43 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
 
 def _private_keys(text: str) -> Iterator[tuple[int, int]]:
     """(start, end) of each private key in PEM form."""
-    end = 0
-    while True:
-        start = text.find("-----BEGIN ", end)
-        if start < 0:
-            return
-        end = start + 11
-        if "PRIVATE KEY" not in text[start : start + 60]:
-            continue
-        closing = text.find("-----END ", end)
-        if closing < 0:
-            end = min(start + LONGEST_KEY, len(text))
-        else:
-            last = text.find("-----", closing + 9, closing + 80)
-            end = closing + 9 if last < 0 else last + 5
-        yield start, end
+    import re
+
+    first_line = re.compile(r"-----BEGIN .{0,38}?PRIVATE KEY", re.S)
+    last_line = re.compile("-----END (?:.{0,66}?-----)?", re.S)
+    begin = first_line.search(text)
+    while begin:
+        end = last_line.search(text, begin.start())
+        after = end.end() if end else begin.start() + LONGEST_KEY
+        yield begin.start(), after
+        begin = first_line.search(text, after)
 
 
 def _passwords(text: str) -> Iterator[tuple[int, int]]:
     """(start, end) of each password in `user:PASSWORD@host`, in a URL or alone."""
+    import re
+
     last = -1  # the place after an @ that may itself be a part of a password
     done = 0
-    at = text.find("@")
-    while at >= 0:
-        if at == done:  # a run of them
-            done = at + 1
-            at = text.find("@", done)
-            continue
+    for sign in re.finditer("@", text):
+        at = sign.start()
         word = text[max(done, at - 400) : at]
-        if len(word.split(None, 1)) > 1 or word[:1].isspace():
-            word = word.rsplit(None, 1)[-1] if not word[-1:].isspace() else ""
-        elif done == last and "/" not in word:
+        follows = done == last
+        done = at + 1
+        if not word:  # a run of them
+            continue
+        if len(word.split(None, 1)) > 1 or word[0].isspace():
+            word = "" if word[-1].isspace() else word.split()[-1]
+        elif follows and "/" not in word:
             yield last, at
-            last = at + 1
-        for sign in "\"'<>(,;":
-            word = word.rpartition(sign)[2]
+            last = done
+        word = re.split("[\"'<>(,;]", word)[-1]
         _, scheme, rest = word.rpartition("://")
         user, _, password = rest.partition(":")
         path = "/" in password and (not scheme or password.partition("/")[0].isdigit())
-        if password and not path and (user or scheme) and not text.startswith("sha256:", at + 1):
+        if password and not path and (user or scheme) and not text.startswith("sha256:", done):
             yield at - len(password), at
-            last = at + 1
-        done = at + 1
-        at = text.find("@", done)
+            last = done
 
 
 def _named_secrets(text: str) -> Iterator[tuple[int, int]]:
@@ -663,7 +635,7 @@ def _named_secrets(text: str) -> Iterator[tuple[int, int]]:
         low = text.replace("\u0130", "I").lower()
     for hints, pattern in SECRET_RULES:
         match = re.compile(pattern, re.I).match
-        for hint in hints.split(" "):
+        for hint in hints.split():
             at = low.find(hint)
             while at >= 0:
                 found = match(text, at)
@@ -848,16 +820,14 @@ def _whole(value: Any) -> int:
     refused.
     """
     if isinstance(value, str):
-        text = value.strip()
-        if not (text.isascii() and text.lstrip("+-").isdigit() and len(text) <= 19):
-            raise ValueError(value)
-        return int(text)
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        whole = value.isascii() and value.strip().lstrip("+-").isdigit()
+    elif isinstance(value, float):
+        whole = value.is_integer()
+    else:
+        whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not whole or abs(int(value)) >= 10**19:
         raise ValueError(value)
-    number = int(value) if isinstance(value, float) else int(value.__index__())
-    if abs(number) >= 10**19:
-        raise ValueError
-    return number
+    return int(value)
 
 
 def _number(value: Any) -> float:
@@ -866,12 +836,7 @@ def _number(value: Any) -> float:
         if not value.isascii() or "_" in value or len(value) > 40:
             raise ValueError(value)
         value = float(value)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or value != value
-        or abs(value) > 1e300
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e300:
         raise ValueError(value)
     return value
 
@@ -886,11 +851,13 @@ def _at_least(low: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]
     return checked
 
 
+_count, _amount = _at_least(0, _whole), _at_least(0, _number)
+
+
 def _above_zero(value: Any) -> float:
-    number = _number(value)
-    if number <= 0:
+    if _number(value) <= 0:
         raise ValueError(value)
-    return number
+    return _number(value)
 
 
 def _text(value: Any) -> str:
@@ -898,27 +865,26 @@ def _text(value: Any) -> str:
         value = str(_number(value))
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
         raise ValueError(value)
-    value.encode(
-        "utf-8"
-    )  # a lone surrogate (an argument in another encoding) cannot be sent as JSON
+    value.encode()  # a lone surrogate (an argument in another encoding) cannot be sent as JSON
     return value
 
 
 def _name(value: Any) -> str:
-    if not _text(value).strip():
+    text = _text(value)
+    if not text.strip():
         raise ValueError(value)
-    return _text(value)
+    return text
 
 
 def _line_count(value: Any) -> str:
-    return str(_at_least(0, _whole)(value)) if value != "" else ""
+    return str(_count(value)) if value != "" else ""
 
 
 def _email(value: Any) -> str:
     """An email address: one @ with text on both sides and no spaces."""
-    text = _name(value).strip()
+    text = _text(value).strip()
     user, _, host = text.partition("@")
-    if not user or not host or "@" in host or len(text.split()) != 1:
+    if not user or not host or "@" in host or len(text.split()) > 1:
         raise ValueError(value)
     return text
 
@@ -947,13 +913,9 @@ def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     """
 
     def checked(value: Any) -> list[Any]:
-        if isinstance(value, str):
-            value = [value]
-        elif isinstance(
-            value, (bytes, bytearray, dict)
-        ):  # items of these are no items of the caller's
-            raise ValueError(value)
-        elif not hasattr(value, "__iter__"):
+        if isinstance(value, (bytes, bytearray, dict)):
+            raise ValueError(value)  # items of these are no items of the caller's
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
             value = [value]
         items = list(value)
         if convert is not _text:
@@ -983,22 +945,17 @@ def decode_file(data: bytes) -> str:
 
 def _read_file(path: str) -> str:
     """The text of the file that a user named.  Raises UsageError."""
-    name = printable(str(path), 200)
+    reason = f"expected a text file of at most {LONGEST_FILE:,} characters"
     try:
         with open(os.path.expanduser(path), "rb") as file:
-            data = file.read(4 * LONGEST_FILE + 1)
-        text = decode_file(data)
+            text = decode_file(file.read(4 * LONGEST_FILE + 1))
+        if "\0" not in text and len(text) <= LONGEST_FILE:
+            return text
     except UnicodeError:
-        raise UsageError(f"cannot read the file {name}: it is not UTF-8 or UTF-16 text") from None
+        reason = "it is not UTF-8 or UTF-16 text"
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", "") or error
-        raise UsageError(f"cannot read the file {name}: {reason}") from None
-    if "\0" in text or len(text) > LONGEST_FILE:
-        raise UsageError(
-            f"cannot read the file {name}: "
-            f"expected a text file of at most {LONGEST_FILE:,} characters"
-        )
-    return text
+        reason = getattr(error, "strerror", "") or str(error)
+    raise UsageError(f"cannot read the file {printable(path, 200)}: {reason}")
 
 
 def _script(value: Any) -> str:
@@ -1018,44 +975,35 @@ def _script_or_text(value: Any) -> str:
 def _out_file(value: Any) -> str:
     """The path of a file that can be made: its folder is there."""
     path = os.path.abspath(os.path.expanduser(_name(value)))
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
-        reason = "it is a folder" if os.path.isdir(path) else "there is no such folder"
+    reason = "" if os.path.isdir(os.path.dirname(path)) else "there is no such folder"
+    if os.path.isdir(path):
+        reason = "it is a folder"
+    if reason:
         raise UsageError(f"cannot write {printable(str(value), 200)}: {reason}")
     return str(value)
 
 
 def _json_object(value: Any) -> Row:
-    """A dict as it is, or the JSON text of an object."""
-    if isinstance(value, str):
-        import json
-
-        value = json.loads(value, parse_constant=_no_number)
-    if not isinstance(value, dict):
-        raise ValueError(value)
-    if not _is_json(value):
-        raise ValueError
-    return value
-
-
-def _is_json(value: Any) -> bool:
-    """Can it be sent?  NaN, half a character and an object of the program cannot."""
+    """A dict as it is, or the JSON text of an object.  Raises ValueError for what JSON cannot hold:
+    NaN, half a character, an object of the program.
+    """
     import json
 
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, dict):
+        raise ValueError(value)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return value
 
 
 def _json_file(value: Any) -> Row:
     """A dict as it is, or the path of a file that holds a JSON object."""
     if not isinstance(value, str):
         return _json_object(value)
+    text = _read_file(_name(value))
     try:
-        return _json_object(_read_file(_name(value)))
-    except UsageError:
-        raise
+        return _json_object(text)
     except (ValueError, RecursionError):
         raise UsageError(f"the file {printable(value, 200)} does not hold a JSON object") from None
 
@@ -1064,43 +1012,40 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a JSON number")
 
 
-def _text_or_dict(value: Any) -> Any:
-    return value if isinstance(value, dict) else _text(value)
-
-
-def _env(value: Any) -> Any:
-    """A text or several, or a dict as it is."""
+def _texts_or_object(value: Any) -> Any:
+    """A text or several, or a dict that JSON can hold."""
     if isinstance(value, dict):
         return _json_object(value)
-    return [_text(text) for text in value] if isinstance(value, list) else _text(value)
-
-
-def _query(value: Any) -> Any:
-    """A text or several, or a dict as it is."""
-    return (
-        [_text(word) for word in value]
-        if isinstance(value, (list, tuple))
-        else _text_or_dict(value)
-    )
+    if isinstance(value, (list, tuple)):
+        return [_text(text) for text in value]
+    return _text(value)
 
 
 def _order(value: Any) -> Any:
     """Text, or a list of pairs, {"col", "dir"} or texts."""
-    if isinstance(value, (list, tuple)):
-        for part in value:
-            if not isinstance(part, (str, dict)) and [type(word) for word in part] != [str, str]:
-                raise ValueError
-        return value
-    return _text(value)
+    if not isinstance(value, (list, tuple)):
+        return _text(value)
+    for part in value:
+        if not isinstance(part, (str, dict)) and [type(word) for word in part] != [str, str]:
+            raise ValueError(value)
+    return value
 
 
-def _slot(value: Any, last: int) -> int | None:
-    """A day or an hour of a schedule; None for each."""
-    if value == "*":
-        return None
-    if not 0 <= _whole(value) <= last:
-        raise ValueError(value)
-    return _whole(value)
+def _text_or(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A converter that takes a text as it is, and leaves everything else to `convert`."""
+    return lambda value: _text(value) if isinstance(value, str) else convert(value)
+
+
+def _slot(last: int) -> Callable[[Any], int | None]:
+    """A converter for a day or an hour of a schedule; None for each."""
+
+    def checked(value: Any) -> int | None:
+        number = None if value == "*" else _count(value)
+        if number is not None and number > last:
+            raise ValueError(value)
+        return number
+
+    return checked
 
 
 def _as_given(value: Any) -> Any:
@@ -1108,23 +1053,21 @@ def _as_given(value: Any) -> Any:
     return _whole(value) if isinstance(value, int) else _name(value)
 
 
-ID = Kind("int", _at_least(0, _whole), "an id (a whole number)", "ID")
+ID = Kind("int", _count, "an id (a whole number)", "ID")
 # What an id is of: the same number, with its own name in the help and its own completion.
 INSTANCE_ID, MACHINE_ID = ID.called("INSTANCE", "instances"), ID.called("MACHINE")
 OFFER_ID, VOLUME_ID, TEMPLATE_ID = ID.called("OFFER"), ID.called("VOLUME"), ID.called("TEMPLATE")
 ENDPOINT_ID, WORKERGROUP_ID = ID.called("ENDPOINT"), ID.called("WORKERGROUP")
-COUNT = Kind("int", _at_least(0, _whole), "a whole number, 0 or more", "N")
+COUNT = Kind("int", _count, "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
-NUMBER = Kind("float", _at_least(0, _number), "a number, 0 or more", "N")
-PRICE = Kind("float", _at_least(0, _number), "a price in dollars, 0 or more", "USD")
-GB = Kind("float", _at_least(0, _number), "a size in GB, 0 or more", "GB")
-WHOLE_GB = Kind("float", lambda value: int(GB.convert(value)), "a size in GB, 0 or more", "GB")
-GIVEN_GB = Kind(
-    "float", lambda value: (GB.convert(value), value)[1], "a size in GB, 0 or more", "GB"
-)
+NUMBER = Kind("float", _amount, "a number, 0 or more", "N")
+PRICE = Kind("float", _amount, "a price in dollars, 0 or more", "USD")
+GB = Kind("float", _amount, "a size in GB, 0 or more", "GB")
+WHOLE_GB = Kind("float", lambda value: int(_amount(value)), GB.expects, "GB")
+GIVEN_GB = Kind("float", lambda value: (_amount(value), value)[1], GB.expects, "GB")
 HOURS = Kind("float", _above_zero, "hours, more than 0", "HOURS")
-PERCENT = Kind("float", _at_least(0, _number), "a percentage, 0 or more", "PERCENT")
-SECONDS = Kind("float", _at_least(0, _number), "seconds, 0 or more", "SECONDS")
+PERCENT = Kind("float", _amount, "a percentage, 0 or more", "PERCENT")
+SECONDS = Kind("float", _amount, "seconds, 0 or more", "SECONDS")
 TIMEOUT = Kind("float", _above_zero, "seconds, more than 0", "SECONDS")
 ATTEMPTS = Kind("int", _at_least(1, _whole), "a number of attempts, 1 or more", "N")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
@@ -1134,7 +1077,7 @@ TEXT_ID = Kind("str", _name, "an id", "ID")
 CODE = Kind("str", _name, "text that is not empty", "CODE")
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
-IDS = Kind("Sequence[int]", _items(ID.convert), "ids (whole numbers)", "ID", many=True)
+IDS = Kind("Sequence[int]", _items(_count), "ids (whole numbers)", "ID", many=True)
 ANY_IDS = Kind(
     "Sequence[int]",
     lambda value: [] if value == [] else IDS.convert(value),
@@ -1142,11 +1085,7 @@ ANY_IDS = Kind(
     "ID",
 )
 TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts", many=True)
-WORDS = Kind(
-    "Sequence[str]",
-    lambda value: (_text if isinstance(value, str) else _items(_text))(value),
-    "a list of texts, or one text",
-)
+WORDS = Kind("Sequence[str]", _text_or(_items(_text)), "a list of texts, or one text")
 OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
 FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE", "files")
 SCRIPT = Kind("str", _script, "a text file", "FILE", "files")
@@ -1156,26 +1095,25 @@ SCRIPT_OR_TEXT = Kind(
 OUT_FILE = Kind("str", _out_file, "the path of a file to write", "FILE", "files")
 ENV = Kind(
     "str | dict[str, str]",
-    _env,
+    _texts_or_object,
     "text such as '-e KEY=VALUE -p 8080:8080', or a dict",
     "ENV",
 )
-ENV_TEXT = Kind("str", lambda value: format_env(_env(value)), ENV.expects, "ENV")
+ENV_TEXT = Kind("str", lambda value: format_env(_texts_or_object(value)), ENV.expects, "ENV")
 TEXT_OR_OBJECT = Kind(
-    "str | dict[str, Any]",
-    lambda value: (_text if isinstance(value, str) else _json_object)(value),
-    "text, or a JSON object",
-    "JSON",
+    "str | dict[str, Any]", _text_or(_json_object), "text, or a JSON object", "JSON"
 )
-QUERY = Kind("str | dict[str, Any]", _query, "conditions such as 'num_gpus>=2'", "QUERY", many=True)
+QUERY = Kind(
+    "str | dict[str, Any]", _texts_or_object, "conditions such as 'num_gpus>=2'", "QUERY", many=True
+)
 ORDER = Kind(
     "str | Sequence[Any]",
     _order,
     "fields such as 'dph,num_gpus-', or a list of [field, direction]",
     "FIELDS",
 )
-DAY_SLOT = Kind("str", lambda value: _slot(value, 6), "0 to 6, or *", "DAY")
-HOUR_SLOT = Kind("str", lambda value: _slot(value, 23), "0 to 23, or *", "HOUR")
+DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
+HOUR_SLOT = Kind("str", _slot(23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
 INSTANCE_IDS, MACHINE_IDS, OFFER_IDS = (
     IDS.called("INSTANCE", "instances"),
@@ -1198,25 +1136,18 @@ PLACE = NAME.called("PLACE", "files")
 # The query language: `num_gpus>=2 gpu_name in ["RTX 4090",RTX_3090] geolocation notin [CN,VN]
 # dph<0.5`
 OPERATORS = {
-    ">=": "gte",
-    ">": "gt",
-    "gt": "gt",
-    "gte": "gte",
-    "<=": "lte",
-    "<": "lt",
-    "lt": "lt",
-    "lte": "lte",
-    "=": "eq",
-    "==": "eq",
-    "eq": "eq",
-    "!=": "neq",
-    "neq": "neq",
-    "noteq": "neq",
-    "not eq": "neq",
-    "in": "in",
-    "notin": "notin",
-    "not in": "notin",
-    "nin": "notin",
+    spelling: name
+    for name, spellings in {
+        "gte": ">=, gte",
+        "gt": ">, gt",
+        "lte": "<=, lte",
+        "lt": "<, lt",
+        "eq": "=, ==, eq",
+        "neq": "!=, neq, noteq, not eq",
+        "in": "in",
+        "notin": "notin, not in, nin",
+    }.items()
+    for spelling in spellings.split(", ")
 }
 LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 ALIASES = {
@@ -1293,31 +1224,44 @@ def field_types(fields: str) -> dict[str, str]:
 
 
 NO_NUMBER = ("text", "name", "model", "country", "region", "true/false", "date", "version")
+
+
+WORDS_ONLY = ("text", "name", "model", "country", "region")
 DIRECTIVES = {"georegion": "true/false", "chunked": "true/false"}  # in searches of offers
 
 
 class Condition:
-    """One condition of a query text: `gpu_ram>=24` has the name as written, the field that it means,
-    the operator as the service calls it, and the value as text.
+    """One condition of a query text, such as `gpu_ram>=24`.
+
+    name      the field as written
+    field     the field that it means
+    operator  as the service calls it
+    raw       the value as written
+    text      the whole condition
+    type      the field's type; "" if the field is not known
+    scale     what a number is multiplied with for the service; None if it goes as text
     """
 
-    __slots__ = ("field", "name", "operator", "raw", "text")
+    __slots__ = ("field", "name", "operator", "raw", "scale", "text", "type")
 
     def __init__(self, name: str, field: str, operator: str, raw: str, text: str) -> None:
         self.name, self.field, self.operator, self.raw, self.text = name, field, operator, raw, text
+        self.type = ""
+        self.scale: float | None = None
 
     @property
-    def is_any(self) -> bool:
-        return self.raw.strip(",[]") in ("any", "?", "*")
+    def takes_list(self) -> bool:
+        return self.operator in ("in", "notin")
 
-    def error(self, expects: str, given: str, form: str = "") -> UsageError:
+    def error(self, given: str, form: str = "", expects: str = "") -> UsageError:
         """The error of a value; `form` is what was probably meant."""
+        expects = expects or expected_of(self.type)
         hint = f"; write {form}" if form else ""
         return UsageError(f"{self.name}: expected {expects}, not {printable(given)!r}{hint}")
 
     def form(self, value: str) -> str:
-        """The condition with another value."""
-        if self.operator in ("in", "notin"):
+        """The condition with another value; "" for none."""
+        if not value or self.takes_list:
             return value
         sign = next(sign for sign, name in OPERATORS.items() if name == self.operator)
         return f"{self.name}{sign}{value}"
@@ -1338,59 +1282,57 @@ def parse_query(
     conditions that a later one replaces; without it that is a warning on stderr.
     """
     tell = tell or warn
+    aliases = aliases or {}
     result = {field: dict(conditions) for field, conditions in (start or {}).items()}
     types = field_types(fields) if isinstance(fields, str) else dict.fromkeys(fields, "")
     if fields is OFFER_FIELDS:
         types.update(DIRECTIVES)
-    conditions = split_query(query, aliases or {})
+    conditions = split_query(query, aliases)
     if any(c.field == "georegion" and c.raw.lower() == "true" for c in conditions):
         types["geolocation"] = "region"
-    given: dict[tuple[str, str], Condition] = {}
+    given: dict[str, dict[str, Condition]] = {}
     for condition in conditions:
-        field = condition.field
+        field, name = condition.field, condition.name
         if field not in types:
-            tell(
-                f"this client does not know the query's field {printable(condition.name)!r}"
-                + suggest(field, [*types, *(aliases or {})])
-            )
+            hint = suggest(field, [*types, *aliases])
+            tell(f"this client does not know the query's field {printable(name)!r}{hint}")
             types[field] = ""
-        if condition.is_any:
+        condition.type, condition.scale = types[field], (multipliers or {}).get(field)
+        if condition.raw.strip(",[]") in ("any", "?", "*"):
             if condition.operator != "eq":
-                raise UsageError(f"{condition.raw!r} works only with =; write {condition.name}=any")
-            for key in [key for key in given if key[0] == field]:
-                tell(f"{printable(condition.text)} drops {printable(given.pop(key).text)}")
+                raise UsageError(f"{condition.raw!r} works only with =; write {name}=any")
+            for dropped in given.pop(field, {}).values():
+                tell(f"{printable(condition.text)} drops {printable(dropped.text)}")
             result.pop(field, None)
             continue
-        value = query_value(condition, types[field], (multipliers or {}).get(field))
-        if types[field] == "region":  # stands for a list of countries
-            operator = {"eq": "in", "neq": "notin"}.get(condition.operator, condition.operator)
-            condition.operator = operator
-        replaced = add_condition(result.setdefault(field, {}), given, condition, value)
+        value = query_value(condition)
+        present, earlier = result.setdefault(field, {}), given.setdefault(field, {})
+        replaced = add_condition(present, earlier, condition, value)
         if replaced:
             tell(f"{printable(condition.text)} replaces {printable(replaced)} in the query")
     return result
 
 
 def add_condition(
-    present: Row, given: dict[tuple[str, str], Condition], condition: Condition, value: Any
+    present: Row, given: dict[str, Condition], condition: Condition, value: Any
 ) -> str:
-    """Adds a condition to those that its field has, {operator: value}, and to `given`; the text of
-    the one that it replaces, or "".  Several != become one notin.
+    """Adds a condition to those that its field has, {operator: value}, and to `given`, those of the
+    query; the text of the one that it replaces, or "".  Several != become one notin.
     """
-    key = (condition.field, condition.operator)
-    lists = (condition.field, "notin")
-    if condition.operator == "neq" and value is not None:
-        if lists in given:
-            present["notin"] += [value] if value not in present["notin"] else []
+    operator = condition.operator
+    if operator == "neq" and value is not None:
+        if "notin" in given:
+            if value not in present["notin"]:
+                present["notin"].append(value)
             return ""
-        if key in given and present["neq"] not in (None, value):
-            del given[key]
-            given[lists] = condition
-            present["notin"] = [present.pop("neq"), value]
+        if operator in given and present[operator] not in (None, value):
+            del given[operator]
+            given["notin"] = condition
+            present["notin"] = [present.pop(operator), value]
             return ""
-    replaced = given[key].text if key in given and present[key[1]] != value else ""
-    present[condition.operator] = value
-    given[key] = condition
+    replaced = given[operator].text if operator in given and present[operator] != value else ""
+    present[operator] = value
+    given[operator] = condition
     return replaced
 
 
@@ -1428,55 +1370,61 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
     return found
 
 
-def query_value(condition: Condition, type: str, scale: float | None) -> Any:
+def query_value(condition: Condition) -> Any:
     """The value of a condition as it is sent: numbers as text unless they are scaled, true and false
     as such, lists for in and notin.  Raises UsageError for what the type cannot be.
     """
-    name, operator = condition.name, condition.operator
-    is_list = operator in ("in", "notin")
-    items = query_items(condition.raw, type)
-    if not items and is_list:
+    name, operator, takes_list = condition.name, condition.operator, condition.takes_list
+    items = query_items(condition)
+    if not items and takes_list:
         raise UsageError(f"{name}: the list is empty; write {name} {operator} [A,B]")
     if not items or not all(text.strip() for text, _ in items):
         raise UsageError(f"{name}: the value is empty")
-    if not is_list and len(items) > 1:
-        joined = condition.raw.strip("[]")
-        if type in ("text", "name", "model", "country", "region"):
-            raise condition.error("one value", joined, f"{name} in [{joined}]")
-        if any(sign in joined for sign in "=<>"):
-            raise condition.error(
-                expected_of(type), joined, condition.form(joined).replace(",", " ")
-            )
-        if not meant_number(joined, type):
-            raise condition.error("one value", joined, f"{name} in [{joined}]")
-        items = [(joined, False)]
+    if len(items) > 1 and not takes_list:
+        items = [(number_with_commas(condition), False)]
     ordered = operator in ("gt", "gte", "lt", "lte")
-    if ordered and type in ("text", "name", "model", "country", "region", "true/false"):
+    if ordered and condition.type in (*WORDS_ONLY, "true/false"):
         raise UsageError(f"{name}: {condition.text!r} has no order; use =, !=, in or notin")
+    region = condition.type == "region"  # stands for a list of countries
     values: list[Any] = []
     for text, quoted in items:
         if text in ("null", "None") and not quoted:
             if ordered:
                 raise UsageError(f"{name}: {text} works only with = and !=")
             values.append(None)
+        elif region:
+            values += query_region(condition, text)
         else:
-            value = query_item(condition, type, text, quoted, scale)
-            values += value if type == "region" else [value]
-    return values if is_list or type == "region" else values[0]
+            values.append(query_item(condition, text, quoted))
+    if region:
+        condition.operator = {"eq": "in", "neq": "notin"}.get(operator, operator)
+    return values if condition.takes_list else values[0]
 
 
-def query_items(raw: str, type: str) -> list[tuple[str, bool]]:
+def number_with_commas(condition: Condition) -> str:
+    """The value of a condition that takes one, if its commas are those of a number such as 1,000."""
+    given = condition.raw.strip("[]")
+    if condition.type not in WORDS_ONLY:
+        if any(sign in given for sign in "=<>"):
+            raise condition.error(given, condition.form(given).replace(",", " "))
+        if meant_number(given, condition.type):
+            return given
+    raise condition.error(given, f"{condition.name} in [{given}]", "one value")
+
+
+def query_items(condition: Condition) -> list[tuple[str, bool]]:
     """The items of a value, one or several with commas between: (text, was it in quotes?)."""
     import re
 
-    if raw[0] == "[" and raw[-1:] == "]":
+    raw = condition.raw
+    if raw[0] == "[" and raw[-1] == "]":
         raw = raw[1:-1]
     items = []
     for item in re.findall(r'"[^"]*"|\'[^\']*\'|[^,]+', raw):
         text = item.strip(" \t\r\n[]")
         if text[:1] in ("'", '"') and text[-1] == text[0] and len(text) > 1:
             items.append((text[1:-1], True))
-        elif type in ("country", "region"):
+        elif condition.type in ("country", "region"):
             items += [(word, False) for word in text.split()]
         elif text:
             items.append((text.strip('"'), False))
@@ -1486,6 +1434,8 @@ def query_items(raw: str, type: str) -> list[tuple[str, bool]]:
 def expected_of(type: str) -> str:
     """What a field of a type takes, in words."""
     words = {
+        **dict.fromkeys(("text", "name", "model"), "text"),
+        **dict.fromkeys(("", "number"), "a number"),
         "true/false": "true or false",
         "country": "a two-letter country code such as NO",
         "region": f"a region ({', '.join(GEOREGIONS)}) or a two-letter country code",
@@ -1494,24 +1444,18 @@ def expected_of(type: str) -> str:
         "0 to 1": "a number from 0 to 1",
         "number x100": "100 times the number, such as 890 for 8.9",
     }
-    if type in ("text", "name", "model"):
-        return "text"
-    return words.get(type) or ("a number" if type in ("", "number") else f"a number ({type})")
+    return words.get(type, f"a number ({type})")
 
 
-def query_item(
-    condition: Condition, type: str, text: str, quoted: bool, scale: float | None
-) -> Any:
+def query_item(condition: Condition, text: str, quoted: bool) -> Any:
     """One item of a value, which is no null, as it is sent.  Raises UsageError."""
-    plain = text.replace("_", " ")
-    if not type:  # a field that is not known: as the service's own client does
-        if scale is not None:
-            return query_number(condition, "number", plain, scale)
-        return plain if condition.operator in ("in", "notin") else LITERALS.get(plain, plain)
+    type, plain = condition.type, text.replace("_", " ")
+    if not type and condition.scale is None:  # not known: as the service's own client does
+        return plain if condition.takes_list else LITERALS.get(plain, plain)
     if type == "true/false":
         return query_flag(condition, text)
-    if type in ("country", "region"):
-        return query_place(condition, type, text)
+    if type == "country":
+        return query_country(condition, text)
     if type == "date":
         try:
             return parse_when(plain)
@@ -1521,10 +1465,10 @@ def query_item(
         return version_number(text)
     if type == "version":
         if not text.replace(".", "").isdigit() or not text.isascii():
-            raise condition.error(expected_of(type), text)
+            raise condition.error(text)
         return text
     if type not in NO_NUMBER:
-        return query_number(condition, type, plain, scale)
+        return query_number(condition, plain.strip())
     if not quoted:
         check_words(condition, text)
     return text if type == "text" or (type == "name" and quoted) else plain
@@ -1533,73 +1477,70 @@ def query_item(
 def check_words(condition: Condition, text: str) -> None:
     """Refuses text without quotes that is probably no text, or more than one."""
     if text.lower() in ("true", "false"):
-        raise condition.error("text", text, condition.form(f'"{text}"') + " if you mean that text")
+        raise condition.error(text, condition.form(f'"{text}"') + " if you mean that text")
     words = text.split()
     if len(words) > 1 and sum(any(c.isdigit() for c in word) for word in words) != 1:
-        raise condition.error(
-            "items separated by commas",
-            text,
-            f"[{','.join(words)}], or quote a text that contains spaces",
-        )
-    for sign in (";", "&", "|"):
+        form = f"[{','.join(words)}], or quote a text that contains spaces"
+        raise condition.error(text, form, "items separated by commas")
+    for sign in ";&|":
         if any(c in text.partition(sign)[2] for c in "=<>"):
-            raise condition.error("text", text, condition.form(text).replace(sign, " "))
+            raise condition.error(text, condition.form(text).replace(sign, " "))
 
 
 def query_flag(condition: Condition, text: str) -> bool:
     """True or False."""
-    value = {"true": True, "false": False}.get(text.strip().lower())
-    if value is not None:
-        return value
-    meant = {"1": "true", "yes": "true", "y": "true", "on": "true"}.get(text.lower(), "")
-    meant = meant or {"0": "false", "no": "false", "n": "false", "off": "false"}.get(
-        text.lower(), ""
-    )
+    given = text.strip().lower()
+    if given in ("true", "false"):
+        return given == "true"
     if condition.field == "georegion":
         region = text.upper() if text.upper() in GEOREGIONS else "EU"
-        raise condition.error("true", text, f"geolocation={region} georegion=true")
-    form = condition.form(meant or "true")
-    raise condition.error(
-        "true or false", text, form if meant else f"{form} or {condition.name}=any"
-    )
+        raise condition.error(text, f"geolocation={region} georegion=true", "true")
+    if given in ("1", "yes", "y", "on"):
+        form = condition.form("true")
+    elif given in ("0", "no", "n", "off"):
+        form = condition.form("false")
+    else:
+        form = f"{condition.form('true')} or {condition.name}=any"
+    raise condition.error(text, form)
 
 
-def query_place(condition: Condition, type: str, text: str) -> Any:
-    """A country's code, or the list of those of a region."""
-    code = text.upper()
-    if type == "region" and code in GEOREGIONS:
-        return GEOREGIONS[code].split()
+def query_region(condition: Condition, text: str) -> list[str]:
+    """The codes of the countries of a region, or that of a country."""
+    countries = GEOREGIONS.get(text.upper())
+    return countries.split() if countries else [query_country(condition, text)]
+
+
+def query_country(condition: Condition, text: str) -> str:
+    """A country's code."""
+    code, form = text.upper(), ""
     if len(code) == 2 and any(code in codes.split() for codes in GEOREGIONS.values()):
-        return [code] if type == "region" else code
-    form = condition.form("GB") if code == "UK" else ""
-    form = f"geolocation={code} georegion=true" if code in GEOREGIONS else form
-    raise condition.error(expected_of(type), text, form)
+        return code
+    if code == "UK":
+        form = condition.form("GB")
+    elif code in GEOREGIONS:
+        form = f"geolocation={code} georegion=true"
+    raise condition.error(text, form)
 
 
-def query_number(condition: Condition, type: str, text: str, scale: float | None) -> Any:
+def query_number(condition: Condition, text: str) -> Any:
     """A number, as text unless it is scaled; one that is in another unit is refused."""
-    text = text.strip()
+    type, scale = condition.type, condition.scale
     try:
         number = _number(text)
     except ValueError:
-        meant = meant_number(text, type)
-        form = condition.form(meant) if meant else ""
-        raise condition.error(expected_of(type), text, form) from None
+        raise condition.error(text, condition.form(meant_number(text, type))) from None
     meant = ""
-    if type == "0 to 1" and 1 < number <= 100:
-        meant = f"{number / 100:g}"
-    elif type == "0 to 1" and number > 1:
-        raise condition.error(expected_of(type), text)
+    if type == "0 to 1" and number > 1:
+        meant = f"{number / 100:g}" if number <= 100 else ""
     elif type == "number x100" and 1 < number < 20:
         meant = f"{number * 100:g}"
     elif type == "version x.y.z" and number < 1_000_000:
         meant = f"{text}.0.0" if text.isdigit() else ""
-        raise condition.error(expected_of(type), text, meant and condition.form(meant))
     elif scale == 1000 and number >= (2000 if condition.field == "gpu_ram" else 16_000):
         meant = f"{number / 1000:g}"
-    if meant:
-        raise condition.error(expected_of(type), text, condition.form(meant))
-    return text if scale is None else number * scale
+    else:
+        return text if scale is None else number * scale
+    raise condition.error(text, condition.form(meant))
 
 
 def meant_number(text: str, unit: str) -> str:
@@ -1643,14 +1584,12 @@ def number_hint(kind: Kind, value: Any) -> str:
 
 def version_number(text: str) -> int:
     """A driver version as the service compares it: 570.124.4 is 570124004."""
-    parts = text.split(".")
-    if len(parts) != 3 or not all(
-        part.isascii() and part.isdigit() and len(part) <= 3 for part in parts
-    ):
-        raise UsageError(
-            f"driver_version: expected three numbers such as 570.124.4, not {printable(text)!r}"
-        )
-    return int("".join(part.zfill(3) for part in parts))
+    import re
+
+    if not re.fullmatch(r"\d{1,3}(?:\.\d{1,3}){2}", text, re.ASCII):
+        expected = "three numbers such as 570.124.4"
+        raise UsageError(f"driver_version: expected {expected}, not {printable(text)!r}")
+    return int("".join(part.zfill(3) for part in text.split(".")))
 
 
 def parse_order(
@@ -1667,27 +1606,26 @@ def parse_order(
     """
     if order is None:
         return [["score", "desc"]]
-    if not isinstance(order, str):
-        return [
-            pair
-            for part in order
-            for pair in (
-                parse_order(part, aliases, fields, tell) if isinstance(part, str) else [part]
-            )
-        ]
     import re
 
-    result = []
-    for part in filter(None, (part.strip() for part in order.split(","))):
+    aliases = aliases or {}
+    result: list[Any] = []
+    if not isinstance(order, str):
+        for part in order:
+            named = isinstance(part, str)
+            result += parse_order(part, aliases, fields, tell) if named else [part]
+        return result
+    known = [*field_types(fields), *aliases, "score", "dph_total"] if fields else []
+    for part in filter(None, map(str.strip, order.split(","))):
         match = re.fullmatch(r"([-+]?)\s*([\w.]+)\s*([-+]?|\s(?i:asc|desc))", part, re.ASCII)
         if not match:
+            given = printable(part)
             raise UsageError(
-                f"cannot parse the order {printable(part)!r}; write FIELD, or FIELD- for descending"
+                f"cannot parse the order {given!r}; write FIELD, or FIELD- for descending"
             )
         before, name, after = match.groups()
-        field = (aliases or {}).get(name, name)
-        known = [*field_types(fields), *(aliases or {}), "score", "dph_total"] if fields else []
-        if fields and tell and field not in known:
+        field = aliases.get(name, name)
+        if known and tell and field not in known:
             tell(f"this client does not know the order's field {name!r}{suggest(name, known)}")
         down = "-" in (before, after) or after.strip().lower() == "desc"
         result.append([field, "desc" if down else "asc"])
@@ -1697,20 +1635,19 @@ def parse_order(
 # What an environment text may hold: docker's spellings of what the service stores, and the other
 # options of `docker run`, with and without a value, which it has no place for.
 ENV_OPTIONS = {
-    "-e": "-e",
-    "--env": "-e",
-    "-p": "-p",
-    "--publish": "-p",
-    "-v": "-v",
-    "--volume": "-v",
-    "-n": "-n",
-    "--network": "-n",
-    "--net": "-n",
-    "-h": "-h",
-    "--hostname": "-h",
+    spelling: option
+    for option, spellings in {
+        "-e": "-e --env",
+        "-p": "-p --publish",
+        "-v": "-v --volume",
+        "-n": "-n --network --net",
+        "-h": "-h --hostname",
+    }.items()
+    for spelling in spellings.split()
 }
 _PORTS = r"\d{1,5}(?:-\d{1,5})?"
-ENV_FORMS = {
+ENV_FORMS = {  # what a value looks like, and an example
+    "-e": (r"[^=]+=.*", "NAME=VALUE"),
     "-p": (
         rf"(?:(?:[\d.]{{7,15}}|\[[\da-fA-F:]+\]):)?(?:(?:{_PORTS})?:)?{_PORTS}(?:/(?:tcp|udp|sctp))?",
         "8080:8080, 8000-8010:8000-8010 or 53:53/udp",
@@ -1748,7 +1685,7 @@ def parse_env(
     result: dict[str, str] = {}
     for text in [env] if isinstance(env, str) else env or ():
         for option, value in _env_words(text):
-            if option not in ("-e", *ENV_FORMS):
+            if option not in ENV_FORMS:
                 tell(f"the service does not support docker's {option}; ignoring it")
                 continue
             key = option
@@ -1769,13 +1706,10 @@ def format_env(env: str | Sequence[str] | dict[str, str]) -> str:
     """
     parts = []
     for part in [env] if isinstance(env, (str, dict)) else env:
-        if isinstance(part, dict):
-            words = list(_env_object(part))
-        else:
-            words = list(_env_words(part))
-            if part.strip()[:1] != "{" and not _has_bare_pair(part):
-                parts.append(part)
-                continue
+        words = list(_env_words(part))
+        if isinstance(part, str) and _in_docker_form(part):
+            parts.append(part)
+            continue
         for option, value in words:
             if option == "-e":
                 parts.append(_env_text(*value.split("=", 1)))
@@ -1803,14 +1737,14 @@ def _env_text(key: str, value: str) -> str:
     )
 
 
-def _has_bare_pair(text: str) -> bool:
-    """Is there a K=V without -e, at the start of a text or after another value?"""
+def _in_docker_form(text: str) -> bool:
+    """Has each value of an environment text its option?  K=V alone has not, nor has JSON."""
     words = _split_words(text)
     for before, word in zip(["", *words], words):
-        takes = before in ENV_OPTIONS or before in DOCKER_VALUES.split()
-        if "=" in word and word[0] != "-" and not takes:
-            return True
-    return False
+        takes_value = before in ENV_OPTIONS or before in DOCKER_VALUES.split()
+        if "=" in word and word[0] != "-" and not takes_value:
+            return False
+    return text.strip()[:1] != "{"
 
 
 def _env_object(env: Row) -> Iterator[tuple[str, str]]:
@@ -1829,40 +1763,37 @@ def _env_object(env: Row) -> Iterator[tuple[str, str]]:
             yield "-e", f"{key}={text}"
 
 
-def _env_words(text: str) -> Iterator[tuple[str, str]]:
-    """(option, value) for each option of an environment text; -e, -p, -v, -n, -h are checked."""
-    if text.strip()[:1] == "{":
+def _env_words(env: str | Row) -> Iterator[tuple[str, str]]:
+    """(option, value) for each option of an environment; -e, -p, -v, -n, -h are checked."""
+    if isinstance(env, dict) or env.strip()[:1] == "{":
         try:
-            env = _json_object(text.strip())
+            env = _json_object(env)
         except (ValueError, RecursionError):
             raise UsageError('cannot read the JSON object; write \'{"KEY": "VALUE"}\'') from None
         yield from _env_object(env)
         return
-    words = _split_words(text)[::-1]
+    words = _split_words(env)[::-1]
     variable = ""  # the one whose value has just been read
     while words:
         word = words.pop()
         name, joined, value = word.partition("=") if word[:2] == "--" else (word, "", "")
         if word[:2] in ("-e", "-p", "-v", "-h") and len(word) > 2:
             name, joined, value = word[:2], "=", word[3:] if word[2] == "=" else word[2:]
-        option = ENV_OPTIONS.get(name, "")
         if name in DOCKER_FLAGS.split():
             yield name, ""
             continue
+        option = ENV_OPTIONS.get(name, "")
         if not option and name not in DOCKER_VALUES.split():
             if word[0] == "-" or "=" not in word:
                 raise _unreadable_env(word, words, variable)
             option, value, joined = "-e", word, "="
         if not joined:
             if not words:
-                raise UsageError(f"{name} needs a value; write {name} {_env_example(option)}")
+                example = ENV_FORMS[option][1] if option else "VALUE"
+                raise UsageError(f"{name} needs a value; write {name} {example}")
             value = words.pop()
         yield option or name, _env_value(option, value)
         variable = value.lstrip("'\"").partition("=")[0] if option == "-e" else ""
-
-
-def _env_example(option: str) -> str:
-    return ENV_FORMS[option][1] if option in ENV_FORMS else "NAME=VALUE" if option else "VALUE"
 
 
 def _env_value(option: str, value: str) -> str:
@@ -1886,14 +1817,15 @@ def _env_value(option: str, value: str) -> str:
 
 def _unreadable_env(word: str, following: list[str], variable: str) -> UsageError:
     """The error of a word that is no option; it may be a part of the value of `variable`."""
-    if variable and word[0] != "-":
-        return UsageError(
-            f"a word after the value of {printable(variable)} is no option; "
-            f"quote a value that contains spaces: -e {printable(variable)}='…'"
-        )
     if word[0] == "-":
         name = word.partition("=")[0]
         return UsageError(f"cannot read {printable(name)!r}; write -e, -p, -v, -n or -h")
+    if variable:
+        variable = printable(variable)
+        return UsageError(
+            f"a word after the value of {variable} is no option; "
+            f"quote a value that contains spaces: -e {variable}='…'"
+        )
     plain = [without_value(word)]
     for other in reversed(following):
         if other[0] == "-" or "=" in other:
@@ -1966,35 +1898,22 @@ REGIONS = {
     "Africa": GEOREGIONS["AF"],
 }
 DATE_FORMS = (
-    "%Y-%m-%d",
-    "%m/%d/%Y",
-    "%Y%m%d",
-    "%d %B %Y",
-    "%d %b %Y",
-    "%B %d %Y",
-    "%b %d %Y",
-    "%Y/%m/%d",
-    "%m/%d/%y",
-    "%d-%b-%Y",
-    "%Y.%m.%d",
+    "%Y-%m-%d|%m/%d/%Y|%Y%m%d|%d %B %Y|%d %b %Y|%B %d %Y|%b %d %Y|%Y/%m/%d|%m/%d/%y|%d-%b-%Y"
+    "|%Y.%m.%d"
 )
 CLOCK_FORMS = (
-    "",
-    " %H:%M",
-    " %H:%M:%S",
-    " %H:%M:%S.%f",
-    "T%H",
-    "T%H:%M",
-    "T%H:%M:%S",
-    "T%H:%M:%S.%f",
-    "T%H%M",
-    "T%H%M%S",
-    " %I%p",
-    " %I:%M%p",
-    " %I:%M %p",
-    " %I:%M:%S%p",
-    " %I:%M:%S %p",
-    " %I %p",
+    "| %H:%M| %H:%M:%S| %H:%M:%S.%f|T%H|T%H:%M|T%H:%M:%S|T%H:%M:%S.%f|T%H%M|T%H%M%S"
+    "| %I%p| %I:%M%p| %I:%M %p| %I:%M:%S%p| %I:%M:%S %p| %I %p"
+)
+
+
+# What strptime does not know: weekdays, 1st and 2nd, SEPT, GMT.
+DATE_REPAIRS = (
+    (",", " "),
+    (r"^\s*(?:MON|TUE|WED|THU|FRI|SAT|SUN)\S*", ""),
+    (r"(?<=\d)(?:ST|ND|RD|TH)\b", ""),
+    (r"\bSEPT\b", "SEP"),
+    (r"\b(?:UTC|GMT)$", "+0000"),
 )
 
 
@@ -2022,12 +1941,19 @@ def parse_when(value: str | float) -> float:
 
 def _date_seconds(value: str) -> float:
     """Unix seconds of a date in one of the forms above."""
+    import re
     from datetime import datetime, timezone
 
-    text = _plain_date(value) if len(value) < 80 and value.isascii() else ""
-    offsets = ("", "%z", " %z") if text[-5:-4] in ("+", "-") else ("",)
+    text = value.strip().upper() if len(value) < 80 and value.isascii() else ""
+    for pattern, replacement in DATE_REPAIRS:
+        text = re.sub(pattern, replacement, text)
+    text = " ".join(text.split())
+    offsets = ("", "%z", " %z") if re.search(r"[+-]\d\d:?\d\d$|Z$", text) else ("",)
     forms = (
-        day + clock + offset for day in DATE_FORMS for clock in CLOCK_FORMS for offset in offsets
+        day + clock + offset
+        for day in DATE_FORMS.split("|")
+        for clock in CLOCK_FORMS.split("|")
+        for offset in offsets
     )
     for form in forms:
         try:
@@ -2038,27 +1964,9 @@ def _date_seconds(value: str) -> float:
             moment = moment.replace(tzinfo=timezone.utc)
         return moment.timestamp()
     raise UsageError(
-        f"cannot read the date {printable(value)!r}; write 2026-01-31, '2026-01-31 13:00' or unix seconds"
+        f"cannot read the date {printable(value)!r}; "
+        "write 2026-01-31, '2026-01-31 13:00' or unix seconds"
     )
-
-
-def _plain_date(text: str) -> str:
-    """A date without what strptime does not know: weekdays, 1st and 2nd, Z and GMT, a colon in the
-    offset.
-    """
-    words = text.upper().replace(",", " ").split()
-    if words and words[0][:3] in ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN"):
-        words = words[1:]
-    words = [
-        word[:-2]
-        if word[:1].isdigit() and word[-2:] in ("ST", "ND", "RD", "TH")
-        else {"SEPT": "SEP", "UTC": "+0000", "GMT": "+0000"}.get(word, word)
-        for word in words
-    ]
-    text = " ".join(words)
-    if text.endswith("Z"):
-        return text[:-1] + "+0000"
-    return text[:-3] + text[-2:] if len(text) > 6 and text[-3] == ":" and text[-6] in "+-" else text
 
 
 # ------------------------------------------------------------------------------------------- screen
@@ -2091,11 +1999,10 @@ def terminal_width() -> int:
     given = os.environ.get("COLUMNS", "")
     width = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 0
     for stream in (sys.stdout, sys.stderr):
-        if not width and is_terminal(stream):
-            try:
-                width = os.get_terminal_size(stream.fileno()).columns
-            except (OSError, ValueError, AttributeError):
-                pass
+        try:
+            width = width or os.get_terminal_size(stream.fileno()).columns
+        except (OSError, ValueError, AttributeError):
+            continue
     return max(20, width or 80)
 
 
@@ -2256,53 +2163,37 @@ def read_line() -> str | None:
 
 def page_out(text: str, full: bool) -> None:
     """Text to stdout; through $PAGER if it has more lines than a terminal shows."""
-    pager = os.environ.get("PAGER", "").strip()
-    if (
-        full
-        or not pager
-        or not is_terminal(sys.stdout)
-        or text.count("\n") < os.get_terminal_size(sys.stdout.fileno()).lines
-    ):
-        return write_out(text)
+    pager = "" if full else os.environ.get("PAGER", "").strip()
+    paged = pager and is_terminal(sys.stdout)
+    if not paged or text.count("\n") < os.get_terminal_size(sys.stdout.fileno()).lines:
+        write_out(text)
+        return
     import shlex
     import subprocess
 
+    env = {"LESS": "FRX", **os.environ}
     try:
         sys.stdout.flush()
-        subprocess.run(
-            shlex.split(pager),
-            input=text.encode("utf-8", "replace"),
-            env={"LESS": "FRX", **os.environ},
-        )
+        subprocess.run(shlex.split(pager), input=text.encode("utf-8", "replace"), env=env)
     except (OSError, ValueError):
         write_out(text)
-    return None
 
 
 COLORS = {
-    "+": "32",
-    "$": "33",
-    "*": "33",
-    "!": "31",
-    "running": "32",
-    "verified": "32",
-    "active": "32",
-    "loading": "33",
-    "created": "33",
-    "exited": "2",
-    "stopped": "2",
-    "offline": "31",
-    "deverified": "31",
-    "unverified": "33",
-    "error": "31",
+    "+ running verified active": "32",
+    "$ * loading created unverified": "33",
+    "exited stopped": "2",
+    "! offline deverified error": "31",
 }
 
 
 def paint(text: str, form: str) -> str:
     """A state in its color: running green, loading yellow, exited dim, offline red."""
-    word = text.strip()
-    code = COLORS.get(word) if form == "state" else None
-    return text.replace(word, f"\033[{code}m{word}\033[0m") if code else text
+    state = text.strip()
+    for states, code in COLORS.items():
+        if form == "state" and state in states.split():
+            return text.replace(state, f"\033[{code}m{state}\033[0m")
+    return text
 
 
 def wrap_text(text: str, width: int, indent: int = 0) -> str:
@@ -2320,18 +2211,14 @@ def wrap_text(text: str, width: int, indent: int = 0) -> str:
 
 def two_columns(left: str, right: str, wide: int, width: int) -> str:
     """A name and what it means, the meaning wrapped in its own column."""
-    if width - wide < 24:  # no room for two columns
-        below = "\n".join(
-            f"      {line.strip()}" for line in wrap_text(right, width - 6).split("\n")
-        )
-        return f"  {wrap_text(left, width - 2, 6)}\n{below}"
-    body = wrap_text(right, width - wide).split("\n")
-    head = f"  {left:<{wide - 2}}"
-    if len(left) > wide - 4:
-        return "\n".join(
-            ["  " + wrap_text(left, width - 2, 6)] + [" " * wide + line.strip() for line in body]
-        )
-    return "\n".join([head + body[0]] + [" " * wide + line.strip() for line in body[1:]])
+    narrow = width - wide < 24  # no room for two columns
+    indent = 6 if narrow else wide
+    lines = [" " * indent + line for line in wrap_text(right, width - indent).split("\n")]
+    if narrow or len(left) > wide - 4:
+        lines.insert(0, "  " + wrap_text(left, width - 2, 6))
+    else:
+        lines[0] = f"  {left:<{wide - 2}}" + lines[0].lstrip()
+    return "\n".join(lines)
 
 
 # --------------------------------------------------------------------------------------------- rows
