@@ -1572,7 +1572,7 @@ def number_hint(kind: Kind, value: Any) -> str:
     """'; write 24' for an argument such as 24GB of a kind that takes a number."""
     if not isinstance(value, str) or kind.annotation not in ("int", "float"):
         return ""
-    if kind.convert is ID.convert:  # half an id may be that of something else
+    if kind.expects == ID.expects:  # half an id may be that of something else
         return ""
     meant = meant_number(value.strip(), kind.metavar)
     try:
