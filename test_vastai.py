@@ -4641,6 +4641,8 @@ class LabelTest(CommandCase):
 
     def test_places(self):
         called = self.fake_programs("scp", "rsync", "ssh")
+        self.ok("ssh 'my run' ls -la")
+        self.assertEqual(called()[-2:], ["ls", "-la"])
         self.ok("scp 'my run:/workspace/a b' .")
         self.assertRegex("\n".join(called()), r"root@ssh\d\.vast\.ai:/workspace/a b")
         self.ok("copy 'my run:/workspace/x' other:/y")

@@ -9677,7 +9677,7 @@ class InstanceMonitor(Monitor):
         for row in self.call.do("show_instances"):
             price = as_number(row.get("dph_total"))
             if self.call["below"] is None or (price is not None and price < self.call["below"]):
-                rows[row.get("id")] = row
+                rows[str(row.get("id"))] = row
         self.history = {key: self.history.get(key, []) for key in rows}
         for key, row in rows.items():
             use = share_of(row.get("gpu_util"), 100)
@@ -9687,9 +9687,10 @@ class InstanceMonitor(Monitor):
     def events(self, old: Row, new: Row) -> list[str]:
         found = super().events(old, new)
         if is_outbid(new) and not is_outbid(old):
-            price = next_bid(new)
+            id = format_value(new.get("id"))
             self.say(
-                f"instance {new['id']} is outbid; `vastai change bid {new['id']} --price {price}`"
+                f"instance {id} is outbid; raise the bid: "
+                f"`vastai change bid {id} --price {next_bid(new)}`"
             )
             found.append("outbid")
         elif old.get("actual_status") != new.get("actual_status"):
@@ -15391,7 +15392,7 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
         ) from error
     found = {}
     for label in labels:
-        ids = [row["id"] for row in rows if as_text(row.get("label")) == label.strip()]
+        ids = [row.get("id") for row in rows if as_text(row.get("label")) == label.strip()]
         if not ids:
             raise NotFoundError(
                 f"no instance labeled {printable(label, 60)!r}; see `vastai show instances`"
@@ -15512,7 +15513,7 @@ def exit_statuses(row: Command) -> list[int]:
     rents = row.effect == SPENDS and not row.safe
     if row.gaps or rents or not names.isdisjoint(("ids", "machines")):
         found.add(8)
-    if not names.isdisjoint(("max_wait", "timeout")):
+    if not names.isdisjoint(("max_wait", "timeout", "max_hours")):
         found.add(9)
     return sorted(found)
 
