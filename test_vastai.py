@@ -3301,6 +3301,25 @@ class WordsTest(unittest.TestCase):
         self.assertGreater(lists, 8)
 
 
+class OneFormTest(CommandCase):
+    """What is not there is said in one sentence, with the command that lists such things."""
+
+    def test_not_found(self):
+        for line, look in (("show instance 99", "show instances"), ("destroy instance 99 -y", "show instances"),
+                           ("ssh 99", "show instances"), ("label instance 99 x", "show instances"),
+                           ("show instance nobody", "show instances"), ("show deployment 99", "show deployments"),
+                           ("delete scheduled-job 99", "show scheduled-jobs"), ("delete volume 99", "show volumes"),
+                           ("show team-role x", "show team-roles"), ("delete endpoint 99", "show endpoints")):
+            with self.subTest(line):
+                status, out, err = self.run_here(line)
+                self.assertEqual((status, out), (4, ""))
+                self.assertRegex(err, rf"^[^\n]*[^.\n]; see `vastai {look}`\n$")
+
+    def test_a_refusal_without_an_http_failure_names_no_status(self):
+        self.box.fail("PUT /api/v0/instances/30000001/", status=200, body='{"success": false, "msg": "not now"}')
+        self.assertEqual(self.run_here("label instance 30000001 x"), (1, "", "label instance: not now\n"))
+
+
 class SandboxTest(unittest.TestCase):
     """What a test, or somebody who tries things out, can make the simulated service do."""
 

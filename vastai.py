@@ -137,6 +137,8 @@ class VastAIError(Exception):
     def __str__(self) -> str:
         command = f"{self.command}: " if self.command else ""
         code = f"HTTP {self.status}: " if self.status >= 300 else ""
+        if self.hint.startswith("see "):  # where such things are listed: the same sentence
+            return f"{command}{code}{self.msg.rstrip('.')}; {self.hint}"
         hint = f"\n  {self.hint}" if self.hint else ""
         return command + code + self.msg + hint
 
@@ -1384,7 +1386,9 @@ def query_value(condition: Condition) -> Any:
         items = [(number_with_commas(condition), False)]
     ordered = operator in ("gt", "gte", "lt", "lte")
     if ordered and condition.type in (*WORDS_ONLY, "true/false"):
-        raise UsageError(f"{name}: {condition.text!r} has no order; use =, !=, in or notin")
+        raise UsageError(
+            f"{name}: > and < need a number, not {condition.text!r}; use =, !=, in or notin"
+        )
     region = condition.type == "region"  # stands for a list of countries
     values: list[Any] = []
     for text, quoted in items:
@@ -5252,7 +5256,7 @@ def http_error(
     if status in (404, 410):
         family = NotFoundError
         if row.look and row.safe:
-            hint = hint or f"See `vastai {row.look}`."
+            hint = hint or f"see `vastai {row.look}`"
     elif status == 407:
         family = NetworkError
     elif lacks_credit(words):
@@ -7203,7 +7207,7 @@ def settle(call: Call, id: int, numbers: dict[int, Any]) -> Row:
     if numbers.get(id) is None:
         raise NotFoundError(
             f"no price increase is pending for instance {id}",
-            hint="See `vastai show pending-price-increases`.",
+            hint="see `vastai show pending-price-increases`",
         )
     answer: Row = call.send(body={"pending_price_increase_id": numbers[id]})
     return answer
@@ -9486,7 +9490,7 @@ class Monitor:
         self.call, self.client = call, call.client
         if call["interval"] < 6:
             raise UsageError(
-                "--interval: expected 6 seconds or more; the service allows no more looks"
+                "--interval: expected 6 seconds or more, because the service limits requests"
             )
         self.words = split_command(call["exec"])
         self.rows: dict[Any, Row] = {}
