@@ -3676,7 +3676,7 @@ register("Account",
     Command("show user", "GET /users/current", SAFE, READS, "Show your account and its credit",
         NO_QUIET, of="User", columns=USER_CARD, drops="api_key", footer="user_footer"),
     Command("cost", "", SAFE, READS, "Show running costs and how long credit lasts",
-        of="Cost", run="run_cost", member="rows", columns_for="cost_columns", footer="cost_footer", gaps="unknown",
+        of="Cost", run="run_cost", member="rows", columns=COST_COLUMNS, columns_for="cost_columns", footer="cost_footer", gaps="unknown",
         empty="Nothing is billed now.", look="show instances",
         note="A stopped instance is billed for its disk; an endpoint's cost is that of its workers. The last "
              "column says why something looks forgotten. If a part cannot be read, the sum is too low and the exit status is 8.",
