@@ -8406,9 +8406,7 @@ class Launch:
     def read_credit(self) -> None:
         """What the account has, $; a key that may not read it is no reason to stop."""
         try:
-            user = self.call.do("show_user")
-            parts = [as_number(user.get(name)) for name in ("credit", "balance")]
-            self.credit = sum(part for part in parts if part is not None)
+            self.credit = as_number(self.call.do("show_user").get("credit"))
         except VastAIError as error:
             tell(self.call, f"cannot read your credit: {error.msg}")
 
