@@ -3267,6 +3267,21 @@ class WordsTest(unittest.TestCase):
             if isinstance(row.ask, str) and row.ask:
                 self.assertRegex(row.ask, r"^[A-Z].*[?.]$", row.name)
 
+    def test_a_docstring_speaks_of_parameters(self):
+        for row in self.rows():
+            if row.face == "cli":
+                continue
+            text = getattr(vastai.VastAI, row.methods[0]).__doc__
+            with self.subTest(row.name):
+                text = text.partition("\nCommand line:")[0]
+                for arg in row.args:
+                    for flag in arg.flags if arg.option and arg.flags[-1] != "--env" else ():
+                        self.assertNotRegex(text, rf"(?<![-\w]){flag}(?![-\w])")
+                self.assertNotRegex(text, r"the exit status is|can be repeated|rest of the line")
+                self.assertNotRegex(text, r"(?:from|for|of) (?:search|show|create) [a-z]+s?(?:-[a-z]+)?$")
+                if any(arg.kind is vastai.QUERY for arg in row.args) and row.fields:
+                    self.assertIn("Fields of the query:", text)
+
     def test_ids_have_one_name(self):
         """INSTANCE, MACHINE, OFFER; never ID here and INSTANCE-ID there."""
         for row in self.rows():

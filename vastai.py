@@ -2813,7 +2813,7 @@ CREATE_OPTIONS = (
     Arg("--user", TEXT.called("USER"), "container user that runs the commands", None, group="Image"),
     RUNTYPE, ARGS,
     Arg("--volume-info", OBJECT, "volume as the service describes it", None, face="sdk"),
-    Arg("--bid-price", PRICE, "same as price", None, face="sdk", to=""),
+    Arg("--bid-price", PRICE, "same as price, $/hr", None, face="sdk", to=""),
     *RUNTYPE_OPTIONS,
     Arg("--create-volume", OFFER_ID, "volume offer to rent a new volume from", None, to="", group="Disk and volumes"),
     Arg("--link-volume", VOLUME_ID, "one of your volumes, to mount", None, to="", group="Disk and volumes"),
@@ -3076,7 +3076,7 @@ register("Search and rent",
         Arg("--keep", FLAG, "keep the instance running at the end"),
         IDENTITY,
         run="run_job", show="show_job", status="status", look="show instances", fields=OFFER_FIELDS,
-        note="Exits with the command's own status. The instance is destroyed at the end or when you interrupt the run. If "
+        note="The command's own exit status is the result. The instance is destroyed at the end or when you interrupt the run. If "
              "this computer goes away, the command continues, and the instance destroys itself after --max-hours "
              "(default 24). If a download fails, the instance stays for one more hour. " + LEASE_NOTE,
         examples=("pytorch/pytorch --gpu RTX_4090 --upload src --download out -- python src/train.py",
@@ -3423,7 +3423,7 @@ register("Keys",
     Command("set api-key", "", SAFE, SETS, "Save your API key to a file",
         Arg("new_api_key", NAME, "API key; left out, it is read from stdin", None, name="api_key", old="new_api_key", secret=True),
         returns="none", run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
-        note="Create a key at https://cloud.vast.ai/manage-keys/. With -, the key stays out of the shell's history."),
+        note="Create a key at https://cloud.vast.ai/manage-keys/. With - on the command line, the key stays out of the shell's history."),
     Command("show ssh-keys", "GET /ssh/", SAFE, READS, "List your account's SSH keys",
         returns="[]", columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, SETS, "Add an SSH key to your account",
@@ -3679,7 +3679,8 @@ register("Account",
         of="Cost", run="run_cost", member="rows", columns=COST_COLUMNS, columns_for="cost_columns", footer="cost_footer", gaps="unknown",
         empty="Nothing is billed now.", look="show instances",
         note="A stopped instance is billed for its disk; an endpoint's cost is that of its workers. The last "
-             "column says why something looks forgotten. If a part cannot be read, the sum is too low and the exit status is 8.",
+             "column says why something looks forgotten. If a part cannot be read, `unknown` names it, the sum is "
+             "too low, and the command line ends with status 8.",
         examples=("", "--raw | jq .hours_left")),
     Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "List what was done with your account",
         returns="[]", columns=AUDIT_COLUMNS),
@@ -3911,7 +3912,7 @@ register("Diagnostics",
         Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure (default /tmp)", None),
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure, same as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
         run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence", look="show instances",
-        note="It costs a short rental and takes up to 25 minutes. If the machine fails, the exit status is 1."),
+        note="It costs a short rental and takes up to 25 minutes. If the machine fails, the command line ends with status 1."),
     Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
         Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine"),
         Arg("--instance-id", INSTANCE_ID, "instance whose logs to include", None),
@@ -12744,18 +12745,19 @@ def docstring(row: Command) -> str:
         facts = [] if facts and facts[0] in arg.help else facts
         facts += [f"one of {', '.join(map(repr, arg.choices))}"] if arg.choices else []
         facts += [] if arg.default in (REQUIRED, None, False) else [f"default {arg.default!r}"]
-        lines.append(f"    {arg.name}: {'; '.join([for_python(arg.help, row), *facts])}")
+        more = f" ({'; '.join(facts)})" if facts else ""
+        lines.append(f"    {arg.name}: {for_python(arg.help, row)}{more}")
     if row.fields and any(arg.kind is QUERY for arg in args):
         lines += ["", "Fields of the query:"]
         lines += [f"    {name}: {meaning}" for name, meaning in field_help(row.fields)]
     part = row.returns.partition("[")[0]
     returned = f", the member {part!r} of the answer" if part not in RETURNED_WHOLE else ""
-    families = "AuthError, NotFoundError, RateLimitError, NetworkError"
-    families += "" if row.safe else ", OutcomeUnknownError"
+    possible = set(exit_statuses(row)) - {VastAIError.exit_status}
+    families = [c.__name__ for c in VastAIError.__subclasses__() if c.exit_status in possible]
     lines += [
         "",
         f"Returns {row.annotation}{returned}.",
-        f"Raises VastAIError: {families}; UsageError for a bad argument.",
+        f"Raises {', '.join(families)} or another VastAIError.",
     ]
     if row.path:
         once = "" if row.safe else ", never repeated once it may have been read"
@@ -12768,21 +12770,43 @@ UNITS = {"GB": "GB", "USD": "$", "SECONDS": "seconds"}
 RETURNED_WHOLE = ("", "text", "any", "none")
 
 
+ONLY_TYPED = ("; can be repeated", ": the rest of the line", ", after --")
+
+
 def for_python(text: str, row: Command) -> str:
     """A text of the help as a caller of the SDK needs it: parameters instead of options, methods
-    instead of commands.
+    instead of commands, exceptions instead of exit statuses.
     """
+    import re
+
+    names = {arg.name for arg in row.args}
     for arg in row.args:
+        given = f"{arg.name}=True" if arg.kind is FLAG else arg.name
+        if arg.name.startswith("no_") and arg.name[3:] in names:
+            given = f"{arg.name[3:]}=False"
         for flag in arg.flags if arg.option else ():
             if flag.startswith("--") and flag in text:
-                text = text.replace(flag, arg.name)
+                text = re.sub(rf"{flag}(?![\w-])", given, text)
+    for part in ONLY_TYPED:
+        text = text.replace(part, "")
+
+    def method(found: Any) -> str:
+        command = COMMANDS.get(found.group(2))
+        if command is None or command.face == "cli":
+            return str(found.group())
+        return f"{found.group(1)}{command.methods[0]}()"
+
+    text = re.sub(r"\b((?:from|for|of|or|see) )([a-z]+ [a-z-]+)\b", method, text)
+    kinds: list[type[VastAIError]] = [VastAIError, *VastAIError.__subclasses__()]
+    for kind in kinds:
+        text = text.replace(f"the exit status is {kind.exit_status}", f"it raises {kind.__name__}")
     parts = text.split("`")
     for at in range(1, len(parts), 2):
         words = parts[at].split()
         command = find_command(words[1:])[0] if words[:1] == ["vastai"] else None
         if command and command.face != "cli":
             parts[at] = f"{command.methods[0]}()"
-    return "`".join(parts).replace("fields below", "fields listed here")
+    return "`".join(parts)
 
 
 # fmt: off
