@@ -8811,6 +8811,8 @@ class TestSecrets(FaultCase):
                       ["show", "user", "--apikey:Hush-4711"], ["show", "user", "VAST_API_KEY=Hush-4711"],
                       ["VAST_API_KEY=Hush-4711", "show", "user"], ["show user --api-key Hush-4711"],
                       ["show", "user", "--format=--api-kye=Hush-4711"], ["stop", "instance", "--api-key Hush-4711"],
+                      ["stop", "instances", "5", "--api-key Hush-4711"], ["show", "user", "--format", "--api-key Hush-4711"],
+                      ["show", "user", "--profile=--api-key Hush-4711"],
                       ["create", "instance", "8", "--image", "i", "--env", "TOKEN:Hush-4711"],
                       ["create", "instance", "8", "--image", "i", "--login", "-u me -p Hush-4711 docker.io"],
                       ["create", "template", "--name", "n", "--image", "i", "--env", "-e A=Hush-4711 -p 80:80"]):
@@ -9561,6 +9563,13 @@ class TestProcesses(FaultCase):
                                                   server=server: server.requests)
                 err = err.replace(b"instance 7: loading\n", b"")  # its progress
                 self.assertEqual((status, out, err), (130, b"", b""))
+        for words, told in (("prepay instance 7 5", b"Look with `vastai show deposit`"),
+                            ("create volume 7 --size 5", b"Look with `vastai show volumes`"),
+                            ("tfa regen-codes -c 123456 -y", b"the old ones no longer work")):
+            server = self.serve(stall)
+            status, out, err = self.interrupt(*words.split(), "--url", server.url,
+                                              ready=lambda process, server=server: server.requests)
+            self.assertEqual((status, out, told in err), (130, b"", True), err)
         status, out, err = self.interrupt("destroy", "instance", "7", "--url", "http://127.0.0.1:9",
                                           stdin=subprocess.PIPE,
                                           ready=lambda process: select.select([process.stderr], [], [], 0)[0])
@@ -9581,6 +9590,22 @@ class TestProcesses(FaultCase):
         ids = " ".join(map(str, range(1, 70)))
         line = f"{{ vastai destroy instances {ids} -y --url {server.url}; echo status $? >&2; }} | true"
         self.assertIn("status 8", self.shell(line)[2])
+
+    def test_what_money_brought_reaches_a_reader(self):
+        server = self.serve(reply({"success": True, "new_contract": 7, "volume_name": "V7"}))
+        for line in ("create instance 5 --image i --raw", "create volume 5 --size 9"):
+            for redirection in (">&-", ">/dev/full")[:1 + os.path.exists("/dev/full")]:
+                err = self.shell(f"vastai {line} --url {server.url} {redirection}")[2]
+                self.assertIn("'new_contract': 7", err)
+        server = self.serve(reply({"success": True, "backup_codes": ["8351-22", "8351-23"]}))
+        line = f"vastai tfa regen-codes -c 1234 -y --url {server.url}"
+        for answers, left in (("3\\ny\\n", True), ("1\\n", False)) if os.path.exists("/dev/full") else ():
+            status, out, err = self.shell(f"printf '{answers}' | {line} >/dev/full")
+            self.assertEqual((status, "are lost, and the old ones no longer work" in err, "8351" in err), (1, left, False), err)
+        process = self.start_process(*line.split()[1:], stdin=subprocess.PIPE, env={**os.environ, "VAST_API_KEY": KEY})
+        self.assertIn(b"2 new backup codes", process.stderr.readline())
+        process.send_signal(signal.SIGINT)
+        self.assertIn(b"are lost, and the old ones no longer work", process.communicate(timeout=10)[1])
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "no /dev/full here")
     def test_full_disk(self):

@@ -415,11 +415,19 @@ ESCAPES = Escapes()
 
 
 def short_repr(value: Any) -> str:
-    """A value that cannot be used, in a few words."""
+    """A value that cannot be used, in a few words; of what looks like an option the name alone."""
+    if type(value) is list:
+        value = [without_value(item) if _is_option(item) else item for item in value]
+    elif _is_option(value):
+        value = without_value(value)
     try:
         return printable(repr(value))
     except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested beyond what Python shows
         return f"this {type(value).__name__}"
+
+
+def _is_option(value: Any) -> bool:
+    return type(value) is str and value.startswith("--")
 
 
 def format_value(value: Any) -> str:
@@ -2036,12 +2044,16 @@ def discard(stream: TextIO | None) -> None:
         pass
 
 
+def has_no_stdout() -> bool:
+    return sys.stdout is None or getattr(sys.stdout, "closed", False)
+
+
 def write_out(text: str, plain: bool = False) -> None:
     """Writes to stdout, with escapes for what its encoding lacks; `plain` text of the service keeps
     its control characters only if no terminal would obey them.
     """
     out = sys.stdout
-    if out is None or getattr(out, "closed", False):
+    if has_no_stdout():
         return
     if plain and is_terminal(out):
         text = printable_lines(text.replace("\r\n", "\n").expandtabs())
@@ -3549,7 +3561,7 @@ register("Two-factor authentication",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "Replace your backup codes",
         *TFA_PROOF,
-        ask="Replace your backup codes? The old ones stop working.", build="build_code", show="show_backup_codes",
+        ask="Replace your backup codes? The old ones stop working.", build="build_code", run="run_regen_codes", show="show_backup_codes",
         done="The old backup codes no longer work, but the service sent no new ones.", look="tfa status"))
 
 register("Teams",
@@ -4163,16 +4175,14 @@ def convert_value(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
-        dashed = isinstance(value, str) and value.startswith("--")
-        shown = without_value(value) if dashed else value
-        found = "" if arg.secret else f", not {short_repr(shown)}{number_hint(arg.kind, value)}"
+        found = "" if arg.secret else f", not {short_repr(value)}{number_hint(arg.kind, value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
     for choice in (value if arg.kind.many else [value]) if arg.choices else ():
         if choice not in arg.choices:
             allowed = [str(choice) for choice in arg.choices]
             raise UsageError(
                 f"{arg.label(cli)}: expected one of {', '.join(allowed)}, "
-                f"not {printable(str(choice).partition('=')[0])!r}{suggest(str(choice), allowed)}"
+                f"not {short_repr(str(choice))}{suggest(str(choice), allowed)}"
             )
     return value
 
@@ -5162,6 +5172,11 @@ def send_with_retries(call: Call, request: Request) -> Answer:
         asked: float | None = None
         try:
             answer = send_following_redirects(client, request, client.timeout)
+        except KeyboardInterrupt:
+            said = row.made.startswith(("new_contract", "team"))  # rentals say more; a team is free
+            if row.effect == SPENDS and not request.safe and not said:
+                tell(call, f"Was `vastai {row.name}` carried out? {look_first(row)}")
+            raise
         except NoAnswer as problem:
             failure = UNSENT if isinstance(problem, Unsent) else UNANSWERED
             error = no_answer_error(row, request, problem)
@@ -6108,7 +6123,7 @@ def profile_name(given: str | None = None) -> str:
     name = (given or os.environ.get("VAST_PROFILE", "")).strip()
     if name and not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
         where = "--profile" if given else "VAST_PROFILE"
-        raise UsageError(f"{where}: expected letters, digits, - and _, not {printable(name, 60)!r}")
+        raise UsageError(f"{where}: expected letters, digits, - and _, not {short_repr(name)}")
     return name
 
 
@@ -7407,6 +7422,16 @@ def env_document(call: Call, values: Row) -> Row:
 def env_rows(call: Call, values: Row) -> list[Row]:
     shown = env_document(call, values)
     return [{"name": name, "value": value} for name, value in shown.items()]
+
+
+def run_regen_codes(call: Call) -> Row:
+    """New backup codes; an interruption says what it means for the old ones."""
+    try:
+        answer: Row = call.send()
+    except KeyboardInterrupt:
+        tell(call, "if there are new backup codes, the old ones no longer work")
+        raise
+    return answer
 
 
 def run_tfa_login(call: Call) -> Row:
@@ -14522,18 +14547,37 @@ def tfa_footer(call: Call, answer: Row) -> list[str]:
     return [f"Backup codes left: {format_value(answer.get('backup_codes_remaining'))}"]
 
 
+CODES_LOST = "the new backup codes are lost, and the old ones no longer work"
+NEW_CODES = "Create new ones with `vastai tfa regen-codes`."
+
+
 def show_backup_codes(call: Call, answer: Row) -> None:
-    """Asks where to put new backup codes: on the screen only on demand, into the usual file if
-    nobody answers.
-    """
+    """Shows or saves new backup codes; says so if they are lost on the way."""
     codes = as_list(answer.get("backup_codes"))
     if not codes:
         return write_sentence(call, sentence(call, answer), answer)
+    saved = ""
+    try:
+        saved = save_backup_codes(call, codes)
+        write_out(saved)
+        flush(sys.stdout)
+    except (KeyboardInterrupt, OSError):
+        if " saved to " not in saved:
+            tell(call, f"{CODES_LOST}. {NEW_CODES}")
+        raise
+
+
+def save_backup_codes(call: Call, codes: list[Any]) -> str:
+    """Asks where to put new backup codes: on the screen only on demand, into the usual file if
+    nobody answers.  Returns the codes, or the sentence that they are saved.
+    """
     title = "Backup codes for Vast.ai; each works once. All earlier codes are void."
     text = "\n".join([title, *map(format_value, codes)]) + "\n"
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}"
     name = f"vastai_backup_codes_{stamp}.txt"
-    usual = os.path.join(os.path.expanduser("~"), "Downloads", name)
+    usual = os.path.expanduser(os.path.join("~", "Downloads", name))
+    if not os.path.isabs(usual):
+        usual = os.path.abspath(name)
     question = f"{len(codes)} new backup codes. 1: save them to {usual}, 2: to another file, 3: show them here."
     while call.cli:
         choice = ask_line(f"{question} 1, 2 or 3?")
@@ -14551,15 +14595,12 @@ def show_backup_codes(call: Call, answer: Row) -> None:
             if os.path.exists(path):
                 raise UsageError(f"{path} exists already")
             write_private(path, text)
-            return write_out(f"{len(codes)} backup codes saved to {path}\n")
+            return f"{len(codes)} backup codes saved to {path}\n"
         except UsageError as error:
             if choice is None:
-                raise VastAIError(
-                    f"the new backup codes are lost, and the old ones no longer work: {error.msg}",
-                    hint="Create new ones with `vastai tfa regen-codes`.",
-                ) from None
+                raise VastAIError(f"{CODES_LOST}: {error.msg}", hint=NEW_CODES) from None
             warn(error.msg)
-    return write_out(text)
+    return text
 
 
 def listing_sentence(call: Call, result: Any) -> str:
@@ -15461,9 +15502,10 @@ def run_call(call: Call) -> int:
         present(call, result)
         flush(sys.stdout)
     except OSError:
-        if row.effect == SPENDS and isinstance(result, dict):
-            say(f"{row.name}: {printable(str(result), 2000)}")  # it must not be lost with stdout
+        tell_result(call, result)
         raise
+    if has_no_stdout():
+        tell_result(call, result)
     if isinstance(result, dict) and result.get("success") is False:
         reason = as_text(result.get("reason")) or reason_of(result)
         raise VastAIError(reason)  # found out in several steps, and shown in full
@@ -15532,6 +15574,12 @@ EXIT_STATUSES = {
     9: "a wait ran out of time",
     130: "interrupted",
 }
+
+
+def tell_result(call: Call, result: Any) -> None:
+    """What a spending command brought, on stderr: it must not be lost with stdout."""
+    if call.row.effect == SPENDS and isinstance(result, dict):
+        say(f"{call.row.name}: {printable(str(result), 2000)}")
 
 
 def exit_statuses(row: Command) -> list[int]:
