@@ -9600,7 +9600,7 @@ class TestProcesses(FaultCase):
         server = self.serve(reply({"success": True, "backup_codes": ["8351-22", "8351-23"]}))
         line = f"vastai tfa regen-codes -c 1234 -y --url {server.url}"
         for answers, left in (("3\\ny\\n", True), ("1\\n", False)) if os.path.exists("/dev/full") else ():
-            status, out, err = self.shell(f"printf '{answers}' | {line} >/dev/full")
+            status, _, err = self.shell(f"printf '{answers}' | {line} >/dev/full")
             self.assertEqual((status, "are lost, and the old ones no longer work" in err, "8351" in err), (1, left, False), err)
         process = self.start_process(*line.split()[1:], stdin=subprocess.PIPE, env={**os.environ, "VAST_API_KEY": KEY})
         self.assertIn(b"2 new backup codes", process.stderr.readline())
