@@ -13914,57 +13914,48 @@ def format_table(
     """
     every = [TableColumn(column, rows) for column in columns]
     if width is None:
+        strips = every
         for strip in every:
             strip.fill_blanks(strip is every[-1])
-    strips = every if width is None else fit_columns(every, width)
-    forms = [strip.lay_out(bright, strip is strips[0], strip is strips[-1]) for strip in strips]
-    header = "  ".join(strip.header for strip in strips)
-    lines = [f"\033[1m{header}\033[0m" if bright else header]
-    lines += map("  ".join(forms).__mod__, zip(*(strip.cells for strip in strips)))
+    else:
+        strips = fit_columns(every, width)
+    parts = [strip.lay_out(bright, strip is strips[0], strip is strips[-1]) for strip in strips]
+    lines = ["  ".join(cells) for cells in zip(*parts)]
+    if bright:
+        lines[0] = f"\033[1m{lines[0]}\033[0m"
     hidden = sorted(set(every).difference(strips), key=lambda strip: strip.rank)
-    return lines, [strip.header for strip in hidden]
+    return lines, [strip.texts[0] for strip in hidden]
 
 
 class TableColumn:
-    """One column of a table being laid out: its cells, the form that % writes them in, and the room
-    that it gets.
+    """One column of a table being laid out: its texts, which are the header and the cells, and the
+    room that it gets.
     """
 
-    __slots__ = ("cells", "form", "header", "narrow", "number", "rank", "room", "sizes", "state")
+    __slots__ = ("form", "number", "rank", "room", "sizes", "texts")
 
     def __init__(self, column: Sequence[Any], rows: list[Row]) -> None:
-        self.header, form = column[0], column[2]
-        self.form, self.cells = format_cells(column, rows)
+        cells = format_cells(column, rows)
+        self.texts, self.form = [column[0], *cells], column[2]
         self.rank: int = column[3] if len(column) > 3 else 1
-        self.state = form in ("state", "mark")
-        self.number = (
-            self.form != "%s" or form[:1] in (".", "{") or all(map(_is_number, self.cells))
-        )
+        self.number = self.form[:1] in (".", "{") or all(map(_is_number, cells))
         self.measure()
-        widest = max(self.sizes)  # a cell of more than 200 places is not aligned to
-        self.room = (
-            widest if widest <= 200 else max([self.sizes[0], *filter((200).__ge__, self.sizes)])
-        )
+        # a cell of more than 200 places is not aligned to
+        self.room = max([self.sizes[0], *filter((200).__ge__, self.sizes)])
 
     def measure(self) -> None:
-        """How wide the header and the cells are; of numbers only the longest ones."""
-        texts = [self.header]
-        if self.form == "%s":
-            texts += self.cells
-        else:
-            texts += [self.form % end(self.cells) for end in (min, max)]
-        self.sizes = list(map(len if all(map(str.isascii, texts)) else display_width, texts))
-        # Does len() tell how wide a cell is?
-        self.narrow = self.form != "%s" or all(map(str.isascii, self.cells))
+        width = len if all(map(str.isascii, self.texts)) else display_width
+        self.sizes = list(map(width, self.texts))
 
     def fill_blanks(self, last: bool) -> None:
         """Puts _ for each blank of the header, and of the cells unless they are the `last` of their
         lines.
         """
-        self.header = without_blanks(self.header)
-        if self.form == "%s":
-            cells = self.cells if last else map(without_blanks, self.cells)
-            self.cells = [cell if cell.strip() else "-" for cell in cells]
+        self.texts[0] = without_blanks(self.texts[0])
+        for at in range(1, 1 if self.number else len(self.texts)):
+            cell = self.texts[at]
+            self.texts[at] = (cell if last else without_blanks(cell)) if cell.strip() else "-"
+        self.measure()
 
     @property
     def least(self) -> int:
@@ -13977,27 +13968,17 @@ class TableColumn:
 
     def cut(self) -> None:
         if max(self.sizes) > self.room:
-            self.header = truncate(self.header, self.room)
-            self.cells = [truncate(self.form % cell, self.room) for cell in self.cells]
-            self.form = "%s"
+            self.texts = [truncate(text, self.room) for text in self.texts]
             self.measure()
 
-    def lay_out(self, bright: bool, first: bool, last: bool) -> str:
-        """Gives the header its blanks, and the cells theirs if % would miscount; returns their form
-        in a line.
-        """
+    def lay_out(self, bright: bool, first: bool, last: bool) -> list[str]:
+        """The texts with their blanks and colors."""
         right = self.number and not first
         room = self.room if right or not last else 0
-        gaps = [" " * (room - size) for size in self.sizes]
-        if not self.narrow or (bright and self.state):
-            cells = [paint(cell, "state") for cell in self.cells] if bright else self.cells
-            pairs = zip(gaps[1:], cells)
-            self.cells = [gap + cell if right else cell + gap for gap, cell in pairs]
-            form = "%s"
-        else:
-            form = f"%{'' if right else '-'}{room or ''}{self.form[1:]}"
-        self.header = gaps[0] + self.header if right else self.header + gaps[0]
-        return form
+        pad = str.rjust if right else str.ljust
+        sized = zip(self.texts, self.sizes)  # len() need not tell how wide a text is
+        texts = [pad(text, room + len(text) - size) for text, size in sized]
+        return [paint(text, self.form) for text in texts] if bright else texts
 
 
 def without_blanks(text: str) -> str:
@@ -14028,38 +14009,28 @@ def fit_columns(strips: list[TableColumn], width: int) -> list[TableColumn]:
 
 
 def _is_number(cell: str) -> bool:
-    return cell == "-" or cell[cell[:1] == "-" :].replace(".", "", 1).isdigit()
+    return cell == "-" or cell.lstrip("-").replace(".", "", 1).isdigit()
 
 
 # Cells
 
 
-def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> tuple[str, list[Any]]:
-    """A column's cells and how % writes them: numbers if there is nothing else, else texts and
-    "%s".
-
-    Null, missing and empty are `-`.
-    """
+def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
+    """A column's cells; null, missing and empty are `-`."""
     name, form = column[1], column[2]
     if form in FORMATS:
-        return "%s", [FORMATS[form](row, name) or "-" for row in rows]
-    values = column_values(name, rows)
+        return [FORMATS[form](row, name) or "-" for row in rows]
     form, times, factor = form.partition("*")
     form, over, divisor = form.partition("/")
     scale = float(factor) if times else 1 / float(divisor) if over else 1
     shape = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
-    kinds = set(map(type, values))
-    if kinds == {int} and not form:
-        return "%d", values
-    if kinds and kinds <= {int, float} and form[:1] == ".":
-        return shape, [value * scale for value in values]
     cells = []
-    for value in values:
+    for value in column_values(name, rows):
         if type(value) in (float, int):
             cells.append(shape % (value * scale))
         else:
             cells.append("-" if value is None or value == "" else format_value(value))
-    return "%s", cells
+    return cells
 
 
 def column_values(name: str, rows: Sequence[Row]) -> list[Any]:
@@ -14073,8 +14044,7 @@ def column_values(name: str, rows: Sequence[Row]) -> list[Any]:
 
 def format_cell(column: Sequence[Any], row: Row) -> str:
     """The cell of one row."""
-    form, cells = format_cells(column, [row])
-    return str(form % cells[0])
+    return format_cells(column, [row])[0]
 
 
 # Cells that are more than a number or a text.  The service can send anything: what is not of the
