@@ -2134,7 +2134,7 @@ def warn(text: str) -> None:
 
 def confirm(call: Call, question: str) -> None:
     """Asks on stderr and reads one line from stdin; anything but y or yes raises UsageError."""
-    if not call.view.confirmed and call.cli and not agreed(question):
+    if not call.view.confirmed and not agreed(question):
         raise UsageError("not confirmed, nothing was sent; --yes skips the question")
 
 
@@ -3483,7 +3483,7 @@ register("Keys",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
     Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
         Arg("role", TEXT, "host for all commands, client to leave out those for hosts", choices=("host", "client")),
-        returns="none", run="run_set_role", says="role_sentence", auth=False))
+        returns="none", run="run_set_role", done="vastai --help now lists the commands for a {role}", auth=False))
 
 register("Environment variables",
     Command("show env-vars", "GET /secrets/", SAFE, READS, "List environment variables set in your instances",
@@ -3978,7 +3978,7 @@ register("Tools",
 class View:
     """How an answer is shown: format, fields, color … and what the user agreed to beforehand."""
 
-    __slots__ = ("color", "confirmed", "fields", "format", "full", "quiet", "raw")
+    __slots__ = ("color", "common", "confirmed", "fields", "format", "full", "quiet", "raw")
 
     def __init__(
         self,
@@ -3987,11 +3987,12 @@ class View:
         quiet: bool = False,
         full: bool = False,
         color: bool = True,
-        confirmed: bool = False,
+        confirmed: bool = True,  # a program is not asked
         raw: bool = False,
+        common: Row | None = None,  # the global options of the line
     ) -> None:
         self.format, self.fields, self.quiet, self.full = format, fields, quiet, full
-        self.color, self.confirmed, self.raw = color, confirmed, raw
+        self.color, self.confirmed, self.raw, self.common = color, confirmed, raw, common or {}
 
     @property
     def columns_only(self) -> bool:
@@ -4041,6 +4042,10 @@ class Call:
         quiet = self.view.quiet or self.client.quiet or self.client.curl or not self.cli
         shown = self.view.format == "table" and not quiet
         return shown and is_terminal(sys.stdout) and is_terminal(sys.stderr)
+
+    def label(self, name: str) -> str:
+        """How an error names an argument."""
+        return next(arg for arg in self.row.args if arg.name == name).label(self.cli)
 
     def agrees(self, question: str) -> bool:
         """Does the user of the command line say yes?  A program is not asked, and does not."""
@@ -4480,7 +4485,7 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
 
 def environment_of(call: Call) -> dict[str, str]:
     """The environment that a caller gives, as the service stores it."""
-    label = next(arg for arg in call.row.args if arg.name == "env").label(call.cli)
+    label = call.label("env")
     try:
         return parse_env(call["env"], lambda text: call.warn(f"{label}: {text}"))
     except UsageError as error:
@@ -13629,12 +13634,13 @@ class Listing:
     one row is a single thing rather than a list.  `hidden` are the headers that found no room.
     """
 
-    __slots__ = ("color", "columns", "fields", "full", "hidden", "rows", "single")
+    __slots__ = ("bright", "columns", "fields", "full", "hidden", "rows", "single")
 
     def __init__(
         self, rows: list[Row], columns: Sequence[Any], view: View, single: bool = False
     ) -> None:
-        self.rows, self.single, self.full, self.color = rows, single, view.full, view.color
+        self.rows, self.single, self.full = rows, single, view.full
+        self.bright = view.color and colored()
         self.fields = [name.strip() for name in view.fields.split(",") if name.strip()]
         self.columns = [(name, name, "", 0) for name in self.fields] or columns
         self.hidden: list[str] = []
@@ -13665,8 +13671,9 @@ def write_csv(listing: Listing, delimiter: str = ",") -> str:
     if not names:
         return ""
     special = {delimiter, '"', "\n", "\r"}
-    lines: list[list[Any]] = [list(names), *([row.get(name) for name in names] for row in rows)]
-    return "".join(csv_line(values, delimiter, special) for values in lines)
+    lines = [csv_line(names, delimiter, special)]
+    lines += (csv_line([row.get(name) for name in names], delimiter, special) for row in rows)
+    return "".join(lines)
 
 
 def csv_line(values: Sequence[Any], delimiter: str, special: set[str]) -> str:
@@ -13695,8 +13702,7 @@ def write_table(listing: Listing) -> str:
     width = terminal_width() if is_terminal(sys.stdout) else None
     if not listing.rows and width is not None:
         return ""
-    bright = listing.color and colored()
-    lines, listing.hidden = format_table(listing.rows, listing.columns, width, bright)
+    lines, listing.hidden = format_table(listing.rows, listing.columns, width, listing.bright)
     return "\n".join(lines) + "\n"
 
 
@@ -13712,35 +13718,37 @@ WRITERS: dict[str, Callable[[Listing], str]] = {  # what --format can be
 def present(call: Call, result: Any) -> None:
     """Prints what a command returned, in the shape that was asked for; remarks go to stderr."""
     row, view = call.row, call.view
+    plain = not view.fields
     is_text = isinstance(result, str) or row.text  # what a reader asked for, such as a log or help
-    is_text = is_text or (row.show and row.returns == "any")  # or the answer of a worker
     if view.quiet and not is_text:
         write_out(format_ids(call, result))
-    elif row.show and view.format == "table" and not view.fields:
+    elif row.show and plain and view.format == "table":
         row.show(call, result)
     elif isinstance(result, str):
         write_text(call, result)
-    elif result is None:
-        if row.says and view.format == "table":
-            write_sentence(call, row.says(call, result), result)
-    elif view.format == "json" and not view.fields:
+    elif result is None or (plain and view.format == "table"):
+        present_table(call, result)
+    elif plain and view.format == "json":
         document = row.document(call, result) if row.document else result
         write_out(format_json(list(document) if isinstance(document, Rows) else document) + "\n")
-    elif view.format != "table" or view.fields:
+    else:
         rows = rows_of(call, result)
         listing = Listing([result] if rows is None else rows, (), view, is_single(row, result))
         warn_of_fields(call, listing)
         write_out(WRITERS[view.format](listing))
-    elif row.text and row.returns != "text":
-        write_text(call, row.text(call, result))
-        write_footer(call, result)
-    else:
-        present_table(call, result)
 
 
 def present_table(call: Call, result: Any) -> None:
-    """Prints rows as a table, a single thing as a card, anything else as a sentence."""
+    """Prints rows as a table, a single thing as a card, anything else as a text or sentence."""
     row = call.row
+    if result is None:
+        if call.view.format == "table" and (row.says or row.done):
+            write_sentence(call, sentence(call, {}), {})
+        return
+    if row.text and row.returns != "text":
+        write_text(call, row.text(call, result))
+        write_footer(call, result)
+        return
     rows = None if is_refused(row, result) else rows_of(call, result)
     hidden: list[str] = []
     if row.tables and rows:
@@ -13756,7 +13764,7 @@ def present_table(call: Call, result: Any) -> None:
     if rows is None or row.says:
         write_sentence(call, sentence(call, result), result)
     told = write_footer(call, result)
-    if rows is not None and not rows and not told:
+    if rows == [] and not told:
         noun = row.name.split()[-1].replace("-", " ")
         remark(call, row.empty or f"No {noun}.")
     if hidden:
@@ -13829,16 +13837,17 @@ def write_text(call: Call, text: str) -> None:
 def sentence(call: Call, answer: Row) -> str:
     """What a command without rows says: its own sentence, the service's, or the answer itself."""
     row = call.row
-    if row.says and not is_refused(row, answer):
+    refused = is_refused(row, answer)
+    if row.says and not refused:
         text: str = row.says(call, answer)
         return text
-    for form in row.done.split("|") if row.done and not is_refused(row, answer) else ():
+    for form in row.done.split("|") if row.done and not refused else ():
         try:
             return fill(call, form, answer)
         except (LookupError, ValueError, TypeError):  # the answer lacks what this form needs
             continue
-    told = answer.get("msg")
-    return told if isinstance(told, str) and told and len(answer) <= 2 else format_json(answer)
+    told = as_text(answer.get("msg"))
+    return told if told and len(answer) <= 2 else format_json(answer)
 
 
 def write_sentence(call: Call, text: str, result: Any) -> None:
@@ -13856,18 +13865,16 @@ def fill(call: Call, text: str, answer: Row) -> str:
 
     Raises LookupError, ValueError or TypeError if one of them is not there.
     """
-    given = {name: value for name, value in call.params.items() if value is not None}
-    words = {"answer": answer, **answer, **given}
-
-    def shown(name: str, value: Any) -> Any:
+    words = {"answer": answer, **answer}
+    words.update((name, value) for name, value in call.params.items() if value is not None)
+    for name, value in words.items():
         if isinstance(value, list):
-            return ", ".join(map(str, value))
-        if isinstance(value, dict) and f"{{{name}[" not in text:
-            return format_value(value)
-        return format_utc(value) if name == "sdate" or name.endswith("_date") else value
-
-    filled = {name: shown(name, value) for name, value in words.items() if value is not None}
-    return text.format_map(filled)
+            words[name] = ", ".join(map(str, value))
+        elif isinstance(value, dict) and f"{{{name}[" not in text:
+            words[name] = format_value(value)
+        elif name == "sdate" or name.endswith("_date"):
+            words[name] = format_utc(value)
+    return text.format_map({name: value for name, value in words.items() if value is not None})
 
 
 def warn_of_fields(call: Call, listing: Listing) -> None:
@@ -13881,17 +13888,15 @@ def warn_of_fields(call: Call, listing: Listing) -> None:
 def format_card(listing: Listing) -> str:
     """One thing as two columns: name and value, without what is not there."""
     (row,) = listing.rows
-    bright = listing.color and colored()
-    names = [column[0] for column in listing.columns]
-    if not is_terminal(sys.stdout):
-        names = list(map(without_blanks, names))  # as in tables, for awk
-    wide = max(map(len, names), default=0)
+    facts = {column[0]: (format_cell(column, row), column[2]) for column in listing.columns}
+    if not is_terminal(sys.stdout):  # as in tables, for awk
+        facts = {without_blanks(name): fact for name, fact in facts.items()}
+    wide = max(map(len, facts), default=0)
     lines = []
-    for name, column in zip(names, listing.columns):
-        text = format_cell(column, row)
+    for name, (text, form) in facts.items():
         if text != "-":
-            lines.append(f"{name:<{wide}}  {paint(text, column[2]) if bright else text}")
-    return "\n".join(lines) + "\n" if lines else format_json(row) + "\n"
+            lines.append(f"{name:<{wide}}  {paint(text, form) if listing.bright else text}\n")
+    return "".join(lines) or format_json(row) + "\n"
 
 
 def remark(call: Call, text: str) -> None:
@@ -13953,8 +13958,8 @@ class TableColumn:
         """
         self.texts[0] = without_blanks(self.texts[0])
         for at in range(1, 1 if self.number else len(self.texts)):
-            cell = self.texts[at]
-            self.texts[at] = (cell if last else without_blanks(cell)) if cell.strip() else "-"
+            cell = self.texts[at] if last else without_blanks(self.texts[at])
+            self.texts[at] = cell if cell.strip() else "-"
         self.measure()
 
     @property
@@ -14594,10 +14599,6 @@ def api_key_sentence(call: Call, result: Any) -> str:
     return f"API key saved to {profile_file('vast_api_key', call.client.profile)}"
 
 
-def role_sentence(call: Call, result: Any) -> str:
-    return f"vastai --help now lists the commands for a {call['role']}"
-
-
 def show_billing(call: Call, answer: Row) -> None:
     """Pages of invoices or charges, each after a question."""
     columns: Sequence[Any] = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS
@@ -14618,7 +14619,7 @@ def show_billing(call: Call, answer: Row) -> None:
         for text in next_page(call, answer):
             remark(call, text)
         call.params["next_token"] = answer.get("next_token")
-        if not call["next_token"] or not call.cli or not agreed("Show the next page?"):
+        if not call["next_token"] or not call.agrees("Show the next page?"):
             return
         answer = call.send()
 
@@ -15022,23 +15023,15 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
     named one.  Options may stand before, between and after the words of the name.
     """
     alone = {flag for arg in GLOBAL_ARGS.args if arg.kind is FLAG for flag in arg.flags}
-    valued = {flag for arg in GLOBAL_ARGS.args for flag in arg.flags} - alone
 
     def may_be_value(at: int) -> bool:
         return at > 0 and argv[at - 1].startswith("-") and canonical(argv[at - 1]) not in alone
 
-    places = []  # of the words that are no options, nor values of global ones
-    at = 0
-    while at < len(argv):
-        word = argv[at]
-        dashed = word.startswith("-") and word != "-"
-        if not dashed:
-            places.append(at)
-        at += 2 if dashed and canonical(word) in valued and "=" not in word else 1
+    places = places_of_words(argv)
     for number, first in enumerate(places):
-        word = argv[first]
+        word, following = argv[first], places[number + 1 :]
         verb = commands_of_verb(word)
-        for second in places[number + 1 :] if verb else ():
+        for second in following if verb else ():
             row = NAMES.get(f"{word} {argv[second]}")
             if row:
                 return row, [w for at, w in enumerate(argv) if at not in (first, second)], []
@@ -15047,9 +15040,20 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
         if word in NAMES:
             return NAMES[word], argv[:first] + argv[first + 1 :], []
         if verb or not may_be_value(first):
-            following = [argv[at] for at in places[number + 1 : number + 2]]
-            return None, argv, [word, *following]
+            return None, argv, [word, *(argv[at] for at in following[:1])]
     return None, argv, []
+
+
+def places_of_words(argv: list[str]) -> list[int]:
+    """Where the words stand that are no options, nor values of global ones."""
+    valued = {flag for arg in GLOBAL_ARGS.args if arg.kind is not FLAG for flag in arg.flags}
+    places, skip = [], False
+    for at, word in enumerate(argv):
+        dashed = word.startswith("-") and word != "-"
+        if not dashed and not skip:
+            places.append(at)
+        skip = dashed and not skip and canonical(word) in valued and "=" not in word
+    return places
 
 
 def option_parser(row: Command) -> Any:
@@ -15324,11 +15328,8 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
 
 def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool | None) -> int:
     """Runs a command with the parameters and global options of its line; as run_line."""
-    format = given.get("format")
-    if (
-        format in WRITERS
-        and format not in next(arg for arg in row.args if arg.name == "format").choices
-    ):
+    own = next((arg.choices for arg in row.args if arg.name == "format"), ())
+    if given.get("format") in set(WRITERS).difference(own):
         common["format"] = given.pop("format")  # meant for the shape, not for the row's own option
     if common["raw"]:
         common["format"] = "json"
@@ -15341,6 +15342,7 @@ def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool
         color=not common["no_color"],
         confirmed=given.get("yes", False),
         raw=common["raw"],
+        common=common,
     )
     for arg in row.args:
         if arg.secret and given.get(arg.name) == "-":
@@ -15384,15 +15386,11 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
         words = value if isinstance(value, list) else [value]
         if arg.kind is PLACE:
             parts = [word.partition(":") for word in words]
-            words = [
-                change(head) + colon + path
-                if is_label_of_place(head, colon, path)
-                else head + colon + path
-                for head, colon, path in parts
-            ]
+            heads = [change(part[0]) if is_label_of_place(*part) else part[0] for part in parts]
+            words = [head + colon + path for head, (_, colon, path) in zip(heads, parts)]
         else:
             if arg.kind.many:
-                words = [part.strip() for word in words for part in word.strip(", ").split(",")]
+                words = [part for word in words for part in word.split(",")]
             words = [change(word) if is_label(word, arg.kind) else word for word in words]
         result[arg.name] = words if isinstance(value, list) else words[0]
     return result
@@ -15509,13 +15507,9 @@ def run_help(call: Call) -> Row:
     row, _, lost = find_command(words)
     if not row and lost and not commands_of_verb(lost[0]):
         raise UsageError(unknown_command_message(lost))
-    rows = (
-        [row]
-        if row
-        else [COMMANDS[NAMES[name].name] for name in commands_of_verb(lost[0])]
-        if lost
-        else COMMANDS.values()
-    )
+    rows: Iterable[Command] = COMMANDS.values()
+    if row or lost:
+        rows = [row] if row else [NAMES[name] for name in commands_of_verb(lost[0])]
     return {
         "version": __version__,
         "commands": [describe_command(row) for row in dict.fromkeys(rows)],
@@ -15606,42 +15600,19 @@ def describe_argument(arg: Arg, face: str) -> Row:
 
 def run_repl(call: Call) -> None:
     """Runs commands from stdin, each with the global options of this one."""
-    client, view = call.client, call.view
-    if isinstance(client.pool, KeptPool):
+    if isinstance(call.client.pool, KeptPool):
         raise UsageError("this is the prompt already")
-    common = {
-        "api_key": client.api_key if client.creds_source == "CODE" else None,
-        "profile": client.profile or None,
-        "url": client.server_url,
-        "retry": client.retry,
-        "timeout": client.timeout,
-        "explain": client.explain,
-        "quiet": client.quiet,
-        "curl": client.curl,
-        "format": view.format,
-        "fields": view.fields,
-        "full": view.full,
-        "no_color": not view.color,
-    }
-    status = repl(check_params(GLOBAL_ARGS, common, cli=True))
+    status = repl({**call.view.common, "raw": False})  # --raw would outdo the --format of a line
     if status:
         raise ProgramError("", exit_status=status)
 
 
 def client_of(common: Row, pool: Pool | None = None) -> VastAI:
     """The client that global options ask for, over connections of its own or over those of `pool`."""
-    client = VastAI(
-        common["api_key"],
-        common["url"],
-        common["retry"],
-        True,
-        common["explain"],
-        common["quiet"],
-        common["curl"],
-        common["timeout"],
-    )
+    names = ("api_key", "retry", "explain", "quiet", "curl", "timeout")
+    client = VastAI(server_url=common["url"], **{name: common[name] for name in names})
     client.profile = profile_name(common["profile"])
-    if client.creds_source == "FILE" or client.creds_source == "NONE":
+    if client.creds_source in ("FILE", "NONE"):
         found = find_key(None, session=True, profile=client.profile)
         client.api_key, client.creds_source, client.key_origin = found
     client.pool = pool or client.pool
