@@ -269,7 +269,7 @@ def outcome_unknown_error(
 
 
 def look_first(row: Command) -> str:
-    """What to do before a command of unclear outcome is given again."""
+    """What to do before a command of unclear outcome is run again."""
     return f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
 
 
@@ -351,8 +351,8 @@ def no_key_error(profile: str = "") -> AuthError:
 
 
 def relabel_error(error: VastAIError, what: str) -> VastAIError:
-    """The error of a step behind the command's own request, so that nobody takes it for the answer
-    to that one.
+    """Relabels the error of a follow-up step, so that it is not mistaken for the answer to the
+    command's own request.
     """
     refused = error.status == 200  # `"success": false` of another request
     details = {"response": None if refused else error.response, "hint": error.hint}
@@ -464,7 +464,7 @@ def display_width(text: str) -> int:
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
-    """'; did you mean X?' for a word that is misspelt slightly, or nothing."""
+    """'; did you mean X?' for a slightly misspelled word, or nothing."""
     bare = {name.lstrip("-"): name for name in words}
     if len(word) > 60:
         return ""
@@ -1174,52 +1174,55 @@ MULTIPLIERS = {"cpu_ram": 1000.0, "gpu_ram": 1000.0, "gpu_total_ram": 1000.0, "d
 # a blank), country, true/false, date and version; anything else is a number, in that unit.
 OFFER_FIELDS = """\
 bw_nvlink: GB/s, NVLink bandwidth; compute_cap: number x100, CUDA compute capability (890 is 8.9); cpu_arch: text,
-amd64 or arm64; cpu_cores: number, threads of the machine; cpu_cores_effective: number, threads that the offer gets;
-cpu_ghz: GHz, CPU clock; cpu_ram: GB, system memory; cuda_max_good: number, newest CUDA that the driver runs (alias
-cuda_vers); datacenter: true/false, hosted in a data center; direct_port_count: number, open ports; disk_bw: MB/s, disk
-read speed; disk_space: GB, space that can be rented; dlperf: number, deep-learning benchmark; dlperf_per_dphtotal:
-number, dlperf per $/hr (alias dlperf_usd); dph_total: $/hr, price with storage (alias dph); driver_version: version x.y.z,
-NVIDIA driver, such as 570.124.4; duration: days, longest rental; external: true/false, offers of other providers;
-flops_per_dphtotal: number, TFLOPS per $/hr (alias flops_usd); geolocation: country, two letters such as SE; gpu_arch:
-text, nvidia or amd; gpu_display_active: true/false, a display is attached (alias display_active); gpu_frac: number,
-share of the machine's GPUs; gpu_max_power: W, power limit; gpu_max_temp: C, temperature limit; gpu_mem_bw: GB/s, memory
-bandwidth; gpu_name: model, such as RTX_4090; gpu_ram: GB, memory of one GPU; gpu_total_ram: GB, memory of all its
-GPUs; has_avx: true/false, CPU with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download;
-inet_down_cost: $/GB, download price; inet_up: Mb/s, upload; inet_up_cost: $/GB, upload price; machine_id: number, the
-machine; min_bid: $/hr, lowest bid; mobo_name: name, mainboard; num_gpus: number, GPUs; pci_gen: number, PCIe
-generation; pcie_bw: GB/s, PCIe bandwidth; reliability: 0 to 1, uptime of the machine; rentable: true/false, free now;
-rented: true/false, rented by you; static_ip: true/false, address does not change; storage_cost: $/GB/month, storage;
-total_flops: TFLOPS, all GPUs; ubuntu_version: version, the host's system; verification: text, verified, unverified or
-deverified; verified: true/false, checked by Vast.ai; vms_enabled: true/false, runs virtual machines; cluster_id:
-number, cluster"""
+amd64 or arm64; cpu_cores: number, CPU threads of the machine; cpu_cores_effective: number, CPU threads that the offer
+gets; cpu_ghz: GHz, CPU clock; cpu_ram: GB, system memory; cuda_max_good: number, newest CUDA that the driver runs
+(alias cuda_vers); datacenter: true/false, hosted in a data center; direct_port_count: number, open ports; disk_bw:
+MB/s, disk read speed; disk_space: GB, space that can be rented; dlperf: number, deep-learning benchmark;
+dlperf_per_dphtotal: number, dlperf per $/hr (alias dlperf_usd); dph_total: $/hr, price with storage (alias dph);
+driver_version: version x.y.z, NVIDIA driver, such as 570.124.4; duration: days, longest rental; external: true/false,
+offers of other providers; flops_per_dphtotal: number, TFLOPS per $/hr (alias flops_usd); geolocation: country, two
+letters such as SE; gpu_arch: text, nvidia or amd; gpu_display_active: true/false, a display is attached (alias
+display_active); gpu_frac: number, share of the machine's GPUs, 0 to 1; gpu_max_power: W, power limit; gpu_max_temp:
+C, temperature limit; gpu_mem_bw: GB/s, memory bandwidth; gpu_name: model, such as RTX_4090; gpu_ram: GB, memory of
+one GPU; gpu_total_ram: GB, memory of all its GPUs; has_avx: true/false, CPU with AVX; host_id: number, the host; id:
+number, the offer; inet_down: Mb/s, download speed; inet_down_cost: $/GB, download price; inet_up: Mb/s, upload speed;
+inet_up_cost: $/GB, upload price; machine_id: number, the machine; min_bid: $/hr, lowest bid; mobo_name: name,
+motherboard; num_gpus: number, GPUs in the offer; pci_gen: number, PCIe generation; pcie_bw: GB/s, PCIe bandwidth;
+reliability: 0 to 1, uptime of the machine; rentable: true/false, free now; rented: true/false, rented by you;
+static_ip: true/false, address does not change; storage_cost: $/GB/month, storage price; total_flops: TFLOPS, of all
+GPUs; ubuntu_version: version, the host's system; verification: text, verified, unverified or deverified; verified:
+true/false, checked by Vast.ai; vms_enabled: true/false, runs virtual machines; cluster_id: number, the cluster"""
 VOLUME_FIELDS = """\
-cpu_arch: text, amd64 or arm64; cuda_vers: number, newest CUDA; cluster_id: number, cluster; nw_disk_min_bw: MiB/s,
-lowest; nw_disk_avg_bw: MiB/s, average; nw_disk_max_bw: MiB/s, highest network bandwidth; datacenter: true/false, hosted
-in a data center; disk_bw: MB/s, disk speed; disk_space: GB, space that can be rented; driver_version: version x.y.z, NVIDIA
-driver; duration: days, longest rental; geolocation: country, two letters; gpu_arch: text, nvidia or amd; has_avx:
-true/false, CPU with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download; inet_up: Mb/s,
-upload; machine_id: number, the machine; pci_gen: number, PCIe generation; pcie_bw: GB/s, PCIe bandwidth; reliability:
-0 to 1, uptime; storage_cost: $/GB/month, price; static_ip: true/false, address does not change; total_flops: TFLOPS,
-all GPUs; ubuntu_version: version, the host's system; verified: true/false, checked by Vast.ai"""
+cpu_arch: text, amd64 or arm64; cuda_vers: number, newest CUDA that the driver runs; cluster_id: number, the cluster;
+nw_disk_min_bw: MiB/s, lowest network disk bandwidth; nw_disk_avg_bw: MiB/s, average network disk bandwidth;
+nw_disk_max_bw: MiB/s, highest network disk bandwidth; datacenter: true/false, hosted in a data center; disk_bw: MB/s,
+disk speed; disk_space: GB, space that can be rented; driver_version: version x.y.z, NVIDIA driver; duration: days,
+longest rental; geolocation: country, two letters such as SE; gpu_arch: text, nvidia or amd; has_avx: true/false, CPU
+with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download; inet_up: Mb/s, upload;
+machine_id: number, the machine; pci_gen: number, PCIe generation; pcie_bw: GB/s, PCIe bandwidth; reliability: 0 to 1,
+uptime of the machine; storage_cost: $/GB/month, price; static_ip: true/false, address does not change; total_flops:
+TFLOPS, all GPUs; ubuntu_version: version, the host's system; verified: true/false, checked by Vast.ai"""
 BENCHMARK_FIELDS = """\
-contract_id: number, the instance that was measured; dph_base: $/hr, its price; gpu_name: model, GPU; id: number, the
-benchmark; image: text, its image; last_update: date, when; launch_args: text, how it was started;
-machine_id: number, the machine; num_gpus: number, GPUs; template_hash: text, template; template_id: number, template;
-type: text, what was measured; value: number, the result"""
+contract_id: number, the instance that was measured; dph_base: $/hr, price; gpu_name: model, GPU model; id: number,
+the benchmark; image: text, Docker image; last_update: date, when measured; launch_args: text, options of the
+instance; machine_id: number, the machine; num_gpus: number, GPUs; template_hash: text, hash of the template;
+template_id: number, the template; type: text, what was measured; value: number, the result"""
 TEMPLATE_FIELDS = """\
-creator_id: number, who made it; created_at: date, when; count_created: number, instances made
-from it; default_tag: text, image tag; docker_login_repo: text, registry; id: number, the template; image: text, its
-image; jup_direct: true/false, Jupyter by direct connection; hash_id: text, its hash; private: true/false, not public;
-name: name, the template's; recent_create_date: date, last used; recommended_disk_space: GB, disk;
-recommended: true/false, picked by Vast.ai; ssh_direct: true/false, SSH by direct connection; tag: text, image tag;
-use_ssh: true/false, SSH"""
+creator_id: number, account of the creator; created_at: date, when created; count_created: number, instances created
+from it; default_tag: text, image tag; docker_login_repo: text, registry; id: number, the template; image: text,
+Docker image; jup_direct: true/false, direct connection for Jupyter; hash_id: text, hash of the template; private:
+true/false, not public; name: name, name of the template; recent_create_date: date, when last used;
+recommended_disk_space: GB, recommended disk size; recommended: true/false, recommended by Vast.ai; ssh_direct:
+true/false, direct connection for SSH; tag: text, image tag; use_ssh: true/false, SSH"""
 INVOICE_FIELDS = """\
-id: number, the invoice; user_id: number, the account; when: date, made; paid_on: date, paid; payment_expected: date, due; amount_cents: cents, amount; is_credit:
-true/false, a credit; is_delayed: true/false, paid later; balance_before: $, balance before; balance_after: $, after;
-original_amount: $, before a cut; event_id: text, payment event; cut_amount: $, cut; cut_percent: %, cut; extra: text,
-notes; service: text, payment service; stripe_charge: text, at Stripe; stripe_refund: text, at Stripe; stripe_payout:
-text, at Stripe; error: text, what failed; paypal_email: text, at PayPal; transfer_group: text, transfer; failed:
-true/false, failed; refunded: true/false, paid back; is_check: true/false, a check"""
+id: number, the invoice; user_id: number, the account; when: date, when made; paid_on: date, when paid;
+payment_expected: date, when due; amount_cents: cents, amount; is_credit: true/false, a credit; is_delayed:
+true/false, paid with a delay; balance_before: $, balance before; balance_after: $, balance after; original_amount: $,
+amount before a cut; event_id: text, payment event; cut_amount: $, amount of the cut; cut_percent: %, percentage of
+the cut; extra: text, notes; service: text, payment service; stripe_charge: text, charge id at Stripe; stripe_refund:
+text, refund id at Stripe; stripe_payout: text, payout id at Stripe; error: text, what failed; paypal_email: text,
+address at PayPal; transfer_group: text, group of transfers; failed: true/false, the payment failed; refunded:
+true/false, the payment was refunded; is_check: true/false, paid by check"""
 
 
 def field_help(fields: str) -> list[tuple[str, str]]:
@@ -1288,7 +1291,7 @@ def parse_query(
     """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises
     UsageError for what cannot be read and for values that the type of their field cannot have.
 
-    `tell` hears of fields that `fields` does not describe, which are sent all the same, and of
+    `tell` is called with fields that `fields` does not describe, which are sent all the same, and of
     conditions that a later one replaces; without it that is a warning on stderr.
     """
     tell = tell or warn
@@ -1750,7 +1753,7 @@ def _env_text(key: str, value: str) -> str:
 
 
 def _in_docker_form(text: str) -> bool:
-    """Has each value of an environment text its option?  K=V alone has not, nor has JSON."""
+    """Does each value of an environment text have its option?  K=V alone has not, nor has JSON."""
     words = _split_words(text)
     for before, word in zip(["", *words], words):
         takes_value = before in ENV_OPTIONS or before in DOCKER_VALUES.split()
@@ -1998,7 +2001,7 @@ def erasable() -> bool:
 
 
 def colored() -> bool:
-    """May stdout have color?"""
+    """Should stdout have color?"""
     return (
         is_terminal(sys.stdout)
         and not os.environ.get("NO_COLOR")
@@ -2007,7 +2010,7 @@ def colored() -> bool:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, at least 20: COLUMNS if set, 80 if nothing tells."""
+    """Columns of the terminal, at least 20: COLUMNS if set, 80 if unknown."""
     given = os.environ.get("COLUMNS", "")
     width = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 0
     for stream in (sys.stdout, sys.stderr):
@@ -2019,7 +2022,7 @@ def terminal_width() -> int:
 
 
 def terminal_height() -> int:
-    """Lines of the terminal that stdout is, 24 if nothing tells."""
+    """Lines of the terminal that stdout is, 24 if unknown."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).lines or 24
     except (OSError, ValueError, AttributeError):
@@ -2027,7 +2030,7 @@ def terminal_height() -> int:
 
 
 def flush(stream: TextIO | None) -> None:
-    """Has a stream write what it holds.  Raises OSError if that fails; one that is missing or closed
+    """Flushes a stream.  Raises OSError if that fails; one that is missing or closed
     has nothing to write.
     """
     if stream is not None and not getattr(stream, "closed", False):
@@ -2104,7 +2107,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def wrap_line(line: str, width: int) -> str:
-    """A line in as many of at most `width` columns as it needs, each as far to the right."""
+    """A line wrapped at `width` columns, its indent repeated."""
     if display_width(line) <= width:
         return line
     margin = " " * (len(line) - len(line.lstrip()))
@@ -2128,7 +2131,7 @@ def show_progress(text: str, changing: str = "", in_pipe: bool = False) -> None:
 
 
 def warn(text: str) -> None:
-    """A remark for the person at the terminal, on stderr."""
+    """Warns the user, on stderr."""
     say(f"vastai: {text}")
 
 
@@ -2514,7 +2517,7 @@ def register(group: str, *rows: Command, hosts: bool = False) -> None:
 
 
 def resolve_table() -> None:
-    """Puts functions in the place of their names.  Raises KeyError for a name that is none, and
+    """Replaces the names of functions by the functions.  Raises KeyError for a name that is none, and
     ValueError for a row with nothing to do.
     """
     functions = globals()
@@ -2530,7 +2533,7 @@ def resolve_table() -> None:
 # ------------------------------------------------------------------------------------------ columns
 # (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is
 # there.  A format is %'s own without the % (".1f") or a text around {} ("{}x"), with *100 or /1000
-# behind it to scale a number, or a word that FORMATS knows.  If a terminal is too narrow, the
+# after it to scale a number, or a word that FORMATS knows.  If a terminal is too narrow, the
 # highest rank goes first; 1 if not given, and none in a card.
 
 # fmt: off
@@ -2620,7 +2623,7 @@ BENCHMARK_COLUMNS = (
     ("Image", "image", "", 4), ("Date (UTC)", "last_update", "minute", 2))
 GPU_METRICS_COLUMNS = (
     ("GPU", "gpu_name", "_", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
-    ("Unrent", "unavailable", "", 3), ("Usage %", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
+    ("Unavail", "unavailable", "", 3), ("Usage %", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
     ("Avl/Ver", "avail_verified", "", 4), ("Rnt/Unv", "rented_unverified", "", 5),
     ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3), ("TFLOPS", "tflops", ".1f", 3),
     ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
@@ -4033,7 +4036,7 @@ class Call:
 
     @property
     def at_terminal(self) -> bool:
-        """Is there a person who can be asked?"""
+        """Can a person be asked?"""
         return self.cli and is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
     @property
@@ -4056,7 +4059,7 @@ class Call:
         return SignalGuard(off=not self.cli)
 
     def remark(self, text: str) -> None:
-        """Says something by the way to the user of the command line, unless it is to be quiet."""
+        """Tells the user of the command line something, unless --quiet is given."""
         if self.cli:
             remark(self, text)
 
@@ -5815,7 +5818,7 @@ class Pool:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all connections, without closing them."""
+        """Forgets all connections without closing them."""
         self.idle: dict[Place, list[HttpConnection]] = {}
         self.places: dict[tuple[str, str], Place] = {}
         self.lock, self.owner = allocate_lock(), os.getpid()
@@ -5828,7 +5831,7 @@ class Pool:
 
     def take(self, place: Place, fresh: bool, deadline: float) -> tuple[HttpConnection, bool]:
         """A connection to `place`, and whether it was used before, which `fresh` rules out.  Raises
-        OSError if there is none to be had.
+        OSError if none can be opened.
         """
         while not fresh:
             with self.lock:
@@ -6902,7 +6905,7 @@ def show_logs(call: Call, text: Any) -> None:
 
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
-    """The lines behind those that were there before; the log's beginning moves on, so they may
+    """The lines after those that were there before; the log's beginning moves on, so they may
     stand further up.
     """
     # Enough to tell, and a log that says the same all the time takes no longer than others.
@@ -7317,7 +7320,7 @@ def location_rows(call: Call, answer: Row) -> list[Row]:
 
 
 def run_set_api_key(call: Call) -> None:
-    """Saves a key: on the command line in the key file, in Python in the client at hand."""
+    """Saves a key: on the command line in the key file, in Python in this client."""
     key = (call["api_key"] or "").strip()
     if not call.cli:
         check_key(key, "this command")
@@ -13615,7 +13618,7 @@ OFFICIAL_MODULES = (
 )
 
 globals()["__getattr__"] = (
-    other_name  # not by its name: type checkers would take every misspelt name for good
+    other_name  # not by its name: type checkers would take every misspelled name for good
 )
 if __name__ == "vastai":  # the official package's modules: this one answers for them
     for module in OFFICIAL_MODULES:
@@ -15118,7 +15121,7 @@ def spellings(arg: Arg) -> list[str]:
 
 
 def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], list[str] | None]:
-    """The words that may be options, those that are none, and those behind --args, if it is there.
+    """The words that may be options, those that are none, and those after --args, if it is there.
 
     After `--` nothing is an option, nor in what a command hands to another program.
     """
@@ -15309,7 +15312,7 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
             raise UsageError(unknown_command_message(lost))
         if words and not helping:
             with GLOBAL_ARGS:
-                parse_line(GLOBAL_ARGS, words)  # is there a misspelt option?
+                parse_line(GLOBAL_ARGS, words)  # is there a misspelled option?
         verb = lost[0] if lost else ""
         write_out(overview(verb, profile_of(words)) if words else start_page())
         return 0
