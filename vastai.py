@@ -1,18 +1,31 @@
 #!/usr/bin/env python3
-"""Vast.ai in one file: the complete command line and the complete SDK, on the standard library
-alone.
+"""Vast.ai in one file: the complete command line and the complete SDK, standard library only.
 
     python -m vastai search offers 'gpu_name=RTX_4090 num_gpus=1' -o dph     # the command line
     from vastai import VastAI; VastAI().search_offers("gpu_name=RTX_4090")   # the SDK
 
-Both come from one table, COMMANDS.  A row says how a command is called, what goes to the service,
-what comes back and whether it may be repeated; the parser, the method on `VastAI`, the help, the
-completion and the table on the screen are all read from it.  To add a plain command, add a row.
+Both faces come from one table, COMMANDS.  A row holds a command's names, its request, whether it
+may be repeated, what it does to the world and what becomes of the answer.  The parser, the method
+of `VastAI`, the help, the completion, the types and the display are all read from it, so a plain
+command is one row.
 
-The file in order: errors | values | rows | columns | shared options | THE TABLE | from arguments to
-a request | transport | this computer | commands of several steps | waiting and giving back |
-renting | remote commands | costs | watching | diagnostics and benchmarks | serverless | VastAI |
-the official SDK's names | rendering | invoices as PDF | command line | shells | main.
+Data goes down this file once:
+
+    words of a line, or arguments of a method
+    -> parameters     parse_line() or bind_params(), then check_params()
+    -> Request        build_request(): pure, from the row and the parameters alone
+    -> Answer         send_with_retries(): retry_pause() decides what may be sent again
+    -> result         extract_result(): the part of the answer that the row promises
+    -> returned by the method, or printed by present() in the shape that was asked for
+
+Where one request is not enough, the row names a function, which calls its own row (call.send) and
+others (call.do).  A command's function returns what the SDK returns; it knows no output format.
+
+The sections, in order: errors | text and redaction | kinds | queries, environments, dates | screen
+| rows | columns | shared options | THE TABLE | from arguments to a request | transport | this
+computer | commands of several steps | waiting and giving back | renting | remote commands | costs |
+watching | diagnostics and benchmarks | serverless | VastAI | the official SDK's names | results and
+shapes | invoices as PDF | command line | shells | main.
 """
 
 from __future__ import annotations
@@ -20,79 +33,51 @@ from __future__ import annotations
 # Only what the interpreter has loaded anyway is imported here, all else by the functions that need
 # it.  That saves the others, in ms on a machine where Python starts in 9: importlib.metadata 35,
 # urllib.request 34, http.client 27, ssl 15, inspect 13, subprocess 11, tempfile 10, tarfile 10,
-# statistics 9, urllib.parse 8, argparse 7, json 7, socket 7, glob 6, difflib 6, csv 6, shlex 5, re
-# 5, threading 3, getpass 3, hashlib 3, datetime 2, random 1.
+# statistics 9, urllib.parse 8, argparse 7, json 7, socket 7, glob 6, difflib 6, shlex 5, re 5,
+# threading 3, getpass 3, hashlib 3, datetime 2, random 1.
 import io
 import os
 import sys
 import time
 from _thread import allocate_lock
 
-TYPE_CHECKING: bool = (
-    False  # as typing's own, without importing typing, which would double the start-up
-)
+# As typing's own, without importing typing, which would double the start-up.
+TYPE_CHECKING: bool = False
+# fmt: off
 if TYPE_CHECKING:
     import ssl
-    from typing import (
-        Any,
-        Callable,
-        Dict,
-        Iterable,
-        Iterator,
-        List,
-        Literal,
-        NoReturn,
-        Optional,
-        Sequence,
-        TextIO,
-    )
-    from typing import TypedDict
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, NoReturn, Optional
+    from typing import Sequence, TextIO, TypedDict
 
     Row = Dict[str, Any]  # one JSON object of the service
+# fmt: on
 
 if __name__ == "__main__":
     import gc
 
-    gc.set_threshold(
-        100_000
-    )  # looking for garbage among the rows, which stay, would take a tenth of a short process
+    # Looking for garbage among the rows, which stay, would take a tenth of a short process.
+    gc.set_threshold(100_000)
 
 __version__ = "1.0.0"
+# fmt: off
 __all__ = [
-    "AuthError",
-    "CoroutineServerless",
-    "Endpoint",
-    "NetworkError",
-    "NotFoundError",
-    "OutcomeUnknownError",
-    "PartialError",
-    "RateLimitError",
-    "RequestStatus",
-    "Serverless",
-    "Session",
-    "UsageError",
-    "VastAI",
-    "VastAIError",
-    "WaitTimeoutError",
-    "main",
-    "program",
-]
+    "AuthError", "CoroutineServerless", "Endpoint", "NetworkError", "NotFoundError",
+    "OutcomeUnknownError", "PartialError", "RateLimitError", "RequestStatus", "Serverless",
+    "Session", "UsageError", "VastAI", "VastAIError", "WaitTimeoutError", "main", "program"]
+# fmt: on
 
 SERVER = "https://console.vast.ai"
-SERVERLESS = (
-    "https://run.vast.ai"  # logs and workers of endpoints; with another --url they are on that one
-)
+# Logs and workers of endpoints; with another --url they are on that one.
+SERVERLESS = "https://run.vast.ai"
 LONGEST_PAUSE = 60.0  # seconds: a service that asks for more is not waited for
 LONGEST_TIMEOUT = 1e6  # seconds that a socket can wait, on every system
 LARGEST_ANSWER = 1 << 26  # bytes, unpacked: more than any answer, and a small machine can hold it
-LAST_MOMENT = (
-    64_000_000_000  # unix seconds, about the year 4000: what is later is no date, but a mistake
-)
+LAST_MOMENT = 64_000_000_000  # unix seconds, about the year 4000: a later date is a mistake
 LONGEST_TEXT = 100_000  # characters in one argument
 LONGEST_FILE = 10_000_000  # characters in a file that is sent
 BULK = 64  # ids that the service takes in one request
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is in an address that the service gives
-CLEAR = "\r\033[K"  # takes the line of progress from a terminal
+CLEAR = "\r\033[K"  # erases the line of progress on a terminal
 
 
 # ------------------------------------------------------------------------------------------- errors
