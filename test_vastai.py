@@ -2841,7 +2841,7 @@ def believable(row, face, folder):
             for value in [*filter(None, [BELIEVABLE.get(arg.name)]), *arg.choices[:1], [7], 7, "7", "text", True,
                           {"a": 1}, path]:
                 with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, vastai.VastAIError):
-                    vastai.convert_value(row, arg, value, face == "cli")
+                    vastai.convert_value(arg, value, face == "cli")
                     given[arg.name] = value
                     break
             else:
@@ -2998,7 +2998,7 @@ class TableTest(unittest.TestCase):
                     self.assertTrue(arg.help or arg.hidden, f"{arg.name} has no help")
                     self.assertEqual(arg.name, arg.name.lower())
                     if arg.default not in (vastai.REQUIRED, None):
-                        vastai.convert_value(row, arg, arg.default, False)
+                        vastai.convert_value(arg, arg.default, False)
                 if row.is_list and row.face != "sdk":
                     self.assertTrue(row.columns or row.says, "a list has columns")
                 elif not row.returns and row.face != "sdk":

@@ -1051,7 +1051,7 @@ def _as_given(value: Any) -> Any:
 ID = Kind("int", _count, "an id (a whole number)", "ID")
 # What an id is of: the same number, with its own name in the help and its own completion.
 INSTANCE_ID, MACHINE_ID = ID.called("INSTANCE", "instances"), ID.called("MACHINE")
-OFFER_ID, VOLUME_ID, TEMPLATE_ID = ID.called("OFFER"), ID.called("VOLUME"), ID.called("TEMPLATE")
+OFFER_ID, VOLUME_ID = ID.called("OFFER"), ID.called("VOLUME")
 ENDPOINT_ID, WORKERGROUP_ID = ID.called("ENDPOINT"), ID.called("WORKERGROUP")
 COUNT = Kind("int", _count, "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
@@ -4127,7 +4127,7 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
                 given = value if arg.again else [value]
                 asked = [ask_secret(f"{row.name}: {arg.help}") if v == "-" else v for v in given]
                 value = asked if arg.again else asked[0]
-            value = convert_value(row, arg, value, cli)
+            value = convert_value(arg, value, cli)
         result[arg.name] = value
     if row.one_of or row.needs:
         check_choices(row, result, cli)
@@ -4137,31 +4137,32 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
 def check_choices(row: Command, params: Row, cli: bool) -> None:
     """Raises UsageError unless exactly one of each `one_of` and at least one of `needs` is given."""
     args = {arg.name: arg for arg in row.args if arg.face != ("sdk" if cli else "cli")}
-
-    def given(name: str) -> bool:
-        arg = args[name]
-        return params[name] not in (None, arg.cli if cli else arg.default)
+    given = {
+        name
+        for name, arg in args.items()
+        if params[name] not in (None, arg.cli if cli else arg.default)
+    }
 
     def labels(names: Iterable[str]) -> str:
         words = [args[name].label(cli) for name in names if not args[name].hidden]
         return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
-    for choice in row.one_of.split(", ") if row.one_of else ():
+    for choice in row.one_of.split(", "):
         names = choice.split()
-        if all(name in args for name in names) and sum(map(given, names)) != 1:
+        if names and args.keys() >= set(names) and len(given.intersection(names)) != 1:
             raise UsageError(f"give either {labels(names)}")
-    needs = [name for name in row.needs.split() if name in args]
     if row.needs == "*":
-        needs = [name for name, arg in args.items() if arg.option and arg is not YES]
-    if needs and not any(map(given, needs)):
-        if row.needs == "*":
-            raise UsageError(
-                f"nothing to change; give an option, such as {args[needs[0]].label(cli)}"
-            )
-        raise UsageError(f"give {labels(needs)}")
+        names = [name for name, arg in args.items() if arg.option and arg is not YES]
+        if given.isdisjoint(names):
+            label = args[names[0]].label(cli)
+            raise UsageError(f"nothing to change; give an option, such as {label}")
+    elif row.needs:
+        names = [name for name in row.needs.split() if name in args]
+        if names and given.isdisjoint(names):
+            raise UsageError(f"give {labels(names)}")
 
 
-def convert_value(row: Command, arg: Arg, value: Any, cli: bool) -> Any:
+def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
     """One value as the row wants it.  Raises UsageError."""
     try:
         value = arg.kind.convert(value)
@@ -4294,8 +4295,21 @@ def path_part(name: str, value: Any) -> str:
 
 
 def extract_result(call: Call, answer: Answer) -> Any:
-    """The part of the answer that the row promises.  Raises if it is not there, or is a refusal."""
-    return refine(call.row, result_of(call.row, answer))
+    """The part of the answer that the row promises, with the row's changes to each object.  Raises
+    if it is not there, or is a refusal.
+    """
+    row = call.row
+    result = result_of(row, answer)
+    if not row.each and not row.drops:
+        return result
+    for item in result if isinstance(result, list) else [result]:
+        if item is None:
+            continue
+        for name in row.drops.split():
+            item.pop(name, None)
+        if row.each:
+            row.each(item)
+    return result
 
 
 def result_of(row: Command, answer: Answer) -> Any:
@@ -4349,20 +4363,6 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
         raise refusal_error({"msg": body or "the service sent an empty answer"}, answer)
 
 
-def refine(row: Command, result: Any) -> Any:
-    """The result with the row's changes to each of its objects."""
-    if not row.each and not row.drops:
-        return result
-    for item in result if isinstance(result, list) else [result]:
-        if item is None:
-            continue
-        for name in row.drops.split():
-            item.pop(name, None)
-        if row.each:
-            row.each(item)
-    return result
-
-
 def is_rows(value: Any) -> bool:
     """Is a value of the service a list of objects?"""
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
@@ -4370,14 +4370,8 @@ def is_rows(value: Any) -> bool:
 
 def kind_of(value: Any) -> str:
     """What a JSON value is, for an error."""
-    names = {
-        type(None): "null",
-        dict: "a JSON object",
-        list: "a list",
-        str: "a text",
-        bool: "a boolean",
-    }
-    return names.get(type(value), "a number")
+    names = {dict: "a JSON object", list: "a list", str: "a text", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
 
 
 # What `build` names: query and body, if a row's arguments are not sent as they are.  In the
@@ -4390,9 +4384,14 @@ OFFER_DEFAULTS: Row = {
 }
 
 
+def parse_offers(call: Call, query: Any, start: Row) -> Row:
+    """The conditions of a query text on offers, with its directives, on top of `start`."""
+    return parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, call.warn)
+
+
 def offers_where(call: Call, query: Any, start: Row) -> Row:
     """The conditions of a query text on offers, on top of `start`."""
-    found = parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
+    found = parse_offers(call, query, start)
     found.pop("georegion", None)
     if found.pop("chunked", None):
         raise UsageError("chunked is for `vastai search offers` only")
@@ -4404,13 +4403,11 @@ def offer_query(call: Call) -> tuple[Row, set[str]]:
     fields: "georegion", "chunked".
     """
     query = call["query"]
-    is_text = isinstance(query, (str, list, tuple))  # also "", which the command line has for none
-    start = {} if call["no_default"] else dict(OFFER_DEFAULTS)
-    if not is_text:
-        if not call["no_default"]:
-            start["rented"] = {"eq": False}
-        return {**start, **(query or {})}, set()
-    found = parse_query(query, start, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
+    start = {} if call["no_default"] else OFFER_DEFAULTS
+    if query is None or isinstance(query, dict):  # the command line has "" for none
+        rented = {} if call["no_default"] else {"rented": {"eq": False}}
+        return {**start, **rented, **(query or {})}, set()
+    found = parse_offers(call, query, start)
     directives = {name for name in DIRECTIVES if found.pop(name, None) == {"eq": True}}
     if call.cli and "georegion" in directives and "geolocation" not in found:
         raise UsageError(
@@ -4422,15 +4419,9 @@ def offer_query(call: Call) -> tuple[Row, set[str]]:
 
 def search_body(call: Call, conditions: Row, fields: str, **more: Any) -> Row:
     """The body of a search: conditions, order, allocated storage, and the limit if there is one."""
-    body = {
-        **conditions,
-        "order": parse_order(call["order"], ALIASES, fields, call.warn),
-        **more,
-        "allocated_storage": call["storage"],
-    }
-    if call["limit"]:
-        body["limit"] = call["limit"]
-    return body
+    limit = {"limit": call["limit"]} if call["limit"] else {}
+    order = parse_order(call["order"], ALIASES, fields, call.warn)
+    return {**conditions, "order": order, "allocated_storage": call["storage"], **limit, **more}
 
 
 def build_filter_search(call: Call, query: Row, body: Row) -> None:
@@ -4454,10 +4445,9 @@ def build_instance(call: Call, query: Row, body: Row) -> None:
         raise UsageError("give either price or bid_price; they are the same")
     body["price"] = call["bid_price"] if call["price"] is None else call["price"]
     start_up(call, body)
-    portal = body["env"].get("PORTAL_CONFIG")  # a template may bring Jupyter: its entries stay
-    if portal is not None and "jupyter" not in body.get(
-        "runtype", "jupyter" * bool(call["template_hash"])
-    ):
+    portal = body["env"].get("PORTAL_CONFIG")
+    runtype = "jupyter" if call["template_hash"] else ""  # a template may bring Jupyter
+    if portal is not None and "jupyter" not in body.get("runtype", runtype):
         entries = [entry for entry in str(portal).split("|") if "jupyter" not in entry.lower()]
         if not any(entries):
             raise UsageError(
@@ -4491,9 +4481,8 @@ def start_up(call: Call, body: Row) -> None:
     the start.
     """
     runtype, body["env"] = runtype_of(call, call["template_hash"]), environment_of(call)
-    body["onstart"] = call["onstart"] or (
-        call["entrypoint"] if call["onstart_cmd"] is None else call["onstart_cmd"]
-    )
+    command = call["entrypoint"] if call["onstart_cmd"] is None else call["onstart_cmd"]
+    body["onstart"] = call["onstart"] or command
     if runtype:
         body["runtype"] = runtype
     if call["args"] and call["args"] != [""]:
@@ -4535,48 +4524,34 @@ def runtype_of(call: Call, template: Any) -> Any:
 
 def volume_of(call: Call) -> Row | None:
     """`volume_info` from the volume options."""
-    create, link, path, name = (
-        call["create_volume"],
-        call["link_volume"],
-        call["mount_path"],
-        call["volume_label"],
-    )
-    if call["volume_info"] is not None and (create is not None or link is not None):
+    create, link, size = call["create_volume"], call["link_volume"], call["volume_size"]
+    path, name = call["mount_path"], call["volume_label"]
+    volume = link if create is None else create
+    if call["volume_info"] is not None and volume is not None:
         raise UsageError("volume_info cannot be combined with create_volume or link_volume")
     if create is not None and link is not None:
         raise UsageError("create a new volume or link one, not both")
-    if call["volume_size"] is not None and create is None:
+    if size is not None and create is None:
         raise UsageError("a volume size needs a volume to create: --create-volume")
-    if create is None and link is None:
+    if volume is None:
         if path is not None or name is not None:
             raise UsageError("a mount path or volume label needs --create-volume or --link-volume")
         return None
     if not path or path == "/" or "//" in path:
         found = f", not {printable(path)!r}" if path else ""
         raise UsageError(f"a volume needs --mount-path, a path such as /root/volume{found}")
-    volume = {
-        "mount_path": path,
-        "create_new": create is not None,
-        "volume_id": link if create is None else create,
-    }
+    info = {"mount_path": path, "create_new": create is not None, "volume_id": volume}
     if name:
-        volume["name"] = name
+        info["name"] = name
     if create is not None:
-        volume["size"] = call["volume_size"] or 15
-    return volume
+        info["size"] = size or 15
+    return info
 
 
 def build_launch(call: Call, query: Row, body: Row) -> None:
     """The body of launch instance: the offers query and the instance in one."""
-    conditions = launch_conditions(call)
-    limit = {"limit": call["limit"]} if call["limit"] else {}
-    body["q"] = {
-        **conditions,
-        "order": parse_order(call["order"] or "score-", ALIASES, OFFER_FIELDS, call.warn),
-        "type": "on-demand",
-        **limit,
-        "allocated_storage": call["disk"],
-    }
+    own = {"type": "on-demand", "allocated_storage": call["disk"]}
+    body["q"] = search_body(call, launch_conditions(call), OFFER_FIELDS, **own)
     start_up(call, body)
 
 
@@ -4634,10 +4609,8 @@ def launch_countries(region: str) -> list[str]:
 
 def schedule_of(call: Call, request: Request) -> Row:
     """The job that repeats `request`, from the options of SCHEDULE.  Raises UsageError."""
-    frequency, (day, hour) = (
-        call["schedule"],
-        (None if call[name] is None else int(call[name]) for name in ("day", "hour")),
-    )
+    frequency = call["schedule"]
+    day, hour = (None if call[name] is None else int(call[name]) for name in ("day", "hour"))
     if (day is not None, hour is not None) != (frequency == "WEEKLY", frequency != "HOURLY"):
         words = {
             "HOURLY": "--day '*' --hour '*'",
@@ -4664,49 +4637,45 @@ def schedule_of(call: Call, request: Request) -> Row:
     }
 
 
-def build_template(call: Call, query: Row, body: Row) -> None:
-    """A new template: what the flags mean in the service's words, unless Python gives these."""
-    login = (call["login"] or "").split()
-    plain = call["no_default"] or (not call.cli and call["search_params"] is None)
-    made = {
-        **access_members(call),
-        "use_jupyter_lab": call["jupyter_lab"],
-        "docker_login_repo": login[0] if login else None,
-        "readme_visible": not call["hide_readme"],
-        "extra_filters": offers_where(call, call["search_params"], {} if plain else OFFER_DEFAULTS),
-        "private": not call["public"],
-    }
-    body.update({name: value for name, value in made.items() if name not in body})
+TEMPLATE_FLAGS = {  # the flags that set members of a template
+    "ssh jupyter direct": ("jup_direct", "ssh_direct", "use_ssh", "runtype"),
+    "jupyter_lab": ("use_jupyter_lab",),
+    "login": ("docker_login_repo",),
+    "hide_readme": ("readme_visible",),
+    "search_params": ("extra_filters",),
+    "public": ("private",),
+}
 
 
-def access_members(call: Call) -> Row:
-    """The members of a template that --ssh, --jupyter and --direct set together."""
+def template_members(call: Call) -> Row:
+    """The members of a template that its flags stand for, in the service's words."""
     ssh, jupyter, direct = call["ssh"], call["jupyter"], call["direct"]
+    login, search = (call["login"] or "").split(), call["search_params"]
+    plain = call["no_default"] or (search is None and not call.cli)
     return {
         "jup_direct": jupyter and direct,
         "ssh_direct": ssh and direct,
         "use_ssh": ssh or jupyter,
         "runtype": "jupyter" if jupyter else "ssh" if ssh else "args",
+        "use_jupyter_lab": call["jupyter_lab"],
+        "docker_login_repo": login[0] if login else None,
+        "readme_visible": not call["hide_readme"],
+        "extra_filters": offers_where(call, search, {} if plain else OFFER_DEFAULTS),
+        "private": not call["public"],
     }
+
+
+def build_template(call: Call, query: Row, body: Row) -> None:
+    """A new template: what the flags mean, unless Python gives the service's own members."""
+    body.update({**template_members(call), **body})
 
 
 def build_template_change(call: Call, query: Row, body: Row) -> None:
     """A changed template: only what is named, in the service's words."""
-    made: Row = {}
-    if call["ssh"] or call["jupyter"] or call["direct"]:
-        made.update(access_members(call))
-    if call["jupyter_lab"]:
-        made["use_jupyter_lab"] = True
-    if call["login"]:
-        made["docker_login_repo"] = call["login"].split()[0]
-    if call["hide_readme"]:
-        made["readme_visible"] = False
-    if call["public"]:
-        made["private"] = False
-    if call["search_params"] is not None:
-        start = {} if call["no_default"] else OFFER_DEFAULTS
-        made["extra_filters"] = offers_where(call, call["search_params"], start)
-    body.update({name: value for name, value in made.items() if name not in body})
+    made = template_members(call)
+    for flags, members in TEMPLATE_FLAGS.items():
+        if any(call[flag] not in (None, False) for flag in flags.split()):
+            body.update({name: made[name] for name in members if name not in body})
 
 
 # fmt: off
@@ -4731,10 +4700,8 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
     if isinstance(given, dict):
         found = {**start, **given}
     else:
-        empty: Row = {name: {} for name in start}
-        found = parse_query(
-            given, start if call.cli else empty, VOLUME_FIELDS, None, MULTIPLIERS, tell=call.warn
-        )
+        first: Row = start if call.cli else {name: {} for name in start}
+        found = parse_query(given, first, VOLUME_FIELDS, None, MULTIPLIERS, call.warn)
     found = {name: conditions or start.get(name, {}) for name, conditions in found.items()}
     body.update(search_body(call, found, VOLUME_FIELDS))
 
@@ -4783,18 +4750,11 @@ def on_drive(text: str) -> bool:
 def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
     if call["instance"] is None or call["connection"] is None:
         raise UsageError("give --instance and --connection")
-    way = call["transfer"].lower()
-    if way not in ("instance to cloud", "cloud to instance") or (
-        call["schedule"] and way[0] == "c"
-    ):
-        more = (
-            ", the only direction that can be scheduled"
-            if call["schedule"]
-            else " or 'Cloud to Instance'"
-        )
-        raise UsageError(
-            f"--transfer: expected 'Instance to Cloud'{more}, not {printable(call['transfer'])!r}"
-        )
+    given, expected = call["transfer"], "'Instance to Cloud' or 'Cloud to Instance'"
+    if call["schedule"]:
+        expected = "'Instance to Cloud', the only direction that can be scheduled"
+    if f"'{given.lower()}'" not in expected.lower():
+        raise UsageError(f"--transfer: expected {expected}, not {printable(given)!r}")
     names = ("dry_run", "size_only", "ignore_existing", "update", "delete_excluded")
     body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
 
@@ -4830,13 +4790,11 @@ def build_tfa_delete(call: Call, query: Row, body: Row) -> None:
 
 def build_market(call: Call, query: Row, body: Row) -> None:
     """The filters of market metrics in the service's words."""
-    query.update(
-        verified={"true": "yes", "false": "no", "all": "all"}[call["verified"]],
-        num_gpus=call["num_gpus"],
-        hosting_type={"true": "secure_cloud", "false": "community", "all": "all"}[
-            call["datacenter"]
-        ],
-    )
+    verified = {"true": "yes", "false": "no", "all": "all"}
+    hosting = {"true": "secure_cloud", "false": "community", "all": "all"}
+    query["verified"] = verified[call["verified"]]
+    query["hosting_type"] = hosting[call["datacenter"]]
+    query["num_gpus"] = call["num_gpus"]
     if call["name"]:
         query["gpu_name"] = call["name"].replace("_", " ")
 
@@ -4886,7 +4844,7 @@ def build_billing(call: Call, query: Row, body: Row) -> str | None:
 
 def build_workergroup(call: Call, query: Row, body: Row) -> None:
     """The search conditions of a new workergroup, as text."""
-    parse_query(call["search_params"], {}, OFFER_FIELDS, ALIASES, MULTIPLIERS, tell=call.warn)
+    parse_offers(call, call["search_params"], {})
     default = "" if call["no_default"] else " verified=True rentable=True rented=False"
     body["search_params"] = ((call["search_params"] or "") + default).strip()
 
@@ -4901,14 +4859,15 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
     """The period in days since 1970, with fractions; the service wants `machid` even when it is
     null.
     """
+    start, end = call["start_date"], call["end_date"]
     if call["last_days"] is None:
         query["machid"] = None
-        for name, date in (("sday", call["start_date"]), ("eday", call["end_date"])):
+        for name, date in (("sday", start), ("eday", end)):
             days = (time.time() - 86400 if date is None else date) / 86400
             query[name] = int(days) if days == int(days) else days
-        if call["start_date"] is not None and call["end_date"] is not None:
-            check_period(call["start_date"], call["end_date"])
-    elif call["start_date"] is not None or call["end_date"] is not None:
+        if start is not None and end is not None:
+            check_period(start, end)
+    elif start is not None or end is not None:
         raise UsageError("give dates or --last_days, not both")
     if call["machine_id"] is not None:
         query["machid"] = call["machine_id"]
