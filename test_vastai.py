@@ -8127,6 +8127,15 @@ class TestOutcomes(FaultCase):
 class TestLines(FaultCase):
     """How a line is read, and in which shapes its answer can be had."""
 
+    def test_names_that_are_none(self):
+        server = self.serve(reply({"success": True, "new_contract": 7}))
+        for words in (["create", "instance", "8", "--image", ""], ["create", "instance", "8", "--image", "two words"],
+                      ["create", "instance", "8", "--template_hash", " "], ["create", "env-var", "A=b", "c"],
+                      ["launch", "instance", "-g", "A", "-n", "1", "-i", ""],
+                      ["launch", "instance", "--query", "num_gpus=x", "-i", "a"]):
+            self.assertEqual(self.run_here(server, *words)[0], 2, words)
+        self.assertEqual(server.requests, [])
+
     def test_help_in_every_spelling(self):
         server = self.serve(reply({"success": True}))
         for more in ("--help", "--hel", "-h", "-qh", "--vers"):

@@ -871,6 +871,20 @@ def _name(value: Any) -> str:
     return text
 
 
+def _image(value: Any) -> str:
+    """The name of an image, or of a variable: without blanks."""
+    text = _name(value).strip()
+    if len(text.split()) > 1:
+        raise ValueError(value)
+    return text
+
+
+def _variable(value: Any) -> str:
+    if "=" in _image(value):
+        raise ValueError(value)
+    return _image(value)
+
+
 def _line_count(value: Any) -> str:
     return str(_count(value)) if value != "" else ""
 
@@ -1116,7 +1130,10 @@ INSTANCE_IDS, MACHINE_IDS, OFFER_IDS = (
     IDS.called("OFFER"),
 )
 GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
-IMAGE, HASH, PATH, URL = (TEXT.called(word) for word in ("IMAGE", "HASH", "PATH", "URL"))
+PATH, URL = (TEXT.called(word) for word in ("PATH", "URL"))
+HASH = NAME.called("HASH")
+IMAGE = Kind("str", _image, "an image such as vastai/pytorch:latest", "IMAGE")
+VARIABLE = Kind("str", _variable, "the name of a variable, without = and spaces", "NAME")
 LABEL, TOKEN, CONDITIONS_TEXT = TEXT.called("NAME"), TEXT.called("TOKEN"), TEXT.called("QUERY")
 SHELL_LINES = TEXT.called("COMMAND")
 LINES = Kind("int | str", _line_count, "a number of lines", "N")
@@ -3478,13 +3495,13 @@ register("Environment variables",
         Arg("-s --show-values", FLAG, "also show the values", to=""),
         returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
     Command("create env-var", "POST /secrets/", ONCE, SETS, "Add an environment variable for your instances",
-        Arg("name", NAME, "name of the variable", key="key"), Arg("value", TEXT, "value of the variable", secret=True),
+        Arg("name", VARIABLE, "name of the variable", key="key"), Arg("value", TEXT, "value of the variable", secret=True),
         done="Added environment variable {name}.", look="show env-vars"),
     Command("update env-var", "PUT /secrets/", SAFE, SETS, "Change an environment variable",
-        Arg("name", NAME, "name of the variable", key="key"), Arg("value", TEXT, "new value", secret=True),
+        Arg("name", VARIABLE, "name of the variable", key="key"), Arg("value", TEXT, "new value", secret=True),
         done="Changed environment variable {name}.", look="show env-vars"),
     Command("delete env-var", "DELETE /secrets/", SAFE, DELETES, "Delete an environment variable",
-        Arg("name", NAME, "name of the variable", key="key"), done="Deleted environment variable {name}.", look="show env-vars"))
+        Arg("name", VARIABLE, "name of the variable", key="key"), done="Deleted environment variable {name}.", look="show env-vars"))
 
 register("Two-factor authentication",
     Command("tfa login", "POST /tfa/", ONCE, SETS, "Start a 2FA session on this computer",
@@ -8348,6 +8365,8 @@ class Launch:
         self.credit: float | None = None
         self.needs_credit = False  # is there no sense in a search without any?
         self.last_sent = -RENTAL_PAUSE
+        self.conditions = launch_conditions(call)
+        self.order = parse_order(call["order"] or "dph_total", ALIASES, OFFER_FIELDS, call.warn)
 
     def call_of_a_rental(self) -> Call:
         """The call of `create instance` with our options; looks at them before anything is sent."""
@@ -8397,15 +8416,13 @@ class Launch:
 
     def search(self) -> list[Row]:
         """The offers to try, one for each machine, best first.  Raises NotFoundError."""
-        call = self.call
-        conditions = launch_conditions(call)
+        call, conditions, order = self.call, self.conditions, self.order
         narrow(conditions, "disk_space", "gte", self.disk)
         if call["max_hours"] is not None:
             narrow(conditions, "duration", "gte", call["max_hours"] * 3600)
         if self.excluded:
             known = as_list(get_path(conditions, "machine_id.notin"))
             conditions.setdefault("machine_id", {})["notin"] = [*known, *self.excluded]
-        order = parse_order(call["order"] or "dph_total", ALIASES, OFFER_FIELDS, call.warn)
         offers = call.do(
             "search_offers",
             query=conditions,
