@@ -18,7 +18,7 @@ Data goes down this file once:
     -> result         extract_result(): the part of the answer that the row promises
     -> returned by the method, or printed by present() in the shape that was asked for
 
-Where one request is not enough, the row names a function, which calls its own row (call.send) and
+If one request is not enough, the row names a function, which calls its own row (call.send) and
 others (call.do).  A command's function returns what the SDK returns; it knows no output format.
 
 The sections, in order: errors | text and redaction | kinds | queries, environments, dates | screen
@@ -3488,7 +3488,7 @@ register("Keys",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
     Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
         Arg("role", TEXT, "host for all commands, client to leave out those for hosts", choices=("host", "client")),
-        returns="none", run="run_set_role", done="vastai --help now lists the commands for a {role}", auth=False))
+        returns="none", run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False))
 
 register("Environment variables",
     Command("show env-vars", "GET /secrets/", SAFE, READS, "List environment variables set in your instances",
@@ -15009,7 +15009,7 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
 
 
 def places_of_words(argv: list[str]) -> list[int]:
-    """Where the words stand that are no options, nor values of global ones."""
+    """The places of the words that are neither options nor values of global ones."""
     valued = {flag for arg in GLOBAL_ARGS.args if arg.kind is not FLAG for flag in arg.flags}
     places, skip = [], False
     for at, word in enumerate(argv):
