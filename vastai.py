@@ -3158,7 +3158,7 @@ register("Instances",
         ask="Recreate the container of instance {id}? All data outside volumes is lost.", ask_when="terminal"),
     Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "Set or clear an instance's label",
         INSTANCE, Arg("label", TEXT, "label; '' removes it"),
-        done="Instance {id} now has the label {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
+        done="Set the label of instance {id} to {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE, SETS,
         "Change an instance's template, image or startup",
         Arg("id", INSTANCE_ID, "the instance", old="ID", to="path body"),
@@ -3182,7 +3182,7 @@ register("Instances",
         Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)", None),
         body={"client_id": "me"}, schedule="schedule_job", look="show instance", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
-             "${price:g}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
+             "${price}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
     Command("execute", "PUT /instances/command/{id}/", ONCE, SETS, "Run ls, rm or du on an instance",
         INSTANCE, Arg("command", NAME, "command in one word: 'ls -l'", old="COMMAND"), RESULT_WAIT,
         returns="text", run="run_logs", text="without_folder", schedule="schedule_job", look="show instance", made="scheduled_job_id",
@@ -3483,7 +3483,7 @@ register("Keys",
         Arg("id", ID.called("KEY"), "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
-        body={"client_id": "me"}, done="New API key: {new_api_key}. The old one is revoked.", look="show user",
+        body={"client_id": "me"}, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
         note="Save the new key with `vastai set api-key`.",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
     Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
@@ -3629,7 +3629,7 @@ register("Machines (for hosts)",
         done="Regrouped the offers of machines {ids}: {summary}", look="show machines"),
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, SETS, "Set the lowest bid for a machine's GPUs",
         MACHINE, Arg("--price", PRICE, "lowest bid per GPU, $/hr", None),
-        body={"client_id": "me"}, needs="price", done="The lowest bid for machine {id} is now ${price:g}/hr per GPU.", look="show machines"),
+        body={"client_id": "me"}, needs="price", done="The lowest bid for machine {id} is now ${price}/hr per GPU.", look="show machines"),
     Command("set defjob", "PUT /machines/create_bids/", SAFE, SETS, "Set what a machine runs while unrented",
         Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"),
         Arg("--price_gpu", PRICE, "price per GPU, $/day", None),
@@ -7631,7 +7631,7 @@ def invoice_totals(call: Call, answer: Row) -> list[str]:
         lines.append(f"Written to {call['pdf']}")
     current = as_dict(answer.get("current"))
     if current:
-        facts = [f"{name} {format_value(value)}" for name, value in current.items()]
+        facts = [f"{name} {format_money(as_number(value) or 0)}" for name, value in current.items()]
         lines.append(f"Current: {', '.join(facts)}")
     return lines
 
@@ -7779,9 +7779,9 @@ def notification_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
 def run_update(call: Call) -> None:
     """Shows how to update this copy; there is no place to fetch a newer one from safely."""
     how, place = installation()
-    advice = "this copy is a single file: replace it with the newer vastai.py"
+    advice = "to update, replace this single file with a newer vastai.py"
     if how == "pip":
-        advice = f"update it with `{sys.executable} -m pip install --upgrade PATH_OR_URL`"
+        advice = f"to update, run `{sys.executable} -m pip install --upgrade PATH_OR_URL`"
     raise VastAIError(f"this is vastai {__version__} in {place}; {advice}")
 
 
@@ -13838,6 +13838,8 @@ def fill(call: Call, text: str, answer: Row) -> str:
             words[name] = format_value(value)
         elif name == "sdate" or name.endswith("_date"):
             words[name] = format_utc(value)
+        elif name in ("price", "price_disk"):
+            words[name] = format_rate(value)[1:-3]  # 0.30, 0.3547
     return text.format_map({name: value for name, value in words.items() if value is not None})
 
 
