@@ -2778,16 +2778,16 @@ OFFER_SEARCH_OPTIONS = (
 def watch_options(interval: float) -> tuple[Arg, ...]:
     """What `watch` takes; `interval` is the default in seconds."""
     return (
-        Arg("--interval", SECONDS, "seconds between two looks, 6 or more", interval),
-        Arg("--below", PRICE, "only prices below this, $/hr, disk included", None),
-        Arg("--exec", SHELL_LINES, "command to run for each match, without a shell; it gets the row as JSON on stdin, "
-            "and VAST_ID and VAST_PRICE", None),
+        Arg("--interval", SECONDS, "polling interval, seconds, at least 6", interval),
+        Arg("--below", PRICE, "only prices below this, disk included, $/hr", None),
+        Arg("--exec", SHELL_LINES, "command to run for each match, without a shell; it gets the row as JSON on stdin "
+            "and VAST_ID and VAST_PRICE in its environment", None),
         Arg("--once", FLAG, "end after the first match, with the status of --exec"),
-        Arg("--max-wait", SECONDS, "time limit, seconds; then status 9", None))
+        Arg("--max-wait", SECONDS, "time limit, seconds; when it is over, the exit status is 9", None))
 
 
-WATCH_NOTE = ("On a terminal it redraws a table, new rows marked with +. In a pipe, or with --raw, it prints one JSON line for "
-              "each change, {\"event\", \"id\", \"row\"}; events: ")
+WATCH_NOTE = ("On a terminal, it redraws a table and marks new rows with +. In a pipe or with --raw, it prints one JSON line per "
+              "change: {\"event\", \"id\", \"row\"}. Events: ")
 JOB_OPTIONS = (
     Arg("--hours", HOURS, "duration of the job, hours", None, to="", group="Price of the job"),
     Arg("--down", GB, "data to download, GB", None, to="", group="Price of the job"),
@@ -2858,7 +2858,7 @@ MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
 LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
               "first start and continues through restarts. When it is over, the instance destroys itself with the key that "
               "the service gives to each container. To extend or shorten the time, write another unix time to "
-              "/var/lib/vastai-lease. It cannot destroy an instance whose image lacks curl, GNU wget and python3, one "
+              "/var/lib/vastai-lease. The script cannot destroy an instance whose image lacks curl, GNU wget and python3, one "
               "that is stopped or still loading, or one on a host whose clock jumps.")
 RENTED = ("Instance {new_contract} is {instance[actual_status]}. Open a shell with `vastai ssh {new_contract}`; "
           "stop paying with `vastai destroy instance {new_contract}`.|")
@@ -3003,16 +3003,16 @@ register("Search and rent",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
                   "gpu_name=RTX_4090 --hours 6 --down 80 --up 5 --storage 120",
                   "--interruptible 'num_gpus>=4 inet_down>500'")),
-    Command("watch offers", "", SAFE, READS, "Watch for offers that meet conditions",
+    Command("watch offers", "", SAFE, READS, "Watch for new offers that match",
         CONDITIONS, RENTAL_TYPE, *OFFER_SEARCH_OPTIONS[2:], *watch_options(60),
         returns="none", run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
-        note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer; the first look counts.",
+        note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer. Matches of the first look count.",
         examples=("'gpu_name=RTX_4090 num_gpus=1' --below 0.30",
                   "gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …")),
     Command("watch instances", "", SAFE, READS, "Watch your instances and their use",
         *watch_options(10),
         returns="none", run="run_watch_instances", face="cli", look="show instances",
-        note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90 % full). A match is a change after the first "
+        note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90% full). A match is a change after the first "
              "look.",
         examples=("", "--raw | jq -r .event", "--exec 'notify-send vastai' --interval 30")),
     Command("search offers-new", "PUT /search/asks/", SAFE, READS, "Search GPU offers with the newer service",
