@@ -6237,13 +6237,24 @@ class ReadmeTest(CommandCase):
         subprocess.run([sys.executable, *shlex.split(step)], cwd=self.here, check=True, timeout=60)
         self.assertTrue(os.listdir(os.path.join(self.here, "__pycache__")))
 
-    def test_the_methods_that_give_a_dict(self):
-        text = pathlib.Path(HERE, "README.md").read_text("utf-8")
-        sentence = " ".join(re.search(r"(?s)return a dict instead(.*?)\.\n", text).group(1).split())
-        due = {method for row in vastai.COMMANDS.values() for method in row.methods[:1]
-               if re.match(r"show_\w+s(?:_v1)?$|search_", method) and row.face != "cli"
-               and not row.annotation.startswith("list")}
-        self.assertEqual(set(re.findall(r"`(\w+)`", sentence)), due)
+    def test_what_the_methods_return(self):
+        text = " ".join(pathlib.Path(HERE, "README.md").read_text("utf-8").split())
+        named = {kind: set(re.findall(r"`(\w+)`", re.search(rf"{start}(.*?)\. ", text).group(1))) for kind, start in (
+            ("plural dict", "return a dict instead"), ("str", "but for these. Text:"), ("list", "Lists:"), ("None", " None:"))}
+        named["Any"] = {re.search(r"`(\w+)` returns what", text).group(1)}
+        due = {kind: set() for kind in named}
+        for row in vastai.COMMANDS.values():
+            if row.face == "cli":
+                continue
+            name, kind = row.methods[0], re.match(r"\w+", row.annotation).group()
+            shows = re.match(r"show_|search_", name)
+            if not shows and kind in due:
+                due[kind].add(name)
+            if shows and kind != "list" and re.match(r"show_\w+s(?:_v1)?$|search_", name):
+                due["plural dict"].add(name)
+            if shows and kind == "list":
+                self.assertRegex(name, r"^show_\w+s$|^search_|_keys$", "a list has a plural name")
+        self.assertEqual(named, due)
 
     def test_it_is_for_any_machine(self):
         text = pathlib.Path(HERE, "README.md").read_text("utf-8")
