@@ -6281,6 +6281,13 @@ class CompatTest(CommandCase):
             file.write(self.box.key + "\n")
         os.environ.pop("VAST_API_KEY")
 
+    def test_habits_of_the_sdk_before_1_0(self):
+        offers = self.client.search_offers(query="num_gpus=1", disable_bundling=True)
+        self.assertIs(self.last("/api/v0/bundles/")["body"]["disable_bundling"], True)
+        self.assertEqual(json.loads(self.client.last_output), offers)
+        self.assertEqual(self.client.create_ssh_key(SSH_KEY, name="laptop")["success"], True)
+        self.assertEqual(vastai.VastAI(api_key="k").last_output, "")
+
     def test_skypilot(self):
         self.keep_key()
         with mock.patch.dict(sys.modules, vastai_sdk=vastai):
@@ -7926,6 +7933,11 @@ class TestOddAnswers(FaultCase):
             {"result_url": f"http://{request['headers']['host']}/a b\u00e9"}))
         self.assertEqual(self.client(server).logs(7), "text")
         self.assertEqual(server.requests[-1]["target"], "/a%20b%C3%A9")
+
+    def test_a_text_that_is_nowhere(self):
+        client = self.client(self.serve(reply({"success": True})))
+        for call in (lambda: client.logs(7), lambda: client.execute(7, "ls")):
+            self.assertIn("where the result is", str(self.error(call)))
 
     def test_members_that_commands_go_by(self):
         for words, answer, expected in (
@@ -11317,7 +11329,7 @@ search offers /search instances
     --down:GB=None
     --up:GB=None
     --new:TEXT=False(cli)
-    --disable-bundling:TEXT=False(cli)
+    --disable-bundling:TEXT=False
     -> list[Offer]
 watch offers (cli)
     query:QUERY+=None|''
@@ -11740,7 +11752,7 @@ show gpu-locations /metrics gpu-locations
     -> dict[str, Any]
 set api-key new_api_key->api_key:NAME=None/new_api_key -> None
 show ssh-keys -> list[dict[str, Any]]
-create ssh-key ssh_key:KEY=None -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+create ssh-key ssh_key:KEY=None -y,--yes:TEXT=False(cli) --name:TEXT=None(sdk) -> dict[str, Any] ONCE
 attach ssh instance_id:INSTANCE/id ssh_key:KEY -> dict[str, Any]
 show instance-ssh-keys id:INSTANCE/ID/instance_id/INSTANCE_ID -> list[dict[str, Any]]
 detach ssh instance_id:INSTANCE/id ssh_key_id:KEY -> dict[str, Any]

@@ -2991,8 +2991,7 @@ register("Search and rent",
         CONDITIONS,
         RENTAL_TYPE, *OFFER_SEARCH_OPTIONS, *JOB_OPTIONS,
         Arg("--new", FLAG, "use the newer search service", face="cli", to=""),
-        Arg("--disable-bundling", FLAG, "list identical offers separately (deprecated)", face="cli", hidden=True,
-            to=""),
+        Arg("--disable-bundling", FLAG, "list identical offers separately (deprecated)", hidden=True, to=""),
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
@@ -3445,6 +3444,7 @@ register("Keys",
         returns="[]", columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, SETS, "Add an SSH key to your account",
         Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file (default: a new key made by ssh-keygen)", None), YES,
+        Arg("--name", TEXT, "accepted for programs for the SDK before 1.0; no effect", None, face="sdk", to="", hidden=True),
         run="run_create_ssh_key", made="key.id", done="Added SSH key {key[id]} to your account.|Added the SSH key to your account.", look="show ssh-keys",
         examples=("~/.ssh/id_ed25519.pub", "")),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "Add an SSH key to an instance",
@@ -6814,7 +6814,8 @@ def run_logs(call: Call) -> Any:
     answer = call.send()
     url = as_text(answer.get("result_url"))
     if not url:
-        return answer
+        hint = "" if call.row.safe else look_first(call.row)
+        raise VastAIError("the service did not say where the result is", hint=hint)
     text = RemoteText(result_text(call, url, call["max_wait"]))
     text.folder = as_text(answer.get("writeable_path"))
     return text
@@ -12921,6 +12922,13 @@ class VastAI:
         self.profile = profile_name()
         found = find_key(api_key, profile=self.profile)
         self.api_key, self.creds_source, self.key_origin = found
+        self.last_result: Any = None  # of the method called last, in whatever thread
+
+    @property
+    def last_output(self) -> str:
+        """What the last method returned, as text: programs for the SDK before 1.0 read it here."""
+        result = self.last_result
+        return "" if result is None else result if isinstance(result, str) else format_json(result)
 
     @property
     def api_key_access(self) -> str | None:
@@ -12993,6 +13001,7 @@ class VastAI:
             finally:
                 if client.api_key != key:  # set_api_key is meant for this client
                     self.api_key = client.api_key
+            self.last_result = answer
             return answer if view.format == "json" else present(call, answer)
 
     # fmt: off
@@ -13001,7 +13010,8 @@ class VastAI:
         def search_offers(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
                 'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] | None = None,
                 limit: int | None = None, storage: float | None = None, no_default: bool = False,
-                hours: float | None = None, down: float | None = None, up: float | None = None) -> list[Offer]:
+                hours: float | None = None, down: float | None = None, up: float | None = None,
+                disable_bundling: bool = False) -> list[Offer]:
             "Search GPU offers to rent."; ...
         def search_offers_new(self, query: str | dict[str, Any] | None = None, type: Literal['on-demand', 'bid',
                 'reserved', 'interruptible'] = 'on-demand', order: str | Sequence[Any] | None = None,
@@ -13225,7 +13235,8 @@ class VastAI:
             "List where the GPUs are."; ...
         def set_api_key(self, api_key: str | None = None) -> None: "Save your API key to a file."; ...
         def show_ssh_keys(self) -> list[dict[str, Any]]: "List your account's SSH keys."; ...
-        def create_ssh_key(self, ssh_key: str | None = None) -> dict[str, Any]: "Add an SSH key to your account."; ...
+        def create_ssh_key(self, ssh_key: str | None = None, name: str | None = None) -> dict[str, Any]:
+            "Add an SSH key to your account."; ...
         def attach_ssh(self, instance_id: int, ssh_key: str) -> dict[str, Any]: "Add an SSH key to an instance."; ...
         def show_instance_ssh_keys(self, id: int) -> list[dict[str, Any]]: "List an instance's SSH keys."; ...
         def detach_ssh(self, instance_id: int, ssh_key_id: int) -> dict[str, Any]:
