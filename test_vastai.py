@@ -4202,6 +4202,15 @@ class RentalTest(CommandCase):
         self.assertEqual(status, 0, err)
         self.assertIn(r"\u65e5", out)
 
+    def test_ssh_to_a_stopped_instance_says_how_to_start_it(self):
+        id = self.rented()
+        self.client.wait_instance(id, poll=0.1)
+        self.client.stop_instance(id)
+        self.client.wait_instance(id, status="exited", poll=0.1)
+        for words in (f"ssh {id} ls", f"scp {id}:/x ."):
+            status, _, err = self.run_here(words)
+            self.assertEqual((status, f"vastai start instance {id} --wait" in err), (1, True), err)
+
     def test_what_ssh_scp_and_rsync_are_told(self):
         id = self.rented(ssh=True, direct=True)
         self.client.wait_instance(id, poll=0.1)

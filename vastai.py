@@ -6977,7 +6977,12 @@ def ssh_target(call: Call, id: int) -> tuple[str, int]:
     """
     import socket
 
-    found = reachable(call, call.do("show_instance", id=id), id)
+    row = call.do("show_instance", id=id)
+    if row and (row.get("actual_status"), row.get("intended_status")) == ("exited", "stopped"):
+        raise VastAIError(
+            f"instance {id} is stopped", hint=f"Start it with `vastai start instance {id} --wait`."
+        )
+    found = reachable(call, row, id)
     for host, port in found[:-1]:
         try:
             socket.create_connection((host, port), 4).close()
