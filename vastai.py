@@ -372,7 +372,9 @@ def printable(text: str, limit: int = 80) -> str:
 
 
 def without_value(word: str) -> str:
-    """A word that nobody understood, safe to show: what follows a =, a : or a blank may be secret."""
+    """A word that nobody understood, safe to show: what follows =, : or a blank may be
+    secret.
+    """
     for sign in "=: \t\n":
         head, found, _ = word.partition(sign)
         word = head + "…" if found else word
@@ -407,7 +409,7 @@ def short_repr(value: Any) -> str:
         value = without_value(value)
     try:
         return printable(repr(value))
-    except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested beyond what Python shows
+    except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested too deeply for one
         return f"this {type(value).__name__}"
 
 
@@ -446,6 +448,11 @@ def display_width(text: str) -> int:
     from unicodedata import combining, east_asian_width
 
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def is_digits(text: str) -> bool:
+    """Is it a text of ASCII digits alone?  Those of other scripts are digits for str.isdigit()."""
+    return text.isascii() and text.isdigit()
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
@@ -901,7 +908,7 @@ def _email(value: Any) -> str:
 def _account(value: Any) -> str:
     """An email address or the id of an account, as text."""
     text = _text(value).strip()
-    return text if text.isascii() and text.isdigit() else _email(text)
+    return text if is_digits(text) else _email(text)
 
 
 def _flag(value: Any) -> bool:
@@ -937,7 +944,7 @@ def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
 
 
 def id_words(item: Any) -> list[Any]:
-    """The ids of a text such as "7,8 9"; anything else is one item.  An empty one is not dropped."""
+    """The ids of a text such as "7,8 9", also empty ones; anything else is one item."""
     if not isinstance(item, str):
         return [item]
     return [word for part in item.strip(", ").split(",") for word in part.split() or [part]]
@@ -1172,65 +1179,154 @@ ALIASES = {
 MULTIPLIERS = {"cpu_ram": 1000.0, "gpu_ram": 1000.0, "gpu_total_ram": 1000.0, "duration": 86400.0}
 
 # Every field of a search with what its help says: "field: type, meaning".  The type decides
-# what values a query may give it: text, name (`_` is a blank unless in quotes), model (`_` is always
-# a blank), country, true/false, date and version; anything else is a number, in that unit.
+# what values a query may give it: text, name (`_` is a blank unless in quotes), model (`_` is
+# always a blank), country, true/false, date and version; anything else is a number, in that unit.
 OFFER_FIELDS = """\
-bw_nvlink: GB/s, NVLink bandwidth; compute_cap: number x100, CUDA compute capability (890 is 8.9); cpu_arch: text,
-amd64 or arm64; cpu_cores: number, CPU threads of the machine; cpu_cores_effective: number, CPU threads that the offer
-gets; cpu_ghz: GHz, CPU clock; cpu_ram: GB, system memory; cuda_max_good: number, newest CUDA that the driver runs
-(alias cuda_vers); datacenter: true/false, hosted in a data center; direct_port_count: number, open ports; disk_bw:
-MB/s, disk read speed; disk_space: GB, space that can be rented; dlperf: number, deep-learning benchmark;
-dlperf_per_dphtotal: number, dlperf per $/hr (alias dlperf_usd); dph_total: $/hr, price with storage (alias dph);
-driver_version: version x.y.z, NVIDIA driver, such as 570.124.4; duration: days, longest rental; external: true/false,
-offers of other providers; flops_per_dphtotal: number, TFLOPS per $/hr (alias flops_usd); geolocation: country, two
-letters such as SE; gpu_arch: text, nvidia or amd; gpu_display_active: true/false, a display is attached (alias
-display_active); gpu_frac: number, share of the machine's GPUs, 0 to 1; gpu_max_power: W, power limit; gpu_max_temp:
-C, temperature limit; gpu_mem_bw: GB/s, memory bandwidth; gpu_name: model, such as RTX_4090; gpu_ram: GB, memory of
-one GPU; gpu_total_ram: GB, memory of all its GPUs; has_avx: true/false, CPU with AVX; host_id: number, the host; id:
-number, the offer; inet_down: Mb/s, download speed; inet_down_cost: $/GB, download price; inet_up: Mb/s, upload speed;
-inet_up_cost: $/GB, upload price; machine_id: number, the machine; min_bid: $/hr, lowest bid; mobo_name: name,
-motherboard; num_gpus: number, GPUs in the offer; pci_gen: number, PCIe generation; pcie_bw: GB/s, PCIe bandwidth;
-reliability: 0 to 1, uptime of the machine; rentable: true/false, free now; rented: true/false, rented by you;
-static_ip: true/false, address does not change; storage_cost: $/GB/month, storage price; total_flops: TFLOPS, of all
-GPUs; ubuntu_version: version, the host's system; verification: text, verified, unverified or deverified; verified:
-true/false, checked by Vast.ai; vms_enabled: true/false, runs virtual machines; cluster_id: number, the cluster"""
+bw_nvlink: GB/s, NVLink bandwidth
+compute_cap: number x100, CUDA compute capability (890 is 8.9)
+cpu_arch: text, amd64 or arm64
+cpu_cores: number, CPU threads of the machine
+cpu_cores_effective: number, CPU threads that the offer gets
+cpu_ghz: GHz, CPU clock
+cpu_ram: GB, system memory
+cuda_max_good: number, newest CUDA that the driver runs (alias cuda_vers)
+datacenter: true/false, hosted in a data center
+direct_port_count: number, open ports
+disk_bw: MB/s, disk read speed
+disk_space: GB, space that can be rented
+dlperf: number, deep-learning benchmark
+dlperf_per_dphtotal: number, dlperf per $/hr (alias dlperf_usd)
+dph_total: $/hr, price with storage (alias dph)
+driver_version: version x.y.z, NVIDIA driver, such as 570.124.4
+duration: days, longest rental
+external: true/false, offers of other providers
+flops_per_dphtotal: number, TFLOPS per $/hr (alias flops_usd)
+geolocation: country, two letters such as SE
+gpu_arch: text, nvidia or amd
+gpu_display_active: true/false, a display is attached (alias display_active)
+gpu_frac: number, share of the machine's GPUs, 0 to 1
+gpu_max_power: W, power limit
+gpu_max_temp: C, temperature limit
+gpu_mem_bw: GB/s, memory bandwidth
+gpu_name: model, such as RTX_4090
+gpu_ram: GB, memory of one GPU
+gpu_total_ram: GB, memory of all its GPUs
+has_avx: true/false, CPU with AVX
+host_id: number, the host
+id: number, the offer
+inet_down: Mb/s, download speed
+inet_down_cost: $/GB, download price
+inet_up: Mb/s, upload speed
+inet_up_cost: $/GB, upload price
+machine_id: number, the machine
+min_bid: $/hr, lowest bid
+mobo_name: name, motherboard
+num_gpus: number, GPUs in the offer
+pci_gen: number, PCIe generation
+pcie_bw: GB/s, PCIe bandwidth
+reliability: 0 to 1, uptime of the machine
+rentable: true/false, free now
+rented: true/false, rented by you
+static_ip: true/false, address does not change
+storage_cost: $/GB/month, storage price
+total_flops: TFLOPS, of all GPUs
+ubuntu_version: version, the host's system
+verification: text, verified, unverified or deverified
+verified: true/false, checked by Vast.ai
+vms_enabled: true/false, runs virtual machines
+cluster_id: number, the cluster"""
 VOLUME_FIELDS = """\
-cpu_arch: text, amd64 or arm64; cuda_vers: number, newest CUDA that the driver runs; cluster_id: number, the cluster;
-nw_disk_min_bw: MiB/s, lowest network disk bandwidth; nw_disk_avg_bw: MiB/s, average network disk bandwidth;
-nw_disk_max_bw: MiB/s, highest network disk bandwidth; datacenter: true/false, hosted in a data center; disk_bw: MB/s,
-disk speed; disk_space: GB, space that can be rented; driver_version: version x.y.z, NVIDIA driver; duration: days,
-longest rental; geolocation: country, two letters such as SE; gpu_arch: text, nvidia or amd; has_avx: true/false, CPU
-with AVX; host_id: number, the host; id: number, the offer; inet_down: Mb/s, download; inet_up: Mb/s, upload;
-machine_id: number, the machine; pci_gen: number, PCIe generation; pcie_bw: GB/s, PCIe bandwidth; reliability: 0 to 1,
-uptime of the machine; storage_cost: $/GB/month, price; static_ip: true/false, address does not change; total_flops:
-TFLOPS, all GPUs; ubuntu_version: version, the host's system; verified: true/false, checked by Vast.ai"""
+cpu_arch: text, amd64 or arm64
+cuda_vers: number, newest CUDA that the driver runs
+cluster_id: number, the cluster
+nw_disk_min_bw: MiB/s, lowest network disk bandwidth
+nw_disk_avg_bw: MiB/s, average network disk bandwidth
+nw_disk_max_bw: MiB/s, highest network disk bandwidth
+datacenter: true/false, hosted in a data center
+disk_bw: MB/s, disk speed
+disk_space: GB, space that can be rented
+driver_version: version x.y.z, NVIDIA driver
+duration: days, longest rental
+geolocation: country, two letters such as SE
+gpu_arch: text, nvidia or amd
+has_avx: true/false, CPU with AVX
+host_id: number, the host
+id: number, the offer
+inet_down: Mb/s, download
+inet_up: Mb/s, upload
+machine_id: number, the machine
+pci_gen: number, PCIe generation
+pcie_bw: GB/s, PCIe bandwidth
+reliability: 0 to 1, uptime of the machine
+storage_cost: $/GB/month, price
+static_ip: true/false, address does not change
+total_flops: TFLOPS, all GPUs
+ubuntu_version: version, the host's system
+verified: true/false, checked by Vast.ai"""
 BENCHMARK_FIELDS = """\
-contract_id: number, the instance that was measured; dph_base: $/hr, price; gpu_name: model, GPU model; id: number,
-the benchmark; image: text, Docker image; last_update: date, when measured; launch_args: text, options of the
-instance; machine_id: number, the machine; num_gpus: number, GPUs; template_hash: text, hash of the template;
-template_id: number, the template; type: text, what was measured; value: number, the result"""
+contract_id: number, the instance that was measured
+dph_base: $/hr, price
+gpu_name: model, GPU model
+id: number, the benchmark
+image: text, Docker image
+last_update: date, when measured
+launch_args: text, options of the instance
+machine_id: number, the machine
+num_gpus: number, GPUs
+template_hash: text, hash of the template
+template_id: number, the template
+type: text, what was measured
+value: number, the result"""
 TEMPLATE_FIELDS = """\
-creator_id: number, account of the creator; created_at: date, when created; count_created: number, instances created
-from it; default_tag: text, image tag; docker_login_repo: text, registry; id: number, the template; image: text,
-Docker image; jup_direct: true/false, direct connection for Jupyter; hash_id: text, hash of the template; private:
-true/false, not public; name: name, name of the template; recent_create_date: date, when last used;
-recommended_disk_space: GB, recommended disk size; recommended: true/false, recommended by Vast.ai; ssh_direct:
-true/false, direct connection for SSH; tag: text, image tag; use_ssh: true/false, SSH"""
+creator_id: number, account of the creator
+created_at: date, when created
+count_created: number, instances created from it
+default_tag: text, image tag
+docker_login_repo: text, registry
+id: number, the template
+image: text, Docker image
+jup_direct: true/false, direct connection for Jupyter
+hash_id: text, hash of the template
+private: true/false, not public
+name: name, name of the template
+recent_create_date: date, when last used
+recommended_disk_space: GB, recommended disk size
+recommended: true/false, recommended by Vast.ai
+ssh_direct: true/false, direct connection for SSH
+tag: text, image tag
+use_ssh: true/false, SSH"""
 INVOICE_FIELDS = """\
-id: number, the invoice; user_id: number, the account; when: date, when made; paid_on: date, when paid;
-payment_expected: date, when due; amount_cents: cents, amount; is_credit: true/false, a credit; is_delayed:
-true/false, paid with a delay; balance_before: $, balance before; balance_after: $, balance after; original_amount: $,
-amount before a cut; event_id: text, payment event; cut_amount: $, amount of the cut; cut_percent: %, percentage of
-the cut; extra: text, notes; service: text, payment service; stripe_charge: text, charge id at Stripe; stripe_refund:
-text, refund id at Stripe; stripe_payout: text, payout id at Stripe; error: text, what failed; paypal_email: text,
-address at PayPal; transfer_group: text, group of transfers; failed: true/false, the payment failed; refunded:
-true/false, the payment was refunded; is_check: true/false, paid by check"""
+id: number, the invoice
+user_id: number, the account
+when: date, when made
+paid_on: date, when paid
+payment_expected: date, when due
+amount_cents: cents, amount
+is_credit: true/false, a credit
+is_delayed: true/false, paid with a delay
+balance_before: $, balance before
+balance_after: $, balance after
+original_amount: $, amount before a cut
+event_id: text, payment event
+cut_amount: $, amount of the cut
+cut_percent: %, percentage of the cut
+extra: text, notes
+service: text, payment service
+stripe_charge: text, charge id at Stripe
+stripe_refund: text, refund id at Stripe
+stripe_payout: text, payout id at Stripe
+error: text, what failed
+paypal_email: text, address at PayPal
+transfer_group: text, group of transfers
+failed: true/false, the payment failed
+refunded: true/false, the payment was refunded
+is_check: true/false, paid by check"""
 
 
 def field_help(fields: str) -> list[tuple[str, str]]:
     """(name, meaning) of each field of one of the descriptions above."""
-    pairs = " ".join(fields.split()).split("; ")
-    return [(name, meaning) for name, _, meaning in (pair.partition(": ") for pair in pairs)]
+    pairs = (line.partition(": ") for line in fields.splitlines())
+    return [(name, meaning) for name, _, meaning in pairs]
 
 
 def field_types(fields: str) -> dict[str, str]:
@@ -1386,8 +1482,8 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
 
 
 def query_value(condition: Condition) -> Any:
-    """The value of a condition as it is sent: numbers as text unless they are scaled, true and false
-    as such, lists for in and notin.  Raises UsageError for what the type cannot be.
+    """The value of a condition as it is sent: numbers as text unless they are scaled, true and
+    false as such, lists for in and notin.  Raises UsageError for what the type cannot be.
     """
     name, operator, takes_list = condition.name, condition.operator, condition.takes_list
     items = query_items(condition)
@@ -1419,7 +1515,7 @@ def query_value(condition: Condition) -> Any:
 
 
 def number_with_commas(condition: Condition) -> str:
-    """The value of a condition that takes one, if its commas are those of a number such as 1,000."""
+    """The value of a condition that takes one, if its commas are in a number such as 1,000."""
     given = condition.raw.strip("[]")
     if condition.type not in WORDS_ONLY:
         if any(sign in given for sign in "=<>"):
@@ -1662,11 +1758,12 @@ ENV_OPTIONS = {
     }.items()
     for spelling in spellings.split()
 }
+_HOST = r"(?:(?:[\d.]{7,15}|\[[\da-fA-F:]+\]):)?"
 _PORTS = r"\d{1,5}(?:-\d{1,5})?"
 ENV_FORMS = {  # what a value looks like, and an example
     "-e": (r"[^=]+=.*", "NAME=VALUE"),
     "-p": (
-        rf"(?:(?:[\d.]{{7,15}}|\[[\da-fA-F:]+\]):)?(?:(?:{_PORTS})?:)?{_PORTS}(?:/(?:tcp|udp|sctp))?",
+        rf"{_HOST}(?:(?:{_PORTS})?:)?{_PORTS}(?:/(?:tcp|udp|sctp))?",
         "8080:8080, 8000-8010:8000-8010 or 53:53/udp",
     ),
     "-v": (r"[\w./:~@+,=-]+", "/data:/data"),
@@ -1674,8 +1771,8 @@ ENV_FORMS = {  # what a value looks like, and an example
     "-h": (r"[\w.-]+", "NAME"),
 }
 DOCKER_VALUES = (
-    "--shm-size --ipc --gpus --ulimit --cpus --memory -m --memory-swap --name --user -u --workdir -w "
-    "--entrypoint --restart --cap-add --cap-drop --device --security-opt --label -l --log-driver "
+    "--shm-size --ipc --gpus --ulimit --cpus --memory -m --memory-swap --name --user -u --workdir "
+    "-w --entrypoint --restart --cap-add --cap-drop --device --security-opt --label -l --log-driver "
     "--log-opt --mount --tmpfs --pid --uts --add-host --dns --runtime --cpuset-cpus --pull "
     "--platform --link --expose --group-add --sysctl --stop-signal --stop-timeout --network-alias "
     "--mac-address --ip --cidfile --userns --storage-opt --volumes-from --cgroupns --domainname"
@@ -1890,8 +1987,8 @@ def _split_words(text: str) -> list[str]:
 
 
 # The countries of a region.  A query takes the short names (`geolocation=EU georegion=true`); each
-# ISO 3166 country is in one of them, as in UN M49 but for BM, CY, GE, GL, PM and XK.  `launch instance --region`
-# takes the long names, which the service's own client divides otherwise.
+# ISO 3166 country is in one of them, as in UN M49 but for BM, CY, GE, GL, PM and XK.  `launch
+# instance --region` takes the long names, which the service's own client divides otherwise.
 GEOREGIONS = {
     "AF": "AO BF BI BJ BW CD CF CG CI CM CV DJ DZ EG EH ER ET GA GH GM GN GQ GW IO KE KM LR LS "
     "LY MA MG ML MR MU MW MZ NA NE NG RE RW SC SD SH SL SN SO SS ST SZ TD TF TG TN TZ UG "
@@ -1987,7 +2084,8 @@ def _date_seconds(value: str) -> float:
 
 
 # ------------------------------------------------------------------------------------------- screen
-# stdout carries answers, stderr everything else; nothing here fails because a stream is missing or closed.
+# stdout carries answers, stderr everything else; nothing here fails because a stream is missing or
+# closed.
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -2014,7 +2112,7 @@ def colored() -> bool:
 def terminal_width() -> int:
     """Columns of the terminal, at least 20: COLUMNS if set, 80 if unknown."""
     given = os.environ.get("COLUMNS", "")
-    width = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 0
+    width = int(given) if is_digits(given) and len(given) < 6 else 0
     for stream in (sys.stdout, sys.stderr):
         try:
             width = width or os.get_terminal_size(stream.fileno()).columns
@@ -4102,7 +4200,7 @@ class Rows(list):  # type: ignore[type-arg]
 
 
 def bind_params(row: Command, args: Sequence[Any], given: Row) -> Row:
-    """The parameters of a method call, as a Python function would take them; TypeError as from one."""
+    """The parameters of a method call, taken as a Python function does; TypeError as from one."""
     name, mine = row.methods[0], [arg for arg in row.args if arg.face != "cli"]
     if len(args) > len(mine):
         raise TypeError(f"{name}() takes at most {len(mine)} arguments ({len(args)} given)")
@@ -4152,7 +4250,7 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
 
 
 def check_choices(row: Command, params: Row, cli: bool) -> None:
-    """Raises UsageError unless exactly one of each `one_of` and at least one of `needs` is given."""
+    """Raises UsageError unless exactly one of each `one_of` and one or more of `needs` is given."""
     args = {arg.name: arg for arg in row.args if arg.face != ("sdk" if cli else "cli")}
     given = {
         name
@@ -4302,7 +4400,7 @@ def url_of(server: str, path: str, parts: Row) -> str:
 
 
 def path_part(name: str, value: Any) -> str:
-    """A value as one part of a path: percent-encoded whole, dots too if they would mean a folder."""
+    """A value as one part of a path: percent-encoded whole, and dots if they mean a folder."""
     from urllib.parse import quote
 
     text = quote(str(value), safe="")
@@ -4497,7 +4595,7 @@ def start_up(call: Call, body: Row) -> None:
     """What `create instance` and `launch instance` have in common: environment, access, commands at
     the start.
     """
-    runtype, body["env"] = runtype_of(call, call["template_hash"]), environment_of(call)
+    runtype, body["env"] = runtype_of(call), environment_of(call)
     command = call["entrypoint"] if call["onstart_cmd"] is None else call["onstart_cmd"]
     body["onstart"] = call["onstart"] or command
     if runtype:
@@ -4508,27 +4606,23 @@ def start_up(call: Call, body: Row) -> None:
         body["onstart"] = with_lease(call, body)
 
 
-def runtype_of(call: Call, template: Any) -> Any:
+def runtype_of(call: Call) -> str | None:
     """The kind of access that the flags ask for, in the service's words; None leaves it to the
     template or service.
     """
-    ssh, direct, args = (
-        call["ssh"],
-        call["direct"],
-        call["args_str"] if call["args"] is None else call["args"],
-    )
-    jupyter = call["jupyter"] or (
-        bool(call["jupyter_lab"] or call["jupyter_dir"]) and not call["runtype"]
-    )
-    if template:
-        return call["runtype"] or None
-    if call["runtype"]:
+    runtype, ssh, direct = call["runtype"], call["ssh"], call["direct"]
+    args = call["args_str"] if call["args"] is None else call["args"]
+    if call["template_hash"]:
+        return runtype or None
+    if runtype:
         if ssh or call["jupyter"] or direct:
             raise UsageError("runtype cannot be combined with ssh, jupyter or direct")
-        return str(call["runtype"])
-    if jupyter and args is not None:
-        raise UsageError("args cannot be combined with jupyter: Jupyter replaces the entrypoint")
-    if jupyter:
+        return str(runtype)
+    if call["jupyter"] or call["jupyter_lab"] or call["jupyter_dir"]:
+        if args is not None:
+            raise UsageError(
+                "args cannot be combined with jupyter: Jupyter replaces the entrypoint"
+            )
         return "jupyter_direc ssh_direc ssh_proxy" if direct else "jupyter_proxy ssh_proxy"
     if ssh:
         return "ssh_direc ssh_proxy" if direct else "ssh_proxy"
@@ -4589,7 +4683,7 @@ def launch_query(call: Call) -> Row:
     number = str(call["num_gpus"]).strip()
     if call.cli and number not in ("1", "2", "4", "8", "12", "14"):
         raise UsageError(f"--num-gpus: expected 1, 2, 4, 8, 12 or 14, not {printable(number)!r}")
-    if not (number.isascii() and number.isdigit()):
+    if not is_digits(number):
         raise UsageError(f"num_gpus: expected a whole number, not {printable(number)!r}")
     conditions: Row = {**OFFER_DEFAULTS, "rented": {"eq": False}, "num_gpus": {"eq": number}}
     model = call["gpu_name"].strip("\"' ").replace("_", " ")
@@ -4710,7 +4804,7 @@ def build_delete_template(call: Call, query: Row, body: Row) -> None:
 
 
 def build_volume_search(call: Call, query: Row, body: Row) -> None:
-    """The body of a volume search; in the SDK a condition replaces the default ones on its field."""
+    """The body of a volume search; in the SDK a condition replaces the defaults on its field."""
     given, start = call["query"], {}
     if not call["no_default"]:
         start = {"verified": {"eq": True}, "external": {"eq": False}, "disk_space": {"gte": 1}}
@@ -4743,18 +4837,16 @@ def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
     text = call[name]
     id: int | str | None
     id, colon, path = text.partition(":")
-
     if not colon or on_drive(text) or (call.cli and os.path.exists(os.path.expanduser(text))):
         id, path = None, text
-        if text.isascii() and text.isdigit() and len(text) < 20:
+        if is_digits(text) and len(text) < 20:
             id, path = int(text), "/"
-    local = id in (None, "local")
-    bad = not path or "//" in path or id == "" or path[0] == "-" or str(id)[0] == "-"
-    if ":" in path and not local:
-        bad = True
-    if bad:
+    remote = id not in (None, "local")
+    good = id != "" and path and "//" not in path and "-" not in (path[0], str(id)[0])
+    if not good or (remote and ":" in path):
         raise UsageError(
-            f"{name}: cannot read {printable(text)!r}; write INSTANCE:PATH, V.VOLUME:PATH or local:PATH"
+            f"{name}: cannot read {printable(text)!r}; "
+            "write INSTANCE:PATH, V.VOLUME:PATH or local:PATH"
         )
     return id, path
 
@@ -4825,7 +4917,7 @@ def build_maintenance(call: Call, query: Row, body: Row) -> None:
 def build_overlay(call: Call, query: Row, body: Row) -> None:
     """A whole number is an overlay's id, anything else its name."""
     overlay = call["overlay_identifier"]
-    number = overlay.isascii() and overlay.isdigit()
+    number = is_digits(overlay)
     body.update({"overlay_id": int(overlay)} if number else {"overlay_name": overlay})
 
 
@@ -5264,7 +5356,7 @@ def lacks_credit(words: str) -> bool:
 def quota_error(answer: Answer, words: str) -> VastAIError:
     """The error of a daily quota that is used up."""
     reset, seconds = answer.headers.get("X-RateLimit-Reset", ""), None
-    if reset.isascii() and reset.isdigit() and len(reset) < 16:
+    if is_digits(reset) and len(reset) < 16:
         seconds = max(0.0, float(reset) - time.time())
         words += f"; it is refilled at {format_utc(reset)} UTC"
     return make_error(RateLimitError, words, response=answer, retry_after=seconds)
@@ -5531,7 +5623,7 @@ class Head:
         first, *lines = text.split("\n")
         version, _, rest = first.strip().partition(" ")
         code = rest.lstrip()[:3]
-        if not version.startswith("HTTP/1.") or not (code.isascii() and code.isdigit()):
+        if not version.startswith("HTTP/1.") or not is_digits(code):
             raise ConnectionError(f"no HTTP answer: {printable(first, 60)}")
         self.status = int(code)
         self.headers = headers = Headers()
@@ -5551,7 +5643,7 @@ class Head:
         length = headers.get("Content-Length", "").partition(",")[0]
         if self.status in (204, 304) or self.status < 200:
             self.length = 0
-        elif not self.chunked and length.isascii() and length.isdigit():
+        elif not self.chunked and is_digits(length):
             self.length = int(length[:19])
 
 
@@ -6952,7 +7044,7 @@ def run_scp(call: Call) -> None:
 def instance_of_place(place: str) -> int | None:
     """The instance that ID:PATH names; None for a local path."""
     id, colon, _ = place.partition(":")
-    return int(id) if colon and id.isascii() and id.isdigit() and len(id) < 20 else None
+    return int(id) if colon and is_digits(id) and len(id) < 20 else None
 
 
 def run_address(call: Call) -> str:
@@ -7046,7 +7138,7 @@ def safe_host(host: Any) -> str:
 
 def run_show_template(call: Call) -> Row:
     text = call["id"]
-    if text.isascii() and text.isdigit() and len(text) < 16:
+    if is_digits(text) and len(text) < 16:
         return template_of(call, "id", int(text))
     return template_of(call, "hash_id", text)
 
@@ -9099,7 +9191,7 @@ def job_query(call: Call) -> str:
         raise UsageError(
             f"--gpu: expected a model such as RTX_4090, not {printable(call['gpu'])!r}"
         )
-    if colon and not (count.isascii() and count.isdigit() and int(count)):
+    if colon and not (is_digits(count) and int(count)):
         raise UsageError(f"--gpu: expected NAME:NUMBER, not {printable(call['gpu'])!r}")
     return f"gpu_name={name.replace(' ', '_')} num_gpus={int(count or 1)}"
 
