@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Tests for `vastai.py`, and the simulated Vast.ai that they talk to.
 
-    python3 test_vastai.py              run the tests; takes unittest's arguments: -v, -k WORD, TestClass.test_name
+    python3 test_vastai.py              run all tests, on up to four cores
+    python3 test_vastai.py TestClass    run some of them, one after the other; takes unittest's arguments: -v, -k WORD
     python3 test_vastai.py demo         a guided tour of the command line, against a sandbox of its own
     python3 test_vastai.py sandbox      serve a sandbox until Ctrl-C: try everything without an account
     python3 test_vastai.py write        write what follows from the table: stubs, the README's list, the pinned surface
     python3 test_vastai.py bench        measure start-up, memory and calls
+    python3 test_vastai.py worker       run the test classes whose names come on stdin; what runs on each core
     python3 test_vastai.py NAME --help  the options of any of these
 
 The file in order:
@@ -24,7 +26,7 @@ The file in order:
      faults: signals, streams, homes | faults: at random | serverless | completion and the prompt | invoices as PDF
   4. WHAT IS WRITTEN FROM THE TABLE: stubs, the README's list, the pinned surface | the pinned surface
   5. BENCHMARK: programs that are measured, and servers | measuring
-  6. SUB-COMMANDS: sandbox | demo | main
+  6. SUB-COMMANDS: sandbox | demo | all tests, on all cores | main
 
 The sandbox is a small Vast.ai on a loopback port. It keeps state: what is rented appears in the list, boots, costs
 money and can be destroyed. From a test it is used like this:
@@ -3449,11 +3451,56 @@ class SubCommandTest(unittest.TestCase):
         return Ended(done.returncode, done.stdout, done.stderr)
 
     def test_help(self):
-        for words in (["--help"], ["-h"]):
-            status, out, err = self.run_process(*words)
-            self.assertEqual((status, err), (0, ""))
-            for name in ("demo", "sandbox", "write", "bench", "THE SIMULATED SERVICE", "the pinned surface"):
-                self.assertIn(name, out)
+        status, out, err = self.run_process("--help")
+        self.assertEqual((status, err), (0, ""))
+        for name in ("demo", "sandbox", "write", "bench", "THE SIMULATED SERVICE", "the pinned surface"):
+            self.assertIn(name, out)
+
+    @unittest.skipUnless(os.name == "posix", "signals of POSIX")
+    def test_all_tests_on_all_cores(self):
+        """Whatever happens to a test class or to the process that runs it, the end tells of it."""
+        program = """
+import os, signal, sys, tempfile, time, unittest
+import test_vastai
+test_vastai.TOO_LONG = 1
+class Good(unittest.TestCase):
+    def test_home(self):
+        self.assertEqual(os.environ["HOME"], tempfile.gettempdir())
+        print("no answer")
+    @unittest.skip("so")
+    def test_skipped(self): pass
+class Bad(unittest.TestCase):
+    def test_bad(self): self.fail("as it should")
+    def test_error(self): 1 / 0
+class Void(Good):
+    def run(self, result): pass
+class Killed(Good):
+    def test_home(self): os.kill(os.getpid(), signal.SIGKILL)
+class Leaves(Good):
+    def test_home(self): os._exit(0)
+class Hangs(Good):
+    def test_home(self): time.sleep(60)
+class Last(Good):
+    pass
+if "good" in os.environ: del Bad, Void, Killed, Leaves, Hangs
+sys.exit(test_vastai.main(sys.argv))
+"""
+        with tempfile.TemporaryDirectory() as folder:
+            words = [sys.executable, os.path.join(folder, "program.py")]
+            pathlib.Path(words[1]).write_text(program)
+            options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60,
+                       "encoding": "utf-8", "env": clean_environment(folder, PYTHONPATH=HERE)}
+            done = subprocess.run(words, **options)
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            for told in ("AssertionError: as it should", "ZeroDivisionError", "ERROR: Void\n", "No test ran.",
+                         "ERROR: Killed\n", "ended with status -9", "ERROR: Leaves\n", "ended with status 0",
+                         "ERROR: Hangs\n", "Timeout", "in test_home"):
+                self.assertIn(told, done.stderr)
+            self.assertRegex(done.stderr, r"\nRan 6 tests in [\d.]+s\n\nFAILED \(failures=1, errors=5, skipped=2\)\n$")
+            options["env"]["good"] = "yes"
+            done = subprocess.run(words, **options)
+            self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
+            self.assertRegex(done.stderr, r"\nRan 4 tests in [\d.]+s\n\nOK \(skipped=2\)\n$")
 
     def test_a_port_in_use(self):
         with Sandbox() as box:
@@ -4992,6 +5039,8 @@ class JobPriceTest(CommandCase):
 
 class AddressTest(CommandCase):
     """Where an instance can be reached."""
+
+    box_options = {"boot": 0}
 
     def test_the_card(self):
         id = self.rented(jupyter=True, direct=True, wait=True, env="-p 7860:7860")
@@ -6556,18 +6605,18 @@ class PureTest(unittest.TestCase):
 
     def test_json_that_nobody_can_use(self):
         long, deep = "9" * 101, "[" * 102 + "]" * 102
-        for size in (0, 300_000, 17_000_000):
+        for size, number in ((0, 99), (300_000, 99), (17_000_000, 1)):
             pad = " " * size
             for text in ("1e999", "-1E+999", '{"a": [1, 2e400]}', long, "-" + long, "9" * 400 + ".5", deep, "NaN", "Infinity",
-                         "[[],{},".replace(",", ",[") * 70 + "1" + "]" * 140, '{"a":' * 120 + "1" + "}" * 120):
+                         "[[],{},".replace(",", ",[") * 70 + "1" + "]" * 140, '{"a":' * 120 + "1" + "}" * 120)[:number]:
                 with self.subTest(text=text[:20], size=size), self.assertRaises(ValueError):
                     vastai.parse_json((text + pad).encode())
             for text in ("1e99", "1e-999", '"1e999 Infinity"', f'"{long}"', f'"{deep}{deep}"', deep[1:-1], "0.1e+3", "\ufeff[1]", "9" * 100,
-                         '["' + '", "'.join(["[[{"] * 60) + '"]'):
+                         '["' + '", "'.join(["[[{"] * 60) + '"]')[-number:]:
                 with self.subTest(text=text[:20], size=size):
                     self.assertEqual(vastai.parse_json((text + pad).encode()), json.loads((text + pad).encode("utf-8")))
         with self.assertRaises(ValueError) as caught:
-            vastai.parse_json(b"[" + b"[]," * 8_000_000 + b"[]]")
+            vastai.parse_json(b"[" + b"[]," * 6_000_000 + b"[]]")
         self.assertIn("memory", str(caught.exception))
         self.assertRaises(ValueError, vastai.parse_json, b"9" * 3_000_000)  # at once, without counting its digits
 
@@ -6578,8 +6627,8 @@ class PureTest(unittest.TestCase):
         for data in (one[:-3], one + two[:-9], one[:5]):
             self.assertRaises(ConnectionError, vastai.unzip, data)
         self.assertIn("gzip", vastai.unzip(b"plain")[1])
-        self.assertIn("64 MB", vastai.unzip(gzip.compress(b" " * (64 << 20) + b" "))[1])
-        self.assertIn("64 MB", vastai.unzip(gzip.compress(b" " * (33 << 20)) * 2)[1])
+        self.assertIn("64 MB", vastai.unzip(gzip.compress(b" " * (64 << 20) + b" ", 1))[1])
+        self.assertIn("64 MB", vastai.unzip(gzip.compress(b" " * (33 << 20), 1) * 2)[1])
 
     def test_keys_that_cannot_be(self):
         for key in ("two words", "'quoted'", '"quoted"', "$VAST_API_KEY", "${KEY}", "tab\t", "", None, 7, b"bytes", "\u00fc"):
@@ -7394,9 +7443,9 @@ class TestRedirects(FaultCase):
 class TestConnections(FaultCase):
     def test_answers_beyond_all_measure(self):
         """Refused, not repeated, and the process lives: what unpacks to more than memory, or says it is that long."""
-        bomb = gzip.compress(b"[" + b"[]," * 40_000_000)
+        bomb = gzip.compress(b"[" + b"[]," * 30_000_000, 1)
         for step in (reply(bomb, **GZIP), cut(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n"),
-                     cut(CHUNKED.encode() + b"ffffffff\r\n"), reply(gzip.compress(b"[" + b"[]," * 9_000_000 + b"[]]"), **GZIP)):
+                     cut(CHUNKED.encode() + b"ffffffff\r\n"), reply(gzip.compress(b"[" + b"[]," * 6_000_000 + b"[]]", 1), **GZIP)):
             server = self.serve(step)
             for call in (self.client(server).show_ssh_keys, functools.partial(self.client(server).create_team, "t")):
                 del server.requests[:]
@@ -9139,8 +9188,8 @@ HOSTILE = {
            "bidi": "abc\u202egpj.exe\u2066\u2069", "c1": "\x9b2J\x85",
     "separators": "a\u2028b\u2029c", "backspaces": "good\b\b\b\bevil", "format": "a\u200b\u200d\ufeff\U000e0041b",
            "nul": "a\0b", "tab": "a\tb",
-    "half": "a\ud800b", "wide": "\u4e16\u754c" * 5, "combining": "e" + "\u0301" * 500, "long": "x" * 10_000_000,
-           "long wide": "\u4e16" * 300_000,
+    "half": "a\ud800b", "wide": "\u4e16\u754c" * 5, "combining": "e" + "\u0301" * 500, "long": "x" * 2_000_000,
+           "long wide": "\u4e16" * 100_000,
     "long control": "\x1b" * 100_000,
 }
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e"
@@ -9285,7 +9334,7 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(50_000), [])
 NEVER = (Odd(), float("nan"), "\ud800", "\0", "x" * 200_000, {"a": Odd()})  # whatever the kind
 BAD = (-float("inf"), b"7", 10 ** 5000, 1j, {"a": float("nan")}, [float("inf")], [Odd()], NESTED, "/", 3.5,
        True)  # where the kind refuses it
-BAD_TEXT = ("x" * 200_000, "\udcff", "\0")
+BAD_TEXT = ("x" * 50_000, "\udcff", "\0")
 
 
 class TestBadInput(FaultCase):
@@ -9580,15 +9629,17 @@ class TestProcesses(FaultCase):
         return process.returncode, out, err
 
     def test_dates_are_utc_in_every_zone(self):
-        for zone in ("UTC", "America/New_York", "Asia/Tokyo"):
-            for command, wanted in (("show invoices", {"sdate": "1767225600", "edate": "1769817600"}),
-                                    ("show earnings", {"sday": "20454", "eday": "20484"})):
-                for start, end in (("2026-01-01", "2026-01-31"), ("01/01/2026", "1769817600")):
-                    with self.subTest(zone=zone, command=command, start=start):
-                        server = self.serve(reply({"invoices": [], "current": {}}))
-                        self.shell(f"vastai {command} -s {start} -e {end} --raw --url {server.url}", {"TZ": zone})
-                        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(server.requests[0]["target"]).query))
-                        self.assertEqual({name: query.get(name) for name in wanted}, wanted)
+        self.addCleanup(time.tzset)
+        for zone, (command, wanted), (start, end) in itertools.product(
+                ("UTC", "America/New_York", "Asia/Tokyo"),
+                (("show invoices", {"sdate": "1767225600", "edate": "1769817600"}), ("show earnings", {"sday": "20454", "eday": "20484"})),
+                (("2026-01-01", "2026-01-31"), ("01/01/2026", "1769817600"))):
+            with self.subTest(zone=zone, command=command, start=start), mock.patch.dict(os.environ, TZ=zone):
+                time.tzset()
+                server = self.serve(reply({"invoices": [], "current": {}}))
+                self.run_here(server, *command.split(), "-s", start, "-e", end, "--raw")
+                query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(server.requests[0]["target"]).query))
+                self.assertEqual({name: query.get(name) for name in wanted}, wanted)
 
     def test_interrupted(self):
         stalled = self.serve(stall)
@@ -10786,7 +10837,7 @@ class ScreenTest(ShellCase):
         id = self.rented()[0]
         instance = self.box.market.tables["instances"][int(id)]
         instance.behaviour = {**instance.behaviour, "status": "loading"}
-        words = ("wait", "instance", id, "--max-wait", "1")
+        words = ("wait", "instance", id, "--max-wait", "0.5")
         piped = self.run_process(*words)
         self.assertEqual((piped.returncode, piped.stderr.count(f"instance {id}: loading\n")), (9, 1), piped.stderr)
         self.assertEqual(self.run_process(*words, "--raw").stderr.count("\n"), 1, "the error alone")
@@ -10806,8 +10857,9 @@ class ScreenTest(ShellCase):
 
     def test_a_table_that_is_redrawn(self):
         self.rented()
-        for columns in ("80", "120", "200"):
-            for encoding in ({}, {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}):
+        ascii = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+        for columns, encoding in (("80", {}), ("80", ascii), ("120", {}), ("200", ascii)):
+            with self.subTest(columns=columns, encoding=encoding):
                 env = {"TERM": "xterm", "COLUMNS": columns, "NO_COLOR": "1", **encoding}
                 status, text = self.on_terminal("watch", "instances", "--max-wait", "0.1", **env)
                 first, again = text.split("\033[")[0], text.rpartition("\033[J")[2]
@@ -12562,7 +12614,7 @@ class Tour:
     def vastai(self, line, status=0, expect=""):
         """Runs `vastai LINE`; the exit status must be `status`, and the regex `expect` must be in the output."""
         self.show("$ vastai " + line, "1")
-        return self.run([os.path.join(HERE, "vastai.py"), *shlex.split(line)], line, status, expect)
+        return self.run([compiled(), *shlex.split(line)], line, status, expect)
 
     def python(self, code, expect=""):
         """Runs a program that uses the SDK."""
@@ -12687,9 +12739,162 @@ def serverless_job(tour):
 CHAPTERS = {"first": first_session, "bad-machine": bad_machine, "serverless": serverless_job}
 
 
+# ------------------------------------------------------------------------- all tests, on all cores
+
+LONGEST = ("ReadmeTest", "EveryCommandTest", "TestRun", "SubCommandTest", "ScreenTest", "TestHostileText", "PureTest",
+           "TestProcesses", "TestBadInput")  # they begin first, so that none of them is alone at the end
+MOST_WORKERS = 4
+TOO_LONG = 300  # seconds for one class: what hangs, or grows with the square of its input, ends
+COUNTS = {"failures": "failures", "errors": "errors", "skipped": "skipped",
+          "expected failures": "expectedFailures", "unexpected successes": "unexpectedSuccesses"}
+
+
+def worker(arguments):
+    """Run the test classes whose names come on stdin; a line of JSON on stdout tells of each."""
+    argparse.ArgumentParser(prog="test_vastai.py worker", description=worker.__doc__).parse_args(arguments)
+    names, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)  # what a test prints is no answer
+    for name in map(str.strip, names):
+        faulthandler.dump_traceback_later(TOO_LONG, exit=True)
+        shown = io.StringIO()
+        runner = unittest.TextTestRunner(shown, warnings=None if sys.warnoptions else "default")
+        result = runner.run(unittest.defaultTestLoader.loadTestsFromName(name, sys.modules["__main__"]))
+        signs, _, rest = shown.getvalue().partition("\n")
+        counts = {word: len(getattr(result, member)) for word, member in COUNTS.items()}
+        answer = {"run": result.testsRun, "signs": signs, "counts": counts, "good": result.wasSuccessful(),
+                  "trouble": rest.rpartition(result.separator2 + "\nRan ")[0]}
+        print(json.dumps(answer), file=answers, flush=True)
+    return 0
+
+
+def in_trouble(name, text):
+    """What a worker would have answered for a class that could not be run as it should."""
+    rule = unittest.TextTestResult.separator1 + "\n", unittest.TextTestResult.separator2 + "\n"
+    return {"run": 0, "signs": "E", "counts": {"errors": 1}, "good": False,
+            "trouble": f"{rule[0]}ERROR: {name}\n{rule[1]}{text}\n\n"}
+
+
+class Worker:
+    """A process that runs test classes, in a home and a folder for temporary files of its own."""
+
+    def __init__(self, home):
+        words = [sys.executable, *(f"-W{option}" for option in sys.warnoptions), sys.argv[0], "worker"]
+        environment = {**os.environ, "HOME": home, "USERPROFILE": home, "TMPDIR": home, "TEMP": home, "TMP": home}
+        self.process = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        encoding="utf-8", start_new_session=True)
+        self.dead = False
+
+    def run(self, name):
+        """What is to be told of a class."""
+        watch = threading.Timer(TOO_LONG + 10, self.kill)
+        watch.start()
+        try:
+            self.process.stdin.write(name + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except OSError:
+            line = ""
+        watch.cancel()
+        if not line:
+            self.dead = True
+            self.kill()
+            return in_trouble(name, f"The process that ran these tests ended with status {self.process.wait()}.")
+        answer = json.loads(line)
+        return answer if answer["run"] + answer["counts"]["skipped"] else in_trouble(name, "No test ran.")
+
+    def end(self):
+        """Its exit status, once it has nothing more to do."""
+        self.process.stdin.close()
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self.process.wait()
+
+    def kill(self):
+        """Ends it with all that it has started."""
+        with contextlib.suppress(OSError):
+            if os.name == "posix":
+                os.killpg(self.process.pid, signal.SIGKILL)
+            else:
+                self.process.kill()
+
+
+class Crew:
+    """Workers that take the test classes of a program from one queue, and what they told."""
+
+    def __init__(self, names):
+        self.names, self.answers, self.workers = names, [], []
+        order = {name: number for number, name in enumerate(LONGEST)}
+        self.queue = collections.deque(sorted(names, key=lambda name: order.get(name, len(order))))
+
+    def run(self, number):
+        """Runs all classes in so many processes; Ctrl-C and SIGTERM end them at once."""
+        threads = [threading.Thread(target=self.work, daemon=True) for _ in range(number)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            self.queue.clear()
+            for worker in self.workers:
+                worker.kill()
+            for thread in threads:
+                thread.join()
+
+    def work(self):
+        """What one thread does: it has a worker, and replaces it if it has died."""
+        with tempfile.TemporaryDirectory() as home:
+            worker = None
+            with contextlib.suppress(IndexError):
+                while True:
+                    name = self.queue.popleft()
+                    if worker is None or worker.dead:
+                        worker = Worker(home)
+                        self.workers.append(worker)
+                    self.told(name, worker.run(name))
+            if worker and not worker.dead and worker.end():
+                self.told(name, in_trouble(name, f"After these tests a process ended with status {worker.end()}."))
+
+    def told(self, name, answer):
+        self.answers.append((name, answer))
+        print(answer["signs"], end="", file=sys.stderr, flush=True)
+
+    def tell(self, seconds):
+        """Tells of all classes as unittest does; True if all is well."""
+        missing = set(self.names) - {name for name, _ in self.answers}
+        self.answers += [(name, in_trouble(name, "It was never run.")) for name in missing]
+        told = [answer for _, answer in sorted(self.answers, key=lambda pair: self.names.index(pair[0]))]
+        counts = {word: sum(answer["counts"].get(word, 0) for answer in told) for word in COUNTS}
+        remarks = ", ".join(f"{word}={count}" for word, count in counts.items() if count)
+        good = bool(told) and all(answer["good"] for answer in told)
+        print("\n" + "".join(answer["trouble"] for answer in told) + unittest.TextTestResult.separator2, file=sys.stderr)
+        print(f"Ran {sum(answer['run'] for answer in told)} tests in {seconds:.3f}s\n", file=sys.stderr)
+        print(("OK" if good else "FAILED") + (f" ({remarks})" if remarks else ""), file=sys.stderr)
+        return good
+
+
+def run_everything():
+    """Runs every test class of the program, on all cores; returns the exit status."""
+    began = time.monotonic()
+    crew = Crew([name for name, value in vars(sys.modules["__main__"]).items() if isinstance(value, type)
+                 and issubclass(value, unittest.TestCase) and unittest.defaultTestLoader.getTestCaseNames(value)])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        crew.run(min(cores, MOST_WORKERS))
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    return 0 if crew.tell(time.monotonic() - began) else 1
+
+
 # --------------------------------------------------------------------------------------------- main
 
-SUBCOMMANDS = {"demo": demo, "sandbox": sandbox, "write": write, "bench": bench}
+SUBCOMMANDS = {"demo": demo, "sandbox": sandbox, "write": write, "bench": bench, "worker": worker}
 SUBCOMMANDS.update((name, functools.partial(write, names=[name])) for name in BLOCKS)  # one block alone
 
 
@@ -12700,8 +12905,10 @@ def main(argv):
         return 0
     if len(argv) > 1 and argv[1] in SUBCOMMANDS:
         return SUBCOMMANDS[argv[1]](argv[2:])
-    faulthandler.dump_traceback_later(600, exit=True)  # what hangs, or grows with the square of its input, ends the run
-    return unittest.main(module=__name__, argv=argv)
+    if not argv[1:]:
+        return run_everything()
+    faulthandler.dump_traceback_later(2 * TOO_LONG, exit=True)
+    return unittest.main(argv=argv)
 
 
 if __name__ == "__main__":
