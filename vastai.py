@@ -2567,6 +2567,10 @@ class Command:
         if isinstance(error, VastAIError):
             error.command = error.command or self.name
 
+    def args_of(self, face: str) -> list[Arg]:
+        """The arguments of one face, "cli" or "sdk"."""
+        return [arg for arg in self.args if arg.face in ("", face)]
+
     def places(self, arg: Arg) -> list[str]:
         """Where an argument goes: as it says, else into the path that names it, else query or body."""
         if arg.to != "auto":
@@ -4201,7 +4205,7 @@ class Rows(list):  # type: ignore[type-arg]
 
 def bind_params(row: Command, args: Sequence[Any], given: Row) -> Row:
     """The parameters of a method call, taken as a Python function does; TypeError as from one."""
-    name, mine = row.methods[0], [arg for arg in row.args if arg.face != "cli"]
+    name, mine = row.methods[0], row.args_of("sdk")
     if len(args) > len(mine):
         raise TypeError(f"{name}() takes at most {len(mine)} arguments ({len(args)} given)")
     params = {arg.name: value for arg, value in zip(mine, args)}
@@ -4251,7 +4255,7 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
 
 def check_choices(row: Command, params: Row, cli: bool) -> None:
     """Raises UsageError unless exactly one of each `one_of` and one or more of `needs` is given."""
-    args = {arg.name: arg for arg in row.args if arg.face != ("sdk" if cli else "cli")}
+    args = {arg.name: arg for arg in row.args_of("cli" if cli else "sdk")}
     given = {
         name
         for name, arg in args.items()
@@ -7719,11 +7723,8 @@ def invoice_rows(call: Call, answer: Row) -> list[Row]:
 
 def invoice_totals(call: Call, answer: Row) -> list[str]:
     """The sums of charges and of payments, and what is not billed yet."""
-    sums: dict[str, float] = {}
-    for row in invoice_rows(call, answer):
-        kind = "payments" if row.get("type") == "payment" else "charges"
-        sums[kind] = sums.get(kind, 0) + (as_number(row.get("amount")) or 0)
-    facts = [f"{kind} {format_money(amount)}" for kind, amount in sums.items()]
+    sums = sums_of(invoice_rows(call, answer))
+    facts = [f"{kind.lower()} {format_money(amount)}" for kind, amount in sums.items()]
     lines = [f"Total {format_money(sum(sums.values()))}: {', '.join(facts)}"] if facts else []
     if call["pdf"]:
         lines.append(f"Written to {call['pdf']}")
@@ -7732,6 +7733,15 @@ def invoice_totals(call: Call, answer: Row) -> list[str]:
         facts = [f"{name} {format_money(as_number(value) or 0)}" for name, value in current.items()]
         lines.append(f"Current: {', '.join(facts)}")
     return lines
+
+
+def sums_of(rows: list[Row]) -> dict[str, float]:
+    """The sums of charges and of payments, $, in the order in which they begin."""
+    sums: dict[str, float] = {}
+    for row in rows:
+        kind = "Payments" if row.get("type") == "payment" else "Charges"
+        sums[kind] = sums.get(kind, 0) + (as_number(row.get("amount")) or 0)
+    return sums
 
 
 def format_money(amount: float) -> str:
@@ -7810,12 +7820,8 @@ def write_invoice(
     call: Call, path: str, rows: list[Row], period: str, title: str = "Invoice"
 ) -> None:
     """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind."""
-    user = Call(call.client, METHODS["show_user"], {}, View()).send(query={"owner": "me"})
-    sums: dict[str, float] = {}
-    for row in rows:
-        kind = "Payments" if row.get("type") == "payment" else "Charges"
-        sums[kind] = sums.get(kind, 0) + (as_number(row.get("amount")) or 0)
-    totals = [(kind, format_money(amount)) for kind, amount in sums.items()]
+    user = call.of(METHODS["show_user"]).send(query={"owner": "me"})
+    totals = [(kind, format_money(amount)) for kind, amount in sums_of(rows).items()]
     document = invoice_pdf(
         rows, user, title=title, number=str(invoice_number()), period=period, totals=totals
     )
@@ -12802,7 +12808,7 @@ class Method:
 
     @property
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
-        result = {arg.name: arg.annotation for arg in self.row.args if arg.face != "cli"}
+        result = {arg.name: arg.annotation for arg in self.row.args_of("sdk")}
         return {**result, "return": self.row.annotation}
 
 
@@ -12812,7 +12818,7 @@ def signature(row: Command) -> Any:
 
     parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
     optional = False
-    for arg in (arg for arg in row.args if arg.face != "cli"):
+    for arg in row.args_of("sdk"):
         kind = (
             Parameter.KEYWORD_ONLY
             if optional and arg.default is REQUIRED
@@ -12826,7 +12832,7 @@ def signature(row: Command) -> Any:
 
 def docstring(row: Command) -> str:
     """What help() shows of a row's method."""
-    args = [arg for arg in row.args if arg.face != "cli"]
+    args = row.args_of("sdk")
     lines = [f"{row.summary[:1].upper()}{row.summary[1:]}."]
     if row.note:
         lines += ["", for_python(row.note, row)]
@@ -13069,7 +13075,7 @@ class VastAI:
 
     def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
         """A method call: binds, checks, performs; prints instead of returning if `raw` is off."""
-        taken = {arg.name for arg in row.args if arg.face != "cli"}
+        taken = {arg.name for arg in row.args_of("sdk")}
         now = {
             name: given.pop(name)
             for name in ("raw", "explain", "quiet", "curl")
@@ -15197,33 +15203,30 @@ def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], li
     After `--` nothing is an option, nor in what a command hands to another program.
     """
     args = {spelling: arg for arg in args_of_line(row) if arg.option for spelling in spellings(arg)}
-    alone = [arg for arg in row.args if not arg.option and arg.face != "sdk"]
+    alone = [arg for arg in row.args_of("cli") if not arg.option]
     waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
     before: list[str] = []
     at = 0
-    while at < len(words):
-        word = words[at]
+    while at < len(words) and waiting:
+        word, following = words[at], words[at + 1 : at + 2]
         arg = args.get(word)
-        if not waiting:
-            return before, words[at:], None
+        at += 1
         if word == "--":
-            return before, words[at + 1 :], None
+            return before, words[at:], None
         if arg and arg.rest:
-            return before, [], words[at + 1 :]
-        if arg and arg.kind is not FLAG:
-            following = words[at + 1 : at + 2]
-            if following and begins_value(arg, following[0], args):
+            return before, [], words[at:]
+        if arg and arg.kind is not FLAG and following:
+            if begins_value(arg, following[0], args):
                 word += ("=" if word.startswith("--") else "") + following[0]
                 at += 1
-            elif following and not arg.many:
+            elif not arg.many:
                 before.append(word)
                 word = following[0]
                 at += 1
-        elif not word.startswith("-") or word == "-":
+        elif word[:1] != "-" or word == "-":
             waiting -= 1
         before.append(word)
-        at += 1
-    return before, [], None
+    return before, words[at:], None
 
 
 def begins_value(arg: Arg, word: str, args: dict[str, Arg]) -> bool:
@@ -15310,8 +15313,8 @@ VERBS = {  # of other programs
 def suggest_option(row: Command, name: str, options: Iterable[str]) -> str:
     """'; did you mean --order?' for an option that a command does not have, or nothing."""
     plain = name.lstrip("-").replace("-", "_")
-    for arg in row.args:
-        if not arg.option and plain in (arg.name, *arg.old) and arg.face != "sdk":
+    for arg in row.args_of("cli"):
+        if not arg.option and plain in (arg.name, *arg.old):
             return f"; {placeholder(arg)} is a word of its own: `{usage_of(row)[7:]}`"
     fields = [field for field, _ in field_help(row.fields)] if row.fields else []
     if plain in fields:
@@ -15333,10 +15336,9 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     for word in loose:
         if word[:1] == "-" and len(word) > 1 and not word[1].isdigit() and " " not in word:
             raise unknown_option_error(row, word, parser._option_string_actions)
-    mine = [arg for arg in row.args if arg.face != "sdk"]
-    names = {arg.name for arg in mine}
-    given = {name: value for name, value in vars(found).items() if name in names}
-    common = {name: value for name, value in vars(found).items() if name not in names}
+    mine = row.args_of("cli")
+    common = vars(found)
+    given = {arg.name: common.pop(arg.name) for arg in mine if arg.name in common}
     if tail is not None:
         given["args"] = tail
     given.update(positionals(row, [arg for arg in mine if not arg.option], loose + after))
@@ -15421,37 +15423,25 @@ def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool
     for arg in row.args:
         if arg.secret and given.get(arg.name) == "-":
             given[arg.name] = ask_secret(arg.label(cli=True))
-    labels = find_labels(row, given)
-    params = check_params(row, replace_labels(row, given, dict.fromkeys(labels, 0)), cli=True)
+    ids: dict[str, int] = {}  # of the labels, once they are looked up
+
+    def id_of(label: str) -> str:
+        return str(ids.setdefault(label, 0))
+
+    changed = map_labels(row, given, id_of)
+    params = check_params(row, changed if ids else given, cli=True)
     with client_of(common, pool) as client:
-        if labels:
-            given = replace_labels(row, given, look_up_labels(client, labels))
-            params = check_params(row, given, cli=True)
+        if ids:
+            ids.update(look_up_labels(client, list(ids)))
+            params = check_params(row, map_labels(row, given, id_of), cli=True)
         return run_call(Call(client, row, params, view, cli=True))
 
 
 # Labels instead of ids
 
 
-def find_labels(row: Command, given: Row) -> list[str]:
-    """The labels that stand in the place of ids of instances; digits always are an id."""
-    found: list[str] = []
-
-    def note(word: str) -> str:
-        found.append(word)
-        return word
-
-    map_labels(row, given, note)
-    return list(dict.fromkeys(found))
-
-
-def replace_labels(row: Command, given: Row, ids: dict[str, int]) -> Row:
-    """The arguments of a line with ids instead of labels."""
-    return map_labels(row, given, lambda word: str(ids[word])) if ids else given
-
-
 def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
-    """The arguments of a line, with each label changed."""
+    """The arguments of a line, with each label that stands in the place of an instance changed."""
     result = dict(given)
     for arg in row.args:
         value = given.get(arg.name)
@@ -15495,28 +15485,22 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
     """{label: id of its instance}, from one request.  Raises NotFoundError for a label that none
     has, UsageError for one that several have.
     """
+    first = f"{printable(labels[0], 60)!r}"
     if client.curl:
-        raise UsageError(
-            f"--curl sends nothing to look up {printable(labels[0], 60)!r}; give the id"
-        )
+        raise UsageError(f"--curl sends nothing to look up {first}; give the id")
     try:
         rows = client.show_instances(label=labels)
     except VastAIError as error:
-        raise relabel_error(
-            error, f"the label {printable(labels[0], 60)!r} cannot be looked up"
-        ) from error
+        raise relabel_error(error, f"the label {first} cannot be looked up") from error
     found = {}
     for label in labels:
         ids = [row.get("id") for row in rows if as_text(row.get("label")) == label.strip()]
+        named = f"labeled {printable(label, 60)!r}"
         if not ids:
-            raise NotFoundError(
-                f"no instance labeled {printable(label, 60)!r}; see `vastai show instances`"
-            )
+            raise NotFoundError(f"no instance {named}; see `vastai show instances`")
         if len(ids) > 1:
-            raise UsageError(
-                f"{len(ids)} instances are labeled {printable(label, 60)!r}: "
-                f"{', '.join(map(str, ids[:20]))}; give the id"
-            )
+            several = ", ".join(map(str, ids[:20]))
+            raise UsageError(f"{len(ids)} instances are {named}: {several}; give the id")
         found[label] = ids[0]
     return found
 
@@ -15548,13 +15532,18 @@ def run_call(call: Call) -> int:
         raise
     if has_no_stdout():
         tell_result(call, result)
-    if isinstance(result, dict) and result.get("success") is False:
-        reason = as_text(result.get("reason")) or reason_of(result)
-        raise VastAIError(reason)  # found out in several steps, and shown in full
-    gaps = as_dict(result).get(row.gaps) if row.gaps else None
-    if gaps:
-        raise PartialError(f"could not be read, and is not included: {', '.join(gaps)}")
-    return as_whole(result.get(row.status)) or 0 if row.status else 0
+    return final_status(row, result)
+
+
+def final_status(row: Command, result: Any) -> int:
+    """The exit status of a result that was shown.  Raises VastAIError if it tells of a failure."""
+    members = as_dict(result)
+    if members.get("success") is False:  # found out in several steps, and shown in full
+        raise VastAIError(as_text(members.get("reason")) or reason_of(members))
+    if members.get(row.gaps):
+        missing = ", ".join(members[row.gaps])
+        raise PartialError(f"could not be read, and is not included: {missing}")
+    return as_whole(members.get(row.status)) or 0
 
 
 def ask_before(call: Call) -> None:
@@ -15779,14 +15768,14 @@ def overview(verb: str = "", profile: str = "") -> str:
 def command_help(row: Command) -> str:
     """Usage, arguments, options in groups, fields of the query language and examples of a command."""
     width = min(terminal_width(), 120)
-    mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
+    mine = [arg for arg in row.args_of("cli") if not arg.hidden]
     summary = f"{row.summary[:1].upper()}{row.summary[1:]}."
     blocks = [[wrap_text(usage_of(row), width, 7)], [wrap_text(summary, width)]]
     if row.note:
         blocks.append([wrap_text(row.note, width)])
     sections: dict[str, list[tuple[str, str]]] = {}
     for arg in mine:
-        title = getattr(arg, "group", "") or "Options" if arg.option else "Arguments"
+        title = arg.group or "Options" if arg.option else "Arguments"
         pairs = sections.setdefault(title, [])
         pairs += [(format_flags(arg), format_meaning(arg)), *short_ways(arg)]
     if "Options" in sections:  # what belongs to no group comes last
@@ -15836,7 +15825,7 @@ def format_example(line: str, width: int) -> str:
 
 def usage_of(row: Command) -> str:
     """The usage line.  Options stand after the arguments, but before words that go elsewhere."""
-    mine = [arg for arg in row.args if arg.face != "sdk" and not arg.hidden]
+    mine = [arg for arg in row.args_of("cli") if not arg.hidden]
     words = [placeholder(arg) for arg in mine if not arg.option]
     options = [
         f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED
@@ -15922,14 +15911,14 @@ def complete(
     typed = TypedWords([] if helping else args_of_line(row), rest)
     if typed.closed:
         return []
-    service = {**(start or {}), **typed.service}
+    service = {**(start or {}), **typed.whom_to_ask()}
     if word.startswith("-") and not typed.literal:
         found = complete_option(word, typed, row, service, pool)
     else:
         found = [] if typed.due or (row and not stem) else next_words(stem)
         arg = typed.next_arg()
-        values = value_words(arg, row, service, pool) if arg else []
-        found += [pair for pair in values if not (arg and arg.many and pair[0] in rest)]
+        there = rest if arg and arg.many else []
+        found += [pair for pair in value_words(arg, row, service, pool) if pair[0] not in there]
         if row and not (arg or word or stem):
             found += typed.option_words(word)
     return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
@@ -15942,14 +15931,13 @@ def complete_option(
     if not word.startswith("--") or "=" not in word:
         return list(typed.option_words(word))
     head = word[: word.index("=") + 1]
-    arg = typed.options.get(canonical(word))
-    values = value_words(arg, row, service, pool) if arg else []
+    values = value_words(typed.options.get(canonical(word)), row, service, pool)
     return [(head + text, meaning) for text, meaning in values]
 
 
 def args_of_line(row: Command | None) -> list[Arg]:
     """The arguments that a command line can have: the command's and those of every command."""
-    mine = [arg for arg in row.args if arg.face != "sdk"] if row else []
+    mine = row.args_of("cli") if row else []
     taken = {flag for arg in mine for flag in arg.flags if arg.option}
     return mine + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
 
@@ -16005,14 +15993,10 @@ class TypedWords:
         left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
         return next(left, None)
 
-    @property
-    def service(self) -> Row:
+    def whom_to_ask(self) -> Row:
         """The options that say whom to ask for ids."""
-        return {
-            arg.name: value
-            for arg, value in self.seen.items()
-            if arg.name in ("api_key", "profile", "url")
-        }
+        given = {arg.name: value for arg, value in self.seen.items()}
+        return {name: given[name] for name in ("api_key", "profile", "url") if name in given}
 
     def option_words(self, word: str) -> Iterator[tuple[str, str]]:
         """The options that begin with `word` and can still be given, with their meanings."""
@@ -16042,9 +16026,11 @@ def next_words(stem: list[str]) -> list[tuple[str, str]]:
 
 
 def value_words(
-    arg: Arg, row: Command | None, given: Row, pool: Pool | None
+    arg: Arg | None, row: Command | None, given: Row, pool: Pool | None
 ) -> list[tuple[str, str]]:
     """The values that an argument can take, if they are known, each with its meaning."""
+    if arg is None:
+        return []
     if arg.choices or arg.kind is TRUTH:
         return [(str(choice), "") for choice in arg.choices or ("true", "false")]
     if row and row.fields and arg.kind in (QUERY, ORDER):
@@ -16436,10 +16422,8 @@ def wants_json(words: Sequence[str]) -> bool:
         values = {**common, **given}
         return values["raw"] or "json" in (values["format"], common["format"])
     except UsageError:
-        line = " ".join(map(canonical, words)) + " "
-    return any(
-        f"{flag} " in line for flag in ("--raw", "--ra", "--format json", "--form json")
-    ) or (not {"--format=json", "--form=json"}.isdisjoint(words))
+        line = " ".join(words).replace("=", " ") + " "
+    return any(f"{flag} " in line for flag in ("--raw", "--ra", "--format json", "--form json"))
 
 
 main.main = main  # type: ignore[attr-defined]  # `import vastai.cli.main`: in the official package that is a module
