@@ -12839,8 +12839,8 @@ def docstring(row: Command) -> str:
     if args:
         lines += ["", "Args:"]
     for arg in args:
-        facts = [UNITS[arg.kind.metavar]] if arg.kind.metavar in UNITS else []
-        facts = [] if facts and facts[0] in arg.help else facts
+        unit = UNITS.get(arg.kind.metavar, "")
+        facts = [unit] if unit not in arg.help else []
         facts += [f"one of {', '.join(map(repr, arg.choices))}"] if arg.choices else []
         facts += [] if arg.default in (REQUIRED, None, False) else [f"default {arg.default!r}"]
         more = f" ({'; '.join(facts)})" if facts else ""
@@ -13797,7 +13797,8 @@ def present(call: Call, result: Any) -> None:
     """Prints what a command returned, in the shape that was asked for; remarks go to stderr."""
     row, view = call.row, call.view
     plain = not view.fields
-    is_text = isinstance(result, str) or row.text  # what a reader asked for, such as a log or help
+    # What a reader asked for: a log, help, the answer of a worker.
+    is_text = isinstance(result, str) or row.text or (row.show and row.returns == "any")
     if view.quiet and not is_text:
         write_out(format_ids(call, result))
     elif row.show and plain and view.format == "table":
@@ -13830,15 +13831,10 @@ def present_table(call: Call, result: Any) -> None:
     rows = None if is_refused(row, result) else rows_of(call, result)
     hidden: list[str] = []
     if row.tables and rows:
-        for heading, part, columns in row.tables(call, result):
-            if heading and is_terminal(sys.stdout):
-                write_out(heading + "\n")
-            elif heading:
-                remark(call, heading)
-            hidden += write_listing(Listing(part, columns, call.view))
+        hidden = write_tables(call, row.tables(call, result))
     elif rows is not None:
         columns = row.columns_for(call, rows) if row.columns_for else row.columns
-        hidden += write_listing(Listing(rows, columns, call.view, is_single(row, result)))
+        hidden = write_listing(Listing(rows, columns, call.view, is_single(row, result)))
     if rows is None or row.says:
         write_sentence(call, sentence(call, result), result)
     told = write_footer(call, result)
@@ -13847,6 +13843,20 @@ def present_table(call: Call, result: Any) -> None:
         remark(call, row.empty or f"No {noun}.")
     if hidden:
         remark(call, f"Hidden to fit: {', '.join(dict.fromkeys(hidden))}")
+
+
+def write_tables(call: Call, tables: Iterable[tuple[str, list[Row], Any]]) -> list[str]:
+    """Prints (heading, rows, columns) one after the other; the headers that found no room.  In a
+    pipe the headings go to stderr.
+    """
+    hidden = []
+    for heading, rows, columns in tables:
+        if heading and is_terminal(sys.stdout):
+            write_out(heading + "\n")
+        elif heading:
+            remark(call, heading)
+        hidden += write_listing(Listing(rows, columns, call.view))
+    return hidden
 
 
 def write_footer(call: Call, result: Any) -> bool:
@@ -14063,7 +14073,9 @@ class TableColumn:
         pad = str.rjust if right else str.ljust
         sized = zip(self.texts, self.sizes)  # len() need not tell how wide a text is
         texts = [pad(text, room + len(text) - size) for text, size in sized]
-        return [paint(text, self.form) for text in texts] if bright else texts
+        if bright and self.form in ("state", "mark"):
+            return [paint(text, "state") for text in texts]
+        return texts
 
 
 def without_blanks(text: str) -> str:
@@ -15093,6 +15105,11 @@ def canonical(word: str) -> str:
     return word.partition("=")[0].replace("_", "-") if word.startswith("--") else word
 
 
+def is_dashed(word: str) -> bool:
+    """Does a word look like an option?"""
+    return word.startswith("-") and word != "-"
+
+
 def commands_of_verb(word: str) -> list[str]:
     """The commands that begin with a word."""
     return [name for name in NAMES if name.split()[0] == word]
@@ -15129,10 +15146,9 @@ def places_of_words(argv: list[str]) -> list[int]:
     valued = {flag for arg in GLOBAL_ARGS.args if arg.kind is not FLAG for flag in arg.flags}
     places, skip = [], False
     for at, word in enumerate(argv):
-        dashed = word.startswith("-") and word != "-"
-        if not dashed and not skip:
+        if not skip and not is_dashed(word):
             places.append(at)
-        skip = dashed and not skip and canonical(word) in valued and "=" not in word
+        skip = not skip and is_dashed(word) and canonical(word) in valued and "=" not in word
     return places
 
 
@@ -15223,7 +15239,7 @@ def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], li
                 before.append(word)
                 word = following[0]
                 at += 1
-        elif word[:1] != "-" or word == "-":
+        elif not is_dashed(word):
             waiting -= 1
         before.append(word)
     return before, words[at:], None
@@ -15454,7 +15470,7 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
             words = [head + colon + path for head, (_, colon, path) in zip(heads, parts)]
         else:
             if arg.kind.many:
-                words = [part for word in words for part in word.split(",")]
+                words = [part.strip() for word in words for part in word.strip(", ").split(",")]
             words = [change(word) if is_label(word, arg.kind) else word for word in words]
         result[arg.name] = words if isinstance(value, list) else words[0]
     return result
@@ -15915,12 +15931,14 @@ def complete(
     if word.startswith("-") and not typed.literal:
         found = complete_option(word, typed, row, service, pool)
     else:
-        found = [] if typed.due or (row and not stem) else next_words(stem)
         arg = typed.next_arg()
-        there = rest if arg and arg.many else []
-        found += [pair for pair in value_words(arg, row, service, pool) if pair[0] not in there]
-        if row and not (arg or word or stem):
-            found += typed.option_words(word)
+        found = value_words(arg, row, service, pool)
+        if arg and arg.many:
+            found = [pair for pair in found if pair[0] not in rest]
+        if not typed.due and (stem or not row):
+            found = next_words(stem) + found
+        elif not arg and not word:
+            found = list(typed.option_words(""))
     return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
 
 
@@ -15928,11 +15946,11 @@ def complete_option(
     word: str, typed: TypedWords, row: Command | None, service: Row, pool: Pool | None
 ) -> list[tuple[str, str]]:
     """The options that begin with `word`, or the values of --name=…."""
-    if not word.startswith("--") or "=" not in word:
+    name, equals, _ = word.partition("=")
+    if not word.startswith("--") or not equals:
         return list(typed.option_words(word))
-    head = word[: word.index("=") + 1]
     values = value_words(typed.options.get(canonical(word)), row, service, pool)
-    return [(head + text, meaning) for text, meaning in values]
+    return [(f"{name}={text}", meaning) for text, meaning in values]
 
 
 def args_of_line(row: Command | None) -> list[Arg]:
@@ -15962,7 +15980,7 @@ class TypedWords:
         self.due: Arg | None = None
         self.loose, self.literal, self.closed = 0, False, False
         for word in words:
-            if word.startswith("-") and word != "-" and not self.literal:
+            if is_dashed(word) and not self.literal:
                 self.read_option(word)
             else:
                 self.read_value(word)
@@ -16059,11 +16077,9 @@ def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
                 lines = _read_file(path).splitlines()
             else:
                 row = METHODS["show_instances"]
-                rows = perform(
-                    Call(client, row, check_params(row, {}, cli=False), View(quiet=True))
-                )
-                lines = completion_lines(rows)
-            found[:] = [(line.partition("\t")[0], line.partition("\t")[2]) for line in lines]
+                params = check_params(row, {}, cli=False)
+                lines = completion_lines(perform(Call(client, row, params, View(quiet=True))))
+            found.extend(line.partition("\t")[::2] for line in lines)
             if not cached:
                 write_private(path, "\n".join(lines))
         except Exception:  # noqa: BLE001 - no key, no service: nothing to offer, and nothing to say amid a line
@@ -16192,35 +16208,49 @@ def repl(start: Row) -> int:
         try:
             if not editing:
                 tell(prompt)
-            line = input(prompt) + "\n" if editing else sys.stdin.readline()
+            line = read_typed(prompt, editing)
         except KeyboardInterrupt:
             if not talking:
                 raise
             tell("\n")
             continue
-        except (EOFError, OSError, ValueError, AttributeError):
-            line = ""  # the end, or a stdin that is closed
         try:
-            words = [] if line.lstrip().startswith("#") else shell_words(line)
+            words = line_words(line)
         except ValueError as error:
             problem = UsageError(f"cannot read the line: {str(error).lower()}")
             status = failed = report(problem, ["--raw"] if start["format"] == "json" else [])
             continue
-        if words[:1] == ["vastai"]:
-            del words[0]
         if not line or words in (["exit"], ["quit"]):
             break
-        if words:
-            remember(line.rstrip("\n"), words)
-            status = run_guarded(words, start, pool)
-            failed = status or failed
-        if words and status == 130:
-            if not talking:
-                break
+        if not words:
+            continue
+        remember(line.rstrip("\n"), words)
+        status = run_guarded(words, start, pool)
+        failed = status or failed
+        if status == 130 and not talking:
+            break
+        if status == 130:
             tell("\n")
     Pool.close(pool)
     tell("" if line else "\n")
     return 0 if talking else failed
+
+
+def read_typed(prompt: str, editing: bool) -> str:
+    """A line from stdin, if `editing` through input(); "" at its end, or if it is closed."""
+    try:
+        return input(prompt) + "\n" if editing else sys.stdin.readline()
+    except (EOFError, OSError, ValueError, AttributeError):
+        return ""
+
+
+def line_words(line: str) -> list[str]:
+    """The words of a line at the prompt, without a `vastai` before them; none of a comment.
+
+    Raises ValueError if a quote is open.
+    """
+    words = [] if line.lstrip().startswith("#") else shell_words(line)
+    return words[1:] if words[:1] == ["vastai"] else words
 
 
 def shell_words(line: str) -> list[str]:
@@ -16279,9 +16309,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
     def offer(text: str, state: int) -> str | None:
         if not state:
             try:
-                words = shell_words(readline.get_line_buffer()[: readline.get_begidx()])
-                if words[:1] == ["vastai"]:
-                    del words[0]
+                words = line_words(readline.get_line_buffer()[: readline.get_begidx()])
                 found[:] = complete([*words, text], start, pool)
             except Exception:  # noqa: BLE001 - an open quote; nothing may be said amid a line
                 found.clear()
