@@ -8004,6 +8004,11 @@ class TestOddAnswers(FaultCase):
             status, out, err = self.run_here(self.serve(reply(answer)), *words)
             self.assertEqual((status, out, "defect" in err), (expected, "", False), err)
 
+    def test_numbers_that_came_as_text_line_up(self):
+        rows = [{"type": "charge", "amount": amount, "timestamp": 5} for amount in ("1.2345", "20", "odd")]
+        out = self.run_here(self.serve(reply({"invoices": rows, "current": {}})), "show", "invoices", "-s", "0").stdout
+        self.assertEqual([line.split()[3] for line in out.splitlines()[1:]], ["1.234", "20.000", "odd"])
+
     def test_nothing_is_shown_as_none(self):
         for words, answer in ((["tfa", "status"], {"methods": [{"id": 1, "method": "totp"}]}),
                               (["show", "instance-backup-files", "7"], {"files": []}),

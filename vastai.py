@@ -2799,7 +2799,7 @@ SUBACCOUNT_COLUMNS = (
     ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Credit $", "credit", ".2f"))
 ITEM_COLUMNS = (
     ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3),
-    ("Amount $", "amount", "", 0), ("Time (UTC)", "timestamp", "minute", 1), ("Type", "type", "", 1))
+    ("Amount $", "amount", ".3f", 0), ("Time (UTC)", "timestamp", "minute", 1), ("Type", "type", "", 1))
 EARNING_COLUMNS = (
     ("Day (UTC)", "date", "day", 0), ("GPU $", "gpu_earn", ".2f", 1), ("Storage $", "sto_earn", ".2f", 1),
     ("Upload $", "bwu_earn", ".2f", 2), ("Download $", "bwd_earn", ".2f", 2), ("Total $", "total", ".2f", 0))
@@ -14123,6 +14123,8 @@ def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
     shape = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
     cells = []
     for value in column_values(name, rows):
+        if type(value) is str and form[-1:] == "f":  # the service has some numbers as text
+            value = value if as_number(value) is None else as_number(value)
         if type(value) in (float, int):
             cells.append(shape % (value * scale))
         else:
