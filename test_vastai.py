@@ -10206,8 +10206,9 @@ class TestServerless(ServerlessCase):
         """The key of an endpoint that was fetched long ago is fetched again."""
         async def program(client, endpoint):
             for _ in range(2):
-                await vastai.Endpoint(client, "old", 321, "old-key", soft_refresh_threshold=-2, hard_refresh_threshold=-1
-                                      ).request("/work", {})
+                old = vastai.Endpoint(client, "old", 321, "old-key")
+                old.last_refresh -= 7 * 86_400
+                await old.request("/work", {})
         self.program(program)
         self.assertEqual({request["headers"]["authorization"] for request in self.sent("/route/")}, {"Bearer renewed-key"})
 

@@ -70,6 +70,7 @@ SERVER = "https://console.vast.ai"
 # Logs and workers of endpoints; with another --url they are on that one.
 SERVERLESS = "https://run.vast.ai"
 LONGEST_PAUSE = 60.0  # seconds: a service that asks for more is not waited for
+FOREVER = float("inf")  # seconds
 LONGEST_TIMEOUT = 1e6  # seconds that a socket can wait, on every system
 LARGEST_ANSWER = 1 << 26  # bytes, unpacked: more than any answer, and a small machine can hold it
 LAST_MOMENT = 64_000_000_000  # unix seconds, about the year 4000: a later date is a mistake
@@ -121,7 +122,8 @@ class VastAIError(Exception):
 
     def __str__(self) -> str:
         command = f"{self.command}: " if self.command else ""
-        code = f"HTTP {self.status}: " if self.status >= 300 else ""
+        told = self.status < 300 or f"HTTP {self.status} " in self.msg
+        code = "" if told else f"HTTP {self.status}: "
         if self.hint.startswith("see "):  # where such things are listed: the same sentence
             return f"{command}{code}{self.msg.rstrip('.')}; {self.hint}"
         hint = f"\n  {self.hint}" if self.hint else ""
@@ -5012,21 +5014,32 @@ class Answer:
 
     `fault` says why the content cannot be used although the service has answered ("" if it can),
     `after_loss` whether an earlier try of the same request got no answer, and `secrets` are the
-    texts that no error may show, should the service echo one.
+    texts that no error may show, should the service echo one.  A streamed answer has `events`, an
+    iterator, and no content.
     """
 
-    __slots__ = ("after_loss", "content", "fault", "headers", "secrets", "status_code", "url")
-
     def __init__(
-        self, status_code: int, headers: Any, content: bytes, url: str, fault: str = ""
+        self,
+        status_code: int,
+        headers: Any,
+        content: bytes,
+        url: str,
+        fault: str = "",
+        events: Any = None,
     ) -> None:
         self.status_code, self.headers, self.content, self.url = status_code, headers, content, url
-        self.fault, self.after_loss = fault, False
+        self.fault, self.events, self.after_loss = fault, events, False
         self.secrets: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:
         return self.status_code < 400
+
+    @property
+    def redirect(self) -> str:
+        """The address that a redirect leads to; "" if it is none."""
+        redirects = self.status_code in (301, 302, 303, 307, 308)
+        return (self.headers.get("Location") or "") if redirects else ""
 
     @property
     def text(self) -> str:
@@ -5457,9 +5470,12 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
     url, trusted, body = request.target, request.auth, request.body
     reason = ""
     for _ in range(6):
-        answer = send_once(client, request.method, url, body, trusted, not request.safe, timeout)
-        location = answer.headers.get("Location")
-        if answer.status_code not in (301, 302, 303, 307, 308) or not location:
+        data = None if body is None else encode_json(body)
+        key = client.api_key if trusted else None
+        ask = Ask(url, data, request.method, key or "", safe=request.safe, limit=timeout)
+        answer = send_once(client, ask)
+        location = answer.redirect
+        if not location:
             return answer
         try:
             url, same_place = redirect_target(request.method, url, answer.status_code, location)
@@ -5513,52 +5529,76 @@ def key_may_go(old: Any, new: Any) -> bool:
     )
 
 
-def send_once(
-    client: VastAI,
-    method: str,
-    url: str,
-    body: Row | None,
-    trusted: bool,
-    fresh: bool,
-    timeout: float,
-) -> Answer:
-    """One request over one connection, within `timeout` seconds.  Raises Unsent or Unanswered.
+class Ask:
+    """One HTTP request, as it is sent.
+
+    `key` goes into the header ("": none).  The exchange may take `limit` seconds and ends at
+    `deadline` (time.monotonic()) at the latest.  What is `safe` may be sent again if a kept connection
+    turns out to be closed.  `stream` asks for the answer after its headers, with an iterator of
+    events.  A worker's certificate may be signed by the `root` (PEM) that is found at `root_url`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        payload: bytes | None = None,
+        method: str = "POST",
+        key: str = "",
+        limit: float = FOREVER,
+        deadline: float = FOREVER,
+        safe: bool = True,
+        root_url: str = "",
+        stream: bool = False,
+    ) -> None:
+        self.url, self.payload, self.method, self.key = url, payload, method, key
+        self.limit, self.deadline, self.safe = limit, deadline, safe
+        self.root_url, self.root, self.stream = root_url, "", stream
+
+    def ends(self) -> float:
+        """The moment of time.monotonic() at which the exchange is over if it begins now."""
+        return min(time.monotonic() + self.limit, self.deadline)
+
+
+def send_once(client: VastAI, ask: Ask) -> Answer:
+    """One request over one connection.  Raises Unsent or Unanswered.
 
     An idle connection may have been closed by the service, which shows only when it is used.  So
-    what must not be repeated gets a new one (`fresh`), and a safe request that finds its connection
-    closed takes a new one, once.
+    what must not be repeated gets a new one, and a safe request that finds its connection closed
+    takes a new one, once.
     """
-    data = None if body is None else encode_json(body)
-    place, target = client.pool.find_place(url)
-    key = client.api_key if trusted else None
-    message = place.build_message(method, target, client.user_agent, key, data)
-    deadline = time.monotonic() + timeout
+    ends, fresh = ask.ends(), not ask.safe
     while True:
         try:
-            connection, reused = client.pool.take(place, fresh, deadline)
+            place, target = client.pool.find_place(ask.url, ask.root)
+            message = place.build_message(ask, target, client.user_agent)
+        except ValueError as error:
+            raise Unsent(_reason(error), ask.url) from error
+        try:
+            connection = None if fresh else client.pool.waiting(place)
+            reused = connection is not None
+            connection = connection or connect(place, ends)
+            connection.deadline = ends
         except (OSError, ValueError) as error:
-            raise Unsent(_reason(error), url) from error
-        head = None
+            raise Unsent(_reason(error), ask.url) from error
+        incoming = Incoming(ask)
         try:
             connection.send(message)
-            head = connection.read_head()
-            content, fault = connection.read_body(head)
+            while not incoming.done:
+                incoming.feed(connection.receive())
+                if incoming.streamed:
+                    return incoming.answer(receive_events(connection, incoming))
+            answer = incoming.answer()
         except OSError as error:
             connection.close()
-            if reused and head is None and not _timed_out(error):
-                fresh = True
-                continue
-            raise Unanswered(_reason(error), url) from error
+            if not reused or incoming.status or _timed_out(error):
+                raise Unanswered(_reason(error), ask.url) from error
+            fresh = True
         except BaseException:  # Ctrl-C leaves no half-used connection behind
             connection.close()
             raise
-        client.pool.give(connection)
-        if not fault and head.headers.get("Content-Encoding", "").strip().lower() == "gzip":
-            try:
-                content, fault = unzip(content)
-            except OSError as error:
-                raise Unanswered(_reason(error), url) from error
-        return Answer(head.status, head.headers, content, url, fault)
+        else:
+            client.pool.give(connection, incoming.keep)
+            return answer
 
 
 def _timed_out(error: BaseException | None) -> bool:
@@ -5570,6 +5610,8 @@ def _reason(error: BaseException) -> str:
     """An OSError in words that a user can act on."""
     if _timed_out(error):
         return "timed out"
+    if isinstance(error, ConnectionRefusedError):  # asyncio's own words are others
+        return "Connection refused"
     words = (
         getattr(error, "verify_message", ""),
         getattr(error, "strerror", ""),
@@ -5615,15 +5657,67 @@ def seconds_left(deadline: float) -> float:
     return min(rest, LONGEST_TIMEOUT)
 
 
-class Head:
-    """Status and headers of an answer, whether its connection may be used again, and how its body
-    ends.
+class Incoming:
+    """The answer to an Ask, as it comes.  It does no I/O: feed() takes the bytes of a connection,
+    however they are cut.
+
+    `status` and `headers` are there once the head has come (0 before), `parts` is the content so
+    far, `done` says that all has come, and `keep` that the connection may then be used again.
     """
 
-    __slots__ = ("chunked", "headers", "keep", "length", "status")
+    def __init__(self, ask: Ask) -> None:
+        self.ask, self.status, self.headers = ask, 0, Headers()
+        self.keep = self.done = self.chunked = self.streamed = False
+        self.parts: list[bytes] = []
+        self.fault = ""  # why the content cannot be used
+        self.size = 0  # bytes of the content, those of the chunk or body that has begun included
+        self.left: int | None = 0  # bytes to come of the chunk or body; None: all up to the end
+        self.next_line = "size"  # what the next line between chunks is: size, end or trailer
+        self.buffer = b""  # what has come and is not taken yet
 
-    def __init__(self, text: str) -> None:
-        """Reads the status line and the headers.  Raises ConnectionError if they are not HTTP."""
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes; none say that the connection was closed.  Raises ConnectionError
+        if the answer is cut, or is not HTTP.
+        """
+        if not data:
+            if not self.status or self.left is not None:
+                begun = self.status or self.buffer
+                raise ConnectionError(CUT if begun else "the connection was closed")
+            self.done = True
+            return
+        self.buffer += data
+        while self.status < 200:  # 1xx only announces the answer
+            if not self.take_head():
+                return
+        if self.chunked:
+            self.take_chunks()
+        else:
+            self.buffer = self.buffer[self.take_content(0) :]
+            self.done = self.left == 0
+        endless = self.streamed or self.ask.root_url  # what a worker makes may be large
+        if self.size > LARGEST_ANSWER and not endless:
+            self.fault, self.parts, self.done, self.keep = TOO_LARGE, [], True, False
+        if self.done and self.buffer:
+            self.keep = False
+
+    def take_head(self) -> bool:
+        """Takes a head out of the buffer, if it has come whole."""
+        data = self.buffer
+        end = data.find(b"\n\r\n")
+        bare = data.find(b"\n\n", 0, end if end >= 0 else len(data))
+        if bare >= 0:
+            end = bare
+        if end >= 0:
+            self.buffer = data[end + (2 if bare >= 0 else 3) :]
+            self.read_head(data[:end].decode("latin-1"))
+        elif data[:5] != b"HTTP/"[: len(data)]:
+            raise ConnectionError(f"no HTTP answer: {short_repr(data[:60])}")
+        elif len(data) > 1 << 17:
+            raise ConnectionError("the answer's headers have no end")
+        return end >= 0
+
+    def read_head(self, text: str) -> None:
+        """Reads the status line and the headers."""
         first, *lines = text.split("\n")
         version, _, rest = first.strip().partition(" ")
         code = rest.lstrip()[:3]
@@ -5641,31 +5735,88 @@ class Head:
                 name, value = name.strip().lower(), value.strip()
                 headers[name] = f"{headers[name]}, {value}" if name in headers else value
         options = headers.get("Connection", "").lower()
-        self.keep = "close" not in options and (version != "HTTP/1.0" or "keep-alive" in options)
         self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
-        self.length: int | None = None  # bytes; None: up to the end of the connection
         length = headers.get("Content-Length", "").partition(",")[0]
-        if self.status in (204, 304) or self.status < 200:
-            self.length = 0
-        elif not self.chunked and is_digits(length):
-            self.length = int(length[:19])
+        self.left = None
+        if self.chunked or self.status in (204, 304):
+            self.left = 0
+        elif is_digits(length):
+            self.left = int(length[:19])
+        self.size = self.left or 0
+        self.keep = "close" not in options and (version != "HTTP/1.0" or "keep-alive" in options)
+        self.keep = self.keep and self.left is not None
+        self.streamed = self.ask.stream and 200 <= self.status < 300
+
+    def take_content(self, at: int) -> int:
+        """Takes content that begins at a place in the buffer; returns the place of its end."""
+        end = len(self.buffer)
+        if self.left is None:
+            self.size += end - at
+        else:
+            end = min(end, at + self.left)
+            self.left -= end - at
+        if end > at:
+            self.parts.append(self.buffer[at:end])
+        return end
+
+    def take_chunks(self) -> None:
+        """Takes the content of the chunks in the buffer; what may be half a line stays."""
+        at = 0
+        while not self.done:
+            at = self.take_content(at)
+            end = self.buffer.find(b"\n", at)
+            if end < 0 or self.left:
+                break
+            line = self.buffer[at:end].strip()
+            at = end + 1
+            if self.next_line == "size":
+                self.left = chunk_size(line)
+                self.size += self.left
+                self.next_line = "end" if self.left else "trailer"
+            elif self.next_line == "trailer":
+                self.done = not line
+            elif line:
+                raise ConnectionError(CUT)
+            else:
+                self.next_line = "size"
+        self.buffer = self.buffer[at:]
+        if len(self.buffer) > 1 << 16 and not self.done:
+            raise ConnectionError("the answer has a line without an end")
+
+    @property
+    def zipped(self) -> bool:
+        return bool(self.headers.get("Content-Encoding", "").strip().lower() == "gzip")
+
+    def answer(self, events: Any = None) -> Answer:
+        """The answer when it has come whole, or has a stream of `events` to come.  Raises
+        ConnectionError for cut gzip.
+        """
+        content, fault = b"".join(self.parts), self.fault
+        if self.zipped and not fault and events is None:
+            content, fault = unzip(content)
+        return Answer(self.status, self.headers, content, self.ask.url, fault, events)
+
+
+def chunk_size(line: bytes) -> int:
+    """The number of bytes in a chunk, from the line before it.  Raises ConnectionError."""
+    digits = line.partition(b";")[0].strip()
+    try:
+        if digits.isalnum():
+            return int(digits, 16)
+    except ValueError:
+        pass
+    raise ConnectionError("the answer has a chunk of no size")
 
 
 class HttpConnection:
     """One connection to a place, with or without TLS.  All its waits count against `deadline`, so
-    that a trickle of bytes cannot outlast the timeout.
-
-    Its methods raise OSError: TimeoutError after the deadline, ConnectionError if the other side
-    ends or does not speak HTTP.
+    that a trickle of bytes cannot outlast the timeout.  Its methods raise OSError.
     """
 
-    __slots__ = ("buffer", "deadline", "idle_since", "keep", "place", "sock")
+    __slots__ = ("deadline", "idle_since", "place", "sock")
 
     def __init__(self, place: Place, sock: Any, deadline: float) -> None:
-        self.place, self.sock, self.deadline = place, sock, deadline
-        self.buffer = b""  # what has been received, and not yet read
-        self.keep = False  # after a whole answer: may it be used again?
-        self.idle_since = 0.0
+        self.place, self.sock, self.deadline, self.idle_since = place, sock, deadline, 0.0
 
     def send(self, data: bytes) -> None:
         self.sock.settimeout(seconds_left(self.deadline))
@@ -5677,141 +5828,42 @@ class HttpConnection:
         data: bytes = self.sock.recv(1 << 16)
         return data
 
-    def receive_more(self) -> None:
-        """Adds some bytes to the buffer."""
-        data = self.receive()
-        if not data:
-            raise ConnectionError("the connection was closed" if not self.buffer else CUT)
-        self.buffer += data
-
-    def read_head(self) -> Head:
-        """The head of the answer; those that only announce it (1xx) are passed over."""
-        while True:
-            end = self.buffer.find(b"\n\r\n")
-            bare = self.buffer.find(b"\n\n", 0, end if end >= 0 else None)
-            if bare >= 0:
-                end = bare
-            if end >= 0:
-                head = Head(self.buffer[:end].decode("latin-1"))
-                self.buffer = self.buffer[end + (2 if bare >= 0 else 3) :]
-                if head.status >= 200:
-                    return head
-            elif self.buffer[:5] != b"HTTP/"[: len(self.buffer)]:
-                raise ConnectionError(f"no HTTP answer: {short_repr(self.buffer[:60])}")
-            elif len(self.buffer) > 1 << 17:
-                raise ConnectionError("the answer's headers have no end")
-            else:
-                self.receive_more()
-
-    def read_body(self, head: Head) -> tuple[bytes, str]:
-        """The body, whole, and why it cannot be used, or ""."""
-        self.keep = head.keep
-        try:
-            if head.chunked:
-                content = self.read_chunks()
-            elif head.length is None:
-                self.keep = False
-                content = self.read_to_end()
-            else:
-                content = self.read_exactly(head.length)
-        except _TooLarge:
-            self.keep = False
-            return b"", TOO_LARGE
-        return content, ""
-
-    def read_exactly(self, count: int) -> bytes:
-        if count > LARGEST_ANSWER:
-            raise _TooLarge
-        if len(self.buffer) >= count:
-            content, self.buffer = self.buffer[:count], self.buffer[count:]
-            return content
-        parts = [self.buffer]
-        missing = count - len(self.buffer)
-        self.buffer = b""
-        while missing > 0:
-            part = self.receive()
-            if not part:
-                raise ConnectionError(CUT)
-            parts.append(part)
-            missing -= len(part)
-        if missing:
-            parts[-1], self.buffer = part[:missing], part[missing:]
-        return b"".join(parts)
-
-    def read_to_end(self) -> bytes:
-        parts, size = [self.buffer], len(self.buffer)
-        self.buffer = b""
-        while True:
-            part = self.receive()
-            if not part:
-                return b"".join(parts)
-            parts.append(part)
-            size += len(part)
-            if size > LARGEST_ANSWER:
-                raise _TooLarge
-
-    def read_chunks(self) -> bytes:
-        parts, size = [], 0
-        while True:
-            digits = self.read_line().partition(b";")[0].strip()
-            try:
-                count = int(digits, 16) if digits.isalnum() else -1
-            except ValueError:
-                count = -1
-            if count < 0:
-                raise ConnectionError("the answer has a chunk of no size")
-            if count == 0:
-                break
-            size += count
-            if size > LARGEST_ANSWER:
-                raise _TooLarge
-            parts.append(self.read_exactly(count))
-            if self.read_line().strip():
-                raise ConnectionError(CUT)
-        while self.read_line().strip():  # trailers
-            pass
-        return b"".join(parts)
-
-    def read_line(self) -> bytes:
-        """The next line, of 64 KB at most."""
-        while b"\n" not in self.buffer:
-            if len(self.buffer) > 1 << 16:
-                raise ConnectionError("the answer has a line without an end")
-            self.receive_more()
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        return line
-
     def is_quiet(self) -> bool:
-        """Is there nothing to read?  An idle connection only ever brings its end, or an answer that
-        nobody waits for.
-        """
-        import select
-
-        try:
-            return not select.select([self.sock], [], [], 0)[0]
-        except (OSError, ValueError):  # too many files for select
-            return False
+        return is_quiet(self.sock)
 
     def close(self) -> None:
         self.sock.close()
 
 
+def is_quiet(sock: Any) -> bool:
+    """Is there nothing to read?  An idle connection only ever brings its end, or an answer that
+    nobody waits for.
+    """
+    import select
+
+    try:
+        return not select.select([sock], [], [], 0)[0]
+    except (OSError, ValueError):  # too many files for select
+        return False
+
+
 CUT = "the answer was cut"
 
 
-class _TooLarge(Exception):
-    """The body is larger than LARGEST_ANSWER."""
-
-
 class Place:
-    """The scheme, host and port of an address, and the proxy that leads there, if any."""
+    """The scheme, host and port of an address, the proxy that leads there, if any, and the `root`
+    certificate that is trusted there beside the system's ("": none).
+    """
 
-    __slots__ = ("host", "host_header", "name", "port", "proxy", "tls")
+    __slots__ = ("host", "host_header", "name", "port", "proxy", "root", "tls")
 
-    def __init__(self, parts: Any) -> None:
-        """Takes a split URL.  Raises ValueError for a port that is none, and NetworkError for a
-        proxy that cannot be used.
+    def __init__(self, parts: Any, root: str) -> None:
+        """Takes a split URL.  Raises ValueError for a host or port that is none, and NetworkError
+        for a proxy that cannot be used.
         """
+        if not parts.hostname:
+            raise ValueError("the address has no host")
+        self.root = root
         self.tls = parts.scheme == "https"
         self.host: str = parts.hostname
         usual = 443 if self.tls else 80
@@ -5821,95 +5873,80 @@ class Place:
         self.host_header = host if self.port == usual else self.name
         self.proxy = find_proxy(parts.scheme, self.host, self.port)
 
-    def build_message(
-        self,
-        method: str,
-        target: str,
-        user_agent: str,
-        key: str | None,
-        data: bytes | None,
-        accept: str = "application/json",
-    ) -> bytes:
+    def build_message(self, ask: Ask, target: str, user_agent: str) -> bytes:
         """A request to this place as it goes over the wire; `target` is what find_place() gave."""
         lines = [
-            f"{method} {target} HTTP/1.1",
+            f"{ask.method} {target} HTTP/1.1",
             f"Host: {self.host_header}",
-            f"Accept: {accept}",
+            f"Accept: {'*/*' if ask.root_url else 'application/json'}",
             "Accept-Encoding: gzip",
             f"User-Agent: {user_agent}",
         ]
-        if key:
-            lines.append(f"Authorization: Bearer {key}")
+        if ask.key:
+            lines.append(f"Authorization: Bearer {ask.key}")
         if self.proxy and not self.tls:
             lines += [f"{name}: {value}" for name, value in self.proxy.headers.items()]
-        if data is not None:
-            lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
-        return "\r\n".join([*lines, "", ""]).encode("ascii") + (data or b"")
-
-
-def find_place(url: str, known: dict[tuple[str, str], Place]) -> tuple[Place, str]:
-    """The place of an address, which is remembered in `known`, and the path with the query that is
-    asked for there.  Raises ValueError for an address that is none.
-    """
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    key = (parts.scheme, parts.netloc)
-    place = known.get(key)
-    if place is None:
-        place = known[key] = Place(parts)
-    target = parts.path or "/"
-    if parts.query:
-        target += f"?{parts.query}"
-    if place.proxy and not place.tls:  # such a proxy reads the request, and has to know the host
-        target = f"http://{place.host_header}{target}"
-    return place, target
+        if ask.payload is not None:
+            length = len(ask.payload)
+            lines += ["Content-Type: application/json", f"Content-Length: {length}"]
+        return "\r\n".join([*lines, "", ""]).encode("ascii") + (ask.payload or b"")
 
 
 class Pool:
-    """Connections that wait for their next request.  Threads share it."""
+    """Connections that wait for their next request, up to `most` a place.  Threads share it."""
 
-    __slots__ = ("idle", "lock", "owner", "places")
+    __slots__ = ("idle", "lock", "most", "owner", "places")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 64) -> None:
+        self.most = most
         self.reset()
 
     def reset(self) -> None:
         """Forgets all connections without closing them."""
-        self.idle: dict[Place, list[HttpConnection]] = {}
-        self.places: dict[tuple[str, str], Place] = {}
+        self.idle: dict[Place, list[Any]] = {}
+        self.places: dict[tuple[str, str, str], Place] = {}
         self.lock, self.owner = allocate_lock(), os.getpid()
 
-    def find_place(self, url: str) -> tuple[Place, str]:
-        """The place of an address, and the path with the query that is asked for there."""
+    def find_place(self, url: str, root: str = "") -> tuple[Place, str]:
+        """The place of an address, which is remembered, and the path with the query that is asked
+        for there.  Raises ValueError for an address that is none.
+        """
+        from urllib.parse import urlsplit
+
         if self.owner != os.getpid():  # after a fork the connections are the parent's
             self.reset()
-        return find_place(url, self.places)
+        parts = urlsplit(url)
+        key = (parts.scheme, parts.netloc, root)
+        place = self.places.get(key)
+        if place is None:
+            place = self.places[key] = Place(parts, root)
+        target = parts.path or "/"
+        if parts.query:
+            target += f"?{parts.query}"
+        if place.proxy and not place.tls:  # such a proxy reads the request: it has to know the host
+            target = f"http://{place.host_header}{target}"
+        return place, target
 
-    def take(self, place: Place, fresh: bool, deadline: float) -> tuple[HttpConnection, bool]:
-        """A connection to `place`, and whether it was used before, which `fresh` rules out.  Raises
-        OSError if none can be opened.
-        """
-        while not fresh:
+    def waiting(self, place: Place) -> Any:
+        """A connection to `place` that was used before and is still good, or None."""
+        while True:
             with self.lock:
                 waiting = self.idle.get(place)
                 connection = waiting.pop() if waiting else None
             if connection is None:
-                break
+                return None
             # Servers close after 60 s or more.
             if time.monotonic() - connection.idle_since < 50 and connection.is_quiet():
-                connection.deadline = deadline
-                return connection, True
+                return connection
             connection.close()
-        return connect(place, deadline), False
 
-    def give(self, connection: HttpConnection) -> None:
-        """Takes a connection back after a whole answer, if it can be used again."""
+    def give(self, connection: Any, keep: bool) -> None:
+        """Takes a connection back after a whole answer; closes it if it is not to be kept."""
         connection.idle_since = time.monotonic()
-        if connection.keep and not connection.buffer:
+        if keep:
             with self.lock:
                 waiting = self.idle.setdefault(connection.place, [])
-                if len(waiting) < 64:
+                if len(waiting) < self.most:
                     waiting.append(connection)
                     return
         connection.close()
@@ -5926,14 +5963,14 @@ class Pool:
         Pool.close(self)
 
 
-def connect(place: Place, deadline: float, context: ssl.SSLContext | None = None) -> HttpConnection:
+def connect(place: Place, deadline: float) -> HttpConnection:
     """A new connection to a place, through its proxy if it has one, and with TLS for https.  Raises
     OSError.
     """
     connection = open_socket(place, deadline)
     try:
         if place.tls:
-            context = context or tls_context()
+            context = tls_context(place.root)
             connection.sock.settimeout(seconds_left(deadline))
             connection.sock = context.wrap_socket(connection.sock, server_hostname=place.host)
         seconds_left(deadline)  # later it would be too late: a part of the request would have left
@@ -5984,10 +6021,12 @@ def dial(host: str, port: int, deadline: float) -> Any:
 def open_tunnel(connection: HttpConnection, proxy: Proxy) -> None:
     """Has the proxy at the other end connect to the place.  Raises OSError."""
     connection.send(proxy.connect_message(connection.place))
-    head = connection.read_head()
-    if head.status != 200:
-        raise OSError(f"the proxy refused: HTTP {head.status}")
-    if connection.buffer:
+    incoming = Incoming(Ask("", method="CONNECT"))
+    while incoming.status < 200:
+        incoming.feed(connection.receive())
+    if incoming.status != 200:
+        raise OSError(f"the proxy refused: HTTP {incoming.status}")
+    if incoming.parts or incoming.buffer:
         raise OSError("the proxy sent unexpected data")
 
 
@@ -10646,24 +10685,23 @@ class Bench:
 # Jobs for the workers of an endpoint.  The router names a worker and signs a grant; the job goes to
 # that worker, together with the grant.
 #
-# Every rule stands in a generator that does no I/O.  It yields what is to be done next: an `Ask`
-# (send this; it is answered with an Answer, or Unsent or Unanswered is thrown in) or a number (sleep
-# so many seconds), and returns the result.  There are two drivers: `drive` answers with this module's
-# own transport, for `VastAI().request()` and the command line; `Streams.drive` answers with asyncio,
-# for `Serverless` and `CoroutineServerless`.
+# Every rule stands in generators that do no I/O.  They yield what is to be done next, and return the
+# result: an `Ask` is answered with an Answer, or Unsent or Unanswered is thrown in; a number is a
+# pause in seconds.  Two drivers run them: `drive`, over this module's own transport, for
+# `VastAI().request()` and the command line; `Streams.drive`, over asyncio, for `Serverless` and
+# `CoroutineServerless`.
 #
 # A worker is paid by the job, so a job is sent at most once unless the caller lets it be repeated.
 
 ROOT_URL = f"{SERVER}/static/jvastai_root.cer"  # signs the certificates of workers
-ROOT_AGE = 86_400  # seconds that the root certificate is cached
 ROUTE_LIMIT = 10.0  # seconds for one question to the router
 CONSOLE_LIMIT = 30.0  # seconds for one request to the console
 PATIENCE = 5  # tries in a row that the console and the router get
+DAY = 86_400  # seconds; the root certificate is cached for one
 
 
 if TYPE_CHECKING:
     import asyncio
-    from collections import deque
     from dataclasses import dataclass as record
     from typing import Awaitable, Coroutine, Generator, Generic, TypeVar, Union
 
@@ -10673,8 +10711,6 @@ if TYPE_CHECKING:
     Tracker = Union["ServerlessRequest", "RequestStatus", None]
 
     class ServerlessRequest(asyncio.Future[Row]):
-        """The future answer of a worker; see make_request_class()."""
-
         tracker: RequestStatus
         status: str
         create_time: float
@@ -10698,8 +10734,8 @@ else:
         wrap_up = getattr(cls, "__post_init__", None)
 
         def __init__(self, *args, **given):
-            self.__dict__.update({**defaults, **dict(zip(names, args)), **given})
-            if len(args) > len(names) or self.__dict__.keys() != set(names):
+            vars(self).update({**defaults, **dict(zip(names, args)), **given})
+            if len(args) > len(names) or vars(self).keys() != set(names):
                 raise TypeError(f"expected {cls.__name__}({', '.join(names)})")
             if wrap_up:
                 wrap_up(self)
@@ -10715,89 +10751,21 @@ else:
         return cls
 
 
-@record
-class Ask:
-    """One HTTP request that a generator wants sent.
-
-    `key` goes into the header ("": none).  The exchange may take `limit` seconds and ends at
-    `deadline` (time.monotonic()) at the latest, the wait for a free connection included; None is
-    unlimited.  `stream` asks for the answer after its headers, with an iterator of events.  What is
-    `safe` may be sent again over a new connection if a kept one turns out to be closed.  A `worker`
-    that is addressed by its IP address may have a certificate that Vast.ai has signed.
-    """
-
-    url: str
-    payload: bytes | None = None
-    method: str = "POST"
-    key: str = ""
-    limit: float | None = None
-    deadline: float | None = None
-    stream: bool = False
-    safe: bool = True
-    worker: bool = False
-
-    def ends(self) -> float | None:
-        """The moment at which the exchange must be over if it begins now."""
-        if self.limit is None:
-            return self.deadline
-        ends = time.monotonic() + self.limit
-        return ends if self.deadline is None else min(ends, self.deadline)
-
-    def message(self, place: Place, target: str, agent: str) -> bytes:
-        """The bytes to send.  Raises Unsent for a key that cannot stand in a header."""
-        if self.key and (not (self.key.isascii() and self.key.isprintable()) or " " in self.key):
-            raise Unsent("the API key contains characters that no key contains", self.url)
-        return place.build_message(self.method, target, agent, self.key, self.payload, "*/*")
-
-    def redirected(self, answer: Answer) -> Ask | None:
-        """The request to send instead if the answer is a redirect that may be followed."""
-        location = answer.headers.get("Location")
-        if answer.status_code not in (301, 302, 303, 307, 308) or not location:
-            return None
-        try:
-            url, same_place = redirect_target(self.method, self.url, answer.status_code, location)
-        except ValueError:
-            return None
-        return Ask(**{**vars(self), "url": url}) if same_place or not self.key else None
-
-
-class EventAnswer(Answer):
-    """An answer of which only the headers have come; `events` iterates over the objects in its body."""
-
-    __slots__ = ("events",)
-
-    def __init__(self, status_code: int, headers: Any, url: str, events: Any) -> None:
-        super().__init__(status_code, headers, b"", url)
-        self.events = events
-
-
-class ServerlessError(VastAIError):
-    """An error of a serverless request, whose text begins with what happened, as the official
-    client's does: programs look for `HTTP 429 - {…}` in it.
-    """
-
-    def __str__(self) -> str:
-        text = f"{self.command}: {self.msg}" if self.command else self.msg
-        return f"{text}\n  {self.hint}" if self.hint else text
-
-
 def serverless_error(
     family: type[VastAIError], kind: type[BaseException], text: str, lost: str = "", **details: Any
 ) -> VastAIError:
     """An error of `family` that is also a `kind` and has its name: the official client raises plain
-    ones, and programs catch or print those.  If a job was `lost`, which says how, the outcome is
-    unknown, whatever came after.
+    ones.  If a job was `lost`, which says how, the outcome is unknown, whatever came after.
     """
     if lost:
         family = OutcomeUnknownError
-        unknown = f"the job was sent, but its outcome is unknown ({lost})"
+        unknown = f"the request was sent, but its outcome is unknown ({lost})"
         text = f"{text}; {unknown}" if text else unknown
-    bases: list[type] = [ServerlessError, family]
-    asyncio = sys.modules.get("asyncio")
-    for other in (kind, getattr(asyncio, "TimeoutError", kind) if kind is TimeoutError else kind):
-        if not any(issubclass(base, other) for base in bases):
-            bases.append(other)
-    both = type(kind.__name__, tuple(bases), {"__module__": "vastai.serverless"})
+    kinds = [kind]
+    if kind is TimeoutError and "asyncio" in sys.modules:
+        kinds.append(sys.modules["asyncio"].TimeoutError)  # another class before 3.11
+    more = dict.fromkeys(kind for kind in kinds if not issubclass(family, kind))
+    both: Any = type(kind.__name__, (family, *more), {"__module__": "vastai.serverless"})
     error: VastAIError = both(text, **details)
     return error
 
@@ -10806,31 +10774,19 @@ def refused_error(
     what: str,
     answer: Answer,
     key: str = "",
-    lost: str = "",
     kind: type[BaseException] = RuntimeError,
+    lost: str = "",
 ) -> VastAIError:
-    """The error of an answer that is of no use: `WHAT: HTTP N - BODY`, without N for a 2xx."""
+    """The error of an answer that is of no use.  Programs look for its `HTTP N - BODY`."""
     families = {401: AuthError, 403: AuthError, 404: NotFoundError, 410: NotFoundError}
-    family = families.get(answer.status_code, VastAIError)
+    family: type[VastAIError] = families.get(answer.status_code, VastAIError)
     answer.secrets = [key] if key else []
-    details: dict[str, Any] = {"response": answer}
+    details: Row = {"response": answer}
     if answer.status_code == 429:
         family, details["retry_after"] = RateLimitError, pause_asked(answer)
     words = printable(redact_text(answer.text[:2000], answer.secrets).strip(), 512)
     status = "unusable answer" if succeeded(answer) else f"HTTP {answer.status_code}"
     return serverless_error(family, kind, f"{what}: {status} - {words}", lost, **details)
-
-
-def encode_body(body: Any) -> bytes:
-    """JSON in UTF-8.  Raises UsageError for what JSON cannot hold."""
-    import json
-
-    try:
-        return json.dumps(body, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"the payload must hold what JSON can: text, finite numbers, True, False, None, lists, dicts ({error})"
-        ) from None
 
 
 def succeeded(answer: Answer) -> bool:
@@ -10844,77 +10800,108 @@ def may_pass(answer: Answer) -> bool:
 
 def backoff(tries: int, longest: float, answer: Answer | None = None) -> float:
     """Seconds to wait after so many tries: 2, 4, 8 … and up to 1 more, or what the answer asks for."""
-    from random import uniform
-
-    pause: float = min(2.0 ** min(tries, 20) + uniform(0, 1), longest)
+    pause = min(2.0 ** min(tries, 20) + jitter(0, 1), longest)
     asked = pause_asked(answer) if answer and answer.status_code in (429, 503) else None
     return max(pause, min(asked or 0.0, LONGEST_PAUSE))
 
 
-def follow_redirects(ask: Ask) -> Steps:
-    """Yields an Ask, then up to five to which it is redirected; returns the last answer."""
-    answer = yield ask
-    for _ in range(5):
-        target = ask.redirected(answer)
-        if target is None:
+def reach(ask: Ask) -> Steps:
+    """Yields an Ask, then up to five to which it is redirected; returns the last answer.
+
+    A worker that is addressed by its IP address may have a certificate that Vast.ai has signed; a
+    root that does not fit is fetched again.
+    """
+    from urllib.parse import urlsplit
+
+    for _ in range(6):
+        try:
+            parts = urlsplit(ask.url)
+            signed = parts.scheme == "https" and is_address(parts.hostname or "")
+        except ValueError as error:
+            raise Unsent(str(error), ask.url) from error
+        ask.root = ""
+        if signed and ask.root_url:
+            ask.root = yield from find_root(ask, DAY)
+        try:
+            answer = yield ask
+        except Unsent as problem:
+            ssl = sys.modules.get("ssl")
+            refused = ssl and isinstance(problem.__cause__, ssl.SSLCertVerificationError)
+            old = ask.root
+            if not (refused and old):
+                raise
+            ask.root = yield from find_root(ask, 60)
+            if ask.root == old:
+                raise
+            answer = yield ask
+        if not answer.redirect:
             break
-        ask = target
-        answer = yield ask
+        try:
+            url, same = redirect_target(ask.method, ask.url, answer.status_code, answer.redirect)
+        except ValueError:
+            break
+        if ask.key and not same:
+            break
+        ask.url = url
     return answer
 
 
-def ask_console(what: str, url: str, key: str, *, method: str = "GET", body: Any = None) -> Steps:
-    """Yields a request to the console or the router, up to five times; returns the JSON object of
-    the answer.
+def ask_service(
+    what: str,
+    ask: Ask,
+    key: str,
+    kind: type[BaseException] = Exception,
+    tries: int = PATIENCE,
+    longest: float = 5.0,
+    lost: str = "",
+) -> Steps:
+    """Yields a request to console, router or session up to so many times; returns the 2xx answer.
 
-    A POST creates something: like everywhere in this module it is repeated only if it cannot have
-    been carried out.  `what` begins the error's text.
+    What is not safe is repeated only if it cannot have been carried out.  `what` begins the text of
+    an error, in which the `key` is masked.
     """
-    safe = method != "POST" or url.endswith("/update_workers/")
-    payload = None if body is None else encode_body(body)
-    tries = 0
-    while True:
-        tries += 1
-        reply: Answer | None = None
+    for count in range(1, tries + 1):
+        answer = None
         try:
-            ask = Ask(url, payload, method, key, CONSOLE_LIMIT, safe=safe)
-            reply = yield from follow_redirects(ask)
-        except Unsent as problem:
-            failure = serverless_error(NetworkError, ConnectionError, f"{what}: {problem}")
-        except Unanswered as problem:
-            if not safe:
-                raise serverless_error(
-                    OutcomeUnknownError,
-                    ConnectionError,
-                    f"{what}: the request was sent, but its outcome is unknown ({problem})",
-                    hint="Look with `vastai show endpoints` before you try again.",
-                ) from problem
-            failure = serverless_error(NetworkError, ConnectionError, f"{what}: {problem}")
+            answer = yield from reach(ask)
+        except NoAnswer as problem:
+            if kind is Exception:
+                kind = TimeoutError if _timed_out(problem.__cause__) else ConnectionError
+            if not ask.safe and isinstance(problem, Unanswered):
+                lost = str(problem)
+            failure = serverless_error(NetworkError, kind, f"{what}: {problem}", lost)
+            again = ask.safe or not lost
         else:
-            if succeeded(reply):
+            if succeeded(answer):
                 break
-            failure = refused_error(what, reply, key, kind=Exception)
-            if not may_pass(reply) or not (safe or reply.status_code == 429):
-                raise failure
-        if tries == PATIENCE:
+            failure = refused_error(what, answer, key, kind, lost)
+            again = may_pass(answer) and (ask.safe or answer.status_code == 429)
+        if not again or count == tries:
             raise failure
-        yield backoff(tries, 5.0, reply)
-    try:
-        result = reply.json()
-    except ValueError:
-        result = None
+        yield min(backoff(count, longest, answer), max(0.0, ask.deadline - time.monotonic()))
+        if time.monotonic() > ask.deadline - 0.001:
+            raise failure
+    return answer
+
+
+def ask_console(what: str, url: str, key: str, method: str = "GET", body: Any = None) -> Steps:
+    """Yields a request to the console or the router; returns the JSON object of the answer."""
+    ask = Ask(url, None if body is None else encode_json(body), method, key, CONSOLE_LIMIT)
+    ask.safe = method != "POST" or url.endswith("/update_workers/")
+    answer = yield from ask_service(what, ask, key)
+    result = parse_body(answer)
     if not isinstance(result, dict) or result.get("success") is False:
-        raise refused_error(what, reply, key, kind=Exception)
+        raise refused_error(what, answer, key, Exception)
     return result
 
 
 def find_endpoints(console: str, key: str) -> Steps:
     """Yields what to ask the console; returns the rows of the account's endpoints, keys included."""
-    url = f"{console}/api/v0/endptjobs/?client_id=me"
-    result = yield from ask_console("cannot list the endpoints", url, key)
+    what = "cannot list the endpoints"
+    result = yield from ask_console(what, f"{console}/api/v0/endptjobs/?client_id=me", key)
     rows = result.get("results")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        text = "cannot list the endpoints: the answer has no list 'results'"
+    if as_rows(rows) != rows:
+        text = f"{what}: the answer has no list 'results'"
         raise serverless_error(VastAIError, Exception, text)
     return rows
 
@@ -10930,9 +10917,9 @@ class Job:
     """
 
     endpoint: Any
-    router: str
     route: str
     payload: Any
+    router: str
     cost: float = 100
     stream: bool = False
     timeout: float | None = None
@@ -10941,26 +10928,19 @@ class Job:
     max_retries: int | None = None
     session: Session | None = None
     tracker: Any = None  # a RequestStatus or what has its attributes
+    root_url: str = ROOT_URL
     longest_pause: float = 5.0
-    warn: Callable[[str], None] | None = None
-    deadline: float | None = None
+    warn: Callable[[str], object] = lambda text: None
+    deadline: float = FOREVER
     number: int = 0  # the router's number for this request; it stays the same over all tries
     reason: str = ""  # why no worker has taken the job yet
     lost: str = ""  # why the outcome of a try is unknown
     answer: Answer | None = None  # of a worker, when it has come
 
-    def __post_init__(self) -> None:
-        from urllib.parse import quote
-
-        if not isinstance(self.route, str) or not self.route:
-            given = short_repr(self.route)
-            raise UsageError(f"the route must be a path such as /v1/completions, not {given}")
-        self.route = "/" + quote(self.route.lstrip("/"), safe=URL_SAFE)
-        self.tracker = RequestStatus() if self.tracker is None else self.tracker
-
     def steps(self) -> Steps:
         """Yields Asks and pauses; returns the worker's answer as the official client's dict."""
-        self.deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        if self.timeout is not None:
+            self.deadline = time.monotonic() + self.timeout
         try:
             return (yield from self.run())
         except GeneratorExit:  # the driver gives up: cancelled, Ctrl-C
@@ -10972,17 +10952,20 @@ class Job:
 
     def run(self) -> Steps:
         """One try after the other, until there is an answer or a reason to stop."""
+        if not isinstance(self.route, str) or not self.route:
+            given = short_repr(self.route)
+            raise UsageError(f"the route must be a path such as /v1/completions, not {given}")
         tries = unreached = 0
         while True:
             self.tracker.status = "Queued"
             self.check_time()
-            grant, session_id = yield from self.find_worker()
+            grant = yield from self.find_worker()
             worker = as_text(grant.get("url"))
             self.tracker.status, self.tracker.start_time = "In Progress", time.time()
             tries += 1
             another = self.max_retries is None or tries < self.max_retries
             try:
-                answer = yield from follow_redirects(self.ask_worker(worker, grant, session_id))
+                answer = yield from reach(self.ask_worker(worker, grant))
             except Unsent as problem:
                 unreached += 1
                 pause = backoff(unreached - 1, self.longest_pause) if unreached > 1 else 0.0
@@ -11001,83 +10984,66 @@ class Job:
             yield from self.sleep(pause)
 
     def find_worker(self) -> Steps:
-        """Yields until the router names a worker; returns its grant and the session's id or None."""
+        """Yields until the router names a worker; returns its grant."""
         if self.session is not None:
-            return self.session.auth_data, self.session.session_id
+            return self.session.auth_data
         fixed = os.environ.get("VAST_DEBUG_WORKER_URL")
         if fixed:
             self.number = 1
-            return {"request_idx": 1, "url": fixed}, None
-        from random import uniform
-
-        failed = polls = 0
+            return {"request_idx": 1, "url": fixed}
+        polls = 0
         while True:
-            reply: Answer | None = None
-            try:
-                reply = yield from follow_redirects(self.ask_router())
-            except (Unsent, Unanswered) as problem:
-                reason = f"the router: {problem}"
-                self.reason = self.reason or reason  # what it said before tells more than the end
-                self.check_time()
-                self.reason = reason
-            else:
-                if succeeded(reply):
-                    grant = self.read_route(reply)
-                    if grant.get("url"):
-                        return grant, None
-                    self.tracker.status, failed, polls = "Polling", 0, polls + 1
-                    longest = backoff(polls - 1, self.longest_pause)
-                    longest = longest if polls > 1 else min(1.0, longest)
-                    yield from self.sleep(longest if polls == 1 else uniform(0.1, longest))
-                    continue
-                self.reason = f"the router: HTTP {reply.status_code}"
-            failed += 1
-            if reply is not None and not (may_pass(reply) and failed < PATIENCE):
-                raise self.route_error(reply)
-            self.check_time()
-            if failed == PATIENCE:
-                text = f"{self.cannot_route()}: {self.reason}"
-                raise serverless_error(NetworkError, RuntimeError, text, self.lost)
-            yield from self.sleep(backoff(failed, self.longest_pause, reply))
+            grant = yield from self.ask_router()
+            if grant.get("url"):
+                return grant
+            self.tracker.status = "Polling"
+            polls += 1
+            pause = jitter(0.1, backoff(polls - 1, self.longest_pause))
+            yield from self.sleep(pause if polls > 1 else min(1.0, self.longest_pause))
 
-    def ask_router(self) -> Ask:
+    def ask_router(self) -> Steps:
+        """Yields the question; returns a grant, or a status without url.  Raises for a refusal."""
+        name, key = self.endpoint.name, as_text(self.endpoint.api_key)
+        check_key(key, f"endpoint {name}")
         body = {
-            "endpoint": self.endpoint.name,
-            "api_key": self.endpoint.api_key,
+            "endpoint": name,
+            "api_key": key,
             "cost": self.cost,
             "request_idx": self.number,
             "replay_timeout": 60.0,
         }
-        url, key = f"{self.router}/route/", self.endpoint.api_key
-        return Ask(url, encode_body(body), key=key, limit=ROUTE_LIMIT, deadline=self.deadline)
-
-    def ask_worker(self, worker: str, grant: Row, session_id: str | None) -> Ask:
-        """The job.  The grant goes as it came, since its signature is checked; no key goes along."""
-        body = {"auth_data": grant, "session_id": session_id, "payload": self.payload}
-        return Ask(
-            worker.rstrip("/") + self.route,
-            encode_body(body),
-            limit=self.worker_timeout,
-            deadline=self.deadline,
-            stream=self.stream,
-            safe=False,
-            worker=True,
+        what = f"cannot route a request to endpoint {name}"
+        ask = Ask(
+            f"{self.router}/route/", encode_json(body), "POST", key, ROUTE_LIMIT, self.deadline
         )
-
-    def read_route(self, answer: Answer) -> Row:
-        """What the router says: a grant, or who is being waited for.  Raises if it is a refusal."""
         try:
-            grant = answer.json()
-        except ValueError:
-            grant = None
-        if not isinstance(grant, dict) or grant.get("error_msg"):
-            raise self.route_error(answer)
+            answer = yield from ask_service(
+                what, ask, key, RuntimeError, longest=self.longest_pause, lost=self.lost
+            )
+        except VastAIError as error:
+            self.reason = self.reason or error.msg
+            self.check_time()
+            raise
+        grant = parse_body(answer)
+        url = as_dict(grant).get("url")
+        usable = not url or (isinstance(url, str) and url.startswith(("http://", "https://")))
+        if not isinstance(grant, dict) or grant.get("error_msg") or not usable:
+            raise refused_error(what, answer, key, lost=self.lost)
         self.number = grant.get("request_idx") or self.number
         self.reason = f"the router: {printable(as_text(grant.get('status')), 200) or 'no worker'}"
-        url = grant.get("url")
-        if url and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
-            raise self.route_error(answer)
         return grant
+
+    def ask_worker(self, worker: str, grant: Row) -> Ask:
+        """The job.  The grant goes as it came, since its signature is checked; no key goes along."""
+        from urllib.parse import quote
+
+        url = worker.rstrip("/") + "/" + quote(self.route.lstrip("/"), safe=URL_SAFE)
+        session_id = self.session.session_id if self.session else None
+        body = {"auth_data": grant, "session_id": session_id, "payload": self.payload}
+        ask = Ask(url, encode_json(body), safe=False, root_url=self.root_url, stream=self.stream)
+        ask.limit = FOREVER if self.worker_timeout is None else self.worker_timeout
+        ask.deadline = self.deadline
+        return ask
 
     def not_reached(self, worker: str, problem: Unsent, another: bool) -> None:
         """Notes that the job did not leave.  Raises if there is no other try."""
@@ -11100,12 +11066,11 @@ class Job:
         if not another:
             kind = TimeoutError if late else ConnectionError
             raise serverless_error(OutcomeUnknownError, kind, "", self.lost) from problem
-        if self.warn:
-            self.warn(f"the job was sent to {worker}, but {problem}; sending it again")
+        self.warn(f"the job was sent to {worker}, but {problem}; sending it again")
 
     def check_time(self) -> None:
         """Raises if the whole request has taken its time."""
-        if self.deadline is not None and time.monotonic() > self.deadline - 0.001:
+        if time.monotonic() > self.deadline - 0.001:
             text = f"no answer within {self.timeout:.15g} s"
             if self.reason:
                 text += f"; the last reason: {self.reason}"
@@ -11113,30 +11078,20 @@ class Job:
 
     def sleep(self, seconds: float) -> Steps:
         """Yields a pause, but ends with the time of the whole request."""
-        if self.deadline is not None:
-            seconds = min(seconds, max(0.0, self.deadline - time.monotonic()))
-        if seconds:
-            yield seconds
+        yield min(seconds, max(0.0, self.deadline - time.monotonic()))
         self.check_time()
-
-    def cannot_route(self) -> str:
-        return f"cannot route a request to endpoint {self.endpoint.name}"
-
-    def route_error(self, answer: Answer) -> VastAIError:
-        return refused_error(self.cannot_route(), answer, self.endpoint.api_key, self.lost)
 
     def result(self, answer: Answer, worker: str, grant: Row) -> Row:
         """The official client's dict.  Raises if a 2xx is not the JSON that it claims to be."""
         self.answer = answer
-        ok, value, text = succeeded(answer), None, ""
-        if isinstance(answer, EventAnswer) and ok:
-            value = answer.events
-        elif ok:
-            value, text = self.read_answer(answer, worker)
-        else:
+        ok, text = succeeded(answer), ""
+        value = answer.events
+        if not ok:
             text = decode_text(answer)
-            value = parse_object(text)
+            value = parse_object(answer)
             value = {"error": text} if value is None else value
+        elif value is None:
+            value, text = self.read_answer(answer, worker)
         tracker = self.tracker
         tracker.status, tracker.complete_time = "Complete", time.time()
         result = {
@@ -11157,29 +11112,34 @@ class Job:
         """The value of a 2xx (parsed JSON, text or bytes) and its text ("" for media)."""
         import json
 
-        kind, text = media_type(answer), ""
-        media = bool(kind) and "json" not in kind and not kind.startswith("text/")
-        # The type of JSON may be a wrong one.
-        if not media or answer.content[:100].lstrip()[:1] in (b"{", b"["):
-            text = decode_text(answer)
-        try:
-            if answer.fault:
-                raise ValueError(answer.fault)
-            if media or kind.startswith("text/"):
-                parsed = parse_object(text)
-                value = parsed if parsed is not None else answer.content if media else text
-            else:
-                value = json.loads(text) if text.strip() else None
-        except (ValueError, RecursionError):
-            fault = answer.fault or f"broken JSON: {printable(text[:120].strip(), 100)!r}"
+        kind, value, fault = media_type(answer), parse_object(answer), answer.fault
+        if not fault and kind and "json" not in kind and not kind.startswith("text/"):
+            return (answer.content if value is None else value), ""
+        text = decode_text(answer)
+        if kind.startswith("text/"):
+            value = text if value is None else value
+        elif value is None and text.strip():
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError):
+                fault = fault or f"broken JSON: {printable(text[:120].strip(), 100)!r}"
+        if fault:
             raise serverless_error(
                 VastAIError,
                 RuntimeError,
-                f"{worker}{self.route} answered HTTP {answer.status_code} with {fault}",
+                f"{worker} answered {self.route} with HTTP {answer.status_code} and {fault}",
                 response=answer,
                 hint="The job was done and is not repeated.",
-            ) from None
-        return value, "" if media else text
+            )
+        return value, text
+
+
+def parse_body(answer: Answer) -> Any:
+    """The value of an answer that should be JSON; None if it is not."""
+    try:
+        return answer.json()
+    except ValueError:
+        return None
 
 
 def media_type(answer: Answer) -> str:
@@ -11198,190 +11158,88 @@ def decode_text(answer: Answer) -> str:
         return answer.text
 
 
-def parse_object(text: str) -> Any:
-    """The JSON object or list that a text is; None if it is something else."""
+def parse_object(answer: Answer) -> Any:
+    """The JSON object or list that a body is, whatever its type says; None if it is something else."""
     import json
 
+    if answer.content[:100].lstrip()[:1] not in (b"{", b"["):
+        return None
     try:
-        return json.loads(text) if text.lstrip()[:1] in ("{", "[") else None
+        return json.loads(decode_text(answer))
     except (ValueError, RecursionError):
         return None
 
 
-class Body:
-    """Takes the content out of the bytes of a body, however its end is marked; `done` after it."""
-
-    __slots__ = ("chunked", "done", "ending", "left", "rest")
-
-    def __init__(self, head: Head) -> None:
-        self.chunked, self.ending = head.chunked, False
-        self.left = 0 if head.chunked else head.length  # bytes of the chunk or of all; None: any
-        self.done = self.left == 0 and not head.chunked
-        self.rest = b""  # the beginning of a line that has not come whole
-
-    def feed(self, data: bytes) -> bytes:
-        """The content in the next bytes; b"" says that the connection was closed.  Raises
-        ConnectionError if the body is cut.
-        """
-        if not data:
-            self.done = self.left is None
-            if not self.done:
-                raise ConnectionError(CUT)
-        elif self.chunked:
-            return self.take_chunks(self.rest + data)
-        elif self.left is not None:
-            data, self.rest = data[: self.left], data[self.left :]
-            self.left -= len(data)
-            self.done = self.left == 0
-        return data
-
-    def take_chunks(self, data: bytes) -> bytes:
-        """The content of the chunks in `data`; what may be half a line is left for the next call."""
-        parts, at = [], 0
-        while not self.done:
-            if self.left:
-                part = data[at : at + self.left]
-                parts.append(part)
-                at += len(part)
-                self.left -= len(part)
-            end = data.find(b"\n", at)
-            if end < 0 or self.left:
-                break
-            line, at = data[at:end].strip(), end + 1
-            if self.ending:  # headers may follow the last chunk
-                self.done = not line
-            elif line:  # not the end of a chunk's own line
-                size = line.partition(b";")[0].strip()
-                try:
-                    self.left = int(size, 16) if size.isalnum() else -1
-                except ValueError:
-                    self.left = -1
-                if self.left < 0:
-                    raise ConnectionError("the answer has a chunk of no size")
-                self.ending = self.left == 0
-        self.rest = data[at:]
-        return b"".join(parts)
-
-
-class EventReader:
-    """Turns the bytes of a streamed answer into the objects in it.
+def read_events(incoming: Incoming) -> Iterator[list[Any]]:
+    """Yields the objects that are complete by now, after each feed() of a streamed answer, up to
+    its end.  Raises ConnectionError.
 
     One object a line, with or without `data:` before it.  Comments, `[DONE]`, names of events and
     broken lines are passed over, as the official client does.
     """
+    import json
+    import zlib
 
-    def __init__(self, head: Head) -> None:
-        self.body, self.rest, self.unzip = Body(head), b"", None
-        if head.headers.get("Content-Encoding", "").strip().lower() == "gzip":
-            import zlib
-
-            self.unzip = zlib.decompressobj(31)
-
-    def feed(self, data: bytes) -> list[Any]:
-        """The objects that are complete with these bytes; b"" says that the connection was closed.
-        Raises ConnectionError.
-        """
-        import json
-
-        piece = self.body.feed(data)
-        if self.unzip:
-            from zlib import error
-
-            try:
-                piece = self.unzip.decompress(piece)
-            except error:
-                raise ConnectionError("the answer is not gzip") from None
-        lines = (self.rest + piece).split(b"\n")
-        self.rest = b"" if self.body.done else lines.pop()
-        if len(self.rest) > LARGEST_ANSWER:
+    unzip = zlib.decompressobj(31) if incoming.zipped else None
+    rest, done = b"", False
+    while not done:
+        done = incoming.done
+        data, incoming.parts = b"".join(incoming.parts), []
+        try:
+            data = unzip.decompress(data) if unzip else data
+        except zlib.error:
+            raise ConnectionError("the answer is not gzip") from None
+        lines = (rest + data).split(b"\n")
+        rest = b"" if done else lines.pop()
+        if len(rest) > LARGEST_ANSWER:
             raise ConnectionError(TOO_LARGE)
         events = []
         for line in lines:
             line = line.strip()
             if line.startswith(b"data:"):
-                line = line[5:].lstrip()
-            if line:
-                try:
-                    events.append(json.loads(line.decode()))
-                except (ValueError, RecursionError):
-                    continue
-        return events
-
-
-def build_answer(ask: Ask, head: Head, content: bytes) -> Answer:
-    """An answer whose body has come whole.  Raises ConnectionError for cut gzip."""
-    fault = ""
-    if head.headers.get("Content-Encoding", "").strip().lower() == "gzip":
-        content, fault = unzip(content)
-    return Answer(head.status, head.headers, content, ask.url, fault)
+                line = line[5:]
+            try:
+                events.append(json.loads(line.decode()))
+            except (ValueError, RecursionError):
+                continue
+        yield events
 
 
 def stream_error(problem: BaseException) -> VastAIError:
     """The error of a stream that ends before its end."""
     kind = TimeoutError if _timed_out(problem) else ConnectionError
-    return serverless_error(
-        OutcomeUnknownError, kind, f"the worker's stream ended early ({describe_loss(problem)})"
-    )
-
-
-def describe_loss(problem: BaseException) -> str:
-    """Why a connection failed, in words that a user can act on."""
-    if isinstance(problem, EOFError):
-        return "the connection was closed before the end of the answer"
-    if isinstance(problem, ConnectionRefusedError):  # asyncio's text names no reason
-        return "Connection refused"
-    return _reason(problem)
+    text = f"the worker's stream ended early ({_reason(problem)})"
+    return serverless_error(OutcomeUnknownError, kind, text)
 
 
 # The root certificate of the workers, fetched when the first https worker comes.
 
-_roots: dict[str, tuple[str, float]] = {}  # address -> certificate, when it was fetched
+_roots: dict[str, tuple[str, float]] = {}  # address -> certificate (PEM), when it was fetched
+_fetching: set[str] = set()  # addresses
 
 
-def root_file(url: str) -> str:
-    """The cache file of a root certificate; another console's never takes the place of Vast.ai's."""
-    if url == ROOT_URL:
-        return cache_file("jvastai_root.cer")
-    return cache_file("root-" + "".join(c if c.isalnum() else "-" for c in url[-80:]) + ".cer")
-
-
-def cached_root(url: str) -> str:
-    """The root certificate from memory or the cache folder, if it is younger than a day; else ""."""
-    text, fetched = _roots.get(url, ("", 0.0))
-    if not text:
-        try:
-            fetched = os.stat(root_file(url)).st_mtime
-            with open(root_file(url), encoding="ascii") as file:
-                text = file.read(100_000)
-            tls_context(text)
-        except (OSError, ValueError):  # none, or a broken one
-            return ""
-        _roots[url] = text, fetched
-    return text if time.time() - fetched < ROOT_AGE else ""
-
-
-def find_root(url: str, newer: bool = False) -> Steps:
-    """Yields what to ask, unless it is cached; returns the root certificate (PEM).  Raises Unsent.
-
-    `newer` asks for one that is not the cached one, unless that was fetched just now.
+def find_root(worker: Ask, age: float) -> Steps:
+    """Yields what to ask, unless a root certificate of at most that age (seconds) is at hand; returns
+    it (PEM).  Raises Unsent: without it the job cannot leave.
     """
-    text = "" if newer and not root_is_new(url) else cached_root(url)
+    url, ends = worker.root_url, worker.ends()
+    while url in _fetching and time.monotonic() < ends:  # once for all who wait for it
+        yield 0.02
+    text = cached_root(url, age)
     if text:
         return text
-    answer = yield from follow_redirects(Ask(url, method="GET", limit=CONSOLE_LIMIT))
-    text = answer.text
-    if "-----BEGIN" not in text:
-        from base64 import encodebytes
-
-        body = encodebytes(answer.content).decode()
-        text = f"-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n"
+    _fetching.add(url)
     try:
+        answer = yield from reach(Ask(url, None, "GET", limit=CONSOLE_LIMIT, deadline=ends))
+        text = answer.text
         if not succeeded(answer):
             raise OSError(f"HTTP {answer.status_code}")
         tls_context(text)
-    except (OSError, ValueError) as error:
+    except (NoAnswer, OSError, ValueError) as error:
         reason = f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}"
         raise Unsent(reason, url) from error
+    finally:
+        _fetching.discard(url)
     _roots[url] = text, time.time()
     try:
         write_private(root_file(url), text)
@@ -11390,124 +11248,72 @@ def find_root(url: str, newer: bool = False) -> Steps:
     return text
 
 
-def root_is_new(url: str) -> bool:
-    return time.time() - _roots.get(url, ("", 0.0))[1] < 60
+def cached_root(url: str, age: float) -> str:
+    """The root certificate from memory or the cache folder, if it is not older than `age`; else ""."""
+    if url not in _roots:
+        path = root_file(url)
+        try:
+            with open(path, encoding="ascii") as file:
+                text = file.read(100_000)
+            tls_context(text)
+            _roots[url] = text, os.stat(path).st_mtime
+        except (OSError, ValueError):  # none, or a broken one
+            return ""
+    text, fetched = _roots[url]
+    return text if time.time() - fetched < age else ""
 
 
-def certificate_refused(problem: BaseException | None) -> bool:
-    ssl = sys.modules.get("ssl")
-    return ssl is not None and isinstance(problem, ssl.SSLCertVerificationError)
+def root_file(url: str) -> str:
+    """The cache file of a root certificate."""
+    return cache_file("root-" + "".join(c if c.isalnum() else "-" for c in url[-80:]) + ".cer")
 
 
 # The driver over this module's transport, and the command `request`.
 
 
-def drive(steps: Steps, send: Callable[[Ask], Answer], pausing: Callable[[], None]) -> Any:
+def drive(
+    steps: Steps, send: Callable[[Ask], Answer], pausing: Callable[[], object] = lambda: None
+) -> Any:
     """Runs a generator of Asks and pauses to its end; returns its result.  `pausing` is called
     before each pause.
     """
+    answer: Answer | None = None
+    problem: NoAnswer | None = None
     try:
-        step = next(steps)
         while True:
-            answer = None
+            step = steps.throw(problem) if problem else steps.send(answer)
+            answer = problem = None
             try:
                 if isinstance(step, Ask):
                     answer = send(step)
                 else:
                     pausing()
                     time.sleep(step)
-            except (Unsent, Unanswered) as problem:
-                step = steps.throw(problem)
-            else:
-                step = steps.send(answer)
+            except NoAnswer as error:
+                problem = error
     except StopIteration as end:
         return end.value
     finally:
         steps.close()
 
 
-def send_ask(client: VastAI, ask: Ask) -> Answer:
-    """The answer to an Ask over the client's connections.  Raises Unsent or Unanswered."""
-    ends, fresh = ask.ends() or time.monotonic() + LONGEST_TIMEOUT, not ask.safe
-    while True:
-        try:
-            place, target = client.pool.find_place(ask.url)
-            message = ask.message(place, target, client.user_agent)
-            if ask.worker and place.tls and is_address(place.host):
-                connection, reused = connect_worker(client, place, ends), False
-            else:
-                connection, reused = client.pool.take(place, fresh, ends)
-        except (OSError, ValueError) as error:
-            raise Unsent(_reason(error), ask.url) from error
-        head = None
-        try:
-            connection.send(message)
-            head = connection.read_head()
-            if ask.stream and 200 <= head.status < 300:
-                events = read_events(connection, head, ask.limit)
-                return EventAnswer(head.status, head.headers, ask.url, events)
-            body, parts = Body(head), []
-            while not body.done:
-                parts.append(body.feed(take_bytes(connection)))
-            answer = build_answer(ask, head, b"".join(parts))
-        except OSError as error:
-            connection.close()
-            if not reused or head is not None or _timed_out(error):
-                raise Unanswered(_reason(error), ask.url) from error
-            fresh = True
-            continue
-        except BaseException:  # Ctrl-C: the worker learns that nobody waits
-            connection.close()
-            raise
-        connection.keep = head.keep and not body.rest
-        client.pool.give(connection)
-        return answer
-
-
-def take_bytes(connection: HttpConnection) -> bytes:
-    """The next bytes of a connection, those first that came together with the headers."""
-    data, connection.buffer = connection.buffer, b""
-    return data or connection.receive()
-
-
-def read_events(connection: HttpConnection, head: Head, limit: float | None) -> Iterator[Any]:
+def receive_events(connection: HttpConnection, incoming: Incoming) -> Iterator[Any]:
     """Yields the events of a worker as they come; to close it closes the connection."""
-    reader = EventReader(head)
     try:
-        while not reader.body.done:
-            yield from reader.feed(take_bytes(connection))
-            connection.deadline = time.monotonic() + (limit or LONGEST_TIMEOUT)
+        for events in read_events(incoming):
+            yield from events
+            if not incoming.done:
+                incoming.feed(connection.receive())
+                connection.deadline = time.monotonic() + incoming.ask.limit
     except OSError as error:
         raise stream_error(error) from error
     finally:
         connection.close()
 
 
-def connect_worker(client: VastAI, place: Place, ends: float) -> HttpConnection:
-    """A connection to an https worker that is addressed by its IP address.  Raises OSError, Unsent."""
-    at_home = client.server_url == SERVER
-    url = ROOT_URL if at_home else f"{client.server_url}/static/jvastai_root.cer"
-
-    def find(newer: bool) -> str:
-        steps = find_root(url, newer)
-        root: str = drive(steps, lambda ask: send_ask(client, ask), lambda: None)
-        return root
-
-    root = find(False)
-    try:
-        return connect(place, ends, tls_context(root))
-    except OSError as error:
-        newer = find(True) if certificate_refused(error) else root
-        if newer == root:
-            raise
-    return connect(place, ends, tls_context(newer))
-
-
 def run_request(call: Call) -> Any:
     """The response of a worker: parsed JSON, a text, bytes, or an iterator of events."""
-    client = call.client
-    console = client.server_url
-    router = SERVERLESS if console == SERVER else console
+    client, console = call.client, call.client.server_url
     require_key(client, call.row)
     payload = read_payload(call)
     if call.params.get("out") and call.view.format != "table":
@@ -11517,15 +11323,19 @@ def run_request(call: Call) -> Any:
 
     def send(ask: Ask) -> Answer:
         announce_ask(call, ask)
-        return send_ask(client, ask)
+        return send_once(client, ask)
 
-    found = drive(find_endpoints(console, client.api_key or ""), send, lambda: None)
-    endpoint = choose_endpoint(found, call["endpoint"])
+    rows = drive(find_endpoints(console, client.api_key or ""), send)
+    endpoint = choose_endpoint(rows, call["endpoint"])
     call.secrets = [*client.secrets, endpoint.api_key]
-    names = ("cost", "stream", "timeout", "worker_timeout", "max_retries")
-    options = {name: call[name] for name in names}
-    retry = call.params.get("retry", True) and not call.params.get("no_retry", False)
-    job = Job(endpoint, router, call["route"], payload, retry=retry, warn=call.warn, **options)
+    job = Job(endpoint, call["route"], payload, console, warn=call.warn, tracker=RequestStatus())
+    for name in ("cost", "stream", "timeout", "worker_timeout", "max_retries"):
+        setattr(job, name, call[name])
+    job.retry = call.params.get("retry", True) and not call.params.get("no_retry", False)
+    if console == SERVER:
+        job.router = SERVERLESS
+    else:
+        job.root_url = f"{console}/static/jvastai_root.cer"
     result = drive(job.steps(), send, lambda: call.progress(job.reason))
     call.progress("")
     if job.answer is not None and not result["ok"]:
@@ -11548,13 +11358,14 @@ def read_payload(call: Call) -> Row:
     given = [name for name in ("payload", "file", "stdin") if call.params.get(name) is not None]
     if len(given) > 1:
         raise UsageError("give one of --json, --file and -")
-    if given == ["stdin"]:
-        try:
-            read: Row = OBJECT.convert(sys.stdin.read() if sys.stdin else "")
-        except ValueError:
-            raise UsageError("expected a JSON object on stdin") from None
-        return read
-    return call[given[0]] if given else {}
+    payload: Row = {}
+    if given != ["stdin"]:
+        return call[given[0]] if given else payload
+    try:
+        payload = OBJECT.convert(sys.stdin.read() if sys.stdin else "")
+    except ValueError:
+        raise UsageError("expected a JSON object on stdin") from None
+    return payload
 
 
 def choose_endpoint(rows: list[Row], wanted: str) -> EndpointData:
@@ -11562,7 +11373,7 @@ def choose_endpoint(rows: list[Row], wanted: str) -> EndpointData:
     for member in ("endpoint_name", "id"):
         for row in rows:
             if as_text(row.get(member)) == wanted:
-                return EndpointData.from_dict(row)
+                return read_endpoint(row)
     raise not_found_error("endpoint", wanted, "show endpoints")
 
 
@@ -11587,9 +11398,7 @@ def show_response(call: Call, response: Any) -> None:
     for part in response_parts(call, response):
         if not isinstance(part, bytes):
             write_out(part, plain=True)
-        elif hasattr(
-            sys.stdout, "buffer"
-        ):  # None, or what a program put in its place, may have none
+        elif hasattr(sys.stdout, "buffer"):  # what a program put in its place may have none
             sys.stdout.buffer.write(part)
         flush(sys.stdout)
     return None
@@ -11641,9 +11450,8 @@ def response_rows(call: Call, response: Any) -> list[Row]:
 
 def free_name(route: str, subtype: str) -> str:
     """A file in this folder that is not there yet, named after a route and a type of media."""
-    stem, ending = (
-        "".join(c if c.isalnum() else "-" for c in text.strip("/")) for text in (route, subtype)
-    )
+    stem = "".join(c if c.isalnum() else "-" for c in route.strip("/"))
+    ending = "".join(c if c.isalnum() else "-" for c in subtype)
     number = 1
     while os.path.exists(f"{stem}-{number}.{ending}"):
         number += 1
@@ -11657,8 +11465,7 @@ def save_response(call: Call, response: Any, path: str) -> None:
         with open(os.path.expanduser(path), "wb") as file:
             for part in parts:
                 data = part if isinstance(part, bytes) else part.encode("utf-8", "replace")
-                file.write(data)
-                size += len(data)
+                size += file.write(data)
     except OSError as error:
         if isinstance(error, VastAIError):  # of the worker
             raise
@@ -11666,35 +11473,30 @@ def save_response(call: Call, response: Any, path: str) -> None:
     remark(call, f"Saved {size:,} bytes to {printable(path, 300)}")
 
 
-# The driver over asyncio: HTTP/1.1 on its streams.
+# The driver over asyncio.
 
 
 class TimeLimit:
     """`with TimeLimit(moment):` ends what is awaited inside with TimeoutError at that moment of
-    time.monotonic() (None: never).
+    time.monotonic().
     """
 
-    __slots__ = ("late", "moment", "task", "timer")
-
-    def __init__(self, moment: float | None) -> None:
+    def __init__(self, moment: float) -> None:
         self.moment, self.late = moment, False
-        self.timer: Any = None
 
     def __enter__(self) -> None:
-        if self.moment is not None:
-            import asyncio
+        import asyncio
 
-            self.task: Any = asyncio.current_task()
-            loop, seconds = asyncio.get_running_loop(), self.moment - time.monotonic()
-            self.timer = loop.call_later(max(0.0, seconds), self.end)
+        seconds = max(0.0, self.moment - time.monotonic())
+        self.task: Any = asyncio.current_task()
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.end)
 
     def end(self) -> None:
         self.late = True
         self.task.cancel()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+        self.timer.cancel()
         if self.late and kind is not None and kind.__name__ == "CancelledError":
             uncancel = getattr(self.task, "uncancel", None)  # since 3.11
             if uncancel is None or not uncancel():  # nobody else has cancelled the task
@@ -11702,90 +11504,34 @@ class TimeLimit:
 
 
 class Connection:
-    """A connection of one event loop."""
+    """A connection of one event loop.  `slot` is the semaphore that a streamed answer holds."""
 
-    __slots__ = ("place", "reader", "since", "writer")
     IDLE = 15.0  # seconds that it waits for its next request
 
-    def __init__(self, place: Any, reader: Any, writer: Any) -> None:
-        self.place, self.reader, self.writer, self.since = place, reader, writer, 0.0
+    def __init__(self, place: Place, reader: Any, writer: Any) -> None:
+        self.place, self.reader, self.transport = place, reader, writer.transport
+        self.writer, self.idle_since = writer, 0.0
+        self.slot: Any = None
+        self.timer: Any = None
+
+    def is_quiet(self) -> bool:
+        ended = self.transport.is_closing() or self.reader.at_eof()
+        return not ended and is_quiet(self.transport.get_extra_info("socket"))
+
+    def free_slot(self) -> None:
+        slot, self.slot = self.slot, None
+        if slot:
+            slot.release()
 
     def close(self) -> None:
+        self.free_slot()
         try:
-            self.writer.transport.abort()  # at once, which is how a worker learns that nobody waits
+            self.transport.abort()  # at once, which is how a worker learns that nobody waits
         except RuntimeError:  # its loop is closed, and with it the connection
             pass
 
-    def quiet(self) -> bool:
-        """May it be used again?  Only if nothing has come since, not even its end."""
-        import select
-
-        transport = self.writer.transport
-        if (
-            transport.is_closing()
-            or self.reader.at_eof()
-            or time.monotonic() - self.since > self.IDLE
-        ):
-            return False
-        try:
-            return not select.select([transport.get_extra_info("socket")], [], [], 0)[0]
-        except (OSError, ValueError):  # more files than select can take
-            return False
-
-
-class Events:
-    """The events of a worker, as they come: `async for event in response`.
-
-    Closing it early closes the connection, and with it the worker's job.
-    """
-
-    def __init__(self, streams: Streams, connection: Connection, head: Head, ask: Ask) -> None:
-        from collections import deque
-
-        self.streams, self.head, self.limit = streams, head, ask.limit
-        self.connection: Connection | None = connection
-        self.reader = EventReader(head)
-        self.ready: deque[Any] = deque()
-        self.until = ask.ends()  # `timeout` bounds the wait for the first piece, too
-
-    def __aiter__(self) -> Events:
-        return self
-
-    async def __anext__(self) -> Any:
-        while not self.ready:
-            if self.connection is None:
-                raise StopAsyncIteration
-            await self.read_on(self.connection)
-        return self.ready.popleft()
-
-    async def read_on(self, connection: Connection) -> None:
-        """Waits for the next bytes of the body."""
-        try:
-            if not self.reader.body.done:
-                with TimeLimit(self.until):
-                    data = await connection.reader.read(1 << 16)
-                self.ready.extend(self.reader.feed(data))
-        except BaseException as error:
-            self.finish()
-            if isinstance(error, OSError):
-                raise stream_error(error) from error
-            raise
-        self.until = None if self.limit is None else time.monotonic() + self.limit
-        if self.reader.body.done:
-            self.finish(self.head.keep)
-
-    def finish(self, keep: bool = False) -> None:
-        """Gives the connection back; closes it unless all events have come."""
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            self.streams.release(connection, keep)
-            self.streams.slots.release()
-
-    async def aclose(self) -> None:
-        self.finish()
-
-    def __del__(self) -> None:
-        self.finish()
+    def __del__(self) -> None:  # a stream that nobody has begun to read
+        self.close()
 
 
 class Streams:
@@ -11793,204 +11539,138 @@ class Streams:
 
     def __init__(self, client: ServerlessClient[Any], loop: Any) -> None:
         import asyncio
+        from weakref import WeakSet
 
-        self.client, self.loop = client, loop
+        self.client, self.loop, self.closed = client, loop, False
         self.slots = asyncio.Semaphore(client.connection_limit)
-        self.root_lock = asyncio.Lock()
-        self.places: dict[tuple[str, str], Place] = {}
-        self.idle: dict[Any, list[Connection]] = {}
-        self.used: set[Connection] = set()
+        self.pool = Pool(client.connection_limit)
+        self.used: WeakSet[Connection] = WeakSet()
         self.tasks: set[Any] = set()
-        self.closed, self.sweeper = False, None
 
-    async def drive(self, steps: Steps, send: Any = None) -> Any:
+    async def drive(self, steps: Steps) -> Any:
         """Runs a generator of Asks and pauses to its end; returns its result."""
         import asyncio
 
-        send = send or self.send
+        answer: Answer | None = None
+        problem: NoAnswer | None = None
         try:
-            step = next(steps)
             while True:
+                step = steps.throw(problem) if problem else steps.send(answer)
+                answer = problem = None
                 self.check_open()
                 try:
-                    answer = await (send(step) if isinstance(step, Ask) else asyncio.sleep(step))
-                except (Unsent, Unanswered) as problem:
-                    step = steps.throw(problem)
-                else:
-                    step = steps.send(answer)
+                    answer = await (
+                        self.send(step) if isinstance(step, Ask) else asyncio.sleep(step)
+                    )
+                except NoAnswer as error:
+                    problem = error
         except StopIteration as end:
             return end.value
         finally:
             steps.close()
 
-    async def send(self, ask: Ask) -> Answer:
-        """The answer to an Ask, as soon as there is a connection for it.  Raises Unsent or Unanswered."""
+    def check_open(self) -> None:
+        if self.closed:
+            raise serverless_error(NetworkError, RuntimeError, "the client was closed")
+
+    async def send(self, ask: Ask, fresh: bool = False) -> Answer:
+        """The answer to an Ask, over a kept connection or a new one.  Raises Unsent or Unanswered."""
         try:
             with TimeLimit(ask.deadline):
                 await self.slots.acquire()
         except TimeoutError as error:
             raise Unsent("all connections are in use", ask.url) from error
+        ends, incoming = ask.ends(), Incoming(ask)
+        connection: Any = None
         try:
-            answer = await self.transact(ask)
-        except BaseException:
-            self.slots.release()
-            raise
-        if not isinstance(answer, EventAnswer):  # its iterator holds the connection
-            self.slots.release()
-        return answer
-
-    async def transact(self, ask: Ask) -> Answer:
-        """The answer to an Ask, over a kept connection or a new one."""
-        ends, fresh = ask.ends(), False
-        while True:
-            self.check_open()
-            try:
-                place, target = find_place(ask.url, self.places)
-                message = ask.message(place, target, self.client.user_agent)
-                connection, reused = await self.connection(place, ask.worker, fresh, ends)
-            except (OSError, ValueError) as error:
-                raise Unsent(describe_loss(error), ask.url) from error
-            self.check_open()
-            try:
-                with TimeLimit(ends):
-                    answer = await self.exchange(connection, ask, message)
-                self.client.logger.debug("%s %s: %s", ask.method, ask.url, answer.status_code)
-                return answer
-            except (OSError, EOFError) as error:
-                if not (reused and ask.safe) or _timed_out(error):
-                    raise Unanswered(describe_loss(error), ask.url) from error
-                fresh = True
-
-    async def exchange(self, connection: Connection, ask: Ask, message: bytes) -> Answer:
-        """Sends a request and reads the answer; a streamed one keeps the connection."""
-        try:
-            connection.writer.write(message)
-            await connection.writer.drain()
-            head = await self.read_head(connection.reader)
-            if ask.stream and 200 <= head.status < 300:
-                events = Events(self, connection, head, ask)
-                return EventAnswer(head.status, head.headers, ask.url, events)
-            body, parts = Body(head), []
-            while not body.done:
-                parts.append(body.feed(await connection.reader.read(1 << 16)))
-            answer = build_answer(ask, head, b"".join(parts))
-        except BaseException:
-            self.release(connection, False)
-            raise
-        self.release(connection, head.keep and not body.rest)
-        return answer
-
-    async def read_head(self, reader: Any) -> Head:
-        """The head of an answer; those that only announce it (1xx) are passed over."""
-        from asyncio import LimitOverrunError
-
-        while True:
-            try:
-                head = Head((await reader.readuntil(b"\r\n\r\n")).decode("latin-1"))
-            except LimitOverrunError:
-                raise ConnectionError("the answer's headers have no end") from None
-            if head.status >= 200:
-                return head
-
-    def release(self, connection: Connection, keep: bool) -> None:
-        """Ends the use of a connection; if it can be kept, it waits for its next request."""
-        self.used.discard(connection)
-        if not keep or self.closed:
-            connection.close()
-            return
-        connection.since = time.monotonic()
-        self.idle.setdefault(connection.place, []).append(connection)
-        if self.sweeper is None:
-            self.sweeper = self.loop.call_later(Connection.IDLE, self.sweep)
-
-    def sweep(self) -> None:
-        """Closes what has been idle for too long."""
-        idle, self.idle, self.sweeper = self.idle, {}, None
-        for connection in [connection for waiting in idle.values() for connection in waiting]:
-            if connection.quiet():
-                self.idle.setdefault(connection.place, []).append(connection)
-            else:
-                connection.close()
-        if self.idle:
-            self.sweeper = self.loop.call_later(Connection.IDLE, self.sweep)
-
-    async def connection(
-        self, place: Place, worker: bool, fresh: bool, ends: float | None
-    ) -> tuple[Connection, bool]:
-        """A connection to a place, and whether it was used before.  Raises OSError."""
-        rooted = worker and place.tls and is_address(place.host)
-        connection = None if fresh else self.waiting((place, rooted))
-        reused = connection is not None
-        if connection is None:
             with TimeLimit(ends):
-                connection = await self.connect(place, rooted)
-        self.used.add(connection)
-        return connection, reused
+                place, target = self.pool.find_place(ask.url, ask.root)
+                message = place.build_message(ask, target, self.client.user_agent)
+                reused = None if fresh else self.pool.waiting(place)
+                connection = reused or await self.connect(place)
+                self.use(connection)
+                connection.writer.write(message)
+                while not (incoming.done or incoming.streamed):
+                    incoming.feed(await connection.reader.read(1 << 16))
+            events = self.events(connection, incoming) if incoming.streamed else None
+            answer = incoming.answer(events)
+        except BaseException as error:
+            self.release(connection)
+            if isinstance(error, VastAIError) or not isinstance(error, (OSError, ValueError)):
+                raise
+            if connection is None:
+                raise Unsent(_reason(error), ask.url) from error
+            if not (reused and ask.safe) or incoming.status or _timed_out(error):
+                raise Unanswered(_reason(error), ask.url) from error
+            return await self.send(ask, fresh=True)
+        self.client.log(f"{ask.method} {ask.url}: {incoming.status}")
+        if events is None:
+            self.release(connection, incoming.keep)
+        return answer
 
-    def check_open(self) -> None:
-        if self.closed:
-            self.close()
-            raise serverless_error(NetworkError, RuntimeError, "the client was closed")
-
-    def waiting(self, place: Any) -> Connection | None:
-        """An idle connection that is still good."""
-        idle = self.idle.get(place, [])
-        while idle:
-            connection = idle.pop()
-            if connection.quiet():
-                return connection
-            connection.close()
-        return None
-
-    async def connect(self, place: Place, rooted: bool) -> Connection:
-        """A new connection, through the proxy if there is one, and with TLS for https."""
-        if not rooted:
-            context = tls_context() if place.tls else None
-            return Connection((place, rooted), *await self.open(place, context))
-        root = await self.root()
+    async def events(self, connection: Connection, incoming: Incoming) -> Any:
+        """The events of a worker as they come.  To close it closes the connection, and so ends the
+        worker's job.
+        """
+        ends = incoming.ask.ends()
         try:
-            return Connection((place, rooted), *await self.open(place, tls_context(root)))
+            for events in read_events(incoming):
+                for event in events:
+                    yield event
+                if not incoming.done:
+                    with TimeLimit(ends):
+                        incoming.feed(await connection.reader.read(1 << 16))
+                    ends = time.monotonic() + incoming.ask.limit
         except OSError as error:
-            if not certificate_refused(error):
-                raise
-            newer = await self.root(newer=True)
-            if newer == root:
-                raise
-        return Connection((place, rooted), *await self.open(place, tls_context(newer)))
+            raise stream_error(error) from error
+        finally:
+            self.release(connection, incoming.done and incoming.keep)
 
-    async def open(self, place: Place, context: Any) -> tuple[Any, Any]:
-        """asyncio's reader and writer for a place."""
+    def use(self, connection: Connection) -> None:
+        """Takes a connection for a request; one that was idle does not end by itself any more."""
+        self.used.add(connection)
+        connection.slot = self.slots
+        if connection.timer:
+            connection.timer.cancel()
+        self.check_open()
+
+    def release(self, connection: Connection | None, keep: bool = False) -> None:
+        """Ends the use of a connection; if it can be kept, it waits for its next request."""
+        if connection is None:
+            self.slots.release()
+        else:
+            self.used.discard(connection)
+            connection.free_slot()
+            connection.timer = self.loop.call_later(connection.IDLE, connection.close)
+            self.pool.give(connection, keep and not self.closed)
+
+    async def connect(self, place: Place) -> Connection:
+        """A new connection, through the proxy if there is one, and with TLS for https.  Raises
+        OSError.
+        """
         import asyncio
 
-        name: Any = {"server_hostname": place.host} if context else {}
-        if place.proxy and context:
-            deadline = time.monotonic() + CONSOLE_LIMIT
-            near = await self.loop.run_in_executor(None, open_socket, place, deadline)
-            try:
-                near.sock.setblocking(False)
-                return await asyncio.open_connection(sock=near.sock, ssl=context, **name)
-            except BaseException:
-                near.close()
-                raise
-        host, port = (place.proxy or place).host, (place.proxy or place).port
-        return await asyncio.open_connection(host, port, ssl=context, **name)
-
-    async def root(self, newer: bool = False) -> str:
-        """The root certificate of the workers, fetched once for all who wait for it."""
-        async with self.root_lock:
-            steps = find_root(self.client.SSL_CERT_URL, newer)
-            text: str = await self.drive(steps, self.transact)
-            return text
+        tls: Any = {}
+        if place.tls:
+            tls = {"ssl": tls_context(place.root), "server_hostname": place.host}
+        if place.tls and place.proxy:
+            ends = time.monotonic() + CONSOLE_LIMIT
+            tunnel = await self.loop.run_in_executor(None, open_socket, place, ends)
+            tunnel.sock.setblocking(False)
+            both = await asyncio.open_connection(sock=tunnel.sock, **tls)
+        else:
+            near = place.proxy or place
+            both = await asyncio.open_connection(near.host, near.port, **tls)
+        return Connection(place, *both)
 
     def close(self) -> None:
         """Closes every connection and cancels what was begun with `Serverless`."""
         self.closed = True
         for task in list(self.tasks):
             task.cancel()
-        idle = [connection for waiting in self.idle.values() for connection in waiting]
-        for connection in [*idle, *self.used]:
+        for connection in list(self.used):
             connection.close()
-        self.idle.clear()
+        self.pool.close()
 
 
 # What programs import: `from vastai import Serverless`.
@@ -12019,11 +11699,16 @@ def make_request_class() -> Any:
     import asyncio
 
     class ServerlessRequest(asyncio.Future):  # type: ignore[type-arg]
-        """The future answer of a worker.  It runs from the moment of the call; cancel() ends it."""
+        """The future answer of a worker.  It runs from the moment of the call; cancel() ends it.
+        `status` and the times are those of its `tracker`, a RequestStatus.
+        """
 
         def __init__(self, tracker: RequestStatus | None = None) -> None:
             super().__init__()
-            self.tracker = tracker if tracker is not None else RequestStatus()
+            self.tracker = RequestStatus() if tracker is None else tracker
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.tracker, name)
 
         def then(self, callback: Callable[[Row], object]) -> Any:
             """Calls `callback` with the result; an error is printed."""
@@ -12039,14 +11724,6 @@ def make_request_class() -> Any:
             self.add_done_callback(done)
             return self
 
-    def forward(name: str) -> property:
-        return property(
-            lambda self: getattr(self.tracker, name),
-            lambda self, value: setattr(self.tracker, name, value),
-        )
-
-    for name in RequestStatus.__annotations__:
-        setattr(ServerlessRequest, name, forward(name))
     ServerlessRequest.__qualname__ = "ServerlessRequest"
     return globals().setdefault("ServerlessRequest", ServerlessRequest)
 
@@ -12068,39 +11745,6 @@ class EndpointConfig:
     endpoint_state: str | None = None
     inactivity_timeout: float | None = None
 
-    def to_dict(self) -> Row:
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-@record
-class EndpointData:
-    """An endpoint as the console describes it."""
-
-    id: int
-    config: EndpointConfig
-    api_key: str
-    user_id: int = 0
-    created_at: float = 0.0
-    auto_delete_in_seconds: float | None = None
-    auto_delete_due_24h: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.config.endpoint_name
-
-    @classmethod
-    def from_dict(cls, row: Row) -> EndpointData:
-        """Raises an error that is also a KeyError if the row lacks what an endpoint has."""
-        for name in ("id", "endpoint_name", "api_key", "user_id", "created_at"):
-            if name not in row:
-                text = f"the service describes an endpoint without {name!r}"
-                raise serverless_error(VastAIError, KeyError, text)
-        names = EndpointConfig.__annotations__
-        config = EndpointConfig(**{name: row[name] for name in names if name in row})
-        return cls(
-            **{name: row[name] for name in cls.__annotations__ if name in row}, config=config
-        )
-
 
 @record
 class WorkergroupConfig:
@@ -12120,9 +11764,33 @@ class WorkergroupConfig:
     docker_login_pass: str | None = None
     docker_login_repo: str | None = None
 
-    def to_dict(self) -> Row:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return {"search_params": self.search_params, **given}
+
+@record
+class EndpointData:
+    """An endpoint as the console describes it."""
+
+    id: int
+    config: EndpointConfig
+    api_key: str
+    user_id: int = 0
+    created_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.config.endpoint_name
+
+
+def read_endpoint(row: Row) -> EndpointData:
+    """An endpoint from the console's row.  Raises an error that is also a KeyError if that lacks
+    what an endpoint has.
+    """
+    for name in ("id", "endpoint_name", "api_key", "user_id", "created_at"):
+        if name not in row:
+            text = f"the service describes an endpoint without {name!r}"
+            raise serverless_error(VastAIError, KeyError, text)
+    known = EndpointConfig.__annotations__
+    config = EndpointConfig(**{name: row[name] for name in known if name in row})
+    return EndpointData(row["id"], config, row["api_key"], row["user_id"], row["created_at"])
 
 
 @record
@@ -12144,13 +11812,13 @@ class ServerlessWorker:
     loaded_at: float = 0.0
     started_at: float = 0.0
 
-    @classmethod
-    def from_dict(cls, row: Row) -> ServerlessWorker:
-        worker = cls(as_whole(row.get("id")) or 0, as_text(row.get("status")) or "UNKNOWN")
-        for name in list(cls.__annotations__)[2:]:
-            setattr(worker, name, float(as_number(row.get(name)) or 0))
-        worker.reqs_working = int(worker.reqs_working)
-        return worker
+
+def read_worker(row: Row) -> ServerlessWorker:
+    """A worker from the router's row."""
+    names = list(ServerlessWorker.__annotations__)[2:]
+    numbers: Row = {name: as_number(row.get(name)) or 0 for name in names}
+    id, status = as_whole(row.get("id")) or 0, as_text(row.get("status"))
+    return ServerlessWorker(id, status or "UNKNOWN", **numbers)
 
 
 class Endpoint(Generic[R]):
@@ -12166,58 +11834,44 @@ class Endpoint(Generic[R]):
         id: int | None = None,
         api_key: str | None = None,
         data: EndpointData | None = None,
-        soft_refresh_threshold: float = 3 * 86_400,
-        hard_refresh_threshold: float = 6 * 86_400,
     ) -> None:
         if client is None:
             raise ValueError("an Endpoint needs a client")
+        if data is None:
+            if not (isinstance(name, str) and isinstance(id, int) and isinstance(api_key, str)):
+                raise ValueError("an Endpoint needs data, or a name, an id and an api_key")
+            data = EndpointData(id, EndpointConfig(name), api_key)
         self.client = client
-        if isinstance(data, EndpointData):
-            self.data = data
-        elif isinstance(name, str) and isinstance(id, int) and isinstance(api_key, str):
-            self.data = EndpointData(id, EndpointConfig(name), api_key)
-        else:
-            raise ValueError("an Endpoint needs data, or a name, an id and an api_key")
-        self.soft_refresh_threshold = soft_refresh_threshold
-        self.hard_refresh_threshold = hard_refresh_threshold
+        self.refreshing: Any = None
+        self.use(data)
+
+    def use(self, data: EndpointData) -> None:
+        """Takes what the console says about the endpoint."""
+        self.data, self.name, self.id, self.api_key = data, data.name, data.id, data.api_key
         self.last_refresh = time.time()
-        self.refresh_task: Any = None
-
-    @property
-    def name(self) -> str:
-        return self.data.name
-
-    @property
-    def id(self) -> int:
-        return self.data.id
-
-    @property
-    def api_key(self) -> str:
-        return self.data.api_key
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} (id={self.id})>"
 
-    async def refresh(self, block: bool = False) -> None:
-        """Fetches the endpoint's data again; in the background unless `block`."""
-        if self.refresh_task is None:
-            import asyncio
-
-            self.refresh_task = asyncio.ensure_future(self.client.fetch_endpoint(self.id))
-            self.refresh_task.add_done_callback(self.refreshed)
-        if block:
-            await self.refresh_task
-
-    def refreshed(self, task: Any) -> None:
-        self.refresh_task = None
-        if not task.cancelled() and task.exception() is None:
-            self.data, self.last_refresh = task.result(), time.time()
-
     async def refresh_if_old(self) -> None:
-        """The key of an endpoint may change: fetches old data again, very old data first."""
+        """The key of an endpoint may change: fetches data of 3 days again in the background, and
+        waits for it after 6 days.
+        """
+        import asyncio
+
         age = time.time() - self.last_refresh
-        if age > self.soft_refresh_threshold:
-            await self.refresh(block=age > self.hard_refresh_threshold)
+        if age > 3 * DAY and self.refreshing is None:
+            self.refreshing = asyncio.ensure_future(self.refresh())
+        if age > 6 * DAY:
+            await asyncio.shield(self.refreshing)
+
+    async def refresh(self) -> None:
+        try:
+            self.use(await self.client.fetch_endpoint(self.id))
+        except VastAIError as error:
+            self.client.log(str(error))
+        finally:
+            self.refreshing = None
 
     def request(
         self,
@@ -12253,11 +11907,11 @@ class Endpoint(Generic[R]):
             session,
             serverless_request,
             cost,
-            timeout,
-            worker_timeout,
-            retry,
-            max_retries,
-            stream,
+            retry=retry,
+            stream=stream,
+            timeout=timeout,
+            worker_timeout=worker_timeout,
+            max_retries=max_retries,
         )
 
     async def session(
@@ -12282,41 +11936,18 @@ class Endpoint(Generic[R]):
             status = "no session_id" if result["ok"] else f"HTTP {result['status']}"
             text = f"cannot create a session: {status} - {result['text'][:512]}"
             raise serverless_error(VastAIError, Exception, text)
-        return Session(
-            self,
-            made["session_id"],
-            lifetime,
-            made.get("expiration"),
-            result["url"],
-            result["auth_data"],
-            on_close_route,
-            on_close_payload,
-        )
+        url, grant = result["url"], result["auth_data"]
+        return Session(self, made["session_id"], lifetime, made.get("expiration"), url, grant)
 
     async def get_session(self, session_id: str, session_auth: Row, timeout: float = 10) -> Session:
         """A session that was created earlier, by its id and `auth_data`."""
         answer = await self.client.ask_session("get", session_id, session_auth, timeout)
-        grant = answer.get("auth_data")
-        if not isinstance(grant, dict):
+        grant = as_dict(answer.get("auth_data"))
+        if not grant:
             text = f"session {session_id}: the answer has no 'auth_data'"
             raise serverless_error(VastAIError, Exception, text)
-        lifetime = as_number(answer.get("lifetime")) or 0
-        expiration = answer.get("expiration")
-        return Session(self, session_id, lifetime, expiration, as_text(grant.get("url")), grant)
-
-    async def close_session(self, session: Session) -> None:
-        """Ends a session.  Raises if the worker refuses."""
-        await self.client.ask_session("end", session.session_id, session.auth_data, 10)
-
-    async def session_healthcheck(self, session: Session) -> bool:
-        """Does the session's worker still know it?"""
-        try:
-            await self.client.ask_session("get", session.session_id, session.auth_data, 10)
-        except TimeoutError:
-            raise
-        except VastAIError:
-            return False
-        return True
+        lifetime, url = as_number(answer.get("lifetime")) or 0, as_text(grant.get("url"))
+        return Session(self, session_id, lifetime, answer.get("expiration"), url, grant)
 
     async def get_workers(self) -> list[ServerlessWorker]:
         """The endpoint's workers; none while they are not ready to be asked for."""
@@ -12324,7 +11955,10 @@ class Endpoint(Generic[R]):
 
 
 class Session:
-    """A worker that is reserved for a series of requests; `async with` ends it."""
+    """A worker that is reserved for a series of requests; `async with` ends it.
+
+    It comes from `await endpoint.session()`.
+    """
 
     def __init__(
         self,
@@ -12334,15 +11968,10 @@ class Session:
         expiration: Any,
         url: str,
         auth_data: Row,
-        on_close_route: str | None = None,
-        on_close_payload: Row | None = None,
     ) -> None:
-        if endpoint is None or session_id is None or not url:
-            raise ValueError("a Session needs an endpoint, a session_id and a url")
         self.endpoint, self.session_id, self.lifetime = endpoint, session_id, lifetime
         self.expiration, self.url, self.auth_data = expiration, url, auth_data
-        self.on_close_route, self.on_close_payload = on_close_route, on_close_payload
-        self.open, self.closing = True, False
+        self.open = True
 
     async def __aenter__(self) -> Session:
         return self
@@ -12350,22 +11979,28 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    async def ask(self, verb: str) -> None:
+        await self.endpoint.client.ask_session(verb, self.session_id, self.auth_data, 10)
+
     async def is_open(self) -> bool:
         """Asks the worker."""
-        self.open = await self.endpoint.session_healthcheck(self)
+        try:
+            await self.ask("get")
+            self.open = True
+        except TimeoutError:
+            raise
+        except VastAIError:
+            self.open = False
         return self.open
 
     async def close(self) -> None:
         """Ends the session, once; a worker that does not answer is left to let it expire."""
-        if not self.open or self.closing:
-            return
-        self.closing = True
-        try:
-            await self.endpoint.close_session(self)
-        except VastAIError as error:
-            self.endpoint.client.logger.warning("session %s: %s", self.session_id, error)
-        finally:
+        if self.open:
             self.open = False
+            try:
+                await self.ask("end")
+            except VastAIError as error:
+                self.endpoint.client.log(str(error))
 
     def request(
         self,
@@ -12375,24 +12010,14 @@ class Session:
         cost: float = 100,
         retry: bool = True,
         stream: bool = False,
-        timeout: float | None = None,
-        worker_timeout: float | None = 600,
-        max_retries: int | None = None,
+        **limits: Any,
     ) -> Coroutine[Any, Any, Row]:
         """As Endpoint.request(), to the session's worker.  Raises ValueError if it is closed."""
         self.check_open()
+        tracker = serverless_request
         return self.finish(
             self.endpoint.request(
-                route,
-                payload,
-                serverless_request,
-                cost,
-                retry,
-                stream,
-                timeout,
-                self,
-                worker_timeout,
-                max_retries,
+                route, payload, tracker, cost, retry, stream, session=self, **limits
             )
         )
 
@@ -12405,35 +12030,23 @@ class Session:
 
     def check_open(self) -> None:
         if not self.open:
-            raise serverless_error(
-                NotFoundError, ValueError, f"session {self.session_id} is closed; create another"
-            )
+            text = f"session {self.session_id} is closed; create another"
+            raise serverless_error(NotFoundError, ValueError, text)
 
 
 class ManagedEndpoint(Generic[R]):
     """An endpoint by its id; its data is fetched when a request needs it."""
 
-    def __init__(
-        self, id: int, client: ServerlessClient[R], data: EndpointData | None = None
-    ) -> None:
+    def __init__(self, id: int, client: ServerlessClient[R]) -> None:
         self.id, self.client = id, client
-        self.endpoint = Endpoint(client, data=data) if data is not None else None
-
-    def __repr__(self) -> str:
-        return f"<ManagedEndpoint id={self.id}>"
-
-    def invalidate(self) -> None:
-        """Has the next request fetch the endpoint again."""
-        self.endpoint = None
+        self.endpoint: Endpoint[R] | None = None
 
     async def request(self, route: str, payload: Any, **options: Any) -> Row:
         """As Endpoint.request()."""
         if self.endpoint is None:
             data = await self.client.fetch_endpoint(self.id)
             self.endpoint = Endpoint(self.client, data=data)
-        result: Row = await self.client.queue_endpoint_request(
-            self.endpoint, route, payload, **options
-        )
+        result: Row = await self.endpoint.request(route, payload, **options)
         return result
 
     async def add_workergroup(
@@ -12449,7 +12062,6 @@ class ManagedEndpoint(Generic[R]):
         return await self.client.create_workergroup(config)
 
     async def delete(self) -> None:
-        """Deletes the endpoint."""
         await self.client.delete_endpoint(self.id)
 
 
@@ -12468,8 +12080,6 @@ class ServerlessClient(Generic[R]):
     """
 
     SSL_CERT_URL = ROOT_URL
-    VAST_WEB_URL = SERVER
-    VAST_SERVERLESS_URL = SERVERLESS
 
     def __init__(
         self,
@@ -12483,7 +12093,6 @@ class ServerlessClient(Generic[R]):
         default_request_timeout: float = 600.0,
         max_poll_interval: float = 5.0,
     ) -> None:
-        import logging
         from collections import deque
 
         profile = profile_name()
@@ -12497,19 +12106,13 @@ class ServerlessClient(Generic[R]):
             "candidate": "https://run-candidate.vast.ai",
             "local": "http://localhost:8080",
         }
-        self.api_key = key
+        self.api_key, self.vast_web_url = key, webserver_url
         self.autoscaler_url = autoscaler_url or routers.get(instance, SERVERLESS)
-        self.vast_web_url = webserver_url
         self.debug, self.connection_limit = debug, connection_limit
         self.default_request_timeout = float(default_request_timeout)
         self.max_poll_interval = float(max_poll_interval)
         self.latencies: deque[float] = deque(maxlen=50)
         self.user_agent = user_agent()
-        self.logger = logging.getLogger(type(self).__name__)
-        if not self.logger.handlers:
-            self.logger.addHandler(logging.StreamHandler() if debug else logging.NullHandler())
-        if debug:
-            self.logger.setLevel(logging.DEBUG)
         self._streams: dict[Any, Streams] = {}
 
     async def __aenter__(self: C) -> C:
@@ -12518,6 +12121,10 @@ class ServerlessClient(Generic[R]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def log(self, text: str) -> None:
+        if self.debug:
+            write_err(printable(text, 2000) + "\n")
 
     def streams(self) -> Streams:
         """The connections of the running event loop."""
@@ -12549,7 +12156,7 @@ class ServerlessClient(Generic[R]):
     async def get_endpoints(self) -> list[Endpoint[R]]:
         """The account's endpoints."""
         rows = await self.streams().drive(find_endpoints(self.vast_web_url, self.api_key))
-        return [Endpoint(self, data=EndpointData.from_dict(row)) for row in rows]
+        return [Endpoint(self, data=read_endpoint(row)) for row in rows]
 
     async def get_endpoint(self, name: str = "") -> Endpoint[R]:
         """The first endpoint of that name.  Raises NotFoundError."""
@@ -12563,85 +12170,51 @@ class ServerlessClient(Generic[R]):
         """An endpoint's workers; none while they are not ready to be asked for.  The service allows
         about one call a second.
         """
-        if not isinstance(endpoint, Endpoint):
-            raise ValueError("expected an Endpoint")
-        what = f"cannot list the workers of endpoint {endpoint.name}"
-        url, body = (
-            f"{self.autoscaler_url}/get_endpoint_workers/",
-            {"id": endpoint.id, "api_key": self.api_key},
-        )
-        answer = await self.ask_once(what, Ask(url, encode_body(body), limit=CONSOLE_LIMIT))
-        try:
-            rows = answer.json()
-        except ValueError:
-            rows = None
+        what, key = f"cannot list the workers of endpoint {endpoint.name}", self.api_key
+        body = encode_json({"id": endpoint.id, "api_key": key})
+        ask = Ask(f"{self.autoscaler_url}/get_endpoint_workers/", body, limit=CONSOLE_LIMIT)
+        answer = await self.streams().drive(ask_service(what, ask, key, RuntimeError, 1))
+        rows = parse_body(answer)
         if isinstance(rows, dict) and "error_msg" in rows:
-            self.logger.warning("%s: %s", what, rows["error_msg"])
+            self.log(f"{what}: {rows['error_msg']}")
             return []
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise refused_error(what, answer, self.api_key)
-        return [ServerlessWorker.from_dict(row) for row in rows]
-
-    async def ask_once(
-        self, what: str, ask: Ask, kind: type[BaseException] = RuntimeError
-    ) -> Answer:
-        """The 2xx answer to an Ask that is not repeated.  `what` begins the text of an error."""
-
-        def steps() -> Steps:
-            return (yield from follow_redirects(ask))
-
-        try:
-            answer: Answer = await self.streams().drive(steps())
-        except (Unsent, Unanswered) as problem:
-            kind = TimeoutError if _timed_out(problem.__cause__) else ConnectionError
-            raise serverless_error(NetworkError, kind, f"{what}: {problem}") from problem
-        if not succeeded(answer):
-            raise refused_error(what, answer, self.api_key, kind=kind)
-        return answer
+        if as_rows(rows) != rows:
+            raise refused_error(what, answer, key)
+        return [read_worker(row) for row in rows]
 
     async def ask_session(self, verb: str, session_id: str, grant: Row, timeout: float) -> Row:
         """The JSON object that a session's worker answers to /session/VERB."""
         url = as_text(as_dict(grant).get("url")).rstrip("/")
         if not url:
             raise ValueError("expected the auth_data of a session, which has a url")
-        body = {"session_id": session_id, "session_auth": grant}
-        what = f"session {session_id}"
-        ask = Ask(f"{url}/session/{verb}", encode_body(body), limit=timeout, worker=True)
-        answer = await self.ask_once(what, ask, Exception)
-        return as_dict(parse_object(decode_text(answer)))
+        body = encode_json({"session_id": session_id, "session_auth": grant})
+        ask = Ask(f"{url}/session/{verb}", body, limit=timeout, root_url=self.SSL_CERT_URL)
+        steps = ask_service(f"session {session_id}", ask, self.api_key, tries=1)
+        return as_dict(parse_object(await self.streams().drive(steps)))
 
     async def fetch_endpoint(self, endpoint_id: int) -> EndpointData:
         """An endpoint's data by its id."""
-        result = await self.ask_console(
-            f"cannot fetch endpoint {endpoint_id}", f"endptjobs/{endpoint_id}/"
-        )
-        return EndpointData.from_dict(as_dict(result.get("result")))
+        result = await self.manage("fetch", "endpoint", endpoint_id)
+        return read_endpoint(as_dict(result.get("result")))
 
     async def create_endpoint(self, config: EndpointConfig) -> ManagedEndpoint[R]:
-        """Creates an endpoint."""
-        what = f"cannot create endpoint {config.endpoint_name}"
-        result = await self.ask_console(what, "endptjobs/", "POST", config.to_dict())
-        return ManagedEndpoint(self.new_id(what, result.get("result")), self)
+        result = await self.manage("create", "endpoint", config=config)
+        return ManagedEndpoint(self.new_id(result.get("result")), self)
 
     async def delete_endpoint(self, endpoint_id: int) -> None:
-        """Deletes an endpoint."""
-        what = f"cannot delete endpoint {endpoint_id}"
-        await self.ask_console(what, f"endptjobs/{endpoint_id}/", "DELETE")
+        await self.manage("delete", "endpoint", endpoint_id)
 
     async def create_workergroup(self, config: WorkergroupConfig) -> int:
         """Creates a workergroup; returns its id."""
-        what = "cannot create a workergroup"
-        result = await self.ask_console(what, "workergroups/", "POST", config.to_dict())
-        return self.new_id(what, result.get("id"))
+        result = await self.manage("create", "workergroup", config=config)
+        return self.new_id(result.get("id"))
 
     async def delete_workergroup(self, workergroup_id: int) -> None:
-        """Deletes a workergroup."""
-        what = f"cannot delete workergroup {workergroup_id}"
-        await self.ask_console(what, f"workergroups/{workergroup_id}/", "DELETE")
+        await self.manage("delete", "workergroup", workergroup_id)
 
     async def find_workergroup_for_endpoint(self, endpoint_id: int) -> int | None:
         """The id of the endpoint's first workergroup, or None."""
-        result = await self.ask_console("cannot list the workergroups", "workergroups/")
+        result = await self.manage("list", "workergroup")
         for row in as_rows(result.get("results")):
             if row.get("endpoint_id") == endpoint_id:
                 return as_whole(row.get("id"))
@@ -12652,60 +12225,48 @@ class ServerlessClient(Generic[R]):
         what = f"cannot update the workers of workergroup {workergroup_id}"
         url = f"{self.autoscaler_url}/update_workers/"
         body = {"workergroup_id": workergroup_id, "api_key": self.api_key}
-        steps = ask_console(what, url, self.api_key, method="POST", body=body)
+        steps = ask_console(what, url, self.api_key, "POST", body)
         result: Row = await self.streams().drive(steps)
         return result
 
-    async def ask_console(
-        self, what: str, path: str, method: str = "GET", body: Row | None = None
-    ) -> Row:
+    async def manage(self, verb: str, thing: str, id: int | None = None, config: Any = None) -> Row:
+        """The console's answer.  Of a `config` only what is set is sent."""
+        method = {"create": "POST", "delete": "DELETE"}.get(verb, "GET")
+        path = {"endpoint": "endptjobs/", "workergroup": "workergroups/"}[thing]
         url = f"{self.vast_web_url}/api/v0/{path}"
-        steps = ask_console(what, url, self.api_key, method=method, body=body)
+        body = None
+        if id is not None:
+            url += f"{id}/"
+        if config is not None:
+            body = {name: value for name, value in vars(config).items() if value is not None}
+        steps = ask_console(f"cannot {verb} the {thing}", url, self.api_key, method, body)
         result: Row = await self.streams().drive(steps)
         return result
 
-    def new_id(self, what: str, value: Any) -> int:
+    def new_id(self, value: Any) -> int:
         """The id of what was created.  Without one the outcome is unknown."""
         number = as_whole(value)
         if number is None:
-            text = f"{what}: the answer has no id, so the outcome is unknown"
+            text = "the answer has no id, so the outcome is unknown"
             raise serverless_error(OutcomeUnknownError, KeyError, text)
         return number
 
     def queue_endpoint_request(
         self,
-        endpoint: Endpoint[Any],
+        endpoint: Endpoint[R],
         worker_route: str,
         worker_payload: Any,
         session: Session | None = None,
         serverless_request: Tracker = None,
         cost: float = 100,
-        timeout: float | None = None,
-        worker_timeout: float | None = 600,
-        retry: bool = True,
-        max_retries: int | None = None,
-        stream: bool = False,
+        **options: Any,
     ) -> R:
         """Endpoint.request() under its other name."""
-        if not isinstance(endpoint, Endpoint):
-            raise ValueError("expected an Endpoint")
-        tracker = serverless_request
-        job = Job(
-            endpoint,
-            self.autoscaler_url,
-            worker_route,
-            worker_payload,
-            cost,
-            stream,
-            timeout,
-            worker_timeout,
-            retry,
-            max_retries,
-            session,
-            getattr(tracker, "tracker", tracker),
-            self.max_poll_interval,
-            self.logger.warning,
-        )
+        tracker = getattr(serverless_request, "tracker", serverless_request)
+        job = Job(endpoint, worker_route, worker_payload, self.autoscaler_url, cost, **options)
+        job.session, job.tracker = session, tracker or RequestStatus()
+        job.root_url, job.longest_pause = self.SSL_CERT_URL, self.max_poll_interval
+        job.warn = self.log
         return self.begin(job, serverless_request)
 
     def begin(self, job: Job, request: Tracker) -> R:
@@ -12756,12 +12317,8 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
             else:
                 future.set_result(task.result())
 
-        def cancelled(future: Any) -> None:
-            if future.cancelled():
-                task.cancel()
-
         task.add_done_callback(finished)
-        future.add_done_callback(cancelled)
+        future.add_done_callback(lambda _: task.cancel())
         return future
 
 
