@@ -2623,8 +2623,8 @@ def register(group: str, *rows: Command, hosts: bool = False) -> None:
 
 
 def resolve_table() -> None:
-    """Replaces the names of functions by the functions.  Raises KeyError for a name that is none, and
-    ValueError for a row with nothing to do.
+    """Replaces the names of functions by the functions.  Raises KeyError for a name that is none,
+    and ValueError for a row with nothing to do.
     """
     functions = globals()
     for row in COMMANDS.values():
@@ -6460,8 +6460,8 @@ def find_offers(call: Call) -> Rows:
 
 
 def job_total(call: Call, offer: Row) -> float | None:
-    """What a job costs on an offer, in dollars: the hours that it runs and fetches its data, and the
-    traffic.  None if the offer lacks a price or a speed for that.
+    """What a job costs on an offer, in dollars: the hours that it runs and fetches its data, and
+    the traffic.  None if the offer lacks a price or a speed for that.
     """
     hours, down, up = (call[arg.name] or 0.0 for arg in JOB_OPTIONS)
     price, speed = as_number(offer.get("dph_total")), as_number(offer.get("inet_down"))
@@ -6691,7 +6691,10 @@ SUMMARY_COLS = (
     "id actual_status label num_gpus gpu_name gpu_util disk_space disk_usage disk_util volume_info "
     "dph_total image_uuid start_date verification"
 )
-DETAIL_COLS = "machine_id template_id template_name geolocation inet_up inet_down ssh_host ssh_port status_msg"
+DETAIL_COLS = (
+    "machine_id template_id template_name geolocation inet_up inet_down ssh_host ssh_port "
+    "status_msg"
+)
 COLUMN_NAMES = {
     "actual_status": "status",
     "dph_total": "dph",
@@ -7054,7 +7057,10 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
     return text
 
 
-HOW_TO_GET_SSH = "It comes with OpenSSH: run `apt-get install openssh-client`, or add the OpenSSH client of Windows."
+HOW_TO_GET_SSH = (
+    "It comes with OpenSSH: run `apt-get install openssh-client`, or add the OpenSSH client of "
+    "Windows."
+)
 
 
 def run_ssh(call: Call) -> None:
@@ -7608,7 +7614,8 @@ def run_tfa_auth_new(call: Call) -> Row:
         if not code:
             raise VastAIError(
                 "no code was given",
-                hint=f"Continue with `vastai tfa auth-new --secret {printable(secret)} --code CODE`.",
+                hint="Continue with "
+                f"`vastai tfa auth-new --secret {printable(secret)} --code CODE`.",
             )
     done: Row = call.of(AUTH_NEW_END, secret=secret, code=code).send()
     return done
@@ -7658,7 +7665,9 @@ def benchmark_document(call: Call, rows: Rows) -> Any:
 
 
 def run_list_machines(call: Call) -> list[Row]:
-    """One request for each machine, a few at the same time; one that fails does not stop the others."""
+    """One request for each machine, a few at the same time; one that fails does not stop the
+    others.
+    """
     terms = {arg.name: call[arg.name] for arg in LISTING}
     ids = call["ids"]
     call.progress(f"{len(ids)} machines …")
@@ -13151,8 +13160,8 @@ def checked(name: str, kind: Kind, value: Any) -> Any:
 
 
 def checked_url(url: str) -> str:
-    """A server URL without its final slash and /api/v0.  Raises UsageError, which does not show what
-    may be a password.
+    """A server URL without its final slash and /api/v0.  Raises UsageError, which does not show
+    what may be a password.
     """
     from urllib.parse import urlsplit
 
@@ -13938,11 +13947,12 @@ def condition_words(call: Call, field: str) -> list[str]:
 
 
 MODELS = (  # common ones, as a query has them
-    "RTX_5090 RTX_5080 RTX_5070_Ti RTX_5070 RTX_5060_Ti RTX_5060 RTX_4090 RTX_4090D RTX_4080S RTX_4080 "
-    "RTX_4070S_Ti RTX_4070_Ti RTX_4070S RTX_4070 RTX_4060_Ti RTX_4060 RTX_3090_Ti RTX_3090 RTX_3080_Ti RTX_3080 "
-    "RTX_3070_Ti RTX_3070 RTX_3060_Ti RTX_3060 RTX_2080_Ti RTX_2080 GTX_1080_Ti GTX_1080 RTX_PRO_6000_WS "
-    "RTX_PRO_6000_S RTX_6000Ada RTX_5000Ada RTX_4000Ada RTX_A6000 RTX_A5000 RTX_A4500 RTX_A4000 A100_SXM4 A100_PCIE "
-    "A40 A10 A30 L40S L40 L4 H100_SXM H100_PCIE H100_NVL H200 H200_NVL B200 B300 GH200_SXM Tesla_V100 Tesla_T4 "
+    "RTX_5090 RTX_5080 RTX_5070_Ti RTX_5070 RTX_5060_Ti RTX_5060 RTX_4090 RTX_4090D RTX_4080S "
+    "RTX_4080 RTX_4070S_Ti RTX_4070_Ti RTX_4070S RTX_4070 RTX_4060_Ti RTX_4060 RTX_3090_Ti "
+    "RTX_3090 RTX_3080_Ti RTX_3080 RTX_3070_Ti RTX_3070 RTX_3060_Ti RTX_3060 RTX_2080_Ti "
+    "RTX_2080 GTX_1080_Ti GTX_1080 RTX_PRO_6000_WS RTX_PRO_6000_S RTX_6000Ada RTX_5000Ada "
+    "RTX_4000Ada RTX_A6000 RTX_A5000 RTX_A4500 RTX_A4000 A100_SXM4 A100_PCIE A40 A10 A30 L40S "
+    "L40 L4 H100_SXM H100_PCIE H100_NVL H200 H200_NVL B200 B300 GH200_SXM Tesla_V100 Tesla_T4 "
     "Tesla_P100"
 )
 
@@ -13969,7 +13979,8 @@ def empty_search_hint(call: Call) -> str:
         for name in map(as_text, value if isinstance(value, list) else [value]):
             models = likely_models(name)
             if models:
-                return f"No model is called {name.replace(' ', '_')!r}; write gpu_name={' or gpu_name='.join(models)}"
+                likely = " or ".join(f"gpu_name={model}" for model in models)
+                return f"No model is called {name.replace(' ', '_')!r}; write {likely}"
     own = [
         name for name, limits in conditions.items() if limits and limits != OFFER_DEFAULTS.get(name)
     ]
@@ -14204,7 +14215,8 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
     usual = os.path.expanduser(os.path.join("~", "Downloads", name))
     if not os.path.isabs(usual):
         usual = os.path.abspath(name)
-    question = f"{len(codes)} new backup codes. 1: save them to {usual}, 2: to another file, 3: show them here."
+    question = f"{len(codes)} new backup codes. 1: save them to {usual}, "
+    question += "2: to another file, 3: show them here."
     while call.cli:
         choice = ask_line(f"{question} 1, 2 or 3?")
         path, question = usual, "Where should the backup codes go?"
@@ -15490,13 +15502,10 @@ def complete(
     if word.startswith("-") and not typed.literal:
         found = complete_option(word, typed, row, service, pool)
     else:
-        arg = typed.next_arg()
-        found = value_words(arg, row, service, pool)
-        if arg and arg.many:
-            found = [pair for pair in found if pair[0] not in rest]
+        found = typed.value_words(row, service, pool)
         if not typed.due and (stem or not row):
             found = next_words(stem) + found
-        elif not arg and not word:
+        elif not word and not typed.next_arg():
             found = list(typed.option_words(""))
     return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
 
@@ -15529,9 +15538,10 @@ class TypedWords:
     closed   all that follows belongs to another program
     """
 
-    __slots__ = ("alone", "args", "closed", "due", "literal", "loose", "options", "seen")
+    __slots__ = ("alone", "args", "closed", "due", "literal", "loose", "options", "seen", "words")
 
     def __init__(self, args: list[Arg], words: list[str]) -> None:
+        self.words = words
         self.args = [arg for arg in args if arg.option]
         self.alone = [arg for arg in args if not arg.option]
         self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
@@ -15569,6 +15579,14 @@ class TypedWords:
             return self.due
         left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
         return next(left, None)
+
+    def value_words(
+        self, row: Command | None, given: Row, pool: Pool | None
+    ) -> list[tuple[str, str]]:
+        """The values that the next word can be, without those that its list has already."""
+        arg = self.next_arg()
+        there = self.words if arg and arg.many else []
+        return [pair for pair in value_words(arg, row, given, pool) if pair[0] not in there]
 
     def whom_to_ask(self) -> Row:
         """The options that say whom to ask for ids."""
@@ -15641,7 +15659,7 @@ def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
             found.extend(line.partition("\t")[::2] for line in lines)
             if not cached:
                 write_private(path, "\n".join(lines))
-        except Exception:  # noqa: BLE001 - no key, no service: nothing to offer, and nothing to say amid a line
+        except Exception:  # noqa: BLE001 - nothing to offer, and nothing to say amid a line
             pass
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -15786,9 +15804,9 @@ def repl(start: Row) -> int:
         remember(line.rstrip("\n"), words)
         status = run_guarded(words, start, pool)
         failed = status or failed
-        if status == 130 and not talking:
-            break
         if status == 130:
+            if not talking:
+                break
             tell("\n")
     Pool.close(pool)
     tell("" if line else "\n")
@@ -16013,7 +16031,8 @@ def wants_json(words: Sequence[str]) -> bool:
     return any(f"{flag} " in line for flag in ("--raw", "--ra", "--format json", "--form json"))
 
 
-main.main = main  # type: ignore[attr-defined]  # `import vastai.cli.main`: in the official package that is a module
+# `import vastai.cli.main`: in the official package that is a module.
+main.main = main  # type: ignore[attr-defined]
 
 resolve_table()
 
