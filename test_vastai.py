@@ -3512,7 +3512,7 @@ sys.exit(test_vastai.main(sys.argv))
     @unittest.skipUnless(os.name == "posix", "needs a pseudo-terminal")
     def test_the_demo(self):
         environment = clean_environment(HERE, TERM="xterm", COLUMNS="80")
-        words = [sys.executable, __file__, "demo", "first", "serverless", "--boot", "0.1"]  # the other waits for long
+        words = [sys.executable, __file__, "demo", "first", "run", "serverless", "--boot", "0.1"]  # the other waits for long
         with Terminal(words, environment) as terminal:
             out = terminal.expect("README.md", 30)
             self.assertEqual(terminal.status(), 0)
@@ -6011,19 +6011,26 @@ while True:
 status = child.wait()
 sys.exit(255 if cut == -1 else status)
 '''
+CAN_STAND_IN = os.path.exists("/bin/sh") and bool(shutil.which("setsid"))
 
 
-@unittest.skipUnless(os.path.exists("/bin/sh") and shutil.which("setsid"), "no shell here, or no setsid")
+def stand_in(folder):
+    """Puts the stand-in into a folder for PATH, which is made."""
+    os.makedirs(folder)
+    for name, text in (("ssh", STAND_IN.replace("{python}", sys.executable)),
+                       ("python3", f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')):
+        pathlib.Path(folder, name).write_text(text)
+        os.chmod(os.path.join(folder, name), 0o755)
+
+
+@unittest.skipUnless(CAN_STAND_IN, "no shell here, or no setsid")
 class TestRun(RentingCase):
     box_options = {"boot": 0.2}
 
     def setUp(self):
         super().setUp()
         self.bin = os.path.join(self.home, "bin")
-        os.makedirs(self.bin)
-        with open(os.path.join(self.bin, "ssh"), "w") as file:
-            file.write(STAND_IN.replace("{python}", sys.executable))
-        os.chmod(file.name, 0o755)
+        stand_in(self.bin)
         self.environment["PATH"] = os.environ["PATH"] = self.bin + os.pathsep + os.environ.get("PATH", os.defpath)
         self.there = os.path.join(self.bin, "root", "workspace")
         self.here = os.path.join(self.home, "here")
@@ -12606,7 +12613,12 @@ class Tour:
         self.box = box
         self.width, self.colored = shutil.get_terminal_size().columns, sys.stdout.isatty()
         self.colored = self.colored and not os.environ.get("NO_COLOR")
-        self.environment = clean_environment(home, VAST_URL=box.url, VAST_API_KEY=box.key, COLUMNS=str(self.width))
+        self.here, programs = os.path.join(home, "here"), os.path.join(home, "bin")
+        os.mkdir(self.here)
+        stand_in(programs)
+        self.environment = clean_environment(home, VAST_URL=box.url, VAST_API_KEY=box.key, COLUMNS=str(self.width),
+                                             PATH=programs + os.pathsep + os.environ.get("PATH", os.defpath),
+                                             PYTHONPATH=HERE)
         if not self.colored:
             self.environment.update(NO_COLOR="1", TERM="dumb")
 
@@ -12637,7 +12649,7 @@ class Tour:
         return found
 
     def in_pipe(self, words):
-        done = subprocess.run([sys.executable, *words], cwd=HERE, env=self.environment, stdin=subprocess.DEVNULL,
+        done = subprocess.run([sys.executable, *words], cwd=self.here, env=self.environment, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         output = done.stdout.decode("utf-8", "replace")
         self.show(output.rstrip("\n"))
@@ -12650,8 +12662,8 @@ class Tour:
         import termios
         outer, inner = pty.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, self.width, 0, 0))
-        process = subprocess.Popen([sys.executable, *words], cwd=HERE, env=self.environment, stdin=subprocess.DEVNULL,
-                                   stdout=inner, stderr=inner)
+        process = subprocess.Popen([sys.executable, *words], cwd=self.here, env=self.environment,
+                                   stdin=subprocess.DEVNULL, stdout=inner, stderr=inner)
         os.close(inner)
         decoder, output = codecs.getincrementaldecoder("utf-8")("replace"), ""
         with contextlib.suppress(OSError):  # how Linux says that the other side has closed
@@ -12665,7 +12677,7 @@ class Tour:
 
 
 def demo(arguments):
-    """A guided tour: find a GPU, rent it, use it, give it back; a machine that is no good; a serverless job."""
+    """A guided tour: rent a GPU, use it, give it back; a bad machine; a whole job in one command; a serverless job."""
     parser = argparse.ArgumentParser(prog="test_vastai.py demo", description=demo.__doc__)
     parser.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"one of {', '.join(CHAPTERS)}; all by default")
     parser.add_argument("--boot", type=float, default=2.0, metavar="SECONDS",
@@ -12735,6 +12747,34 @@ def bad_machine(tour):
     tour.vastai(f"destroy instance {launched.group(1)} -y")
 
 
+TRAIN = """\
+import os, sys
+os.mkdir("out")
+with open("out/loss.csv", "w") as file:
+    for epoch in range(1, 4):
+        print(f"epoch {epoch}: loss {1 / epoch:.2f}", flush=True)
+        print(epoch, f"{1 / epoch:.2f}", sep=",", file=file)
+sys.exit(3)  # not good enough
+"""
+
+
+def whole_job(tour):
+    """a whole job in one command: rent, upload, run, download, destroy"""
+    if not CAN_STAND_IN:
+        tour.say("`run` is left out here: what stands in for the rented machine needs /bin/sh and setsid.")
+        return
+    held = set(tour.box.market.tables["instances"])
+    pathlib.Path(tour.here, "train.py").write_text(TRAIN)
+    tour.say("A whole job in one command: `run` rents a machine, uploads, runs, downloads, and destroys the machine, "
+             "whatever happens. Its exit status is the job's. (Here a stand-in for ssh runs the job on this computer.)")
+    tour.vastai("run pytorch/pytorch --gpu RTX_3090 --max-hours 1 --upload train.py --download out -- python3 train.py",
+                status=3, expect=r"(?s)epoch 3: loss 0\.33.*status 3 .*destroyed\s+after .*\$\d")
+    tour.show("$ cat out/loss.csv", "1")
+    tour.show(pathlib.Path(tour.here, "out", "loss.csv").read_text().rstrip())
+    if set(tour.box.market.tables["instances"]) != held:
+        raise Surprise("an instance is left behind")
+
+
 def serverless_job(tour):
     """a job for a serverless endpoint"""
     tour.say("Send a job to a serverless endpoint: a router chooses the worker, and the answer comes as it is made.")
@@ -12742,7 +12782,7 @@ def serverless_job(tour):
                 """'{"prompt": "the capital of France is Paris", "stream": true}'""", expect="You said: .* Paris")
 
 
-CHAPTERS = {"first": first_session, "bad-machine": bad_machine, "serverless": serverless_job}
+CHAPTERS = {"first": first_session, "bad-machine": bad_machine, "run": whole_job, "serverless": serverless_job}
 
 
 # ------------------------------------------------------------------------- all tests, on all cores
