@@ -2921,14 +2921,13 @@ class ShellCase(unittest.TestCase):
         self.cache = os.path.join(self.home, "cache", "vastai")
         program = os.path.join(self.home, "vastai")
         with open(program, "w") as file:
-            folder = os.path.dirname(os.path.abspath(vastai.__file__))
-            code = f"import sys; sys.path.insert(0, {folder!r}); import vastai; sys.exit(vastai.main())"
-            file.write(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n')
+            file.write(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(compiled())} "$@"\n')
         os.chmod(program, 0o755)
         self.env = {"PATH": self.home + os.pathsep + os.environ["PATH"], "HOME": self.home, "TERM": "dumb",
                     "XDG_CACHE_HOME": os.path.join(self.home, "cache"), "LC_ALL": "C.UTF-8", "INPUTRC": os.devnull,
                     "XDG_CONFIG_HOME": os.path.join(self.home, "config"), "ZDOTDIR": self.home,
-                    "VAST_URL": self.box.url, "VAST_API_KEY": self.box.key}
+                    "VAST_URL": self.box.url, "VAST_API_KEY": self.box.key,
+                    **{name: value for name, value in os.environ.items() if name == "PYTHONPYCACHEPREFIX"}}
 
     def silent_service(self):
         listener = socket.create_server(("127.0.0.1", 0))
