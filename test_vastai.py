@@ -8193,6 +8193,25 @@ class TestOutcomes(FaultCase):
             self.assertEqual(gone, ["/api/v0/instances/4241/", "/api/v0/instances/4242/"])
 
 
+    def test_an_endpoint_without_an_id_is_given_back(self):
+        made = []
+
+        def answers(request):
+            if request["method"] == "POST" and "endptjobs" in request["target"]:
+                made.append(json.loads(request["body"])["endpoint_name"])
+                return reply({"success": True, "result": "x"})
+            if request["method"] == "DELETE":
+                made.clear()
+                return reply({"success": True})
+            return reply({"templates": [{"id": 5}], "offers": [{"id": 1}], "benchmarks": [], "success": True,
+                          "results": [{"id": 77, "endpoint_name": name} for name in made]})
+        server = self.serve(route=answers)
+        with mock.patch.object(time, "sleep"):
+            error = self.error(self.client(server).run_benchmarks, template_id=5, gpus="RTX_4090", no_cache=True)
+        self.assertIs(type(error), vastai.OutcomeUnknownError)
+        self.assertEqual([request["target"] for request in server.requests if request["method"] == "DELETE"],
+                         ["/api/v0/endptjobs/77/"])
+
     def test_what_benchmarks_rent_is_given_back(self):
         """Also where the service's list of workers makes no sense, and where a part of it all cannot be made."""
         for workers, second in (([{"status": "idle"}], reply({"success": True, "id": 102})),

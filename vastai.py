@@ -10649,6 +10649,9 @@ class Bench:
             f"create_{kind}", endpoint_name=rented.name, auto_instance=scaler, **params
         )
         rented.id = as_whole(answer.get("result", answer.get("id"))) or "?"
+        if rented.found is None:  # it is looked for by its name when it is given back
+            row = METHODS[f"create_{kind}"]
+            raise outcome_unknown_error(row, f"the service confirmed it but named no {kind}")
         return rented.id
 
     def look(self, left: float) -> bool | None:
