@@ -4258,29 +4258,27 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
 def check_choices(row: Command, params: Row, cli: bool) -> None:
     """Raises UsageError unless exactly one of each `one_of` and one or more of `needs` is given."""
     args = {arg.name: arg for arg in row.args_of("cli" if cli else "sdk")}
-    given = {
-        name
-        for name, arg in args.items()
-        if params[name] not in (None, arg.cli if cli else arg.default)
-    }
-
-    def labels(names: Iterable[str]) -> str:
-        words = [args[name].label(cli) for name in names if not args[name].hidden]
-        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-    for choice in row.one_of.split(", "):
+    defaults = {name: arg.cli if cli else arg.default for name, arg in args.items()}
+    given = {name for name in args if params[name] not in (None, defaults[name])}
+    for choice in filter(None, row.one_of.split(", ")):
         names = choice.split()
-        if names and args.keys() >= set(names) and len(given.intersection(names)) != 1:
-            raise UsageError(f"give either {labels(names)}")
+        if args.keys() >= set(names) and len(given.intersection(names)) != 1:
+            raise UsageError(f"give either {labels_of(args, names, cli)}")
+    names = [name for name in row.needs.split() if name in args]
     if row.needs == "*":
         names = [name for name, arg in args.items() if arg.option and arg is not YES]
-        if given.isdisjoint(names):
-            label = args[names[0]].label(cli)
-            raise UsageError(f"nothing to change; give an option, such as {label}")
-    elif row.needs:
-        names = [name for name in row.needs.split() if name in args]
-        if names and given.isdisjoint(names):
-            raise UsageError(f"give {labels(names)}")
+    if not names or given.intersection(names):
+        return
+    if row.needs != "*":
+        raise UsageError(f"give {labels_of(args, names, cli)}")
+    label = args[names[0]].label(cli)
+    raise UsageError(f"nothing to change; give an option, such as {label}")
+
+
+def labels_of(args: dict[str, Arg], names: Iterable[str], cli: bool) -> str:
+    """The arguments of these names as an error lists them: --a, --b or --c."""
+    words = [args[name].label(cli) for name in names if not args[name].hidden]
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
@@ -4446,24 +4444,29 @@ def result_of(row: Command, answer: Answer) -> Any:
         return body
     if isinstance(body, str) and not row.returns and row.method != "GET":
         return {"success": True, "msg": body}  # some deletions are answered with a sentence
-    part = body
+    try:
+        return promised_part(row, body)
+    except ValueError as problem:
+        raise unusable_answer_error(row, answer, str(problem)) from None
+
+
+def promised_part(row: Command, body: Any) -> Any:
+    """The part of an answer that the row promises.  Raises ValueError with what is there instead."""
+    part, is_list = body, row.is_list
     member = "" if row.returns in ("text", "none") else row.returns.replace("[]", "")
     if member and not (row.strict and isinstance(body, list)):  # a bare list, at times
-        if not isinstance(body, dict) or member not in body:
-            raise unusable_answer_error(row, answer, f"an answer without {member!r}")
+        if member not in as_dict(body):
+            raise ValueError(f"an answer without {member!r}")
         part = body[member]
-    if part is None and member and not row.is_list:
-        return None
-    if row.is_list:
-        if not is_rows(part):
-            raise unusable_answer_error(
-                row, answer, f"{kind_of(part)} instead of a list of objects"
-            )
-        return Rows(part, body if isinstance(body, dict) else None)
-    if not isinstance(part, dict):
-        raise unusable_answer_error(row, answer, f"{kind_of(part)} instead of a JSON object")
+        if part is None and not is_list:
+            return None
+    expected = "a list of objects" if is_list else "a JSON object"
+    if not (is_rows(part) if is_list else isinstance(part, dict)):
+        raise ValueError(f"{kind_of(part)} instead of {expected}")
+    if is_list:
+        return Rows(part, as_dict(body))
     if row.member and not is_rows(get_path(part, row.member)):
-        raise unusable_answer_error(row, answer, f"an answer without a list {row.member!r}")
+        raise ValueError(f"an answer without a list {row.member!r}")
     return part
 
 
