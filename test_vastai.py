@@ -10031,6 +10031,10 @@ class TestJobs(ServerlessCase):
             self.router = [{}, {"url": self.server.url}]
             self.assertEqual(self.ask(retry=False)["response"], {"n": 1})
 
+    def test_addresses_that_are_none(self):
+        for self.worker_url in ("http://", "http://[::1", "http://127.0.0.1:99999"):
+            self.assertIsInstance(self.error(self.ask, max_retries=1), vastai.NetworkError)
+
     def test_failing(self):
         self.worker = [reply("boom", 500), reply("busy", 429), reply({"n": 3})]
         self.assertEqual(self.ask()["response"], {"n": 3})
@@ -10171,6 +10175,12 @@ class TestEvents(ServerlessCase):
                 break
             await self.hung_up()
 
+        async def never_read(client, endpoint):
+            for _ in range(2):  # the second waits until the first has given its connection back
+                await endpoint.request("/work", {}, stream=True)
+                gc.collect()
+                await self.hung_up()
+
         async def left(client, endpoint):
             answer = await endpoint.request("/work", {}, stream=True)
             await client.close()
@@ -10206,9 +10216,9 @@ class TestEvents(ServerlessCase):
                 await asyncio.wait_for(task, 4)
             await self.hung_up()
 
-        for program in (closed, forgotten, left):
+        for program in (closed, forgotten, never_read, left):
             self.worker = [until_gone(chunked(event(1), end=False))]
-            self.program(program)
+            self.program(program, connection_limit=1)
         for program in (cancelled, waited_for, closed_under_way, closed_under_a_coroutine):
             self.worker = [until_gone(b"")]
             self.program(program)

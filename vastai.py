@@ -11212,9 +11212,10 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
         for line in lines:
             line = line.strip()
             if line.startswith(b"data:"):
-                line = line[5:]
+                line = line[5:].lstrip()
             try:
-                events.append(json.loads(line.decode()))
+                if line:
+                    events.append(json.loads(line.decode()))
             except (ValueError, RecursionError):
                 continue
         yield events
