@@ -13600,29 +13600,31 @@ class TableColumn:
     room that it gets.
     """
 
-    __slots__ = ("form", "number", "rank", "room", "sizes", "texts")
+    __slots__ = ("ascii", "form", "number", "rank", "room", "sizes", "texts")
 
     def __init__(self, column: Sequence[Any], rows: list[Row]) -> None:
         cells = format_cells(column, rows)
         self.texts, self.form = [column[0], *cells], column[2]
         self.rank: int = column[3] if len(column) > 3 else 1
-        self.number = self.form[:1] in (".", "{") or all(map(_is_number, cells))
+        plain = self.form[:1] in (".", "{") or "".join(cells).isdigit()
+        self.number = plain or all(map(_is_number, cells))
         self.measure()
         # a cell of more than 200 places is not aligned to
         self.room = max([self.sizes[0], *filter((200).__ge__, self.sizes)])
 
     def measure(self) -> None:
-        width = len if all(map(str.isascii, self.texts)) else display_width
-        self.sizes = list(map(width, self.texts))
+        self.ascii = "".join(self.texts).isascii()
+        self.sizes = list(map(len if self.ascii else display_width, self.texts))
 
     def fill_blanks(self, last: bool) -> None:
         """Puts _ for each blank of the header, and of the cells unless they are the `last` of their
         lines.
         """
-        self.texts[0] = without_blanks(self.texts[0])
-        for at in range(1, 1 if self.number else len(self.texts)):
-            cell = self.texts[at] if last else without_blanks(self.texts[at])
-            self.texts[at] = cell if cell.strip() else "-"
+        header, *cells = self.texts
+        if not self.number:
+            cells = [cell if cell.strip() else "-" for cell in cells]
+            cells = cells if last else list(map(without_blanks, cells))
+        self.texts = [without_blanks(header), *cells]
         self.measure()
 
     @property
@@ -13643,9 +13645,13 @@ class TableColumn:
         """The texts with their blanks and colors."""
         right = self.number and not first
         room = self.room if right or not last else 0
-        pad = str.rjust if right else str.ljust
-        sized = zip(self.texts, self.sizes)  # len() need not tell how wide a text is
-        texts = [pad(text, room + len(text) - size) for text, size in sized]
+        if self.ascii:
+            padded = f"%{'' if right else '-'}{room}s"
+            texts = list(map(padded.__mod__, self.texts))
+        else:
+            pad = str.rjust if right else str.ljust
+            sized = zip(self.texts, self.sizes)  # len() need not tell how wide a text is
+            texts = [pad(text, room + len(text) - size) for text, size in sized]
         if bright and self.form in ("state", "mark"):
             return [paint(text, "state") for text in texts]
         return texts
@@ -13694,8 +13700,11 @@ def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
     form, over, divisor = form.partition("/")
     scale = float(factor) if times else 1 / float(divisor) if over else 1
     shape = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
+    values = column_values(name, rows)
+    if {int, float}.issuperset(map(type, values)):
+        return list(map(shape.__mod__, values if scale == 1 else [v * scale for v in values]))
     cells = []
-    for value in column_values(name, rows):
+    for value in values:
         if type(value) is str and form[-1:] == "f":  # the service has some numbers as text
             value = value if as_number(value) is None else as_number(value)
         if type(value) in (float, int):
