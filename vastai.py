@@ -9299,12 +9299,13 @@ def write_bytes(stream: TextIO | None, data: bytes) -> None:
 
 HOURS_OF_MONTH = 720  # as the service bills
 AT_ONCE = 5  # requests of one command that are under way at the same time
+APART = 0.03  # seconds between two changes, which reach the service in their order
 LAST_YEAR = 253402300800  # unix seconds at which year 10000 begins
 
 
 def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """What `work` returns for each item, in their order; a few run at the same time, but the first
-    change alone.  A VastAIError or NothingSent that it raises stands in its place; a key that is
+    change alone, and the others begin in their order.  A VastAIError or NothingSent that it raises stands in its place; a key that is
     refused at the first change raises AuthError, as the others would meet the same.
     """
     import threading
@@ -9328,8 +9329,12 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
         if isinstance(error, AuthError) and error.status != 403:
             raise error
     pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+    started = []
     try:
-        return first + list(pool.map(outcome, tasks))
+        for task in tasks:
+            started.append(pool.submit(outcome, task))
+            time.sleep(APART if first else 0)
+        return first + [one.result() for one in started]
     finally:
         stopped.set()  # an interruption waits for no answer, and sends nothing more
         pool.shutdown(wait=False)
@@ -13622,8 +13627,8 @@ class TableColumn:
         """
         header, *cells = self.texts
         if not self.number:
-            cells = [cell if cell.strip() else "-" for cell in cells]
             cells = cells if last else list(map(without_blanks, cells))
+            cells = [cell if cell.strip() else "-" for cell in cells]
         self.texts = [without_blanks(header), *cells]
         self.measure()
 
