@@ -681,9 +681,8 @@ def indented(values: Sequence[Any], pad: str) -> list[str]:
                     value[name] = mark
             flat.append(value)
         text = json.dumps(flat, sort_keys=True, separators=("," + inner, ": "))[2:-2]
-        text = text.replace(
-            f"{right},{inner}{left}", "\0"
-        )  # no text in JSON has a line break or a NUL in it
+        # no text in JSON has a line break or a NUL in it
+        text = text.replace(f"{right},{inner}{left}", "\0")
         if deeper:
             parts = zip(text.split(str(mark)), [*indented(deeper, inner), ""])
             text = "".join(part for pair in parts for part in pair)
@@ -1391,8 +1390,8 @@ def parse_query(
     """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises
     UsageError for what cannot be read and for values that the type of their field cannot have.
 
-    `tell` is called with fields that `fields` does not describe, which are sent all the same, and of
-    conditions that a later one replaces; without it that is a warning on stderr.
+    `tell` is called with fields that `fields` does not describe, which are sent all the same, and
+    of conditions that a later one replaces; without it that is a warning on stderr.
     """
     tell = tell or warn
     aliases = aliases or {}
@@ -2574,7 +2573,9 @@ class Command:
         return [arg for arg in self.args if arg.face in ("", face)]
 
     def places(self, arg: Arg) -> list[str]:
-        """Where an argument goes: as it says, else into the path that names it, else query or body."""
+        """Where an argument goes: as it says, else into the path that names it, else query or
+        body.
+        """
         if arg.to != "auto":
             return arg.to.split()
         if f"{{{arg.name}}}" in self.path:
@@ -4451,7 +4452,9 @@ def result_of(row: Command, answer: Answer) -> Any:
 
 
 def promised_part(row: Command, body: Any) -> Any:
-    """The part of an answer that the row promises.  Raises ValueError with what is there instead."""
+    """The part of an answer that the row promises.  Raises ValueError with what is there
+    instead.
+    """
     part, is_list = body, row.is_list
     member = "" if row.returns in ("text", "none") else row.returns.replace("[]", "")
     if member and not (row.strict and isinstance(body, list)):  # a bare list, at times
@@ -5161,8 +5164,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def load_modules() -> None:
-    """Loads what a first request needs.  A fork by another thread waits until that is done: its child
-    would find the modules half loaded, and wait for ever for the thread that loads them.
+    """Loads what a first request needs.  A fork by another thread waits until that is done: its
+    child would find the modules half loaded, and wait for ever for the thread that loads them.
     """
     with loading:
         import json  # noqa: F401
@@ -5536,9 +5539,10 @@ class Ask:
     """One HTTP request, as it is sent.
 
     `key` goes into the header ("": none).  The exchange may take `limit` seconds and ends at
-    `deadline` (time.monotonic()) at the latest.  What is `safe` may be sent again if a kept connection
-    turns out to be closed.  `stream` asks for the answer after its headers, with an iterator of
-    events.  A worker's certificate may be signed by the `root` (PEM) that is found at `root_url`.
+    `deadline` (time.monotonic()) at the latest.  What is `safe` may be sent again if a kept
+    connection turns out to be closed.  `stream` asks for the answer after its headers, with an
+    iterator of events.  A worker's certificate may be signed by the `root` (PEM) that is found at
+    `root_url`.
     """
 
     def __init__(
@@ -5628,7 +5632,9 @@ TOO_LARGE = f"an answer of more than {LARGEST_ANSWER >> 20} MB"
 
 
 def unzip(content: bytes) -> tuple[bytes, str]:
-    """A gzip body unpacked, and why it cannot be used, or "".  Raises ConnectionError if it is cut."""
+    """A gzip body unpacked, and why it cannot be used, or "".  Raises ConnectionError if it is
+    cut.
+    """
     import zlib
 
     parts, left = [], LARGEST_ANSWER
@@ -6039,8 +6045,8 @@ _contexts: dict[Any, ssl.SSLContext] = {}
 def tls_context(root: str = "") -> ssl.SSLContext:
     """The TLS context of the process: reading the system's certificates costs more than a request.
 
-    A `root` certificate (PEM) gives one that trusts it as well, for workers.  Raises OSError if it is
-    none, or if the certificates of the environment cannot be read.
+    A `root` certificate (PEM) gives one that trusts it as well, for workers.  Raises OSError if it
+    is none, or if the certificates of the environment cannot be read.
     """
     with loading:
         import ssl
@@ -6057,9 +6063,8 @@ def tls_context(root: str = "") -> ssl.SSLContext:
             ) from None
         if root:
             context.load_verify_locations(cadata=root)
-            context.verify_flags &= (
-                ~ssl.VERIFY_X509_STRICT
-            )  # older roots do not say what they are for
+            # older roots do not say what they are for
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         _contexts[key] = context
     return _contexts[key]
 
@@ -6152,7 +6157,9 @@ def is_address(host: str) -> bool:
 
 
 def _is_in_range(address: str, entry: str) -> bool:
-    """Is an IP address in a CIDR range, or the same as another address?  False for what is neither."""
+    """Is an IP address in a CIDR range, or the same as another address?  False for what is
+    neither.
+    """
     import ipaddress
 
     try:
@@ -7252,7 +7259,9 @@ def run_copy(call: Call) -> Row:
 
 
 def rsync_place(answer: Row, side: str, id: Any, path: str) -> str:
-    """The remote side of a copy in rsync's words.  Raises VastAIError if its address is unusable."""
+    """The remote side of a copy in rsync's words.  Raises VastAIError if its address is
+    unusable.
+    """
     port = as_whole(answer.get(f"{side}_port"))
     try:
         host = safe_host(answer.get(f"{side}_addr"))
@@ -8822,7 +8831,7 @@ def format_traffic(price: float | None) -> str:
     return "unknown" if price is None else f"${price:.3g}/GB"
 
 
-# ----------------------------------------------------------------------------------- remote commands
+# ---------------------------------------------------------------------------------- remote commands
 # `run`: a command on a machine of its own, from nothing to its exit status.
 
 WORKSPACE = "/workspace"  # folder of the instance that paths are relative to
@@ -9050,8 +9059,8 @@ class RemoteJob:
         return 255 if done.returncode < 0 else done.returncode, done.stdout or b"", told
 
     def command(self, text: str, left: float, **streams: Any) -> bytes | None:
-        """What a command on the instance writes; None if the connection is lost.  Raises VastAIError
-        if it fails.
+        """What a command on the instance writes; None if the connection is lost.  Raises
+        VastAIError if it fails.
         """
         status, out, told = self.ssh(text, left, **streams)
         if status not in (0, 255):
@@ -9305,8 +9314,9 @@ LAST_YEAR = 253402300800  # unix seconds at which year 10000 begins
 
 def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """What `work` returns for each item, in their order; a few run at the same time, but the first
-    change alone, and the others begin in their order.  A VastAIError or NothingSent that it raises stands in its place; a key that is
-    refused at the first change raises AuthError, as the others would meet the same.
+    change alone, and the others begin in their order.  A VastAIError or NothingSent that it raises
+    stands in its place; a key that is refused at the first change raises AuthError, as the others
+    would meet the same.
     """
     import threading
 
@@ -9354,7 +9364,9 @@ def hourly_cost(row: Row) -> float | None:
 
 
 def run_cost(call: Call) -> Row:
-    """What everything costs, and how long the credit lasts; `unknown` names what is not included."""
+    """What everything costs, and how long the credit lasts; `unknown` names what is not
+    included.
+    """
     now = time.time()
     parts: dict[str, Callable[[], Any]] = {
         "user": lambda: call.do("show_user"),
@@ -9435,7 +9447,9 @@ class Bill:
         self.rows.append({**line, "later": None, "why": None, **more})
 
     def add_endpoints(self, endpoints: list[Row], listings: list[Any]) -> None:
-        """A line for each endpoint; its workers, which are instances too, have none of their own."""
+        """A line for each endpoint; its workers, which are instances too, have none of their
+        own.
+        """
         for endpoint, workers in zip(endpoints, listings):
             ids = {as_whole(worker.get("id")) for worker in as_rows(workers)}
             mine = [self.instances.pop(id) for id in ids if id in self.instances]
@@ -9675,7 +9689,9 @@ class Monitor:
         return []
 
     def run(self) -> None:
-        """Raises WaitTimeoutError at the end of --max-wait, ProgramError with the status of --exec."""
+        """Raises WaitTimeoutError at the end of --max-wait, ProgramError with the status of
+        --exec.
+        """
         most = self.call["max_wait"]
         limit = FOREVER if most is None else most
         self.end = time.monotonic() + limit
@@ -9966,7 +9982,9 @@ def run_self_test(call: Call) -> Row:
 
 
 class SelfTest:
-    """One self-test: what it found, what it said, and the instance that it must not leave behind."""
+    """One self-test: what it found, what it said, and the instance that it must not leave
+    behind.
+    """
 
     def __init__(self, call: Call) -> None:
         self.call, self.machine = call, str(call["machine_id"])
@@ -10095,9 +10113,9 @@ class SelfTest:
             self.rented.id = answer["new_contract"]
         except VastAIError as error:
             code = "instance_create_failed"
-            unclear = isinstance(error, OutcomeUnknownError) or (
-                200 <= error.status < 300 and get_path(error.body, "success") is not False
-            )  # an answer that nobody can read
+            refused = get_path(error.body, "success") is False
+            unreadable = 200 <= error.status < 300 and not refused
+            unclear = unreadable or isinstance(error, OutcomeUnknownError)
             if not unclear:
                 self.rented.id = error.found
             elif not error.status:
@@ -10157,9 +10175,7 @@ class SelfTest:
                 f"port 5000 of the instance cannot be reached from outside, only: {', '.join(ports) or 'none'}",
             )
         time.sleep(15)
-        context = ssl.SSLContext(
-            ssl.PROTOCOL_TLS_CLIENT
-        )  # hosts sign their certificates themselves
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their own certificates
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         heard, reached, page = time.monotonic(), False, f"https://{ip}:{port}/progress"
 
@@ -10646,8 +10662,8 @@ class Bench:
         poll_until(self.look, self.call["timeout"], 10)
 
     def make(self, spec: tuple[str, int], kind: str, **params: Any) -> Any:
-        """Makes an endpoint or workergroup; it may be there from the first line on, whatever becomes
-        of the answer.
+        """Makes an endpoint or workergroup; it may be there from the first line on, whatever
+        becomes of the answer.
         """
         rented = Rented(self.call, kind, self.names[spec])
         self.rented[spec].insert(0, rented)
@@ -10705,9 +10721,9 @@ class Bench:
 # Jobs for the workers of an endpoint.  The router names a worker and signs a grant; the job goes to
 # that worker, together with the grant.
 #
-# Every rule stands in generators that do no I/O.  They yield what is to be done next, and return the
-# result: an `Ask` is answered with an Answer, or Unsent or Unanswered is thrown in; a number is a
-# pause in seconds.  Two drivers run them: `drive`, over this module's own transport, for
+# Every rule stands in generators that do no I/O.  They yield what is to be done next, and return
+# the result: an `Ask` is answered with an Answer, or Unsent or Unanswered is thrown in; a number is
+# a pause in seconds.  Two drivers run them: `drive`, over this module's own transport, for
 # `VastAI().request()` and the command line; `Streams.drive`, over asyncio, for `Serverless` and
 # `CoroutineServerless`.
 #
@@ -10748,7 +10764,9 @@ else:
             return cls
 
     def record(cls):
-        """A class of attributes with defaults, as dataclasses makes it, whose import takes 13 ms."""
+        """A class of attributes with defaults, as dataclasses makes it, whose import takes 13
+        ms.
+        """
         names = tuple(cls.__annotations__)
         defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
         wrap_up = getattr(cls, "__post_init__", None)
@@ -10819,7 +10837,9 @@ def may_pass(answer: Answer) -> bool:
 
 
 def backoff(tries: int, longest: float, answer: Answer | None = None) -> float:
-    """Seconds to wait after so many tries: 2, 4, 8 … and up to 1 more, or what the answer asks for."""
+    """Seconds to wait after so many tries: 2, 4, 8 … and up to 1 more, or what the answer asks
+    for.
+    """
     pause = min(2.0 ** min(tries, 20) + jitter(0, 1), longest)
     asked = pause_asked(answer) if answer and answer.status_code in (429, 503) else None
     return max(pause, min(asked or 0.0, LONGEST_PAUSE))
@@ -10916,7 +10936,9 @@ def ask_console(what: str, url: str, key: str, method: str = "GET", body: Any = 
 
 
 def find_endpoints(console: str, key: str) -> Steps:
-    """Yields what to ask the console; returns the rows of the account's endpoints, keys included."""
+    """Yields what to ask the console; returns the rows of the account's endpoints, keys
+    included.
+    """
     what = "cannot list the endpoints"
     result = yield from ask_console(what, f"{console}/api/v0/endptjobs/?client_id=me", key)
     rows = result.get("results")
@@ -11054,7 +11076,9 @@ class Job:
         return grant
 
     def ask_worker(self, worker: str, grant: Row) -> Ask:
-        """The job.  The grant goes as it came, since its signature is checked; no key goes along."""
+        """The job.  The grant goes as it came, since its signature is checked; no key goes
+        along.
+        """
         from urllib.parse import quote
 
         url = worker.rstrip("/") + "/" + quote(self.route.lstrip("/"), safe=URL_SAFE)
@@ -11179,7 +11203,9 @@ def decode_text(answer: Answer) -> str:
 
 
 def parse_object(answer: Answer) -> Any:
-    """The JSON object or list that a body is, whatever its type says; None if it is something else."""
+    """The JSON object or list that a body is, whatever its type says; None if it is something
+    else.
+    """
     import json
 
     if answer.content[:100].lstrip()[:1] not in (b"{", b"["):
@@ -11240,8 +11266,8 @@ _fetching: set[str] = set()  # addresses
 
 
 def find_root(worker: Ask, age: float) -> Steps:
-    """Yields what to ask, unless a root certificate of at most that age (seconds) is at hand; returns
-    it (PEM).  Raises Unsent: without it the job cannot leave.
+    """Yields what to ask, unless a root certificate of at most that age (seconds) is at hand;
+    returns it (PEM).  Raises Unsent: without it the job cannot leave.
     """
     url, ends = worker.root_url, worker.ends()
     while url in _fetching and time.monotonic() < ends:  # once for all who wait for it
@@ -11270,7 +11296,9 @@ def find_root(worker: Ask, age: float) -> Steps:
 
 
 def cached_root(url: str, age: float) -> str:
-    """The root certificate from memory or the cache folder, if it is not older than `age`; else ""."""
+    """The root certificate from memory or the cache folder, if it is not older than `age`; else
+    "".
+    """
     if url not in _roots:
         path = root_file(url)
         try:
@@ -11408,8 +11436,8 @@ def announce_ask(call: Call, ask: Ask) -> None:
 
 
 def show_response(call: Call, response: Any) -> None:
-    """Prints a worker's response, or writes it to --out; events as they come.  Media are saved rather
-    than shown on a terminal.
+    """Prints a worker's response, or writes it to --out; events as they come.  Media are saved
+    rather than shown on a terminal.
     """
     path = call.params.get("out")
     if isinstance(response, Media) and not path and is_terminal(sys.stdout):
@@ -11595,7 +11623,9 @@ class Streams:
             raise serverless_error(NetworkError, RuntimeError, "the client was closed")
 
     async def send(self, ask: Ask, fresh: bool = False) -> Answer:
-        """The answer to an Ask, over a kept connection or a new one.  Raises Unsent or Unanswered."""
+        """The answer to an Ask, over a kept connection or a new one.  Raises Unsent or
+        Unanswered.
+        """
         try:
             with TimeLimit(ask.deadline):
                 await self.slots.acquire()
@@ -11943,7 +11973,9 @@ class Endpoint(Generic[R]):
         on_close_payload: Row | None = None,
         timeout: float | None = None,
     ) -> Session:
-        """A session with one worker, which stays reserved for `lifetime` seconds after each request."""
+        """A session with one worker, which stays reserved for `lifetime` seconds after each
+        request.
+        """
         payload = {
             "lifetime": lifetime,
             "on_close_route": on_close_route,
@@ -12313,7 +12345,8 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
 
     async with Serverless() as client:
         endpoint = await client.get_endpoint("my-endpoint")
-        answer = await endpoint.request("/v1/completions", {"prompt": "Hi", "max_tokens": 8}, cost=8)
+        payload = {"prompt": "Hi", "max_tokens": 8}
+        answer = await endpoint.request("/v1/completions", payload, cost=8)
         print(answer["response"])
     """
 
@@ -12369,9 +12402,8 @@ class Method:
         return MethodType(self, client)
 
     def __call__(self, *args: Any, **given: Any) -> Any:
-        if (
-            not args
-        ):  # no parameter has a name: unittest.mock would ask callers of a stand-in for it
+        # no parameter has a name: unittest.mock would ask callers of a stand-in for it
+        if not args:
             raise TypeError(f"{self.name}() missing 1 required positional argument: 'self'")
         return args[0]._call(self.row, args[1:], given)
 
@@ -13270,9 +13302,8 @@ OFFICIAL_MODULES = (
     "serverless.client.worker",
 )
 
-globals()["__getattr__"] = (
-    other_name  # not by its name: type checkers would take every misspelled name for good
-)
+# not by its name: type checkers would take every misspelled name for good
+globals()["__getattr__"] = other_name
 if __name__ == "vastai":  # the official package's modules: this one answers for them
     for module in OFFICIAL_MODULES:
         sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
@@ -13517,7 +13548,9 @@ def sentence(call: Call, answer: Row) -> str:
 
 
 def write_sentence(call: Call, text: str, result: Any) -> None:
-    """Prints the sentence of a command; in a pipe, `piped` takes its place and it goes to stderr."""
+    """Prints the sentence of a command; in a pipe, `piped` takes its place and it goes to
+    stderr.
+    """
     text = redact_sentence(text, call.secrets)
     if call.row.piped and not is_terminal(sys.stdout) and not is_refused(call.row, result):
         write_out(printable(call.row.piped.format(answer=result), 2000) + "\n")
@@ -13758,7 +13791,9 @@ def _moment(form: str) -> Callable[[Row, str], str]:
 
 
 def seconds_of(text: str) -> float | None:
-    """Unix seconds of a date as services write it, 2026-01-31T13:00:00Z; None for any other text."""
+    """Unix seconds of a date as services write it, 2026-01-31T13:00:00Z; None for any other
+    text.
+    """
     from datetime import datetime, timezone
 
     try:
@@ -14429,12 +14464,8 @@ _PDF_STYLES = {  # font, size, color
     "note": (b"F1", 8, b"0.45 g"),
     "credit": (b"F1", 9, b"0.05 0.43 0.25 rg"),
 }
-_PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM = (
-    54,
-    558,
-    730,
-    68,
-)  # points, from the bottom left corner
+# points, from the bottom left corner
+_PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM = 54, 558, 730, 68
 _PDF_COLUMNS = (
     (b"DATE", 54, 108),
     (b"DESCRIPTION", 114, 354),
@@ -15279,7 +15310,9 @@ def run_repl(call: Call) -> None:
 
 
 def client_of(common: Row, pool: Pool | None = None) -> VastAI:
-    """The client that global options ask for, over connections of its own or over those of `pool`."""
+    """The client that global options ask for, over connections of its own or over those of
+    `pool`.
+    """
     names = ("api_key", "retry", "explain", "quiet", "curl", "timeout")
     client = VastAI(server_url=common["url"], **{name: common[name] for name in names})
     client.profile = profile_name(common["profile"])
@@ -15374,7 +15407,9 @@ def overview(verb: str = "", profile: str = "") -> str:
 
 
 def command_help(row: Command) -> str:
-    """Usage, arguments, options in groups, fields of the query language and examples of a command."""
+    """Usage, arguments, options in groups, fields of the query language and examples of a
+    command.
+    """
     width = min(terminal_width(), 120)
     mine = [arg for arg in row.args_of("cli") if not arg.hidden]
     summary = f"{row.summary[:1].upper()}{row.summary[1:]}."
@@ -15473,7 +15508,9 @@ def format_flags(arg: Arg) -> str:
 
 
 def format_meaning(arg: Arg) -> str:
-    """What an argument's help says, with its choices unless they stand beside it, and its default."""
+    """What an argument's help says, with its choices unless they stand beside it, and its
+    default.
+    """
     facts = [f"one of {', '.join(map(str, arg.choices))}"] if arg.choices and not _few(arg) else []
     if arg.secret:
         facts.append("- reads it from stdin")
@@ -15497,9 +15534,8 @@ def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
 # Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the
 # table alone decides.
 
-FILES = (
-    "FILE"  # instead of a meaning: names of files are due, which a shell knows better than we do
-)
+# instead of a meaning: names of files are due, which a shell knows better than we do
+FILES = "FILE"
 
 
 def complete(
@@ -15852,7 +15888,8 @@ def line_words(line: str) -> list[str]:
 
 
 def shell_words(line: str) -> list[str]:
-    """The words of a line, quotes and backslashes read as a shell does; ValueError if a quote is open.
+    """The words of a line, quotes and backslashes read as a shell does; ValueError if a quote is
+    open.
 
     shlex does the same, and takes 15 s for a word of a megabyte.
     """
