@@ -7577,6 +7577,13 @@ class TestConnections(FaultCase):
 
 
 class TestProxies(FaultCase):
+    def test_a_proxy_that_is_not_there_is_named(self):
+        for name, url in (("http_proxy", "http://service.test"), ("https_proxy", "https://service.test")):
+            with mock.patch.dict(os.environ, {name: "http://me:hush@127.0.0.1:9", "no_proxy": ""}):
+                error = self.error(self.client(url, retry=1).show_user)
+            self.assertIn("the proxy 127.0.0.1:9 cannot be reached", str(error))
+            self.assertNotIn("hush", str(error))
+
     def test_kinds_that_are_not_supported(self):
         """Named with their variable, without what may be a password, and at once."""
         for variable, url, words in (("ALL_PROXY", "socks5://me:sesame@h:1080", "SOCKS"), ("http_proxy", "https://me:sesame@h:443", "https proxy"),
@@ -8007,7 +8014,9 @@ class TestOddAnswers(FaultCase):
     def test_members_that_commands_go_by(self):
         for words, answer, expected in (
                 (["reject", "price-increase", "7", "-y"], {"pending_price_increases": [{"contract_id": {}}]}, 4),
-                (["show", "notifications"], {"id": "x" * 999}, 1)):
+                (["show", "notifications"], {"id": "x" * 999}, 1),
+                (["run", "benchmarks", "--template_id", "5", "--gpus", "A"],
+                 {"success": True, "templates": [{"id": 5, "extra_filters": ["x", 5]}]}, 1)):
             status, out, err = self.run_here(self.serve(reply(answer)), *words)
             self.assertEqual((status, out, "defect" in err), (expected, "", False), err)
 
@@ -8928,6 +8937,12 @@ def open_files():
 
 
 class TestSecrets(FaultCase):
+    def test_a_key_in_a_cell(self):
+        row = {"id": 7, "status_msg": f"login with {KEY} failed", "label": KEY}
+        for words in (["show", "instance", "7"], ["show", "instances"]):
+            out = self.run_here(self.serve(reply({"instances": row if len(words) > 2 else [row]})), *words).stdout
+            self.assertIn("***", out)
+
     def test_a_line_that_is_not_understood_is_told_without_values(self):
         server = self.serve(reply({"msg": "refused Hush-4711"}, 400))
         for words in (["show", "user", "--api-key Hush-4711"], ["show", "user", "--api_keyHush-4711"],

@@ -5992,7 +5992,14 @@ def connect(place: Place, deadline: float) -> HttpConnection:
 def open_socket(place: Place, deadline: float) -> HttpConnection:
     """A connection to a place without TLS, through its proxy if it has one.  Raises OSError."""
     near = place.proxy or place
-    connection = HttpConnection(place, dial(near.host, near.port, deadline), deadline)
+    try:
+        sock = dial(near.host, near.port, deadline)
+    except OSError as error:
+        if place.proxy is None:
+            raise
+        proxy = f"{bracketed(near.host)}:{near.port}"
+        raise OSError(f"the proxy {proxy} cannot be reached: {_reason(error)}") from error
+    connection = HttpConnection(place, sock, deadline)
     try:
         if place.tls and place.proxy:
             open_tunnel(connection, place.proxy)
@@ -9313,10 +9320,10 @@ LAST_YEAR = 253402300800  # unix seconds at which year 10000 begins
 
 
 def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """What `work` returns for each item, in their order; a few run at the same time, but the first
-    change alone, and the others begin in their order.  A VastAIError or NothingSent that it raises
-    stands in its place; a key that is refused at the first change raises AuthError, as the others
-    would meet the same.
+    """What `work` returns for each item, in their order; a few run at the same time, but changes one
+    by one until the first is accepted, and the others begin in their order.  A VastAIError or
+    NothingSent that it raises stands in its place; a key that is refused at the first change raises
+    AuthError, as the others would meet the same.
     """
     import threading
 
@@ -9334,10 +9341,15 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
         return [outcome(task) for task in tasks]
     from concurrent.futures import ThreadPoolExecutor
 
-    first = [outcome(tasks.pop(0))] if call.row.effect != READS else []
-    for error in first:
-        if isinstance(error, AuthError) and error.status != 403:
-            raise error
+    first: list[Any] = []
+    while tasks and call.row.effect != READS:
+        first.append(outcome(tasks.pop(0)))
+        if not isinstance(first[-1], VastAIError):
+            break
+        if len(first) == 1 and isinstance(first[0], AuthError) and first[0].status != 403:
+            raise first[0]
+    if not tasks:
+        return first
     pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
     started = []
     try:
@@ -10495,7 +10507,10 @@ def run_benchmarks(call: Call) -> list[Row]:
     template = next(iter(call.do("search_templates", query={field: {"eq": value}})), None)
     if template is None:
         raise not_found_error("template", value, "search templates")
-    filters = _json_object(template.get("extra_filters") or {})
+    try:
+        filters = _json_object(template.get("extra_filters") or {})
+    except (ValueError, RecursionError):  # without them, machines of any kind would be rented
+        raise VastAIError("the conditions of the template cannot be read") from None
     rows, wanted = [], []
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
         call.progress(f"{count}x {name} …")
@@ -13443,7 +13458,7 @@ def present_table(call: Call, result: Any) -> None:
         hidden = write_tables(call, row.tables(call, result))
     elif rows is not None:
         columns = row.columns_for(call, rows) if row.columns_for else row.columns
-        hidden = write_listing(Listing(rows, columns, call.view, is_single(row, result)))
+        hidden = write_listing(call, Listing(rows, columns, call.view, is_single(row, result)))
     if rows is None or row.says:
         write_sentence(call, sentence(call, result), result)
     told = write_footer(call, result)
@@ -13464,7 +13479,7 @@ def write_tables(call: Call, tables: Iterable[tuple[str, list[Row], Any]]) -> li
             write_out(heading + "\n")
         elif heading:
             remark(call, heading)
-        hidden += write_listing(Listing(rows, columns, call.view))
+        hidden += write_listing(call, Listing(rows, columns, call.view))
     return hidden
 
 
@@ -13499,9 +13514,13 @@ def is_refused(row: Command, result: Any) -> bool:
     return bool(row.path) and isinstance(result, dict) and result.get("success") is False
 
 
-def write_listing(listing: Listing) -> list[str]:
-    """Prints a table, through $PAGER if it is long; the headers that found no room."""
+def write_listing(call: Call, listing: Listing) -> list[str]:
+    """Prints a table, through $PAGER if it is long; the headers that found no room.  The API key,
+    which the service may have in a message, is masked.
+    """
     text = write_table(listing)
+    for secret in call.client.secrets:
+        text = text.replace(secret, "***")
     page_out(text, listing.full)
     return listing.hidden
 
@@ -14330,7 +14349,7 @@ def show_billing(call: Call, answer: Row) -> None:
         if call["charges"] and call["format"] == "tree":
             write_out("".join(charge_lines(call, rows, 0)))
         elif rows or not is_terminal(sys.stdout):
-            write_listing(Listing(rows, columns, call.view))
+            write_listing(call, Listing(rows, columns, call.view))
         total = answer.get("total")
         remark(call, f"{count} of {count if total is None else format_value(total)} results")
         if call["pdf"]:
