@@ -4559,6 +4559,9 @@ class CostTest(CommandCase):
         self.assertEqual(self.line_of(volume["id"], "volume"), (price, None, "volume on nothing"))
         volume["instances"].append(7)
         self.assertEqual(self.line_of(volume["id"], "volume"), (price, None, None))
+        volume.update(status="deleted", storage_total_cost=None)
+        cost = self.client.cost()
+        self.assertEqual(([row["kind"] for row in cost["rows"]], cost["unknown"]), (["endpoint"], []))
 
     def test_workers_count_once(self):
         endpoint = next(iter(self.market.tables["endpoints"]))
@@ -4896,7 +4899,7 @@ class TestWatch(FaultCase):
         command = f"{shlex.quote(sys.executable)} '{file.name}' '$HOME;ls'"
         with mock.patch.dict(os.environ, VAST_API_KEY=KEY, OTHER=KEY):
             done = self.watch([self.offers((1, 10, 0.3), (2, 20, 0.4))], "offers", "--once", "--exec", command, wait="60")
-        self.assertEqual((done.returncode, self.told()), (5, [("new", 1), ("new", 2)]))
+        self.assertEqual((done.returncode, self.told()), (5, [("new", 1)]))
         self.assertIn("ended with status 5", done.stderr)
         with open(os.path.join(self.home, "row")) as file:
             row, environment = json.load(file)
@@ -5378,6 +5381,7 @@ class TestGivingBack(RentingCase):
                 line = f"create instance{'s' if isinstance(found, list) else ''} 7 --image x --url {server.url}"
                 status, out, err = self.run_here(line)
                 self.assertEqual((status in (1, 8), "destroy instance 501" in err), (True, True), out + err)
+                self.assertIn("is billed for its disk", " ".join(err.split()))
                 err = self.run_here(line + " --raw")[2]
                 self.assertEqual(json.loads(err)["found"], found)
 
@@ -5869,6 +5873,7 @@ class TestLaunch(RentingCase):
     def test_looks_that_make_no_sense_for_a_while(self):
         for answer in ("<html>", "null", {"instances": []}, {"instances": {"actual_status": 7}}):
             self.box.fail("GET /api/v0/instances/\\d+/", 200, answer, times=2)
+            self.box.fail("GET /api/v0/instances/\\d+/", 500, {"success": False, "msg": "oh"})
             self.launch()
         self.assertEqual(self.machines(), [11, 12, 13, 14])
 
@@ -5963,7 +5968,8 @@ class TestLaunchInterrupted(RentingCase):
 
 # A stand-in for ssh: it runs the command here, where /workspace and the like are folders of the test.  What happens to
 # the next connections stands in files of its folder: `refuse` and `time-out` hold how many more are turned away, `cut`
-# after how many bytes each of the next ones ends (0: before the command runs, -1: after it ran, without its answer).
+# after how many bytes each of the next ones ends (0: before the command runs, -1: after it ran, without its answer,
+# -2: the same, and what the command put into the background dies before it begins).
 STAND_IN = '''#!{python} -S
 import os, subprocess, sys
 here = os.path.dirname(os.path.abspath(__file__))
@@ -5996,19 +6002,20 @@ for name in ("/workspace", "/tmp/vastai-run", "/var/lib/vastai-lease"):
     command = command.replace(name, os.path.join(here, "root") + name)
 os.makedirs(os.path.join(here, "root", "tmp"), exist_ok=True)
 os.makedirs(os.path.join(here, "root", "var/lib"), exist_ok=True)
-child = subprocess.Popen(["/bin/sh", "-c", command], stdin=0, stdout=subprocess.PIPE)
+path = os.environ["PATH"] if cut != -2 else os.path.join(here, "dead") + os.pathsep + os.environ["PATH"]
+child = subprocess.Popen(["/bin/sh", "-c", command], stdin=0, stdout=subprocess.PIPE, env=dict(os.environ, PATH=path))
 sent = 0
 while True:
     data = os.read(child.stdout.fileno(), 7 if cut else 65536)
     if not data:
         break
-    os.write(1, data if cut != -1 else b"")
+    os.write(1, data if (cut or 0) >= 0 else b"")
     sent += len(data)
     if cut and 0 < cut <= sent:
         child.kill()
         sys.exit(255)
 status = child.wait()
-sys.exit(255 if cut == -1 else status)
+sys.exit(255 if (cut or 0) < 0 else status)
 '''
 CAN_STAND_IN = os.path.exists("/bin/sh") and bool(shutil.which("setsid"))
 
@@ -6098,6 +6105,16 @@ class TestRun(RentingCase):
             self.assertEqual((ran.read_text(), self.held), ("x\n", []), "a start whose answer is lost starts nothing twice")
             ran.unlink()
 
+    def test_a_start_that_dies_is_sent_again(self):
+        dead = pathlib.Path(self.bin, "dead", "setsid")
+        dead.parent.mkdir()
+        dead.write_text("#!/bin/sh\n")
+        dead.chmod(0o755)
+        self.happens("cut", -2, -2)
+        with fast_clock():
+            self.assertEqual(self.job("--max-hours 0.1", "echo", "once")[0], b"once\n")
+        self.assertEqual(self.held, [])
+
     def test_what_stands_in_the_way_of_ssh(self):
         self.happens("refuse", 3)
         self.job("", "true")
@@ -6111,7 +6128,8 @@ class TestRun(RentingCase):
     def test_before_any_money(self):
         self.assertEqual(self.run_here("run a/b --upload nowhere -- true")[0], 2)
         for words in ("run a/b", "run a/b --gpu RTX_4090 --query num_gpus=1 -- true", "run a/b --bid 1 -- true",
-                      "run a/b --max-hours 0 -- true", "run a/b --gpu 'x=1 y' -- true", "run a/b --gpu A:x -- true"):
+                      "run a/b --max-hours 0 -- true", "run a/b --spot --bid 0 -- true", "run a/b -i no-key -- true",
+                      "run a/b --gpu 'x=1 y' -- true", "run a/b --gpu A:x -- true"):
             self.assertEqual(self.run_here(words)[0], 2, words)
         with mock.patch.dict(os.environ, PATH=self.home):
             self.assertEqual(self.run_here("run a/b -- true")[0], 2)

@@ -1079,6 +1079,7 @@ COUNT = Kind("int", _count, "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
 NUMBER = Kind("float", _amount, "a number, 0 or more", "N")
 PRICE = Kind("float", _amount, "a price in dollars, 0 or more", "USD")
+BID = Kind("float", _above_zero, "a bid in dollars, more than 0", "USD")
 GB = Kind("float", _amount, "a size in GB, 0 or more", "GB")
 WHOLE_GB = Kind("float", lambda value: int(_amount(value)), GB.expects, "GB")
 GIVEN_GB = Kind("float", lambda value: (_amount(value), value)[1], GB.expects, "GB")
@@ -2953,7 +2954,7 @@ MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
     Arg("--max-price", PRICE, "highest price for GPUs and disk together, $/hr", None, to="", group="Price and time"),
     MAX_HOURS,
     Arg("--spot", FLAG, "rent an interruptible instance with a bid", None, to="", group="Price and time"),
-    Arg("--bid", PRICE, "bid for the whole offer, $/hr; the disk is billed on top", None, to="", group="Price and time"),
+    Arg("--bid", BID, "bid for the whole offer, $/hr; the disk is billed on top", None, to="", group="Price and time"),
     Arg("--bid-over", PERCENT, "margin over the lowest bid, percent (default 10)", None, to="", group="Price and time"),
     Arg("--tries", COUNT, "maximum number of machines to try, one after the other (default 3)", None, to="",
         group="Offer"),
@@ -6609,8 +6610,14 @@ def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int
             rented.give_back()
         if rented.id is None:
             error.msg += f"; it created instance {id} anyway, which is destroyed"
+            continue
+        left.append(id)
+        if not rented.problem:
+            error.msg += (
+                f"; but instance {id} exists and is billed for its disk until "
+                f"`vastai destroy instance {id}` ends it"
+            )
         else:
-            left.append(id)
             error.msg += f"; but {rented.still_costs()}"
     if left:
         error.found = error.details["found"] = left[0] if len(left) == 1 else left
@@ -8117,8 +8124,8 @@ class Watch:
             raise
         except VastAIError as error:
             self.odd = self.odd + 1 if 200 <= error.status < 300 else 0
-            passing = isinstance(error, NetworkError) or error.status >= 500 or 0 < self.odd < 4
-            if not passing or get_path(error.body, "success") is False:
+            puzzling = 0 < self.odd < 4 and get_path(error.body, "success") is not False
+            if not (isinstance(error, NetworkError) or error.status >= 500 or puzzling):
                 raise relabel_error(error, f"instance {self.id} cannot be checked") from error
             return {}  # one lost answer is no reason to give up
         if row is None:
@@ -8848,14 +8855,15 @@ NO_LIFE = ("timed out", "no route to host", "unreachable", "could not resolve")
 UPLOAD_FOLDER = "mkdir -p @T && tar -C @T -xof -"
 UPLOAD_FILE = "mkdir -p @P @D.up && tar -C @D.up -xof - && mv -f @D.up/@N @T"
 KIND_OF = "if [ -d @T ]; then echo folder; elif [ -e @T ]; then echo file; fi"
-START = """mkdir -p @W; mkdir @D 2>/dev/null || exit 0; cd @D; : >out; : >err
+# The job itself claims its folder: one that was killed before it began can be started again.
+START = """mkdir -p @W @D; cd @D; : >>out; : >>err
 ($(command -v setsid || echo nohup) sh -c @Q </dev/null >/dev/null 2>&1 &)"""
 # What ssh sessions lack of the container's own environment, such as the PATH to its Python.
 ENVIRONMENT = r"""eval "$(tr '\0' '\n' </proc/1/environ 2>/dev/null | sed -n "s/'/'\\\\''/g
 /^PATH=/{s/^PATH=\(.*\)/PATH='\1':\$PATH/p;d;}
 s/^\([A-Za-z_][A-Za-z0-9_]*\)=\(.*\)$/[ \"\${\1+x}\" ] || export \1='\2'/p")"
 """
-JOB = """echo $$ >@D/pid; cd @W; ENVIRONMENT(COMMAND) >@D/out 2>@D/err; echo $? >@D/rc.new; mv @D/rc.new @D/rc"""
+JOB = """mkdir @D/job 2>/dev/null || exit 0; echo $$ >@D/pid; cd @W; ENVIRONMENT(COMMAND) >@D/out 2>@D/err; echo $? >@D/rc.new; mv @D/rc.new @D/rc"""
 # Sends what is new as frames, "out 12" or "err 12" and 12 bytes; then "rc 0".  "idle 0" shows that
 # the connection lives.
 FOLLOW = """cd @D || exit 1; o=@O; e=@P; n=0
@@ -8949,6 +8957,9 @@ class RemoteJob:
         for local, _ in self.uploads:
             if not os.path.exists(local):
                 raise UsageError(f"--upload: no file or folder {printable(local)}")
+        key = self.call["identity"]
+        if key is not None and not os.path.isfile(os.path.expanduser(key)):
+            raise UsageError(f"--identity: no file {printable(key)}")
         if not self.call.client.curl and not self.call.do("show_ssh_keys"):
             raise UsageError("your account has no SSH key; `vastai create ssh-key` adds one")
 
@@ -9496,6 +9507,8 @@ class Bill:
 
     def add_volumes(self) -> None:
         for row in as_rows(self.found["volumes"]):
+            if row.get("status") == "deleted":
+                continue
             why = None if row.get("instances") else "volume on nothing"
             hour = as_number(row.get("storage_total_cost"))
             self.add("volume", row, hour, state=row.get("status"), why=why)
@@ -9746,6 +9759,8 @@ class Monitor:
         for _, event, row in found:
             if not self.live:
                 self.write(event, row)
+            if self.call["once"] and self.is_match(event):
+                break
         return self.act([row for _, event, row in found if self.is_match(event)])
 
     def compare(self, rows: dict[Any, Row]) -> list[tuple[Any, str, Row]]:
