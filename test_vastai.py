@@ -6122,7 +6122,7 @@ class TestRun(RentingCase):
         self.assertIn("ssh did not answer for 60 s", self.job("--tries 1", "true", status=1)[1])
         self.happens("time-out", 0)
         self.happens("deny", 999)
-        self.assertIn("with -i", self.job("", "true", status=1)[1], "no machine does better")
+        self.assertIn("With -i", self.job("", "true", status=1)[1], "no machine does better")
         self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 3))
 
     def test_before_any_money(self):

@@ -5329,7 +5329,8 @@ def renew_key(client: VastAI, request: Request) -> None:
         request.body["api_key"] = client.api_key
     if not newer:
         warn(
-            "The 2FA session has ended; continuing with the API key. Start another: `vastai tfa login`"
+            "The 2FA session has ended; continuing with the API key. "
+            "Start another: `vastai tfa login`"
         )
 
 
@@ -5417,7 +5418,8 @@ def auth_hint(client: VastAI, words: str) -> str:
     """What to do if the service refuses the key."""
     if "two factor" in words.lower() or "2fa" in words.lower():
         return (
-            "Start a 2FA session: `vastai tfa login -t totp -c CODE`; for a code by SMS or email, run "
+            "Start a 2FA session: `vastai tfa login -t totp -c CODE`; "
+            "for a code by SMS or email, run "
             "`vastai tfa send-sms` or `vastai tfa send-email` first."
         )
     if not client.api_key:
@@ -6102,7 +6104,8 @@ class Proxy:
         if scheme.startswith("socks"):
             raise make_error(
                 NetworkError,
-                f"{variable} names a SOCKS proxy ({printable(scheme, 20)}://), which is not supported; {wanted}",
+                f"{variable} names a SOCKS proxy ({printable(scheme, 20)}://), "
+                f"which is not supported; {wanted}",
             )
         if scheme == "https":
             raise make_error(
@@ -6397,7 +6400,7 @@ def run_program(words: list[str], how_to_get: str, told: bool = True, aside: boo
         ) from None
     if status:
         raise ProgramError(
-            f"{words[0]} ended with status {status}" * told,
+            f"{words[0]} ended with status {status}" if told else "",
             exit_status=status if status > 0 else 128 - status,
         )
 
@@ -9012,7 +9015,7 @@ class RemoteJob:
             if denied > 9:
                 raise VastAIError(
                     f"instance {self.id} refuses the SSH key of this computer",
-                    hint="Give the private key that belongs to one of `vastai show ssh-keys` with -i.",
+                    hint="With -i, give the private key of one of `vastai show ssh-keys`.",
                 )
             silent = not alive and time.monotonic() - begun >= SILENCE
             return f"ssh did not answer for {SILENCE:g} s" if silent else None
@@ -9331,8 +9334,8 @@ LAST_YEAR = 253402300800  # unix seconds at which year 10000 begins
 
 
 def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """What `work` returns for each item, in their order; a few run at the same time, but changes one
-    by one until the first is accepted, and the others begin in their order.  A VastAIError or
+    """What `work` returns for each item, in their order; a few run at the same time, but changes
+    one by one until the first is accepted, and the others begin in their order.  A VastAIError or
     NothingSent that it raises stands in its place; a key that is refused at the first change raises
     AuthError, as the others would meet the same.
     """
@@ -10008,6 +10011,9 @@ def run_self_test(call: Call) -> Row:
     return test.result
 
 
+TEST_IMAGES = (11.8, 12.8, 13.0, 13.3)  # the versions of CUDA that there are test images for
+
+
 class SelfTest:
     """One self-test: what it found, what it said, and the instance that it must not leave
     behind.
@@ -10033,7 +10039,8 @@ class SelfTest:
             "error": None,
             "machine_id": self.machine,
             "diagnostics": {},
-            "warning": "Requirements are ignored; passing does not qualify the machine for verification."
+            "warning": "Requirements are ignored; "
+            "passing does not qualify the machine for verification."
             if call["ignore_requirements"]
             else None,
         }
@@ -10099,10 +10106,11 @@ class SelfTest:
             code = "api_permission_failed" if isinstance(error, AuthError) else code
         if not offers:
             raise Unfit(code, "select_offer", reason)
-        offer = max(offers, key=lambda row: row.get("dlperf") or 0)
+        offer = max(offers, key=lambda row: as_number(row.get("dlperf")) or 0)
         self.result.update(offer=offer, checks=requirements(offer))
         missed = [
-            f"{row['title']} {row['actual']:g}, due {row['operator']} {row['required']:g} {row['unit']}"
+            f"{row['title']} {row['actual']:g}, "
+            f"due {row['operator']} {row['required']:g} {row['unit']}"
             for row in self.result["checks"]
             if row["status"] == "fail"
         ]
@@ -10113,17 +10121,15 @@ class SelfTest:
 
     def rent(self) -> None:
         """Makes the instance, with the newest image that the machine can run."""
-        id, cap, cuda = (
-            self.result["offer"].get(name) or 0 for name in ("id", "compute_cap", "cuda_max_good")
-        )
-        cuda = min(cuda, 11.8 if 0 < cap < 700 else 12.8 if 0 < cap < 750 else cuda)
-        image = (
-            self.call["test_image"]
-            or os.environ.get("VAST_SELF_TEST_IMAGE")
-            or (
-                f"vastai/test:self-test-v2-cuda-{max((v for v in (11.8, 12.8, 13.0, 13.3) if v <= cuda), default=11.8)}"
-            )
-        )
+        offer = self.result["offer"]
+        id = offer.get("id")
+        capability = as_number(offer.get("compute_cap")) or 0
+        cuda = as_number(offer.get("cuda_max_good")) or 0
+        if 0 < capability < 750:  # older GPUs, which newer CUDA no longer runs on
+            cuda = min(cuda, 11.8 if capability < 700 else 12.8)
+        newest = max((known for known in TEST_IMAGES if known <= cuda), default=TEST_IMAGES[0])
+        image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE")
+        image = image or f"vastai/test:self-test-v2-cuda-{newest}"
         self.say(f"renting offer {id} with {image}")
         self.rented.id = "?"
         try:
@@ -10199,7 +10205,8 @@ class SelfTest:
             raise Unfit(
                 "progress_port_not_mapped",
                 "instance_network",
-                f"port 5000 of the instance cannot be reached from outside, only: {', '.join(ports) or 'none'}",
+                "port 5000 of the instance cannot be reached from outside, only: "
+                f"{', '.join(ports) or 'none'}",
             )
         time.sleep(15)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their own certificates
@@ -10349,8 +10356,10 @@ def requirements(offer: Row) -> list[Row]:
 
 
 STATUS_FAILURES = {
-    "docker_pull_failed": "pull|manifest|not found|unauthorized|denied|repository does not exist|no such image",
-    "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|exited|mount|entrypoint",
+    "docker_pull_failed": "pull|manifest|not found|unauthorized|denied|"
+    "repository does not exist|no such image",
+    "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|"
+    "exited|mount|entrypoint",
 }
 STATUS_SIGNS = (
     "error",
@@ -10484,7 +10493,8 @@ LOCAL_ARTIFACTS = {
     "ss-tlnp-summary.txt": "ss -tlnp",
     "etc-docker-daemon.json": "cat /etc/docker/daemon.json",
     "docker-mounts.txt": "grep docker /proc/mounts",
-    "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia --since -24h --no-pager",
+    "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia "
+    "--since -24h --no-pager",
 }
 
 
