@@ -3457,11 +3457,14 @@ class SubCommandTest(unittest.TestCase):
 
     @unittest.skipUnless(os.name == "posix", "signals of POSIX")
     def test_all_tests_on_all_cores(self):
-        """Whatever happens to a test class or to the process that runs it, the end tells of it."""
+        """Whatever happens to a test class or to the process that runs it, the end tells of it.
+
+        CPython 3.12.1 alone does not count a skipped test as one that ran.
+        """
         program = """
 import os, signal, sys, tempfile, time, unittest
 import test_vastai
-test_vastai.TOO_LONG = 1
+test_vastai.TOO_LONG = 3
 class Good(unittest.TestCase):
     def test_home(self):
         self.assertEqual(os.environ["HOME"], tempfile.gettempdir())
@@ -3495,11 +3498,11 @@ sys.exit(test_vastai.main(sys.argv))
                          "ERROR: Killed\n", "ended with status -9", "ERROR: Leaves\n", "ended with status 0",
                          "ERROR: Hangs\n", "Timeout", "in test_home"):
                 self.assertIn(told, done.stderr)
-            self.assertRegex(done.stderr, r"\nRan 6 tests in [\d.]+s\n\nFAILED \(failures=1, errors=5, skipped=2\)\n$")
+            self.assertRegex(done.stderr, r"\nRan [46] tests in [\d.]+s\n\nFAILED \(failures=1, errors=5, skipped=2\)\n$")
             options["env"]["good"] = "yes"
             done = subprocess.run(words, **options)
             self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
-            self.assertRegex(done.stderr, r"\nRan 4 tests in [\d.]+s\n\nOK \(skipped=2\)\n$")
+            self.assertRegex(done.stderr, r"\nRan [24] tests in [\d.]+s\n\nOK \(skipped=2\)\n$")
 
     def test_a_port_in_use(self):
         with Sandbox() as box:

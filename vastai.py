@@ -4378,7 +4378,7 @@ def build_request(call: Call, query: Row | None = None, body: Row | None = None)
             for place in row.places(arg):
                 slots[place][arg.key if place != "path" else arg.name] = value
         if arg.secret:
-            hidden += value if arg.key == "*" else [arg.key]
+            hidden += list(value or ()) if arg.key == "*" else [arg.key]
     path = row.build(call, slots["query"], slots["body"]) if row.build else None
     slots["query"].update(query or {})
     slots["body"].update(body or {})
@@ -4461,9 +4461,9 @@ def promised_part(row: Command, body: Any) -> Any:
     if member and not (row.strict and isinstance(body, list)):  # a bare list, at times
         if member not in as_dict(body):
             raise ValueError(f"an answer without {member!r}")
-        part = body[member]
-        if part is None and not is_list:
+        if body[member] is None and not is_list:
             return None
+        part = body[member]
     expected = "a list of objects" if is_list else "a JSON object"
     if not (is_rows(part) if is_list else isinstance(part, dict)):
         raise ValueError(f"{kind_of(part)} instead of {expected}")
@@ -5477,8 +5477,8 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
     for a redirect that is not followed.
     """
     url, trusted, body = request.target, request.auth, request.body
-    reason = ""
-    for _ in range(6):
+    left = 5
+    while True:
         data = None if body is None else encode_json(body)
         key = client.api_key if trusted else None
         ask = Ask(url, data, request.method, key or "", safe=request.safe, limit=timeout)
@@ -5497,8 +5497,11 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
             if any(body.get(name) is not None for name in request.hidden):
                 reason = f"to {url}, which must not see this request's secrets"
                 break
+        if not left:
+            reason = f"more than 5 times, the last time to {url}"
+            break
+        left -= 1
     answer.secrets = request.secrets + client.secrets
-    reason = reason or f"more than 5 times, the last time to {url}"
     words = printable(redact_text(reason, answer.secrets), 300)
     raise make_error(VastAIError, f"the service redirects {words}; not followed", response=answer)
 
@@ -6099,7 +6102,7 @@ class Proxy:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname, parts.port or 80
         except ValueError:
-            host, port = None, 0
+            parts, host, port = urlsplit(""), None, 0
         wanted = "expected a URL such as http://user:password@host:port"
         if scheme.startswith("socks"):
             raise make_error(
@@ -8165,7 +8168,7 @@ def wait_for(
     """
     poll = max(poll, 0.2)  # seconds; a poll of 0 must not flood the service
     watch, changed = Watch(call, id), not stale
-    limit = call["max_wait"] if limit is None else limit
+    most: float = call["max_wait"] if limit is None else limit
 
     def look(left: float) -> Row | None:
         nonlocal changed
@@ -8185,7 +8188,7 @@ def wait_for(
         call.progress(f"instance {id}: {state or '…'}", f"{elapsed:.0f} s {told}", in_pipe=True)
         return None
 
-    row: Row | None = poll_until(look, limit, max(poll / 4, 0.1), poll * 3)
+    row: Row | None = poll_until(look, most, max(poll / 4, 0.1), poll * 3)
     call.progress("")
     if row is None:
         state = watch.row.get("actual_status") or ("not started" if watch.seen else "not there")
@@ -8536,7 +8539,7 @@ class Launch:
             raise UsageError("--bid and --bid-over need --spot")
         if call["bid"] is not None and call["bid_over"] is not None:
             raise UsageError("give either --bid or --bid-over")
-        self.excluded = list(call["exclude_machine"] or ())
+        self.excluded: list[Any] = list(call["exclude_machine"] or ())
         self.most: int = 3 if call["tries"] is None else call["tries"]
         if self.most < 1:
             raise UsageError("--tries: expected a whole number, 1 or more, not 0")
@@ -10893,7 +10896,8 @@ def reach(ask: Ask) -> Steps:
     """
     from urllib.parse import urlsplit
 
-    for _ in range(6):
+    left = 5
+    while True:
         try:
             parts = urlsplit(ask.url)
             signed = parts.scheme == "https" and is_address(parts.hostname or "")
@@ -10914,8 +10918,9 @@ def reach(ask: Ask) -> Steps:
             if ask.root == old:
                 raise
             answer = yield ask
-        if not answer.redirect:
+        if not (answer.redirect and left):
             break
+        left -= 1
         try:
             url, same = redirect_target(ask.method, ask.url, answer.status_code, answer.redirect)
         except ValueError:
@@ -10940,7 +10945,9 @@ def ask_service(
     What is not safe is repeated only if it cannot have been carried out.  `what` begins the text of
     an error, in which the `key` is masked.
     """
-    for count in range(1, tries + 1):
+    count = 0
+    while True:
+        count += 1
         answer = None
         try:
             answer = yield from reach(ask)
@@ -11673,6 +11680,7 @@ class Streams:
             raise Unsent("all connections are in use", ask.url) from error
         ends, incoming = ask.ends(), Incoming(ask)
         connection: Any = None
+        reused: Any = None
         try:
             with TimeLimit(ends):
                 place, target = self.pool.find_place(ask.url, ask.root)
@@ -11783,7 +11791,7 @@ class RequestStatus:
         self.create_time = self.create_time or time.time()
 
 
-def make_request_class() -> Any:
+def make_request_class() -> type[ServerlessRequest]:
     """The class ServerlessRequest.  It is made when it is first asked for, because its base loads
     asyncio.
     """
@@ -11816,7 +11824,8 @@ def make_request_class() -> Any:
             return self
 
     ServerlessRequest.__qualname__ = "ServerlessRequest"
-    return globals().setdefault("ServerlessRequest", ServerlessRequest)
+    made: type[Any] = globals().setdefault("ServerlessRequest", ServerlessRequest)
+    return made
 
 
 @record
@@ -12394,7 +12403,7 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
         import asyncio
 
         kind = make_request_class() if "ServerlessRequest" not in globals() else ServerlessRequest
-        future: ServerlessRequest = request if isinstance(request, kind) else kind(job.tracker)
+        future = request if isinstance(request, kind) else kind(job.tracker)
         tasks = self.streams().tasks
         task = asyncio.ensure_future(self.run(job))
         tasks.add(task)
@@ -13789,7 +13798,7 @@ def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
     for value in values:
         if type(value) is str and form[-1:] == "f":  # the service has some numbers as text
             value = value if as_number(value) is None else as_number(value)
-        if type(value) in (float, int):
+        if type(value) is float or type(value) is int:
             cells.append(shape % (value * scale))
         else:
             cells.append("-" if value is None or value == "" else format_value(value))
@@ -15078,7 +15087,7 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         except UsageError:
             if not helping:
                 raise
-            common = {"help": True}
+            given, common = {}, {"help": True}
         if common["help"] or common["version"]:
             write_out(command_help(row) if common["help"] else f"{__version__}\n")
             return 0
@@ -15757,7 +15766,8 @@ def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
                 row = METHODS["show_instances"]
                 params = check_params(row, {}, cli=False)
                 lines = completion_lines(perform(Call(client, row, params, View(quiet=True))))
-            found.extend(line.partition("\t")[::2] for line in lines)
+            parts = (line.partition("\t") for line in lines)
+            found.extend((word, meaning) for word, _, meaning in parts)
             if not cached:
                 write_private(path, "\n".join(lines))
         except Exception:  # noqa: BLE001 - nothing to offer, and nothing to say amid a line

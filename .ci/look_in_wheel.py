@@ -12,6 +12,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import backend
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -45,7 +47,8 @@ same("names", sorted(held), sorted([
 ]))
 same("vastai.py", held["vastai.py"], module)
 same("vastai-stubs", held["vastai-stubs/__init__.pyi"], module)
-same("vastai_sdk-stubs", held["vastai_sdk-stubs/__init__.pyi"], held["vastai_sdk.py"])
+same("vastai_sdk", held["vastai_sdk.py"], backend.SDK_MODULE)
+same("vastai_sdk-stubs", held["vastai_sdk-stubs/__init__.pyi"], backend.SDK_STUBS)
 same("RECORD", record, [recorded(name) for name in held])
 same("scripts", dict(scripts["console_scripts"]), PROJECT["scripts"])
 for field, values in {
