@@ -8193,7 +8193,7 @@ def wait_for(
     if row is None:
         state = watch.row.get("actual_status") or ("not started" if watch.seen else "not there")
         raise WaitTimeoutError(
-            f"instance {id} was not {status} after {limit:g} s: it is {state}",
+            f"instance {id} was not {status} after {most:g} s: it is {state}",
             hint=f"`vastai wait instance {id}` keeps waiting.",
         )
     return row
