@@ -12474,10 +12474,18 @@ class Bench:
                               cwd=self.folders.get(who, self.folders["ours"]), check=True)
         return time.perf_counter() - began, done.stdout
 
+    def can(self, who, command):
+        """Whether that program does it at all: an earlier one may know less."""
+        try:
+            self.run(who, command)
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
     def row(self, what, unit, most, commands, read):
         """Measures {who: command} in turns; `read` makes a figure of what `run` returns, `most` is the target."""
         commands = {who: command for who, command in commands.items() if command}
-        if "before" in self.folders:
+        if "before" in self.folders and self.can("before", commands["ours"]):
             commands["before"] = commands["ours"]
         figures = {who: [] for who in commands}
         for _ in range(self.runs):
