@@ -4477,6 +4477,12 @@ class KnownBenchmarksTest(CommandCase):
             self.assertNotIn("cached", self.ok(line, stdin="y\ny\n"))
         self.assertTrue(self.writes())
 
+    def test_the_question_names_the_price(self):
+        line = f"run benchmarks --template_id {self.template['id']} --gpus RTX_4090 --no-cache"
+        status, _, err = self.run_here(line, stdin="n\n")
+        self.assertEqual((status, self.writes()), (2, []))
+        self.assertRegex(err, r"Rent 1x RTX 4090 for up to 30 minutes, at \$0\.\d+/hr together\?")
+
     def test_without_offers_what_is_known_is_enough(self):
         self.box.market.tables["offers"] = {
             id: row for id, row in self.box.market.tables["offers"].items() if row["gpu_name"] != "RTX 4090"}

@@ -4053,7 +4053,7 @@ register("Diagnostics",
         Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its worker list", None, hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
-        ask="Rent {gpus} for up to {minutes:g} minutes? They are billed.", ask_when="within",
+        ask="Rent {names} for up to {minutes:g} minutes, at {price} together?", ask_when="within",
         columns=(("GPU", "gpu_name", "_"), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
                  ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
@@ -10540,6 +10540,7 @@ def run_benchmarks(call: Call) -> list[Row]:
     except (ValueError, RecursionError):  # without them, machines of any kind would be rented
         raise VastAIError("the conditions of the template cannot be read") from None
     rows, wanted = [], []
+    prices: list[float] = []
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
         call.progress(f"{count}x {name} …")
         gpu = {"gpu_name": {"eq": name}, "num_gpus": {"eq": count}}
@@ -10552,13 +10553,15 @@ def run_benchmarks(call: Call) -> list[Row]:
             rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
             wanted.append((name, count))
+            prices.append(as_number(offers[0].get("dph_total")) or 0)
         else:
             rows.append(benchmark(name, count, "skipped"))
             reason = why_no_offer(call, filters, gpu)
             call.remark(f"{count}x {name} is left out: {reason}")
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
-        confirm(call, f"Rent {names} for up to {call['timeout'] / 60:g} minutes? They are billed.")
+        total = format_rate(sum(prices))
+        call.confirm(names=names, minutes=call["timeout"] / 60, price=total)
         rows += rent_and_measure(call, wanted)
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
