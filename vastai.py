@@ -4053,7 +4053,7 @@ register("Diagnostics",
         Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its worker list", None, hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
-        ask="Rent {names} for up to {minutes:g} minutes, at {price} together?", ask_when="within",
+        ask="Rent {names} for up to {minutes:g} minutes, at {rate} together?", ask_when="within",
         columns=(("GPU", "gpu_name", "_"), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
                  ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
@@ -10561,7 +10561,7 @@ def run_benchmarks(call: Call) -> list[Row]:
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
         total = format_rate(sum(prices))
-        call.confirm(names=names, minutes=call["timeout"] / 60, price=total)
+        call.confirm(names=names, minutes=call["timeout"] / 60, rate=total)
         rows += rent_and_measure(call, wanted)
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
