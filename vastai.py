@@ -1087,7 +1087,7 @@ HOURS = Kind("float", _above_zero, "hours, more than 0", "HOURS")
 PERCENT = Kind("float", _amount, "a percentage, 0 or more", "PERCENT")
 SECONDS = Kind("float", _amount, "seconds, 0 or more", "SECONDS")
 TIMEOUT = Kind("float", _above_zero, "seconds, more than 0", "SECONDS")
-ATTEMPTS = Kind("int", _at_least(1, _whole), "a number of attempts, 1 or more", "N")
+ATTEMPTS = Kind("int", _at_least(1, _whole), "a whole number, 1 or more", "N")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
 GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
@@ -1680,7 +1680,7 @@ def meant_number(text: str, unit: str) -> str:
         number *= 1000.0 ** (prefixes.index(given[0]) - prefixes.index(unit[0].lower()))
     elif given[:1] in ("t", "k") or (unit == "days" and given[:1] != "d" and given):
         return ""
-    return f"{number:.15g}"
+    return f"{number:.15g}" if number <= 1e300 else ""
 
 
 def number_hint(kind: Kind, value: Any) -> str:
@@ -2956,7 +2956,7 @@ MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
     Arg("--spot", FLAG, "rent an interruptible instance with a bid", None, to="", group="Price and time"),
     Arg("--bid", BID, "bid for the whole offer, $/hr; the disk is billed on top", None, to="", group="Price and time"),
     Arg("--bid-over", PERCENT, "margin over the lowest bid, percent (default 10)", None, to="", group="Price and time"),
-    Arg("--tries", COUNT, "maximum number of machines to try, one after the other (default 3)", None, to="",
+    Arg("--tries", ATTEMPTS, "maximum number of machines to try, one after the other (default 3)", None, to="",
         group="Offer"),
     Arg("--start-timeout", SECONDS, "maximum wait for each machine to start, seconds (default 900)", None, to="", group="Offer"),
     Arg("--exclude-machine", MACHINE_IDS, "machine to skip; can be repeated", None, again=True, to="",
@@ -6155,9 +6155,9 @@ def is_exempt(exempt: str, host: str, port: int) -> bool:
         if entry == "*" or (is_address(host) and _is_in_range(host, entry)):
             return True
         name, _, digits = entry.rpartition(":")
-        if not name or not digits.isdigit() or (":" in name and not name.endswith("]")):
+        if not name or not is_digits(digits) or (":" in name and not name.endswith("]")):
             name, digits = entry, ""  # no port, or an IPv6 address
-        if digits and int(digits) != port:
+        if digits and digits != str(port):
             continue
         name = name.strip("[]")
         name = name[1:] if name.startswith("*.") else name
@@ -8541,8 +8541,6 @@ class Launch:
             raise UsageError("give either --bid or --bid-over")
         self.excluded: list[Any] = list(call["exclude_machine"] or ())
         self.most: int = 3 if call["tries"] is None else call["tries"]
-        if self.most < 1:
-            raise UsageError("--tries: expected a whole number, 1 or more, not 0")
         self.rented = rental(call, call["label"])
         self.rental_call = self.call_of_a_rental()
         self.tries: list[Row] = []
@@ -9154,16 +9152,17 @@ class RemoteJob:
             end = threading.Timer(min(left, LONGEST_TIMEOUT), ssh.kill)
             end.start()
             try:
-                assert ssh.stdout is not None
-                for line in ssh.stdout:
+                source: Any = ssh.stdout
+                for line in iter(lambda: source.readline(4096), b""):
                     self.call.progress("")
-                    name, _, number = line.decode("latin-1").strip().partition(" ")
-                    if name == "rc" and number.isdigit():
-                        return int(number)
+                    name, _, digits = line.decode("latin-1").strip().partition(" ")
+                    number = int(digits) if is_digits(digits) and len(digits) < 16 else -1
+                    if name == "rc" and 0 <= number < 256:
+                        return number
                     if name == "lost":
                         raise VastAIError(f"the job is lost: instance {self.id} was restarted")
-                    if name in self.arrived and number.isdigit():
-                        self.pass_on(name, ssh.stdout, int(number))
+                    if name in self.arrived and number > 0:
+                        self.pass_on(name, source, number)
                     if name == "idle":
                         check_reader(sys.stdout)
                     moved = MOVED
@@ -9281,7 +9280,7 @@ def job_query(call: Call) -> str:
         raise UsageError(
             f"--gpu: expected a model such as RTX_4090, not {printable(call['gpu'])!r}"
         )
-    if colon and not (is_digits(count) and int(count)):
+    if colon and not (is_digits(count) and len(count) < 9 and int(count)):
         raise UsageError(f"--gpu: expected NAME:NUMBER, not {printable(call['gpu'])!r}")
     return f"gpu_name={name.replace(' ', '_')} num_gpus={int(count or 1)}"
 
