@@ -8007,7 +8007,6 @@ def installation() -> tuple[str, str]:
 NOT_THERE_YET = 30.0  # seconds after a rental in which the service may not know the new instance
 SETTLING = 10.0  # seconds after a start or restart in which the old state may still be shown
 GIVE_BACK_TRIES, GIVE_BACK_PAUSE = 10, 10.0  # and seconds between two of them
-FOREVER = float("inf")  # seconds
 MOVED = object()  # what a look of poll_until returns if something happened, but not yet the end
 
 FINAL_MESSAGES = {  # whose fault: parts of a `status_msg` after which an instance never runs
