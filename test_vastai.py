@@ -10077,7 +10077,7 @@ class TestJobs(ServerlessCase):
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.worker_url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-            error = self.error(self.ask, timeout=0.2)
+            error = self.error(self.ask, timeout=1)
             self.assertIsInstance(error, vastai.WaitTimeoutError)
             self.assertIsInstance(error, asyncio.TimeoutError)
             self.assertIn("refused", str(error))

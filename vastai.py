@@ -11120,7 +11120,9 @@ class Job:
         if not isinstance(grant, dict) or grant.get("error_msg") or not usable:
             raise refused_error(what, answer, key, lost=self.lost)
         self.number = grant.get("request_idx") or self.number
-        self.reason = f"the router: {printable(as_text(grant.get('status')), 200) or 'no worker'}"
+        if not url:
+            status = printable(as_text(grant.get("status")), 200)
+            self.reason = f"the router: {status or 'no worker'}"
         return grant
 
     def ask_worker(self, worker: str, grant: Row) -> Ask:
@@ -11139,7 +11141,9 @@ class Job:
 
     def not_reached(self, worker: str, problem: Unsent, another: bool) -> None:
         """Notes that the job did not leave.  Raises if there is no other try."""
-        self.reason = f"cannot reach the worker {worker}: {problem}"
+        # A try that our own deadline cuts short says less than the one before it.
+        if not (self.reason and self.time_is_up()):
+            self.reason = f"cannot reach the worker {worker}: {problem}"
         if self.session is not None:
             self.session.open = another = False
         else:
@@ -11160,9 +11164,12 @@ class Job:
             raise serverless_error(OutcomeUnknownError, kind, "", self.lost) from problem
         self.warn(f"the job was sent to {worker}, but {problem}; sending it again")
 
+    def time_is_up(self) -> bool:
+        return time.monotonic() > self.deadline - 0.001
+
     def check_time(self) -> None:
         """Raises if the whole request has taken its time."""
-        if time.monotonic() > self.deadline - 0.001:
+        if self.time_is_up():
             text = f"no answer within {self.timeout:.15g} s"
             if self.reason:
                 text += f"; the last reason: {self.reason}"
