@@ -12899,9 +12899,18 @@ COUNTS = {"failures": "failures", "errors": "errors", "skipped": "skipped",
           "expected failures": "expectedFailures", "unexpected successes": "unexpectedSuccesses"}
 
 
+def restore_signals():
+    """Undoes what nohup and shells do to jobs in the background: tests send real signals."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def worker(arguments):
     """Run the test classes whose names come on stdin; a line of JSON on stdout tells of each."""
     argparse.ArgumentParser(prog="test_vastai.py worker", description=worker.__doc__).parse_args(arguments)
+    restore_signals()
     names, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -13057,6 +13066,7 @@ def main(argv):
         return SUBCOMMANDS[argv[1]](argv[2:])
     if not argv[1:]:
         return run_everything()
+    restore_signals()
     faulthandler.dump_traceback_later(2 * TOO_LONG, exit=True)
     return unittest.main(argv=argv)
 
