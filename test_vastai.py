@@ -11920,7 +11920,7 @@ show gpu-locations /metrics gpu-locations
     --state:TEXT{all,rented,available,unavailable}='all'
     --gpu:GPU=None
     -> dict[str, Any]
-set api-key new_api_key->api_key:NAME=None/new_api_key -> None
+set api-key new_api_key->api_key:API-KEY=None/new_api_key -> None
 show ssh-keys -> list[dict[str, Any]]
 create ssh-key ssh_key:KEY=None -y,--yes:TEXT=False(cli) --name:TEXT=None(sdk) -> dict[str, Any] ONCE
 attach ssh instance_id:INSTANCE/id ssh_key:KEY -> dict[str, Any]

@@ -23,7 +23,7 @@ others (call.do).  A command's function returns what the SDK returns; it knows n
 
 The sections, in order: errors | text and redaction | kinds | queries, environments, dates | screen
 | rows | columns | shared options | THE TABLE | from arguments to a request | transport | this
-computer | commands of several steps | waiting and giving back | renting | remote commands | costs |
+computer | commands of several steps | waiting and cleaning up | renting | remote commands | costs |
 watching | diagnostics and benchmarks | serverless | VastAI | the official SDK's names | results and
 shapes | invoices as PDF | command line | shells | main.
 """
@@ -246,18 +246,19 @@ def no_answer_error(row: Command, request: Request, problem: NoAnswer) -> VastAI
 def outcome_unknown_error(
     row: Command, reason: str, answer: Answer | None = None, **details: Any
 ) -> VastAIError:
+    because = f" ({reason})" if reason else ""
     return make_error(
         OutcomeUnknownError,
-        f"the request was sent, but its outcome is unknown ({reason})",
+        f"the request was sent, but its outcome is unknown{because}",
         response=answer,
-        hint=f"Was it carried out? {look_first(row)}",
+        hint=f"It may have succeeded. {look_first(row)}",
         **details,
     )
 
 
 def look_first(row: Command) -> str:
     """What to do before a command of unclear outcome is run again."""
-    return f"Look with `vastai {row.look or 'show audit-logs'}` before you try again."
+    return f"Check with `vastai {row.look or 'show audit-logs'}` before you try again."
 
 
 def not_found_error(what: str, id: Any, look: str = "") -> NotFoundError:
@@ -268,10 +269,10 @@ def not_found_error(what: str, id: Any, look: str = "") -> NotFoundError:
 
 def missing_argument_error(row: Command, arg: Arg, cli: bool) -> UsageError:
     hint = f"{usage_of(row)}\n  `vastai {row.name} --help` explains it." if cli else ""
-    return UsageError(
-        f"{arg.label(cli) if arg.option or not cli else placeholder(arg)} is required ({arg.help})",
-        hint=hint,
-    )
+    name = arg.label(cli) if arg.option or not cli else placeholder(arg)
+    says_more = not arg.help.startswith("the ") or "," in arg.help
+    meaning = f" ({arg.help})" if says_more else ""
+    return UsageError(f"{name} is required{meaning}", hint=hint)
 
 
 def unusable_answer_error(row: Command, answer: Answer, what: str) -> VastAIError:
@@ -279,7 +280,7 @@ def unusable_answer_error(row: Command, answer: Answer, what: str) -> VastAIErro
     text = redact_text(answer.text[:4000], answer.secrets).strip()
     return make_error(
         VastAIError,
-        f"the service sent {what}" + (f": {printable(text, 100)!r}" if text else ""),
+        f"the service sent {what}" + (f": {printable(text, 100)!r}" if text not in what else ""),
         response=answer,
         hint="" if row.safe else look_first(row),
     )
@@ -1079,14 +1080,15 @@ COUNT = Kind("int", _count, "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
 NUMBER = Kind("float", _amount, "a number, 0 or more", "N")
 PRICE = Kind("float", _amount, "a price in dollars, 0 or more", "USD")
-BID = Kind("float", _above_zero, "a bid in dollars, more than 0", "USD")
+DOLLARS = Kind("float", _amount, "an amount in dollars, 0 or more", "USD")
+BID = Kind("float", _above_zero, "a bid in dollars, greater than 0", "USD")
 GB = Kind("float", _amount, "a size in GB, 0 or more", "GB")
 WHOLE_GB = Kind("float", lambda value: int(_amount(value)), GB.expects, "GB")
 GIVEN_GB = Kind("float", lambda value: (_amount(value), value)[1], GB.expects, "GB")
-HOURS = Kind("float", _above_zero, "hours, more than 0", "HOURS")
+HOURS = Kind("float", _above_zero, "a number of hours greater than 0", "HOURS")
 PERCENT = Kind("float", _amount, "a percentage, 0 or more", "PERCENT")
-SECONDS = Kind("float", _amount, "seconds, 0 or more", "SECONDS")
-TIMEOUT = Kind("float", _above_zero, "seconds, more than 0", "SECONDS")
+SECONDS = Kind("float", _amount, "a number of seconds, 0 or more", "SECONDS")
+TIMEOUT = Kind("float", _above_zero, "a number of seconds greater than 0", "SECONDS")
 ATTEMPTS = Kind("int", _at_least(1, _whole), "a whole number, 1 or more", "N")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
@@ -1408,7 +1410,7 @@ def parse_query(
         field, name = condition.field, condition.name
         if field not in types:
             hint = suggest(field, [*types, *aliases])
-            tell(f"this client does not know the query's field {printable(name)!r}{hint}")
+            tell(f"unknown field {printable(name)!r} in the query{hint}")
             types[field] = ""
         condition.type, condition.scale = types[field], (multipliers or {}).get(field)
         if condition.raw.strip(",[]") in ("any", "?", "*"):
@@ -1741,7 +1743,7 @@ def parse_order(
         before, name, after = match.groups()
         field = aliases.get(name, name)
         if known and tell and field not in known:
-            tell(f"this client does not know the order's field {name!r}{suggest(name, known)}")
+            tell(f"unknown field {name!r} in --order{suggest(name, known)}")
         down = "-" in (before, after) or after.strip().lower() == "desc"
         result.append([field, "desc" if down else "asc"])
     return result
@@ -2269,7 +2271,7 @@ def ask_secret(question: str) -> str:
     else:
         secret = read_line()
     if not secret:
-        raise UsageError(f"{question}: expected a line on stdin, found nothing")
+        raise UsageError(f"no {question} on stdin; pipe it in, or run this at a terminal")
     return secret
 
 
@@ -2663,8 +2665,8 @@ INSTANCE_CARD = (
     ("RAM GB", "cpu_ram", ".1f/1000"), ("Disk GB", "disk_space", ".0f"), ("SSH host", "ssh_host", ""),
     ("SSH port", "ssh_port", ""), ("Address", "public_ipaddr", ""), ("Ports", "ports", "ports"),
     ("Jupyter", "jupyter_token", "jupyter"), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
-    ("Up Mb/s", "inet_up", ".1f"), ("Down Mb/s", "inet_down", ".1f"), ("Reliability %", "reliability2", ".1f*100"),
-    ("Label", "label", ""), ("Age hours", "duration", ".2f/3600"), ("Uptime minutes", "uptime_mins", ".2f"),
+    ("Up Mb/s", "inet_up", ".1f"), ("Down Mb/s", "inet_down", ".1f"), ("Rel. %", "reliability2", ".1f*100"),
+    ("Label", "label", ""), ("Age", "duration", "span"), ("Uptime", "uptime_mins", "minutes"),
     ("Message", "status_msg", ""))
 INSTANCE_COLUMNS = (
     ("ID", "id", "", 0), ("Status", "actual_status", "state", 0), ("Label", "label", "", 1), ("GPU", "gpu", "gpu", 0),
@@ -2700,7 +2702,7 @@ VOLUME_COLUMNS = (
     ("ID", "id", "", 0), ("Cluster", "cluster_id", "", 4), ("Name", "label", "", 0),
     ("Disk GB", "disk_space", ".0f", 0), ("Status", "status", "state", 0), ("Disk name", "disk_name", "", 4),
     ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
-    ("Rel. %", "reliability2", ".1f*100", 5), ("Age hours", "duration", ".2f/3600", 2),
+    ("Rel. %", "reliability2", ".1f*100", 5), ("Age", "duration", "span", 2),
     ("Machine", "machine_id", "", 1), ("Verified", "verification", "state", 6), ("Host", "host_id", "", 6),
     ("Location", "geolocation", "", 3), ("Instances", "instances", "join", 1))
 NETWORK_DISK_COLUMNS = (
@@ -2765,7 +2767,7 @@ ROLE_COLUMNS = (
     ("Permissions", "permissions", "", 1))
 MACHINE_COLUMNS = (
     ("ID", "id", "", 0), ("GPUs", "num_gpus", "", 0), ("Model", "gpu_name", "_", 0), ("Disk GB", "disk_space", "", 3),
-    ("Host name", "hostname", "", 2), ("Driver", "driver_version", "", 5), ("Reliab.", "reliability2", ".4f", 3),
+    ("Host name", "hostname", "", 2), ("Driver", "driver_version", "", 5), ("Rel. %", "reliability2", ".1f*100", 3),
     ("Status", "verification", "state", 2), ("IP address", "public_ipaddr", "", 4), ("Location", "geolocation", "", 5),
     ("Reports", "num_reports", "", 6), ("GPU $/hr", "listed_gpu_cost", ".2f", 1),
     ("Bid $/hr", "min_bid_price", ".2f", 1), ("Discount", "credit_discount_max", ".2f", 6),
@@ -2785,11 +2787,11 @@ OVERLAY_COLUMNS = (
 USER_CARD = (
     ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Full name", "fullname", ""),
     ("Credit $", "credit", ".2f"), ("Balance $", "balance", ".2f"), ("Alert below $", "balance_threshold", ".2f"),
-    ("Alert on", "balance_threshold_enabled", ""), ("Can pay", "can_pay", ""), ("Card", "last4", ""),
+    ("Low-credit alert", "balance_threshold_enabled", ""), ("Can pay", "can_pay", ""), ("Card", "last4", ""),
     ("Address", "billaddress_line1", ""), ("", "billaddress_line2", ""), ("City", "billaddress_city", ""),
-    ("Zip", "billaddress_zip", ""), ("Country", "billaddress_country", ""), ("Billed", "billed_verified", ""),
-    ("Billing expected", "billed_expected", ""), ("Paid", "paid_verified", ""),
-    ("Payment expected", "paid_expected", ""), ("Credit only", "billing_creditonly", ""),
+    ("Zip", "billaddress_zip", ""), ("Country", "billaddress_country", ""), ("Billed $", "billed_verified", ".2f"),
+    ("Billing expected $", "billed_expected", ".2f"), ("Paid $", "paid_verified", ".2f"),
+    ("Payment expected $", "paid_expected", ".2f"), ("Credit only", "billing_creditonly", ""),
     ("Billing set up", "has_billing", ""), ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""),
     ("Email verified", "email_verified", ""), ("Password reset", "password_resettable", ""),
     ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
@@ -2889,7 +2891,7 @@ def watch_options(interval: float) -> tuple[Arg, ...]:
         Arg("--exec", SHELL_LINES, "command to run for each match, without a shell; it gets the row as JSON on stdin "
             "and VAST_ID and VAST_PRICE in its environment", None),
         Arg("--once", FLAG, "end after the first match, with the status of --exec"),
-        Arg("--max-wait", SECONDS, "time limit, seconds; when it is over, the exit status is 9", None))
+        Arg("--max-wait", SECONDS, "time limit, seconds; on timeout, the exit status is 9", None))
 
 
 WATCH_NOTE = ("On a terminal, it redraws a table and marks new rows with +. In a pipe or with --raw, it prints one JSON line per "
@@ -2962,10 +2964,10 @@ MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
     Arg("--exclude-machine", MACHINE_IDS, "machine to skip; can be repeated", None, again=True, to="",
         group="Offer"))
 LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
-              "first start and continues through restarts. When it is over, the instance destroys itself with the key that "
-              "the service gives to each container. To extend or shorten the time, write another unix time to "
-              "/var/lib/vastai-lease. The script cannot destroy an instance whose image lacks curl, GNU wget and python3, one "
-              "that is stopped or still loading, or one on a host whose clock jumps.")
+              "first start and continues through restarts. When time is up, the instance destroys itself with the key that "
+              "the service gives to each container. To extend or shorten the time, write another Unix time to "
+              "/var/lib/vastai-lease. This cannot work if the image has none of curl, GNU wget and python3, if the instance is "
+              "stopped or still loading, or if the host's clock jumps.")
 RENTED = ("Instance {new_contract} is {instance[actual_status]}. Open a shell with `vastai ssh {new_contract}`; "
           "stop paying with `vastai destroy instance {new_contract}`.|")
 TEMPLATE_OPTIONS = (
@@ -3035,12 +3037,12 @@ LISTING = (
     Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31", None),
     Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", None, key="credit_discount_max"),
     Arg("-l --duration", TEXT.called("SPAN"),
-        "time to keep the offer's end ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
+        "keep the offer's end this far ahead, renewed daily: '3 weeks', '6 months' or seconds; not with --end_date", None),
     Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)", None),
     Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)", None))
 ITEM_OPTIONS = (
-    Arg("-s --start_date", DATE, "start date (default: a day ago)", None, to=""),
-    Arg("-e --end_date", DATE, "end date (default: now)", None, to=""),
+    Arg("-s --start_date", DATE, "start date, UTC (default: a day ago)", None, to=""),
+    Arg("-e --end_date", DATE, "end date, UTC (default: now)", None, to=""),
     Arg("-c --only_charges", FLAG, "only charges", to=""),
     Arg("-p --only_credits", FLAG, "only payments", to=""))
 EARNINGS = ("gpu_earn", "sto_earn", "bwu_earn", "bwd_earn")
@@ -3060,7 +3062,7 @@ def endpoint_options(load: float | None, target: float | None, multiple: float |
     """What a serverless endpoint takes, with these defaults."""
     return (
         Arg("--min_load", NUMBER, "lowest load to be ready for, performance units per second, such as tokens/s", load),
-        Arg("--min_cold_load", NUMBER, "lowest load, counting workers that still have to start", load),
+        Arg("--min_cold_load", NUMBER, "lowest load to be ready for, including workers that must start first", load),
         Arg("--target_util", NUMBER, "target share of capacity in use, up to 1", target),
         Arg("--cold_mult", NUMBER, "stopped capacity to hold ready, as a multiple of the running capacity", multiple),
         Arg("--cold_workers", COUNT, "workers to hold ready without load", cold),
@@ -3068,7 +3070,7 @@ def endpoint_options(load: float | None, target: float | None, multiple: float |
         Arg("--endpoint_name", TEXT, "endpoint name, used by programs to reach it", None),
         Arg("--max_queue_time", NUMBER, "maximum time that a request waits at a worker, seconds", None),
         Arg("--target_queue_time", NUMBER, "target time to clear a queue, seconds", None),
-        Arg("--inactivity_timeout", WHOLE, "time without traffic until no worker stays active, seconds", None),
+        Arg("--inactivity_timeout", WHOLE, "idle time before all workers are stopped, seconds", None),
         SCALER)
 
 
@@ -3080,12 +3082,12 @@ WORKERGROUP_OPTIONS = (
     Arg("--endpoint_name", TEXT, "name of the endpoint", None),
     Arg("--endpoint_id", ENDPOINT_ID, "id of the endpoint", None),
     Arg("--gpu_ram", GB, "GPU memory per worker, GB", None),
-    Arg("-n --no-default", FLAG, "drop the default conditions verified=True rentable=True rented=False", to=""),
+    Arg("-n --no-default", FLAG, "drop the default conditions verified=true rentable=true rented=false", to=""),
     *(arg for arg in endpoint_options(None, None, None, None, None)
       if arg.name in ("min_load", "target_util", "cold_mult", "cold_workers", "max_workers")),
     Arg("--test_workers", COUNT, "workers to benchmark the template on", None))
 LOG_OPTIONS = (
-    Arg("--level", COUNT, "detail: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
+    Arg("--level", COUNT, "log level: 0 least, 1 info, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
     Arg("--tail", COUNT, "number of lines from the end", None))
 WEBHOOK_SECRET = "Webhook {webhook[id]} signs with the secret {webhook[webhook_secret]}. Save it now; it is shown only once."
 
@@ -3101,8 +3103,8 @@ register("Search and rent",
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
-        note="Default conditions: verified=true external=false rentable=true. FIELD=any drops one of them, --no-default "
-             "all. With --hours, --down or --up, each offer shows the price of the whole job, including traffic and the "
+        note="Default conditions: verified=true external=false rentable=true. FIELD=any drops one of them; --no-default "
+             "drops all. With --hours, --down or --up, each offer shows the price of the whole job, including traffic and the "
              "time to fetch the data, and the cheapest come first.",
         examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
@@ -3111,14 +3113,14 @@ register("Search and rent",
     Command("watch offers", "", SAFE, READS, "Watch for new offers that match",
         CONDITIONS, RENTAL_TYPE, *OFFER_SEARCH_OPTIONS[2:], *watch_options(60),
         returns="none", run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
-        note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer. Matches of the first look count.",
+        note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer. Offers found by the first check count as matches.",
         examples=("'gpu_name=RTX_4090 num_gpus=1' --below 0.30",
                   "gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …")),
     Command("watch instances", "", SAFE, READS, "Watch your instances and their use",
         *watch_options(10),
         returns="none", run="run_watch_instances", face="cli", look="show instances",
-        note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90% full). A match is a change after the first "
-             "look.",
+        note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90% full). A match is any change after the first "
+             "check.",
         examples=("", "--raw | jq -r .event", "--exec 'notify-send vastai' --interval 30")),
     Command("search offers-new", "PUT /search/asks/", SAFE, READS, "Search GPU offers with the newer service",
         Arg("query", QUERY, "conditions as for search offers", None, to=""),
@@ -3140,8 +3142,8 @@ register("Search and rent",
         look="show instances", piped="Started. {answer}", made="new_contract", footer="rented_footer",
         done=RENTED + "Renting offer {id} as instance {new_contract}. Wait for it with `vastai wait instance {new_contract}`; "
              "stop paying with `vastai destroy instance {new_contract}`.",
-        note="Billing starts now and runs until `vastai destroy instance INSTANCE`. The service answers before the "
-             "instance runs; wait for that with --wait or `vastai wait instance INSTANCE`, then open a shell with "
+        note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
+             "service answers: wait with --wait or `vastai wait instance INSTANCE`, then open a shell with "
              "`vastai ssh INSTANCE`. " + LEASE_NOTE,
         examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct",
                   "6995713 --template_hash 661d064bbda1f2a1 --label train",
@@ -3195,11 +3197,11 @@ register("Search and rent",
             "repeated", None, again=True, group="Files"),
         Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "file or folder to copy back after the command; can be repeated", None,
             again=True, group="Files"),
-        Arg("--keep", FLAG, "keep the instance running at the end"),
+        Arg("--keep", FLAG, "keep the instance after the command ends"),
         IDENTITY,
         run="run_job", show="show_job", status="status", look="show instances", fields=OFFER_FIELDS,
         note="The command's own exit status is the result. The instance is destroyed at the end or when you interrupt the run. If "
-             "this computer goes away, the command continues, and the instance destroys itself after --max-hours "
+             "this computer disconnects or shuts down, the command continues, and the instance destroys itself after --max-hours "
              "(default 24). If a download fails, the instance stays for one more hour. " + LEASE_NOTE,
         examples=("pytorch/pytorch --gpu RTX_4090 --upload src --download out -- python src/train.py",
                   "ubuntu:24.04 --max-price 0.2 -- nvidia-smi")))
@@ -3256,14 +3258,14 @@ register("Instances",
         look="show instances"),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "Restart the container and keep its GPU",
         INSTANCE, *WAIT, run="run_change_state",
-        schedule="schedule_job", look="show instance", made="scheduled_job_id",
+        schedule="schedule_job", look="show instances", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to reboot instance {id}.|" + CHANGED + "Rebooting instance {id}."),
     Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, SETS, "Recreate the container and keep its GPU",
-        INSTANCE, *WAIT, run="run_change_state", done=CHANGED + "Recreating the container of instance {id}.", look="show instance",
+        INSTANCE, *WAIT, run="run_change_state", done=CHANGED + "Recreating the container of instance {id}.", look="show instances",
         ask="Recreate the container of instance {id}? All data outside volumes is lost.", ask_when="terminal"),
     Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "Set or clear an instance's label",
         INSTANCE, Arg("label", TEXT, "label; '' removes it"),
-        done="Set the label of instance {id} to {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
+        done="Labeled instance {id} {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE, SETS,
         "Change an instance's template, image or startup",
         Arg("id", INSTANCE_ID, "the instance", old="ID", to="path body"),
@@ -3275,22 +3277,22 @@ register("Instances",
             again=True),
         Arg("--onstart", SCRIPT_OR_TEXT, "startup commands, or a file with them", None),
         build="build_update_instance", needs="*", done="Changed instance {id}; its image is {updated_instance[image_uuid]}.|Changed instance {id}.",
-        look="show instance"),
+        look="show instances"),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, SPENDS,
         "Prepay a reserved instance for a discount",
-        INSTANCE, Arg("amount", PRICE, "amount to pay, $"),
+        INSTANCE, Arg("amount", DOLLARS, "amount to pay, $"),
         done="Prepaid ${amount:.2f} for instance {id}: {timescale:g} months at a discount of {discount_rate:.1%}.",
         look="show deposit",
         ask="Prepay ${amount:.2f} for instance {id}?", ask_when="terminal"),
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "Change the bid of an interruptible instance",
         INSTANCE,
         Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)", None),
-        body={"client_id": "me"}, schedule="schedule_job", look="show instance", made="scheduled_job_id",
+        body={"client_id": "me"}, schedule="schedule_job", look="show instances", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
              "${price}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
     Command("execute", "PUT /instances/command/{id}/", ONCE, SETS, "Run ls, rm or du on an instance",
-        INSTANCE, Arg("command", NAME, "command in one word: 'ls -l'", old="COMMAND"), RESULT_WAIT,
-        returns="text", run="run_logs", text="without_folder", schedule="schedule_job", look="show instance", made="scheduled_job_id",
+        INSTANCE, Arg("command", NAME, "command as one quoted argument: 'ls -l'", old="COMMAND"), RESULT_WAIT,
+        returns="text", run="run_logs", text="without_folder", schedule="schedule_job", look="show instances", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to run the command on instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, READS, "Print an instance's logs",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
@@ -3307,12 +3309,12 @@ register("Instances",
             choices=("running", "loading", "exited", "destroyed")),
         MAX_WAIT, Arg("--poll", SECONDS, "polling interval, seconds; grows up to threefold", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
-        note="Fails at once if the state can no longer be reached. When the time is over, the exit status is 9.",
+        note="Fails at once if the state can no longer be reached. On timeout, the exit status is 9.",
         examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
     Command("ssh", "", ONCE, SETS, "Open an instance's shell or run a command",
-        INSTANCE, Arg("command", TEXTS, "the rest of the line, passed to ssh unchanged: its options, a command", None, rest=True), IDENTITY,
+        INSTANCE, Arg("command", TEXTS, "rest of the line, passed to ssh unchanged: ssh options and a command", None, rest=True), IDENTITY,
         returns="none", run="run_ssh", face="cli", look="show instances",
-        note="Connects directly to the machine if it answers, otherwise through the proxy. Put options of vastai before the id.",
+        note="Connects directly to the machine if it answers, otherwise through the proxy. Put vastai's own options before INSTANCE.",
         examples=("4242", "4242 ls -la /workspace", "4242 -L 8080:localhost:8080", "-i ~/.ssh/id_ed25519 4242")),
     Command("scp", "", ONCE, SETS, "Copy files to or from an instance",
         Arg("source", PLACE, "INSTANCE:PATH or a local path"),
@@ -3406,15 +3408,15 @@ register("Volumes (for hosts)",
 
 register("Copies and backups",
     Command("copy", "PUT /commands/copy_direct/", ONCE, SETS, "Copy files to, from and between instances",
-        Arg("src", PLACE, "place to copy from", to=""),
-        Arg("dst", PLACE, "place to copy to", to=""),
+        Arg("src", PLACE, "source", to=""),
+        Arg("dst", PLACE, "destination", to=""),
         Arg("-i --identity", KEY_FILE, "private SSH key file", None, face="cli", to=""),
         Arg("--exclude", TEXTS.called("PATTERN"), "rsync pattern of files to leave out; can be repeated", None, face="cli",
             again=True, to=""),
         build="build_copy", run="run_copy", look="show instances",
         done="Copied {src} to {dst} at {dst_addr}.|Copied {src} from {src_addr} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instances`.",
-        note="A place is INSTANCE:PATH or C.INSTANCE:PATH, V.VOLUME:PATH, s3.ID:PATH, drive.ID:PATH … (a "
+        note="SRC and DST are INSTANCE:PATH or C.INSTANCE:PATH, V.VOLUME:PATH, s3.ID:PATH, drive.ID:PATH … (a "
              "connection, from show connections), vast.ID:PATH (a backup), local:PATH or PATH (this computer; needs "
              "rsync and ssh). Do not copy to / or /root of an instance: its SSH keys are there.",
         examples=("6003036:/workspace/ 6003038:/workspace/", "local:data C.6003036:/workspace/data --exclude '*.tmp'",
@@ -3438,7 +3440,7 @@ register("Copies and backups",
         Arg("--delete-excluded", FLAG, "delete excluded files at the destination", to=""),
         Arg("--flags", TEXTS, "rclone options, instead of the five above", None, face="sdk"),
         YES,
-        build="build_cloud_copy", schedule="schedule_cloud_copy", look="show instance", made="scheduled_job_id",
+        build="build_cloud_copy", schedule="schedule_cloud_copy", look="show instances", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instance {instance}`.",
         note="A scheduled job copies from the instance to the cloud until --end_date, by default until the rental ends.",
@@ -3456,7 +3458,7 @@ register("Copies and backups",
         Arg("--docker_login_pass", TEXT, "registry password or token", None, secret=True),
         Arg("--pause", TRUTH, "pause the container for a consistent image; slower", True,
             sent=lambda on: "true" if on else "false"),
-        needs="repo", look="show instance",
+        needs="repo", look="show instances",
         done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."
 ),
     Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "List backups of your instances and volumes",
@@ -3497,7 +3499,7 @@ register("Price increases",
         Arg("ids", INSTANCE_IDS, "the instances", face="cli", to=""),
         Arg("instance_id", INSTANCE_ID, "the instance", face="sdk", to=""),
         run="run_price_increase", says="settled_sentence", look="show pending-price-increases",
-        ask=f"{verb.title()} the higher prices of instances {{ids}}?")
+        ask=f"{verb.title()} the price increases for instances {{ids}}?")
       for verb, effect, summary in (
           ("accept", SPENDS, "Accept a higher price to extend the rental"),
           ("reject", SETS, "Reject a higher price; the end date stays"))))
@@ -3543,7 +3545,7 @@ register("Market (for hosts)",
 
 register("Keys",
     Command("set api-key", "", SAFE, SETS, "Save your API key to a file",
-        Arg("new_api_key", NAME, "API key; left out, it is read from stdin", None, name="api_key", old="new_api_key", secret=True),
+        Arg("new_api_key", NAME.called("API-KEY"), "API key (default: read from stdin)", None, name="api_key", old="new_api_key", secret=True),
         returns="none", run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
         note="Create a key at https://cloud.vast.ai/manage-keys/. With - on the command line, the key stays out of the shell's history."),
     Command("show ssh-keys", "GET /ssh/", SAFE, READS, "List your account's SSH keys",
@@ -3555,7 +3557,7 @@ register("Keys",
         examples=("~/.ssh/id_ed25519.pub", "")),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "Add an SSH key to an instance",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file"),
-        run="run_ssh_key", done="Added the SSH key to instance {instance_id}.", look="show instance",
+        run="run_ssh_key", done="Added the SSH key to instance {instance_id}.", look="show instances",
         examples=("4242 ~/.ssh/id_ed25519.pub",)),
     Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, READS, "List an instance's SSH keys",
         Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
@@ -3579,7 +3581,7 @@ register("Keys",
         Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)", None,
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
-            "limits on single permissions, as in the service's documentation",
+            "limits for individual permissions, as documented by the service",
             None),
         made="id", done="Created API key {id}: {key}", look="show api-keys",
         note='The key is shown only once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
@@ -3593,7 +3595,7 @@ register("Keys",
         note="Save the new key with `vastai set api-key`.",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
     Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
-        Arg("role", TEXT, "host for all commands, client to leave out those for hosts", choices=("host", "client")),
+        Arg("role", TEXT, "host: list all commands; client: hide those for hosts", choices=("host", "client")),
         returns="none", run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False))
 
 register("Environment variables",
@@ -3738,7 +3740,7 @@ register("Machines (for hosts)",
         body={"client_id": "me"}, needs="price", done="The lowest bid for machine {id} is now ${price}/hr per GPU.", look="show machines"),
     Command("set defjob", "PUT /machines/create_bids/", SAFE, SETS, "Set what a machine runs while unrented",
         Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"),
-        Arg("--price_gpu", PRICE, "price per GPU, $/day", None),
+        Arg("--price_gpu", PRICE, "price per GPU, $/hr", None),
         Arg("--price_inetu", PRICE, "upload price, $/GB", None),
         Arg("--price_inetd", PRICE, "download price, $/GB", None),
         Arg("--image", IMAGE, "Docker image", None),
@@ -3749,7 +3751,7 @@ register("Machines (for hosts)",
         MACHINE, done="Removed the default job of machine {id}.", look="show machines"),
     Command("show maints", "GET /machines/maintenances", SAFE, READS, "List your machines' maintenance windows",
         Arg("-i --ids", MACHINE_IDS, "machines, such as 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
-        query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS),
+        query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS, empty="No maintenance is scheduled."),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
         Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", required=True),
@@ -3758,7 +3760,7 @@ register("Machines (for hosts)",
             name="category", key="maintenance_category", old="maintenance_category"),
         body={"client_id": "me"}, build="build_maintenance", look="show maints",
         examples=("1234 --sdate 2030-03-15T14:00 --duration 0.5 --maintenance_category power",),
-        ask="Tell everyone who rents machine {id} that it is down for {duration:g} hours from {sdate} UTC?",
+        ask="Notify all renters of machine {id} that it will be down for {duration:g} hours from {sdate} UTC?",
         done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
     Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "Cancel a machine's maintenance",
         Arg("id", MACHINE_ID, "the machine", old="machine_id", key="machine_id", to="path body"),
@@ -3803,7 +3805,7 @@ register("Account",
         empty="Nothing is billed now.", look="show instances",
         note="A stopped instance is billed for its disk; an endpoint's cost is that of its workers. The last "
              "column says why something looks forgotten. If a part cannot be read, `unknown` names it, the sum is "
-             "too low, and the command line ends with status 8.",
+             "too low, and the exit status is 8.",
         examples=("", "--raw | jq .hours_left")),
     Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "List what was done with your account",
         returns="[]", columns=AUDIT_COLUMNS),
@@ -3820,7 +3822,7 @@ register("Account",
         Arg("--email", EMAIL, "email address", required=True),
         Arg("--username", NAME.called("USER"), "user name", required=True),
         Arg("--password", NAME, "password", required=True, secret=True),
-        Arg("--type", TEXT.called("KIND"), "host for an account that only offers machines, otherwise client", None, key="host_only",
+        Arg("--type", TEXT.called("KIND"), "account type: host (only offers machines) or client", None, key="host_only",
             sent=lambda kind: (kind or "").lower() == "host"),
         body={"parent_id": "me"}, done="Created account {id} for {email}.",
         look="show subaccounts"),
@@ -3840,7 +3842,7 @@ register("Billing",
         Arg("-i --invoices", FLAG, "list payments, transfers and payouts", face="cli", to=""),
         Arg("-c --charges", FLAG, "list what instances, volumes and endpoints cost", to=""),
         Arg("-s --start-date", DATE, "first day, UTC, such as 2026-01-31", None, to=""),
-        Arg("-e --end-date", DATE, "last day", None, to=""),
+        Arg("-e --end-date", DATE, "last day, UTC", None, to=""),
         Arg("-l --limit", WHOLE, "page size, at most 100", 20),
         Arg("-t --next-token", TOKEN, "token of the next page", None, key="after_token",
             sent=lambda token: token or None),
@@ -3864,11 +3866,11 @@ register("Billing",
         returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=2026-01-01'", "'is_credit=true'")),
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
-        Arg("-s --start_date", DATE, "first day (default: yesterday)", None, to=""),
-        Arg("-e --end_date", DATE, "last day", None, to=""),
+        Arg("-s --start_date", DATE, "first day, UTC (default: yesterday)", None, to=""),
+        Arg("-e --end_date", DATE, "last day, UTC", None, to=""),
         Arg("-m --machine_id", MACHINE_ID, "only this machine", None, to=""), NO_QUIET,
         Arg("--last_days", COUNT, "number of past days, instead of the dates", None),
-        Arg("--user_id", GIVEN_ID, "the account", "me"),
+        Arg("--user_id", GIVEN_ID, "account id (default: yours)", "me"),
         query={"owner": "me"}, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
@@ -3877,7 +3879,7 @@ register("Billing",
                  ("Months", "discount_months", ""))),
     Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, for good",
         Arg("recipient", ACCOUNT, "email address or id of the account", None, face="cli", to="", name="recipient_pos"),
-        Arg("amount", PRICE, "amount, $", None, face="cli", to="", name="amount_pos"),
+        Arg("amount", DOLLARS, "amount, $", None, face="cli", to="", name="amount_pos"),
         Arg("-r --recipient", ACCOUNT, "same, as an option", required=True, cli=None),
         Arg("-a --amount", PRICE, "same, as an option", required=True, cli=None),
         Arg("--skip", FLAG, "do not ask for confirmation", face="cli", to=""),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
@@ -3977,8 +3979,8 @@ register("Serverless",
         Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
         Arg("--json", OBJECT, "JSON object to send to the worker", None, name="payload"),
-        Arg("stdin", TEXT, "write - to read that object from stdin", None, face="cli", choices=("-",)),
-        Arg("--file", FILE_OBJECT, "file with that object", None, face="cli"),
+        Arg("stdin", TEXT, "- reads the JSON object from stdin", None, face="cli", choices=("-",)),
+        Arg("--file", FILE_OBJECT, "file with the JSON object", None, face="cli"),
         Arg("--cost", NUMBER, "expected load in the endpoint's units, such as tokens", 100),
         Arg("--stream", FLAG, "print the events of the answer as they arrive"),
         Arg("--timeout", SECONDS, "time limit for everything, for a stream until its first byte, seconds", None, cli=600.0),
@@ -4035,7 +4037,7 @@ register("Diagnostics",
         Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure (default /tmp)", None),
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure, same as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
         run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence", look="show instances",
-        note="It costs a short rental and takes up to 25 minutes. If the machine fails, the command line ends with status 1."),
+        note="It costs one short rental and takes up to 25 minutes. If the machine fails, the exit status is 1."),
     Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
         Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine"),
         Arg("--instance-id", INSTANCE_ID, "instance whose logs to include", None),
@@ -4046,7 +4048,7 @@ register("Diagnostics",
     Command("run benchmarks", "", ONCE, SPENDS, "Benchmark a template on several GPUs",
         Arg("--template_hash", HASH, "hash of the template", None),
         Arg("--template_id", ID, "id of the template", None),
-        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX 5090, 4090, 3090, A6000)", None, many=False),
+        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX_5090, RTX_4090, RTX_3090, RTX_A6000)", None, many=False),
         Arg("--num_gpus", COUNT, "number of GPUs each, if --gpus does not say", None),
         Arg("--timeout", SECONDS, "maximum wait for the measurements, seconds", 1800),
         Arg("--no-cache", FLAG, "repeat measurements of the last 30 days"),
@@ -4075,7 +4077,7 @@ register("Tools",
         note="Global options given here apply to all commands. `exit`, `quit` or Ctrl-D ends the session.",
         examples=("--raw < commands.txt",)),
     Command("completion", "", SAFE, READS, "Print a shell completion script",
-        Arg("shell", TEXT, "shell", choices=("bash", "zsh", "fish")),
+        Arg("shell", TEXT, "bash, zsh or fish", choices=("bash", "zsh", "fish")),
         returns="text", run="run_completion", face="cli", auth=False,
         note='To enable it permanently, add eval "$(vastai completion bash)" to ~/.bashrc, eval "$(vastai completion zsh)" to '
              "~/.zshrc, or vastai completion fish | source to ~/.config/fish/config.fish.",
@@ -4271,10 +4273,13 @@ def check_choices(row: Command, params: Row, cli: bool) -> None:
         names = [name for name, arg in args.items() if arg.option and arg is not YES]
     if not names or given.intersection(names):
         return
+    if len(names) == 1:
+        raise missing_argument_error(row, args[names[0]], cli)
     if row.needs != "*":
         raise UsageError(f"give {labels_of(args, names, cli)}")
     label = args[names[0]].label(cli)
-    raise UsageError(f"nothing to change; give an option, such as {label}")
+    kind = "an option" if cli else "a parameter"
+    raise UsageError(f"nothing to change; give {kind}, such as {label}")
 
 
 def labels_of(args: dict[str, Arg], names: Iterable[str], cli: bool) -> str:
@@ -4967,7 +4972,7 @@ def build_billing(call: Call, query: Row, body: Row) -> str | None:
 def build_workergroup(call: Call, query: Row, body: Row) -> None:
     """The search conditions of a new workergroup, as text."""
     parse_offers(call, call["search_params"], {})
-    default = "" if call["no_default"] else " verified=True rentable=True rented=False"
+    default = "" if call["no_default"] else " verified=true rentable=true rented=false"
     body["search_params"] = ((call["search_params"] or "") + default).strip()
 
 
@@ -5348,9 +5353,10 @@ def http_error(
     if status == 429 and "search_quota_exceeded" in answer.text:
         return quota_error(answer, words), float("inf")
     if failure_kind(status) == UNANSWERED and not request.safe:
-        return outcome_unknown_error(row, f"HTTP {status}", answer), None
+        return outcome_unknown_error(row, "", answer), None
     if asked is not None and (status == 429 or (status >= 500 and asked > LONGEST_PAUSE)):
-        words += f"; try again in {round(asked, 1):.15g} s"
+        pause = format_duration(asked) if asked >= 120 else f"{round(asked, 1):g} s"
+        words = f"{words.rstrip('.')}; try again in {pause}"
     if status == 429:
         return make_error(RateLimitError, words, response=answer, retry_after=asked), asked
     family = VastAIError
@@ -5425,9 +5431,12 @@ def auth_hint(client: VastAI, words: str) -> str:
     if not client.api_key:
         return "No API key was sent. Save yours with `vastai set api-key`."
     option = f" --profile {client.profile}" if client.profile else ""
+    save = f"save it with `vastai set api-key{option}`"
+    if client.creds_source == "ENV":
+        save = f"set {client.key_origin} to it"
     return (
-        f"The API key comes from {client.key_origin}. Save another with "
-        f"`vastai set api-key{option}`; create one at https://cloud.vast.ai/manage-keys/."
+        f"The API key comes from {client.key_origin}. "
+        f"Create another at https://cloud.vast.ai/manage-keys/ and {save}."
     )
 
 
@@ -6310,7 +6319,7 @@ def read_key_file(path: str) -> tuple[str, str]:
 def key_fault(key: Any) -> str:
     """Why a text cannot be an API key, or "" if it can."""
     if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
-        return "contains a space, a line break or another character that no key contains"
+        return "contains a space, line break or other invalid character"
     if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
         return "is in quotes: remove them"
     if key[:1] == "$":
@@ -6403,7 +6412,7 @@ def run_program(words: list[str], how_to_get: str, told: bool = True, aside: boo
         ) from None
     if status:
         raise ProgramError(
-            f"{words[0]} ended with status {status}" if told else "",
+            f"{words[0]} exited with status {status}" if told else "",
             exit_status=status if status > 0 else 128 - status,
         )
 
@@ -6422,6 +6431,8 @@ def perform(call: Call) -> Any:
         return row.run(call) if row.run else call.send()
     except VastAIError as error:
         error.redact(call.secrets)
+        if isinstance(error, UsageError) and not call.cli:
+            error.msg = for_python(error.msg, row)
         raise
     except RecursionError:
         raise VastAIError("the service sent an answer that is nested too deeply") from None
@@ -6606,7 +6617,7 @@ def contracts_of(answer: Any) -> list[int]:
 
 def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int]:
     """Adds to a refusal which instances were made all the same; with `cancel_unavail` they are
-    given back first.  Returns the ids that are left.
+    destroyed first.  Returns the ids that are left.
     """
     left = []
     for id in ids:
@@ -6615,7 +6626,7 @@ def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int
         if call["cancel_unavail"]:
             rented.give_back()
         if rented.id is None:
-            error.msg += f"; it created instance {id} anyway, which is destroyed"
+            error.msg += f"; it created instance {id} anyway, which was destroyed"
             continue
         left.append(id)
         if not rented.problem:
@@ -6639,7 +6650,7 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
     elif len(ids) == 1:
         rented.id = error.found = error.details["found"] = ids[0]
         words = (
-            f"Instance {ids[0]}, labeled {label!r}, has appeared since; it is most likely the one."
+            f"Instance {ids[0]}, labeled {label!r}, appeared after the request; it is probably yours."
         )
     elif ids:
         named = ", ".join(map(str, ids[:20]))
@@ -6650,7 +6661,7 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
 
 
 def check_disk(call: Call, row: Row) -> None:
-    """Says it if an instance has less disk than was asked for."""
+    """Warns if an instance has less disk than was ordered."""
     size = as_number(row.get("disk_space"))
     if size is not None and size < (call["disk"] or 0) * 0.99:
         call.warn(f"instance {row.get('id')} has {size:g} GB of disk, not {call['disk']:g} GB")
@@ -6824,7 +6835,7 @@ def schedule_job(call: Call, **members: Any) -> Row:
         existing = get_path(error.body, "scheduled_job_id")
         if error.status != 422 or existing is None or not call.cli:
             raise
-    confirm(call, f"Job {format_value(existing)} does this already. Replace it?")
+    confirm(call, f"Job {format_value(existing)} already does this. Replace it?")
     answer = call.of(METHODS["update_scheduled_job"], id=existing).send(body=job)
     return {"scheduled_job_id": existing, **answer}
 
@@ -7539,7 +7550,7 @@ def make_ssh_key(path: str) -> str:
     words = ["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{user}-vast.ai"]
     run_program(words, HOW_TO_GET_SSH, aside=True)
     os.chmod(path, 0o600)
-    warn(f"made the key {path}")
+    warn(f"created the SSH key {path}")
     return f"{path}.pub"
 
 
@@ -7923,7 +7934,7 @@ def transfer_question(call: Call) -> str:
         return ""
     recipient = call["recipient"] or call["recipient_pos"]
     amount = call["amount_pos"] if call["amount"] is None else call["amount"]
-    return f"Send ${amount:.2f} of your credit to {recipient}? It cannot be undone."
+    return f"Send ${amount:.2f} of your credit to {recipient}? This cannot be undone."
 
 
 def build_transfer(call: Call, query: Row, body: Row) -> None:
@@ -7974,8 +7985,8 @@ def uninstall_question(call: Call) -> str:
     how, place = installation()
     if how == "file":
         raise VastAIError(
-            f"nothing was installed: this copy is the file {place}; delete it, and with it "
-            f"{os.path.dirname(config_file('x'))} to remove your keys"
+            f"pip did not install this copy; to remove it, delete {place}; to remove your keys, "
+            f"delete {os.path.dirname(config_file('x'))}"
         )
     return f"Uninstall {place} with pip?"
 
@@ -8001,8 +8012,8 @@ def installation() -> tuple[str, str]:
     return "file", place
 
 
-# ------------------------------------------------------------------------- waiting and giving back
-# One way to wait, one table of what can never run, one way to give back: for whatever rents.
+# ------------------------------------------------------------------------- waiting and cleaning up
+# One way to wait, one table of what can never run, one way to clean up: for whatever rents.
 
 NOT_THERE_YET = 30.0  # seconds after a rental in which the service may not know the new instance
 SETTLING = 10.0  # seconds after a start or restart in which the old state may still be shown
@@ -8101,8 +8112,8 @@ def fault_of(row: Row, exited_before: bool = False) -> tuple[str, str]:
 
 
 class Watch:
-    """The looks at one instance: how it was last (`row`), whether it was ever seen, and what is
-    wrong with it.
+    """Polls one instance: its last state (`row`), whether it was ever seen, and what is wrong with
+    it.
     """
 
     def __init__(self, call: Call, id: int) -> None:
@@ -8190,10 +8201,11 @@ def wait_for(
     row: Row | None = poll_until(look, most, max(poll / 4, 0.1), poll * 3)
     call.progress("")
     if row is None:
-        state = watch.row.get("actual_status") or ("not started" if watch.seen else "not there")
+        missing = "not started" if watch.seen else "unknown to the service"
+        state = watch.row.get("actual_status") or missing
         raise WaitTimeoutError(
             f"instance {id} was not {status} after {most:g} s: it is {state}",
-            hint=f"`vastai wait instance {id}` keeps waiting.",
+            hint=f"Keep waiting with `vastai wait instance {id}`.",
         )
     return row
 
@@ -8239,7 +8251,7 @@ class SignalGuard:
 
 
 class Rented:
-    """Something rented that must be given back: an "instance", an "endpoint" or a "workergroup".
+    """Something rented that must be deleted in the end: an "instance", an "endpoint" or a "workergroup".
 
     Its `id` is None while there is none, and "?" from the moment its request is sent until the
     answer is read: then it is found by its `name`.  If that name is not `made_up` by us, only a
@@ -8302,7 +8314,7 @@ class Rented:
         ]
 
     def give_back(self) -> None:
-        """Deletes it and looks that it is gone; what is not certain to be gone keeps its id."""
+        """Deletes it and checks that it is gone; keeps the id if that is uncertain."""
         if self.id is None or self.given_up:
             return
         ids = [self.id]
@@ -8376,7 +8388,7 @@ class Rented:
             named = f" labeled {self.name!r}" if self.name else ""
             return (
                 f"whether the {self.kind}{named} was created is unknown{reason}; "
-                f"look with `vastai show {self.kind}s`"
+                f"check with `vastai show {self.kind}s`"
             )
         verb = "destroy" if self.kind == "instance" else "delete"
         state = f"could not be destroyed{reason}" if reason else "is rented"
@@ -8404,7 +8416,7 @@ class Holding(SignalGuard):
             while True:
                 try:
                     if signal is not None and self.rented.still_costs():
-                        tell(self.call, "Giving back what is rented; another signal stops that")
+                        tell(self.call, "Cleaning up; another signal stops the cleanup")
                     self.rented.give_back()
                     break
                 except KeyboardInterrupt as another:
@@ -8442,7 +8454,7 @@ def next_bid(row: Row) -> str:
 
 
 def tell(call: Call, text: str) -> None:
-    """A line on stderr about what is rented, tried or given back; never held back, as it is about
+    """A line on stderr about what is rented, tried or destroyed; never held back, as it is about
     money.  Methods print nothing.
     """
     if call.cli and text:
@@ -8664,7 +8676,7 @@ class Launch:
             f"{offer.get('num_gpus')}x {gpu} in {place}",
             "reliability unknown" if trust is None else f"reliability {trust:.1%}",
             kind,
-            f"{format_rate(price)} of which {format_rate(disk)} is for {self.disk:g} GB of disk",
+            f"{format_rate(price)} including {format_rate(disk)} for {self.disk:g} GB of disk",
             f"traffic {format_traffic(up)} up and {format_traffic(down)} down",
             f"until {format_utc(end)} UTC" if end else "without a known end",
         ]
@@ -8708,7 +8720,7 @@ class Launch:
         except VastAIError as error:
             words = f"{get_path(error.body, 'error')} {error.msg}".lower()
             if contracts_of(error.body):
-                self.give_up(offer, error.msg)  # it is given back
+                self.give_up(offer, error.msg)  # it is destroyed
             elif is_lost(error):
                 return self.find(error)
             elif isinstance(error, NotFoundError) or "no_such_ask" in words:
@@ -8721,12 +8733,12 @@ class Launch:
 
     def find(self, error: VastAIError) -> Row:
         """What the rental made whose answer was lost.  Raises OutcomeUnknownError."""
-        tell(self.call, f"No usable answer ({error.msg}); looking for the instance")
+        tell(self.call, f"No usable answer ({error.msg}); checking whether the instance exists")
         rows = self.rented.find()
         if rows is not None and len(rows) == 1:
             self.rented.id = rows[0].get("id")
             return {"success": True, "new_contract": self.rented.id}
-        self.rented.id = None  # nothing that could be given back
+        self.rented.id = None  # nothing that could be destroyed
         found = "could not be searched for" if rows is None else "has not appeared so far"
         if rows:
             found = f"may be one of {', '.join(str(row.get('id')) for row in rows)}"
@@ -8736,7 +8748,7 @@ class Launch:
         ) from error
 
     def start(self, offer: Row) -> Row | None:
-        """The instance once it works as ordered; None once it is given back because it does not.
+        """The instance once it works as ordered; None once it is destroyed because it does not.
 
         Raises PartialError if that is not certain, VastAIError if no other machine does better.
         """
@@ -8758,7 +8770,7 @@ class Launch:
         else:
             gone = False
         known = f"instance {self.rented.id}"
-        tell(self.call, f"{'' if known in reason else known + ': '}{reason}; giving it back")
+        tell(self.call, f"{'' if known in reason else known + ': '}{reason}; destroying it")
         if not gone:
             self.show_logs()
         self.rented.give_back()
@@ -8784,7 +8796,7 @@ class Launch:
         return None if machine else error
 
     def mismatch(self, row: Row) -> str:
-        """In what an instance is not what was ordered."""
+        """How an instance differs from the order; "" if it does not."""
         disk, price = as_number(row.get("disk_space")), as_number(row.get("dph_total"))
         if disk is not None and disk < self.disk * 0.99:
             return f"it has {disk:g} GB of disk, not {self.disk:g} GB"
@@ -8824,7 +8836,7 @@ class Launch:
             lines.append(f"  {place}: {printable(item['reason'], 300)}")
         options = " ".join(f"--exclude-machine {id}" for id in self.excluded)
         return VastAIError(
-            "\n".join(["no machine works; what was rented is destroyed:", *lines]),
+            "\n".join(["no machine worked; all that was rented is destroyed:", *lines]),
             hint=f"For the next run: {options}",
             tries=self.tries,
         )
@@ -8853,7 +8865,7 @@ def format_traffic(price: float | None) -> str:
 
 WORKSPACE = "/workspace"  # folder of the instance that paths are relative to
 HOURS_OF_A_JOB = 24.0  # --max-hours, if it is not given
-SILENCE = 60.0  # seconds of nothing but time-outs after which a machine is given back
+SILENCE = 60.0  # seconds of nothing but time-outs after which an instance is destroyed
 NO_LIFE = ("timed out", "no route to host", "unreachable", "could not resolve")
 UPLOAD_FOLDER = "mkdir -p @T && tar -C @T -xof -"
 UPLOAD_FILE = "mkdir -p @P @D.up && tar -C @D.up -xof - && mv -f @D.up/@N @T"
@@ -8890,7 +8902,7 @@ case $O in ''|*[!0-9]*) ;; *) [ $O -gt $N ] || exit 0;; esac; echo $N >@F"""
 
 
 def run_job(call: Call) -> Row:
-    """Runs a command on a rented machine and gives that back; see RemoteJob."""
+    """Runs a command on a rented machine and destroys the instance; see RemoteJob."""
     job = RemoteJob(call)
     try:
         with Holding(call, job.rented):
@@ -8989,7 +9001,7 @@ class RemoteJob:
                     raise  # there is nothing left to fetch it from
                 self.problem = f"{remote} could not be downloaded: {error}. {self.shorten_lease()}"
         if self.problem or self.call["keep"]:
-            self.kept, self.rented.id = True, None  # not to be given back
+            self.kept, self.rented.id = True, None  # not to be destroyed
 
     # The connection
 
@@ -9174,7 +9186,7 @@ class RemoteJob:
         if ssh.returncode == 1 and not moved:
             raise VastAIError(f"the job is lost: its folder on instance {self.id} is gone")
         if ssh.returncode == 0:  # it ends well only with what became of the job
-            raise VastAIError(f"instance {self.id} sent an answer that makes no sense")
+            raise VastAIError(f"instance {self.id} sent an unexpected answer")
         return moved
 
     def pass_on(self, name: str, source: Any, count: int) -> None:
@@ -9258,7 +9270,7 @@ class RemoteJob:
             words = self.rented.still_costs()
         if self.status:
             machine = self.row.get("machine_id")
-            words = f"the command ended with status {self.status} on machine {machine}; {words}"
+            words = f"the command exited with status {self.status} on machine {machine}; {words}"
         return f"{words}; {cost}"
 
 
@@ -9692,7 +9704,8 @@ class Monitor:
         self.call, self.client = call, call.client
         if call["interval"] < 6:
             raise UsageError(
-                "--interval: expected 6 seconds or more, because the service limits requests"
+                f"--interval: expected 6 seconds or more, not {call['interval']:g}; "
+                "the service limits requests"
             )
         self.words = split_command(call["exec"])
         self.rows: dict[Any, Row] = {}
@@ -9724,7 +9737,7 @@ class Monitor:
         limit = FOREVER if most is None else most
         self.end = time.monotonic() + limit
         if poll_until(self.look, limit, self.call["interval"], sleep=self.sleep) is None:
-            raise WaitTimeoutError(f"the {most:g} s of --max-wait are over")
+            raise WaitTimeoutError(f"timed out after {most:g} s (--max-wait)")
         if self.status:
             raise ProgramError("", exit_status=self.status)
 
@@ -9782,7 +9795,7 @@ class Monitor:
                 self.drawn = 0
                 self.status = run_for_row(self.client, self.words, row)
                 if self.status:
-                    self.say(f"{self.words[0]} ended with status {self.status}")
+                    self.say(f"{self.words[0]} exited with status {self.status}")
             if self.call["once"]:
                 return True
         self.status = 0
@@ -9811,7 +9824,7 @@ class Monitor:
             for key, row in self.rows.items()
         ]
         clock = (
-            f"{time.strftime('%H:%M:%S')}; a look every {self.call['interval']:g} s, Ctrl-C ends"
+            f"{time.strftime('%H:%M:%S')}; refreshes every {self.call['interval']:g} s; Ctrl-C to stop"
         )
         footer = [wrap_line(line, width) for line in [*self.footer(changed), clock]]
         room = max(1, height - 3 - sum(line.count("\n") + 1 for line in footer))
@@ -9856,7 +9869,7 @@ class OfferMonitor(Monitor):
     def footer(self, changed: bool) -> list[str]:
         count = len(self.rows)
         return [
-            f"{count} machine{'' if count == 1 else 's'} with such offers; + is new, $ another price"
+            f"{count} machine{'s match' if count != 1 else ' matches'}; + new, $ price changed"
         ]
 
 
@@ -9997,7 +10010,7 @@ def run_watch_instances(call: Call) -> None:
 
 
 # ----------------------------------------------------------------------- diagnostics and benchmarks
-# Of a host's machines: they rent what they test, and give it back whatever happens.
+# Of a host's machines: they rent what they test, and destroy it whatever happens.
 
 
 def run_self_test(call: Call) -> Row:
@@ -10716,13 +10729,13 @@ class Bench:
             f"create_{kind}", endpoint_name=rented.name, auto_instance=scaler, **params
         )
         rented.id = as_whole(answer.get("result", answer.get("id"))) or "?"
-        if rented.found is None:  # it is looked for by its name when it is given back
+        if rented.found is None:  # it is looked for by its name when it is deleted
             row = METHODS[f"create_{kind}"]
             raise outcome_unknown_error(row, f"the service confirmed it but named no {kind}")
         return rented.id
 
     def look(self, left: float) -> bool | None:
-        """One look at all workers; those that have measured themselves are given back."""
+        """One look at all workers; those that have measured themselves are destroyed."""
         for spec, row in self.rows.items():
             if row["status"] == "timeout":
                 self.look_at(spec)
@@ -12499,10 +12512,11 @@ def signature(row: Command) -> Any:
 
 def docstring(row: Command) -> str:
     """What help() shows of a row's method."""
+    width = 88
     args = row.args_of("sdk")
     lines = [f"{row.summary[:1].upper()}{row.summary[1:]}."]
     if row.note:
-        lines += ["", for_python(row.note, row)]
+        lines += ["", wrap_text(for_python(row.note, row), width)]
     if args:
         lines += ["", "Args:"]
     for arg in args:
@@ -12511,7 +12525,8 @@ def docstring(row: Command) -> str:
         facts += [f"one of {', '.join(map(repr, arg.choices))}"] if arg.choices else []
         facts += [] if arg.default in (REQUIRED, None, False) else [f"default {arg.default!r}"]
         more = f" ({'; '.join(facts)})" if facts else ""
-        lines.append(f"    {arg.name}: {for_python(arg.help, row)}{more}")
+        meaning = f"{arg.name}: {for_python(arg.help, row)}{more}"
+        lines.append("    " + wrap_text(meaning, width - 4, 4).replace("\n", "\n    "))
     if row.fields and any(arg.kind is QUERY for arg in args):
         lines += ["", "Fields of the query:"]
         lines += [f"    {name}: {meaning}" for name, meaning in field_help(row.fields)]
@@ -12522,10 +12537,10 @@ def docstring(row: Command) -> str:
     lines += [
         "",
         f"Returns {row.annotation}{returned}.",
-        f"Raises {', '.join(families)} or another VastAIError.",
+        wrap_text(f"Raises {', '.join(families)} or another VastAIError.", width, 4),
     ]
     if row.path:
-        once = "" if row.safe else ", never repeated once it may have been read"
+        once = "" if row.safe else ", sent at most once"
         lines.append(f"Request: {row.method} {row.path.partition(':')[2] or row.path}{once}")
     lines.append(f"Command line: vastai {row.name}" if row.face != "sdk" else "Only in the SDK.")
     return "\n".join(lines)
@@ -13504,7 +13519,7 @@ def present_table(call: Call, result: Any) -> None:
     if rows is None or row.says:
         write_sentence(call, sentence(call, result), result)
     told = write_footer(call, result)
-    if rows == [] and not told:
+    if rows == [] and not told and not row.says:
         noun = row.name.split()[-1].replace("-", " ")
         remark(call, row.empty or f"No {noun}.")
     if hidden:
@@ -13836,6 +13851,16 @@ def _age(row: Row, name: str) -> str:
     return "-" if started is None else format_duration(time.time() - started)
 
 
+def _span(unit: float) -> Callable[[Row, str], str]:
+    """A cell for a length of time, given in units of so many seconds."""
+
+    def cell(row: Row, name: str) -> str:
+        length = as_number(row.get(name))
+        return "-" if length is None else format_duration(length * unit)
+
+    return cell
+
+
 def _hours(row: Row, name: str) -> str:
     since = as_number(row.get(name))
     return "-" if since is None else f"{(time.time() - since) / 3600:.2f}"
@@ -14001,6 +14026,8 @@ FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the ce
     "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
     "join": _join,
     "age": _age,
+    "span": _span(1),
+    "minutes": _span(60),
     "hours": _hours,
     "weekday": _weekday,
     "hour": _hour,
@@ -14368,7 +14395,7 @@ def listing_sentence(call: Call, result: Any) -> str:
     lines = []
     answers = result if isinstance(result, list) else [result]
     for id, answer in zip(call["ids"] or [call["id"]], answers):
-        line = f"{call.row.done.format(id=id)}, {', '.join(terms)}"
+        line = f"{call.row.done.format(id=id)}: {', '.join(terms)}"
         if answer.get("extended"):
             line += f". Rentals extended: {format_value(answer['extended'])}"
         lines.append(line)
@@ -14467,7 +14494,7 @@ def bundle_sentence(call: Call, bundle: Row) -> str:
         f"missing: {item['artifact']}: {item['error']}" for item in bundle["collection_errors"]
     ]
     files = [f"  {name}" for name in bundle["files"]]
-    end = "Look through it before you send it to Vast.ai's support."
+    end = "Review it before you send it to Vast.ai support."
     return "\n".join([f"Diagnostics: {bundle['path']}", *files, *missing, end])
 
 
@@ -14774,8 +14801,8 @@ GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
     Arg("--raw", FLAG, "print the answer as JSON; same as --format json"),
     Arg("--format", TEXT.called("FORMAT"), "output format", "table", choices=tuple(WRITERS)),
     Arg("--fields", TEXT.called("FIELDS"), "only these fields: id,gpu_name,a.b", ""),
-    Arg("-q --quiet", FLAG, "only ids, one a line; no remarks"),
-    Arg("--full", FLAG, "no pager, and every point of show gpu-trends"),
+    Arg("-q --quiet", FLAG, "print only ids, one per line"),
+    Arg("--full", FLAG, "no pager; show all points in show gpu-trends"),
     Arg("--explain", FLAG, "show each request on stderr"),
     Arg("--curl", FLAG, "print the request as a curl command and send nothing"),
     Arg("--no-color", FLAG, "no colors"),
@@ -15019,7 +15046,8 @@ def suggest_option(row: Command, name: str, options: Iterable[str]) -> str:
     fields = [field for field, _ in field_help(row.fields)] if row.fields else []
     if plain in fields:
         return f"; write it as a condition: '{plain}=…'"
-    known = list(options)
+    hidden = {flag for arg in row.args if arg.hidden for flag in arg.flags}
+    known = [flag for flag in options if flag not in hidden]
     for flag in HABITS.get(canonical(name), "").split():
         if flag in known:
             return f"; did you mean {flag!r}?"
@@ -15387,12 +15415,12 @@ def client_of(common: Row, pool: Pool | None = None) -> VastAI:
 def unknown_command_message(words: list[str]) -> str:
     """What to say of words that name no command."""
     if commands_of_verb(words[0]) and len(words) == 1:
-        return f"`vastai {words[0]}` needs one more word:\n{overview(words[0]).rstrip()}"
+        return f"`vastai {words[0]}` is not complete; choose one:\n{overview(words[0]).rstrip()}"
     name = " ".join(map(without_value, words))
     short = len(name) <= 48  # else perhaps a key
     problem = f"no command {name!r}" if short else "no such command"
     verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
-    return f"{problem}{suggest_command(words) or ';'} `{verb}` lists all"
+    return f"{problem}{suggest_command(words)}; see `{verb}`"
 
 
 def suggest_command(words: list[str]) -> str:
@@ -15417,7 +15445,7 @@ START_PAGE = (
     ("create instance OFFER --image IMAGE --ssh", "rent one of them"),
     ("show instances", "list what you rent"),
     ("ssh INSTANCE", "open a shell on it"),
-    ("destroy instance INSTANCE", "delete it, and stop paying"),
+    ("destroy instance INSTANCE", "destroy it and stop paying"),
     ("set api-key", "save your API key, once"),
     ("COMMAND --help", "explain a command, with examples"),
     ("--help", "list all commands and options"),
@@ -15457,7 +15485,7 @@ def overview(verb: str = "", profile: str = "") -> str:
         if row.group != group:
             group = row.group
             lines += ([""] if lines and lines[-1] else []) + [group + ":"]
-        lines.append(truncate(f"  {row.name:<{wide - 2}}{row.summary}", width))
+        lines.append(two_columns(row.name, row.summary, wide, width))
     if not verb:
         lines += ["", "Options of every command:"]
         lines += [
@@ -15491,7 +15519,7 @@ def command_help(row: Command) -> str:
     if row.fields:
         blocks.append([wrap_text(QUERY_HELP, width)])
     if row.aliases:
-        blocks.append([wrap_text(f"Also: vastai {', vastai '.join(row.aliases)}", width)])
+        blocks.append([wrap_text(f"Other name: vastai {', vastai '.join(row.aliases)}", width)])
     if row.examples:
         lines = [f"vastai {row.name} {example}".rstrip() for example in row.examples]
         blocks.append(["Examples:", *(format_example(line, width) for line in lines)])
@@ -15503,7 +15531,7 @@ def command_help(row: Command) -> str:
 
 
 QUERY_HELP = (
-    'Operators: > >= < <= = != in notin. A list is [A,B]; a text with spaces is A_B or "A B". '
+    'Operators: > >= < <= = != in notin. A list is [A,B]; write a text with spaces as A_B or "A B". '
     "All conditions must hold."
 )
 
