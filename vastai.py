@@ -238,7 +238,12 @@ def no_answer_error(row: Command, request: Request, problem: NoAnswer) -> VastAI
         what = "cannot reach" if isinstance(problem, Unsent) else "no answer from"
         scheme, _, rest = problem.url.partition("://")
         server = f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
-        error = make_error(NetworkError, f"{what} {server}: {problem}", timed_out=timed_out)
+        error = make_error(
+            NetworkError,
+            f"{what} {server}: {problem}",
+            timed_out=timed_out,
+            hint="Check the network, and the address in --url or VAST_URL if you gave one.",
+        )
     error.__cause__ = problem
     return error
 
@@ -2009,11 +2014,14 @@ GEOREGIONS = {
 }
 REGIONS = {
     "North_America": "AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US",
-    "South_America": "AR BO BR CL CO EC FK GF GS GY PY PE SR UY VE",
-    "Europe": GEOREGIONS["EU"],
-    "Asia": GEOREGIONS["AS"],
+    "South_America": "AR BO BR CL CO EC FK GF GY PY PE SR UY VE",
+    "Europe": "AL AD AT BY BE BA BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT MD MC ME "
+    "NL MK NO PL PT RO RU SM RS SK SI ES SE CH UA GB VA XK",
+    "Asia": "AF AM AZ BH BD BT BN KH CN GE IN ID IR IQ IL JP JO KZ KW KG LA LB MY MV MN MM NP KP "
+    "OM PK PH QA SA SG KR LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO",
     "Oceania": "AS AU CK FJ PF GU KI MH FM NR NC NZ NU MP PW PG PN WS SB TK TO TV VU WF",
-    "Africa": GEOREGIONS["AF"],
+    "Africa": "DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR "
+    "LY MG MW ML MR MU MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW",
 }
 DATE_FORMS = (
     "%Y-%m-%d|%m/%d/%Y|%Y%m%d|%d %B %Y|%d %b %Y|%B %d %Y|%b %d %Y|%Y/%m/%d|%m/%d/%y|%d-%b-%Y"
@@ -2968,8 +2976,6 @@ LEASE_NOTE = ("--max-hours adds a small script that runs before your startup com
               "the service gives to each container. To extend or shorten the time, write another Unix time to "
               "/var/lib/vastai-lease. This cannot work if the image has none of curl, GNU wget and python3, if the instance is "
               "stopped or still loading, or if the host's clock jumps.")
-RENTED = ("Instance {new_contract} is {instance[actual_status]}. Open a shell with `vastai ssh {new_contract}`; "
-          "stop paying with `vastai destroy instance {new_contract}`.|")
 TEMPLATE_OPTIONS = (
     Arg("--name", TEXT, "name of the template", None, group="Description"),
     Arg("--image", IMAGE, "Docker image", None, group="Image"),
@@ -3041,7 +3047,7 @@ LISTING = (
     Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)", None),
     Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)", None))
 ITEM_OPTIONS = (
-    Arg("-s --start_date", DATE, "start date, UTC (default: a day ago)", None, to=""),
+    Arg("-s --start_date", DATE, "start date, UTC (default: a day before the end)", None, to=""),
     Arg("-e --end_date", DATE, "end date, UTC (default: now)", None, to=""),
     Arg("-c --only_charges", FLAG, "only charges", to=""),
     Arg("-p --only_credits", FLAG, "only payments", to=""))
@@ -3140,8 +3146,7 @@ register("Search and rent",
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
         of="CreatedInstance", body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_create_instance",
         look="show instances", piped="Started. {answer}", made="new_contract", footer="rented_footer",
-        done=RENTED + "Renting offer {id} as instance {new_contract}. Wait for it with `vastai wait instance {new_contract}`; "
-             "stop paying with `vastai destroy instance {new_contract}`.",
+        says="rented_sentence",
         note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
              "service answers: wait with --wait or `vastai wait instance INSTANCE`, then open a shell with "
              "`vastai ssh INSTANCE`. " + LEASE_NOTE,
@@ -3173,8 +3178,7 @@ register("Search and rent",
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", needs="image template_hash", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
-        done=RENTED + "Renting instance {new_contract}. Wait for it with `vastai wait instance {new_contract}`; "
-             "stop paying with `vastai destroy instance {new_contract}`.",
+        says="rented_sentence",
         note="With --query or an option such as --max-price, it first says what it rents and at what price, waits until "
              "the instance runs as ordered, and destroys one that does not before it tries the next machine. " + LEASE_NOTE,
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
@@ -3363,16 +3367,16 @@ register("Volumes",
         returns="volumes[]", of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query={"owner": "me"}),
     Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
         Arg("id", OFFER_ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
-        look="show volumes", done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
+        look="show volumes", made="volume_name", done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
     Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "Rent a network volume in a cluster",
         Arg("id", OFFER_ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
-        look="show volumes", done="Rented network volume {volume_name}."),
+        look="show volumes", made="volume_name", done="Rented network volume {volume_name}."),
     Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "Rent a volume and copy another into it",
         Arg("source", VOLUME_ID, "the volume to copy", key="src_id"),
         Arg("dest", OFFER_ID, "the offer, from search volumes", key="dst_id"),
         Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)", None),
         Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None),
-        look="show volumes", done="Copying volume {source} to the new volume {volume_name}."),
+        look="show volumes", made="volume_name", done="Copying volume {source} to the new volume {volume_name}."),
     Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
         Arg("id", VOLUME_ID, "the volume", to="query"), look="show volumes", done="Deleted volume {id}.",
         ask="Delete volume {id} and all its data?", ask_when="terminal"))
@@ -3789,7 +3793,7 @@ register("Clusters and overlays",
         returns="[]", columns=OVERLAY_COLUMNS),
     Command("create overlay", "POST /overlay/", ONCE, SETS, "Create an overlay network on a cluster",
         Arg("cluster_id", ID.called("CLUSTER"), "the cluster"), Arg("name", NAME, "name of the overlay"),
-        done="Created overlay {name}.", look="show overlays"),
+        made="overlay_id", done="Created overlay {name}.", look="show overlays"),
     Command("join overlay", "PUT /overlay/", SAFE, SETS, "Add an instance to an overlay network",
         Arg("name", NAME, "the overlay"), Arg("instance_id", INSTANCE_ID, "the instance", old="INSTANCE_ID"),
         done="Added instance {instance_id} to overlay {name}.", look="show overlays"),
@@ -3824,7 +3828,7 @@ register("Account",
         Arg("--password", NAME, "password", required=True, secret=True),
         Arg("--type", TEXT.called("KIND"), "account type: host (only offers machines) or client", None, key="host_only",
             sent=lambda kind: (kind or "").lower() == "host"),
-        body={"parent_id": "me"}, done="Created account {id} for {email}.",
+        body={"parent_id": "me"}, made="id", done="Created account {id} for {email}.",
         look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "List IP addresses that used your account",
         query={"owner": "me"}, returns="results[]",
@@ -4972,7 +4976,7 @@ def build_billing(call: Call, query: Row, body: Row) -> str | None:
 def build_workergroup(call: Call, query: Row, body: Row) -> None:
     """The search conditions of a new workergroup, as text."""
     parse_offers(call, call["search_params"], {})
-    default = "" if call["no_default"] else " verified=true rentable=true rented=false"
+    default = "" if call["no_default"] else " verified=True rentable=True rented=False"
     body["search_params"] = ((call["search_params"] or "") + default).strip()
 
 
@@ -5355,7 +5359,9 @@ def http_error(
     if failure_kind(status) == UNANSWERED and not request.safe:
         return outcome_unknown_error(row, "", answer), None
     if asked is not None and (status == 429 or (status >= 500 and asked > LONGEST_PAUSE)):
-        pause = format_duration(asked) if asked >= 120 else f"{round(asked, 1):g} s"
+        pause = f"{round(asked, 1):.15g} s"
+        if asked >= 120:
+            pause += f" ({format_duration(asked)})"
         words = f"{words.rstrip('.')}; try again in {pause}"
     if status == 429:
         return make_error(RateLimitError, words, response=answer, retry_after=asked), asked
@@ -5369,6 +5375,8 @@ def http_error(
         family = NetworkError
     elif lacks_credit(words):
         hint = hint or CREDIT_HINT
+    elif status >= 500:
+        hint = hint or "The service has a problem; try again later."
     return make_error(family, words, response=answer, hint=hint), asked
 
 
@@ -6649,9 +6657,7 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
     elif len(ids) == 1:
         rented.id = error.found = error.details["found"] = ids[0]
-        words = (
-            f"Instance {ids[0]}, labeled {label!r}, appeared after the request; it is probably yours."
-        )
+        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; it is probably yours."
     elif ids:
         named = ", ".join(map(str, ids[:20]))
         words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
@@ -6710,7 +6716,7 @@ def run_show_instances(call: Call) -> Rows:
     if call["all"] and not call.view.columns_only:  # from the first page on
         query["limit"] = 25
         query.pop("after_token", None)
-    if call.view.columns_only:
+    if call.view.columns_only and not call.view.raw:
         shown = instance_columns(call, [])
         more = call["verbose"] or set(shown).intersection(INSTANCE_MORE)
         query["select_cols"] = SUMMARY_COLS.split() + (DETAIL_COLS.split() if more else [])
@@ -7623,6 +7629,8 @@ def session_sentence(call: Call, answer: Row) -> str:
         return "The code was right, but the service sent no new session key."
     left = as_whole(answer.get("backup_codes_remaining"))
     more = "" if left is None else f" Backup codes left: {left}."
+    if answer["session_key"] == call.client.api_key:
+        return f"The key in use is that of a 2FA session already.{more}"
     path = profile_file("vast_tfa_key", call.client.profile)
     return f"2FA session started; its key is in {path}.{more}"
 
@@ -7759,7 +7767,7 @@ def run_show_invoices(call: Call) -> Row:
     """The items of a period as they came, and what is not billed yet; with `pdf` a file as well."""
     answer = invoice_items(call, inc_charges=not call["only_credits"])
     if call["instance_label"]:
-        answer["invoices"] = labelled(call, answer["invoices"])
+        answer["invoices"] = labelled(call, invoice_rows(call, answer))
     if call["pdf"]:
         write_invoice(call, call["pdf"], invoice_rows(call, answer), period_of(call))
     return answer
@@ -7778,11 +7786,10 @@ def invoice_items(call: Call, **more: Any) -> Row:
 
 def invoice_period(call: Call) -> Row:
     """`sdate` and `edate` in unix seconds; the last day if no dates are given."""
-    period = {}
-    for name, option, ago in (("sdate", "start_date", 86400), ("edate", "end_date", 0)):
-        period[name] = time.time() - ago if call[option] is None else call[option]
-    check_period(period["sdate"], period["edate"])
-    return period
+    end = time.time() if call["end_date"] is None else call["end_date"]
+    start = end - 86400 if call["start_date"] is None else call["start_date"]
+    check_period(start, end)
+    return {"sdate": start, "edate": end}
 
 
 def period_of(call: Call) -> str:
@@ -9823,9 +9830,7 @@ class Monitor:
             {**self.cells(key, row), "mark": MARKS.get(events.get(key, ""), "")}
             for key, row in self.rows.items()
         ]
-        clock = (
-            f"{time.strftime('%H:%M:%S')}; refreshes every {self.call['interval']:g} s; Ctrl-C to stop"
-        )
+        clock = f"{time.strftime('%H:%M:%S')}; refreshes every {self.call['interval']:g} s; Ctrl-C to stop"
         footer = [wrap_line(line, width) for line in [*self.footer(changed), clock]]
         room = max(1, height - 3 - sum(line.count("\n") + 1 for line in footer))
         if len(shown) > room:
@@ -9868,9 +9873,7 @@ class OfferMonitor(Monitor):
 
     def footer(self, changed: bool) -> list[str]:
         count = len(self.rows)
-        return [
-            f"{count} machine{'s match' if count != 1 else ' matches'}; + new, $ price changed"
-        ]
+        return [f"{count} machine{'s match' if count != 1 else ' matches'}; + new, $ price changed"]
 
 
 class InstanceMonitor(Monitor):
@@ -13632,7 +13635,10 @@ def write_sentence(call: Call, text: str, result: Any) -> None:
         write_out(printable(call.row.piped.format(answer=result), 2000) + "\n")
         remark(call, text)
     elif text:
-        write_out("\n".join(printable(line, 2000) for line in text.split("\n")) + "\n")
+        lines = [printable(line, 2000) for line in text.split("\n")]
+        if is_terminal(sys.stdout) and len(lines) == 1:  # else it may be JSON
+            lines = [wrap_line(lines[0], terminal_width())]
+        write_out("\n".join(lines) + "\n")
 
 
 def fill(call: Call, text: str, answer: Row) -> str:
@@ -14008,6 +14014,22 @@ def jupyter_address(row: Row) -> str:
         index, port = as_text(row.get("ssh_idx")), as_text(row.get("ssh_port"))
         at = f"jupyter.vast.ai/jm/{index}/{port}" if index and port else ""
     return f"https://{at}/?token={token}" if at else ""
+
+
+def rented_sentence(call: Call, answer: Row) -> str:
+    """What was rented, at what price if it was waited for, and how to stop paying."""
+    id, row = answer.get("new_contract"), as_dict(answer.get("instance"))
+    end = f"stop paying with `vastai destroy instance {id}`."
+    if not row:
+        offer = f"offer {call['id']} as " if call["id"] else ""
+        return f"Renting {offer}instance {id}. Wait for it with `vastai wait instance {id}`; {end}"
+    what = [_gpu({**row, "gpu_util": None}, ""), format_value(row.get("geolocation") or "-")]
+    price = hourly_cost(row)
+    rate = "" if price is None else f", {format_rate(price)}"
+    return (
+        f"Instance {id} is {row.get('actual_status')}: {' in '.join(what)}{rate}. "
+        f"Open a shell with `vastai ssh {id}`; {end}"
+    )
 
 
 def rented_footer(call: Call, answer: Row) -> list[str]:
@@ -15193,7 +15215,7 @@ def is_label(word: str, kind: Kind) -> bool:
     if not word.strip() or word[0] in "-+0123456789":  # a mistyped id is no label
         return False
     letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
-    known = point and letters.isalnum() and digits.isdigit()
+    known = word.rstrip(":") in PLACES or (point and letters.isalnum() and digits.isdigit())
     return not (known and kind.convert is GIVEN_ID.convert)
 
 
@@ -15495,6 +15517,15 @@ def overview(verb: str = "", profile: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+LAST_GROUPS = (
+    "Access",
+    "Disk and volumes",
+    "Price and time",
+    "Waiting",
+    "Options",
+)  # in this order
+
+
 def command_help(row: Command) -> str:
     """Usage, arguments, options in groups, fields of the query language and examples of a
     command.
@@ -15510,8 +15541,9 @@ def command_help(row: Command) -> str:
         title = arg.group or "Options" if arg.option else "Arguments"
         pairs = sections.setdefault(title, [])
         pairs += [(format_flags(arg), format_meaning(arg)), *short_ways(arg)]
-    if "Options" in sections:  # what belongs to no group comes last
-        sections["Options"] = sections.pop("Options")
+    for title in LAST_GROUPS:
+        if title in sections:
+            sections[title] = sections.pop(title)
     if row.fields:
         sections["Fields of the query"] = field_help(row.fields)
     for title, pairs in sections.items():
