@@ -8633,7 +8633,9 @@ class Launch:
             limit=max(64, 8 * self.most, call["limit"] or 0),
         )
         if not offers:
-            raise NotFoundError("no offer matches the conditions; nothing was rented")
+            raise NotFoundError(
+                "no offer matches the conditions; nothing was rented", hint=model_hint(conditions)
+            )
         machines: dict[Any, Row] = {}
         for offer in offers:
             price = self.price_of(offer)[0]
@@ -13516,7 +13518,7 @@ def present_table(call: Call, result: Any) -> None:
     hidden: list[str] = []
     if row.tables and rows:
         hidden = write_tables(call, row.tables(call, result))
-    elif rows is not None:
+    elif rows is not None and (row.columns or row.columns_for or not row.says):
         columns = row.columns_for(call, rows) if row.columns_for else row.columns
         hidden = write_listing(call, Listing(rows, columns, call.view, is_single(row, result)))
     if rows is None or row.says:
@@ -14141,12 +14143,9 @@ def empty_search_hint(call: Call) -> str:
     condition without which there are most offers, by at most two more searches.
     """
     conditions = call["conditions"]
-    for value in as_dict(conditions.get("gpu_name")).values():
-        for name in map(as_text, value if isinstance(value, list) else [value]):
-            models = likely_models(name)
-            if models:
-                likely = " or ".join(f"gpu_name={model}" for model in models)
-                return f"No model is called {name.replace(' ', '_')!r}; write {likely}"
+    hint = model_hint(conditions)
+    if hint:
+        return hint
     own = [
         name for name, limits in conditions.items() if limits and limits != OFFER_DEFAULTS.get(name)
     ]
@@ -14160,6 +14159,17 @@ def empty_search_hint(call: Call) -> str:
             noun = "1 offer" if counts[most] == 1 else f"{counts[most]} offers"
             return f"Without {words} there would be {noun}."
     return "Fewer conditions find more; drop one with FIELD=any, such as verified=any."
+
+
+def model_hint(conditions: Row) -> str:
+    """What to write instead of a GPU model that does not exist; "" if all exist."""
+    for value in as_dict(conditions.get("gpu_name")).values():
+        for name in map(as_text, value if isinstance(value, list) else [value]):
+            models = likely_models(name)
+            if models:
+                likely = " or ".join(f"gpu_name={model}" for model in models)
+                return f"No model is called {name.replace(' ', '_')!r}; write {likely}"
+    return ""
 
 
 def offers_without(call: Call, field: str) -> list[Row]:
