@@ -2511,7 +2511,7 @@ class Command:
     of = ""
     each: Any = ""
     drops = ""
-    columns: tuple[Any, ...] = ()
+    columns: Iterable[Any] = ()
     columns_for: Any = ""
     member = ""
     rows: Any = ""
@@ -2639,219 +2639,561 @@ def resolve_table() -> None:
 
 
 # ------------------------------------------------------------------------------------------ columns
-# (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is
-# there.  A format is %'s own without the % (".1f") or a text around {} ("{}x"), with *100 or /1000
-# after it to scale a number, or a word that FORMATS knows.  If a terminal is too narrow, the
-# highest rank goes first; 1 if not given, and none in a card.
 
-# fmt: off
-OFFER_COLUMNS = (
-    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 4), ("N", "num_gpus", "{}x", 0), ("Model", "gpu_name", "_", 0),
-    ("PCIe GB/s", "pcie_bw", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6), ("vCPUs", "cpu_cores_effective", ".1f", 3),
-    ("RAM GB", "cpu_ram", ".1f/1000", 2), ("VRAM GB", "gpu_ram", ".1f/1000", 1), ("Disk GB", "disk_space", ".0f", 2),
-    ("$/hr", "dph_total", ".4f", 0), ("DLPerf", "dlperf", ".1f", 3), ("DLP/$", "dlperf_per_dphtotal", ".2f", 5),
-    ("Score", "score", ".1f", 5), ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 4),
-    ("Down Mb/s", "inet_down", ".1f", 3), ("Rel. %", "reliability", ".1f*100", 2),
-    ("Max days", "duration", ".1f/86400", 4), ("Machine", "machine_id", "", 5), ("Status", "verification", "state", 5),
-    ("Host", "host_id", "", 7), ("Ports", "direct_port_count", "", 6), ("Location", "geolocation", "", 1))
-RESERVED_COLUMNS = tuple(
-    ("$/hr", "discounted_dph_total", ".4f", 0) if c[1] == "dph_total" else c
-    for c in OFFER_COLUMNS if c[1] not in ("gpu_ram", "score"))
-INSTANCE_CARD = (
-    ("ID", "id", ""), ("Machine", "machine_id", ""), ("Status", "actual_status", "state"), ("GPUs", "num_gpus", "{}x"),
-    ("Model", "gpu_name", "_"), ("GPU use %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
-    ("RAM GB", "cpu_ram", ".1f/1000"), ("Disk GB", "disk_space", ".0f"), ("SSH host", "ssh_host", ""),
-    ("SSH port", "ssh_port", ""), ("Address", "public_ipaddr", ""), ("Ports", "ports", "ports"),
-    ("Jupyter", "jupyter_token", "jupyter"), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
-    ("Up Mb/s", "inet_up", ".1f"), ("Down Mb/s", "inet_down", ".1f"), ("Reliability %", "reliability2", ".1f*100"),
-    ("Label", "label", ""), ("Age hours", "duration", ".2f/3600"), ("Uptime minutes", "uptime_mins", ".2f"),
-    ("Message", "status_msg", ""))
-INSTANCE_COLUMNS = (
-    ("ID", "id", "", 0), ("Status", "actual_status", "state", 0), ("Label", "label", "", 1), ("GPU", "gpu", "gpu", 0),
-    ("Disk GB", "disk", "disk", 3), ("Volumes", "volumes", "volumes", 4), ("$/hr", "dph_total", ".4f", 0),
-    ("Image", "image_uuid", "", 2), ("Age", "start_date", "age", 1), ("Verified", "verification", "state", 5))
-INSTANCE_MORE = (
-    ("Machine", "machine_id", "", 5), ("Net Mb/s", "net", "net", 6), ("Location", "geolocation", "", 5),
-    ("Template", "template", "template", 6), ("SSH", "ssh", "ssh", 4), ("Msg", "status_msg", "", 6))
-TEMPLATE_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3),
-    ("Hash", "hash_id", "", 0), ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4),
-    ("Creator", "creator_id", "", 4), ("Created", "created_at", "day", 5))
-TEMPLATE_CARD = (
-    *TEMPLATE_COLUMNS[:2], ("Description", "desc", ""), *TEMPLATE_COLUMNS[2:4], ("Hash", "hash_id", ""),
-    ("Disk GB", "recommended_disk_space", ".0f"), ("Starts as", "runtype", ""), ("SSH", "use_ssh", ""),
-    ("SSH direct", "ssh_direct", ""), ("Jupyter direct", "jup_direct", ""), ("JupyterLab", "use_jupyter_lab", ""),
-    ("Environment", "env", ""), ("On start", "onstart", ""), ("Conditions", "extra_filters", ""),
-    ("Registry", "docker_login_repo", ""), ("Private", "private", ""), ("Creator", "creator_id", ""),
-    ("Instances made", "count_created", ""), ("Created", "created_at", "day"), ("Link", "href", ""))
-VOLUME_OFFER_COLUMNS = (
-    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6),
-    ("Disk MB/s", "disk_bw", ".1f", 3), ("Disk GB", "disk_space", ".0f", 0), ("Disk name", "disk_name", "", 4),
-    ("$/GB/month", "storage_cost", ".2f", 0), ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3),
-    ("Down Mb/s", "inet_down", ".1f", 3), ("Rel. %", "reliability", ".1f*100", 2),
-    ("Max days", "duration", ".1f/86400", 4), ("Machine", "machine_id", "", 1), ("Status", "verification", "state", 5),
-    ("Host", "host_id", "", 7), ("Location", "geolocation", "", 1))
-NETWORK_VOLUME_OFFER_COLUMNS = (
-    *(c for c in VOLUME_OFFER_COLUMNS if c[1] in ("id", "disk_space", "storage_cost", "inet_up", "inet_down",
-                                                  "reliability", "duration", "verification", "host_id")),
-    ("Cluster", "cluster_id", "", 2), ("Location", "geolocation", "", 1), ("Min BW MiB/s", "nw_disk_min_bw", "", 5),
-    ("Max BW MiB/s", "nw_disk_max_bw", "", 5), ("Avg BW MiB/s", "nw_disk_avg_bw", "", 3))
-VOLUME_COLUMNS = (
-    ("ID", "id", "", 0), ("Cluster", "cluster_id", "", 4), ("Name", "label", "", 0),
-    ("Disk GB", "disk_space", ".0f", 0), ("Status", "status", "state", 0), ("Disk name", "disk_name", "", 4),
-    ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
-    ("Rel. %", "reliability2", ".1f*100", 5), ("Age hours", "duration", ".2f/3600", 2),
-    ("Machine", "machine_id", "", 1), ("Verified", "verification", "state", 6), ("Host", "host_id", "", 6),
-    ("Location", "geolocation", "", 3), ("Instances", "instances", "join", 1))
-NETWORK_DISK_COLUMNS = (
-    ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"), ("Total GB", "total_space", "{}"))
-MOUNT_COLUMNS = (("Machine", "id", ""), ("Mounted at", "mount", ""))
-BACKUP_COLUMNS = (
-    ("ID", "id", ""), ("Contract", "contract_id", ""), ("Type", "type", "unknown"), ("Machine", "machine_id", ""),
-    ("Status", "status", "state"), ("Age hours", "created_at", "hours"), ("Info", "info", ""))
-BACKUP_FILE_COLUMNS = (("Name", "name", ""), ("Size MB", "size", ".2f/1000000"), ("URL", "url", ""))
-DEPLOYMENT_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Tag", "tag", "", 0), ("Image", "image", "", 1),
-    ("Endpoint", "endpoint_id", "", 1), ("Hash", "file_hash", "", 4), ("Version", "current_version_id", "", 2),
-    ("TTL", "ttl", "", 5), ("Created", "created_at", "minute", 3), ("Updated", "updated_at", "minute", 4))
-DEPLOYMENT_CARD = (
-    *DEPLOYMENT_COLUMNS[:5], ("State", "endpoint_state", "state"), ("Workers", "worker_count", ""),
-    ("Hash", "file_hash", ""), ("S3 key", "s3_key", ""), ("Version", "current_version_id", ""),
-    ("Last healthy", "last_healthy_version_id", ""), ("Storage", "storage", ""), *DEPLOYMENT_COLUMNS[7:])
-PRICE_INCREASE_COLUMNS = (
-    ("Pending ID", "pending_price_increase_id", "", 0), ("Instance", "contract_id", "", 0), ("Host", "host_id", "", 3),
-    ("End (UTC)", "contract_end_date", "minute", 2), ("New end (UTC)", "ask_end_date", "minute", 2),
-    ("GPU $/GPU/hr", "gpu_costpersec", "$/hr", 0), ("Storage $/GB/month", "disk_ram_costpersec", "$/month", 1),
-    ("Up $/GB", "bwu_cost", "$/GB", 1), ("Down $/GB", "bwd_cost", "$/GB", 1),
-    ("Platform fee %", "platform_fee", "%", 1))
-BENCHMARK_COLUMNS = (
-    ("ID", "id", "", 0), ("Machine", "machine_id", "", 2), ("Model", "gpu_name", "_", 0), ("N", "num_gpus", "{}x", 0),
-    ("Value", "value", ".2f", 0), ("$/hr", "dph_base", ".4f", 0), ("Type", "type", "", 1),
-    ("Template", "template_hash", "", 3), ("Template ID", "template_id", "", 3), ("Instance", "contract_id", "", 5),
-    ("Image", "image", "", 4), ("Date (UTC)", "last_update", "minute", 2))
-GPU_METRICS_COLUMNS = (
-    ("GPU", "gpu_name", "_", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
-    ("Unavail", "unavailable", "", 3), ("Usage %", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
-    ("Avl/Ver", "avail_verified", "", 4), ("Rnt/Unv", "rented_unverified", "", 5),
-    ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3), ("TFLOPS", "tflops", ".1f", 3),
-    ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
-    ("Med $/hr", "price_median", ".4f", 0), ("P90 $/hr", "price_p90", ".4f", 2))
-SUPPLY = {
-    "Rnt/Ver": "rented_verified", "Avl/Ver": "avail_verified", "Rnt/Unv": "rented_unverified",
-    "Avl/Unv": "avail_unverified", "Unr/Ver": "unavail_verified", "Unr/Unv": "unavail_unverified", "Total": "total"}
+
+class Columns:
+    """The columns of a table or the lines of a card: (header, field, format, rank), read when they
+    are needed from a text with a line for each: `Header: field format rank`.
+
+    The field "a.b" is a member of a member, "a|b" the first that is there.  A format is %'s own
+    without the % (".1f") or a text around {} ("{}x"), with *100 or /1000 after it to scale a
+    number, or a word that FORMATS knows.  If a terminal is too narrow, the highest rank goes first;
+    1 if not given, and of no meaning in a card.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __iter__(self) -> Iterator[tuple[str, str, str, int]]:
+        for line in self.text.split("\n"):
+            header, _, rest = line.partition(": ")
+            field, *more = rest.split()
+            rank = int(more.pop()) if more and more[-1].isdigit() else 1
+            yield header, field, "".join(more), rank
+
+
+OFFER_COLUMNS = Columns("""\
+ID: id 0
+CUDA: cuda_max_good .1f 4
+N: num_gpus {}x 0
+Model: gpu_name _ 0
+PCIe GB/s: pcie_bw .1f 5
+CPU GHz: cpu_ghz .1f 6
+vCPUs: cpu_cores_effective .1f 3
+RAM GB: cpu_ram .1f/1000 2
+VRAM GB: gpu_ram .1f/1000
+Disk GB: disk_space .0f 2
+$/hr: dph_total .4f 0
+DLPerf: dlperf .1f 3
+DLP/$: dlperf_per_dphtotal .2f 5
+Score: score .1f 5
+Driver: driver_version 6
+Up Mb/s: inet_up .1f 4
+Down Mb/s: inet_down .1f 3
+Rel. %: reliability .1f*100 2
+Max days: duration .1f/86400 4
+Machine: machine_id 5
+Status: verification state 5
+Host: host_id 7
+Ports: direct_port_count 6
+Location: geolocation""")
+RESERVED_COLUMNS = Columns(
+    OFFER_COLUMNS.text.replace(" dph_total", " discounted_dph_total")
+    .replace("VRAM GB: gpu_ram .1f/1000\n", "")
+    .replace("Score: score .1f 5\n", "")
+)
+INSTANCE_CARD = Columns("""\
+ID: id
+Machine: machine_id
+Status: actual_status state
+GPUs: num_gpus {}x
+Model: gpu_name _
+GPU use %: gpu_util .1f
+vCPUs: cpu_cores_effective .1f
+RAM GB: cpu_ram .1f/1000
+Disk GB: disk_space .0f
+SSH host: ssh_host
+SSH port: ssh_port
+Address: public_ipaddr
+Ports: ports ports
+Jupyter: jupyter_token jupyter
+$/hr: dph_total .4f
+Image: image_uuid
+Up Mb/s: inet_up .1f
+Down Mb/s: inet_down .1f
+Reliability %: reliability2 .1f*100
+Label: label
+Age hours: duration .2f/3600
+Uptime minutes: uptime_mins .2f
+Message: status_msg""")
+INSTANCE_COLUMNS = Columns("""\
+ID: id 0
+Status: actual_status state 0
+Label: label
+GPU: gpu gpu 0
+Disk GB: disk disk 3
+Volumes: volumes volumes 4
+$/hr: dph_total .4f 0
+Image: image_uuid 2
+Age: start_date age
+Verified: verification state 5""")
+INSTANCE_MORE = Columns("""\
+Machine: machine_id 5
+Net Mb/s: net net 6
+Location: geolocation 5
+Template: template template 6
+SSH: ssh ssh 4
+Msg: status_msg 6""")
+TEMPLATE_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+Image: image
+Tag: tag 3
+Hash: hash_id 0
+Used: count_created 2
+Disk GB: recommended_disk_space .0f 4
+Creator: creator_id 4
+Created: created_at day 5""")
+TEMPLATE_CARD = Columns("""\
+ID: id
+Name: name
+Description: desc
+Image: image
+Tag: tag
+Hash: hash_id
+Disk GB: recommended_disk_space .0f
+Starts as: runtype
+SSH: use_ssh
+SSH direct: ssh_direct
+Jupyter direct: jup_direct
+JupyterLab: use_jupyter_lab
+Environment: env
+On start: onstart
+Conditions: extra_filters
+Registry: docker_login_repo
+Private: private
+Creator: creator_id
+Instances made: count_created
+Created: created_at day
+Link: href""")
+VOLUME_OFFER_COLUMNS = Columns("""\
+ID: id 0
+CUDA: cuda_max_good .1f 5
+CPU GHz: cpu_ghz .1f 6
+Disk MB/s: disk_bw .1f 3
+Disk GB: disk_space .0f 0
+Disk name: disk_name 4
+$/GB/month: storage_cost .2f 0
+Driver: driver_version 6
+Up Mb/s: inet_up .1f 3
+Down Mb/s: inet_down .1f 3
+Rel. %: reliability .1f*100 2
+Max days: duration .1f/86400 4
+Machine: machine_id
+Status: verification state 5
+Host: host_id 7
+Location: geolocation""")
+NETWORK_VOLUME_OFFER_COLUMNS = Columns("""\
+ID: id 0
+Disk GB: disk_space .0f 0
+$/GB/month: storage_cost .2f 0
+Up Mb/s: inet_up .1f 3
+Down Mb/s: inet_down .1f 3
+Rel. %: reliability .1f*100 2
+Max days: duration .1f/86400 4
+Status: verification state 5
+Host: host_id 7
+Cluster: cluster_id 2
+Location: geolocation
+Min BW MiB/s: nw_disk_min_bw 5
+Max BW MiB/s: nw_disk_max_bw 5
+Avg BW MiB/s: nw_disk_avg_bw 3""")
+VOLUME_COLUMNS = Columns("""\
+ID: id 0
+Cluster: cluster_id 4
+Name: label 0
+Disk GB: disk_space .0f 0
+Status: status state 0
+Disk name: disk_name 4
+Driver: driver_version 6
+Up Mb/s: inet_up .1f 5
+Down Mb/s: inet_down .1f 5
+Rel. %: reliability2 .1f*100 5
+Age hours: duration .2f/3600 2
+Machine: machine_id
+Verified: verification state 6
+Host: host_id 6
+Location: geolocation 3
+Instances: instances join""")
+NETWORK_DISK_COLUMNS = Columns("""\
+Network disk: network_disk_id
+Free GB: free_space {}
+Total GB: total_space {}""")
+MOUNT_COLUMNS = Columns("""\
+Machine: id
+Mounted at: mount""")
+CONNECTION_COLUMNS = Columns("""\
+ID: id
+Name: name
+Type: cloud_type""")
+BACKUP_COLUMNS = Columns("""\
+ID: id
+Contract: contract_id
+Type: type unknown
+Machine: machine_id
+Status: status state
+Age hours: created_at hours
+Info: info""")
+BACKUP_FILE_COLUMNS = Columns("""\
+Name: name
+Size MB: size .2f/1000000
+URL: url""")
+DEPLOYMENT_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+Tag: tag 0
+Image: image
+Endpoint: endpoint_id
+Hash: file_hash 4
+Version: current_version_id 2
+TTL: ttl 5
+Created: created_at minute 3
+Updated: updated_at minute 4""")
+DEPLOYMENT_CARD = Columns("""\
+ID: id
+Name: name
+Tag: tag
+Image: image
+Endpoint: endpoint_id
+State: endpoint_state state
+Workers: worker_count
+Hash: file_hash
+S3 key: s3_key
+Version: current_version_id
+Last healthy: last_healthy_version_id
+Storage: storage
+TTL: ttl
+Created: created_at minute
+Updated: updated_at minute""")
+VERSION_COLUMNS = Columns("""\
+ID: id
+Hash: file_hash
+Healthy: healthy
+Created: created_at minute""")
+PRICE_INCREASE_COLUMNS = Columns("""\
+Pending ID: pending_price_increase_id 0
+Instance: contract_id 0
+Host: host_id 3
+End (UTC): contract_end_date minute 2
+New end (UTC): ask_end_date minute 2
+GPU $/GPU/hr: gpu_costpersec $/hr 0
+Storage $/GB/month: disk_ram_costpersec $/month
+Up $/GB: bwu_cost $/GB
+Down $/GB: bwd_cost $/GB
+Platform fee %: platform_fee %""")
+BENCHMARK_COLUMNS = Columns("""\
+ID: id 0
+Machine: machine_id 2
+Model: gpu_name _ 0
+N: num_gpus {}x 0
+Value: value .2f 0
+$/hr: dph_base .4f 0
+Type: type
+Template: template_hash 3
+Template ID: template_id 3
+Instance: contract_id 5
+Image: image 4
+Date (UTC): last_update minute 2""")
+MEASUREMENT_COLUMNS = Columns("""\
+GPU: gpu_name _
+N: num_gpus {}x
+Perf: measured_perf .1f
+$/hr: rental_dph .4f
+Perf/$: perf_per_dollar .1f
+Status: status""")
+GPU_METRICS_COLUMNS = Columns("""\
+GPU: gpu_name _ 0
+Total: total 0
+Avail: available 0
+Unavail: unavailable 3
+Usage %: usage .1f
+Rnt/Ver: rented_verified 4
+Avl/Ver: avail_verified 4
+Rnt/Unv: rented_unverified 5
+Avl/Unv: avail_unverified 5
+DLPerf: dlperf .1f 3
+TFLOPS: tflops .1f 3
+TFLOPS/$: tflops_per_dollar .1f 4
+P10 $/hr: price_p10 .4f 2
+Med $/hr: price_median .4f 0
+P90 $/hr: price_p90 .4f 2""")
+SUPPLY = (
+    "rented_verified",
+    "avail_verified",
+    "rented_unverified",
+    "avail_unverified",
+    "unavail_verified",
+    "unavail_unverified",
+    "total",
+)
 PRICES = ("rented_p10", "rented_median", "rented_p90", "avail_p10", "avail_median", "avail_p90")
-GPU_TRENDS_COLUMNS = (
-    ("Date", "timestamp", "minute", 0), *((head, name, "", 2) for head, name in SUPPLY.items()),
-    *((f"{name[0].upper()}.{name[-3:] if 'p' in name else 'med'} $/hr", name, ".4f", 1) for name in PRICES))
-GPU_LOCATION_COLUMNS = (
-    ("GPU", "gpu_name", "_"), ("City", "city", ""), ("CC", "country_code", ""), ("GPUs", "num_gpus", "{}"),
-    ("State", "state", "state"), ("Verified", "verified", ""), ("Lat", "latitude", ".4f"), ("Lon", "longitude", ".4f"))
-SSH_KEY_COLUMNS = (("ID", "id", ""), ("Key", "key|public_key", ""), ("Created", "created_at", "minute"))
-API_KEY_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Rights", "rights", "", 1), ("Team", "team_name", "", 2),
-    ("Permissions", "permissions", "", 3))
-ENV_COLUMNS = (("Name", "name", "", 0), ("Value", "value", "", 0))
-TFA_COLUMNS = (
-    ("ID", "id", "", 0), ("User", "user_id", "", 4), ("Primary", "is_primary", "", 1), ("Method", "method", "", 0),
-    ("Label", "label", "", 1), ("Phone", "phone_number", "", 3), ("Created (UTC)", "created_at", "minute", 3),
-    ("Last used (UTC)", "last_used", "minute", 2), ("Failures", "fail_count", "", 3),
-    ("Locked until (UTC)", "locked_until", "minute", 2))
-TOTP_CARD = (("Secret", "secret", ""), ("URI", "provisioning_uri", ""))
-MEMBER_COLUMNS = (
-    ("ID", "id", "", 0), ("User", "username", "", 0), ("Email", "email", "", 0), ("Name", "fullname", "", 2),
-    ("Roles", "roles", "join", 1))
-ROLE_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Identifier", "identifier", "", 2),
-    ("Permissions", "permissions", "", 1))
-MACHINE_COLUMNS = (
-    ("ID", "id", "", 0), ("GPUs", "num_gpus", "", 0), ("Model", "gpu_name", "_", 0), ("Disk GB", "disk_space", "", 3),
-    ("Host name", "hostname", "", 2), ("Driver", "driver_version", "", 5), ("Reliab.", "reliability2", ".4f", 3),
-    ("Status", "verification", "state", 2), ("IP address", "public_ipaddr", "", 4), ("Location", "geolocation", "", 5),
-    ("Reports", "num_reports", "", 6), ("GPU $/hr", "listed_gpu_cost", ".2f", 1),
-    ("Bid $/hr", "min_bid_price", ".2f", 1), ("Discount", "credit_discount_max", ".2f", 6),
-    ("Up $/TB", "listed_inet_up_cost", ".2f*1024", 6), ("Down $/TB", "listed_inet_down_cost", ".2f*1024", 6),
-    ("Occupancy", "gpu_occupancy", "", 1))
-MAINT_COLUMNS = (
-    ("Machine", "machine_id", "", 0), ("Start (UTC)", "start_time", "minute", 0),
-    ("End (UTC)", "end_time", "minute", 0), ("Hours", "duration_hours", "", 1),
-    ("Category", "maintenance_category", "", 2))
-REPORT_COLUMNS = (("Time", "created_at", "minute", 0), ("Problem", "problem", "", 0), ("Message", "message", "", 1))
-CLUSTER_COLUMNS = (
-    ("ID", "id", "", 0), ("Subnet", "subnet", "", 0), ("Nodes", "nodes", "count", 1), ("Manager", "manager", "", 0),
-    ("Manager's IP", "manager_ip", "", 2), ("Machines", "machine_ids", "join", 0))
-OVERLAY_COLUMNS = (
-    ("ID", "overlay_id", "", 0), ("Name", "name", "", 0), ("Subnet", "internal_subnet", "", 1),
-    ("Cluster", "cluster_id", "", 0), ("Size", "instances", "count", 2), ("Instances", "instances", "join", 1))
-USER_CARD = (
-    ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Full name", "fullname", ""),
-    ("Credit $", "credit", ".2f"), ("Balance $", "balance", ".2f"), ("Alert below $", "balance_threshold", ".2f"),
-    ("Alert on", "balance_threshold_enabled", ""), ("Can pay", "can_pay", ""), ("Card", "last4", ""),
-    ("Address", "billaddress_line1", ""), ("", "billaddress_line2", ""), ("City", "billaddress_city", ""),
-    ("Zip", "billaddress_zip", ""), ("Country", "billaddress_country", ""), ("Billed", "billed_verified", ""),
-    ("Billing expected", "billed_expected", ""), ("Paid", "paid_verified", ""),
-    ("Payment expected", "paid_expected", ""), ("Credit only", "billing_creditonly", ""),
-    ("Billing set up", "has_billing", ""), ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""),
-    ("Email verified", "email_verified", ""), ("Password reset", "password_resettable", ""),
-    ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
-COST_COLUMNS = (
-    ("Kind", "kind", "", 0), ("ID", "id", "", 0), ("Label", "label", "", 1), ("State", "state", "state", 0),
-    ("$/hr", "hour", ".4f", 0), ("Later $/hr", "later", ".4f", 2), ("Why", "why", "", 1))
-AUDIT_COLUMNS = (
-    ("IP address", "ip_address", "", 1), ("API key", "api_key_id", "", 1), ("Time", "created_at", "minute", 0),
-    ("Request", "api_route", "", 0), ("Arguments", "args", "", 2))
-SUBACCOUNT_COLUMNS = (
-    ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Credit $", "credit", ".2f"))
-ITEM_COLUMNS = (
-    ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3),
-    ("Amount $", "amount", ".3f", 0), ("Time (UTC)", "timestamp", "minute", 1), ("Type", "type", "", 1))
-EARNING_COLUMNS = (
-    ("Day (UTC)", "date", "day", 0), ("GPU $", "gpu_earn", ".2f", 1), ("Storage $", "sto_earn", ".2f", 1),
-    ("Upload $", "bwu_earn", ".2f", 2), ("Download $", "bwd_earn", ".2f", 2), ("Total $", "total", ".2f", 0))
-SELF_TEST_COLUMNS = (
-    ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Required", "required", ".6g"),
-    ("Unit", "unit", ""), ("Status", "status", ""))
-BILL_COLUMNS = (
-    ("ID", "metadata.invoice_id", "", 0), ("Created", "start", "day", 1), ("Paid", "end", "day", 2),
-    ("Type", "type", "", 1), ("Amount $", "amount", ".2f", 0), ("Source", "source", "", 2),
-    ("Description", "description", "", 3))
-CHARGE_COLUMNS = (
-    ("Type", "type", "", 0), ("ID", "source", "", 0), ("Amount $", "amount", ".3f", 0), ("Start", "start", "day", 1),
-    ("End", "end", "day", 1), ("Endpoint", "metadata.endpoint_id", "", 2),
-    ("Workergroup", "metadata.workergroup_id", "", 2))
-INVOICE_COLUMNS = (
-    ("ID", "id", "", 0), ("When", "when", "minute", 0), ("Cents", "amount_cents", "", 0),
-    ("Credit", "is_credit", "", 2), ("Paid on", "paid_on", "minute", 2), ("Service", "service", "", 1),
-    ("Before $", "balance_before", ".2f", 3), ("After $", "balance_after", ".2f", 3), ("Event", "event_id", "", 4))
-JOB_COLUMNS = (
-    ("ID", "id", "", 0), ("Instance", "instance_id", "", 0), ("Request", "api_endpoint", "", 1),
-    ("Start", "start_time", "minute", 2), ("End", "end_time", "minute", 2), ("Day", "day_of_the_week", "weekday", 0),
-    ("Hour UTC", "hour_of_the_day", "hour", 0), ("Minute", "min_of_the_hour", "min", 1),
-    ("Frequency", "frequency", "", 1))
-ENDPOINT_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "endpoint_name", "", 0), ("State", "endpoint_state", "state", 0),
-    ("Load", "min_load", "", 2), ("Target", "target_util", "", 3), ("Cold mult", "cold_mult", "", 3),
-    ("Cold workers", "cold_workers", "", 2), ("Max workers", "max_workers", "", 1), ("Created", "created_at", "minute", 4))
-WORKERGROUP_COLUMNS = (
-    ("ID", "id", "", 0), ("Endpoint", "endpoint_id", "", 0), ("Name", "endpoint_name", "", 1),
-    ("Template", "template_hash|template_id", "", 1), ("VRAM GB", "gpu_ram", "", 2),
-    ("Search", "search_query|search_params", "", 4), ("Launch", "launch_args", "", 5))
-WORKER_COLUMNS = (
-    ("ID", "id", "", 0), ("Status", "status", "state", 0), ("Model", "gpu_name", "_", 1),
-    ("Perf", "measured_perf", "", 0), ("URL", "url", "", 3))
-ROUTE_CARD = (("Worker", "url", ""), ("Status", "status", ""), ("Cost", "cost", ""), ("Request", "reqnum", ""),
-    ("Signature", "signature", ""))
-NOTIFICATION_COLUMNS = (
-    ("Key", "key", "", 0), ("Meaning", "display_name", "", 1), ("Category", "category", "", 2),
-    ("Email", "default_preferences.email", "", 0), ("Webhooks", "default_preferences.webhooks", "", 0),
-    ("Email always", "mandatory_email", "", 2))
-WEBHOOK_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("URL", "webhook_url", "", 0), ("Events", "event_types", "join", 1),
-    ("Changed", "updated_at", "minute", 2))
+GPU_TRENDS_COLUMNS = Columns("""\
+Date: timestamp minute 0
+Rnt/Ver: rented_verified 2
+Avl/Ver: avail_verified 2
+Rnt/Unv: rented_unverified 2
+Avl/Unv: avail_unverified 2
+Unr/Ver: unavail_verified 2
+Unr/Unv: unavail_unverified 2
+Total: total 2
+R.p10 $/hr: rented_p10 .4f
+R.med $/hr: rented_median .4f
+R.p90 $/hr: rented_p90 .4f
+A.p10 $/hr: avail_p10 .4f
+A.med $/hr: avail_median .4f
+A.p90 $/hr: avail_p90 .4f""")
+GPU_LOCATION_COLUMNS = Columns("""\
+GPU: gpu_name _
+City: city
+CC: country_code
+GPUs: num_gpus {}
+State: state state
+Verified: verified
+Lat: latitude .4f
+Lon: longitude .4f""")
+SSH_KEY_COLUMNS = Columns("""\
+ID: id
+Key: key|public_key
+Created: created_at minute""")
+API_KEY_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+Rights: rights
+Team: team_name 2
+Permissions: permissions 3""")
+ENV_COLUMNS = Columns("""\
+Name: name 0
+Value: value 0""")
+TFA_COLUMNS = Columns("""\
+ID: id 0
+User: user_id 4
+Primary: is_primary
+Method: method 0
+Label: label
+Phone: phone_number 3
+Created (UTC): created_at minute 3
+Last used (UTC): last_used minute 2
+Failures: fail_count 3
+Locked until (UTC): locked_until minute 2""")
+TOTP_CARD = Columns("""\
+Secret: secret
+URI: provisioning_uri""")
+MEMBER_COLUMNS = Columns("""\
+ID: id 0
+User: username 0
+Email: email 0
+Name: fullname 2
+Roles: roles join""")
+ROLE_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+Identifier: identifier 2
+Permissions: permissions""")
+MACHINE_COLUMNS = Columns("""\
+ID: id 0
+GPUs: num_gpus 0
+Model: gpu_name _ 0
+Disk GB: disk_space 3
+Host name: hostname 2
+Driver: driver_version 5
+Reliab.: reliability2 .4f 3
+Status: verification state 2
+IP address: public_ipaddr 4
+Location: geolocation 5
+Reports: num_reports 6
+GPU $/hr: listed_gpu_cost .2f
+Bid $/hr: min_bid_price .2f
+Discount: credit_discount_max .2f 6
+Up $/TB: listed_inet_up_cost .2f*1024 6
+Down $/TB: listed_inet_down_cost .2f*1024 6
+Occupancy: gpu_occupancy""")
+MAINT_COLUMNS = Columns("""\
+Machine: machine_id 0
+Start (UTC): start_time minute 0
+End (UTC): end_time minute 0
+Hours: duration_hours
+Category: maintenance_category 2""")
+REPORT_COLUMNS = Columns("""\
+Time: created_at minute 0
+Problem: problem 0
+Message: message""")
+CLUSTER_COLUMNS = Columns("""\
+ID: id 0
+Subnet: subnet 0
+Nodes: nodes count
+Manager: manager 0
+Manager's IP: manager_ip 2
+Machines: machine_ids join 0""")
+OVERLAY_COLUMNS = Columns("""\
+ID: overlay_id 0
+Name: name 0
+Subnet: internal_subnet
+Cluster: cluster_id 0
+Size: instances count 2
+Instances: instances join""")
+USER_CARD = Columns("""\
+ID: id
+Username: username
+Email: email
+Full name: fullname
+Credit $: credit .2f
+Balance $: balance .2f
+Alert below $: balance_threshold .2f
+Alert on: balance_threshold_enabled
+Can pay: can_pay
+Card: last4
+Address: billaddress_line1
+: billaddress_line2
+City: billaddress_city
+Zip: billaddress_zip
+Country: billaddress_country
+Billed: billed_verified
+Billing expected: billed_expected
+Paid: paid_verified
+Payment expected: paid_expected
+Credit only: billing_creditonly
+Billing set up: has_billing
+Payout set up: has_payout
+PayPal: paypal_email
+Email verified: email_verified
+Password reset: password_resettable
+Signup credit: got_signup_credit
+SSH key: ssh_key""")
+COST_COLUMNS = Columns("""\
+Kind: kind 0
+ID: id 0
+Label: label
+State: state state 0
+$/hr: hour .4f 0
+Later $/hr: later .4f 2
+Why: why""")
+AUDIT_COLUMNS = Columns("""\
+IP address: ip_address
+API key: api_key_id
+Time: created_at minute 0
+Request: api_route 0
+Arguments: args 2""")
+ADDRESS_COLUMNS = Columns("""\
+IP: ip
+First seen: first_seen
+From: first_location""")
+DEPOSIT_CARD = Columns("""\
+Refundable $: refundable_deposit .2f
+Discount $: total_discount .2f
+Months: discount_months""")
+SUBACCOUNT_COLUMNS = Columns("""\
+ID: id
+Username: username
+Email: email
+Credit $: credit .2f""")
+ITEM_COLUMNS = Columns("""\
+Description: description 0
+Quantity: quantity 2
+Rate $: rate 3
+Amount $: amount .3f 0
+Time (UTC): timestamp minute
+Type: type""")
+EARNING_COLUMNS = Columns("""\
+Day (UTC): date day 0
+GPU $: gpu_earn .2f
+Storage $: sto_earn .2f
+Upload $: bwu_earn .2f 2
+Download $: bwd_earn .2f 2
+Total $: total .2f 0""")
+SELF_TEST_COLUMNS = Columns("""\
+Requirement: title
+Has: actual .6g
+: operator
+Required: required .6g
+Unit: unit
+Status: status""")
+BILL_COLUMNS = Columns("""\
+ID: metadata.invoice_id 0
+Created: start day
+Paid: end day 2
+Type: type
+Amount $: amount .2f 0
+Source: source 2
+Description: description 3""")
+CHARGE_COLUMNS = Columns("""\
+Type: type 0
+ID: source 0
+Amount $: amount .3f 0
+Start: start day
+End: end day
+Endpoint: metadata.endpoint_id 2
+Workergroup: metadata.workergroup_id 2""")
+INVOICE_COLUMNS = Columns("""\
+ID: id 0
+When: when minute 0
+Cents: amount_cents 0
+Credit: is_credit 2
+Paid on: paid_on minute 2
+Service: service
+Before $: balance_before .2f 3
+After $: balance_after .2f 3
+Event: event_id 4""")
+JOB_COLUMNS = Columns("""\
+ID: id 0
+Instance: instance_id 0
+Request: api_endpoint
+Start: start_time minute 2
+End: end_time minute 2
+Day: day_of_the_week weekday 0
+Hour UTC: hour_of_the_day hour 0
+Minute: min_of_the_hour min
+Frequency: frequency""")
+ENDPOINT_COLUMNS = Columns("""\
+ID: id 0
+Name: endpoint_name 0
+State: endpoint_state state 0
+Load: min_load 2
+Target: target_util 3
+Cold mult: cold_mult 3
+Cold workers: cold_workers 2
+Max workers: max_workers
+Created: created_at minute 4""")
+WORKERGROUP_COLUMNS = Columns("""\
+ID: id 0
+Endpoint: endpoint_id 0
+Name: endpoint_name
+Template: template_hash|template_id
+VRAM GB: gpu_ram 2
+Search: search_query|search_params 4
+Launch: launch_args 5""")
+WORKER_COLUMNS = Columns("""\
+ID: id 0
+Status: status state 0
+Model: gpu_name _
+Perf: measured_perf 0
+URL: url 3""")
+ROUTE_CARD = Columns("""\
+Worker: url
+Status: status
+Cost: cost
+Request: reqnum
+Signature: signature""")
+NOTIFICATION_COLUMNS = Columns("""\
+Key: key 0
+Meaning: display_name
+Category: category 2
+Email: default_preferences.email 0
+Webhooks: default_preferences.webhooks 0
+Email always: mandatory_email 2""")
+WEBHOOK_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+URL: webhook_url 0
+Events: event_types join
+Changed: updated_at minute 2""")
 
 
 # ----------------------------------------------------------------------------------- shared options
 # What several commands take, and sentences that several say.
 
+# fmt: off
 CONDITIONS = Arg("query", QUERY, "conditions on the fields listed below", None, cli="", to="")
 INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
 MACHINE = Arg("id", MACHINE_ID, "the machine", old="machine_id")
@@ -3397,7 +3739,7 @@ register("Volumes (for hosts)",
     Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, SETS, "Stop offering a network volume",
         Arg("id", OFFER_ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is no longer listed."),
     Command("show network-disks", "GET /network_disk/", SAFE, READS, "List your clusters' network disks and mounts",
-        member="data", columns=(("Cluster", "cluster_id", ""),), tables="network_disk_tables",
+        member="data", columns=Columns("Cluster: cluster_id"), tables="network_disk_tables",
         empty="No network disks."),
     Command("add network-disk", "POST /network_disk/", ONCE, SETS, "Attach a network disk to cluster machines",
         Arg("machines", MACHINE_IDS, "the machines"), Arg("mount_point", NAME, "mount point on the machines, such as /mnt/disk1"),
@@ -3446,7 +3788,7 @@ register("Copies and backups",
                   "--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'",
                   "--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3")),
     Command("show connections", "GET /users/cloud_integrations/", SAFE, READS, "List your cloud storage connections",
-        returns="[]", columns=(("ID", "id", ""), ("Name", "name", ""), ("Type", "cloud_type", ""))),
+        returns="[]", columns=CONNECTION_COLUMNS),
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE, SPENDS,
         "Push a container snapshot to a registry",
         Arg("instance_id", GIVEN_INSTANCE_ID, "the instance", old="id", key="id", to="path body"),
@@ -3474,9 +3816,8 @@ register("Deployments",
     Command("show deployment", "GET /deployment/{id}/", SAFE, READS, "Show one deployment in full",
         Arg("id", ID.called("DEPLOYMENT"), "the deployment"), returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
     Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, READS, "List the versions of a deployment",
-        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), returns="versions[]", look="show deployments",
-        columns=(("ID", "id", ""), ("Hash", "file_hash", ""), ("Healthy", "healthy", ""),
-            ("Created", "created_at", "minute"))),
+        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), returns="versions[]",
+        columns=VERSION_COLUMNS, look="show deployments"),
     Command("start deployment", "POST /deployment/{id}/start/", SAFE, SPENDS, "Start a stopped deployment",
         Arg("id", ID.called("DEPLOYMENT"), "the deployment"), look="show deployment", done="Starting deployment {id}."),
     Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "Stop a deployment; it can be restarted",
@@ -3825,8 +4166,7 @@ register("Account",
         body={"parent_id": "me"}, done="Created account {id} for {email}.",
         look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "List IP addresses that used your account",
-        query={"owner": "me"}, returns="results[]",
-        columns=(("IP", "ip", ""), ("First seen", "first_seen", ""), ("From", "first_location", ""))))
+        query={"owner": "me"}, returns="results[]", columns=ADDRESS_COLUMNS))
 
 register("Billing",
     Command("show invoices", "GET /users/me/invoices", SAFE, READS, "List charges and payments, item by item",
@@ -3872,9 +4212,7 @@ register("Billing",
         query={"owner": "me"}, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
-        query={"owner": "me"}, look="show instances",
-        columns=(("Refundable $", "refundable_deposit", ".2f"), ("Discount $", "total_discount", ".2f"),
-                 ("Months", "discount_months", ""))),
+        query={"owner": "me"}, columns=DEPOSIT_CARD, look="show instances"),
     Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, for good",
         Arg("recipient", ACCOUNT, "email address or id of the account", None, face="cli", to="", name="recipient_pos"),
         Arg("amount", PRICE, "amount, $", None, face="cli", to="", name="amount_pos"),
@@ -4054,8 +4392,7 @@ register("Diagnostics",
         Arg("--autoscaler_url", TEXT, "address of its worker list", None, hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
         ask="Rent {names} for up to {minutes:g} minutes, at {rate} together?", ask_when="within",
-        columns=(("GPU", "gpu_name", "_"), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
-                 ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
+        columns=MEASUREMENT_COLUMNS,
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
              "Perf/$ is performance per $/hr.",
         examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")))
@@ -4067,7 +4404,7 @@ register("Tools",
         asks="uninstall_question", returns="none", run="run_uninstall", face="cli", auth=False),
     Command("help", "", SAFE, READS, "Explain a command, same as its --help",
         Arg("command", TEXTS, "command, or its first word", None), run="run_help", text="help_text",
-        member="commands", columns=(("Command", "name", "", 0),), face="cli", auth=False,
+        member="commands", columns=Columns("Command: name 0"), face="cli", auth=False,
         note="With --raw it describes the commands for programs: names, effects, arguments, exit statuses.",
         examples=("show instances", "--raw | jq '.commands[].name'")),
     Command("repl", "", SAFE, SETS, "Run commands from a prompt or script",
@@ -6740,12 +7077,12 @@ COLUMN_NAMES = {
 def instance_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
     """The columns that --verbose or --cols ask for; volumes only if an instance has some."""
     if not call["cols"]:
-        columns = INSTANCE_COLUMNS + (INSTANCE_MORE if call["verbose"] else ())
+        columns = [*INSTANCE_COLUMNS, *(INSTANCE_MORE if call["verbose"] else ())]
         volumes = any(row.get("volume_info") for row in rows)
         return tuple(column for column in columns if volumes or column[1] != "volumes")
     known = {
         COLUMN_NAMES.get(column[1], column[1]): column
-        for column in INSTANCE_COLUMNS + INSTANCE_MORE
+        for column in (*INSTANCE_COLUMNS, *INSTANCE_MORE)
     }
     names = [name.strip() for name in call["cols"].split(",")]
     for name in names:
@@ -7422,7 +7759,7 @@ def run_gpu_trends(call: Call) -> Row:
 def trend_of(part: Row) -> Row:
     """One GPU's parallel lists as rows, null if a list is too short."""
     supply, prices = as_dict(part.get("supply_demand")), as_dict(part.get("pricing"))
-    lists = {name: as_list(supply.get(name)) for name in SUPPLY.values()}
+    lists = {name: as_list(supply.get(name)) for name in SUPPLY}
     lists.update({name: as_list(prices.get(name)) for name in PRICES})
     rows = []
     for at, moment in enumerate(as_list(supply.get("timestamps"))):
@@ -13381,7 +13718,7 @@ class Listing:
     __slots__ = ("bright", "columns", "fields", "full", "hidden", "rows", "single")
 
     def __init__(
-        self, rows: list[Row], columns: Sequence[Any], view: View, single: bool = False
+        self, rows: list[Row], columns: Iterable[Any], view: View, single: bool = False
     ) -> None:
         self.rows, self.single, self.full = rows, single, view.full
         self.bright = view.color and colored()
@@ -13574,7 +13911,7 @@ def format_ids(call: Call, result: Any) -> str:
     if rows is not None:
         name = "id"
         if row.columns and not any("id" in item for item in rows):
-            name = row.columns[0][1]
+            name = next(iter(row.columns))[1]
         ids = [get_path(item, name) for item in rows]
     else:
         made = get_path(result, row.made) if row.made else None
@@ -13671,7 +14008,7 @@ def remark(call: Call, text: str) -> None:
 
 
 def format_table(
-    rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool
+    rows: list[Row], columns: Iterable[Any], width: int | None, bright: bool
 ) -> tuple[list[str], list[str]]:
     """The lines of a table, and the headers of columns that a terminal `width` columns wide has no
     room for.
@@ -14031,7 +14368,7 @@ def offers_shown(call: Call, rows: Rows) -> list[Row]:
 
 
 def offer_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
-    columns = RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS
+    columns = tuple(RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS)
     if all(call[arg.name] is None for arg in JOB_OPTIONS):
         return columns
     at = next(at for at, column in enumerate(columns) if column[0] == "$/hr") + 1
@@ -14381,9 +14718,9 @@ def api_key_sentence(call: Call, result: Any) -> str:
 
 def show_billing(call: Call, answer: Row) -> None:
     """Pages of invoices or charges, each after a question."""
-    columns: Sequence[Any] = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS
+    columns: Iterable[Any] = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS
     if call["charge_type"] and not {"s", "serverless"} & set(call["charge_type"]):
-        columns = CHARGE_COLUMNS[:5]
+        columns = list(CHARGE_COLUMNS)[:5]
     count = 0
     while True:
         rows = bill_rows(call, answer["results"])
@@ -14406,6 +14743,7 @@ def show_billing(call: Call, answer: Row) -> None:
 
 def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
     """Charges as a tree; the parts of instances and volumes only with --verbose."""
+    amount = list(CHARGE_COLUMNS)[2]
     for row in rows:
         start, end = (
             format_utc(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end")
@@ -14413,7 +14751,7 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
         words = [
             row.get("type") or "-",
             row.get("source"),
-            f"${format_cell(CHARGE_COLUMNS[2], row)}",
+            f"${format_cell(amount, row)}",
             row.get("description"),
             f"({start})" if start == end else f"({start} to {end})",
         ]
