@@ -2354,14 +2354,18 @@ READS, SETS, SPENDS, DELETES = "reads", "sets", "spends", "deletes"  # what a co
 class Arg:
     """One argument of a command.
 
+    A column that is not given keeps the default below.
+
     flags      its spelling: "id" stands alone, "-l --limit" is an option
     kind       what it takes: converter, type, metavar, completion
     help       a noun phrase for the help and the docstring
-    default    the default; without one an argument that stands alone is required
+    default    the default; without one an argument that stands alone is required, a FLAG is False,
+               any other option None
     name       the keyword in Python, if that is not the last flag
     key        its name on the wire, if that is not `name`; "*": the value is the whole body
     to         where it goes: "path", "query", "body", "path body", "" (a function takes it), or
-               "auto": into the path that names it, else into the query of a GET, else into the body
+               "auto": nowhere if it is the command line's alone, else into the path that names it,
+               else into the query of a GET, else into the body
     old        other keywords that programs use
     face       "cli" or "sdk" for an argument of one face only
     cli        the command line's default, if that differs
@@ -2377,30 +2381,42 @@ class Arg:
     group      the heading of the help under which the option stands
     """
 
-    # fmt: off
-    __slots__ = ("again", "choices", "cli", "default", "face", "flags", "group", "help", "hidden",
-                 "key", "kind", "many", "name", "old", "option", "rest", "secret", "sent",
-                 "shortcuts", "to")
+    name = ""
+    key = ""
+    to = "auto"
+    old: Sequence[str] = ()
+    face = ""
+    cli: Any = None
+    choices: tuple[Any, ...] = ()
+    many = False
+    rest = False
+    again = False
+    shortcuts: dict[str, str] = {}
+    secret = False
+    hidden = False
+    required = False
+    sent: Callable[[Any], Any] | None = None
+    group = ""
 
-    def __init__(self, flags: str, kind: Kind = TEXT, help: str = "", default: Any = REQUIRED, *,
-                 name: str = "", key: str = "", to: str = "auto", old: str = "", face: str = "",
-                 cli: Any = REQUIRED, choices: tuple[Any, ...] = (), many: bool | None = None,
-                 rest: bool = False, again: bool = False, shortcuts: dict[str, str] | None = None,
-                 secret: bool = False, hidden: bool = False, required: bool = False,
-                 sent: Callable[[Any], Any] | None = None, group: str = "") -> None:
-        # fmt: on
-        self.flags = words = flags.split()
-        self.kind, self.help, self.to, self.face, self.choices = kind, help, to, face, choices
+    def __init__(
+        self,
+        flags: str,
+        kind: Kind = TEXT,
+        help: str = "",
+        default: Any = REQUIRED,
+        *,
+        old: str = "",
+        **columns: Any,
+    ) -> None:
+        self.flags, self.old = flags.split(), old.split()
+        self.kind, self.help, self.many = kind, help, kind.many
         self.option = flags[0] == "-"
-        self.name = name = name or words[-1].lstrip("-").replace("-", "_")
-        self.key, self.old = key or name, old.split() if old else ()
-        if default is REQUIRED and self.option and not required:
+        word = self.flags[-1].lstrip("-").replace("-", "_")
+        self.name = self.key = columns.get("name", word)
+        if default is REQUIRED and self.option and "required" not in columns:
             default = False if kind is FLAG else None
-        self.default = default
-        self.cli = default if cli is REQUIRED else cli
-        self.many = kind.many if many is None else many
-        self.rest, self.again, self.shortcuts = rest, again, shortcuts or {}
-        self.secret, self.hidden, self.sent, self.group = secret, hidden, sent, group
+        self.default = self.cli = default
+        set_columns(self, flags, columns)
 
     @property
     def annotation(self) -> str:
@@ -2418,14 +2434,27 @@ class Arg:
         return self.flags[-1] if self.option else word_of(self)
 
 
-YES = Arg("-y --yes", FLAG, "do not ask for confirmation", face="cli", to="")
+class Local(Arg):
+    """An argument that is not sent as it is: a function takes it."""
+
+    to = ""
+
+
+def set_columns(row: Arg | Command, name: str, columns: Row) -> None:
+    for column, value in columns.items():
+        if not hasattr(row, column):
+            raise TypeError(f"{name!r}: there is no column {column!r}")
+        setattr(row, column, value)
+
+
+YES = Arg("-y --yes", FLAG, "do not ask for confirmation", face="cli")
 # fmt: off
 SCHEDULE = (
-    Arg("--schedule", TEXT, "create a scheduled job instead of acting now", None, choices=("HOURLY", "DAILY", "WEEKLY"), to="", group="Schedule"),
-    Arg("--start_date", DATE, "first day of the job, UTC (default: today)", None, to="", group="Schedule"),
-    Arg("--end_date", DATE, "last day of the job, UTC (default: a week from now)", None, to="", group="Schedule"),
-    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to="", group="Schedule"),
-    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to="", group="Schedule"))
+    Local("--schedule", TEXT, "create a scheduled job instead of acting now", choices=("HOURLY", "DAILY", "WEEKLY"), group="Schedule"),
+    Local("--start_date", DATE, "first day of the job, UTC (default: today)", group="Schedule"),
+    Local("--end_date", DATE, "last day of the job, UTC (default: a week from now)", group="Schedule"),
+    Local("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", group="Schedule"),
+    Local("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", group="Schedule"))
 # fmt: on
 
 
@@ -2554,10 +2583,7 @@ class Command:
         self.method, _, self.path = call.partition(" ")
         self.aliases = aliases.split(", ") if aliases else []
         self.methods = [name.replace(" ", "_").replace("-", "_"), *methods.split()]
-        for column, value in columns.items():
-            if not hasattr(Command, column):
-                raise TypeError(f"{name!r}: there is no column {column!r}")
-            setattr(self, column, value)
+        set_columns(self, name, columns)
         self.args = args + SCHEDULE if self.schedule else args
         if self.ask or self.asks:
             self.args += (YES,)
@@ -2574,11 +2600,11 @@ class Command:
         return [arg for arg in self.args if arg.face in ("", face)]
 
     def places(self, arg: Arg) -> list[str]:
-        """Where an argument goes: as it says, else into the path that names it, else query or
-        body.
-        """
+        """Where an argument goes: as it says, or as `auto` decides."""
         if arg.to != "auto":
             return arg.to.split()
+        if arg.face == "cli":
+            return []
         if f"{{{arg.name}}}" in self.path:
             return ["path"]
         return ["query" if self.method == "GET" else "body"] if self.path else []
@@ -3194,114 +3220,111 @@ Changed: updated_at minute 2""")
 # What several commands take, and sentences that several say.
 
 # fmt: off
-CONDITIONS = Arg("query", QUERY, "conditions on the fields listed below", None, cli="", to="")
+CONDITIONS = Local("query", QUERY, "conditions on the fields listed below", None, cli="")
 INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
 MACHINE = Arg("id", MACHINE_ID, "the machine", old="machine_id")
-IDENTITY = Arg("-i --identity", KEY_FILE, "private SSH key file", None, to="")
-NO_QUIET = Arg("-q --quiet", FLAG, "accepted for compatibility; no effect", face="cli", to="", hidden=True)
-MAX_WAIT = Arg("--max-wait", SECONDS, "maximum wait, seconds", 600, to="", group="Waiting")
-RESULT_WAIT = Arg("--max-wait", SECONDS, "maximum wait for the result, seconds", 60, to="", group="Waiting")
+IDENTITY = Local("-i --identity", KEY_FILE, "private SSH key file")
+NO_QUIET = Arg("-q --quiet", FLAG, "accepted for compatibility; no effect", face="cli", hidden=True)
+MAX_WAIT = Local("--max-wait", SECONDS, "maximum wait, seconds", 600, group="Waiting")
+RESULT_WAIT = Local("--max-wait", SECONDS, "maximum wait for the result, seconds", 60, group="Waiting")
 WAIT, WAIT_STOPPED, WAIT_GONE = (
-    (Arg("--wait", FLAG, f"wait until the instance {state}", to="", group="Waiting"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
+    (Local("--wait", FLAG, f"wait until the instance {state}", group="Waiting"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
 CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
-CONFIRM = Arg("--confirm", FLAG, "if no label is given, add one, so that the instance can be found if the answer is lost",
-    to="", group="Waiting")
+CONFIRM = Local("--confirm", FLAG, "if no label is given, add one, so that the instance can be found if the answer is lost", group="Waiting")
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
 
-RENTAL_TYPE = Arg("-t --type", TEXT.called("KIND"), "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
+RENTAL_TYPE = Local("-t --type", TEXT.called("KIND"), "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
     shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
-    "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to="")
+    "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"})
 SEARCH_OPTIONS = (
-    Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-", to=""),
-    Arg("--limit", COUNT, "maximum number of rows; 0 for all that the service returns", None, to=""),
-    Arg("--storage", GB, "disk size to include in the price, GB", 1.0, to=""),
-    Arg("-n --no-default", FLAG, "drop the default conditions", to=""))
+    Local("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-"),
+    Local("--limit", COUNT, "maximum number of rows; 0 for all that the service returns"),
+    Local("--storage", GB, "disk size to include in the price, GB", 1.0),
+    Local("-n --no-default", FLAG, "drop the default conditions"))
 OFFER_SEARCH_OPTIONS = (
-    Arg("-o --order", ORDER, "sort by these fields; append `-` for descending (default: score-, or the price of the job)",
-        None, to=""),
+    Local("-o --order", ORDER, "sort by these fields; append `-` for descending (default: score-, or the price of the job)"),
     SEARCH_OPTIONS[1],
-    Arg("--storage", GB, "disk size to include in the price, GB (default 5)", None, to=""),
+    Local("--storage", GB, "disk size to include in the price, GB (default 5)"),
     SEARCH_OPTIONS[3])
 def watch_options(interval: float) -> tuple[Arg, ...]:
     """What `watch` takes; `interval` is the default in seconds."""
     return (
         Arg("--interval", SECONDS, "polling interval, seconds, at least 6", interval),
-        Arg("--below", PRICE, "only prices below this, disk included, $/hr", None),
+        Arg("--below", PRICE, "only prices below this, disk included, $/hr"),
         Arg("--exec", SHELL_LINES, "command to run for each match, without a shell; it gets the row as JSON on stdin "
-            "and VAST_ID and VAST_PRICE in its environment", None),
+            "and VAST_ID and VAST_PRICE in its environment"),
         Arg("--once", FLAG, "end after the first match, with the status of --exec"),
-        Arg("--max-wait", SECONDS, "time limit, seconds; when it is over, the exit status is 9", None))
+        Arg("--max-wait", SECONDS, "time limit, seconds; when it is over, the exit status is 9"))
 
 
 WATCH_NOTE = ("On a terminal, it redraws a table and marks new rows with +. In a pipe or with --raw, it prints one JSON line per "
               "change: {\"event\", \"id\", \"row\"}. Events: ")
 JOB_OPTIONS = (
-    Arg("--hours", HOURS, "duration of the job, hours", None, to="", group="Price of the job"),
-    Arg("--down", GB, "data to download, GB", None, to="", group="Price of the job"),
-    Arg("--up", GB, "data to upload, GB", None, to="", group="Price of the job"))
+    Local("--hours", HOURS, "duration of the job, hours", group="Price of the job"),
+    Local("--down", GB, "data to download, GB", group="Price of the job"),
+    Local("--up", GB, "data to upload, GB", group="Price of the job"))
 
 
 LAUNCH_OPTIONS = (
-    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
-        "repeated", None, to="", secret=True, again=True, group="Image"),
-    Arg("--label", LABEL, "label for the instance", None),
-    Arg("--extra", TEXT, "extra options for docker run", None, hidden=True),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", None, old="onstart entrypoint", to="", group="Image"),
-    Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", None, key="image_login", secret=True, group="Image"),
+    Local("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
+        "repeated", secret=True, again=True, group="Image"),
+    Arg("--label", LABEL, "label for the instance"),
+    Arg("--extra", TEXT, "extra options for docker run", hidden=True),
+    Local("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", old="onstart entrypoint", group="Image"),
+    Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", key="image_login", secret=True, group="Image"),
     Arg("--python-utf8", FLAG, "use UTF-8 as Python's encoding", group="Image"),
     Arg("--lang-utf8", FLAG, "use a UTF-8 system locale", group="Image"),
     Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", key="use_jupyter_lab", group="Access"),
-    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", None, group="Access"))
+    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", group="Access"))
 RUNTYPE_OPTIONS = (
-    Arg("--ssh", FLAG, "enable SSH", to="", group="Access"),
-    Arg("--jupyter", FLAG, "enable Jupyter", to="", group="Access"),
-    Arg("--direct", FLAG, "connect directly to the machine instead of through a proxy; faster", to="", group="Access"))
+    Local("--ssh", FLAG, "enable SSH", group="Access"),
+    Local("--jupyter", FLAG, "enable Jupyter", group="Access"),
+    Local("--direct", FLAG, "connect directly to the machine instead of through a proxy; faster", group="Access"))
 ONSTART_OPTIONS = (
-    Arg("--onstart", SCRIPT, "file with commands to run when the container starts; takes precedence over --onstart-cmd", None, face="cli",
-        to="", group="Image"),
-    Arg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", None, face="cli", to="", group="Image"))
+    Arg("--onstart", SCRIPT, "file with commands to run when the container starts; takes precedence over --onstart-cmd", face="cli", group="Image"),
+    Arg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", face="cli", group="Image"))
 CANCEL = Arg("--cancel-unavail", FLAG, "fail instead of waiting if the offer cannot start now", group="Price and time")
-TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to use", None, key="template_hash_id",
+TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to use", key="template_hash_id",
     old="template_hash_id", group="Image")
-RUNTYPE = Arg("--runtype", TEXT, "access type as the service names it, such as 'ssh_direc ssh_proxy'", None,
-    face="sdk", to="")
-ARGS = Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", None, rest=True, to="", group="Image")
+RUNTYPE = Local("--runtype", TEXT, "access type as the service names it, such as 'ssh_direc ssh_proxy'",
+    face="sdk")
+ARGS = Local("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", rest=True, group="Image")
 CREATE_OPTIONS = (
-    Arg("--image", IMAGE, "Docker image; optional with --template_hash", None, group="Image"),
+    Arg("--image", IMAGE, "Docker image; optional with --template_hash", group="Image"),
     Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
     LAUNCH_OPTIONS[0],
-    Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", None, name="price", group="Price and time"),
+    Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", name="price", group="Price and time"),
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     CANCEL, TEMPLATE_HASH,
-    Arg("--user", TEXT.called("USER"), "container user that runs the commands", None, group="Image"),
+    Arg("--user", TEXT.called("USER"), "container user that runs the commands", group="Image"),
     RUNTYPE, ARGS,
-    Arg("--volume-info", OBJECT, "volume as the service describes it", None, face="sdk"),
-    Arg("--bid-price", PRICE, "same as price, $/hr", None, face="sdk", to=""),
+    Arg("--volume-info", OBJECT, "volume as the service describes it", face="sdk"),
+    Local("--bid-price", PRICE, "same as price, $/hr", face="sdk"),
     *RUNTYPE_OPTIONS,
-    Arg("--create-volume", OFFER_ID, "volume offer to rent a new volume from", None, to="", group="Disk and volumes"),
-    Arg("--link-volume", VOLUME_ID, "one of your volumes, to mount", None, to="", group="Disk and volumes"),
-    Arg("--volume-size", GB, "size of the new volume, GB (default 15)", None, to="", group="Disk and volumes"),
-    Arg("--mount-path", PATH, "mount point of the volume", None, to="", group="Disk and volumes"),
-    Arg("--volume-label", LABEL, "label for the new volume", None, to="", group="Disk and volumes"),
+    Local("--create-volume", OFFER_ID, "volume offer to rent a new volume from", group="Disk and volumes"),
+    Local("--link-volume", VOLUME_ID, "one of your volumes, to mount", group="Disk and volumes"),
+    Local("--volume-size", GB, "size of the new volume, GB (default 15)", group="Disk and volumes"),
+    Local("--mount-path", PATH, "mount point of the volume", group="Disk and volumes"),
+    Local("--volume-label", LABEL, "label for the new volume", group="Disk and volumes"),
     *ONSTART_OPTIONS,
-    Arg("--target_state", TEXT, "state to start in", None, choices=("running", "stopped"), group="Price and time"),
-    Arg("--vm", FLAG, "rent a virtual machine; the image is a VM image", to="", group="Image"),
-    Arg("--args_str", TEXT, "arguments for the image's entrypoint as one string, instead of --args", None, group="Image"))
-MAX_HOURS = Arg("--max-hours", HOURS, "lifetime, hours: the instance destroys itself this long after its first start", None, to="",
+    Arg("--target_state", TEXT, "state to start in", choices=("running", "stopped"), group="Price and time"),
+    Local("--vm", FLAG, "rent a virtual machine; the image is a VM image", group="Image"),
+    Arg("--args_str", TEXT, "arguments for the image's entrypoint as one string, instead of --args", group="Image"))
+MAX_HOURS = Local("--max-hours", HOURS, "lifetime, hours: the instance destroys itself this long after its first start",
     group="Price and time")
-SPOT_ON_CREATE = Arg("--spot", FLAG, "see launch instance", face="cli", to="", hidden=True)
+SPOT_ON_CREATE = Arg("--spot", FLAG, "see launch instance", face="cli", hidden=True)
 MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
-    Arg("--max-price", PRICE, "highest price for GPUs and disk together, $/hr", None, to="", group="Price and time"),
+    Local("--max-price", PRICE, "highest price for GPUs and disk together, $/hr", group="Price and time"),
     MAX_HOURS,
-    Arg("--spot", FLAG, "rent an interruptible instance with a bid", None, to="", group="Price and time"),
-    Arg("--bid", BID, "bid for the whole offer, $/hr; the disk is billed on top", None, to="", group="Price and time"),
-    Arg("--bid-over", PERCENT, "margin over the lowest bid, percent (default 10)", None, to="", group="Price and time"),
-    Arg("--tries", ATTEMPTS, "maximum number of machines to try, one after the other (default 3)", None, to="",
+    Local("--spot", FLAG, "rent an interruptible instance with a bid", None, group="Price and time"),
+    Local("--bid", BID, "bid for the whole offer, $/hr; the disk is billed on top", group="Price and time"),
+    Local("--bid-over", PERCENT, "margin over the lowest bid, percent (default 10)", group="Price and time"),
+    Local("--tries", ATTEMPTS, "maximum number of machines to try, one after the other (default 3)",
         group="Offer"),
-    Arg("--start-timeout", SECONDS, "maximum wait for each machine to start, seconds (default 900)", None, to="", group="Offer"),
-    Arg("--exclude-machine", MACHINE_IDS, "machine to skip; can be repeated", None, again=True, to="",
+    Local("--start-timeout", SECONDS, "maximum wait for each machine to start, seconds (default 900)", group="Offer"),
+    Local("--exclude-machine", MACHINE_IDS, "machine to skip; can be repeated", again=True,
         group="Offer"))
 LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
               "first start and continues through restarts. When it is over, the instance destroys itself with the key that "
@@ -3311,82 +3334,81 @@ LEASE_NOTE = ("--max-hours adds a small script that runs before your startup com
 RENTED = ("Instance {new_contract} is {instance[actual_status]}. Open a shell with `vastai ssh {new_contract}`; "
           "stop paying with `vastai destroy instance {new_contract}`.|")
 TEMPLATE_OPTIONS = (
-    Arg("--name", TEXT, "name of the template", None, group="Description"),
-    Arg("--image", IMAGE, "Docker image", None, group="Image"),
-    Arg("--image_tag", LABEL, "image tag", None, key="tag", group="Image"),
-    Arg("--href", URL, "URL of the image's web page", None, group="Description"),
-    Arg("--repo", TEXT.called("REPO"), "image repository", None, group="Image"),
-    Arg("--login", TEXT, "docker login options for a private image; only the registry is saved", None, to="",
+    Arg("--name", TEXT, "name of the template", group="Description"),
+    Arg("--image", IMAGE, "Docker image", group="Image"),
+    Arg("--image_tag", LABEL, "image tag", key="tag", group="Image"),
+    Arg("--href", URL, "URL of the image's web page", group="Description"),
+    Arg("--repo", TEXT.called("REPO"), "image repository", group="Image"),
+    Local("--login", TEXT, "docker login options for a private image; only the registry is saved",
         secret=True, group="Image"),
-    Arg("--env", ENV_TEXT, "environment, ports and mounts, as for create instance; can be repeated", None,
+    Arg("--env", ENV_TEXT, "environment, ports and mounts, as for create instance; can be repeated",
         secret=True, again=True, group="Image"),
     *RUNTYPE_OPTIONS,
-    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", None, group="Access"),
-    Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", to="", group="Access"),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", None, key="onstart", group="Image"),
-    Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to="", group="Offer"),
-    Arg("-n --no-default", FLAG, "drop the default conditions", to="", group="Offer"),
-    Arg("--disk_space", GIVEN_GB, "recommended disk size, GB", None, key="recommended_disk_space", group="Offer"),
-    Arg("--readme", TEXT, "readme text for its users", None, group="Description"),
-    Arg("--hide-readme", FLAG, "hide the readme", to="", group="Description"),
-    Arg("--desc", TEXT, "one-line description", None, group="Description"),
-    Arg("--public", FLAG, "make the template public", to="", group="Description"),
-    Arg("--runtype", TEXT, "access type as the service names it: jupyter, ssh or args", None, face="sdk"),
+    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", group="Access"),
+    Local("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", group="Access"),
+    Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", key="onstart", group="Image"),
+    Local("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", group="Offer"),
+    Local("-n --no-default", FLAG, "drop the default conditions", group="Offer"),
+    Arg("--disk_space", GIVEN_GB, "recommended disk size, GB", key="recommended_disk_space", group="Offer"),
+    Arg("--readme", TEXT, "readme text for its users", group="Description"),
+    Local("--hide-readme", FLAG, "hide the readme", group="Description"),
+    Arg("--desc", TEXT, "one-line description", group="Description"),
+    Local("--public", FLAG, "make the template public", group="Description"),
+    Arg("--runtype", TEXT, "access type as the service names it: jupyter, ssh or args", face="sdk"),
     *(Arg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None, face="sdk")
       for name in ("use_ssh", "jup_direct", "ssh_direct", "use_jupyter_lab")),
-    Arg("--docker_login_repo", TEXT, "registry, instead of login", None, face="sdk"),
-    Arg("--extra_filters", OBJECT, "conditions as the service stores them, instead of search_params", None, face="sdk"),
+    Arg("--docker_login_repo", TEXT, "registry, instead of login", face="sdk"),
+    Arg("--extra_filters", OBJECT, "conditions as the service stores them, instead of search_params", face="sdk"),
     *(Arg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None, face="sdk")
       for name in ("readme_visible", "private")),
-    Arg("--docker_login_user", TEXT.called("USER"), "registry user", None, face="sdk"),
-    Arg("--docker_login_pass", TEXT, "registry password or token", None, face="sdk", secret=True),
-    Arg("--args_str", TEXT, "arguments for the image's entrypoint, for runtype args", None, face="sdk"),
-    Arg("--volume_info", OBJECT, "volume that the console suggests, as the service stores it", None, face="sdk"))
+    Arg("--docker_login_user", TEXT.called("USER"), "registry user", face="sdk"),
+    Arg("--docker_login_pass", TEXT, "registry password or token", face="sdk", secret=True),
+    Arg("--args_str", TEXT, "arguments for the image's entrypoint, for runtype args", face="sdk"),
+    Arg("--volume_info", OBJECT, "volume that the console suggests, as the service stores it", face="sdk"))
 VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, whole GB", 15)
-VOLUME_NAME = Arg("-n --name", NAME, "name for the volume", None)
+VOLUME_NAME = Arg("-n --name", NAME, "name for the volume")
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
 OFFER_END = Arg("-e --end_date", DATE,
-    "end of the offer, UTC (default: chosen by the service)", None)
+    "end of the offer, UTC (default: chosen by the service)")
 MARKET_OPTIONS = (
-    Arg("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=("true", "false", "all"), to=""),
-    Arg("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=("true", "false", "all"),
-        to=""))
-MARKET_SIZE = Arg("--num-gpus", TEXT.called("N"), "only machines with this many GPUs", "all",
-    choices=("all", "1", "2", "4", "8", "other"), to="")
+    Local("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=("true", "false", "all")),
+    Local("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=("true", "false", "all")))
+MARKET_SIZE = Local("--num-gpus", TEXT.called("N"), "only machines with this many GPUs", "all",
+    choices=("all", "1", "2", "4", "8", "other"))
 FOR_HOSTS = "Nothing to show. These numbers are only for hosts with a machine."
 TFA_METHODS = ("email", "sms", "totp")
 TFA_PROOF = (
-    Arg("-c --code", CODE, "code from the app, SMS or email", None, secret=True),
-    Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a code", None, secret=True),
-    Arg("-t --method-type", TEXT, "method that the code came from", None, key="tfa_method", choices=TFA_METHODS),
-    Arg("-s --secret", CODE, "secret that tfa send-sms or tfa send-email printed", None,
+    Arg("-c --code", CODE, "code from the app, SMS or email", secret=True),
+    Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a code", secret=True),
+    Arg("-t --method-type", TEXT, "method that the code came from", key="tfa_method", choices=TFA_METHODS),
+    Arg("-s --secret", CODE, "secret that tfa send-sms or tfa send-email printed",
         secret=True),
-    Arg("-id --method-id", GIVEN_ID, "id of the method, if you have several of one kind", None,
+    Arg("-id --method-id", GIVEN_ID, "id of the method, if you have several of one kind",
         key="tfa_method_id"))
-PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "phone number, such as +12025550123 (default: the account's)", None,
+PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "phone number, such as +12025550123 (default: the account's)",
     sent=lambda number: number or None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, SETS, "Complete the second step of tfa auth-new",
     Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
 LISTING = (
-    Arg("-g --price_gpu", PRICE, "price per GPU, $/hr", None),
-    Arg("-s --price_disk", PRICE, "storage price, $/GB/month (default 0.10)", None),
-    Arg("-u --price_inetu", PRICE, "upload price, $/GB", None),
-    Arg("-d --price_inetd", PRICE, "download price, $/GB", None),
-    Arg("-b --price_min_bid", PRICE, "lowest bid per GPU, $/hr", None),
+    Arg("-g --price_gpu", PRICE, "price per GPU, $/hr"),
+    Arg("-s --price_disk", PRICE, "storage price, $/GB/month (default 0.10)"),
+    Arg("-u --price_inetu", PRICE, "upload price, $/GB"),
+    Arg("-d --price_inetd", PRICE, "download price, $/GB"),
+    Arg("-b --price_min_bid", PRICE, "lowest bid per GPU, $/hr"),
     Arg("-m --min_chunk", COUNT, "minimum number of GPUs per rental", 1),
-    Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31", None),
-    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", None, key="credit_discount_max"),
+    Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31"),
+    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", key="credit_discount_max"),
     Arg("-l --duration", TEXT.called("SPAN"),
-        "time to keep the offer's end ahead: '3 weeks', '6 months' or seconds; not with --end_date", None),
-    Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)", None),
-    Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)", None))
+        "time to keep the offer's end ahead: '3 weeks', '6 months' or seconds; not with --end_date"),
+    Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)"),
+    Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)"))
 ITEM_OPTIONS = (
-    Arg("-s --start_date", DATE, "start date (default: a day ago)", None, to=""),
-    Arg("-e --end_date", DATE, "end date (default: now)", None, to=""),
-    Arg("-c --only_charges", FLAG, "only charges", to=""),
-    Arg("-p --only_credits", FLAG, "only payments", to=""))
+    Local("-s --start_date", DATE, "start date (default: a day ago)"),
+    Local("-e --end_date", DATE, "end date (default: now)"),
+    Local("-c --only_charges", FLAG, "only charges"),
+    Local("-p --only_credits", FLAG, "only payments"))
 EARNINGS = ("gpu_earn", "sto_earn", "bwu_earn", "bwd_earn")
-PDF = Arg("--pdf", OUT_FILE, "also write the rows to this PDF file", None, to="")
+PDF = Local("--pdf", OUT_FILE, "also write the rows to this PDF file")
 INVOICE_TYPES = {
     "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase",
     "crypto.com": "crypto.com", "reserved": "instance_prepay", "payout_paypal": "paypal_manual",
@@ -3407,28 +3429,28 @@ def endpoint_options(load: float | None, target: float | None, multiple: float |
         Arg("--cold_mult", NUMBER, "stopped capacity to hold ready, as a multiple of the running capacity", multiple),
         Arg("--cold_workers", COUNT, "workers to hold ready without load", cold),
         Arg("--max_workers", COUNT, "maximum number of workers", most),
-        Arg("--endpoint_name", TEXT, "endpoint name, used by programs to reach it", None),
-        Arg("--max_queue_time", NUMBER, "maximum time that a request waits at a worker, seconds", None),
-        Arg("--target_queue_time", NUMBER, "target time to clear a queue, seconds", None),
-        Arg("--inactivity_timeout", WHOLE, "time without traffic until no worker stays active, seconds", None),
+        Arg("--endpoint_name", TEXT, "endpoint name, used by programs to reach it"),
+        Arg("--max_queue_time", NUMBER, "maximum time that a request waits at a worker, seconds"),
+        Arg("--target_queue_time", NUMBER, "target time to clear a queue, seconds"),
+        Arg("--inactivity_timeout", WHOLE, "time without traffic until no worker stays active, seconds"),
         SCALER)
 
 
 WORKERGROUP_OPTIONS = (
-    Arg("--template_hash", HASH, "hash of the workers' template; brings its own search conditions", None),
-    Arg("--template_id", ID, "id of the workers' template", None),
-    Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to=""),
-    Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", None, secret=True),
-    Arg("--endpoint_name", TEXT, "name of the endpoint", None),
-    Arg("--endpoint_id", ENDPOINT_ID, "id of the endpoint", None),
-    Arg("--gpu_ram", GB, "GPU memory per worker, GB", None),
-    Arg("-n --no-default", FLAG, "drop the default conditions verified=True rentable=True rented=False", to=""),
+    Arg("--template_hash", HASH, "hash of the workers' template; brings its own search conditions"),
+    Arg("--template_id", ID, "id of the workers' template"),
+    Local("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers"),
+    Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", secret=True),
+    Arg("--endpoint_name", TEXT, "name of the endpoint"),
+    Arg("--endpoint_id", ENDPOINT_ID, "id of the endpoint"),
+    Arg("--gpu_ram", GB, "GPU memory per worker, GB"),
+    Local("-n --no-default", FLAG, "drop the default conditions verified=True rentable=True rented=False"),
     *(arg for arg in endpoint_options(None, None, None, None, None)
       if arg.name in ("min_load", "target_util", "cold_mult", "cold_workers", "max_workers")),
-    Arg("--test_workers", COUNT, "workers to benchmark the template on", None))
+    Arg("--test_workers", COUNT, "workers to benchmark the template on"))
 LOG_OPTIONS = (
-    Arg("--level", COUNT, "detail: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
-    Arg("--tail", COUNT, "number of lines from the end", None))
+    Local("--level", COUNT, "detail: 0 least, 1, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3)),
+    Arg("--tail", COUNT, "number of lines from the end"))
 WEBHOOK_SECRET = "Webhook {webhook[id]} signs with the secret {webhook[webhook_secret]}. Save it now; it is shown only once."
 
 
@@ -3438,8 +3460,8 @@ register("Search and rent",
     Command("search offers", "POST /bundles/", SAFE, READS, "Search GPU offers to rent",
         CONDITIONS,
         RENTAL_TYPE, *OFFER_SEARCH_OPTIONS, *JOB_OPTIONS,
-        Arg("--new", FLAG, "use the newer search service", face="cli", to=""),
-        Arg("--disable-bundling", FLAG, "list identical offers separately (deprecated)", hidden=True, to=""),
+        Arg("--new", FLAG, "use the newer search service", face="cli"),
+        Local("--disable-bundling", FLAG, "list identical offers separately (deprecated)", hidden=True),
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
@@ -3463,8 +3485,8 @@ register("Search and rent",
              "look.",
         examples=("", "--raw | jq -r .event", "--exec 'notify-send vastai' --interval 30")),
     Command("search offers-new", "PUT /search/asks/", SAFE, READS, "Search GPU offers with the newer service",
-        Arg("query", QUERY, "conditions as for search offers", None, to=""),
-        Arg("--type", TEXT.called("KIND"), "rental type", "on-demand", choices=DEMAND, to=""),
+        Local("query", QUERY, "conditions as for search offers", None),
+        Local("--type", TEXT.called("KIND"), "rental type", "on-demand", choices=DEMAND),
         *OFFER_SEARCH_OPTIONS,
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
     Command("search templates", "GET /template/", SAFE, READS, "Search templates to start instances from",
@@ -3472,7 +3494,7 @@ register("Search and rent",
         fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("show template", "GET /template/", SAFE, READS, "Show one template in full",
-        Arg("id", TEXT_ID.called("TEMPLATE"), "hash or id of the template, from search templates", to=""), of="Template",
+        Local("id", TEXT_ID.called("TEMPLATE"), "hash or id of the template, from search templates"), of="Template",
         columns=TEMPLATE_CARD, run="run_show_template", look="search templates",
         examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "Rent an offer as a new instance",
@@ -3489,7 +3511,7 @@ register("Search and rent",
                   "6995713 --template_hash 661d064bbda1f2a1 --label train",
                   "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
-        Arg("ids", OFFER_IDS, "the offers, from search offers", to=""),
+        Local("ids", OFFER_IDS, "the offers, from search offers"),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
         body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_bulk", look="show instances",
         made="new_contracts",
@@ -3497,18 +3519,17 @@ register("Search and rent",
         note=LEASE_NOTE,
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
-        Arg("-g --gpu-name", NAME.called("GPU"), "GPU model, such as RTX_4090", None, to="", group="Offer"),
-        Arg("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", None, to="", group="Offer"),
-        Arg("-i --image", IMAGE, "Docker image", None, group="Image"),
-        Arg("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
-            None, to="", group="Offer"),
+        Local("-g --gpu-name", NAME.called("GPU"), "GPU model, such as RTX_4090", group="Offer"),
+        Local("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", group="Offer"),
+        Arg("-i --image", IMAGE, "Docker image", group="Image"),
+        Local("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]", group="Offer"),
         Arg("-d --disk", GB, "disk size, GB", 10, cli=16.0, group="Disk and volumes"),
-        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending (default: score-; "
-            "with --query and its options dph_total)", None, to="", group="Offer"),
-        Arg("--limit", COUNT, "number of offers to try", None, cli=3, to="", group="Offer"),
+        Local("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending (default: score-; "
+            "with --query and its options dph_total)", group="Offer"),
+        Local("--limit", COUNT, "number of offers to try", cli=3, group="Offer"),
         *LAUNCH_OPTIONS,
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
-        Arg("--query", QUERY, "conditions as for search offers, instead of GPU and region", None, many=False, to="", group="Offer"),
+        Local("--query", QUERY, "conditions as for search offers, instead of GPU and region", many=False, group="Offer"),
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", needs="image template_hash", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
@@ -3523,19 +3544,19 @@ register("Search and rent",
     Command("run", "", ONCE, SPENDS, "Run a command on a rented machine",
         Arg("image", IMAGE, "Docker image"),
         Arg("command", WORDS.called("COMMAND"), "command and its arguments, after --", many=True),
-        Arg("--gpu", NAME.called("GPU"), "GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)", None,
+        Arg("--gpu", NAME.called("GPU"), "GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)",
             group="Offer"),
-        Arg("--query", TEXT.called("QUERY"), "conditions as for search offers, instead of --gpu", None, group="Offer"),
+        Arg("--query", TEXT.called("QUERY"), "conditions as for search offers, instead of --gpu", group="Offer"),
         Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending "
-            "(default dph_total)", None, group="Offer"),
+            "(default dph_total)", group="Offer"),
         *MACHINE_OPTIONS,
         Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
         LAUNCH_OPTIONS[0],
-        Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", None, secret=True, group="Image"),
-        Arg("--label", LABEL, "label for the instance", None),
+        Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", secret=True, group="Image"),
+        Arg("--label", LABEL, "label for the instance"),
         Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "file or folder to copy to /workspace before the command; can be "
-            "repeated", None, again=True, group="Files"),
-        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "file or folder to copy back after the command; can be repeated", None,
+            "repeated", again=True, group="Files"),
+        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "file or folder to copy back after the command; can be repeated",
             again=True, group="Files"),
         Arg("--keep", FLAG, "keep the instance running at the end"),
         IDENTITY,
@@ -3548,26 +3569,25 @@ register("Search and rent",
 
 register("Instances",
     Command("show instances", "GET /api/v1/instances/", SAFE, READS, "List your instances",
-        Arg("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", None, to="", group="Filters"),
-        Arg("--label", TEXTS, "only these labels; '' for instances without a label", None, to="", group="Filters"),
-        Arg("--gpu-name", TEXTS.called("GPU"), "only these models", None, to="", group="Filters"),
-        Arg("--verification", TEXTS, "only machines with this verification", None,
-            choices=("verified", "unverified", "deverified"), to="", group="Filters"),
-        Arg("--order-by", TEXTS.called("COLUMN"), "sort by 'COLUMN' or 'COLUMN desc'; can be repeated", None, again=True, to="", group="Pages"),
-        Arg("-l --limit", WHOLE, "page size, 1 to 25; prints one page", None, to="", group="Pages"),
-        Arg("-t --next-token", TOKEN, "token of the next page", None, to="", group="Pages"),
-        Arg("-a --all", FLAG, "get all pages, even with --limit", to="", group="Pages"),
-        Arg("-v --verbose", FLAG, "show more columns", face="cli", to=""),
-        Arg("-q --quiet", FLAG, "print only ids, even with --raw", face="cli", name="ids_only", to=""),
+        Local("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", group="Filters"),
+        Local("--label", TEXTS, "only these labels; '' for instances without a label", group="Filters"),
+        Local("--gpu-name", TEXTS.called("GPU"), "only these models", group="Filters"),
+        Local("--verification", TEXTS, "only machines with this verification",
+            choices=("verified", "unverified", "deverified"), group="Filters"),
+        Local("--order-by", TEXTS.called("COLUMN"), "sort by 'COLUMN' or 'COLUMN desc'; can be repeated", again=True, group="Pages"),
+        Local("-l --limit", WHOLE, "page size, 1 to 25; prints one page", group="Pages"),
+        Local("-t --next-token", TOKEN, "token of the next page", group="Pages"),
+        Local("-a --all", FLAG, "get all pages, even with --limit", group="Pages"),
+        Arg("-v --verbose", FLAG, "show more columns", face="cli"),
+        Arg("-q --quiet", FLAG, "print only ids, even with --raw", face="cli", name="ids_only"),
         Arg("--cols", TEXT.called("COLUMNS"), "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
-                            "verified, machine, net, location, template, ssh, msg",
-            None, face="cli", to=""),
+                            "verified, machine, net, location, template, ssh, msg", face="cli"),
         returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
         columns_for="instance_columns", document="page_document", footer="instances_footer",
         aliases="show instances-v1",
         examples=("--status running", "--label train --order-by 'dph_total desc'", "--raw | jq '.[].ssh_host'")),
     Command("show instances-v1", "GET /api/v1/instances/", SAFE, READS, "Get one page of instances as received",
-        Arg("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None, to=""),
+        Local("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None),
         build="build_params", face="sdk"),
     Command("show instance-filters", "GET /instances/filters/", SAFE, READS,
         "List the states, models and verifications in use",
@@ -3587,13 +3607,13 @@ register("Instances",
         ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Destroyed instance {id}.",
         footer="volumes_footer", look="show instances", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, SPENDS, "Start several stopped instances",
-        Arg("ids", INSTANCE_IDS, "the instances", to=""),
+        Local("ids", INSTANCE_IDS, "the instances"),
         body={"state": "running"}, confirms=True, run="run_bulk", done="Starting instances {ids}.", look="show instances"),
     Command("stop instances", "PUT /instances/", SAFE, SETS, "Stop several instances; disks are still billed",
-        Arg("ids", INSTANCE_IDS, "the instances", to=""),
+        Local("ids", INSTANCE_IDS, "the instances"),
         body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping instances {ids}.", look="show instances"),
     Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "Destroy several instances and delete their data",
-        Arg("ids", INSTANCE_IDS, "the instances", key="instance_ids", to=""),
+        Local("ids", INSTANCE_IDS, "the instances", key="instance_ids"),
         ask="Destroy instances {ids} and all their data?", confirms=True, run="run_bulk", done="Destroyed instances {ids}.",
         look="show instances"),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "Restart the container and keep its GPU",
@@ -3609,13 +3629,13 @@ register("Instances",
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE, SETS,
         "Change an instance's template, image or startup",
         Arg("id", INSTANCE_ID, "the instance", old="ID", to="path body"),
-        Arg("--template_id", ID, "id of the template", None),
-        Arg("--template_hash_id", HASH, "hash of the template", None),
-        Arg("--image", IMAGE, "Docker image", None),
-        Arg("--args", WORDS, "arguments for the entrypoint", None),
-        Arg("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", None, secret=True,
+        Arg("--template_id", ID, "id of the template"),
+        Arg("--template_hash_id", HASH, "hash of the template"),
+        Arg("--image", IMAGE, "Docker image"),
+        Arg("--args", WORDS, "arguments for the entrypoint"),
+        Arg("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", secret=True,
             again=True),
-        Arg("--onstart", SCRIPT_OR_TEXT, "startup commands, or a file with them", None),
+        Arg("--onstart", SCRIPT_OR_TEXT, "startup commands, or a file with them"),
         build="build_update_instance", needs="*", done="Changed instance {id}; its image is {updated_instance[image_uuid]}.|Changed instance {id}.",
         look="show instance"),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, SPENDS,
@@ -3626,7 +3646,7 @@ register("Instances",
         ask="Prepay ${amount:.2f} for instance {id}?", ask_when="terminal"),
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "Change the bid of an interruptible instance",
         INSTANCE,
-        Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)", None),
+        Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)"),
         body={"client_id": "me"}, schedule="schedule_job", look="show instance", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
              "${price}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
@@ -3636,11 +3656,11 @@ register("Instances",
         done="Scheduled job {scheduled_job_id} to run the command on instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, READS, "Print an instance's logs",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
-        Arg("--tail", LINES, "number of lines from the end", None, sent=lambda lines: lines or None),
-        Arg("--filter", TEXT.called("REGEX"), "regular expression that lines must match", None, sent=lambda text: text or None),
+        Arg("--tail", LINES, "number of lines from the end", sent=lambda lines: lines or None),
+        Arg("--filter", TEXT.called("REGEX"), "regular expression that lines must match", sent=lambda text: text or None),
         Arg("--daemon-logs", FLAG, "print the machine's log about the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
-        Arg("-f --follow", FLAG, "keep printing new lines until the instance stops", face="cli", to=""),
+        Arg("-f --follow", FLAG, "keep printing new lines until the instance stops", face="cli"),
         returns="text", run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
     Command("wait instance", "", SAFE, READS, "Wait until an instance reaches a state",
@@ -3680,8 +3700,8 @@ register("Templates",
         done="Replaced template {template[id]}; its hash is now {template[hash_id]}.",
         note="Options that you leave out stay unchanged. --ssh, --jupyter and --direct replace the access type together."),
     Command("delete template", "DELETE /template/", SAFE, DELETES, "Delete one of your templates",
-        Arg("--template-id", ID, "id of the template", None),
-        Arg("--hash-id", HASH, "hash of the template; takes precedence over the id", None),
+        Arg("--template-id", ID, "id of the template"),
+        Arg("--hash-id", HASH, "hash of the template; takes precedence over the id"),
         build="build_delete_template", needs="template_id hash_id", look="search templates", done="Deleted template {hash_id}.|Deleted template {template_id}."))
 
 register("Volumes",
@@ -3710,7 +3730,7 @@ register("Volumes",
     Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "Rent a volume and copy another into it",
         Arg("source", VOLUME_ID, "the volume to copy", key="src_id"),
         Arg("dest", OFFER_ID, "the offer, from search volumes", key="dst_id"),
-        Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)", None),
+        Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)"),
         Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None),
         look="show volumes", done="Copying volume {source} to the new volume {volume_name}."),
     Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
@@ -3743,16 +3763,16 @@ register("Volumes (for hosts)",
         empty="No network disks."),
     Command("add network-disk", "POST /network_disk/", ONCE, SETS, "Attach a network disk to cluster machines",
         Arg("machines", MACHINE_IDS, "the machines"), Arg("mount_point", NAME, "mount point on the machines, such as /mnt/disk1"),
-        Arg("-d --disk_id", ID, "disk id, if the service already knows the disk", None),
+        Arg("-d --disk_id", ID, "disk id, if the service already knows the disk"),
         look="show network-disks", done="Attached network disk {disk_id} to machines {machines}."), hosts=True)
 
 register("Copies and backups",
     Command("copy", "PUT /commands/copy_direct/", ONCE, SETS, "Copy files to, from and between instances",
-        Arg("src", PLACE, "place to copy from", to=""),
-        Arg("dst", PLACE, "place to copy to", to=""),
-        Arg("-i --identity", KEY_FILE, "private SSH key file", None, face="cli", to=""),
-        Arg("--exclude", TEXTS.called("PATTERN"), "rsync pattern of files to leave out; can be repeated", None, face="cli",
-            again=True, to=""),
+        Local("src", PLACE, "place to copy from"),
+        Local("dst", PLACE, "place to copy to"),
+        Arg("-i --identity", KEY_FILE, "private SSH key file", face="cli"),
+        Arg("--exclude", TEXTS.called("PATTERN"), "rsync pattern of files to leave out; can be repeated", face="cli",
+            again=True),
         build="build_copy", run="run_copy", look="show instances",
         done="Copied {src} to {dst} at {dst_addr}.|Copied {src} from {src_addr} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instances`.",
@@ -3770,15 +3790,15 @@ register("Copies and backups",
     Command("cloud copy", "POST /commands/rclone/", ONCE, SETS, "Copy between an instance and cloud storage",
         Arg("--src", NAME.called("PATH"), "path to copy from", required=True),
         Arg("--dst", NAME.called("PATH"), "path to copy to", "/workspace"),
-        Arg("--instance", GIVEN_INSTANCE_ID, "the instance", None, key="instance_id"),
-        Arg("--connection", GIVEN_ID, "cloud storage connection, from show connections", None, key="selected"),
+        Arg("--instance", GIVEN_INSTANCE_ID, "the instance", key="instance_id"),
+        Arg("--connection", GIVEN_ID, "cloud storage connection, from show connections", key="selected"),
         Arg("--transfer", TEXT, "direction: 'Instance to Cloud' or 'Cloud to Instance'", "Instance to Cloud"),
-        Arg("--dry-run", FLAG, "only show what would be copied", to=""),
-        Arg("--size-only", FLAG, "compare only sizes, not times or checksums", to=""),
-        Arg("--ignore-existing", FLAG, "skip files that exist at the destination", to=""),
-        Arg("--update", FLAG, "skip files that are newer at the destination", to=""),
-        Arg("--delete-excluded", FLAG, "delete excluded files at the destination", to=""),
-        Arg("--flags", TEXTS, "rclone options, instead of the five above", None, face="sdk"),
+        Local("--dry-run", FLAG, "only show what would be copied"),
+        Local("--size-only", FLAG, "compare only sizes, not times or checksums"),
+        Local("--ignore-existing", FLAG, "skip files that exist at the destination"),
+        Local("--update", FLAG, "skip files that are newer at the destination"),
+        Local("--delete-excluded", FLAG, "delete excluded files at the destination"),
+        Arg("--flags", TEXTS, "rclone options, instead of the five above", face="sdk"),
         YES,
         build="build_cloud_copy", schedule="schedule_cloud_copy", look="show instance", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
@@ -3792,17 +3812,17 @@ register("Copies and backups",
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE, SPENDS,
         "Push a container snapshot to a registry",
         Arg("instance_id", GIVEN_INSTANCE_ID, "the instance", old="id", key="id", to="path body"),
-        Arg("--repo", TEXT.called("REPO"), "repository to push to: USER/NAME", None, key="personal_repo"),
+        Arg("--repo", TEXT.called("REPO"), "repository to push to: USER/NAME", key="personal_repo"),
         Arg("--container_registry", NAME, "registry host", "docker.io"),
-        Arg("--docker_login_user", TEXT.called("USER"), "registry user", None),
-        Arg("--docker_login_pass", TEXT, "registry password or token", None, secret=True),
+        Arg("--docker_login_user", TEXT.called("USER"), "registry user"),
+        Arg("--docker_login_pass", TEXT, "registry password or token", secret=True),
         Arg("--pause", TRUTH, "pause the container for a consistent image; slower", True,
             sent=lambda on: "true" if on else "false"),
         needs="repo", look="show instance",
         done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."
 ),
     Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "List backups of your instances and volumes",
-        Arg("--contract-id", INSTANCE_ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
+        Arg("--contract-id", INSTANCE_ID, "only this instance or volume"), returns="backups[]", columns=BACKUP_COLUMNS,
         note="To restore an instance's files: `vastai copy vast.CONTRACT:/upper/workspace INSTANCE:/workspace`. A volume's "
              "files are in vast.CONTRACT:/."),
     Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE, READS,
@@ -3823,8 +3843,8 @@ register("Deployments",
     Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "Stop a deployment; it can be restarted",
         Arg("id", ID.called("DEPLOYMENT"), "the deployment"), look="show deployment", done="Stopping deployment {id}."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
-        Arg("id", ID.called("DEPLOYMENT"), "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it", None),
-        Arg("--tag", TEXT, "tag; with a name, deletes only that tag", None),
+        Arg("id", ID.called("DEPLOYMENT"), "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it"),
+        Arg("--tag", TEXT, "tag; with a name, deletes only that tag"),
         build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
              "|Deleted deployment {name}."))
@@ -3835,8 +3855,8 @@ register("Price increases",
         member="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, footer="truncated_footer",
         empty="No price increases are pending."),
     *(Command(f"{verb} price-increase", f"PUT /instances/{verb}-price-increase/", ONCE, effect, summary,
-        Arg("ids", INSTANCE_IDS, "the instances", face="cli", to=""),
-        Arg("instance_id", INSTANCE_ID, "the instance", face="sdk", to=""),
+        Arg("ids", INSTANCE_IDS, "the instances", face="cli"),
+        Local("instance_id", INSTANCE_ID, "the instance", face="sdk"),
         run="run_price_increase", says="settled_sentence", look="show pending-price-increases",
         ask=f"{verb.title()} the higher prices of instances {{ids}}?")
       for verb, effect, summary in (
@@ -3845,17 +3865,16 @@ register("Price increases",
 
 register("Benchmarks",
     Command("search benchmarks", "GET /benchmarks", SAFE, READS, "Search benchmark results",
-        CONDITIONS, Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", None, to=""),
-        Arg("-l --limit", COUNT, "page size; prints one page", None, to=""),
-        Arg("-t --next-token", TOKEN, "token of the next page", None, name="after_token", old="next_token",
-            to=""),
-        Arg("-a --all", FLAG, "get all pages, even with --limit", name="all_pages", to=""),
+        CONDITIONS, Local("-o --order", ORDER, "sort by these fields; append `-` for descending"),
+        Local("-l --limit", COUNT, "page size; prints one page"),
+        Local("-t --next-token", TOKEN, "token of the next page", name="after_token", old="next_token"),
+        Local("-a --all", FLAG, "get all pages, even with --limit", name="all_pages"),
         returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
         footer="next_page", fields=BENCHMARK_FIELDS,
         strict=True,
         examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=2026-01-15' --limit 20")),
     Command("search benchmarks-v1", "GET /benchmarks", SAFE, READS, "Get one page of benchmarks as received",
-        Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, to=""),
+        Local("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None),
         build="build_params", face="sdk"))
 
 register("Market (for hosts)",
@@ -3863,22 +3882,20 @@ register("Market (for hosts)",
         *MARKET_OPTIONS, MARKET_SIZE,
         member="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", footer="host_footer", aliases="metrics gpu"),
     Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, READS, "Show GPU supply and prices over time",
-        Arg("name", NAME, "GPU models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
+        Local("name", NAME, "GPU models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090"),
         *MARKET_OPTIONS, MARKET_SIZE,
-        Arg("--start", DATE, "start, UTC (default: a day before the end)", None),
-        Arg("--end", DATE, "end, UTC (default: now)", None),
-        Arg("--step", COUNT, "time between points, seconds", None),
+        Arg("--start", DATE, "start, UTC (default: a day before the end)"),
+        Arg("--end", DATE, "end, UTC (default: now)"),
+        Arg("--step", COUNT, "time between points, seconds"),
         build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="trend_footer",
         empty="No data.", columns=GPU_TRENDS_COLUMNS,
         aliases="metrics gpu-trends",
         examples=("RTX_5090 --verified true", "all --start 2026-03-12 --end 2026-03-18 --step 3600 --raw")),
     Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, READS, "List where the GPUs are",
         *MARKET_OPTIONS,
-        Arg("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=("true", "false", "all"),
-            to=""),
-        Arg("--state", TEXT, "only GPUs in this state", "all", choices=("all", "rented", "available", "unavailable"),
-            to=""),
-        Arg("--gpu", TEXT.called("GPU"), "only these models, such as RTX_4090,H100_SXM", None, to=""),
+        Local("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=("true", "false", "all")),
+        Local("--state", TEXT, "only GPUs in this state", "all", choices=("all", "rented", "available", "unavailable")),
+        Local("--gpu", TEXT.called("GPU"), "only these models, such as RTX_4090,H100_SXM"),
         rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
         aliases="metrics gpu-locations"), hosts=True)
 
@@ -3891,7 +3908,7 @@ register("Keys",
         returns="[]", columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, SETS, "Add an SSH key to your account",
         Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file (default: a new key made by ssh-keygen)", None), YES,
-        Arg("--name", TEXT, "accepted for programs for the SDK before 1.0; no effect", None, face="sdk", to="", hidden=True),
+        Local("--name", TEXT, "accepted for programs for the SDK before 1.0; no effect", face="sdk", hidden=True),
         run="run_create_ssh_key", made="key.id", done="Added SSH key {key[id]} to your account.|Added the SSH key to your account.", look="show ssh-keys",
         examples=("~/.ssh/id_ed25519.pub", "")),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "Add an SSH key to an instance",
@@ -3917,11 +3934,10 @@ register("Keys",
         Arg("id", ID.called("KEY"), "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
     Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
         Arg("--name", NAME, "name of the key", required=True),
-        Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)", None,
+        Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)",
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
-            "limits on single permissions, as in the service's documentation",
-            None),
+            "limits on single permissions, as in the service's documentation"),
         made="id", done="Created API key {id}: {key}", look="show api-keys",
         note='The key is shown only once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "allows it only to read your instances.",
@@ -3939,7 +3955,7 @@ register("Keys",
 
 register("Environment variables",
     Command("show env-vars", "GET /secrets/", SAFE, READS, "List environment variables set in your instances",
-        Arg("-s --show-values", FLAG, "also show the values", to=""),
+        Local("-s --show-values", FLAG, "also show the values"),
         returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
     Command("create env-var", "POST /secrets/", ONCE, SETS, "Add an environment variable for your instances",
         Arg("name", VARIABLE, "name of the variable", key="key"), Arg("value", TEXT, "value of the variable", secret=True),
@@ -3963,12 +3979,12 @@ register("Two-factor authentication",
         rows="tfa_rows", columns=TFA_COLUMNS, columns_for="tfa_columns", footer="tfa_footer",
         empty="Two-factor authentication is off."),
     Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, SETS, "Prove your identity before adding a method",
-        Arg("-c --code", CODE, "code for the second step", None, to="", secret=True),
-        Arg("-s --secret", CODE, "secret that the first step printed", None, to="", secret=True),
-        Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a method", None, to="", secret=True),
-        Arg("-t --method-type", TEXT, "method that sends or shows the code (default email)", None, to="",
+        Local("-c --code", CODE, "code for the second step", secret=True),
+        Local("-s --secret", CODE, "secret that the first step printed", secret=True),
+        Local("-bc --backup-code", CODE, "one of your backup codes, instead of a method", secret=True),
+        Local("-t --method-type", TEXT, "method that sends or shows the code (default email)",
             choices=TFA_METHODS),
-        Arg("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind", None, to=""),
+        Local("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind"),
         run="run_tfa_auth_new", look="tfa status",
         done="You can add a method now: run `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
         note="The first step sends a code and prints a secret; the second step takes both. The command line asks for the "
@@ -3991,23 +4007,23 @@ register("Two-factor authentication",
         Arg("code", NAME, "code from the app or SMS", secret=True),
         Arg("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", required=True, secret=True),
         Arg("-t --method-type", TEXT, "method type", "totp", key="tfa_method", choices=("sms", "totp")),
-        Arg("--phone-number", TEXT.called("NUMBER"), "phone number for sms, such as +12025550123", None),
-        Arg("-l --label", TEXT.called("NAME"), "name for the method", None),
-        Arg("--method-id", GIVEN_ID, "id of the method", None, key="tfa_method_id", face="sdk"),
+        Arg("--phone-number", TEXT.called("NUMBER"), "phone number for sms, such as +12025550123"),
+        Arg("-l --label", TEXT.called("NAME"), "name for the method"),
+        Arg("--method-id", GIVEN_ID, "id of the method", key="tfa_method_id", face="sdk"),
         show="show_backup_codes", done="Activated the method.", look="tfa status",
         note="Run `vastai tfa auth-new` first. Your first method comes with backup codes; you are asked where to "
              "save them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
     Command("tfa update", "PUT /tfa/update/", SAFE, SETS, "Rename a method or make it primary",
         Arg("method_id", ID.called("METHOD"), "the method, from tfa status", key="tfa_method_id"),
-        Arg("-l --label", TEXT.called("NAME"), "new name", None),
-        Arg("-p --set-primary", TRUTH, "whether to make it the primary method", None, key="is_primary"),
+        Arg("-l --label", TEXT.called("NAME"), "new name"),
+        Arg("-p --set-primary", TRUTH, "whether to make it the primary method", key="is_primary"),
         needs="label set_primary", done="Changed method {method_id}.", look="tfa status"),
     Command("tfa delete", "DELETE /tfa/", ONCE, DELETES, "Delete a 2FA method",
         *TFA_PROOF[:4],
-        Arg("--method-id", GIVEN_ID, "id of the method, if you have several of one kind", None,
+        Arg("--method-id", GIVEN_ID, "id of the method, if you have several of one kind",
             key="tfa_method_id"),
-        Arg("-id --id-to-delete", ID, "method to delete, from tfa status", None, key="target_id"),
+        Arg("-id --id-to-delete", ID, "method to delete, from tfa status", key="target_id"),
         ask="Delete this method of two-factor authentication?", build="build_tfa_delete",
         done="Deleted the method; methods left: {remaining_methods}.|Deleted the method.", look="tfa status",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
@@ -4043,8 +4059,8 @@ register("Teams",
         Arg("--permissions", FILE_OBJECT, "JSON file with its permissions", required=True),
         done="Created role {name}.", look="show team-roles"),
     Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "Rename a role or change its permissions",
-        Arg("id", ID.called("ROLE"), "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name", None),
-        Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions", None),
+        Arg("id", ID.called("ROLE"), "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name"),
+        Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions"),
         needs="*", done="Changed role {id}.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "Remove a team role",
         Arg("name", NAME, "the role", old="NAME"), done="Removed role {name}.", look="show team-roles"))
@@ -4063,7 +4079,7 @@ register("Machines (for hosts)",
              "continue after the end date.",
         examples=("1234 -g 0.45 -s 0.15 -m 1 -e 2027-12-31", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
     Command("list machines", "PUT /machines/create_asks/", SAFE, SETS, "Offer several machines on the same terms",
-        Arg("ids", MACHINE_IDS, "the machines", to=""), *LISTING,
+        Local("ids", MACHINE_IDS, "the machines"), *LISTING,
         returns="[]", run="run_list_machines", says="listing_sentence", done="Machine {id} is listed", look="show machines"),
     Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, SETS, "Stop offering a machine; current rentals continue",
         MACHINE, done="Machine {id} is no longer listed; current rentals continue.", look="show machines"),
@@ -4075,15 +4091,15 @@ register("Machines (for hosts)",
         Arg("ids", MACHINE_IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
         done="Regrouped the offers of machines {ids}: {summary}", look="show machines"),
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, SETS, "Set the lowest bid for a machine's GPUs",
-        MACHINE, Arg("--price", PRICE, "lowest bid per GPU, $/hr", None),
+        MACHINE, Arg("--price", PRICE, "lowest bid per GPU, $/hr"),
         body={"client_id": "me"}, needs="price", done="The lowest bid for machine {id} is now ${price}/hr per GPU.", look="show machines"),
     Command("set defjob", "PUT /machines/create_bids/", SAFE, SETS, "Set what a machine runs while unrented",
         Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"),
-        Arg("--price_gpu", PRICE, "price per GPU, $/day", None),
-        Arg("--price_inetu", PRICE, "upload price, $/GB", None),
-        Arg("--price_inetd", PRICE, "download price, $/GB", None),
-        Arg("--image", IMAGE, "Docker image", None),
-        Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", None, rest=True),
+        Arg("--price_gpu", PRICE, "price per GPU, $/day"),
+        Arg("--price_inetu", PRICE, "upload price, $/GB"),
+        Arg("--price_inetd", PRICE, "download price, $/GB"),
+        Arg("--image", IMAGE, "Docker image"),
+        Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", rest=True),
         needs="*", says="listing_sentence", done="The default job of machine {id} is set", look="show machines",
         examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "Remove a machine's default job",
@@ -4133,7 +4149,7 @@ register("Clusters and overlays",
         Arg("name", NAME, "the overlay"), Arg("instance_id", INSTANCE_ID, "the instance", old="INSTANCE_ID"),
         done="Added instance {instance_id} to overlay {name}.", look="show overlays"),
     Command("delete overlay", "DELETE /overlay/", SAFE, DELETES, "Delete an overlay network and its instances",
-        Arg("overlay_identifier", TEXT_ID.called("OVERLAY"), "id or name of the overlay", to="", old="overlay_id overlay_name"),
+        Local("overlay_identifier", TEXT_ID.called("OVERLAY"), "id or name of the overlay", old="overlay_id overlay_name"),
         build="build_overlay", done="Deleted overlay {overlay_identifier}.", look="show overlays"))
 
 register("Account",
@@ -4161,7 +4177,7 @@ register("Account",
         Arg("--email", EMAIL, "email address", required=True),
         Arg("--username", NAME.called("USER"), "user name", required=True),
         Arg("--password", NAME, "password", required=True, secret=True),
-        Arg("--type", TEXT.called("KIND"), "host for an account that only offers machines, otherwise client", None, key="host_only",
+        Arg("--type", TEXT.called("KIND"), "host for an account that only offers machines, otherwise client", key="host_only",
             sent=lambda kind: (kind or "").lower() == "host"),
         body={"parent_id": "me"}, done="Created account {id} for {email}.",
         look="show subaccounts"),
@@ -4171,24 +4187,24 @@ register("Account",
 register("Billing",
     Command("show invoices", "GET /users/me/invoices", SAFE, READS, "List charges and payments, item by item",
         *ITEM_OPTIONS,
-        Arg("--instance_label", LABEL, "only charges of instances with this label", None, face="cli", to=""), PDF,
+        Arg("--instance_label", LABEL, "only charges of instances with this label", face="cli"), PDF,
         query={"owner": "me"}, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
         document="invoice_rows", footer="invoice_totals",
         note="Without dates, it covers the last day. `vastai show invoices-v1` is newer and has pages.",
         examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
     Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, READS, "List invoices or charges, page by page",
-        Arg("-i --invoices", FLAG, "list payments, transfers and payouts", face="cli", to=""),
-        Arg("-c --charges", FLAG, "list what instances, volumes and endpoints cost", to=""),
-        Arg("-s --start-date", DATE, "first day, UTC, such as 2026-01-31", None, to=""),
-        Arg("-e --end-date", DATE, "last day", None, to=""),
+        Arg("-i --invoices", FLAG, "list payments, transfers and payouts", face="cli"),
+        Local("-c --charges", FLAG, "list what instances, volumes and endpoints cost"),
+        Local("-s --start-date", DATE, "first day, UTC, such as 2026-01-31"),
+        Local("-e --end-date", DATE, "last day"),
         Arg("-l --limit", WHOLE, "page size, at most 100", 20),
-        Arg("-t --next-token", TOKEN, "token of the next page", None, key="after_token",
+        Arg("-t --next-token", TOKEN, "token of the next page", key="after_token",
             sent=lambda token: token or None),
         Arg("--latest-first", FLAG, "list newest first"),
-        Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
-        Arg("-f --format", TEXT.called("SHAPE"), "how to display charges", "table", choices=("table", "tree"), to=""),
-        Arg("-it --invoice-type", TEXTS, "only these invoices", None, choices=tuple(INVOICE_TYPES), to=""),
-        Arg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes", face="cli", to=""),
+        Local("-ct --charge-type", TEXTS, "only these charges", choices=tuple(CHARGE_TYPES)),
+        Local("-f --format", TEXT.called("SHAPE"), "how to display charges", "table", choices=("table", "tree")),
+        Local("-it --invoice-type", TEXTS, "only these invoices", choices=tuple(INVOICE_TYPES)),
+        Arg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes", face="cli"),
         PDF,
         one_of="invoices charges", member="results", build="build_billing", run="run_show_invoices_v1",
         show="show_billing",
@@ -4204,21 +4220,21 @@ register("Billing",
         returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=2026-01-01'", "'is_credit=true'")),
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
-        Arg("-s --start_date", DATE, "first day (default: yesterday)", None, to=""),
-        Arg("-e --end_date", DATE, "last day", None, to=""),
-        Arg("-m --machine_id", MACHINE_ID, "only this machine", None, to=""), NO_QUIET,
-        Arg("--last_days", COUNT, "number of past days, instead of the dates", None),
+        Local("-s --start_date", DATE, "first day (default: yesterday)"),
+        Local("-e --end_date", DATE, "last day"),
+        Local("-m --machine_id", MACHINE_ID, "only this machine"), NO_QUIET,
+        Arg("--last_days", COUNT, "number of past days, instead of the dates"),
         Arg("--user_id", GIVEN_ID, "the account", "me"),
         query={"owner": "me"}, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
         query={"owner": "me"}, columns=DEPOSIT_CARD, look="show instances"),
     Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, for good",
-        Arg("recipient", ACCOUNT, "email address or id of the account", None, face="cli", to="", name="recipient_pos"),
-        Arg("amount", PRICE, "amount, $", None, face="cli", to="", name="amount_pos"),
+        Arg("recipient", ACCOUNT, "email address or id of the account", None, face="cli", name="recipient_pos"),
+        Arg("amount", PRICE, "amount, $", None, face="cli", name="amount_pos"),
         Arg("-r --recipient", ACCOUNT, "same, as an option", required=True, cli=None),
         Arg("-a --amount", PRICE, "same, as an option", required=True, cli=None),
-        Arg("--skip", FLAG, "do not ask for confirmation", face="cli", to=""),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
+        Arg("--skip", FLAG, "do not ask for confirmation", face="cli"),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
     Command("fetch contracts", "POST /contracts/fetch/", SAFE, READS, "Get contracts by label and id",
@@ -4264,7 +4280,7 @@ register("Serverless",
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "Change a serverless endpoint",
         Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body"),
         *endpoint_options(None, None, None, None, None),
-        Arg("--endpoint_state", TEXT, "state to set", None, choices=("active", "suspended", "stopped")),
+        Arg("--endpoint_state", TEXT, "state to set", choices=("active", "suspended", "stopped")),
         body={"client_id": "me"}, needs="*", done="Changed endpoint {id}.", look="show endpoints",
         examples=("4242 --max_workers 5", "4242 --endpoint_state suspended")),
     Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, DELETES, "Delete an endpoint and its workergroups",
@@ -4273,7 +4289,7 @@ register("Serverless",
         ask="Delete endpoint {id} and its workergroups?", ask_when="terminal"),
     Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, READS, "Print an endpoint's logs",
         Arg("id", ENDPOINT_ID, "the endpoint", None), *LOG_OPTIONS,
-        Arg("--endpoint", NAME, "name of the endpoint, instead of the id", None),
+        Arg("--endpoint", NAME, "name of the endpoint, instead of the id"),
         body={"api_key": KEY}, strict=True, one_of="id endpoint", text="log_text", footer="log_footer", look="show endpoints",
         examples=("4242 --level 3 --tail 200",)),
     Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, READS, "List an endpoint's workers",
@@ -4314,18 +4330,18 @@ register("Serverless",
     Command("request", "", ONCE, SPENDS, "Send a request to an endpoint's worker",
         Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
-        Arg("--json", OBJECT, "JSON object to send to the worker", None, name="payload"),
+        Arg("--json", OBJECT, "JSON object to send to the worker", name="payload"),
         Arg("stdin", TEXT, "write - to read that object from stdin", None, face="cli", choices=("-",)),
-        Arg("--file", FILE_OBJECT, "file with that object", None, face="cli"),
+        Arg("--file", FILE_OBJECT, "file with that object", face="cli"),
         Arg("--cost", NUMBER, "expected load in the endpoint's units, such as tokens", 100),
         Arg("--stream", FLAG, "print the events of the answer as they arrive"),
-        Arg("--timeout", SECONDS, "time limit for everything, for a stream until its first byte, seconds", None, cli=600.0),
+        Arg("--timeout", SECONDS, "time limit for everything, for a stream until its first byte, seconds", cli=600.0),
         Arg("--worker-timeout", SECONDS, "time limit for one try on a worker, seconds", 600.0),
         Arg("retry", FLAG, "repeat the job if a worker fails or is lost", True, face="sdk"),
         Arg("--no-retry", FLAG, "do not repeat the job if a worker fails or is lost", face="cli"),
-        Arg("--max-retries", COUNT, "maximum number of tries", None),
+        Arg("--max-retries", COUNT, "maximum number of tries"),
         Arg("--text", FLAG, "print only the model's text", face="cli"),
-        Arg("--out", OUT_FILE, "file for the response", None, face="cli"),
+        Arg("--out", OUT_FILE, "file for the response", face="cli"),
         returns="any", run="run_request", show="show_response", document="document_response", rows="response_rows",
         look="show endpoints",
         note="A job may be billed each time it runs; limit that with --no-retry or --max-retries. "
@@ -4336,12 +4352,12 @@ register("Notifications",
     Command("show notification-types", "GET /notification-types/", SAFE, READS, "List the kinds of notifications",
         returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
     Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, READS, "Show which notifications you get",
-        Arg("--user_id", ID, "account id (default: yours)", None),
+        Arg("--user_id", ID, "account id (default: yours)"),
         returns="notification_preferences", run="run_notifications", rows="notification_rows",
         columns_for="notification_columns"),
     Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, SETS, "Replace your notification choices",
         Arg("notification_preferences", OBJECT, 'JSON: {"client": {"low_credit": {"email": true, "webhooks": false}}}'),
-        Arg("--user_id", ID, "account id (default: yours)", None),
+        Arg("--user_id", ID, "account id (default: yours)"),
         returns="notification_preferences", run="run_notifications", rows="notification_rows",
         columns_for="notification_columns",
         look="show notifications", note="`vastai show notifications --raw` prints the current choices in this form."),
@@ -4350,12 +4366,12 @@ register("Notifications",
     Command("create webhook", "POST /webhooks/", ONCE, SETS, "Create a webhook for notifications",
         Arg("webhook_url", NAME, "URL of the webhook, https://…"),
         Arg("event_types", TEXTS, "event types, from show notification-types, such as client:low_credit"),
-        Arg("--name", TEXT, "name for the webhook", None),
+        Arg("--name", TEXT, "name for the webhook"),
         made="webhook.id", done=WEBHOOK_SECRET, look="show webhooks",
         examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
-        Arg("id", ID.called("WEBHOOK"), "the webhook"), Arg("--webhook_url", URL, "new URL", None),
-        Arg("--event_types", TEXTS, "new event types, replacing the old ones", None), Arg("--name", TEXT, "new name", None),
+        Arg("id", ID.called("WEBHOOK"), "the webhook"), Arg("--webhook_url", URL, "new URL"),
+        Arg("--event_types", TEXTS, "new event types, replacing the old ones"), Arg("--name", TEXT, "new name"),
         needs="*", done="Changed webhook {id}.", look="show webhooks"),
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "Delete a webhook",
         Arg("id", ID.called("WEBHOOK"), "the webhook"), done="Deleted webhook {id}.", look="show webhooks"),
@@ -4369,27 +4385,27 @@ register("Diagnostics",
         Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine", old="id"),
         Arg("--debugging", FLAG, "print each line of progress on stderr"),
         Arg("--ignore-requirements", FLAG, "test the machine even if it fails requirements"),
-        Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it", None),
-        Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure (default /tmp)", None),
+        Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it"),
+        Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure (default /tmp)"),
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure, same as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
         run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence", look="show instances",
         note="It costs a short rental and takes up to 25 minutes. If the machine fails, the command line ends with status 1."),
     Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
         Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine"),
-        Arg("--instance-id", INSTANCE_ID, "instance whose logs to include", None),
+        Arg("--instance-id", INSTANCE_ID, "instance whose logs to include"),
         Arg("--output-dir", NAME.called("PATH"), "folder for the archive", "/tmp"),
         Arg("--include-local-host-artifacts", FLAG, "include logs and settings of this computer; only on the host"),
         run="run_dump_logs", says="bundle_sentence", look="show machines", examples=("4242 --instance-id 7000",),
         note="Keys, passwords and other secrets that can be recognized are left out of the archive."),
     Command("run benchmarks", "", ONCE, SPENDS, "Benchmark a template on several GPUs",
-        Arg("--template_hash", HASH, "hash of the template", None),
-        Arg("--template_id", ID, "id of the template", None),
-        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX 5090, 4090, 3090, A6000)", None, many=False),
-        Arg("--num_gpus", COUNT, "number of GPUs each, if --gpus does not say", None),
+        Arg("--template_hash", HASH, "hash of the template"),
+        Arg("--template_id", ID, "id of the template"),
+        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX 5090, 4090, 3090, A6000)", many=False),
+        Arg("--num_gpus", COUNT, "number of GPUs each, if --gpus does not say"),
         Arg("--timeout", SECONDS, "maximum wait for the measurements, seconds", 1800),
         Arg("--no-cache", FLAG, "repeat measurements of the last 30 days"),
-        Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
-        Arg("--autoscaler_url", TEXT, "address of its worker list", None, hidden=True),
+        Arg("--auto_instance", TEXT, "serverless service to use", hidden=True),
+        Arg("--autoscaler_url", TEXT, "address of its worker list", hidden=True),
         returns="[]", run="run_benchmarks", look="show endpoints",
         ask="Rent {names} for up to {minutes:g} minutes, at {rate} together?", ask_when="within",
         columns=MEASUREMENT_COLUMNS,
@@ -15104,9 +15120,9 @@ def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
 
 # fmt: off
 GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
-    Arg("--api-key", TEXT.called("KEY"), "API key for this call", None, secret=True),
-    Arg("--profile", NAME.called("PROFILE"), "account whose key to use, saved with set api-key --profile PROFILE; otherwise VAST_PROFILE", None),
-    Arg("--url", URL, f"URL of the service; otherwise VAST_URL, then {SERVER}", None),
+    Arg("--api-key", TEXT.called("KEY"), "API key for this call", secret=True),
+    Arg("--profile", NAME.called("PROFILE"), "account whose key to use, saved with set api-key --profile PROFILE; otherwise VAST_PROFILE"),
+    Arg("--url", URL, f"URL of the service; otherwise VAST_URL, then {SERVER}"),
     Arg("--retry", ATTEMPTS, "attempts of a request that may be repeated", 3),
     Arg("--timeout", TIMEOUT, "time limit of one request, seconds", 120),
     Arg("--raw", FLAG, "print the answer as JSON; same as --format json"),
