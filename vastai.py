@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from typing import Sequence, TextIO, TypedDict
 
     Row = Dict[str, Any]  # one JSON object of the service
+    Convert = Callable[[Any], Any]
 # fmt: on
 
 if __name__ == "__main__":
@@ -799,12 +800,10 @@ class Kind:
     many        takes several words of the command line
     """
 
-    __slots__ = ("annotation", "completes", "convert", "expects", "many", "metavar")
-
     def __init__(
         self,
         annotation: str,
-        convert: Callable[[Any], Any],
+        convert: Convert,
         expects: str,
         metavar: str = "TEXT",
         completes: str = "",
@@ -844,7 +843,7 @@ def _number(value: Any) -> float:
     return value
 
 
-def _at_least(low: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _at_least(low: float, convert: Convert) -> Convert:
     def checked(value: Any) -> Any:
         value = convert(value)
         if value < low:
@@ -924,7 +923,7 @@ def _truth(value: Any) -> bool:
     return _flag(value)
 
 
-def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+def _items(convert: Convert) -> Callable[[Any], list[Any]]:
     """A list of what `convert` takes, from a list or from one item; ids also with commas or spaces
     between them.
     """
@@ -1048,7 +1047,7 @@ def _order(value: Any) -> Any:
     return value
 
 
-def _text_or(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _text_or(convert: Convert) -> Convert:
     """A converter that takes a text as it is, and leaves everything else to `convert`."""
     return lambda value: _text(value) if isinstance(value, str) else convert(value)
 
@@ -1339,10 +1338,8 @@ def field_types(fields: str) -> dict[str, str]:
     return {name: meaning.partition(",")[0] for name, meaning in field_help(fields)}
 
 
-NO_NUMBER = ("text", "name", "model", "country", "region", "true/false", "date", "version")
-
-
 WORDS_ONLY = ("text", "name", "model", "country", "region")
+NO_NUMBER = (*WORDS_ONLY, "true/false", "date", "version")
 DIRECTIVES = {"georegion": "true/false", "chunked": "true/false"}  # in searches of offers
 
 
@@ -1357,8 +1354,6 @@ class Condition:
     type      the field's type; "" if the field is not known
     scale     what a number is multiplied with for the service; None if it goes as text
     """
-
-    __slots__ = ("field", "name", "operator", "raw", "scale", "text", "type")
 
     def __init__(self, name: str, field: str, operator: str, raw: str, text: str) -> None:
         self.name, self.field, self.operator, self.raw, self.text = name, field, operator, raw, text
@@ -2395,7 +2390,7 @@ class Arg:
     secret = False
     hidden = False
     required = False
-    sent: Callable[[Any], Any] | None = None
+    sent: Convert | None = None
     group = ""
 
     def __init__(
@@ -2565,8 +2560,9 @@ class Command:
     group = ""  # this and the next one are set by register()
     hosts = False
 
-    FUNCTIONS = ("asks", "build", "columns_for", "document", "each", "footer", "rows", "run",
-                 "says", "schedule", "show", "tables", "text")  # fmt: skip
+    FUNCTIONS = (
+        "asks build columns_for document each footer rows run says schedule show tables text"
+    )
 
     def __init__(
         self,
@@ -2660,7 +2656,7 @@ def resolve_table() -> None:
     """
     functions = globals()
     for row in COMMANDS.values():
-        for column in Command.FUNCTIONS:
+        for column in Command.FUNCTIONS.split():
             name = getattr(row, column)
             if name:
                 setattr(row, column, functions[name])
@@ -2680,8 +2676,6 @@ class Columns:
     number, or a word that FORMATS knows.  If a terminal is too narrow, the highest rank goes first;
     1 if not given, and of no meaning in a card.
     """
-
-    __slots__ = ("text",)
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -2950,15 +2944,10 @@ P10 $/hr: price_p10 .4f 2
 Med $/hr: price_median .4f 0
 P90 $/hr: price_p90 .4f 2""")
 SUPPLY = (
-    "rented_verified",
-    "avail_verified",
-    "rented_unverified",
-    "avail_unverified",
-    "unavail_verified",
-    "unavail_unverified",
-    "total",
+    "rented_verified avail_verified rented_unverified avail_unverified unavail_verified "
+    "unavail_unverified total"
 )
-PRICES = ("rented_p10", "rented_median", "rented_p90", "avail_p10", "avail_median", "avail_p90")
+PRICES = "rented_p10 rented_median rented_p90 avail_p10 avail_median avail_p90"
 GPU_TRENDS_COLUMNS = Columns("""\
 Date: timestamp minute 0
 Rnt/Ver: rented_verified 2
@@ -4449,8 +4438,6 @@ register("Tools", "",
 class View:
     """How an answer is shown: format, fields, color … and what the user agreed to beforehand."""
 
-    __slots__ = ("color", "common", "confirmed", "fields", "format", "full", "quiet", "raw")
-
     def __init__(
         self,
         format: str = "json",
@@ -4473,8 +4460,6 @@ class View:
 
 class Call:
     """One use of a command: who calls, which row, with what, from which face."""
-
-    __slots__ = ("cli", "client", "params", "row", "secrets", "view")
 
     def __init__(
         self, client: VastAI, row: Command, params: Row, view: View, cli: bool = False
@@ -4668,8 +4653,6 @@ class Request:
     `hidden` names the members of the body that nothing may show, `secrets` their texts.  `safe` is
     the row's.  `auth` is False if the key must not go along, as with the address of a result.
     """
-
-    __slots__ = ("auth", "body", "hidden", "method", "query", "safe", "secrets", "url")
 
     def __init__(
         self,
@@ -5162,13 +5145,11 @@ def build_template_change(call: Call, query: Row, body: Row) -> None:
             body.update({name: made[name] for name in members if name not in body})
 
 
-# fmt: off
 TEMPLATE_MEMBERS = (  # what an update sends of a template as it was
-    "name", "image", "tag", "href", "repo", "env", "onstart", "jup_direct", "ssh_direct",
-    "use_jupyter_lab", "runtype", "use_ssh", "jupyter_dir", "docker_login_repo",
-    "docker_login_user", "extra_filters", "recommended_disk_space", "readme", "readme_visible",
-    "desc", "private", "args_str", "volume_info")
-# fmt: on
+    "name image tag href repo env onstart jup_direct ssh_direct use_jupyter_lab runtype use_ssh "
+    "jupyter_dir docker_login_repo docker_login_user extra_filters recommended_disk_space readme "
+    "readme_visible desc private args_str volume_info"
+)
 
 
 def build_delete_template(call: Call, query: Row, body: Row) -> None:
@@ -6188,8 +6169,6 @@ class HttpConnection:
     that a trickle of bytes cannot outlast the timeout.  Its methods raise OSError.
     """
 
-    __slots__ = ("deadline", "idle_since", "place", "sock")
-
     def __init__(self, place: Place, sock: Any, deadline: float) -> None:
         self.place, self.sock, self.deadline, self.idle_since = place, sock, deadline, 0.0
 
@@ -6230,8 +6209,6 @@ class Place:
     certificate that is trusted there beside the system's ("": none).
     """
 
-    __slots__ = ("host", "host_header", "name", "port", "proxy", "root", "tls")
-
     def __init__(self, parts: Any, root: str) -> None:
         """Takes a split URL.  Raises ValueError for a host or port that is none, and NetworkError
         for a proxy that cannot be used.
@@ -6260,7 +6237,7 @@ class Place:
         if ask.key:
             lines.append(f"Authorization: Bearer {ask.key}")
         if self.proxy and not self.tls:
-            lines += [f"{name}: {value}" for name, value in self.proxy.headers.items()]
+            lines += self.proxy.headers
         if ask.payload is not None:
             length = len(ask.payload)
             lines += ["Content-Type: application/json", f"Content-Length: {length}"]
@@ -6269,8 +6246,6 @@ class Place:
 
 class Pool:
     """Connections that wait for their next request, up to `most` a place.  Threads share it."""
-
-    __slots__ = ("idle", "lock", "most", "owner", "places")
 
     def __init__(self, most: int = 64) -> None:
         self.most = most
@@ -6449,47 +6424,40 @@ def user_agent() -> str:
 class Proxy:
     """An HTTP proxy: its host and port, and the headers that it wants."""
 
-    __slots__ = ("headers", "host", "port")
-
     def __init__(self, variable: str, url: str) -> None:
         """Takes the value of an environment variable.  Raises NetworkError if it is no such proxy;
         its text has nothing of the value but the scheme, as there may be a password in it.
         """
         from urllib.parse import unquote, urlsplit
 
-        scheme = url.partition("://")[0].lower() if "://" in url else "http"
+        url = url if "://" in url else f"http://{url}"
+        scheme = url.partition("://")[0].lower()
         try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            host, port = parts.hostname, parts.port or 80
+            parts = urlsplit(url)
+            self.host, self.port = parts.hostname or "", parts.port or 80
         except ValueError:
-            parts, host, port = urlsplit(""), None, 0
-        wanted = "expected a URL such as http://user:password@host:port"
+            parts, self.host, self.port = urlsplit(""), "", 0
+        problem = ""
         if scheme.startswith("socks"):
-            raise make_error(
-                NetworkError,
-                f"{variable} names a SOCKS proxy ({printable(scheme, 20)}://), "
-                f"which is not supported; {wanted}",
-            )
-        if scheme == "https":
-            raise make_error(
-                NetworkError,
-                f"{variable} names an https proxy (https://), which is not supported; {wanted}",
-            )
-        if scheme != "http" or not host or not host.isascii():
-            raise make_error(NetworkError, f"{variable} is not the URL of a proxy; {wanted}")
-        self.host, self.port = host, port
-        self.headers: dict[str, str] = {}
+            problem = f"names a SOCKS proxy ({printable(scheme, 20)}://), which is not supported"
+        elif scheme == "https":
+            problem = "names an https proxy (https://), which is not supported"
+        elif scheme != "http" or not self.host or not self.host.isascii():
+            problem = "is not the URL of a proxy"
+        if problem:
+            wanted = "expected a URL such as http://user:password@host:port"
+            raise make_error(NetworkError, f"{variable} {problem}; {wanted}")
+        self.headers: list[str] = []
         if parts.username:
             from base64 import b64encode
 
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             coded = b64encode(pair.encode()).decode()
-            self.headers["Proxy-Authorization"] = f"Basic {coded}"
+            self.headers.append(f"Proxy-Authorization: Basic {coded}")
 
     def connect_message(self, place: Place) -> bytes:
         """The request to be connected with a place."""
-        lines = [f"CONNECT {place.name} HTTP/1.1", f"Host: {place.name}"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        lines = [f"CONNECT {place.name} HTTP/1.1", f"Host: {place.name}", *self.headers]
         return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
@@ -7586,7 +7554,7 @@ def run_update_template(call: Call) -> Row:
     """Fetches the template and sends all of it, with the members that were named replaced."""
     named = build_request(call).body or {}
     template = template_of(call, "hash_id", call["hash_id"])
-    body = {name: template.get(name) for name in TEMPLATE_MEMBERS}
+    body = {name: template.get(name) for name in TEMPLATE_MEMBERS.split()}
     if isinstance(body["extra_filters"], str):
         body["extra_filters"] = parse_filters(body["extra_filters"])
     body.update(named, id=template.get("id"))
@@ -7782,8 +7750,8 @@ def run_gpu_trends(call: Call) -> Row:
 def trend_of(part: Row) -> Row:
     """One GPU's parallel lists as rows, null if a list is too short."""
     supply, prices = as_dict(part.get("supply_demand")), as_dict(part.get("pricing"))
-    lists = {name: as_list(supply.get(name)) for name in SUPPLY}
-    lists.update({name: as_list(prices.get(name)) for name in PRICES})
+    lists = {name: as_list(supply.get(name)) for name in SUPPLY.split()}
+    lists.update({name: as_list(prices.get(name)) for name in PRICES.split()})
     rows = []
     for at, moment in enumerate(as_list(supply.get("timestamps"))):
         row = {"date": format_utc(moment, "%Y-%m-%d %H:%M:%S"), "timestamp": moment}
