@@ -2357,13 +2357,12 @@ class Arg:
     flags      its spelling: "id" stands alone, "-l --limit" is an option
     kind       what it takes: converter, type, metavar, completion
     help       a noun phrase for the help and the docstring
-    default    the default; without one an argument that stands alone is required, a FLAG is False,
-               any other option None
+    default    REQUIRED, or what stands for it; not given, an argument that stands alone is
+               required, a FLAG is False, and any other option None
     name       the keyword in Python, if that is not the last flag
     key        its name on the wire, if that is not `name`; "*": the value is the whole body
     to         where it goes: "path", "query", "body", "path body", "" (a function takes it), or
-               "auto": nowhere if it is the command line's alone, else into the path that names it,
-               else into the query of a GET, else into the body
+               "auto": into the path that names it, else into the query of a GET, else into the body
     old        other keywords that programs use
     face       "cli" or "sdk" for an argument of one face only
     cli        the command line's default, if that differs
@@ -2374,7 +2373,6 @@ class Arg:
     shortcuts  flags that set a value: {"-b": "bid"}
     secret     its value is never shown
     hidden     not in the help
-    required   an option that must be given
     sent       makes of the value what is sent; None is left out
     group      the heading of the help under which the option stands
     """
@@ -2389,7 +2387,6 @@ class Arg:
     shortcuts: dict[str, str] = {}
     secret = False
     hidden = False
-    required = False
     sent: Convert | None = None
     group = ""
 
@@ -2398,7 +2395,7 @@ class Arg:
         flags: str,
         kind: Kind = TEXT,
         help: str = "",
-        default: Any = REQUIRED,
+        default: Any = ...,
         *,
         old: str = "",
         **columns: Any,
@@ -2408,8 +2405,8 @@ class Arg:
         self.option = flags[0] == "-"
         word = self.flags[-1].lstrip("-").replace("-", "_")
         self.name = self.key = columns.get("name", word)
-        if default is REQUIRED and self.option and "required" not in columns:
-            default = False if kind is FLAG else None
+        if default is ...:
+            default = REQUIRED if not self.option else False if kind is FLAG else None
         self.default = self.cli = default
         set_columns(self, flags, columns)
 
@@ -2435,6 +2432,24 @@ class Local(Arg):
     to = ""
 
 
+class CliArg(Local):
+    """An argument of the command line alone."""
+
+    face = "cli"
+
+
+class SdkArg(Arg):
+    """An argument of the SDK alone."""
+
+    face = "sdk"
+
+
+class Secret(Arg):
+    """An argument whose value is never shown."""
+
+    secret = True
+
+
 def set_columns(row: Arg | Command, name: str, columns: Row) -> None:
     for column, value in columns.items():
         if not hasattr(row, column):
@@ -2442,7 +2457,7 @@ def set_columns(row: Arg | Command, name: str, columns: Row) -> None:
         setattr(row, column, value)
 
 
-YES = Arg("-y --yes", FLAG, "do not ask for confirmation", face="cli")
+YES = CliArg("-y --yes", FLAG, "do not ask for confirmation")
 # fmt: off
 SCHEDULE = (
     Local("--schedule", TEXT, "create a scheduled job instead of acting now", choices=("HOURLY", "DAILY", "WEEKLY"), group="Schedule"),
@@ -2597,11 +2612,11 @@ class Command:
         return [arg for arg in self.args if arg.face in ("", face)]
 
     def places(self, arg: Arg) -> list[str]:
-        """Where an argument goes: as it says, or as `auto` decides."""
+        """Where an argument goes: as it says, else into the path that names it, else query or
+        body.
+        """
         if arg.to != "auto":
             return arg.to.split()
-        if arg.face == "cli":
-            return []
         if f"{{{arg.name}}}" in self.path:
             return ["path"]
         return ["query" if self.method == "GET" else "body"] if self.path else []
@@ -2628,7 +2643,7 @@ NAMES: dict[str, Command] = {}  # every spelling on the command line -> row
 METHODS: dict[str, Command] = {}  # every spelling in the SDK -> row
 
 
-def register(group: str, look: str, *rows: Command, hosts: bool = False) -> None:
+def register(group: str, *rows: Command, look: str = "", hosts: bool = False) -> None:
     """Adds rows to the table under a heading of the help; `look` shows what they have changed, and
     `hosts` says that only owners of machines need them.
 
@@ -3230,7 +3245,7 @@ VARIABLE_NAME = Arg("name", VARIABLE, "name of the variable", key="key")
 USER_ID = Arg("--user_id", ID, "account id (default: yours)")
 CLIENT, OWNER = {"client_id": "me"}, {"owner": "me"}  # in a body, in a query
 IDENTITY = Local("-i --identity", KEY_FILE, "private SSH key file")
-NO_QUIET = Arg("-q --quiet", FLAG, "accepted for compatibility; no effect", face="cli", hidden=True)
+NO_QUIET = CliArg("-q --quiet", FLAG, "accepted for compatibility; no effect", hidden=True)
 MAX_WAIT = Local("--max-wait", SECONDS, "maximum wait, seconds", 600, group="Waiting")
 RESULT_WAIT = Local("--max-wait", SECONDS, "maximum wait for the result, seconds", 60, group="Waiting")
 WAIT, WAIT_STOPPED, WAIT_GONE = (
@@ -3278,7 +3293,7 @@ LAUNCH_OPTIONS = (
     Arg("--label", LABEL, "label for the instance"),
     Arg("--extra", TEXT, "extra options for docker run", hidden=True),
     Local("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", old="onstart entrypoint", group="Image"),
-    Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", key="image_login", secret=True, group="Image"),
+    Secret("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", key="image_login", group="Image"),
     Arg("--python-utf8", FLAG, "use UTF-8 as Python's encoding", group="Image"),
     Arg("--lang-utf8", FLAG, "use a UTF-8 system locale", group="Image"),
     Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", key="use_jupyter_lab", group="Access"),
@@ -3288,8 +3303,8 @@ RUNTYPE_OPTIONS = (
     Local("--jupyter", FLAG, "enable Jupyter", group="Access"),
     Local("--direct", FLAG, "connect directly to the machine instead of through a proxy; faster", group="Access"))
 ONSTART_OPTIONS = (
-    Arg("--onstart", SCRIPT, "file with commands to run when the container starts; takes precedence over --onstart-cmd", face="cli", group="Image"),
-    Arg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", face="cli", group="Image"))
+    CliArg("--onstart", SCRIPT, "file with commands to run when the container starts; takes precedence over --onstart-cmd", group="Image"),
+    CliArg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", group="Image"))
 CANCEL = Arg("--cancel-unavail", FLAG, "fail instead of waiting if the offer cannot start now", group="Price and time")
 TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to use", key="template_hash_id",
     old="template_hash_id", group="Image")
@@ -3306,7 +3321,7 @@ CREATE_OPTIONS = (
     CANCEL, TEMPLATE_HASH,
     Arg("--user", USER, "container user that runs the commands", group="Image"),
     RUNTYPE, ARGS,
-    Arg("--volume-info", OBJECT, "volume as the service describes it", face="sdk"),
+    SdkArg("--volume-info", OBJECT, "volume as the service describes it"),
     Local("--bid-price", PRICE, "same as price, $/hr", face="sdk"),
     *RUNTYPE_OPTIONS,
     Local("--create-volume", OFFER_ID, "volume offer to rent a new volume from", group="Disk and volumes"),
@@ -3320,7 +3335,7 @@ CREATE_OPTIONS = (
     Arg("--args_str", TEXT, "arguments for the image's entrypoint as one string, instead of --args", group="Image"))
 MAX_HOURS = Local("--max-hours", HOURS, "lifetime, hours: the instance destroys itself this long after its first start",
     group="Price and time")
-SPOT_ON_CREATE = Arg("--spot", FLAG, "see launch instance", face="cli", hidden=True)
+SPOT_ON_CREATE = CliArg("--spot", FLAG, "see launch instance", hidden=True)
 MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
     Local("--max-price", PRICE, "highest price for GPUs and disk together, $/hr", group="Price and time"),
     MAX_HOURS,
@@ -3347,8 +3362,7 @@ TEMPLATE_OPTIONS = (
     Arg("--repo", TEXT.called("REPO"), "image repository", group="Image"),
     Local("--login", TEXT, "docker login options for a private image; only the registry is saved",
         secret=True, group="Image"),
-    Arg("--env", ENV_TEXT, "environment, ports and mounts, as for create instance; can be repeated",
-        secret=True, again=True, group="Image"),
+    Secret("--env", ENV_TEXT, "environment, ports and mounts, as for create instance; can be repeated", again=True, group="Image"),
     *RUNTYPE_OPTIONS,
     Arg("--jupyter-dir", PATH, "folder that Jupyter opens", group="Access"),
     Local("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", group="Access"),
@@ -3360,17 +3374,17 @@ TEMPLATE_OPTIONS = (
     Local("--hide-readme", FLAG, "hide the readme", group="Description"),
     Arg("--desc", TEXT, "one-line description", group="Description"),
     Local("--public", FLAG, "make the template public", group="Description"),
-    Arg("--runtype", TEXT, "access type as the service names it: jupyter, ssh or args", face="sdk"),
-    *(Arg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None, face="sdk")
+    SdkArg("--runtype", TEXT, "access type as the service names it: jupyter, ssh or args"),
+    *(SdkArg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None)
       for name in ("use_ssh", "jup_direct", "ssh_direct", "use_jupyter_lab")),
-    Arg("--docker_login_repo", TEXT, "registry, instead of login", face="sdk"),
-    Arg("--extra_filters", OBJECT, "conditions as the service stores them, instead of search_params", face="sdk"),
-    *(Arg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None, face="sdk")
+    SdkArg("--docker_login_repo", TEXT, "registry, instead of login"),
+    SdkArg("--extra_filters", OBJECT, "conditions as the service stores them, instead of search_params"),
+    *(SdkArg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None)
       for name in ("readme_visible", "private")),
-    Arg("--docker_login_user", USER, "registry user", face="sdk"),
-    Arg("--docker_login_pass", TEXT, "registry password or token", face="sdk", secret=True),
-    Arg("--args_str", TEXT, "arguments for the image's entrypoint, for runtype args", face="sdk"),
-    Arg("--volume_info", OBJECT, "volume that the console suggests, as the service stores it", face="sdk"))
+    SdkArg("--docker_login_user", USER, "registry user"),
+    SdkArg("--docker_login_pass", TEXT, "registry password or token", secret=True),
+    SdkArg("--args_str", TEXT, "arguments for the image's entrypoint, for runtype args"),
+    SdkArg("--volume_info", OBJECT, "volume that the console suggests, as the service stores it"))
 VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, whole GB", 15)
 VOLUME_NAME = Arg("-n --name", NAME, "name for the volume")
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
@@ -3385,17 +3399,16 @@ MARKET_SIZE = Local("--num-gpus", TEXT.called("N"), "only machines with this man
 FOR_HOSTS = "Nothing to show. These numbers are only for hosts with a machine."
 TFA_METHODS = ("email", "sms", "totp")
 TFA_PROOF = (
-    Arg("-c --code", CODE, "code from the app, SMS or email", secret=True),
-    Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a code", secret=True),
+    Secret("-c --code", CODE, "code from the app, SMS or email"),
+    Secret("-bc --backup-code", CODE, "one of your backup codes, instead of a code"),
     Arg("-t --method-type", TEXT, "method that the code came from", key="tfa_method", choices=TFA_METHODS),
-    Arg("-s --secret", CODE, "secret that tfa send-sms or tfa send-email printed",
-        secret=True),
+    Secret("-s --secret", CODE, "secret that tfa send-sms or tfa send-email printed"),
     Arg("-id --method-id", GIVEN_ID, "id of the method, if you have several of one kind",
         key="tfa_method_id"))
 PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "phone number, such as +12025550123 (default: the account's)",
     sent=lambda number: number or None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, SETS, "Complete the second step of tfa auth-new",
-    Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
+    Secret("secret", NAME), Secret("code", NAME), look="tfa status")
 LISTING = (
     Arg("-g --price_gpu", PRICE, "price per GPU, $/hr"),
     Arg("-s --price_disk", PRICE, "storage price, $/GB/month (default 0.10)"),
@@ -3426,8 +3439,8 @@ CHARGE_TYPES = {
 SCALER = Arg("--auto_instance", TEXT, "autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
 
 
-def endpoint_options(load: float | None, target: float | None, multiple: float | None, cold: int | None,
-                     most: int | None) -> tuple[Arg, ...]:
+def endpoint_options(load: float | None = None, target: float | None = None, multiple: float | None = None,
+                     cold: int | None = None, most: int | None = None) -> tuple[Arg, ...]:
     """What a serverless endpoint takes, with these defaults."""
     return (
         Arg("--min_load", NUMBER, "lowest load to be ready for, performance units per second, such as tokens/s", load),
@@ -3447,12 +3460,12 @@ WORKERGROUP_OPTIONS = (
     Arg("--template_hash", HASH, "hash of the workers' template; brings its own search conditions"),
     Arg("--template_id", ID, "id of the workers' template"),
     Local("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers"),
-    Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", secret=True),
+    Secret("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'"),
     Arg("--endpoint_name", TEXT, "name of the endpoint"),
     Arg("--endpoint_id", ENDPOINT_ID, "id of the endpoint"),
     Arg("--gpu_ram", GB, "GPU memory per worker, GB"),
     Local("-n --no-default", FLAG, "drop the default conditions verified=True rentable=True rented=False"),
-    *(arg for arg in endpoint_options(None, None, None, None, None)
+    *(arg for arg in endpoint_options()
       if arg.name in ("min_load", "target_util", "cold_mult", "cold_workers", "max_workers")),
     Arg("--test_workers", COUNT, "workers to benchmark the template on"))
 LOG_OPTIONS = (
@@ -3463,11 +3476,11 @@ WEBHOOK_SECRET = "Webhook {webhook[id]} signs with the secret {webhook[webhook_s
 
 # ---------------------------------------------------------------------------------------- THE TABLE
 
-register("Search and rent", "show instances",
+register("Search and rent",
     Command("search offers", "POST /bundles/", SAFE, READS, "Search GPU offers to rent",
         CONDITIONS,
         RENTAL_TYPE, *OFFER_SEARCH_OPTIONS, *JOB_OPTIONS,
-        Arg("--new", FLAG, "use the newer search service", face="cli"),
+        CliArg("--new", FLAG, "use the newer search service"),
         Local("--disable-bundling", FLAG, "list identical offers separately (deprecated)", hidden=True),
         returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
@@ -3558,7 +3571,7 @@ register("Search and rent", "show instances",
         *MACHINE_OPTIONS,
         Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
         LAUNCH_OPTIONS[0],
-        Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", secret=True, group="Image"),
+        Secret("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", group="Image"),
         Arg("--label", LABEL, "label for the instance"),
         Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "file or folder to copy to /workspace before the command; can be "
             "repeated", again=True, group="Files"),
@@ -3571,9 +3584,10 @@ register("Search and rent", "show instances",
              "this computer goes away, the command continues, and the instance destroys itself after --max-hours "
              "(default 24). If a download fails, the instance stays for one more hour. " + LEASE_NOTE,
         examples=("pytorch/pytorch --gpu RTX_4090 --upload src --download out -- python src/train.py",
-                  "ubuntu:24.04 --max-price 0.2 -- nvidia-smi")))
+                  "ubuntu:24.04 --max-price 0.2 -- nvidia-smi")),
+    look="show instances")
 
-register("Instances", "show instances",
+register("Instances",
     Command("show instances", "GET /api/v1/instances/", SAFE, READS, "List your instances",
         Local("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", group="Filters"),
         Local("--label", TEXTS, "only these labels; '' for instances without a label", group="Filters"),
@@ -3584,10 +3598,10 @@ register("Instances", "show instances",
         Local("-l --limit", WHOLE, "page size, 1 to 25; prints one page", group="Pages"),
         Local("-t --next-token", TOKEN, "token of the next page", group="Pages"),
         Local("-a --all", FLAG, "get all pages, even with --limit", group="Pages"),
-        Arg("-v --verbose", FLAG, "show more columns", face="cli"),
-        Arg("-q --quiet", FLAG, "print only ids, even with --raw", face="cli", name="ids_only"),
-        Arg("--cols", TEXT.called("COLUMNS"), "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
-                            "verified, machine, net, location, template, ssh, msg", face="cli"),
+        CliArg("-v --verbose", FLAG, "show more columns"),
+        CliArg("-q --quiet", FLAG, "print only ids, even with --raw", name="ids_only"),
+        CliArg("--cols", TEXT.called("COLUMNS"), "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
+                            "verified, machine, net, location, template, ssh, msg"),
         returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
         columns_for="instance_columns", document="page_document", footer="instances_footer",
         aliases="show instances-v1",
@@ -3638,7 +3652,7 @@ register("Instances", "show instances",
         Arg("--template_hash_id", HASH, "hash of the template"),
         Arg("--image", IMAGE, "Docker image"),
         Arg("--args", WORDS, "arguments for the entrypoint"),
-        Arg("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", secret=True,
+        Secret("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance",
             again=True),
         Arg("--onstart", SCRIPT_OR_TEXT, "startup commands, or a file with them"),
         build="build_update_instance", needs="*", done="Changed instance {id}; its image is {updated_instance[image_uuid]}.|Changed instance {id}.",
@@ -3665,7 +3679,7 @@ register("Instances", "show instances",
         Arg("--filter", TEXT.called("REGEX"), "regular expression that lines must match", sent=lambda text: text or None),
         Arg("--daemon-logs", FLAG, "print the machine's log about the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
-        Arg("-f --follow", FLAG, "keep printing new lines until the instance stops", face="cli"),
+        CliArg("-f --follow", FLAG, "keep printing new lines until the instance stops"),
         returns="text", run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
     Command("wait instance", "", SAFE, READS, "Wait until an instance reaches a state",
@@ -3688,13 +3702,14 @@ register("Instances", "show instances",
         returns="none", run="run_scp", face="cli",
         examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
     Command("ssh-url", "", SAFE, READS, "Print an instance's ssh:// address",
-        INSTANCE, Arg("--all", FLAG, "also print the proxy's address", face="cli"),
+        INSTANCE, CliArg("--all", FLAG, "also print the proxy's address"),
         returns="text", run="run_address", look="show instances", examples=("4242", "4242 --all")),
     Command("scp-url", "", SAFE, READS, "Print an instance's scp:// address",
-        INSTANCE, Arg("--all", FLAG, "also print the proxy's address", face="cli"),
-        returns="text", run="run_address", look="show instances"))
+        INSTANCE, CliArg("--all", FLAG, "also print the proxy's address"),
+        returns="text", run="run_address", look="show instances"),
+    look="show instances")
 
-register("Templates", "search templates",
+register("Templates",
     Command("create template", "POST /template/", ONCE, SETS, "Save an image with options as a template",
         *TEMPLATE_OPTIONS, build="build_template", made="template.id",
         done="Created template {template[id]} with hash {template[hash_id]}.",
@@ -3707,9 +3722,10 @@ register("Templates", "search templates",
     Command("delete template", "DELETE /template/", SAFE, DELETES, "Delete one of your templates",
         Arg("--template-id", ID, "id of the template"),
         Arg("--hash-id", HASH, "hash of the template; takes precedence over the id"),
-        build="build_delete_template", needs="template_id hash_id", done="Deleted template {hash_id}.|Deleted template {template_id}."))
+        build="build_delete_template", needs="template_id hash_id", done="Deleted template {hash_id}.|Deleted template {template_id}."),
+    look="search templates")
 
-register("Volumes", "show volumes",
+register("Volumes",
     Command("search volumes", "POST /volumes/search/", SAFE, READS, "Search volume offers on single machines",
         CONDITIONS, *SEARCH_OPTIONS,
         returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
@@ -3737,9 +3753,10 @@ register("Volumes", "show volumes",
         Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None), done="Copying volume {source} to the new volume {volume_name}."),
     Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
         Arg("id", VOLUME_ID, "the volume", to="query"), done="Deleted volume {id}.",
-        ask="Delete volume {id} and all its data?", ask_when="terminal"))
+        ask="Delete volume {id} and all its data?", ask_when="terminal"),
+    look="show volumes")
 
-register("Volumes (for hosts)", "search volumes",
+register("Volumes (for hosts)",
     Command("list volume", "POST /volumes/", ONCE, SETS, "Offer a machine's disk space as volumes",
         Arg("id", MACHINE_ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         done="Offered volumes on machine {id} at ${price_disk}/GB/month as offer {answer[id]}."
@@ -3764,14 +3781,15 @@ register("Volumes (for hosts)", "search volumes",
     Command("add network-disk", "POST /network_disk/", ONCE, SETS, "Attach a network disk to cluster machines",
         Arg("machines", MACHINE_IDS, "the machines"), Arg("mount_point", NAME, "mount point on the machines, such as /mnt/disk1"),
         Arg("-d --disk_id", ID, "disk id, if the service already knows the disk"),
-        look="show network-disks", done="Attached network disk {disk_id} to machines {machines}."), hosts=True)
+        look="show network-disks", done="Attached network disk {disk_id} to machines {machines}."),
+    look="search volumes", hosts=True)
 
-register("Copies and backups", "show instances",
+register("Copies and backups",
     Command("copy", "PUT /commands/copy_direct/", ONCE, SETS, "Copy files to, from and between instances",
         Local("src", PLACE, "place to copy from"),
         Local("dst", PLACE, "place to copy to"),
-        Arg("-i --identity", KEY_FILE, "private SSH key file", face="cli"),
-        Arg("--exclude", TEXTS.called("PATTERN"), "rsync pattern of files to leave out; can be repeated", face="cli",
+        CliArg("-i --identity", KEY_FILE, "private SSH key file"),
+        CliArg("--exclude", TEXTS.called("PATTERN"), "rsync pattern of files to leave out; can be repeated",
             again=True),
         build="build_copy", run="run_copy",
         done="Copied {src} to {dst} at {dst_addr}.|Copied {src} from {src_addr} to {dst}."
@@ -3788,7 +3806,7 @@ register("Copies and backups", "show instances",
         DESTINATION,
         body=CLIENT, done="Canceled the cloud copies to instance {dst_id}."),
     Command("cloud copy", "POST /commands/rclone/", ONCE, SETS, "Copy between an instance and cloud storage",
-        Arg("--src", NAME.called("PATH"), "path to copy from", required=True),
+        Arg("--src", NAME.called("PATH"), "path to copy from", REQUIRED),
         Arg("--dst", NAME.called("PATH"), "path to copy to", "/workspace"),
         Arg("--instance", GIVEN_INSTANCE_ID, "the instance", key="instance_id"),
         Arg("--connection", GIVEN_ID, "cloud storage connection, from show connections", key="selected"),
@@ -3798,7 +3816,7 @@ register("Copies and backups", "show instances",
         Local("--ignore-existing", FLAG, "skip files that exist at the destination"),
         Local("--update", FLAG, "skip files that are newer at the destination"),
         Local("--delete-excluded", FLAG, "delete excluded files at the destination"),
-        Arg("--flags", TEXTS, "rclone options, instead of the five above", face="sdk"),
+        SdkArg("--flags", TEXTS, "rclone options, instead of the five above"),
         YES,
         build="build_cloud_copy", schedule="schedule_cloud_copy", look="show instance", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
@@ -3815,7 +3833,7 @@ register("Copies and backups", "show instances",
         Arg("--repo", TEXT.called("REPO"), "repository to push to: USER/NAME", key="personal_repo"),
         Arg("--container_registry", NAME, "registry host", "docker.io"),
         Arg("--docker_login_user", USER, "registry user"),
-        Arg("--docker_login_pass", TEXT, "registry password or token", secret=True),
+        Secret("--docker_login_pass", TEXT, "registry password or token"),
         Arg("--pause", TRUTH, "pause the container for a consistent image; slower", True,
             sent=lambda on: "true" if on else "false"),
         needs="repo", look="show instance",
@@ -3828,9 +3846,10 @@ register("Copies and backups", "show instances",
     Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE, READS,
         "List a backup's files and their URLs",
         Arg("contract_id", INSTANCE_ID, "the instance or volume"), member="files", columns=BACKUP_FILE_COLUMNS,
-        tables="backup_file_tables", footer="backup_footer", empty="The backup has no files yet.", methods="instance_backup_files", look="show instance-backups"))
+        tables="backup_file_tables", footer="backup_footer", empty="The backup has no files yet.", methods="instance_backup_files", look="show instance-backups"),
+    look="show instances")
 
-register("Deployments", "show deployment",
+register("Deployments",
     Command("show deployments", "GET /deployments", SAFE, READS, "List your serverless deployments",
         returns="deployments[]", columns=DEPLOYMENT_COLUMNS),
     Command("show deployment", "GET /deployment/{id}/", SAFE, READS, "Show one deployment in full",
@@ -3847,23 +3866,25 @@ register("Deployments", "show deployment",
         Arg("--tag", TEXT, "tag; with a name, deletes only that tag"),
         build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
-             "|Deleted deployment {name}."))
+             "|Deleted deployment {name}."),
+    look="show deployment")
 
-register("Price increases", "show pending-price-increases",
+register("Price increases",
     Command("show pending-price-increases", "GET /instances/pending-price-increases/", SAFE, READS,
         "List price increases that hosts ask for",
         member="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, footer="truncated_footer",
         empty="No price increases are pending."),
     *(Command(f"{verb} price-increase", f"PUT /instances/{verb}-price-increase/", ONCE, effect, summary,
-        Arg("ids", INSTANCE_IDS, "the instances", face="cli"),
+        CliArg("ids", INSTANCE_IDS, "the instances"),
         Local("instance_id", INSTANCE_ID, "the instance", face="sdk"),
         run="run_price_increase", says="settled_sentence",
         ask=f"{verb.title()} the higher prices of instances {{ids}}?")
       for verb, effect, summary in (
           ("accept", SPENDS, "Accept a higher price to extend the rental"),
-          ("reject", SETS, "Reject a higher price; the end date stays"))))
+          ("reject", SETS, "Reject a higher price; the end date stays"))),
+    look="show pending-price-increases")
 
-register("Benchmarks", "",
+register("Benchmarks",
     Command("search benchmarks", "GET /benchmarks", SAFE, READS, "Search benchmark results",
         CONDITIONS, Local("-o --order", ORDER, "sort by these fields; append `-` for descending"),
         Local("-l --limit", COUNT, "page size; prints one page"),
@@ -3877,7 +3898,7 @@ register("Benchmarks", "",
         Local("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None),
         build="build_params", face="sdk"))
 
-register("Market (for hosts)", "",
+register("Market (for hosts)",
     Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE, READS, "Show GPU supply, use and prices",
         *MARKET_OPTIONS, MARKET_SIZE,
         member="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", footer="host_footer", aliases="metrics gpu"),
@@ -3899,9 +3920,9 @@ register("Market (for hosts)", "",
         rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
         aliases="metrics gpu-locations"), hosts=True)
 
-register("Keys", "show ssh-keys",
+register("Keys",
     Command("set api-key", "", SAFE, SETS, "Save your API key to a file",
-        Arg("new_api_key", NAME, "API key; left out, it is read from stdin", None, name="api_key", old="new_api_key", secret=True),
+        Secret("new_api_key", NAME, "API key; left out, it is read from stdin", None, name="api_key", old="new_api_key"),
         returns="none", run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
         note="Create a key at https://cloud.vast.ai/manage-keys/. With - on the command line, the key stays out of the shell's history."),
     Command("show ssh-keys", "GET /ssh/", SAFE, READS, "List your account's SSH keys",
@@ -3933,7 +3954,7 @@ register("Keys", "show ssh-keys",
     Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, READS, "Show one API key's name and permissions",
         Arg("id", KEY_ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
     Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
-        Arg("--name", NAME, "name of the key", required=True),
+        Arg("--name", NAME, "name of the key", REQUIRED),
         Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)",
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
@@ -3951,22 +3972,24 @@ register("Keys", "show ssh-keys",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
     Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
         Arg("role", TEXT, "host for all commands, client to leave out those for hosts", choices=("host", "client")),
-        returns="none", run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False))
+        returns="none", run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False),
+    look="show ssh-keys")
 
-register("Environment variables", "show env-vars",
+register("Environment variables",
     Command("show env-vars", "GET /secrets/", SAFE, READS, "List environment variables set in your instances",
         Local("-s --show-values", FLAG, "also show the values"),
         returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
     Command("create env-var", "POST /secrets/", ONCE, SETS, "Add an environment variable for your instances",
-        VARIABLE_NAME, Arg("value", TEXT, "value of the variable", secret=True),
+        VARIABLE_NAME, Secret("value", TEXT, "value of the variable"),
         done="Added environment variable {name}."),
     Command("update env-var", "PUT /secrets/", SAFE, SETS, "Change an environment variable",
-        VARIABLE_NAME, Arg("value", TEXT, "new value", secret=True),
+        VARIABLE_NAME, Secret("value", TEXT, "new value"),
         done="Changed environment variable {name}."),
     Command("delete env-var", "DELETE /secrets/", SAFE, DELETES, "Delete an environment variable",
-        VARIABLE_NAME, done="Deleted environment variable {name}."))
+        VARIABLE_NAME, done="Deleted environment variable {name}."),
+    look="show env-vars")
 
-register("Two-factor authentication", "tfa status",
+register("Two-factor authentication",
     Command("tfa login", "POST /tfa/", ONCE, SETS, "Start a 2FA session on this computer",
         *TFA_PROOF, run="run_tfa_login", says="session_sentence",
         note="The session key is saved beside the API key and replaces it until it expires. To get a code by SMS or "
@@ -3998,17 +4021,17 @@ register("Two-factor authentication", "tfa status",
         done="Sent a code by SMS. Use it with --secret {secret} in `vastai tfa login -t sms` or `vastai tfa "
              "activate -t sms`."),
     Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, SETS, "Send the SMS code again",
-        Arg("-s --secret", CODE, "secret that tfa send-sms printed", required=True, secret=True), PHONE,
+        Secret("-s --secret", CODE, "secret that tfa send-sms printed", REQUIRED), PHONE,
         done="Sent the code again."),
     Command("tfa send-email", "POST /tfa/email/", ONCE, SETS, "Send a code by email",
         done="Sent a code by email. Use it with --secret {secret} in `vastai tfa login -t email`."),
     Command("tfa activate", "POST /tfa/confirm-new/", ONCE, SETS, "Add a method using its first code",
-        Arg("code", NAME, "code from the app or SMS", secret=True),
-        Arg("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", required=True, secret=True),
+        Secret("code", NAME, "code from the app or SMS"),
+        Secret("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", REQUIRED),
         Arg("-t --method-type", TEXT, "method type", "totp", key="tfa_method", choices=("sms", "totp")),
         Arg("--phone-number", TEXT.called("NUMBER"), "phone number for sms, such as +12025550123"),
         Arg("-l --label", LABEL, "name for the method"),
-        Arg("--method-id", GIVEN_ID, "id of the method", key="tfa_method_id", face="sdk"),
+        SdkArg("--method-id", GIVEN_ID, "id of the method", key="tfa_method_id"),
         show="show_backup_codes", done="Activated the method.",
         note="Run `vastai tfa auth-new` first. Your first method comes with backup codes; you are asked where to "
              "save them.",
@@ -4029,11 +4052,12 @@ register("Two-factor authentication", "tfa status",
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "Replace your backup codes",
         *TFA_PROOF,
         ask="Replace your backup codes? The old ones stop working.", build="build_code", run="run_regen_codes", show="show_backup_codes",
-        done="The old backup codes no longer work, but the service sent no new ones."))
+        done="The old backup codes no longer work, but the service sent no new ones."),
+    look="tfa status")
 
-register("Teams", "show members",
+register("Teams",
     Command("create team", "POST /team/", ONCE, SPENDS, "Turn your account into a team",
-        Arg("--team-name", NAME, "name of the team", required=True),
+        Arg("--team-name", NAME, "name of the team", REQUIRED),
         Arg("--transfer-credit", PRICE, "credit to move to the team, $", 0),
         made="team_id", done="Created team {team_name} with id {team_id}.|Created team {team_name}."),
     Command("destroy team", "DELETE /team/", SAFE, DELETES, "Destroy your team",
@@ -4042,8 +4066,8 @@ register("Teams", "show members",
     Command("show members", "GET /team/members/", SAFE, READS, "List your team's members",
         returns="[]", columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
     Command("invite member", "POST /team/invite/", ONCE, SETS, "Invite someone to your team by email",
-        Arg("--email", EMAIL, "email address", required=True, to="query"),
-        Arg("--role", NAME.called("NAME"), "role, from show team-roles", required=True, to="query"),
+        Arg("--email", EMAIL, "email address", REQUIRED, to="query"),
+        Arg("--role", NAME.called("NAME"), "role, from show team-roles", REQUIRED, to="query"),
         done="Invited {email} as {role}.", methods="invite_team_member", aliases="invite team-member"),
     Command("remove member", "DELETE /team/members/{id}/", SAFE, DELETES, "Remove someone from your team",
         Arg("id", ID.called("MEMBER"), "the member, from show members", old="ID"), done="Removed member {id}.",
@@ -4053,17 +4077,18 @@ register("Teams", "show members",
     Command("show team-role", "GET /team/roles/{name}/", SAFE, READS, "Show one role and its permissions",
         ROLE, columns=ROLE_COLUMNS, look="show team-roles"),
     Command("create team-role", "POST /team/roles/", ONCE, SETS, "Create a team role",
-        Arg("--name", NAME, "name of the role", required=True, old="NAME"),
-        Arg("--permissions", FILE_OBJECT, "JSON file with its permissions", required=True),
+        Arg("--name", NAME, "name of the role", REQUIRED, old="NAME"),
+        Arg("--permissions", FILE_OBJECT, "JSON file with its permissions", REQUIRED),
         done="Created role {name}.", look="show team-roles"),
     Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "Rename a role or change its permissions",
         Arg("id", ID.called("ROLE"), "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name"),
         Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions"),
         needs="*", done="Changed role {id}.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "Remove a team role",
-        ROLE, done="Removed role {name}.", look="show team-roles"))
+        ROLE, done="Removed role {name}.", look="show team-roles"),
+    look="show members")
 
-register("Machines (for hosts)", "show machines",
+register("Machines (for hosts)",
     Command("show machines", "GET /machines", SAFE, READS, "List your machines",
         query=OWNER, returns="machines[]", of="Machine", columns=MACHINE_COLUMNS, document="answer_document"),
     Command("show machine", "GET /machines/{id}", SAFE, READS, "Show one of your machines",
@@ -4103,12 +4128,12 @@ register("Machines (for hosts)", "show machines",
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "Remove a machine's default job",
         MACHINE, done="Removed the default job of machine {id}."),
     Command("show maints", "GET /machines/maintenances", SAFE, READS, "List your machines' maintenance windows",
-        Arg("-i --ids", MACHINE_IDS, "machines, such as 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
+        Arg("-i --ids", MACHINE_IDS, "machines, such as 12,34", REQUIRED, many=False, key="machine_ids", old="machine_ids"),
         query=OWNER, returns="[]", columns=MAINT_COLUMNS),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
-        Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", required=True),
-        Arg("--duration", NUMBER, "duration, hours", required=True),
+        Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", REQUIRED),
+        Arg("--duration", NUMBER, "duration, hours", REQUIRED),
         Arg("--maintenance_category", TEXT, "category: power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
         body=CLIENT, build="build_maintenance", look="show maints",
@@ -4120,9 +4145,10 @@ register("Machines (for hosts)", "show machines",
         body=CLIENT, ask="Cancel all maintenance of machine {id}?",
         done="Canceled the maintenance of machine {id}.", look="show maints"),
     Command("reports", "GET /machines/{id}/reports/", SAFE, READS, "List problems users reported about a machine",
-        MACHINE, returns="[]", columns=REPORT_COLUMNS, look="show machines"), hosts=True)
+        MACHINE, returns="[]", columns=REPORT_COLUMNS, look="show machines"),
+    look="show machines", hosts=True)
 
-register("Clusters and overlays", "show clusters",
+register("Clusters and overlays",
     Command("show clusters", "GET /clusters/", SAFE, READS, "List your clusters of machines",
         rows="cluster_rows", columns=CLUSTER_COLUMNS),
     Command("create cluster", "POST /cluster/", ONCE, SETS, "Create a cluster of machines",
@@ -4148,9 +4174,10 @@ register("Clusters and overlays", "show clusters",
         done="Added instance {instance_id} to overlay {name}.", look="show overlays"),
     Command("delete overlay", "DELETE /overlay/", SAFE, DELETES, "Delete an overlay network and its instances",
         Local("overlay_identifier", TEXT_ID.called("OVERLAY"), "id or name of the overlay", old="overlay_id overlay_name"),
-        build="build_overlay", done="Deleted overlay {overlay_identifier}.", look="show overlays"))
+        build="build_overlay", done="Deleted overlay {overlay_identifier}.", look="show overlays"),
+    look="show clusters")
 
-register("Account", "show user",
+register("Account",
     Command("show user", "GET /users/current", SAFE, READS, "Show your account and its credit",
         NO_QUIET, of="User", columns=USER_CARD, drops="api_key", footer="user_footer"),
     Command("cost", "", SAFE, READS, "Show running costs and how long credit lasts",
@@ -4163,8 +4190,7 @@ register("Account", "show user",
     Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "List what was done with your account",
         returns="[]", columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, SETS, "Change your account's details",
-        Arg("--file", FILE_OBJECT, "JSON file with the members to change", required=True, name="params", key="*",
-            secret=True),
+        Secret("--file", FILE_OBJECT, "JSON file with the members to change", REQUIRED, name="params", key="*"),
         done="Changed the account.",
         note="The members include ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold and phone_number.",
@@ -4172,26 +4198,27 @@ register("Account", "show user",
     Command("show subaccounts", "GET /subaccounts", SAFE, READS, "List your subaccounts",
         NO_QUIET, query=OWNER, returns="users[]", columns=SUBACCOUNT_COLUMNS),
     Command("create subaccount", "POST /users/", ONCE, SETS, "Create a subaccount",
-        Arg("--email", EMAIL, "email address", required=True),
-        Arg("--username", NAME.called("USER"), "user name", required=True),
-        Arg("--password", NAME, "password", required=True, secret=True),
+        Arg("--email", EMAIL, "email address", REQUIRED),
+        Arg("--username", NAME.called("USER"), "user name", REQUIRED),
+        Secret("--password", NAME, "password", REQUIRED),
         Arg("--type", KIND, "host for an account that only offers machines, otherwise client", key="host_only",
             sent=lambda kind: (kind or "").lower() == "host"),
         body={"parent_id": "me"}, done="Created account {id} for {email}.",
         look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "List IP addresses that used your account",
-        query=OWNER, returns="results[]", columns=ADDRESS_COLUMNS))
+        query=OWNER, returns="results[]", columns=ADDRESS_COLUMNS),
+    look="show user")
 
-register("Billing", "",
+register("Billing",
     Command("show invoices", "GET /users/me/invoices", SAFE, READS, "List charges and payments, item by item",
         *ITEM_OPTIONS,
-        Arg("--instance_label", LABEL, "only charges of instances with this label", face="cli"), PDF,
+        CliArg("--instance_label", LABEL, "only charges of instances with this label"), PDF,
         query=OWNER, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
         document="invoice_rows", footer="invoice_totals",
         note="Without dates, it covers the last day. `vastai show invoices-v1` is newer and has pages.",
         examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
     Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, READS, "List invoices or charges, page by page",
-        Arg("-i --invoices", FLAG, "list payments, transfers and payouts", face="cli"),
+        CliArg("-i --invoices", FLAG, "list payments, transfers and payouts"),
         Local("-c --charges", FLAG, "list what instances, volumes and endpoints cost"),
         Local("-s --start-date", DATE, "first day, UTC, such as 2026-01-31"),
         Local("-e --end-date", DATE, "last day"),
@@ -4202,7 +4229,7 @@ register("Billing", "",
         Local("-ct --charge-type", TEXTS, "only these charges", choices=tuple(CHARGE_TYPES)),
         Local("-f --format", TEXT.called("SHAPE"), "how to display charges", "table", choices=("table", "tree")),
         Local("-it --invoice-type", TEXTS, "only these invoices", choices=tuple(INVOICE_TYPES)),
-        Arg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes", face="cli"),
+        CliArg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes"),
         PDF,
         one_of="invoices charges", member="results", build="build_billing", run="run_show_invoices_v1",
         show="show_billing",
@@ -4228,18 +4255,18 @@ register("Billing", "",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
         query=OWNER, columns=DEPOSIT_CARD, look="show instances"),
     Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, for good",
-        Arg("recipient", ACCOUNT, "email address or id of the account", None, face="cli", name="recipient_pos"),
-        Arg("amount", PRICE, "amount, $", None, face="cli", name="amount_pos"),
-        Arg("-r --recipient", ACCOUNT, "same, as an option", required=True, cli=None),
-        Arg("-a --amount", PRICE, "same, as an option", required=True, cli=None),
-        Arg("--skip", FLAG, "do not ask for confirmation", face="cli"),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
+        CliArg("recipient", ACCOUNT, "email address or id of the account", None, name="recipient_pos"),
+        CliArg("amount", PRICE, "amount, $", None, name="amount_pos"),
+        Arg("-r --recipient", ACCOUNT, "same, as an option", REQUIRED, cli=None),
+        Arg("-a --amount", PRICE, "same, as an option", REQUIRED, cli=None),
+        CliArg("--skip", FLAG, "do not ask for confirmation"),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
     Command("fetch contracts", "POST /contracts/fetch/", SAFE, READS, "Get contracts by label and id",
         Arg("label", TEXT, "only contracts with this label", None), Arg("contract_ids", ANY_IDS, "only contracts with these ids", None),
         returns="contracts[]", face="sdk"))
 
-register("Scheduled jobs", "show scheduled-jobs",
+register("Scheduled jobs",
     Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, READS, "List your scheduled jobs",
         returns="[]", columns=JOB_COLUMNS),
     Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "Delete a scheduled job",
@@ -4266,9 +4293,10 @@ register("Scheduled jobs", "show scheduled-jobs",
         Arg("instance_id", GIVEN_INSTANCE_ID, "instance that the request is for", None),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC", None),
-        face="sdk"))
+        face="sdk"),
+    look="show scheduled-jobs")
 
-register("Serverless", "show endpoints",
+register("Serverless",
     Command("show endpoints", "GET /endptjobs/", SAFE, READS, "List your serverless endpoints",
         returns="results[]", of="EndpointRow", columns=ENDPOINT_COLUMNS,
         drops="api_key auto_delete_in_seconds auto_delete_due_24h"),
@@ -4276,7 +4304,7 @@ register("Serverless", "show endpoints",
         *endpoint_options(0.0, 0.9, 2.5, 5, 20), body=CLIENT, made="result", done="Created endpoint {result}.", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "Change a serverless endpoint",
         ENDPOINT,
-        *endpoint_options(None, None, None, None, None),
+        *endpoint_options(),
         Arg("--endpoint_state", TEXT, "state to set", choices=("active", "suspended", "stopped")),
         body=CLIENT, needs="*", done="Changed endpoint {id}.",
         examples=("4242 --max_workers 5", "4242 --endpoint_state suspended")),
@@ -4328,23 +4356,24 @@ register("Serverless", "show endpoints",
         Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
         Arg("--json", OBJECT, "JSON object to send to the worker", name="payload"),
-        Arg("stdin", TEXT, "write - to read that object from stdin", None, face="cli", choices=("-",)),
-        Arg("--file", FILE_OBJECT, "file with that object", face="cli"),
+        CliArg("stdin", TEXT, "write - to read that object from stdin", None, choices=("-",)),
+        CliArg("--file", FILE_OBJECT, "file with that object"),
         Arg("--cost", NUMBER, "expected load in the endpoint's units, such as tokens", 100),
         Arg("--stream", FLAG, "print the events of the answer as they arrive"),
         Arg("--timeout", SECONDS, "time limit for everything, for a stream until its first byte, seconds", cli=600.0),
         Arg("--worker-timeout", SECONDS, "time limit for one try on a worker, seconds", 600.0),
-        Arg("retry", FLAG, "repeat the job if a worker fails or is lost", True, face="sdk"),
-        Arg("--no-retry", FLAG, "do not repeat the job if a worker fails or is lost", face="cli"),
+        SdkArg("retry", FLAG, "repeat the job if a worker fails or is lost", True),
+        CliArg("--no-retry", FLAG, "do not repeat the job if a worker fails or is lost"),
         Arg("--max-retries", COUNT, "maximum number of tries"),
-        Arg("--text", FLAG, "print only the model's text", face="cli"),
-        Arg("--out", OUT_FILE, "file for the response", face="cli"),
+        CliArg("--text", FLAG, "print only the model's text"),
+        CliArg("--out", OUT_FILE, "file for the response"),
         returns="any", run="run_request", show="show_response", document="document_response", rows="response_rows",
         note="A job may be billed each time it runs; limit that with --no-retry or --max-retries. "
              "If the answer is lost and the job is not repeated, the exit status is 7.",
-        examples=("chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16",)))
+        examples=("chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16",)),
+    look="show endpoints")
 
-register("Notifications", "show webhooks",
+register("Notifications",
     Command("show notification-types", "GET /notification-types/", SAFE, READS, "List the kinds of notifications",
         returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
     Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, READS, "Show which notifications you get",
@@ -4374,9 +4403,10 @@ register("Notifications", "show webhooks",
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "Replace a webhook's signing secret",
         WEBHOOK, done=WEBHOOK_SECRET),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "Send a test to a webhook",
-        WEBHOOK, done="Sent a test to webhook {id}."))
+        WEBHOOK, done="Sent a test to webhook {id}."),
+    look="show webhooks")
 
-register("Diagnostics", "show instances",
+register("Diagnostics",
     Command("self-test machine", "", ONCE, SPENDS, "Rent your machine and test it",
         Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine", old="id"),
         Arg("--debugging", FLAG, "print each line of progress on stderr"),
@@ -4407,9 +4437,10 @@ register("Diagnostics", "show instances",
         columns=MEASUREMENT_COLUMNS,
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
              "Perf/$ is performance per $/hr.",
-        examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")))
+        examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")),
+    look="show instances")
 
-register("Tools", "",
+register("Tools",
     Command("update", "", SAFE, READS, "Show how to update this copy",
         Arg("--check", FLAG, "only check for a newer version"), returns="none", run="run_update", face="cli", auth=False),
     Command("uninstall", "", SAFE, SETS, "Uninstall this copy if pip installed it",
@@ -15095,7 +15126,7 @@ def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
 
 # fmt: off
 GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
-    Arg("--api-key", TEXT.called("KEY"), "API key for this call", secret=True),
+    Secret("--api-key", TEXT.called("KEY"), "API key for this call"),
     Arg("--profile", NAME.called("PROFILE"), "account whose key to use, saved with set api-key --profile PROFILE; otherwise VAST_PROFILE"),
     Arg("--url", URL, f"URL of the service; otherwise VAST_URL, then {SERVER}"),
     Arg("--retry", ATTEMPTS, "attempts of a request that may be repeated", 3),
