@@ -2575,9 +2575,8 @@ class Command:
     group = ""  # this and the next one are set by register()
     hosts = False
 
-    FUNCTIONS = (
-        "asks build columns_for document each footer rows run says schedule show tables text"
-    )
+    FUNCTIONS = ("asks", "build", "columns_for", "document", "each", "footer", "rows", "run",
+                 "says", "schedule", "show", "tables", "text")  # fmt: skip
 
     def __init__(
         self,
@@ -2671,7 +2670,7 @@ def resolve_table() -> None:
     """
     functions = globals()
     for row in COMMANDS.values():
-        for column in Command.FUNCTIONS.split():
+        for column in Command.FUNCTIONS:
             name = getattr(row, column)
             if name:
                 setattr(row, column, functions[name])
