@@ -2474,8 +2474,8 @@ class Command:
     A column that names a function holds the name until resolve_table() puts the function there.
 
     name         "show instances" on the command line, show_instances() in Python
-    call         "METHOD /path/{id}/" under /api/v0, "METHOD run:/path/" on the serverless host, or
-                 "" if `run` does everything
+    call         "METHOD /path/{id}/ -> returns", with the path under /api/v0, or one such as
+                 run:/path/ on the serverless host; "-> returns" or "" if `run` does everything
     safe         SAFE: may be sent again when its answer is lost; ONCE: must not
     effect       READS, SETS, SPENDS (can start or raise a charge) or DELETES
     summary      what it does, in at most eight words
@@ -2498,9 +2498,9 @@ class Command:
     ask_when     "always", "terminal" (only at one), or "within": `run` calls call.confirm()
 
     The result:
-    returns      the part of the answer that is the result: "" all of it (a dict), "offers[]" the
-                 list of that name, "[]" a list, "user" the dict of that name, "text" a str, "any"
-                 whatever comes, "none" nothing
+    returns      the part of the answer that is the result, as `call` says: "" all of it (a dict),
+                 "offers[]" the list of that name, "[]" a list, "user" the dict of that name, "text"
+                 a str, "any" whatever comes, "none" nothing
     of           the TypedDict of a row
     each         function (row): changes each object of the result in place
     drops        members that are taken out of each object, such as its key
@@ -2547,7 +2547,6 @@ class Command:
     ask = ""
     asks: Any = ""
     ask_when = "always"
-    returns = ""
     of = ""
     each: Any = ""
     drops = ""
@@ -2591,7 +2590,8 @@ class Command:
         **columns: Any,
     ) -> None:
         self.name, self.safe, self.effect, self.summary = name, safe, effect, summary
-        self.method, _, self.path = call.partition(" ")
+        request, _, self.returns = call.partition("-> ")
+        self.method, self.path = request.split() or ("", "")
         self.aliases = aliases.split(", ") if aliases else []
         self.methods = [name.replace(" ", "_").replace("-", "_"), *methods.split()]
         set_columns(self, name, columns)
@@ -3238,6 +3238,7 @@ DEPLOYMENT = Arg("id", ID.called("DEPLOYMENT"), "the deployment")
 CLUSTER = Arg("cluster_id", CLUSTER_ID, "the cluster", old="id")
 ENDPOINT = Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body")
 WORKERGROUP = Arg("id", WORKERGROUP_ID, "the workergroup", key="autojob_id", to="path body")
+SCHEDULED_JOB = Arg("id", ID.called("JOB"), "the job")
 WEBHOOK = Arg("id", ID.called("WEBHOOK"), "the webhook")
 ROLE = Arg("name", NAME, "the role", old="NAME")
 VARIABLE_NAME = Arg("name", VARIABLE, "name of the variable", key="key")
@@ -3286,6 +3287,7 @@ JOB_OPTIONS = (
     Local("--up", GB, "data to upload, GB", group="Price of the job"))
 
 
+JUPYTER_DIR = Arg("--jupyter-dir", PATH, "folder that Jupyter opens", group="Access")
 LAUNCH_OPTIONS = (
     Local("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
         "repeated", secret=True, again=True, group="Image"),
@@ -3296,7 +3298,7 @@ LAUNCH_OPTIONS = (
     Arg("--python-utf8", FLAG, "use UTF-8 as Python's encoding", group="Image"),
     Arg("--lang-utf8", FLAG, "use a UTF-8 system locale", group="Image"),
     Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", key="use_jupyter_lab", group="Access"),
-    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", group="Access"))
+    JUPYTER_DIR)
 RUNTYPE_OPTIONS = (
     Local("--ssh", FLAG, "enable SSH", group="Access"),
     Local("--jupyter", FLAG, "enable Jupyter", group="Access"),
@@ -3363,7 +3365,7 @@ TEMPLATE_OPTIONS = (
         secret=True, group="Image"),
     Secret("--env", ENV_TEXT, "environment, ports and mounts, as for create instance; can be repeated", again=True, group="Image"),
     *RUNTYPE_OPTIONS,
-    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", group="Access"),
+    JUPYTER_DIR,
     Local("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", group="Access"),
     Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", key="onstart", group="Image"),
     Local("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", group="Offer"),
@@ -3476,12 +3478,12 @@ WEBHOOK_SECRET = "Webhook {webhook[id]} signs with the secret {webhook[webhook_s
 # ---------------------------------------------------------------------------------------- THE TABLE
 
 register("Search and rent",
-    Command("search offers", "POST /bundles/", SAFE, READS, "Search GPU offers to rent",
+    Command("search offers", "POST /bundles/ -> offers[]", SAFE, READS, "Search GPU offers to rent",
         CONDITIONS,
         RENTAL_TYPE, *OFFER_SEARCH_OPTIONS, *JOB_OPTIONS,
         CliArg("--new", FLAG, "use the newer search service"),
         Local("--disable-bundling", FLAG, "list identical offers separately (deprecated)", hidden=True),
-        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
+        of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
         note="Default conditions: verified=true external=false rentable=true. FIELD=any drops one of them, --no-default "
@@ -3491,25 +3493,25 @@ register("Search and rent",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
                   "gpu_name=RTX_4090 --hours 6 --down 80 --up 5 --storage 120",
                   "--interruptible 'num_gpus>=4 inet_down>500'")),
-    Command("watch offers", "", SAFE, READS, "Watch for new offers that match",
+    Command("watch offers", "-> none", SAFE, READS, "Watch for new offers that match",
         CONDITIONS, RENTAL_TYPE, *OFFER_SEARCH_OPTIONS[2:], *watch_options(60),
-        returns="none", run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
+        run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
         note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer. Matches of the first look count.",
         examples=("'gpu_name=RTX_4090 num_gpus=1' --below 0.30",
                   "gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …")),
-    Command("watch instances", "", SAFE, READS, "Watch your instances and their use",
+    Command("watch instances", "-> none", SAFE, READS, "Watch your instances and their use",
         *watch_options(10),
-        returns="none", run="run_watch_instances", face="cli", look="show instances",
+        run="run_watch_instances", face="cli", look="show instances",
         note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90% full). A match is a change after the first "
              "look.",
         examples=("", "--raw | jq -r .event", "--exec 'notify-send vastai' --interval 30")),
-    Command("search offers-new", "PUT /search/asks/", SAFE, READS, "Search GPU offers with the newer service",
+    Command("search offers-new", "PUT /search/asks/ -> offers[]", SAFE, READS, "Search GPU offers with the newer service",
         Local("query", QUERY, "conditions as for search offers", None),
         Local("--type", KIND, "rental type", "on-demand", choices=DEMAND),
         *OFFER_SEARCH_OPTIONS,
-        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
-    Command("search templates", "GET /template/", SAFE, READS, "Search templates to start instances from",
-        CONDITIONS, returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
+        of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
+    Command("search templates", "GET /template/ -> templates[]", SAFE, READS, "Search templates to start instances from",
+        CONDITIONS, of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
         fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("show template", "GET /template/", SAFE, READS, "Show one template in full",
@@ -3587,7 +3589,7 @@ register("Search and rent",
     look="show instances")
 
 register("Instances",
-    Command("show instances", "GET /api/v1/instances/", SAFE, READS, "List your instances",
+    Command("show instances", "GET /api/v1/instances/ -> instances[]", SAFE, READS, "List your instances",
         Local("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", group="Filters"),
         Local("--label", TEXTS, "only these labels; '' for instances without a label", group="Filters"),
         Local("--gpu-name", TEXTS.called("GPU"), "only these models", group="Filters"),
@@ -3601,19 +3603,19 @@ register("Instances",
         CliArg("-q --quiet", FLAG, "print only ids, even with --raw", name="ids_only"),
         CliArg("--cols", TEXT.called("COLUMNS"), "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
                             "verified, machine, net, location, template, ssh, msg"),
-        returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
+        of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
         columns_for="instance_columns", document="page_document", footer="instances_footer",
         aliases="show instances-v1",
         examples=("--status running", "--label train --order-by 'dph_total desc'", "--raw | jq '.[].ssh_host'")),
     Command("show instances-v1", "GET /api/v1/instances/", SAFE, READS, "Get one page of instances as received",
         Local("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None),
         build="build_params", face="sdk"),
-    Command("show instance-filters", "GET /instances/filters/", SAFE, READS,
+    Command("show instance-filters", "GET /instances/filters/ -> filters[]", SAFE, READS,
         "List the states, models and verifications in use",
-        returns="filters[]", face="sdk"),
-    Command("show instance", "GET /instances/{id}/", SAFE, READS, "Show one instance in full",
+        face="sdk"),
+    Command("show instance", "GET /instances/{id}/ -> instances", SAFE, READS, "Show one instance in full",
         Arg("id", INSTANCE_ID, "the instance", old="ID INSTANCE_ID"),
-        query=OWNER, returns="instances", of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
+        query=OWNER, of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
         look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
     Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "Start a stopped instance",
         INSTANCE, *WAIT, body={"state": "running"}, confirms=True, run="run_change_state",
@@ -3668,18 +3670,18 @@ register("Instances",
         body=CLIENT, schedule="schedule_job", look="show instance", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
              "${price}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
-    Command("execute", "PUT /instances/command/{id}/", ONCE, SETS, "Run ls, rm or du on an instance",
+    Command("execute", "PUT /instances/command/{id}/ -> text", ONCE, SETS, "Run ls, rm or du on an instance",
         INSTANCE, Arg("command", NAME, "command in one word: 'ls -l'", old="COMMAND"), RESULT_WAIT,
-        returns="text", run="run_logs", text="without_folder", schedule="schedule_job", look="show instance", made="scheduled_job_id",
+        run="run_logs", text="without_folder", schedule="schedule_job", look="show instance", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to run the command on instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
-    Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, READS, "Print an instance's logs",
+    Command("logs", "PUT /instances/request_logs/{instance_id}/ -> text", SAFE, READS, "Print an instance's logs",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
         Arg("--tail", LINES, "number of lines from the end", sent=lambda lines: lines or None),
         Arg("--filter", TEXT.called("REGEX"), "regular expression that lines must match", sent=lambda text: text or None),
         Arg("--daemon-logs", FLAG, "print the machine's log about the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
         CliArg("-f --follow", FLAG, "keep printing new lines until the instance stops"),
-        returns="text", run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
+        run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
     Command("wait instance", "", SAFE, READS, "Wait until an instance reaches a state",
         INSTANCE,
@@ -3689,23 +3691,23 @@ register("Instances",
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
         note="Fails at once if the state can no longer be reached. When the time is over, the exit status is 9.",
         examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
-    Command("ssh", "", ONCE, SETS, "Open an instance's shell or run a command",
+    Command("ssh", "-> none", ONCE, SETS, "Open an instance's shell or run a command",
         INSTANCE, Arg("command", TEXTS, "the rest of the line, passed to ssh unchanged: its options, a command", None, rest=True), IDENTITY,
-        returns="none", run="run_ssh", face="cli",
+        run="run_ssh", face="cli",
         note="Connects directly to the machine if it answers, otherwise through the proxy. Put options of vastai before the id.",
         examples=("4242", "4242 ls -la /workspace", "4242 -L 8080:localhost:8080", "-i ~/.ssh/id_ed25519 4242")),
-    Command("scp", "", ONCE, SETS, "Copy files to or from an instance",
+    Command("scp", "-> none", ONCE, SETS, "Copy files to or from an instance",
         Arg("source", PLACE, "INSTANCE:PATH or a local path"),
         Arg("target", PLACE, "INSTANCE:PATH or a local path"), IDENTITY,
         Arg("-r --recursive", FLAG, "copy whole folders"),
-        returns="none", run="run_scp", face="cli",
+        run="run_scp", face="cli",
         examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
-    Command("ssh-url", "", SAFE, READS, "Print an instance's ssh:// address",
+    Command("ssh-url", "-> text", SAFE, READS, "Print an instance's ssh:// address",
         INSTANCE, CliArg("--all", FLAG, "also print the proxy's address"),
-        returns="text", run="run_address", look="show instances", examples=("4242", "4242 --all")),
-    Command("scp-url", "", SAFE, READS, "Print an instance's scp:// address",
+        run="run_address", look="show instances", examples=("4242", "4242 --all")),
+    Command("scp-url", "-> text", SAFE, READS, "Print an instance's scp:// address",
         INSTANCE, CliArg("--all", FLAG, "also print the proxy's address"),
-        returns="text", run="run_address", look="show instances"),
+        run="run_address", look="show instances"),
     look="show instances")
 
 register("Templates",
@@ -3725,22 +3727,22 @@ register("Templates",
     look="search templates")
 
 register("Volumes",
-    Command("search volumes", "POST /volumes/search/", SAFE, READS, "Search volume offers on single machines",
+    Command("search volumes", "POST /volumes/search/ -> offers[]", SAFE, READS, "Search volume offers on single machines",
         CONDITIONS, *SEARCH_OPTIONS,
-        returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
+        columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
-    Command("search network-volumes", "POST /network_volumes/search/", SAFE, READS,
+    Command("search network-volumes", "POST /network_volumes/search/ -> offers[]", SAFE, READS,
         "Search network volume offers in clusters",
         CONDITIONS, *SEARCH_OPTIONS,
-        returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
+        columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
         fields=VOLUME_FIELDS,
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples=("'nw_disk_avg_bw>=1000' -o storage_cost",)),
-    Command("show volumes", "GET /volumes", SAFE, READS, "List your volumes",
+    Command("show volumes", "GET /volumes -> volumes[]", SAFE, READS, "List your volumes",
         Arg("-t --type", KIND, "kind of volumes to list", "all", choices=("all", "local", "network"),
             sent=lambda kind: f"{kind}_volume"),
-        returns="volumes[]", of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query=OWNER),
+        of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query=OWNER),
     Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
         Arg("id", OFFER_ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME, done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
     Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "Rent a network volume in a cluster",
@@ -3824,8 +3826,8 @@ register("Copies and backups",
         examples=("--src /workspace/out --dst backups --instance 6003036 --connection 1001",
                   "--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'",
                   "--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3")),
-    Command("show connections", "GET /users/cloud_integrations/", SAFE, READS, "List your cloud storage connections",
-        returns="[]", columns=CONNECTION_COLUMNS),
+    Command("show connections", "GET /users/cloud_integrations/ -> []", SAFE, READS, "List your cloud storage connections",
+        columns=CONNECTION_COLUMNS),
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE, SPENDS,
         "Push a container snapshot to a registry",
         Arg("instance_id", GIVEN_INSTANCE_ID, "the instance", old="id", key="id", to="path body"),
@@ -3838,8 +3840,8 @@ register("Copies and backups",
         needs="repo", look="show instance",
         done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."
 ),
-    Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "List backups of your instances and volumes",
-        Arg("--contract-id", INSTANCE_ID, "only this instance or volume"), returns="backups[]", columns=BACKUP_COLUMNS,
+    Command("show instance-backups", "GET /instance_backups/ -> backups[]", SAFE, READS, "List backups of your instances and volumes",
+        Arg("--contract-id", INSTANCE_ID, "only this instance or volume"), columns=BACKUP_COLUMNS,
         note="To restore an instance's files: `vastai copy vast.CONTRACT:/upper/workspace INSTANCE:/workspace`. A volume's "
              "files are in vast.CONTRACT:/."),
     Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE, READS,
@@ -3849,12 +3851,12 @@ register("Copies and backups",
     look="show instances")
 
 register("Deployments",
-    Command("show deployments", "GET /deployments", SAFE, READS, "List your serverless deployments",
-        returns="deployments[]", columns=DEPLOYMENT_COLUMNS),
-    Command("show deployment", "GET /deployment/{id}/", SAFE, READS, "Show one deployment in full",
-        DEPLOYMENT, returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
-    Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, READS, "List the versions of a deployment",
-        DEPLOYMENT, returns="versions[]",
+    Command("show deployments", "GET /deployments -> deployments[]", SAFE, READS, "List your serverless deployments",
+        columns=DEPLOYMENT_COLUMNS),
+    Command("show deployment", "GET /deployment/{id}/ -> deployment", SAFE, READS, "Show one deployment in full",
+        DEPLOYMENT, columns=DEPLOYMENT_CARD, look="show deployments"),
+    Command("show deployment-versions", "GET /deployment/{id}/versions/ -> versions[]", SAFE, READS, "List the versions of a deployment",
+        DEPLOYMENT,
         columns=VERSION_COLUMNS, look="show deployments"),
     Command("start deployment", "POST /deployment/{id}/start/", SAFE, SPENDS, "Start a stopped deployment",
         DEPLOYMENT, done="Starting deployment {id}."),
@@ -3884,12 +3886,12 @@ register("Price increases",
     look="show pending-price-increases")
 
 register("Benchmarks",
-    Command("search benchmarks", "GET /benchmarks", SAFE, READS, "Search benchmark results",
+    Command("search benchmarks", "GET /benchmarks -> benchmarks[]", SAFE, READS, "Search benchmark results",
         CONDITIONS, Local("-o --order", ORDER, "sort by these fields; append `-` for descending"),
         Local("-l --limit", COUNT, "page size; prints one page"),
         Local("-t --next-token", TOKEN, "token of the next page", name="after_token", old="next_token"),
         Local("-a --all", FLAG, "get all pages, even with --limit", name="all_pages"),
-        returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
+        columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
         footer="next_page", fields=BENCHMARK_FIELDS,
         strict=True,
         examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=2026-01-15' --limit 20")),
@@ -3920,12 +3922,12 @@ register("Market (for hosts)",
         aliases="metrics gpu-locations"), hosts=True)
 
 register("Keys",
-    Command("set api-key", "", SAFE, SETS, "Save your API key to a file",
+    Command("set api-key", "-> none", SAFE, SETS, "Save your API key to a file",
         Secret("new_api_key", NAME, "API key; left out, it is read from stdin", None, name="api_key", old="new_api_key"),
-        returns="none", run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
+        run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
         note="Create a key at https://cloud.vast.ai/manage-keys/. With - on the command line, the key stays out of the shell's history."),
-    Command("show ssh-keys", "GET /ssh/", SAFE, READS, "List your account's SSH keys",
-        returns="[]", columns=SSH_KEY_COLUMNS),
+    Command("show ssh-keys", "GET /ssh/ -> []", SAFE, READS, "List your account's SSH keys",
+        columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, SETS, "Add an SSH key to your account",
         Arg("ssh_key", PUBLIC_KEY, "public key or its file (default: a new key made by ssh-keygen)", None), YES,
         Local("--name", TEXT, "accepted for programs for the SDK before 1.0; no effect", face="sdk", hidden=True),
@@ -3935,8 +3937,8 @@ register("Keys",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key", PUBLIC_KEY, "public key or its file"),
         run="run_ssh_key", done="Added the SSH key to instance {instance_id}.", look="show instance",
         examples=("4242 ~/.ssh/id_ed25519.pub",)),
-    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, READS, "List an instance's SSH keys",
-        Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
+    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/ -> any", SAFE, READS, "List an instance's SSH keys",
+        Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
     Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, SETS, "Remove an SSH key from an instance",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id", KEY_ID, "the key, from show ssh-keys"),
@@ -3948,8 +3950,8 @@ register("Keys",
     Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, DELETES, "Delete an SSH key from your account",
         Arg("id", KEY_ID, "the key, from show ssh-keys", old="ssh_key_id"),
         done="Deleted SSH key {id}."),
-    Command("show api-keys", "GET /auth/apikeys/", SAFE, READS, "List your API keys",
-        returns="apikeys[]", columns=API_KEY_COLUMNS, document="answer_document"),
+    Command("show api-keys", "GET /auth/apikeys/ -> apikeys[]", SAFE, READS, "List your API keys",
+        columns=API_KEY_COLUMNS, document="answer_document"),
     Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, READS, "Show one API key's name and permissions",
         Arg("id", KEY_ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
     Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
@@ -3969,15 +3971,15 @@ register("Keys",
         body=CLIENT, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
         note="Save the new key with `vastai set api-key`.",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
-    Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
+    Command("set role", "-> none", SAFE, SETS, "Choose which commands --help lists",
         Arg("role", TEXT, "host for all commands, client to leave out those for hosts", choices=("host", "client")),
-        returns="none", run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False),
+        run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False),
     look="show ssh-keys")
 
 register("Environment variables",
-    Command("show env-vars", "GET /secrets/", SAFE, READS, "List environment variables set in your instances",
+    Command("show env-vars", "GET /secrets/ -> secrets", SAFE, READS, "List environment variables set in your instances",
         Local("-s --show-values", FLAG, "also show the values"),
-        returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
+        columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
     Command("create env-var", "POST /secrets/", ONCE, SETS, "Add an environment variable for your instances",
         VARIABLE_NAME, Secret("value", TEXT, "value of the variable"),
         done="Added environment variable {name}."),
@@ -4062,8 +4064,8 @@ register("Teams",
     Command("destroy team", "DELETE /team/", SAFE, DELETES, "Destroy your team",
         done="Destroyed the team.",
         ask="Destroy your team? Its members lose access.", ask_when="terminal"),
-    Command("show members", "GET /team/members/", SAFE, READS, "List your team's members",
-        returns="[]", columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
+    Command("show members", "GET /team/members/ -> []", SAFE, READS, "List your team's members",
+        columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
     Command("invite member", "POST /team/invite/", ONCE, SETS, "Invite someone to your team by email",
         Arg("--email", EMAIL, "email address", REQUIRED, to="query"),
         Arg("--role", NAME.called("NAME"), "role, from show team-roles", REQUIRED, to="query"),
@@ -4071,8 +4073,8 @@ register("Teams",
     Command("remove member", "DELETE /team/members/{id}/", SAFE, DELETES, "Remove someone from your team",
         Arg("id", ID.called("MEMBER"), "the member, from show members", old="ID"), done="Removed member {id}.",
         methods="remove_team_member", aliases="remove team-member"),
-    Command("show team-roles", "GET /team/roles-full/", SAFE, READS, "List your team's roles and permissions",
-        returns="[]", columns=ROLE_COLUMNS),
+    Command("show team-roles", "GET /team/roles-full/ -> []", SAFE, READS, "List your team's roles and permissions",
+        columns=ROLE_COLUMNS),
     Command("show team-role", "GET /team/roles/{name}/", SAFE, READS, "Show one role and its permissions",
         ROLE, columns=ROLE_COLUMNS, look="show team-roles"),
     Command("create team-role", "POST /team/roles/", ONCE, SETS, "Create a team role",
@@ -4088,10 +4090,10 @@ register("Teams",
     look="show members")
 
 register("Machines (for hosts)",
-    Command("show machines", "GET /machines", SAFE, READS, "List your machines",
-        query=OWNER, returns="machines[]", of="Machine", columns=MACHINE_COLUMNS, document="answer_document"),
-    Command("show machine", "GET /machines/{id}", SAFE, READS, "Show one of your machines",
-        Arg("id", MACHINE_ID, "the machine", old="Machine machine_id"), query=OWNER, returns="any",
+    Command("show machines", "GET /machines -> machines[]", SAFE, READS, "List your machines",
+        query=OWNER, of="Machine", columns=MACHINE_COLUMNS, document="answer_document"),
+    Command("show machine", "GET /machines/{id} -> any", SAFE, READS, "Show one of your machines",
+        Arg("id", MACHINE_ID, "the machine", old="Machine machine_id"), query=OWNER,
         of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", document="list_of_one",
         look="show machines"),
     Command("list machine", "PUT /machines/create_asks/", SAFE, SETS, "Offer a machine or change its prices",
@@ -4100,9 +4102,9 @@ register("Machines (for hosts)",
         note="Test the machine first: if it fails while rented, it loses reliability for good. Current rentals "
              "continue after the end date.",
         examples=("1234 -g 0.45 -s 0.15 -m 1 -e 2027-12-31", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
-    Command("list machines", "PUT /machines/create_asks/", SAFE, SETS, "Offer several machines on the same terms",
+    Command("list machines", "PUT /machines/create_asks/ -> []", SAFE, SETS, "Offer several machines on the same terms",
         Local("ids", MACHINE_IDS, "the machines"), *LISTING,
-        returns="[]", run="run_list_machines", says="listing_sentence", done="Machine {id} is listed"),
+        run="run_list_machines", says="listing_sentence", done="Machine {id} is listed"),
     Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, SETS, "Stop offering a machine; current rentals continue",
         MACHINE, done="Machine {id} is no longer listed; current rentals continue."),
     Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, DELETES, "Delete a machine that nobody rents",
@@ -4126,9 +4128,9 @@ register("Machines (for hosts)",
         examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "Remove a machine's default job",
         MACHINE, done="Removed the default job of machine {id}."),
-    Command("show maints", "GET /machines/maintenances", SAFE, READS, "List your machines' maintenance windows",
+    Command("show maints", "GET /machines/maintenances -> []", SAFE, READS, "List your machines' maintenance windows",
         Arg("-i --ids", MACHINE_IDS, "machines, such as 12,34", REQUIRED, many=False, key="machine_ids", old="machine_ids"),
-        query=OWNER, returns="[]", columns=MAINT_COLUMNS),
+        query=OWNER, columns=MAINT_COLUMNS),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
         Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", REQUIRED),
@@ -4143,8 +4145,8 @@ register("Machines (for hosts)",
         Arg("id", MACHINE_ID, "the machine", old="machine_id", key="machine_id", to="path body"),
         body=CLIENT, ask="Cancel all maintenance of machine {id}?",
         done="Canceled the maintenance of machine {id}.", look="show maints"),
-    Command("reports", "GET /machines/{id}/reports/", SAFE, READS, "List problems users reported about a machine",
-        MACHINE, returns="[]", columns=REPORT_COLUMNS, look="show machines"),
+    Command("reports", "GET /machines/{id}/reports/ -> []", SAFE, READS, "List problems users reported about a machine",
+        MACHINE, columns=REPORT_COLUMNS, look="show machines"),
     look="show machines", hosts=True)
 
 register("Clusters and overlays",
@@ -4163,8 +4165,8 @@ register("Clusters and overlays",
         Arg("cluster_id", CLUSTER_ID, "the cluster"), Arg("machine_id", MACHINE_ID, "the machine"),
         Arg("new_manager_id", MACHINE_ID, "machine that becomes the manager, if this one was", None),
         done="Removed machine {machine_id} from cluster {cluster_id}."),
-    Command("show overlays", "GET /overlay/", SAFE, READS, "List your overlay networks",
-        returns="[]", columns=OVERLAY_COLUMNS),
+    Command("show overlays", "GET /overlay/ -> []", SAFE, READS, "List your overlay networks",
+        columns=OVERLAY_COLUMNS),
     Command("create overlay", "POST /overlay/", ONCE, SETS, "Create an overlay network on a cluster",
         Arg("cluster_id", CLUSTER_ID, "the cluster"), Arg("name", NAME, "name of the overlay"),
         done="Created overlay {name}.", look="show overlays"),
@@ -4186,16 +4188,16 @@ register("Account",
              "column says why something looks forgotten. If a part cannot be read, `unknown` names it, the sum is "
              "too low, and the command line ends with status 8.",
         examples=("", "--raw | jq .hours_left")),
-    Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "List what was done with your account",
-        returns="[]", columns=AUDIT_COLUMNS),
+    Command("show audit-logs", "GET /audit_logs/ -> []", SAFE, READS, "List what was done with your account",
+        columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, SETS, "Change your account's details",
         Secret("--file", FILE_OBJECT, "JSON file with the members to change", REQUIRED, name="params", key="*"),
         done="Changed the account.",
         note="The members include ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold and phone_number.",
         examples=("--file account.json",)),
-    Command("show subaccounts", "GET /subaccounts", SAFE, READS, "List your subaccounts",
-        NO_QUIET, query=OWNER, returns="users[]", columns=SUBACCOUNT_COLUMNS),
+    Command("show subaccounts", "GET /subaccounts -> users[]", SAFE, READS, "List your subaccounts",
+        NO_QUIET, query=OWNER, columns=SUBACCOUNT_COLUMNS),
     Command("create subaccount", "POST /users/", ONCE, SETS, "Create a subaccount",
         Arg("--email", EMAIL, "email address", REQUIRED),
         Arg("--username", NAME.called("USER"), "user name", REQUIRED),
@@ -4204,8 +4206,8 @@ register("Account",
             sent=lambda kind: (kind or "").lower() == "host"),
         body={"parent_id": "me"}, done="Created account {id} for {email}.",
         look="show subaccounts"),
-    Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "List IP addresses that used your account",
-        query=OWNER, returns="results[]", columns=ADDRESS_COLUMNS),
+    Command("show ipaddrs", "GET /users/me/ipaddrs -> results[]", SAFE, READS, "List IP addresses that used your account",
+        query=OWNER, columns=ADDRESS_COLUMNS),
     look="show user")
 
 register("Billing",
@@ -4235,13 +4237,13 @@ register("Billing",
         note="Without dates, it covers the last 7 days; with one date, the 7 days after or before it. Days are UTC.",
         examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
                   "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
-    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, SETS, "Write a period's items to a PDF",
+    Command("generate pdf-invoices", "GET /users/me/invoices -> text", SAFE, SETS, "Write a period's items to a PDF",
         *ITEM_OPTIONS, PDF,
-        query=OWNER, returns="text", run="run_pdf_invoices", face="sdk",
+        query=OWNER, run="run_pdf_invoices", face="sdk",
         note="Returns the path. Without `pdf` the file is invoice_NUMBER….pdf in the current folder, named by month, dates and kind."),
-    Command("search invoices", "GET /invoices", SAFE, READS, "Search your invoices",
+    Command("search invoices", "GET /invoices -> []", SAFE, READS, "Search your invoices",
         CONDITIONS,
-        returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
+        of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=2026-01-01'", "'is_credit=true'")),
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
         Local("-s --start_date", DATE, "first day (default: yesterday)"),
@@ -4261,15 +4263,15 @@ register("Billing",
         CliArg("--skip", FLAG, "do not ask for confirmation"),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
-    Command("fetch contracts", "POST /contracts/fetch/", SAFE, READS, "Get contracts by label and id",
+    Command("fetch contracts", "POST /contracts/fetch/ -> contracts[]", SAFE, READS, "Get contracts by label and id",
         Arg("label", TEXT, "only contracts with this label", None), Arg("contract_ids", ANY_IDS, "only contracts with these ids", None),
-        returns="contracts[]", face="sdk"))
+        face="sdk"))
 
 register("Scheduled jobs",
-    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, READS, "List your scheduled jobs",
-        returns="[]", columns=JOB_COLUMNS),
+    Command("show scheduled-jobs", "GET /commands/schedule_job/ -> []", SAFE, READS, "List your scheduled jobs",
+        columns=JOB_COLUMNS),
     Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "Delete a scheduled job",
-        Arg("id", ID.called("JOB"), "the job"), done="Deleted scheduled job {id}."),
+        SCHEDULED_JOB, done="Deleted scheduled job {id}."),
     Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SPENDS, "Schedule a request to be repeated",
         Arg("start_time", DATE, "first time, UTC"),
         Arg("end_time", DATE, "last time, UTC"),
@@ -4282,7 +4284,7 @@ register("Scheduled jobs",
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC, for DAILY and WEEKLY, else None", None),
         face="sdk"),
     Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SPENDS, "Change a scheduled job",
-        Arg("id", ID.called("JOB"), "the job"),
+        SCHEDULED_JOB,
         Arg("request_body", OBJECT, "body of the request"),
         Arg("start_time", DATE, "first time, UTC", None),
         Arg("end_time", DATE, "last time, UTC", None),
@@ -4296,8 +4298,8 @@ register("Scheduled jobs",
     look="show scheduled-jobs")
 
 register("Serverless",
-    Command("show endpoints", "GET /endptjobs/", SAFE, READS, "List your serverless endpoints",
-        returns="results[]", of="EndpointRow", columns=ENDPOINT_COLUMNS,
+    Command("show endpoints", "GET /endptjobs/ -> results[]", SAFE, READS, "List your serverless endpoints",
+        of="EndpointRow", columns=ENDPOINT_COLUMNS,
         drops="api_key auto_delete_in_seconds auto_delete_due_24h"),
     Command("create endpoint", "POST /endptjobs/", ONCE, SPENDS, "Create a serverless endpoint",
         *endpoint_options(0.0, 0.9, 2.5, 5, 20), body=CLIENT, made="result", done="Created endpoint {result}.", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
@@ -4316,11 +4318,11 @@ register("Serverless",
         Arg("--endpoint", NAME, "name of the endpoint, instead of the id"),
         body={"api_key": KEY}, strict=True, one_of="id endpoint", text="log_text", footer="log_footer", look="show endpoints",
         examples=("4242 --level 3 --tail 200",)),
-    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, READS, "List an endpoint's workers",
-        Arg("id", ENDPOINT_ID, "the endpoint"), returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
+    Command("get endpt-workers", "POST run:/get_endpoint_workers/ -> workers[]", SAFE, READS, "List an endpoint's workers",
+        Arg("id", ENDPOINT_ID, "the endpoint"), columns=WORKER_COLUMNS, strict=True, look="show endpoints",
         methods="get_endpoint_workers"),
-    Command("show workergroups", "GET /autojobs/", SAFE, READS, "List your endpoints' workergroups",
-        returns="results[]", of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
+    Command("show workergroups", "GET /autojobs/ -> results[]", SAFE, READS, "List your endpoints' workergroups",
+        of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
     Command("create workergroup", "POST /autojobs/", ONCE, SPENDS, "Create a workergroup for an endpoint",
         *WORKERGROUP_OPTIONS, SCALER,
         body=CLIENT, build="build_workergroup", made="id", done="Created workergroup {id}.", look="show workergroups",
@@ -4338,8 +4340,8 @@ register("Serverless",
         Arg("id", WORKERGROUP_ID, "the workergroup"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, text="log_text", footer="log_footer", look="show workergroups",
         examples=("8001 --tail 200",)),
-    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, READS, "List a workergroup's workers",
-        Arg("id", WORKERGROUP_ID, "the workergroup"), returns="workers[]", columns=WORKER_COLUMNS, strict=True,
+    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/ -> workers[]", SAFE, READS, "List a workergroup's workers",
+        Arg("id", WORKERGROUP_ID, "the workergroup"), columns=WORKER_COLUMNS, strict=True,
         look="show workergroups", methods="get_workergroup_workers"),
     Command("update workers", "POST run:/update_workers/", ONCE, SETS, "Update a workergroup's workers one by one",
         Arg("id", WORKERGROUP_ID, "the workergroup", key="workergroup_id"),
@@ -4351,7 +4353,7 @@ register("Serverless",
         Arg("endpoint", NAME, "name of the endpoint"),
         Arg("cost", NUMBER, "load of the request in the endpoint's units, such as tokens"),
         columns=ROUTE_CARD, strict=True, examples=("chat 242",)),
-    Command("request", "", ONCE, SPENDS, "Send a request to an endpoint's worker",
+    Command("request", "-> any", ONCE, SPENDS, "Send a request to an endpoint's worker",
         Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
         Arg("--json", OBJECT, "JSON object to send to the worker", name="payload"),
@@ -4366,27 +4368,27 @@ register("Serverless",
         Arg("--max-retries", COUNT, "maximum number of tries"),
         CliArg("--text", FLAG, "print only the model's text"),
         CliArg("--out", OUT_FILE, "file for the response"),
-        returns="any", run="run_request", show="show_response", document="document_response", rows="response_rows",
+        run="run_request", show="show_response", document="document_response", rows="response_rows",
         note="A job may be billed each time it runs; limit that with --no-retry or --max-retries. "
              "If the answer is lost and the job is not repeated, the exit status is 7.",
         examples=("chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16",)),
     look="show endpoints")
 
 register("Notifications",
-    Command("show notification-types", "GET /notification-types/", SAFE, READS, "List the kinds of notifications",
-        returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
-    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, READS, "Show which notifications you get",
+    Command("show notification-types", "GET /notification-types/ -> notification_types[]", SAFE, READS, "List the kinds of notifications",
+        columns=NOTIFICATION_COLUMNS),
+    Command("show notifications", "GET /users/{user_id}/notification-prefs/ -> notification_preferences", SAFE, READS, "Show which notifications you get",
         USER_ID,
-        returns="notification_preferences", run="run_notifications", rows="notification_rows",
+        run="run_notifications", rows="notification_rows",
         columns_for="notification_columns"),
-    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, SETS, "Replace your notification choices",
+    Command("set notifications", "PUT /users/{user_id}/notification-prefs/ -> notification_preferences", SAFE, SETS, "Replace your notification choices",
         Arg("notification_preferences", OBJECT, 'JSON: {"client": {"low_credit": {"email": true, "webhooks": false}}}'),
         USER_ID,
-        returns="notification_preferences", run="run_notifications", rows="notification_rows",
+        run="run_notifications", rows="notification_rows",
         columns_for="notification_columns",
         look="show notifications", note="`vastai show notifications --raw` prints the current choices in this form."),
-    Command("show webhooks", "GET /webhooks/", SAFE, READS, "List your webhooks",
-        returns="webhooks[]", columns=WEBHOOK_COLUMNS),
+    Command("show webhooks", "GET /webhooks/ -> webhooks[]", SAFE, READS, "List your webhooks",
+        columns=WEBHOOK_COLUMNS),
     Command("create webhook", "POST /webhooks/", ONCE, SETS, "Create a webhook for notifications",
         Arg("webhook_url", NAME, "URL of the webhook, https://…"),
         Arg("event_types", TEXTS, "event types, from show notification-types, such as client:low_credit"),
@@ -4422,7 +4424,7 @@ register("Diagnostics",
         Arg("--include-local-host-artifacts", FLAG, "include logs and settings of this computer; only on the host"),
         run="run_dump_logs", says="bundle_sentence", look="show machines", examples=("4242 --instance-id 7000",),
         note="Keys, passwords and other secrets that can be recognized are left out of the archive."),
-    Command("run benchmarks", "", ONCE, SPENDS, "Benchmark a template on several GPUs",
+    Command("run benchmarks", "-> []", ONCE, SPENDS, "Benchmark a template on several GPUs",
         Arg("--template_hash", HASH, "hash of the template"),
         Arg("--template_id", ID, "id of the template"),
         Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX 5090, 4090, 3090, A6000)", many=False),
@@ -4431,7 +4433,7 @@ register("Diagnostics",
         Arg("--no-cache", FLAG, "repeat measurements of the last 30 days"),
         Arg("--auto_instance", TEXT, "serverless service to use", hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its worker list", hidden=True),
-        returns="[]", run="run_benchmarks", look="show endpoints",
+        run="run_benchmarks", look="show endpoints",
         ask="Rent {names} for up to {minutes:g} minutes, at {rate} together?", ask_when="within",
         columns=MEASUREMENT_COLUMNS,
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
@@ -4440,22 +4442,22 @@ register("Diagnostics",
     look="show instances")
 
 register("Tools",
-    Command("update", "", SAFE, READS, "Show how to update this copy",
-        Arg("--check", FLAG, "only check for a newer version"), returns="none", run="run_update", face="cli", auth=False),
-    Command("uninstall", "", SAFE, SETS, "Uninstall this copy if pip installed it",
-        asks="uninstall_question", returns="none", run="run_uninstall", face="cli", auth=False),
+    Command("update", "-> none", SAFE, READS, "Show how to update this copy",
+        Arg("--check", FLAG, "only check for a newer version"), run="run_update", face="cli", auth=False),
+    Command("uninstall", "-> none", SAFE, SETS, "Uninstall this copy if pip installed it",
+        asks="uninstall_question", run="run_uninstall", face="cli", auth=False),
     Command("help", "", SAFE, READS, "Explain a command, same as its --help",
         Arg("command", TEXTS, "command, or its first word", None), run="run_help", text="help_text",
         member="commands", columns=Columns("Command: name 0"), face="cli", auth=False,
         note="With --raw it describes the commands for programs: names, effects, arguments, exit statuses.",
         examples=("show instances", "--raw | jq '.commands[].name'")),
-    Command("repl", "", SAFE, SETS, "Run commands from a prompt or script",
-        returns="none", run="run_repl", face="cli", auth=False,
+    Command("repl", "-> none", SAFE, SETS, "Run commands from a prompt or script",
+        run="run_repl", face="cli", auth=False,
         note="Global options given here apply to all commands. `exit`, `quit` or Ctrl-D ends the session.",
         examples=("--raw < commands.txt",)),
-    Command("completion", "", SAFE, READS, "Print a shell completion script",
+    Command("completion", "-> text", SAFE, READS, "Print a shell completion script",
         Arg("shell", TEXT, "shell", choices=("bash", "zsh", "fish")),
-        returns="text", run="run_completion", face="cli", auth=False,
+        run="run_completion", face="cli", auth=False,
         note='To enable it permanently, add eval "$(vastai completion bash)" to ~/.bashrc, eval "$(vastai completion zsh)" to '
              "~/.zshrc, or vastai completion fish | source to ~/.config/fish/config.fish.",
         examples=("bash",)))
@@ -4635,8 +4637,11 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
 def check_choices(row: Command, params: Row, cli: bool) -> None:
     """Raises UsageError unless exactly one of each `one_of` and one or more of `needs` is given."""
     args = {arg.name: arg for arg in row.args_of("cli" if cli else "sdk")}
-    defaults = {name: arg.cli if cli else arg.default for name, arg in args.items()}
-    given = {name for name in args if params[name] not in (None, defaults[name])}
+    given = {
+        name
+        for name, arg in args.items()
+        if params[name] not in (None, arg.cli if cli else arg.default)
+    }
     for choice in filter(None, row.one_of.split(", ")):
         names = choice.split()
         if args.keys() >= set(names) and len(given.intersection(names)) != 1:
@@ -4763,7 +4768,7 @@ def build_request(call: Call, query: Row | None = None, body: Row | None = None)
             if value is not None or name in nullable
         }
     url = url_of(client.server_url, path or row.path, slots["path"])
-    return Request(row.method, url, slots["query"], sent, row.safe, True, hidden)
+    return Request(row.method, url, slots["query"], sent, row.safe, hidden=hidden)
 
 
 def url_of(server: str, path: str, parts: Row) -> str:
@@ -5377,8 +5382,7 @@ class Headers(dict):  # type: ignore[type-arg]
     """
 
     def __getitem__(self, name: str) -> str:
-        text: str = super().__getitem__(name.lower())
-        return text
+        return str(super().__getitem__(name.lower()))
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(str(name).lower())
