@@ -2356,7 +2356,8 @@ class Arg:
 
     flags      its spelling: "id" stands alone, "-l --limit" is an option
     kind       what it takes: converter, type, metavar, completion
-    help       a noun phrase for the help and the docstring
+    help       a noun phrase for the help and the docstring; "Image | Docker image" stands under the
+               heading "Image"
     default    REQUIRED, or what stands for it; not given, an argument that stands alone is
                required, a FLAG is False, and any other option None
     name       the keyword in Python, if that is not the last flag
@@ -2374,7 +2375,6 @@ class Arg:
     secret     its value is never shown
     hidden     not in the help
     sent       makes of the value what is sent; None is left out
-    group      the heading of the help under which the option stands
     """
 
     name = ""
@@ -2388,7 +2388,6 @@ class Arg:
     secret = False
     hidden = False
     sent: Convert | None = None
-    group = ""
 
     def __init__(
         self,
@@ -2401,7 +2400,8 @@ class Arg:
         **columns: Any,
     ) -> None:
         self.flags, self.old = flags.split(), old.split()
-        self.kind, self.help, self.many = kind, help, kind.many
+        self.group, _, self.help = help.rpartition(" | ")
+        self.kind, self.many = kind, kind.many
         self.option = flags[0] == "-"
         word = self.flags[-1].lstrip("-").replace("-", "_")
         self.name = self.key = columns.get("name", word)
@@ -2451,6 +2451,7 @@ class Secret(Arg):
 
 
 def set_columns(row: Arg | Command, name: str, columns: Row) -> None:
+    """Gives a row or an argument its columns.  Raises TypeError for one that there is not."""
     for column, value in columns.items():
         if not hasattr(row, column):
             raise TypeError(f"{name!r}: there is no column {column!r}")
@@ -2460,11 +2461,11 @@ def set_columns(row: Arg | Command, name: str, columns: Row) -> None:
 YES = CliArg("-y --yes", FLAG, "do not ask for confirmation")
 # fmt: off
 SCHEDULE = (
-    Local("--schedule", TEXT, "create a scheduled job instead of acting now", choices=("HOURLY", "DAILY", "WEEKLY"), group="Schedule"),
-    Local("--start_date", DATE, "first day of the job, UTC (default: today)", group="Schedule"),
-    Local("--end_date", DATE, "last day of the job, UTC (default: a week from now)", group="Schedule"),
-    Local("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", group="Schedule"),
-    Local("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", group="Schedule"))
+    Local("--schedule", TEXT, "Schedule | create a scheduled job instead of acting now", choices=("HOURLY", "DAILY", "WEEKLY")),
+    Local("--start_date", DATE, "Schedule | first day of the job, UTC (default: today)"),
+    Local("--end_date", DATE, "Schedule | last day of the job, UTC (default: a week from now)"),
+    Local("--day", DAY_SLOT, "Schedule | day of the week, 0 (Sunday) to 6, or * for every day", "0"),
+    Local("--hour", HOUR_SLOT, "Schedule | hour of the day in UTC, 0 to 23, or * for every hour", "0"))
 # fmt: on
 
 
@@ -3246,12 +3247,12 @@ USER_ID = Arg("--user_id", ID, "account id (default: yours)")
 CLIENT, OWNER = {"client_id": "me"}, {"owner": "me"}  # in a body, in a query
 IDENTITY = Local("-i --identity", KEY_FILE, "private SSH key file")
 NO_QUIET = CliArg("-q --quiet", FLAG, "accepted for compatibility; no effect", hidden=True)
-MAX_WAIT = Local("--max-wait", SECONDS, "maximum wait, seconds", 600, group="Waiting")
-RESULT_WAIT = Local("--max-wait", SECONDS, "maximum wait for the result, seconds", 60, group="Waiting")
+MAX_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait, seconds", 600)
+RESULT_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait for the result, seconds", 60)
 WAIT, WAIT_STOPPED, WAIT_GONE = (
-    (Local("--wait", FLAG, f"wait until the instance {state}", group="Waiting"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
+    (Local("--wait", FLAG, f"Waiting | wait until the instance {state}"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
 CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
-CONFIRM = Local("--confirm", FLAG, "if no label is given, add one, so that the instance can be found if the answer is lost", group="Waiting")
+CONFIRM = Local("--confirm", FLAG, "Waiting | if no label is given, add one, so that the instance can be found if the answer is lost")
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
 
@@ -3282,69 +3283,68 @@ def watch_options(interval: float) -> tuple[Arg, ...]:
 WATCH_NOTE = ("On a terminal, it redraws a table and marks new rows with +. In a pipe or with --raw, it prints one JSON line per "
               "change: {\"event\", \"id\", \"row\"}. Events: ")
 JOB_OPTIONS = (
-    Local("--hours", HOURS, "duration of the job, hours", group="Price of the job"),
-    Local("--down", GB, "data to download, GB", group="Price of the job"),
-    Local("--up", GB, "data to upload, GB", group="Price of the job"))
+    Local("--hours", HOURS, "Price of the job | duration of the job, hours"),
+    Local("--down", GB, "Price of the job | data to download, GB"),
+    Local("--up", GB, "Price of the job | data to upload, GB"))
 
 
-JUPYTER_DIR = Arg("--jupyter-dir", PATH, "folder that Jupyter opens", group="Access")
+JUPYTER_DIR = Arg("--jupyter-dir", PATH, "Access | folder that Jupyter opens")
 LAUNCH_OPTIONS = (
-    Local("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
-        "repeated", secret=True, again=True, group="Image"),
+    Local("--env", ENV, "Image | environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
+        "repeated", secret=True, again=True),
     Arg("--label", LABEL, "label for the instance"),
     Arg("--extra", TEXT, "extra options for docker run", hidden=True),
-    Local("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", old="onstart entrypoint", group="Image"),
-    Secret("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", key="image_login", group="Image"),
-    Arg("--python-utf8", FLAG, "use UTF-8 as Python's encoding", group="Image"),
-    Arg("--lang-utf8", FLAG, "use a UTF-8 system locale", group="Image"),
-    Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", key="use_jupyter_lab", group="Access"),
+    Local("--onstart-cmd", SHELL_LINES, "Image | commands to run when the container starts", old="onstart entrypoint"),
+    Secret("--login", TEXT, "Image | docker login options for a private image: '-u USER -p TOKEN REGISTRY'", key="image_login"),
+    Arg("--python-utf8", FLAG, "Image | use UTF-8 as Python's encoding"),
+    Arg("--lang-utf8", FLAG, "Image | use a UTF-8 system locale"),
+    Arg("--jupyter-lab", FLAG, "Access | start JupyterLab instead of the notebook", key="use_jupyter_lab"),
     JUPYTER_DIR)
 RUNTYPE_OPTIONS = (
-    Local("--ssh", FLAG, "enable SSH", group="Access"),
-    Local("--jupyter", FLAG, "enable Jupyter", group="Access"),
-    Local("--direct", FLAG, "connect directly to the machine instead of through a proxy; faster", group="Access"))
+    Local("--ssh", FLAG, "Access | enable SSH"),
+    Local("--jupyter", FLAG, "Access | enable Jupyter"),
+    Local("--direct", FLAG, "Access | connect directly to the machine instead of through a proxy; faster"))
 ONSTART_OPTIONS = (
-    CliArg("--onstart", SCRIPT, "file with commands to run when the container starts; takes precedence over --onstart-cmd", group="Image"),
-    CliArg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", group="Image"))
-CANCEL = Arg("--cancel-unavail", FLAG, "fail instead of waiting if the offer cannot start now", group="Price and time")
-TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to use", key="template_hash_id",
-    old="template_hash_id", group="Image")
+    CliArg("--onstart", SCRIPT, "Image | file with commands to run when the container starts; takes precedence over --onstart-cmd"),
+    CliArg("--entrypoint", SHELL_LINES, "Image | same as --onstart-cmd"))
+CANCEL = Arg("--cancel-unavail", FLAG, "Price and time | fail instead of waiting if the offer cannot start now")
+TEMPLATE_HASH = Arg("--template_hash", HASH, "Image | hash of the template to use", key="template_hash_id",
+    old="template_hash_id")
 RUNTYPE = Local("--runtype", TEXT, "access type as the service names it, such as 'ssh_direc ssh_proxy'", face="sdk")
-ARGS = Local("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", rest=True, group="Image")
+ARGS = Local("--args", WORDS, "Image | arguments for the image's entrypoint: the rest of the line", rest=True)
 CREATE_OPTIONS = (
-    Arg("--image", IMAGE, "Docker image; optional with --template_hash", group="Image"),
-    Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
+    Arg("--image", IMAGE, "Image | Docker image; optional with --template_hash"),
+    Arg("--disk", GB, "Disk and volumes | disk size, GB", 10),
     LAUNCH_OPTIONS[0],
-    Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", name="price", group="Price and time"),
+    Arg("--bid_price", PRICE, "Price and time | bid, $/hr, for an interruptible instance", name="price"),
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     CANCEL, TEMPLATE_HASH,
-    Arg("--user", USER, "container user that runs the commands", group="Image"),
+    Arg("--user", USER, "Image | container user that runs the commands"),
     RUNTYPE, ARGS,
     SdkArg("--volume-info", OBJECT, "volume as the service describes it"),
     Local("--bid-price", PRICE, "same as price, $/hr", face="sdk"),
     *RUNTYPE_OPTIONS,
-    Local("--create-volume", OFFER_ID, "volume offer to rent a new volume from", group="Disk and volumes"),
-    Local("--link-volume", VOLUME_ID, "one of your volumes, to mount", group="Disk and volumes"),
-    Local("--volume-size", GB, "size of the new volume, GB (default 15)", group="Disk and volumes"),
-    Local("--mount-path", PATH, "mount point of the volume", group="Disk and volumes"),
-    Local("--volume-label", LABEL, "label for the new volume", group="Disk and volumes"),
+    Local("--create-volume", OFFER_ID, "Disk and volumes | volume offer to rent a new volume from"),
+    Local("--link-volume", VOLUME_ID, "Disk and volumes | one of your volumes, to mount"),
+    Local("--volume-size", GB, "Disk and volumes | size of the new volume, GB (default 15)"),
+    Local("--mount-path", PATH, "Disk and volumes | mount point of the volume"),
+    Local("--volume-label", LABEL, "Disk and volumes | label for the new volume"),
     *ONSTART_OPTIONS,
-    Arg("--target_state", TEXT, "state to start in", choices=("running", "stopped"), group="Price and time"),
-    Local("--vm", FLAG, "rent a virtual machine; the image is a VM image", group="Image"),
-    Arg("--args_str", TEXT, "arguments for the image's entrypoint as one string, instead of --args", group="Image"))
-MAX_HOURS = Local("--max-hours", HOURS, "lifetime, hours: the instance destroys itself this long after its first start",
-    group="Price and time")
+    Arg("--target_state", TEXT, "Price and time | state to start in", choices=("running", "stopped")),
+    Local("--vm", FLAG, "Image | rent a virtual machine; the image is a VM image"),
+    Arg("--args_str", TEXT, "Image | arguments for the image's entrypoint as one string, instead of --args"))
+MAX_HOURS = Local("--max-hours", HOURS, "Price and time | lifetime, hours: the instance destroys itself this long after its first start")
 SPOT_ON_CREATE = CliArg("--spot", FLAG, "see launch instance", hidden=True)
 MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
-    Local("--max-price", PRICE, "highest price for GPUs and disk together, $/hr", group="Price and time"),
+    Local("--max-price", PRICE, "Price and time | highest price for GPUs and disk together, $/hr"),
     MAX_HOURS,
-    Local("--spot", FLAG, "rent an interruptible instance with a bid", None, group="Price and time"),
-    Local("--bid", BID, "bid for the whole offer, $/hr; the disk is billed on top", group="Price and time"),
-    Local("--bid-over", PERCENT, "margin over the lowest bid, percent (default 10)", group="Price and time"),
-    Local("--tries", ATTEMPTS, "maximum number of machines to try, one after the other (default 3)", group="Offer"),
-    Local("--start-timeout", SECONDS, "maximum wait for each machine to start, seconds (default 900)", group="Offer"),
-    Local("--exclude-machine", MACHINE_IDS, "machine to skip; can be repeated", again=True, group="Offer"))
+    Local("--spot", FLAG, "Price and time | rent an interruptible instance with a bid", None),
+    Local("--bid", BID, "Price and time | bid for the whole offer, $/hr; the disk is billed on top"),
+    Local("--bid-over", PERCENT, "Price and time | margin over the lowest bid, percent (default 10)"),
+    Local("--tries", ATTEMPTS, "Offer | maximum number of machines to try, one after the other (default 3)"),
+    Local("--start-timeout", SECONDS, "Offer | maximum wait for each machine to start, seconds (default 900)"),
+    Local("--exclude-machine", MACHINE_IDS, "Offer | machine to skip; can be repeated", again=True))
 LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
               "first start and continues through restarts. When it is over, the instance destroys itself with the key that "
               "the service gives to each container. To extend or shorten the time, write another unix time to "
@@ -3353,25 +3353,25 @@ LEASE_NOTE = ("--max-hours adds a small script that runs before your startup com
 RENTED = ("Instance {new_contract} is {instance[actual_status]}. Open a shell with `vastai ssh {new_contract}`; "
           "stop paying with `vastai destroy instance {new_contract}`.|")
 TEMPLATE_OPTIONS = (
-    Arg("--name", TEXT, "name of the template", group="Description"),
-    Arg("--image", IMAGE, "Docker image", group="Image"),
-    Arg("--image_tag", LABEL, "image tag", key="tag", group="Image"),
-    Arg("--href", URL, "URL of the image's web page", group="Description"),
-    Arg("--repo", TEXT.called("REPO"), "image repository", group="Image"),
-    Local("--login", TEXT, "docker login options for a private image; only the registry is saved",
-        secret=True, group="Image"),
-    Secret("--env", ENV_TEXT, "environment, ports and mounts, as for create instance; can be repeated", again=True, group="Image"),
+    Arg("--name", TEXT, "Description | name of the template"),
+    Arg("--image", IMAGE, "Image | Docker image"),
+    Arg("--image_tag", LABEL, "Image | image tag", key="tag"),
+    Arg("--href", URL, "Description | URL of the image's web page"),
+    Arg("--repo", TEXT.called("REPO"), "Image | image repository"),
+    Local("--login", TEXT, "Image | docker login options for a private image; only the registry is saved",
+        secret=True),
+    Secret("--env", ENV_TEXT, "Image | environment, ports and mounts, as for create instance; can be repeated", again=True),
     *RUNTYPE_OPTIONS,
     JUPYTER_DIR,
-    Local("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", group="Access"),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", key="onstart", group="Image"),
-    Local("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", group="Offer"),
-    Local("-n --no-default", FLAG, "drop the default conditions", group="Offer"),
-    Arg("--disk_space", GIVEN_GB, "recommended disk size, GB", key="recommended_disk_space", group="Offer"),
-    Arg("--readme", TEXT, "readme text for its users", group="Description"),
-    Local("--hide-readme", FLAG, "hide the readme", group="Description"),
-    Arg("--desc", TEXT, "one-line description", group="Description"),
-    Local("--public", FLAG, "make the template public", group="Description"),
+    Local("--jupyter-lab", FLAG, "Access | start JupyterLab instead of the notebook"),
+    Arg("--onstart-cmd", SHELL_LINES, "Image | commands to run when the container starts", key="onstart"),
+    Local("--search_params", CONDITIONS_TEXT, "Offer | conditions on offers, as for search offers"),
+    Local("-n --no-default", FLAG, "Offer | drop the default conditions"),
+    Arg("--disk_space", GIVEN_GB, "Offer | recommended disk size, GB", key="recommended_disk_space"),
+    Arg("--readme", TEXT, "Description | readme text for its users"),
+    Local("--hide-readme", FLAG, "Description | hide the readme"),
+    Arg("--desc", TEXT, "Description | one-line description"),
+    Local("--public", FLAG, "Description | make the template public"),
     SdkArg("--runtype", TEXT, "access type as the service names it: jupyter, ssh or args"),
     *(SdkArg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None)
       for name in ("use_ssh", "jup_direct", "ssh_direct", "use_jupyter_lab")),
@@ -3534,18 +3534,17 @@ register("Search and rent",
         note=LEASE_NOTE,
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
-        Local("-g --gpu-name", NAME.called("GPU"), "GPU model, such as RTX_4090", group="Offer"),
-        Local("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", group="Offer"),
-        Arg("-i --image", IMAGE, "Docker image", group="Image"),
-        Local("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
-            group="Offer"),
-        Arg("-d --disk", GB, "disk size, GB", 10, cli=16.0, group="Disk and volumes"),
-        Local("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending (default: score-; "
-            "with --query and its options dph_total)", group="Offer"),
-        Local("--limit", COUNT, "number of offers to try", cli=3, group="Offer"),
+        Local("-g --gpu-name", NAME.called("GPU"), "Offer | GPU model, such as RTX_4090"),
+        Local("-n --num-gpus", TEXT.called("N"), "Offer | number of GPUs: 1, 2, 4, 8, 12 or 14"),
+        Arg("-i --image", IMAGE, "Image | Docker image"),
+        Local("-r --region", TEXT.called("REGION"), "Offer | North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]"),
+        Arg("-d --disk", GB, "Disk and volumes | disk size, GB", 10, cli=16.0),
+        Local("-o --order", ORDER, "Offer | sort offers by these fields, best first; append `-` for descending (default: score-; "
+            "with --query and its options dph_total)"),
+        Local("--limit", COUNT, "Offer | number of offers to try", cli=3),
         *LAUNCH_OPTIONS,
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
-        Local("--query", QUERY, "conditions as for search offers, instead of GPU and region", many=False, group="Offer"),
+        Local("--query", QUERY, "Offer | conditions as for search offers, instead of GPU and region", many=False),
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", needs="image template_hash", build="build_launch", run="run_launch", fields=OFFER_FIELDS,
@@ -3560,20 +3559,19 @@ register("Search and rent",
     Command("run", "", ONCE, SPENDS, "Run a command on a rented machine",
         Arg("image", IMAGE, "Docker image"),
         Arg("command", WORDS.called("COMMAND"), "command and its arguments, after --", many=True),
-        Arg("--gpu", NAME.called("GPU"), "GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)",
-            group="Offer"),
-        Arg("--query", CONDITIONS_TEXT, "conditions as for search offers, instead of --gpu", group="Offer"),
-        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending "
-            "(default dph_total)", group="Offer"),
+        Arg("--gpu", NAME.called("GPU"), "Offer | GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)"),
+        Arg("--query", CONDITIONS_TEXT, "Offer | conditions as for search offers, instead of --gpu"),
+        Arg("-o --order", ORDER, "Offer | sort offers by these fields, best first; append `-` for descending "
+            "(default dph_total)"),
         *MACHINE_OPTIONS,
-        Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
+        Arg("--disk", GB, "Disk and volumes | disk size, GB", 10),
         LAUNCH_OPTIONS[0],
-        Secret("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", group="Image"),
+        Secret("--login", TEXT, "Image | docker login options for a private image: '-u USER -p TOKEN REGISTRY'"),
         Arg("--label", LABEL, "label for the instance"),
-        Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "file or folder to copy to /workspace before the command; can be "
-            "repeated", again=True, group="Files"),
-        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "file or folder to copy back after the command; can be repeated",
-            again=True, group="Files"),
+        Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "Files | file or folder to copy to /workspace before the command; can be "
+            "repeated", again=True),
+        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "Files | file or folder to copy back after the command; can be repeated",
+            again=True),
         Arg("--keep", FLAG, "keep the instance running at the end"),
         IDENTITY,
         run="run_job", show="show_job", status="status", fields=OFFER_FIELDS,
@@ -3586,15 +3584,15 @@ register("Search and rent",
 
 register("Instances",
     Command("show instances", "GET /api/v1/instances/ -> instances[]", SAFE, READS, "List your instances",
-        Local("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", group="Filters"),
-        Local("--label", TEXTS, "only these labels; '' for instances without a label", group="Filters"),
-        Local("--gpu-name", TEXTS.called("GPU"), "only these models", group="Filters"),
-        Local("--verification", TEXTS, "only machines with this verification",
-            choices=("verified", "unverified", "deverified"), group="Filters"),
-        Local("--order-by", TEXTS.called("COLUMN"), "sort by 'COLUMN' or 'COLUMN desc'; can be repeated", again=True, group="Pages"),
-        Local("-l --limit", WHOLE, "page size, 1 to 25; prints one page", group="Pages"),
-        Local("-t --next-token", TOKEN, "token of the next page", group="Pages"),
-        Local("-a --all", FLAG, "get all pages, even with --limit", group="Pages"),
+        Local("-s --status", TEXTS.called("STATE"), "Filters | only these states: running, loading, exited, created"),
+        Local("--label", TEXTS, "Filters | only these labels; '' for instances without a label"),
+        Local("--gpu-name", TEXTS.called("GPU"), "Filters | only these models"),
+        Local("--verification", TEXTS, "Filters | only machines with this verification",
+            choices=("verified", "unverified", "deverified")),
+        Local("--order-by", TEXTS.called("COLUMN"), "Pages | sort by 'COLUMN' or 'COLUMN desc'; can be repeated", again=True),
+        Local("-l --limit", WHOLE, "Pages | page size, 1 to 25; prints one page"),
+        Local("-t --next-token", TOKEN, "Pages | token of the next page"),
+        Local("-a --all", FLAG, "Pages | get all pages, even with --limit"),
         CliArg("-v --verbose", FLAG, "show more columns"),
         CliArg("-q --quiet", FLAG, "print only ids, even with --raw", name="ids_only"),
         CliArg("--cols", TEXT.called("COLUMNS"), "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
