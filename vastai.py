@@ -892,10 +892,6 @@ def _variable(value: Any) -> str:
     return _image(value)
 
 
-def _line_count(value: Any) -> str:
-    return str(_count(value)) if value != "" else ""
-
-
 def _email(value: Any) -> str:
     """An email address: one @ with text on both sides and no spaces."""
     text = _text(value).strip()
@@ -972,10 +968,6 @@ def _read_file(path: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", "") or str(error)
     raise UsageError(f"cannot read the file {printable(path, 200)}: {reason}")
-
-
-def _script(value: Any) -> str:
-    return _read_file(_name(value))
 
 
 def _script_or_text(value: Any) -> str:
@@ -1070,11 +1062,7 @@ def _as_given(value: Any) -> Any:
 
 
 ID = Kind("int", _count, "an id (a whole number)", "ID")
-# What an id is of: the same number, with its own name in the help and its own completion.
-INSTANCE_ID, MACHINE_ID = ID.called("INSTANCE", "instances"), ID.called("MACHINE")
-OFFER_ID, VOLUME_ID = ID.called("OFFER"), ID.called("VOLUME")
-ENDPOINT_ID, WORKERGROUP_ID = ID.called("ENDPOINT"), ID.called("WORKERGROUP")
-KEY_ID, CLUSTER_ID = ID.called("KEY"), ID.called("CLUSTER")
+INSTANCE_ID = ID.called("INSTANCE", "instances")
 COUNT = Kind("int", _count, "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
 NUMBER = Kind("float", _amount, "a number, 0 or more", "N")
@@ -1106,7 +1094,7 @@ TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts", many=True)
 WORDS = Kind("Sequence[str]", _text_or(_items(_text)), "a list of texts, or one text")
 OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
 FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE", "files")
-SCRIPT = Kind("str", _script, "a text file", "FILE", "files")
+SCRIPT = Kind("str", lambda value: _read_file(_name(value)), "a text file", "FILE", "files")
 SCRIPT_OR_TEXT = Kind(
     "str", _script_or_text, "commands, or the name of a text file", "FILE", "files"
 )
@@ -1133,24 +1121,17 @@ ORDER = Kind(
 DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
 HOUR_SLOT = Kind("str", _slot(23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
-INSTANCE_IDS, MACHINE_IDS, OFFER_IDS = (
-    IDS.called("INSTANCE", "instances"),
-    IDS.called("MACHINE"),
-    IDS.called("OFFER"),
-)
+INSTANCE_IDS = IDS.called("INSTANCE", "instances")
 GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
-PATH, URL = (TEXT.called(word) for word in ("PATH", "URL"))
-HASH = NAME.called("HASH")
 IMAGE = Kind("str", _image, "an image such as vastai/pytorch:latest", "IMAGE")
 VARIABLE = Kind("str", _variable, "the name of a variable, without = and spaces", "NAME")
-LABEL, TOKEN, CONDITIONS_TEXT = (TEXT.called(word) for word in ("NAME", "TOKEN", "QUERY"))
-SHELL_LINES = TEXT.called("COMMAND")
-LINES = Kind("int | str", _line_count, "a number of lines", "N")
+LINES = Kind(
+    "int | str", lambda value: str(_count(value)) if value != "" else "", "a number of lines", "N"
+)
 EMAIL = Kind("str", _email, "an email address such as ada@example.com", "EMAIL")
 ACCOUNT = Kind("str", _account, "an email address or the id of an account", "ACCOUNT")
 KEY_FILE = TEXT.called("FILE", "files")
 PUBLIC_KEY = TEXT.called("KEY", "files")
-KIND, USER = (TEXT.called(word) for word in ("KIND", "USER"))
 PLACE = NAME.called("PLACE", "files")
 
 
@@ -2354,7 +2335,8 @@ class Arg:
 
     A column that is not given keeps the default below.
 
-    flags      its spelling: "id" stands alone, "-l --limit" is an option
+    flags      its spelling: "id" stands alone, "-l --limit" is an option; "--gpu GPU" also has what
+               stands for the value in the help, instead of its kind's metavar
     kind       what it takes: converter, type, metavar, completion
     help       a noun phrase for the help and the docstring; "Image | Docker image" stands under the
                heading "Image"
@@ -2400,6 +2382,8 @@ class Arg:
         **columns: Any,
     ) -> None:
         self.flags, self.old = flags.split(), old.split()
+        if self.flags[-1][0].isupper():
+            kind = kind.called(self.flags.pop())
         self.group, _, self.help = help.rpartition(" | ")
         self.kind, self.many = kind, kind.many
         self.option = flags[0] == "-"
@@ -3232,15 +3216,15 @@ CONDITIONS = Local("query", QUERY, "conditions on the fields listed below", None
 INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
 INSTANCES = Local("ids", INSTANCE_IDS, "the instances")
 DESTINATION = Arg("dst", GIVEN_INSTANCE_ID, "destination instance of the copies", name="dst_id", old="dst")
-MACHINE = Arg("id", MACHINE_ID, "the machine", old="machine_id")
-LISTED_MACHINE = Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id")
-OFFER = Arg("id", OFFER_ID, "the offer")
-DEPLOYMENT = Arg("id", ID.called("DEPLOYMENT"), "the deployment")
-CLUSTER = Arg("cluster_id", CLUSTER_ID, "the cluster", old="id")
-ENDPOINT = Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body")
-WORKERGROUP = Arg("id", WORKERGROUP_ID, "the workergroup", key="autojob_id", to="path body")
-SCHEDULED_JOB = Arg("id", ID.called("JOB"), "the job")
-WEBHOOK = Arg("id", ID.called("WEBHOOK"), "the webhook")
+MACHINE = Arg("id MACHINE", ID, "the machine", old="machine_id")
+LISTED_MACHINE = Arg("id MACHINE", ID, "the machine", key="machine", old="machine_id")
+OFFER = Arg("id OFFER", ID, "the offer")
+DEPLOYMENT = Arg("id DEPLOYMENT", ID, "the deployment")
+CLUSTER = Arg("cluster_id CLUSTER", ID, "the cluster", old="id")
+ENDPOINT = Arg("id ENDPOINT", ID, "the endpoint", key="endptjob_id", to="path body")
+WORKERGROUP = Arg("id WORKERGROUP", ID, "the workergroup", key="autojob_id", to="path body")
+SCHEDULED_JOB = Arg("id JOB", ID, "the job")
+WEBHOOK = Arg("id WEBHOOK", ID, "the webhook")
 ROLE = Arg("name", NAME, "the role", old="NAME")
 VARIABLE_NAME = Arg("name", VARIABLE, "name of the variable", key="key")
 USER_ID = Arg("--user_id", ID, "account id (default: yours)")
@@ -3256,7 +3240,7 @@ CONFIRM = Local("--confirm", FLAG, "Waiting | if no label is given, add one, so 
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 
 
-RENTAL_TYPE = Local("-t --type", KIND, "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
+RENTAL_TYPE = Local("-t --type KIND", TEXT, "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
     shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
     "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"})
 SEARCH_OPTIONS = (
@@ -3274,7 +3258,7 @@ def watch_options(interval: float) -> tuple[Arg, ...]:
     return (
         Arg("--interval", SECONDS, "polling interval, seconds, at least 6", interval),
         Arg("--below", PRICE, "only prices below this, disk included, $/hr"),
-        Arg("--exec", SHELL_LINES, "command to run for each match, without a shell; it gets the row as JSON on stdin "
+        Arg("--exec COMMAND", TEXT, "command to run for each match, without a shell; it gets the row as JSON on stdin "
             "and VAST_ID and VAST_PRICE in its environment"),
         Arg("--once", FLAG, "end after the first match, with the status of --exec"),
         Arg("--max-wait", SECONDS, "time limit, seconds; when it is over, the exit status is 9"))
@@ -3288,13 +3272,13 @@ JOB_OPTIONS = (
     Local("--up", GB, "Price of the job | data to upload, GB"))
 
 
-JUPYTER_DIR = Arg("--jupyter-dir", PATH, "Access | folder that Jupyter opens")
+JUPYTER_DIR = Arg("--jupyter-dir PATH", TEXT, "Access | folder that Jupyter opens")
 LAUNCH_OPTIONS = (
     Local("--env", ENV, "Image | environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
         "repeated", secret=True, again=True),
-    Arg("--label", LABEL, "label for the instance"),
+    Arg("--label NAME", TEXT, "label for the instance"),
     Arg("--extra", TEXT, "extra options for docker run", hidden=True),
-    Local("--onstart-cmd", SHELL_LINES, "Image | commands to run when the container starts", old="onstart entrypoint"),
+    Local("--onstart-cmd COMMAND", TEXT, "Image | commands to run when the container starts", old="onstart entrypoint"),
     Secret("--login", TEXT, "Image | docker login options for a private image: '-u USER -p TOKEN REGISTRY'", key="image_login"),
     Arg("--python-utf8", FLAG, "Image | use UTF-8 as Python's encoding"),
     Arg("--lang-utf8", FLAG, "Image | use a UTF-8 system locale"),
@@ -3306,9 +3290,9 @@ RUNTYPE_OPTIONS = (
     Local("--direct", FLAG, "Access | connect directly to the machine instead of through a proxy; faster"))
 ONSTART_OPTIONS = (
     CliArg("--onstart", SCRIPT, "Image | file with commands to run when the container starts; takes precedence over --onstart-cmd"),
-    CliArg("--entrypoint", SHELL_LINES, "Image | same as --onstart-cmd"))
+    CliArg("--entrypoint COMMAND", TEXT, "Image | same as --onstart-cmd"))
 CANCEL = Arg("--cancel-unavail", FLAG, "Price and time | fail instead of waiting if the offer cannot start now")
-TEMPLATE_HASH = Arg("--template_hash", HASH, "Image | hash of the template to use", key="template_hash_id",
+TEMPLATE_HASH = Arg("--template_hash HASH", NAME, "Image | hash of the template to use", key="template_hash_id",
     old="template_hash_id")
 RUNTYPE = Local("--runtype", TEXT, "access type as the service names it, such as 'ssh_direc ssh_proxy'", face="sdk")
 ARGS = Local("--args", WORDS, "Image | arguments for the image's entrypoint: the rest of the line", rest=True)
@@ -3320,16 +3304,16 @@ CREATE_OPTIONS = (
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     CANCEL, TEMPLATE_HASH,
-    Arg("--user", USER, "Image | container user that runs the commands"),
+    Arg("--user USER", TEXT, "Image | container user that runs the commands"),
     RUNTYPE, ARGS,
     SdkArg("--volume-info", OBJECT, "volume as the service describes it"),
     Local("--bid-price", PRICE, "same as price, $/hr", face="sdk"),
     *RUNTYPE_OPTIONS,
-    Local("--create-volume", OFFER_ID, "Disk and volumes | volume offer to rent a new volume from"),
-    Local("--link-volume", VOLUME_ID, "Disk and volumes | one of your volumes, to mount"),
+    Local("--create-volume OFFER", ID, "Disk and volumes | volume offer to rent a new volume from"),
+    Local("--link-volume VOLUME", ID, "Disk and volumes | one of your volumes, to mount"),
     Local("--volume-size", GB, "Disk and volumes | size of the new volume, GB (default 15)"),
-    Local("--mount-path", PATH, "Disk and volumes | mount point of the volume"),
-    Local("--volume-label", LABEL, "Disk and volumes | label for the new volume"),
+    Local("--mount-path PATH", TEXT, "Disk and volumes | mount point of the volume"),
+    Local("--volume-label NAME", TEXT, "Disk and volumes | label for the new volume"),
     *ONSTART_OPTIONS,
     Arg("--target_state", TEXT, "Price and time | state to start in", choices=("running", "stopped")),
     Local("--vm", FLAG, "Image | rent a virtual machine; the image is a VM image"),
@@ -3344,7 +3328,7 @@ MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
     Local("--bid-over", PERCENT, "Price and time | margin over the lowest bid, percent (default 10)"),
     Local("--tries", ATTEMPTS, "Offer | maximum number of machines to try, one after the other (default 3)"),
     Local("--start-timeout", SECONDS, "Offer | maximum wait for each machine to start, seconds (default 900)"),
-    Local("--exclude-machine", MACHINE_IDS, "Offer | machine to skip; can be repeated", again=True))
+    Local("--exclude-machine MACHINE", IDS, "Offer | machine to skip; can be repeated", again=True))
 LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
               "first start and continues through restarts. When it is over, the instance destroys itself with the key that "
               "the service gives to each container. To extend or shorten the time, write another unix time to "
@@ -3355,17 +3339,17 @@ RENTED = ("Instance {new_contract} is {instance[actual_status]}. Open a shell wi
 TEMPLATE_OPTIONS = (
     Arg("--name", TEXT, "Description | name of the template"),
     Arg("--image", IMAGE, "Image | Docker image"),
-    Arg("--image_tag", LABEL, "Image | image tag", key="tag"),
-    Arg("--href", URL, "Description | URL of the image's web page"),
-    Arg("--repo", TEXT.called("REPO"), "Image | image repository"),
+    Arg("--image_tag NAME", TEXT, "Image | image tag", key="tag"),
+    Arg("--href URL", TEXT, "Description | URL of the image's web page"),
+    Arg("--repo REPO", TEXT, "Image | image repository"),
     Local("--login", TEXT, "Image | docker login options for a private image; only the registry is saved",
         secret=True),
     Secret("--env", ENV_TEXT, "Image | environment, ports and mounts, as for create instance; can be repeated", again=True),
     *RUNTYPE_OPTIONS,
     JUPYTER_DIR,
     Local("--jupyter-lab", FLAG, "Access | start JupyterLab instead of the notebook"),
-    Arg("--onstart-cmd", SHELL_LINES, "Image | commands to run when the container starts", key="onstart"),
-    Local("--search_params", CONDITIONS_TEXT, "Offer | conditions on offers, as for search offers"),
+    Arg("--onstart-cmd COMMAND", TEXT, "Image | commands to run when the container starts", key="onstart"),
+    Local("--search_params QUERY", TEXT, "Offer | conditions on offers, as for search offers"),
     Local("-n --no-default", FLAG, "Offer | drop the default conditions"),
     Arg("--disk_space", GIVEN_GB, "Offer | recommended disk size, GB", key="recommended_disk_space"),
     Arg("--readme", TEXT, "Description | readme text for its users"),
@@ -3379,7 +3363,7 @@ TEMPLATE_OPTIONS = (
     SdkArg("--extra_filters", OBJECT, "conditions as the service stores them, instead of search_params"),
     *(SdkArg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None)
       for name in ("readme_visible", "private")),
-    SdkArg("--docker_login_user", USER, "registry user"),
+    SdkArg("--docker_login_user USER", TEXT, "registry user"),
     SdkArg("--docker_login_pass", TEXT, "registry password or token", secret=True),
     SdkArg("--args_str", TEXT, "arguments for the image's entrypoint, for runtype args"),
     SdkArg("--volume_info", OBJECT, "volume that the console suggests, as the service stores it"))
@@ -3392,7 +3376,7 @@ EITHER = ("true", "false", "all")
 MARKET_OPTIONS = (
     Local("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=EITHER),
     Local("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=EITHER))
-MARKET_SIZE = Local("--num-gpus", TEXT.called("N"), "only machines with this many GPUs", "all",
+MARKET_SIZE = Local("--num-gpus N", TEXT, "only machines with this many GPUs", "all",
     choices=("all", "1", "2", "4", "8", "other"))
 FOR_HOSTS = "Nothing to show. These numbers are only for hosts with a machine."
 TFA_METHODS = ("email", "sms", "totp")
@@ -3402,7 +3386,7 @@ TFA_PROOF = (
     Arg("-t --method-type", TEXT, "method that the code came from", key="tfa_method", choices=TFA_METHODS),
     Secret("-s --secret", CODE, "secret that tfa send-sms or tfa send-email printed"),
     Arg("-id --method-id", GIVEN_ID, "id of the method, if you have several of one kind", key="tfa_method_id"))
-PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "phone number, such as +12025550123 (default: the account's)",
+PHONE = Arg("-p --phone-number NUMBER", TEXT, "phone number, such as +12025550123 (default: the account's)",
     sent=lambda number: number or None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, SETS, "Complete the second step of tfa auth-new",
     Secret("secret", NAME), Secret("code", NAME), look="tfa status")
@@ -3415,7 +3399,7 @@ LISTING = (
     Arg("-m --min_chunk", COUNT, "minimum number of GPUs per rental", 1),
     Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31"),
     Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", key="credit_discount_max"),
-    Arg("-l --duration", TEXT.called("SPAN"),
+    Arg("-l --duration SPAN", TEXT,
         "time to keep the offer's end ahead: '3 weeks', '6 months' or seconds; not with --end_date"),
     Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)"),
     Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)"))
@@ -3454,12 +3438,12 @@ def endpoint_options(load: float | None = None, target: float | None = None, mul
 
 
 WORKERGROUP_OPTIONS = (
-    Arg("--template_hash", HASH, "hash of the workers' template; brings its own search conditions"),
+    Arg("--template_hash HASH", NAME, "hash of the workers' template; brings its own search conditions"),
     Arg("--template_id", ID, "id of the workers' template"),
-    Local("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers"),
+    Local("--search_params QUERY", TEXT, "conditions on offers, as for search offers"),
     Secret("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'"),
     Arg("--endpoint_name", TEXT, "name of the endpoint"),
-    Arg("--endpoint_id", ENDPOINT_ID, "id of the endpoint"),
+    Arg("--endpoint_id ENDPOINT", ID, "id of the endpoint"),
     Arg("--gpu_ram", GB, "GPU memory per worker, GB"),
     Local("-n --no-default", FLAG, "drop the default conditions verified=True rentable=True rented=False"),
     *(arg for arg in endpoint_options()
@@ -3503,18 +3487,18 @@ register("Search and rent",
         examples=("", "--raw | jq -r .event", "--exec 'notify-send vastai' --interval 30")),
     Command("search offers-new", "PUT /search/asks/ -> offers[]", SAFE, READS, "Search GPU offers with the newer service",
         Local("query", QUERY, "conditions as for search offers", None),
-        Local("--type", KIND, "rental type", "on-demand", choices=DEMAND),
+        Local("--type KIND", TEXT, "rental type", "on-demand", choices=DEMAND),
         *OFFER_SEARCH_OPTIONS,
         of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
     Command("search templates", "GET /template/ -> templates[]", SAFE, READS, "Search templates to start instances from",
         CONDITIONS, of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search", fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("show template", "GET /template/", SAFE, READS, "Show one template in full",
-        Local("id", TEXT_ID.called("TEMPLATE"), "hash or id of the template, from search templates"), of="Template",
+        Local("id TEMPLATE", TEXT_ID, "hash or id of the template, from search templates"), of="Template",
         columns=TEMPLATE_CARD, run="run_show_template", look="search templates",
         examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "Rent an offer as a new instance",
-        Arg("id", OFFER_ID, "the offer, from search offers", old="ID"),
+        Arg("id OFFER", ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
         of="CreatedInstance", body=CLIENT, needs="image template_hash", build="build_instance",
         run="run_create_instance", piped="Started. {answer}", made="new_contract", footer="rented_footer",
@@ -3527,17 +3511,17 @@ register("Search and rent",
                   "6995713 --template_hash 661d064bbda1f2a1 --label train",
                   "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
-        Local("ids", OFFER_IDS, "the offers, from search offers"),
+        Local("ids OFFER", IDS, "the offers, from search offers"),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
         body=CLIENT, needs="image template_hash", build="build_instance", run="run_bulk", made="new_contracts",
         done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
         note=LEASE_NOTE,
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
-        Local("-g --gpu-name", NAME.called("GPU"), "Offer | GPU model, such as RTX_4090"),
-        Local("-n --num-gpus", TEXT.called("N"), "Offer | number of GPUs: 1, 2, 4, 8, 12 or 14"),
+        Local("-g --gpu-name GPU", NAME, "Offer | GPU model, such as RTX_4090"),
+        Local("-n --num-gpus N", TEXT, "Offer | number of GPUs: 1, 2, 4, 8, 12 or 14"),
         Arg("-i --image", IMAGE, "Image | Docker image"),
-        Local("-r --region", TEXT.called("REGION"), "Offer | North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]"),
+        Local("-r --region REGION", TEXT, "Offer | North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]"),
         Arg("-d --disk", GB, "Disk and volumes | disk size, GB", 10, cli=16.0),
         Local("-o --order", ORDER, "Offer | sort offers by these fields, best first; append `-` for descending (default: score-; "
             "with --query and its options dph_total)"),
@@ -3558,19 +3542,19 @@ register("Search and rent",
                   "--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8")),
     Command("run", "", ONCE, SPENDS, "Run a command on a rented machine",
         Arg("image", IMAGE, "Docker image"),
-        Arg("command", WORDS.called("COMMAND"), "command and its arguments, after --", many=True),
-        Arg("--gpu", NAME.called("GPU"), "Offer | GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)"),
-        Arg("--query", CONDITIONS_TEXT, "Offer | conditions as for search offers, instead of --gpu"),
+        Arg("command COMMAND", WORDS, "command and its arguments, after --", many=True),
+        Arg("--gpu GPU", NAME, "Offer | GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)"),
+        Arg("--query QUERY", TEXT, "Offer | conditions as for search offers, instead of --gpu"),
         Arg("-o --order", ORDER, "Offer | sort offers by these fields, best first; append `-` for descending "
             "(default dph_total)"),
         *MACHINE_OPTIONS,
         Arg("--disk", GB, "Disk and volumes | disk size, GB", 10),
         LAUNCH_OPTIONS[0],
         Secret("--login", TEXT, "Image | docker login options for a private image: '-u USER -p TOKEN REGISTRY'"),
-        Arg("--label", LABEL, "label for the instance"),
-        Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "Files | file or folder to copy to /workspace before the command; can be "
+        Arg("--label NAME", TEXT, "label for the instance"),
+        Arg("--upload LOCAL[:REMOTE]", TEXTS, "Files | file or folder to copy to /workspace before the command; can be "
             "repeated", again=True),
-        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "Files | file or folder to copy back after the command; can be repeated",
+        Arg("--download REMOTE[:LOCAL]", TEXTS, "Files | file or folder to copy back after the command; can be repeated",
             again=True),
         Arg("--keep", FLAG, "keep the instance running at the end"),
         IDENTITY,
@@ -3584,18 +3568,18 @@ register("Search and rent",
 
 register("Instances",
     Command("show instances", "GET /api/v1/instances/ -> instances[]", SAFE, READS, "List your instances",
-        Local("-s --status", TEXTS.called("STATE"), "Filters | only these states: running, loading, exited, created"),
+        Local("-s --status STATE", TEXTS, "Filters | only these states: running, loading, exited, created"),
         Local("--label", TEXTS, "Filters | only these labels; '' for instances without a label"),
-        Local("--gpu-name", TEXTS.called("GPU"), "Filters | only these models"),
+        Local("--gpu-name GPU", TEXTS, "Filters | only these models"),
         Local("--verification", TEXTS, "Filters | only machines with this verification",
             choices=("verified", "unverified", "deverified")),
-        Local("--order-by", TEXTS.called("COLUMN"), "Pages | sort by 'COLUMN' or 'COLUMN desc'; can be repeated", again=True),
+        Local("--order-by COLUMN", TEXTS, "Pages | sort by 'COLUMN' or 'COLUMN desc'; can be repeated", again=True),
         Local("-l --limit", WHOLE, "Pages | page size, 1 to 25; prints one page"),
-        Local("-t --next-token", TOKEN, "Pages | token of the next page"),
+        Local("-t --next-token TOKEN", TEXT, "Pages | token of the next page"),
         Local("-a --all", FLAG, "Pages | get all pages, even with --limit"),
         CliArg("-v --verbose", FLAG, "show more columns"),
         CliArg("-q --quiet", FLAG, "print only ids, even with --raw", name="ids_only"),
-        CliArg("--cols", TEXT.called("COLUMNS"), "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
+        CliArg("--cols COLUMNS", TEXT, "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
                             "verified, machine, net, location, template, ssh, msg"),
         of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
         columns_for="instance_columns", document="page_document", footer="instances_footer",
@@ -3644,7 +3628,7 @@ register("Instances",
         "Change an instance's template, image or startup",
         Arg("id", INSTANCE_ID, "the instance", old="ID", to="path body"),
         Arg("--template_id", ID, "id of the template"),
-        Arg("--template_hash_id", HASH, "hash of the template"),
+        Arg("--template_hash_id HASH", NAME, "hash of the template"),
         Arg("--image", IMAGE, "Docker image"),
         Arg("--args", WORDS, "arguments for the entrypoint"),
         Secret("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", again=True),
@@ -3670,7 +3654,7 @@ register("Instances",
     Command("logs", "PUT /instances/request_logs/{instance_id}/ -> text", SAFE, READS, "Print an instance's logs",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
         Arg("--tail", LINES, "number of lines from the end", sent=lambda lines: lines or None),
-        Arg("--filter", TEXT.called("REGEX"), "regular expression that lines must match", sent=lambda text: text or None),
+        Arg("--filter REGEX", TEXT, "regular expression that lines must match", sent=lambda text: text or None),
         Arg("--daemon-logs", FLAG, "print the machine's log about the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
         CliArg("-f --follow", FLAG, "keep printing new lines until the instance stops"),
@@ -3678,7 +3662,7 @@ register("Instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
     Command("wait instance", "", SAFE, READS, "Wait until an instance reaches a state",
         INSTANCE,
-        Arg("--status", TEXT.called("STATE"), "state to wait for", "running",
+        Arg("--status STATE", TEXT, "state to wait for", "running",
             choices=("running", "loading", "exited", "destroyed")),
         MAX_WAIT, Arg("--poll", SECONDS, "polling interval, seconds; grows up to threefold", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
@@ -3709,13 +3693,13 @@ register("Templates",
         done="Created template {template[id]} with hash {template[hash_id]}.",
         examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
     Command("update template", "PUT /api/v1/template/", SAFE, SETS, "Replace a template; its hash changes",
-        Arg("hash_id", HASH, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
+        Arg("hash_id HASH", NAME, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
         build="build_template_change", run="run_update_template", needs="*",
         done="Replaced template {template[id]}; its hash is now {template[hash_id]}.",
         note="Options that you leave out stay unchanged. --ssh, --jupyter and --direct replace the access type together."),
     Command("delete template", "DELETE /template/", SAFE, DELETES, "Delete one of your templates",
         Arg("--template-id", ID, "id of the template"),
-        Arg("--hash-id", HASH, "hash of the template; takes precedence over the id"),
+        Arg("--hash-id HASH", NAME, "hash of the template; takes precedence over the id"),
         build="build_delete_template", needs="template_id hash_id", done="Deleted template {hash_id}.|Deleted template {template_id}."),
     look="search templates")
 
@@ -3732,38 +3716,38 @@ register("Volumes",
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples=("'nw_disk_avg_bw>=1000' -o storage_cost",)),
     Command("show volumes", "GET /volumes -> volumes[]", SAFE, READS, "List your volumes",
-        Arg("-t --type", KIND, "kind of volumes to list", "all", choices=("all", "local", "network"),
+        Arg("-t --type KIND", TEXT, "kind of volumes to list", "all", choices=("all", "local", "network"),
             sent=lambda kind: f"{kind}_volume"),
         of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query=OWNER),
     Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
-        Arg("id", OFFER_ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
+        Arg("id OFFER", ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
         done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
     Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "Rent a network volume in a cluster",
-        Arg("id", OFFER_ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME, done="Rented network volume {volume_name}."),
+        Arg("id OFFER", ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME, done="Rented network volume {volume_name}."),
     Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "Rent a volume and copy another into it",
-        Arg("source", VOLUME_ID, "the volume to copy", key="src_id"),
-        Arg("dest", OFFER_ID, "the offer, from search volumes", key="dst_id"),
+        Arg("source VOLUME", ID, "the volume to copy", key="src_id"),
+        Arg("dest OFFER", ID, "the offer, from search volumes", key="dst_id"),
         Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)"),
         Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None),
         done="Copying volume {source} to the new volume {volume_name}."),
     Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
-        Arg("id", VOLUME_ID, "the volume", to="query"), done="Deleted volume {id}.",
+        Arg("id VOLUME", ID, "the volume", to="query"), done="Deleted volume {id}.",
         ask="Delete volume {id} and all its data?", ask_when="terminal"),
     look="show volumes")
 
 register("Volumes (for hosts)",
     Command("list volume", "POST /volumes/", ONCE, SETS, "Offer a machine's disk space as volumes",
-        Arg("id", MACHINE_ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
+        Arg("id MACHINE", ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         done="Offered volumes on machine {id} at ${price_disk}/GB/month as offer {answer[id]}."
              "|Offered volumes on machine {id} at ${price_disk}/GB/month."),
     Command("list volumes", "POST /volumes/", ONCE, SETS, "Offer several machines' disk space as volumes",
-        Arg("ids", MACHINE_IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
+        Arg("ids MACHINE", IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         done="Offered volumes on machines {ids} at ${price_disk}/GB/month as offer {id}."
              "|Offered volumes on machines {ids} at ${price_disk}/GB/month."),
     Command("unlist volume", "POST /volumes/unlist", SAFE, SETS, "Stop offering a volume",
         OFFER, done="Volume offer {id} is no longer listed."),
     Command("list network-volume", "POST /network_volumes/", ONCE, SETS, "Offer space on a network disk",
-        Arg("disk_id", ID.called("DISK"), "the network disk, from show network-disks"),
+        Arg("disk_id DISK", ID, "the network disk, from show network-disks"),
         Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
         look="search network-volumes",
         done="Offered space on network disk {disk_id} at ${price_disk}/GB/month as offer {id}."
@@ -3774,7 +3758,7 @@ register("Volumes (for hosts)",
         member="data", columns=Columns("Cluster: cluster_id"), tables="network_disk_tables",
         empty="No network disks."),
     Command("add network-disk", "POST /network_disk/", ONCE, SETS, "Attach a network disk to cluster machines",
-        Arg("machines", MACHINE_IDS, "the machines"), Arg("mount_point", NAME, "mount point on the machines, such as /mnt/disk1"),
+        Arg("machines MACHINE", IDS, "the machines"), Arg("mount_point", NAME, "mount point on the machines, such as /mnt/disk1"),
         Arg("-d --disk_id", ID, "disk id, if the service already knows the disk"),
         look="show network-disks", done="Attached network disk {disk_id} to machines {machines}."),
     look="search volumes", hosts=True)
@@ -3784,7 +3768,7 @@ register("Copies and backups",
         Local("src", PLACE, "place to copy from"),
         Local("dst", PLACE, "place to copy to"),
         CliArg("-i --identity", KEY_FILE, "private SSH key file"),
-        CliArg("--exclude", TEXTS.called("PATTERN"), "rsync pattern of files to leave out; can be repeated",
+        CliArg("--exclude PATTERN", TEXTS, "rsync pattern of files to leave out; can be repeated",
             again=True),
         build="build_copy", run="run_copy",
         done="Copied {src} to {dst} at {dst_addr}.|Copied {src} from {src_addr} to {dst}."
@@ -3801,8 +3785,8 @@ register("Copies and backups",
         DESTINATION,
         body=CLIENT, done="Canceled the cloud copies to instance {dst_id}."),
     Command("cloud copy", "POST /commands/rclone/", ONCE, SETS, "Copy between an instance and cloud storage",
-        Arg("--src", NAME.called("PATH"), "path to copy from", REQUIRED),
-        Arg("--dst", NAME.called("PATH"), "path to copy to", "/workspace"),
+        Arg("--src PATH", NAME, "path to copy from", REQUIRED),
+        Arg("--dst PATH", NAME, "path to copy to", "/workspace"),
         Arg("--instance", GIVEN_INSTANCE_ID, "the instance", key="instance_id"),
         Arg("--connection", GIVEN_ID, "cloud storage connection, from show connections", key="selected"),
         Arg("--transfer", TEXT, "direction: 'Instance to Cloud' or 'Cloud to Instance'", "Instance to Cloud"),
@@ -3825,9 +3809,9 @@ register("Copies and backups",
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE, SPENDS,
         "Push a container snapshot to a registry",
         Arg("instance_id", GIVEN_INSTANCE_ID, "the instance", old="id", key="id", to="path body"),
-        Arg("--repo", TEXT.called("REPO"), "repository to push to: USER/NAME", key="personal_repo"),
+        Arg("--repo REPO", TEXT, "repository to push to: USER/NAME", key="personal_repo"),
         Arg("--container_registry", NAME, "registry host", "docker.io"),
-        Arg("--docker_login_user", USER, "registry user"),
+        Arg("--docker_login_user USER", TEXT, "registry user"),
         Secret("--docker_login_pass", TEXT, "registry password or token"),
         Arg("--pause", TRUTH, "pause the container for a consistent image; slower", True,
             sent=lambda on: "true" if on else "false"),
@@ -3857,7 +3841,7 @@ register("Deployments",
     Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "Stop a deployment; it can be restarted",
         DEPLOYMENT, done="Stopping deployment {id}."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
-        Arg("id", ID.called("DEPLOYMENT"), "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it"),
+        Arg("id DEPLOYMENT", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it"),
         Arg("--tag", TEXT, "tag; with a name, deletes only that tag"),
         build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
@@ -3883,7 +3867,7 @@ register("Benchmarks",
     Command("search benchmarks", "GET /benchmarks -> benchmarks[]", SAFE, READS, "Search benchmark results",
         CONDITIONS, Local("-o --order", ORDER, "sort by these fields; append `-` for descending"),
         Local("-l --limit", COUNT, "page size; prints one page"),
-        Local("-t --next-token", TOKEN, "token of the next page", name="after_token", old="next_token"),
+        Local("-t --next-token TOKEN", TEXT, "token of the next page", name="after_token", old="next_token"),
         Local("-a --all", FLAG, "get all pages, even with --limit", name="all_pages"),
         columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
         footer="next_page", fields=BENCHMARK_FIELDS, strict=True,
@@ -3909,7 +3893,7 @@ register("Market (for hosts)",
         *MARKET_OPTIONS,
         Local("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=EITHER),
         Local("--state", TEXT, "only GPUs in this state", "all", choices=("all", "rented", "available", "unavailable")),
-        Local("--gpu", TEXT.called("GPU"), "only these models, such as RTX_4090,H100_SXM"),
+        Local("--gpu GPU", TEXT, "only these models, such as RTX_4090,H100_SXM"),
         rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
         aliases="metrics gpu-locations"), hosts=True)
 
@@ -3933,19 +3917,19 @@ register("Keys",
         Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
     Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, SETS, "Remove an SSH key from an instance",
-        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id", KEY_ID, "the key, from show ssh-keys"),
+        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id KEY", ID, "the key, from show ssh-keys"),
         done="Removed SSH key {ssh_key_id} from instance {instance_id}.", look="show instance-ssh-keys"),
     Command("update ssh-key", "PUT /ssh/{id}/", SAFE, SETS, "Replace one of your SSH keys",
-        Arg("id", KEY_ID, "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
+        Arg("id KEY", ID, "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
         Arg("ssh_key", PUBLIC_KEY, "new public key or its file"),
         run="run_ssh_key", done="Replaced SSH key {id}."),
     Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, DELETES, "Delete an SSH key from your account",
-        Arg("id", KEY_ID, "the key, from show ssh-keys", old="ssh_key_id"),
+        Arg("id KEY", ID, "the key, from show ssh-keys", old="ssh_key_id"),
         done="Deleted SSH key {id}."),
     Command("show api-keys", "GET /auth/apikeys/ -> apikeys[]", SAFE, READS, "List your API keys",
         columns=API_KEY_COLUMNS, document="answer_document"),
     Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, READS, "Show one API key's name and permissions",
-        Arg("id", KEY_ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
+        Arg("id KEY", ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
     Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
         Arg("--name", NAME, "name of the key", REQUIRED),
         Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)",
@@ -3957,7 +3941,7 @@ register("Keys",
              "allows it only to read your instances.",
         examples=("--name ci --permission_file permissions.json",)),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "Revoke an API key",
-        Arg("id", KEY_ID, "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
+        Arg("id KEY", ID, "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
         body=CLIENT, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
@@ -4019,16 +4003,16 @@ register("Two-factor authentication",
         Secret("code", NAME, "code from the app or SMS"),
         Secret("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", REQUIRED),
         Arg("-t --method-type", TEXT, "method type", "totp", key="tfa_method", choices=("sms", "totp")),
-        Arg("--phone-number", TEXT.called("NUMBER"), "phone number for sms, such as +12025550123"),
-        Arg("-l --label", LABEL, "name for the method"),
+        Arg("--phone-number NUMBER", TEXT, "phone number for sms, such as +12025550123"),
+        Arg("-l --label NAME", TEXT, "name for the method"),
         SdkArg("--method-id", GIVEN_ID, "id of the method", key="tfa_method_id"),
         show="show_backup_codes", done="Activated the method.",
         note="Run `vastai tfa auth-new` first. Your first method comes with backup codes; you are asked where to "
              "save them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
     Command("tfa update", "PUT /tfa/update/", SAFE, SETS, "Rename a method or make it primary",
-        Arg("method_id", ID.called("METHOD"), "the method, from tfa status", key="tfa_method_id"),
-        Arg("-l --label", LABEL, "new name"),
+        Arg("method_id METHOD", ID, "the method, from tfa status", key="tfa_method_id"),
+        Arg("-l --label NAME", TEXT, "new name"),
         Arg("-p --set-primary", TRUTH, "whether to make it the primary method", key="is_primary"),
         needs="label set_primary", done="Changed method {method_id}."),
     Command("tfa delete", "DELETE /tfa/", ONCE, DELETES, "Delete a 2FA method",
@@ -4056,10 +4040,10 @@ register("Teams",
         columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
     Command("invite member", "POST /team/invite/", ONCE, SETS, "Invite someone to your team by email",
         Arg("--email", EMAIL, "email address", REQUIRED, to="query"),
-        Arg("--role", NAME.called("NAME"), "role, from show team-roles", REQUIRED, to="query"),
+        Arg("--role NAME", NAME, "role, from show team-roles", REQUIRED, to="query"),
         done="Invited {email} as {role}.", methods="invite_team_member", aliases="invite team-member"),
     Command("remove member", "DELETE /team/members/{id}/", SAFE, DELETES, "Remove someone from your team",
-        Arg("id", ID.called("MEMBER"), "the member, from show members", old="ID"), done="Removed member {id}.",
+        Arg("id MEMBER", ID, "the member, from show members", old="ID"), done="Removed member {id}.",
         methods="remove_team_member", aliases="remove team-member"),
     Command("show team-roles", "GET /team/roles-full/ -> []", SAFE, READS, "List your team's roles and permissions",
         columns=ROLE_COLUMNS),
@@ -4070,7 +4054,7 @@ register("Teams",
         Arg("--permissions", FILE_OBJECT, "JSON file with its permissions", REQUIRED),
         done="Created role {name}.", look="show team-roles"),
     Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "Rename a role or change its permissions",
-        Arg("id", ID.called("ROLE"), "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name"),
+        Arg("id ROLE", ID, "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name"),
         Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions"),
         needs="*", done="Changed role {id}.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "Remove a team role",
@@ -4081,7 +4065,7 @@ register("Machines (for hosts)",
     Command("show machines", "GET /machines -> machines[]", SAFE, READS, "List your machines",
         query=OWNER, of="Machine", columns=MACHINE_COLUMNS, document="answer_document"),
     Command("show machine", "GET /machines/{id} -> any", SAFE, READS, "Show one of your machines",
-        Arg("id", MACHINE_ID, "the machine", old="Machine machine_id"), query=OWNER,
+        Arg("id MACHINE", ID, "the machine", old="Machine machine_id"), query=OWNER,
         of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", document="list_of_one", look="show machines"),
     Command("list machine", "PUT /machines/create_asks/", SAFE, SETS, "Offer a machine or change its prices",
         LISTED_MACHINE, *LISTING,
@@ -4090,7 +4074,7 @@ register("Machines (for hosts)",
              "continue after the end date.",
         examples=("1234 -g 0.45 -s 0.15 -m 1 -e 2027-12-31", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
     Command("list machines", "PUT /machines/create_asks/ -> []", SAFE, SETS, "Offer several machines on the same terms",
-        Local("ids", MACHINE_IDS, "the machines"), *LISTING,
+        Local("ids MACHINE", IDS, "the machines"), *LISTING,
         run="run_list_machines", says="listing_sentence", done="Machine {id} is listed"),
     Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, SETS, "Stop offering a machine; current rentals continue",
         MACHINE, done="Machine {id} is no longer listed; current rentals continue."),
@@ -4099,7 +4083,7 @@ register("Machines (for hosts)",
     Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, DELETES, "Delete expired storage on a machine",
         MACHINE, done="Deleted expired storage on machine {id}."),
     Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, SETS, "Regroup GPUs into larger offers",
-        Arg("ids", MACHINE_IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
+        Arg("ids MACHINE", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
         done="Regrouped the offers of machines {ids}: {summary}"),
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, SETS, "Set the lowest bid for a machine's GPUs",
         MACHINE, Arg("--price", PRICE, "lowest bid per GPU, $/hr"),
@@ -4116,7 +4100,7 @@ register("Machines (for hosts)",
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "Remove a machine's default job",
         MACHINE, done="Removed the default job of machine {id}."),
     Command("show maints", "GET /machines/maintenances -> []", SAFE, READS, "List your machines' maintenance windows",
-        Arg("-i --ids", MACHINE_IDS, "machines, such as 12,34", REQUIRED, many=False, key="machine_ids", old="machine_ids"),
+        Arg("-i --ids MACHINE", IDS, "machines, such as 12,34", REQUIRED, many=False, key="machine_ids", old="machine_ids"),
         query=OWNER, columns=MAINT_COLUMNS),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
@@ -4129,7 +4113,7 @@ register("Machines (for hosts)",
         ask="Tell everyone who rents machine {id} that it is down for {duration:g} hours from {sdate} UTC?",
         done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
     Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "Cancel a machine's maintenance",
-        Arg("id", MACHINE_ID, "the machine", old="machine_id", key="machine_id", to="path body"),
+        Arg("id MACHINE", ID, "the machine", old="machine_id", key="machine_id", to="path body"),
         body=CLIENT, ask="Cancel all maintenance of machine {id}?",
         done="Canceled the maintenance of machine {id}.", look="show maints"),
     Command("reports", "GET /machines/{id}/reports/ -> []", SAFE, READS, "List problems users reported about a machine",
@@ -4141,27 +4125,27 @@ register("Clusters and overlays",
         rows="cluster_rows", columns=CLUSTER_COLUMNS),
     Command("create cluster", "POST /cluster/", ONCE, SETS, "Create a cluster of machines",
         Arg("subnet", NAME, "local network of the machines, such as 10.0.0.0/24"),
-        Arg("manager_id", MACHINE_ID, "machine that manages the cluster"),
+        Arg("manager_id MACHINE", ID, "machine that manages the cluster"),
         done="Created the cluster."),
     Command("delete cluster", "DELETE /cluster/", SAFE, DELETES, "Delete a cluster",
         CLUSTER, done="Deleted cluster {cluster_id}."),
     Command("join cluster", "PUT /cluster/", SAFE, SETS, "Add machines to a cluster",
-        CLUSTER, Arg("machine_ids", MACHINE_IDS, "the machines"),
+        CLUSTER, Arg("machine_ids MACHINE", IDS, "the machines"),
         done="Added machines {machine_ids} to cluster {cluster_id}."),
     Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, SETS, "Remove a machine from its cluster",
-        Arg("cluster_id", CLUSTER_ID, "the cluster"), Arg("machine_id", MACHINE_ID, "the machine"),
-        Arg("new_manager_id", MACHINE_ID, "machine that becomes the manager, if this one was", None),
+        Arg("cluster_id CLUSTER", ID, "the cluster"), Arg("machine_id MACHINE", ID, "the machine"),
+        Arg("new_manager_id MACHINE", ID, "machine that becomes the manager, if this one was", None),
         done="Removed machine {machine_id} from cluster {cluster_id}."),
     Command("show overlays", "GET /overlay/ -> []", SAFE, READS, "List your overlay networks",
         columns=OVERLAY_COLUMNS),
     Command("create overlay", "POST /overlay/", ONCE, SETS, "Create an overlay network on a cluster",
-        Arg("cluster_id", CLUSTER_ID, "the cluster"), Arg("name", NAME, "name of the overlay"),
+        Arg("cluster_id CLUSTER", ID, "the cluster"), Arg("name", NAME, "name of the overlay"),
         done="Created overlay {name}.", look="show overlays"),
     Command("join overlay", "PUT /overlay/", SAFE, SETS, "Add an instance to an overlay network",
         Arg("name", NAME, "the overlay"), Arg("instance_id", INSTANCE_ID, "the instance", old="INSTANCE_ID"),
         done="Added instance {instance_id} to overlay {name}.", look="show overlays"),
     Command("delete overlay", "DELETE /overlay/", SAFE, DELETES, "Delete an overlay network and its instances",
-        Local("overlay_identifier", TEXT_ID.called("OVERLAY"), "id or name of the overlay", old="overlay_id overlay_name"),
+        Local("overlay_identifier OVERLAY", TEXT_ID, "id or name of the overlay", old="overlay_id overlay_name"),
         build="build_overlay", done="Deleted overlay {overlay_identifier}.", look="show overlays"),
     look="show clusters")
 
@@ -4187,9 +4171,9 @@ register("Account",
         NO_QUIET, query=OWNER, columns=SUBACCOUNT_COLUMNS),
     Command("create subaccount", "POST /users/", ONCE, SETS, "Create a subaccount",
         Arg("--email", EMAIL, "email address", REQUIRED),
-        Arg("--username", NAME.called("USER"), "user name", REQUIRED),
+        Arg("--username USER", NAME, "user name", REQUIRED),
         Secret("--password", NAME, "password", REQUIRED),
-        Arg("--type", KIND, "host for an account that only offers machines, otherwise client", key="host_only",
+        Arg("--type KIND", TEXT, "host for an account that only offers machines, otherwise client", key="host_only",
             sent=lambda kind: (kind or "").lower() == "host"),
         body={"parent_id": "me"}, done="Created account {id} for {email}.", look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs -> results[]", SAFE, READS, "List IP addresses that used your account",
@@ -4199,7 +4183,7 @@ register("Account",
 register("Billing",
     Command("show invoices", "GET /users/me/invoices", SAFE, READS, "List charges and payments, item by item",
         *ITEM_OPTIONS,
-        CliArg("--instance_label", LABEL, "only charges of instances with this label"), PDF,
+        CliArg("--instance_label NAME", TEXT, "only charges of instances with this label"), PDF,
         query=OWNER, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
         document="invoice_rows", footer="invoice_totals",
         note="Without dates, it covers the last day. `vastai show invoices-v1` is newer and has pages.",
@@ -4210,10 +4194,10 @@ register("Billing",
         Local("-s --start-date", DATE, "first day, UTC, such as 2026-01-31"),
         Local("-e --end-date", DATE, "last day"),
         Arg("-l --limit", WHOLE, "page size, at most 100", 20),
-        Arg("-t --next-token", TOKEN, "token of the next page", key="after_token", sent=lambda token: token or None),
+        Arg("-t --next-token TOKEN", TEXT, "token of the next page", key="after_token", sent=lambda token: token or None),
         Arg("--latest-first", FLAG, "list newest first"),
         Local("-ct --charge-type", TEXTS, "only these charges", choices=tuple(CHARGE_TYPES)),
-        Local("-f --format", TEXT.called("SHAPE"), "how to display charges", "table", choices=("table", "tree")),
+        Local("-f --format SHAPE", TEXT, "how to display charges", "table", choices=("table", "tree")),
         Local("-it --invoice-type", TEXTS, "only these invoices", choices=tuple(INVOICE_TYPES)),
         CliArg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes"),
         PDF,
@@ -4232,7 +4216,7 @@ register("Billing",
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
         Local("-s --start_date", DATE, "first day (default: yesterday)"),
         Local("-e --end_date", DATE, "last day"),
-        Local("-m --machine_id", MACHINE_ID, "only this machine"), NO_QUIET,
+        Local("-m --machine_id MACHINE", ID, "only this machine"), NO_QUIET,
         Arg("--last_days", COUNT, "number of past days, instead of the dates"),
         Arg("--user_id", GIVEN_ID, "the account", "me"),
         query=OWNER, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
@@ -4299,12 +4283,12 @@ register("Serverless",
         ENDPOINT, body=CLIENT, done="Deleted endpoint {id}.",
         ask="Delete endpoint {id} and its workergroups?", ask_when="terminal"),
     Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, READS, "Print an endpoint's logs",
-        Arg("id", ENDPOINT_ID, "the endpoint", None), *LOG_OPTIONS,
+        Arg("id ENDPOINT", ID, "the endpoint", None), *LOG_OPTIONS,
         Arg("--endpoint", NAME, "name of the endpoint, instead of the id"),
         body={"api_key": KEY}, strict=True, one_of="id endpoint", text="log_text", footer="log_footer", look="show endpoints",
         examples=("4242 --level 3 --tail 200",)),
     Command("get endpt-workers", "POST run:/get_endpoint_workers/ -> workers[]", SAFE, READS, "List an endpoint's workers",
-        Arg("id", ENDPOINT_ID, "the endpoint"), columns=WORKER_COLUMNS, strict=True, look="show endpoints",
+        Arg("id ENDPOINT", ID, "the endpoint"), columns=WORKER_COLUMNS, strict=True, look="show endpoints",
         methods="get_endpoint_workers"),
     Command("show workergroups", "GET /autojobs/ -> results[]", SAFE, READS, "List your endpoints' workergroups",
         of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
@@ -4322,14 +4306,14 @@ register("Serverless",
         WORKERGROUP, body=CLIENT,
         done="Deleted workergroup {id}; its instances stay and are billed.", look="show workergroups", methods="delete_autogroup delete_autoscaler"),
     Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, READS, "Print a workergroup's logs",
-        Arg("id", WORKERGROUP_ID, "the workergroup"), *LOG_OPTIONS,
+        Arg("id WORKERGROUP", ID, "the workergroup"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, text="log_text", footer="log_footer", look="show workergroups",
         examples=("8001 --tail 200",)),
     Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/ -> workers[]", SAFE, READS, "List a workergroup's workers",
-        Arg("id", WORKERGROUP_ID, "the workergroup"), columns=WORKER_COLUMNS, strict=True,
+        Arg("id WORKERGROUP", ID, "the workergroup"), columns=WORKER_COLUMNS, strict=True,
         look="show workergroups", methods="get_workergroup_workers"),
     Command("update workers", "POST run:/update_workers/", ONCE, SETS, "Update a workergroup's workers one by one",
-        Arg("id", WORKERGROUP_ID, "the workergroup", key="workergroup_id"),
+        Arg("id WORKERGROUP", ID, "the workergroup", key="workergroup_id"),
         Arg("--cancel", FLAG, "cancel a running update", key="cancel_update", sent=lambda on: on or None),
         body={"api_key": KEY}, strict=True, look="show workergroups",
         done="Updating {workers_to_update} workers of workergroup {id}.|Canceled the update of workergroup {id}: "
@@ -4383,7 +4367,7 @@ register("Notifications",
         made="webhook.id", done=WEBHOOK_SECRET,
         examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
-        WEBHOOK, Arg("--webhook_url", URL, "new URL"),
+        WEBHOOK, Arg("--webhook_url URL", TEXT, "new URL"),
         Arg("--event_types", TEXTS, "new event types, replacing the old ones"), Arg("--name", TEXT, "new name"),
         needs="*", done="Changed webhook {id}."),
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "Delete a webhook",
@@ -4396,25 +4380,25 @@ register("Notifications",
 
 register("Diagnostics",
     Command("self-test machine", "", ONCE, SPENDS, "Rent your machine and test it",
-        Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine", old="id"),
+        Arg("machine_id MACHINE", GIVEN_ID, "the machine", old="id"),
         Arg("--debugging", FLAG, "print each line of progress on stderr"),
         Arg("--ignore-requirements", FLAG, "test the machine even if it fails requirements"),
         Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it"),
-        Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure (default /tmp)"),
+        Arg("--support-bundle-dir PATH", TEXT, "folder for diagnostics after a failure (default /tmp)"),
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure, same as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
         run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence",
         note="It costs a short rental and takes up to 25 minutes. If the machine fails, the command line ends with status 1."),
     Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
-        Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine"),
+        Arg("machine_id MACHINE", GIVEN_ID, "the machine"),
         Arg("--instance-id", INSTANCE_ID, "instance whose logs to include"),
-        Arg("--output-dir", NAME.called("PATH"), "folder for the archive", "/tmp"),
+        Arg("--output-dir PATH", NAME, "folder for the archive", "/tmp"),
         Arg("--include-local-host-artifacts", FLAG, "include logs and settings of this computer; only on the host"),
         run="run_dump_logs", says="bundle_sentence", look="show machines", examples=("4242 --instance-id 7000",),
         note="Keys, passwords and other secrets that can be recognized are left out of the archive."),
     Command("run benchmarks", "-> []", ONCE, SPENDS, "Benchmark a template on several GPUs",
-        Arg("--template_hash", HASH, "hash of the template"),
+        Arg("--template_hash HASH", NAME, "hash of the template"),
         Arg("--template_id", ID, "id of the template"),
-        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX 5090, 4090, 3090, A6000)", many=False),
+        Arg("--gpus GPUS", TEXTS, "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX 5090, 4090, 3090, A6000)", many=False),
         Arg("--num_gpus", COUNT, "number of GPUs each, if --gpus does not say"),
         Arg("--timeout", SECONDS, "maximum wait for the measurements, seconds", 1800),
         Arg("--no-cache", FLAG, "repeat measurements of the last 30 days"),
@@ -15116,14 +15100,14 @@ def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
 
 # fmt: off
 GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
-    Secret("--api-key", TEXT.called("KEY"), "API key for this call"),
-    Arg("--profile", NAME.called("PROFILE"), "account whose key to use, saved with set api-key --profile PROFILE; otherwise VAST_PROFILE"),
-    Arg("--url", URL, f"URL of the service; otherwise VAST_URL, then {SERVER}"),
+    Secret("--api-key KEY", TEXT, "API key for this call"),
+    Arg("--profile PROFILE", NAME, "account whose key to use, saved with set api-key --profile PROFILE; otherwise VAST_PROFILE"),
+    Arg("--url URL", TEXT, f"URL of the service; otherwise VAST_URL, then {SERVER}"),
     Arg("--retry", ATTEMPTS, "attempts of a request that may be repeated", 3),
     Arg("--timeout", TIMEOUT, "time limit of one request, seconds", 120),
     Arg("--raw", FLAG, "print the answer as JSON; same as --format json"),
-    Arg("--format", TEXT.called("FORMAT"), "output format", "table", choices=tuple(WRITERS)),
-    Arg("--fields", TEXT.called("FIELDS"), "only these fields: id,gpu_name,a.b", ""),
+    Arg("--format FORMAT", TEXT, "output format", "table", choices=tuple(WRITERS)),
+    Arg("--fields FIELDS", TEXT, "only these fields: id,gpu_name,a.b", ""),
     Arg("-q --quiet", FLAG, "only ids, one a line; no remarks"),
     Arg("--full", FLAG, "no pager, and every point of show gpu-trends"),
     Arg("--explain", FLAG, "show each request on stderr"),
