@@ -1528,8 +1528,11 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
 def expected_of(type: str) -> str:
     """What a field of a type takes, in words."""
     words = {
-        **dict.fromkeys(("text", "name", "model"), "text"),
-        **dict.fromkeys(("", "number"), "a number"),
+        "": "a number",
+        "number": "a number",
+        "text": "text",
+        "name": "text",
+        "model": "text",
         "true/false": "true or false",
         "country": "a two-letter country code such as NO",
         "region": f"a region ({', '.join(GEOREGIONS)}) or a two-letter country code",
@@ -5111,12 +5114,12 @@ def schedule_of(call: Call, request: Request) -> Row:
 
 
 TEMPLATE_FLAGS = {  # the flags that set members of a template
-    "ssh jupyter direct": ("jup_direct", "ssh_direct", "use_ssh", "runtype"),
-    "jupyter_lab": ("use_jupyter_lab",),
-    "login": ("docker_login_repo",),
-    "hide_readme": ("readme_visible",),
-    "search_params": ("extra_filters",),
-    "public": ("private",),
+    "ssh jupyter direct": "jup_direct ssh_direct use_ssh runtype",
+    "jupyter_lab": "use_jupyter_lab",
+    "login": "docker_login_repo",
+    "hide_readme": "readme_visible",
+    "search_params": "extra_filters",
+    "public": "private",
 }
 
 
@@ -5148,7 +5151,7 @@ def build_template_change(call: Call, query: Row, body: Row) -> None:
     made = template_members(call)
     for flags, members in TEMPLATE_FLAGS.items():
         if any(call[flag] not in (None, False) for flag in flags.split()):
-            body.update({name: made[name] for name in members if name not in body})
+            body.update({name: made[name] for name in members.split() if name not in body})
 
 
 TEMPLATE_MEMBERS = (  # what an update sends of a template as it was
@@ -5635,7 +5638,7 @@ def announce_request(call: Call, request: Request) -> None:
     if client.explain:
         explain_request(client, request)
     if client.curl:
-        write_out(format_curl(client, request) + "\n")
+        write_out(format_curl(request) + "\n")
         if any((request.body or {}).get(name) for name in request.hidden if name != "api_key"):
             call.warn("Replace *** with the secret before running this line")
         raise NothingSent
@@ -6529,7 +6532,7 @@ def explain_request(client: VastAI, request: Request) -> None:
     write_err(printable_lines(text) + "\n\n")
 
 
-def format_curl(client: VastAI, request: Request) -> str:
+def format_curl(request: Request) -> str:
     """The request as a line for the shell, with $VAST_API_KEY in the key's place."""
     from shlex import quote
 
