@@ -2715,10 +2715,10 @@ Status: verification state 5
 Host: host_id 7
 Ports: direct_port_count 6
 Location: geolocation""")
-RESERVED_COLUMNS = Columns(
-    OFFER_COLUMNS.text.replace(" dph_total", " discounted_dph_total")
-    .replace("VRAM GB: gpu_ram .1f/1000\n", "")
-    .replace("Score: score .1f 5\n", "")
+RESERVED_COLUMNS = tuple(
+    ("$/hr", "discounted_dph_total", ".4f", 0) if column[1] == "dph_total" else column
+    for column in OFFER_COLUMNS
+    if column[1] not in ("gpu_ram", "score")
 )
 INSTANCE_CARD = Columns("""\
 ID: id
