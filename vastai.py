@@ -3241,8 +3241,6 @@ WAIT, WAIT_STOPPED, WAIT_GONE = (
 CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
 CONFIRM = Local("--confirm", FLAG, "Waiting | if no label is given, add one, so that the instance can be found if the answer is lost")
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
-
-
 RENTAL_TYPE = Local("-t --type KIND", TEXT, "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
     shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
     "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"})
@@ -3256,6 +3254,8 @@ OFFER_SEARCH_OPTIONS = (
     SEARCH_OPTIONS[1],
     Local("--storage", GB, "disk size to include in the price, GB (default 5)"),
     SEARCH_OPTIONS[3])
+
+
 def watch_options(interval: float) -> tuple[Arg, ...]:
     """What `watch` takes; `interval` is the default in seconds."""
     return (
@@ -3273,8 +3273,6 @@ JOB_OPTIONS = (
     Local("--hours", HOURS, "Price of the job | duration of the job, hours"),
     Local("--down", GB, "Price of the job | data to download, GB"),
     Local("--up", GB, "Price of the job | data to upload, GB"))
-
-
 JUPYTER_DIR = Arg("--jupyter-dir PATH", TEXT, "Access | folder that Jupyter opens")
 LAUNCH_OPTIONS = (
     Local("--env", ENV, "Image | environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
@@ -5745,11 +5743,8 @@ def key_refused(words: str) -> bool:
 
 def code_hint(answer: Answer) -> str:
     """What to do if a code of two-factor authentication is refused; "" if it was something else."""
-    try:
-        body = answer.json()
-    except ValueError:
-        return ""
-    error = body.get("error") if isinstance(body, dict) else None
+    body = as_dict(parse_body(answer))
+    error = body.get("error")
     if error == "2fa_expired":
         return (
             "The code and secret have expired; get new ones with `vastai tfa send-sms` or "
