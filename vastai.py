@@ -838,9 +838,10 @@ def _number(value: Any) -> float:
         if not value.isascii() or "_" in value or len(value) > 40:
             raise ValueError(value)
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e300:
+    number = as_number(value)
+    if number is None:
         raise ValueError(value)
-    return value
+    return number
 
 
 def _at_least(low: float, convert: Convert) -> Convert:
@@ -863,8 +864,8 @@ def _above_zero(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(_number(value))
+    if not isinstance(value, str) and as_number(value) is not None:
+        value = str(value)
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
         raise ValueError(value)
     value.encode()  # a lone surrogate (an argument in another encoding) cannot be sent as JSON
@@ -6309,8 +6310,9 @@ class Pool:
         if self.owner == os.getpid():
             with self.lock:
                 idle, self.idle, self.places = self.idle, {}, {}
-            for connection in [connection for waiting in idle.values() for connection in waiting]:
-                connection.close()
+            for waiting in idle.values():
+                for connection in waiting:
+                    connection.close()
 
     def __del__(self) -> None:
         Pool.close(self)
