@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from typing import Sequence, TextIO, TypedDict
 
     Row = Dict[str, Any]  # one JSON object of the service
+    Convert = Callable[[Any], Any]
 # fmt: on
 
 if __name__ == "__main__":
@@ -805,12 +806,10 @@ class Kind:
     many        takes several words of the command line
     """
 
-    __slots__ = ("annotation", "completes", "convert", "expects", "many", "metavar")
-
     def __init__(
         self,
         annotation: str,
-        convert: Callable[[Any], Any],
+        convert: Convert,
         expects: str,
         metavar: str = "TEXT",
         completes: str = "",
@@ -845,12 +844,13 @@ def _number(value: Any) -> float:
         if not value.isascii() or "_" in value or len(value) > 40:
             raise ValueError(value)
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1e300:
+    number = as_number(value)
+    if number is None:
         raise ValueError(value)
-    return value
+    return number
 
 
-def _at_least(low: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _at_least(low: float, convert: Convert) -> Convert:
     def checked(value: Any) -> Any:
         value = convert(value)
         if value < low:
@@ -870,8 +870,8 @@ def _above_zero(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(_number(value))
+    if not isinstance(value, str) and as_number(value) is not None:
+        value = str(value)
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
         raise ValueError(value)
     value.encode()  # a lone surrogate (an argument in another encoding) cannot be sent as JSON
@@ -897,10 +897,6 @@ def _variable(value: Any) -> str:
     if "=" in _image(value):
         raise ValueError(value)
     return _image(value)
-
-
-def _line_count(value: Any) -> str:
-    return str(_count(value)) if value != "" else ""
 
 
 def _email(value: Any) -> str:
@@ -930,7 +926,7 @@ def _truth(value: Any) -> bool:
     return _flag(value)
 
 
-def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+def _items(convert: Convert) -> Callable[[Any], list[Any]]:
     """A list of what `convert` takes, from a list or from one item; ids also with commas or spaces
     between them.
     """
@@ -979,10 +975,6 @@ def _read_file(path: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", "") or str(error)
     raise UsageError(f"cannot read the file {printable(path, 200)}: {reason}")
-
-
-def _script(value: Any) -> str:
-    return _read_file(_name(value))
 
 
 def _script_or_text(value: Any) -> str:
@@ -1054,7 +1046,7 @@ def _order(value: Any) -> Any:
     return value
 
 
-def _text_or(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _text_or(convert: Convert) -> Convert:
     """A converter that takes a text as it is, and leaves everything else to `convert`."""
     return lambda value: _text(value) if isinstance(value, str) else convert(value)
 
@@ -1077,14 +1069,12 @@ def _as_given(value: Any) -> Any:
 
 
 ID = Kind("int", _count, "an id (a whole number)", "ID")
-# What an id is of: the same number, with its own name in the help and its own completion.
-INSTANCE_ID, MACHINE_ID = ID.called("INSTANCE", "instances"), ID.called("MACHINE")
-OFFER_ID, VOLUME_ID = ID.called("OFFER"), ID.called("VOLUME")
-ENDPOINT_ID, WORKERGROUP_ID = ID.called("ENDPOINT"), ID.called("WORKERGROUP")
+INSTANCE_ID = ID.called("INSTANCE", "instances")
 COUNT = Kind("int", _count, "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
 NUMBER = Kind("float", _amount, "a number, 0 or more", "N")
 PRICE = Kind("float", _amount, "a price in dollars, 0 or more", "USD")
+DOLLARS = Kind("float", _amount, "an amount in dollars, 0 or more", "USD")
 DOLLARS = Kind("float", _amount, "an amount in dollars, 0 or more", "USD")
 BID = Kind("float", _above_zero, "a bid in dollars, greater than 0", "USD")
 GB = Kind("float", _amount, "a size in GB, 0 or more", "GB")
@@ -1113,7 +1103,7 @@ TEXTS = Kind("Sequence[str]", _items(_text), "a list of texts", many=True)
 WORDS = Kind("Sequence[str]", _text_or(_items(_text)), "a list of texts, or one text")
 OBJECT = Kind("dict[str, Any]", _json_object, "a JSON object", "JSON")
 FILE_OBJECT = Kind("dict[str, Any] | str", _json_file, "a file with a JSON object", "FILE", "files")
-SCRIPT = Kind("str", _script, "a text file", "FILE", "files")
+SCRIPT = Kind("str", lambda value: _read_file(_name(value)), "a text file", "FILE", "files")
 SCRIPT_OR_TEXT = Kind(
     "str", _script_or_text, "commands, or the name of a text file", "FILE", "files"
 )
@@ -1140,22 +1130,17 @@ ORDER = Kind(
 DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
 HOUR_SLOT = Kind("str", _slot(23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
-INSTANCE_IDS, MACHINE_IDS, OFFER_IDS = (
-    IDS.called("INSTANCE", "instances"),
-    IDS.called("MACHINE"),
-    IDS.called("OFFER"),
-)
+INSTANCE_IDS = IDS.called("INSTANCE", "instances")
 GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
-PATH, URL = (TEXT.called(word) for word in ("PATH", "URL"))
-HASH = NAME.called("HASH")
 IMAGE = Kind("str", _image, "an image such as vastai/pytorch:latest", "IMAGE")
 VARIABLE = Kind("str", _variable, "the name of a variable, without = and spaces", "NAME")
-LABEL, TOKEN, CONDITIONS_TEXT = TEXT.called("NAME"), TEXT.called("TOKEN"), TEXT.called("QUERY")
-SHELL_LINES = TEXT.called("COMMAND")
-LINES = Kind("int | str", _line_count, "a number of lines", "N")
+LINES = Kind(
+    "int | str", lambda value: str(_count(value)) if value != "" else "", "a number of lines", "N"
+)
 EMAIL = Kind("str", _email, "an email address such as ada@example.com", "EMAIL")
 ACCOUNT = Kind("str", _account, "an email address or the id of an account", "ACCOUNT")
 KEY_FILE = TEXT.called("FILE", "files")
+PUBLIC_KEY = TEXT.called("KEY", "files")
 PLACE = NAME.called("PLACE", "files")
 
 
@@ -1343,10 +1328,8 @@ def field_types(fields: str) -> dict[str, str]:
     return {name: meaning.partition(",")[0] for name, meaning in field_help(fields)}
 
 
-NO_NUMBER = ("text", "name", "model", "country", "region", "true/false", "date", "version")
-
-
 WORDS_ONLY = ("text", "name", "model", "country", "region")
+NO_NUMBER = (*WORDS_ONLY, "true/false", "date", "version")
 DIRECTIVES = {"georegion": "true/false", "chunked": "true/false"}  # in searches of offers
 
 
@@ -1361,8 +1344,6 @@ class Condition:
     type      the field's type; "" if the field is not known
     scale     what a number is multiplied with for the service; None if it goes as text
     """
-
-    __slots__ = ("field", "name", "operator", "raw", "scale", "text", "type")
 
     def __init__(self, name: str, field: str, operator: str, raw: str, text: str) -> None:
         self.name, self.field, self.operator, self.raw, self.text = name, field, operator, raw, text
@@ -1556,8 +1537,11 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
 def expected_of(type: str) -> str:
     """What a field of a type takes, in words."""
     words = {
-        **dict.fromkeys(("text", "name", "model"), "text"),
-        **dict.fromkeys(("", "number"), "a number"),
+        "": "a number",
+        "number": "a number",
+        "text": "text",
+        "name": "text",
+        "model": "text",
         "true/false": "true or false",
         "country": "a two-letter country code such as NO",
         "region": f"a region ({', '.join(GEOREGIONS)}) or a two-letter country code",
@@ -2364,10 +2348,15 @@ READS, SETS, SPENDS, DELETES = "reads", "sets", "spends", "deletes"  # what a co
 class Arg:
     """One argument of a command.
 
-    flags      its spelling: "id" stands alone, "-l --limit" is an option
+    A column that is not given keeps the default below.
+
+    flags      its spelling: "id" stands alone, "-l --limit" is an option; "--gpu GPU" also has what
+               stands for the value in the help, instead of its kind's metavar
     kind       what it takes: converter, type, metavar, completion
-    help       a noun phrase for the help and the docstring
-    default    the default; without one an argument that stands alone is required
+    help       a noun phrase for the help and the docstring; "Image | Docker image" stands under the
+               heading "Image"
+    default    REQUIRED, or what stands for it; not given, an argument that stands alone is
+               required, a FLAG is False, and any other option None
     name       the keyword in Python, if that is not the last flag
     key        its name on the wire, if that is not `name`; "*": the value is the whole body
     to         where it goes: "path", "query", "body", "path body", "" (a function takes it), or
@@ -2382,35 +2371,43 @@ class Arg:
     shortcuts  flags that set a value: {"-b": "bid"}
     secret     its value is never shown
     hidden     not in the help
-    required   an option that must be given
     sent       makes of the value what is sent; None is left out
-    group      the heading of the help under which the option stands
     """
 
-    # fmt: off
-    __slots__ = ("again", "choices", "cli", "default", "face", "flags", "group", "help", "hidden",
-                 "key", "kind", "many", "name", "old", "option", "rest", "secret", "sent",
-                 "shortcuts", "to")
+    name = ""
+    key = ""
+    to = "auto"
+    face = ""
+    choices: tuple[Any, ...] = ()
+    rest = False
+    again = False
+    shortcuts: dict[str, str] = {}
+    secret = False
+    hidden = False
+    sent: Convert | None = None
 
-    def __init__(self, flags: str, kind: Kind = TEXT, help: str = "", default: Any = REQUIRED, *,
-                 name: str = "", key: str = "", to: str = "auto", old: str = "", face: str = "",
-                 cli: Any = REQUIRED, choices: tuple[Any, ...] = (), many: bool | None = None,
-                 rest: bool = False, again: bool = False, shortcuts: dict[str, str] | None = None,
-                 secret: bool = False, hidden: bool = False, required: bool = False,
-                 sent: Callable[[Any], Any] | None = None, group: str = "") -> None:
-        # fmt: on
-        self.flags = words = flags.split()
-        self.kind, self.help, self.to, self.face, self.choices = kind, help, to, face, choices
+    def __init__(
+        self,
+        flags: str,
+        kind: Kind = TEXT,
+        help: str = "",
+        default: Any = ...,
+        *,
+        old: str = "",
+        **columns: Any,
+    ) -> None:
+        self.flags, self.old = flags.split(), old.split()
+        if self.flags[-1][0].isupper():
+            kind = kind.called(self.flags.pop())
+        self.group, _, self.help = help.rpartition(" | ")
+        self.kind, self.many = kind, kind.many
         self.option = flags[0] == "-"
-        self.name = name = name or words[-1].lstrip("-").replace("-", "_")
-        self.key, self.old = key or name, old.split() if old else ()
-        if default is REQUIRED and self.option and not required:
-            default = False if kind is FLAG else None
-        self.default = default
-        self.cli = default if cli is REQUIRED else cli
-        self.many = kind.many if many is None else many
-        self.rest, self.again, self.shortcuts = rest, again, shortcuts or {}
-        self.secret, self.hidden, self.sent, self.group = secret, hidden, sent, group
+        word = self.flags[-1].lstrip("-").replace("-", "_")
+        self.name = self.key = columns.get("name", word)
+        if default is ...:
+            default = REQUIRED if not self.option else False if kind is FLAG else None
+        self.default = self.cli = default
+        set_columns(self, flags, columns)
 
     @property
     def annotation(self) -> str:
@@ -2428,14 +2425,46 @@ class Arg:
         return self.flags[-1] if self.option else word_of(self)
 
 
-YES = Arg("-y --yes", FLAG, "do not ask for confirmation", face="cli", to="")
+class Local(Arg):
+    """An argument that is not sent as it is: a function takes it."""
+
+    to = ""
+
+
+class CliArg(Local):
+    """An argument of the command line alone."""
+
+    face = "cli"
+
+
+class SdkArg(Arg):
+    """An argument of the SDK alone."""
+
+    face = "sdk"
+
+
+class Secret(Arg):
+    """An argument whose value is never shown."""
+
+    secret = True
+
+
+def set_columns(row: Arg | Command, name: str, columns: Row) -> None:
+    """Gives a row or an argument its columns.  Raises TypeError for one that there is not."""
+    for column, value in columns.items():
+        if not hasattr(row, column):
+            raise TypeError(f"{name!r}: there is no column {column!r}")
+        setattr(row, column, value)
+
+
+YES = CliArg("-y --yes", FLAG, "do not ask for confirmation")
 # fmt: off
 SCHEDULE = (
-    Arg("--schedule", TEXT, "create a scheduled job instead of acting now", None, choices=("HOURLY", "DAILY", "WEEKLY"), to="", group="Schedule"),
-    Arg("--start_date", DATE, "first day of the job, UTC (default: today)", None, to="", group="Schedule"),
-    Arg("--end_date", DATE, "last day of the job, UTC (default: a week from now)", None, to="", group="Schedule"),
-    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to="", group="Schedule"),
-    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to="", group="Schedule"))
+    Local("--schedule", TEXT, "Schedule | create a scheduled job instead of acting now", choices=("HOURLY", "DAILY", "WEEKLY")),
+    Local("--start_date", DATE, "Schedule | first day of the job, UTC (default: today)"),
+    Local("--end_date", DATE, "Schedule | last day of the job, UTC (default: a week from now)"),
+    Local("--day", DAY_SLOT, "Schedule | day of the week, 0 (Sunday) to 6, or * for every day", "0"),
+    Local("--hour", HOUR_SLOT, "Schedule | hour of the day in UTC, 0 to 23, or * for every hour", "0"))
 # fmt: on
 
 
@@ -2445,8 +2474,8 @@ class Command:
     A column that names a function holds the name until resolve_table() puts the function there.
 
     name         "show instances" on the command line, show_instances() in Python
-    call         "METHOD /path/{id}/" under /api/v0, "METHOD run:/path/" on the serverless host, or
-                 "" if `run` does everything
+    call         "METHOD /path/{id}/ -> returns", with the path under /api/v0, or one such as
+                 run:/path/ on the serverless host; "-> returns" or "" if `run` does everything
     safe         SAFE: may be sent again when its answer is lost; ONCE: must not
     effect       READS, SETS, SPENDS (can start or raise a charge) or DELETES
     summary      what it does, in at most eight words
@@ -2469,9 +2498,9 @@ class Command:
     ask_when     "always", "terminal" (only at one), or "within": `run` calls call.confirm()
 
     The result:
-    returns      the part of the answer that is the result: "" all of it (a dict), "offers[]" the
-                 list of that name, "[]" a list, "user" the dict of that name, "text" a str, "any"
-                 whatever comes, "none" nothing
+    returns      the part of the answer that is the result, as `call` says: "" all of it (a dict),
+                 "offers[]" the list of that name, "[]" a list, "user" the dict of that name, "text"
+                 a str, "any" whatever comes, "none" nothing
     of           the TypedDict of a row
     each         function (row): changes each object of the result in place
     drops        members that are taken out of each object, such as its key
@@ -2495,7 +2524,8 @@ class Command:
     show         function (call, result), for what must talk with the user while it prints
 
     The rest:
-    look         the command that shows what happened
+    look         the command that shows what happened; that of its section for a row that changes
+                 something and names none
     aliases      other names on the command line, with commas between
     methods      other names in Python, with blanks between
     face         "cli" or "sdk" for a command of one face only
@@ -2517,11 +2547,10 @@ class Command:
     ask = ""
     asks: Any = ""
     ask_when = "always"
-    returns = ""
     of = ""
     each: Any = ""
     drops = ""
-    columns: tuple[Any, ...] = ()
+    columns: Iterable[Any] = ()
     columns_for: Any = ""
     member = ""
     rows: Any = ""
@@ -2561,13 +2590,11 @@ class Command:
         **columns: Any,
     ) -> None:
         self.name, self.safe, self.effect, self.summary = name, safe, effect, summary
-        self.method, _, self.path = call.partition(" ")
+        request, _, self.returns = call.partition("-> ")
+        self.method, self.path = request.split() or ("", "")
         self.aliases = aliases.split(", ") if aliases else []
         self.methods = [name.replace(" ", "_").replace("-", "_"), *methods.split()]
-        for column, value in columns.items():
-            if not hasattr(Command, column):
-                raise TypeError(f"{name!r}: there is no column {column!r}")
-            setattr(self, column, value)
+        set_columns(self, name, columns)
         self.args = args + SCHEDULE if self.schedule else args
         if self.ask or self.asks:
             self.args += (YES,)
@@ -2615,13 +2642,16 @@ NAMES: dict[str, Command] = {}  # every spelling on the command line -> row
 METHODS: dict[str, Command] = {}  # every spelling in the SDK -> row
 
 
-def register(group: str, *rows: Command, hosts: bool = False) -> None:
-    """Adds rows to the table under a heading of the help; `hosts`: only owners of machines need it.
+def register(group: str, *rows: Command, look: str = "", hosts: bool = False) -> None:
+    """Adds rows to the table under a heading of the help; `look` shows what they have changed, and
+    `hosts` says that only owners of machines need them.
 
     Raises ValueError for a name that is there already.
     """
     for row in rows:
         row.group, row.hosts = group, hosts
+        if row.effect != READS:
+            row.look = row.look or look
         spellings = [(COMMANDS, [row.name])]
         if row.face != "sdk":
             spellings.append((NAMES, [row.name, *row.aliases]))
@@ -2649,410 +2679,748 @@ def resolve_table() -> None:
 
 
 # ------------------------------------------------------------------------------------------ columns
-# (header, field, format, rank).  The field "a.b" is a member of a member, "a|b" the first that is
-# there.  A format is %'s own without the % (".1f") or a text around {} ("{}x"), with *100 or /1000
-# after it to scale a number, or a word that FORMATS knows.  If a terminal is too narrow, the
-# highest rank goes first; 1 if not given, and none in a card.
 
-# fmt: off
-OFFER_COLUMNS = (
-    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 4), ("N", "num_gpus", "{}x", 0), ("Model", "gpu_name", "_", 0),
-    ("PCIe GB/s", "pcie_bw", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6), ("vCPUs", "cpu_cores_effective", ".1f", 3),
-    ("RAM GB", "cpu_ram", ".1f/1000", 2), ("VRAM GB", "gpu_ram", ".1f/1000", 1), ("Disk GB", "disk_space", ".0f", 2),
-    ("$/hr", "dph_total", ".4f", 0), ("DLPerf", "dlperf", ".1f", 3), ("DLP/$", "dlperf_per_dphtotal", ".2f", 5),
-    ("Score", "score", ".1f", 5), ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 4),
-    ("Down Mb/s", "inet_down", ".1f", 3), ("Rel. %", "reliability", ".1f*100", 2),
-    ("Max days", "duration", ".1f/86400", 4), ("Machine", "machine_id", "", 5), ("Status", "verification", "state", 5),
-    ("Host", "host_id", "", 7), ("Ports", "direct_port_count", "", 6), ("Location", "geolocation", "", 1))
+
+class Columns:
+    """The columns of a table or the lines of a card: (header, field, format, rank), read when they
+    are needed from a text with a line for each: `Header: field format rank`.
+
+    The field "a.b" is a member of a member, "a|b" the first that is there.  A format is %'s own
+    without the % (".1f") or a text around {} ("{}x"), with *100 or /1000 after it to scale a
+    number, or a word that FORMATS knows.  If a terminal is too narrow, the highest rank goes first;
+    1 if not given, and of no meaning in a card.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __iter__(self) -> Iterator[tuple[str, str, str, int]]:
+        for line in self.text.split("\n"):
+            header, _, rest = line.partition(": ")
+            field, *more = rest.split()
+            rank = int(more.pop()) if more and more[-1].isdigit() else 1
+            yield header, field, "".join(more), rank
+
+
+OFFER_COLUMNS = Columns("""\
+ID: id 0
+CUDA: cuda_max_good .1f 4
+N: num_gpus {}x 0
+Model: gpu_name _ 0
+PCIe GB/s: pcie_bw .1f 5
+CPU GHz: cpu_ghz .1f 6
+vCPUs: cpu_cores_effective .1f 3
+RAM GB: cpu_ram .1f/1000 2
+VRAM GB: gpu_ram .1f/1000
+Disk GB: disk_space .0f 2
+$/hr: dph_total .4f 0
+DLPerf: dlperf .1f 3
+DLP/$: dlperf_per_dphtotal .2f 5
+Score: score .1f 5
+Driver: driver_version 6
+Up Mb/s: inet_up .1f 4
+Down Mb/s: inet_down .1f 3
+Rel. %: reliability .1f*100 2
+Max days: duration .1f/86400 4
+Machine: machine_id 5
+Status: verification state 5
+Host: host_id 7
+Ports: direct_port_count 6
+Location: geolocation""")
 RESERVED_COLUMNS = tuple(
-    ("$/hr", "discounted_dph_total", ".4f", 0) if c[1] == "dph_total" else c
-    for c in OFFER_COLUMNS if c[1] not in ("gpu_ram", "score"))
-INSTANCE_CARD = (
-    ("ID", "id", ""), ("Machine", "machine_id", ""), ("Status", "actual_status", "state"), ("GPUs", "num_gpus", "{}x"),
-    ("Model", "gpu_name", "_"), ("GPU use %", "gpu_util", ".1f"), ("vCPUs", "cpu_cores_effective", ".1f"),
-    ("RAM GB", "cpu_ram", ".1f/1000"), ("Disk GB", "disk_space", ".0f"), ("SSH host", "ssh_host", ""),
-    ("SSH port", "ssh_port", ""), ("Address", "public_ipaddr", ""), ("Ports", "ports", "ports"),
-    ("Jupyter", "jupyter_token", "jupyter"), ("$/hr", "dph_total", ".4f"), ("Image", "image_uuid", ""),
-    ("Up Mb/s", "inet_up", ".1f"), ("Down Mb/s", "inet_down", ".1f"), ("Rel. %", "reliability2", ".1f*100"),
-    ("Label", "label", ""), ("Age", "duration", "span"), ("Uptime", "uptime_mins", "minutes"),
-    ("Message", "status_msg", ""))
-INSTANCE_COLUMNS = (
-    ("ID", "id", "", 0), ("Status", "actual_status", "state", 0), ("Label", "label", "", 1), ("GPU", "gpu", "gpu", 0),
-    ("Disk GB", "disk", "disk", 3), ("Volumes", "volumes", "volumes", 4), ("$/hr", "dph_total", ".4f", 0),
-    ("Image", "image_uuid", "", 2), ("Age", "start_date", "age", 1), ("Verified", "verification", "state", 5))
-INSTANCE_MORE = (
-    ("Machine", "machine_id", "", 5), ("Net Mb/s", "net", "net", 6), ("Location", "geolocation", "", 5),
-    ("Template", "template", "template", 6), ("SSH", "ssh", "ssh", 4), ("Msg", "status_msg", "", 6))
-TEMPLATE_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Image", "image", "", 1), ("Tag", "tag", "", 3),
-    ("Hash", "hash_id", "", 0), ("Used", "count_created", "", 2), ("Disk GB", "recommended_disk_space", ".0f", 4),
-    ("Creator", "creator_id", "", 4), ("Created", "created_at", "day", 5))
-TEMPLATE_CARD = (
-    *TEMPLATE_COLUMNS[:2], ("Description", "desc", ""), *TEMPLATE_COLUMNS[2:4], ("Hash", "hash_id", ""),
-    ("Disk GB", "recommended_disk_space", ".0f"), ("Starts as", "runtype", ""), ("SSH", "use_ssh", ""),
-    ("SSH direct", "ssh_direct", ""), ("Jupyter direct", "jup_direct", ""), ("JupyterLab", "use_jupyter_lab", ""),
-    ("Environment", "env", ""), ("On start", "onstart", ""), ("Conditions", "extra_filters", ""),
-    ("Registry", "docker_login_repo", ""), ("Private", "private", ""), ("Creator", "creator_id", ""),
-    ("Instances made", "count_created", ""), ("Created", "created_at", "day"), ("Link", "href", ""))
-VOLUME_OFFER_COLUMNS = (
-    ("ID", "id", "", 0), ("CUDA", "cuda_max_good", ".1f", 5), ("CPU GHz", "cpu_ghz", ".1f", 6),
-    ("Disk MB/s", "disk_bw", ".1f", 3), ("Disk GB", "disk_space", ".0f", 0), ("Disk name", "disk_name", "", 4),
-    ("$/GB/month", "storage_cost", ".2f", 0), ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 3),
-    ("Down Mb/s", "inet_down", ".1f", 3), ("Rel. %", "reliability", ".1f*100", 2),
-    ("Max days", "duration", ".1f/86400", 4), ("Machine", "machine_id", "", 1), ("Status", "verification", "state", 5),
-    ("Host", "host_id", "", 7), ("Location", "geolocation", "", 1))
-NETWORK_VOLUME_OFFER_COLUMNS = (
-    *(c for c in VOLUME_OFFER_COLUMNS if c[1] in ("id", "disk_space", "storage_cost", "inet_up", "inet_down",
-                                                  "reliability", "duration", "verification", "host_id")),
-    ("Cluster", "cluster_id", "", 2), ("Location", "geolocation", "", 1), ("Min BW MiB/s", "nw_disk_min_bw", "", 5),
-    ("Max BW MiB/s", "nw_disk_max_bw", "", 5), ("Avg BW MiB/s", "nw_disk_avg_bw", "", 3))
-VOLUME_COLUMNS = (
-    ("ID", "id", "", 0), ("Cluster", "cluster_id", "", 4), ("Name", "label", "", 0),
-    ("Disk GB", "disk_space", ".0f", 0), ("Status", "status", "state", 0), ("Disk name", "disk_name", "", 4),
-    ("Driver", "driver_version", "", 6), ("Up Mb/s", "inet_up", ".1f", 5), ("Down Mb/s", "inet_down", ".1f", 5),
-    ("Rel. %", "reliability2", ".1f*100", 5), ("Age", "duration", "span", 2),
-    ("Machine", "machine_id", "", 1), ("Verified", "verification", "state", 6), ("Host", "host_id", "", 6),
-    ("Location", "geolocation", "", 3), ("Instances", "instances", "join", 1))
-NETWORK_DISK_COLUMNS = (
-    ("Network disk", "network_disk_id", ""), ("Free GB", "free_space", "{}"), ("Total GB", "total_space", "{}"))
-MOUNT_COLUMNS = (("Machine", "id", ""), ("Mounted at", "mount", ""))
-BACKUP_COLUMNS = (
-    ("ID", "id", ""), ("Contract", "contract_id", ""), ("Type", "type", "unknown"), ("Machine", "machine_id", ""),
-    ("Status", "status", "state"), ("Age hours", "created_at", "hours"), ("Info", "info", ""))
-BACKUP_FILE_COLUMNS = (("Name", "name", ""), ("Size MB", "size", ".2f/1000000"), ("URL", "url", ""))
-DEPLOYMENT_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Tag", "tag", "", 0), ("Image", "image", "", 1),
-    ("Endpoint", "endpoint_id", "", 1), ("Hash", "file_hash", "", 4), ("Version", "current_version_id", "", 2),
-    ("TTL", "ttl", "", 5), ("Created", "created_at", "minute", 3), ("Updated", "updated_at", "minute", 4))
-DEPLOYMENT_CARD = (
-    *DEPLOYMENT_COLUMNS[:5], ("State", "endpoint_state", "state"), ("Workers", "worker_count", ""),
-    ("Hash", "file_hash", ""), ("S3 key", "s3_key", ""), ("Version", "current_version_id", ""),
-    ("Last healthy", "last_healthy_version_id", ""), ("Storage", "storage", ""), *DEPLOYMENT_COLUMNS[7:])
-PRICE_INCREASE_COLUMNS = (
-    ("Pending ID", "pending_price_increase_id", "", 0), ("Instance", "contract_id", "", 0), ("Host", "host_id", "", 3),
-    ("End (UTC)", "contract_end_date", "minute", 2), ("New end (UTC)", "ask_end_date", "minute", 2),
-    ("GPU $/GPU/hr", "gpu_costpersec", "$/hr", 0), ("Storage $/GB/month", "disk_ram_costpersec", "$/month", 1),
-    ("Up $/GB", "bwu_cost", "$/GB", 1), ("Down $/GB", "bwd_cost", "$/GB", 1),
-    ("Platform fee %", "platform_fee", "%", 1))
-BENCHMARK_COLUMNS = (
-    ("ID", "id", "", 0), ("Machine", "machine_id", "", 2), ("Model", "gpu_name", "_", 0), ("N", "num_gpus", "{}x", 0),
-    ("Value", "value", ".2f", 0), ("$/hr", "dph_base", ".4f", 0), ("Type", "type", "", 1),
-    ("Template", "template_hash", "", 3), ("Template ID", "template_id", "", 3), ("Instance", "contract_id", "", 5),
-    ("Image", "image", "", 4), ("Date (UTC)", "last_update", "minute", 2))
-GPU_METRICS_COLUMNS = (
-    ("GPU", "gpu_name", "_", 0), ("Total", "total", "", 0), ("Avail", "available", "", 0),
-    ("Unavail", "unavailable", "", 3), ("Usage %", "usage", ".1f", 1), ("Rnt/Ver", "rented_verified", "", 4),
-    ("Avl/Ver", "avail_verified", "", 4), ("Rnt/Unv", "rented_unverified", "", 5),
-    ("Avl/Unv", "avail_unverified", "", 5), ("DLPerf", "dlperf", ".1f", 3), ("TFLOPS", "tflops", ".1f", 3),
-    ("TFLOPS/$", "tflops_per_dollar", ".1f", 4), ("P10 $/hr", "price_p10", ".4f", 2),
-    ("Med $/hr", "price_median", ".4f", 0), ("P90 $/hr", "price_p90", ".4f", 2))
-SUPPLY = {
-    "Rnt/Ver": "rented_verified", "Avl/Ver": "avail_verified", "Rnt/Unv": "rented_unverified",
-    "Avl/Unv": "avail_unverified", "Unr/Ver": "unavail_verified", "Unr/Unv": "unavail_unverified", "Total": "total"}
-PRICES = ("rented_p10", "rented_median", "rented_p90", "avail_p10", "avail_median", "avail_p90")
-GPU_TRENDS_COLUMNS = (
-    ("Date", "timestamp", "minute", 0), *((head, name, "", 2) for head, name in SUPPLY.items()),
-    *((f"{name[0].upper()}.{name[-3:] if 'p' in name else 'med'} $/hr", name, ".4f", 1) for name in PRICES))
-GPU_LOCATION_COLUMNS = (
-    ("GPU", "gpu_name", "_"), ("City", "city", ""), ("CC", "country_code", ""), ("GPUs", "num_gpus", "{}"),
-    ("State", "state", "state"), ("Verified", "verified", ""), ("Lat", "latitude", ".4f"), ("Lon", "longitude", ".4f"))
-SSH_KEY_COLUMNS = (("ID", "id", ""), ("Key", "key|public_key", ""), ("Created", "created_at", "minute"))
-API_KEY_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Rights", "rights", "", 1), ("Team", "team_name", "", 2),
-    ("Permissions", "permissions", "", 3))
-ENV_COLUMNS = (("Name", "name", "", 0), ("Value", "value", "", 0))
-TFA_COLUMNS = (
-    ("ID", "id", "", 0), ("User", "user_id", "", 4), ("Primary", "is_primary", "", 1), ("Method", "method", "", 0),
-    ("Label", "label", "", 1), ("Phone", "phone_number", "", 3), ("Created (UTC)", "created_at", "minute", 3),
-    ("Last used (UTC)", "last_used", "minute", 2), ("Failures", "fail_count", "", 3),
-    ("Locked until (UTC)", "locked_until", "minute", 2))
-TOTP_CARD = (("Secret", "secret", ""), ("URI", "provisioning_uri", ""))
-MEMBER_COLUMNS = (
-    ("ID", "id", "", 0), ("User", "username", "", 0), ("Email", "email", "", 0), ("Name", "fullname", "", 2),
-    ("Roles", "roles", "join", 1))
-ROLE_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("Identifier", "identifier", "", 2),
-    ("Permissions", "permissions", "", 1))
-MACHINE_COLUMNS = (
-    ("ID", "id", "", 0), ("GPUs", "num_gpus", "", 0), ("Model", "gpu_name", "_", 0), ("Disk GB", "disk_space", "", 3),
-    ("Host name", "hostname", "", 2), ("Driver", "driver_version", "", 5), ("Rel. %", "reliability2", ".1f*100", 3),
-    ("Status", "verification", "state", 2), ("IP address", "public_ipaddr", "", 4), ("Location", "geolocation", "", 5),
-    ("Reports", "num_reports", "", 6), ("GPU $/hr", "listed_gpu_cost", ".2f", 1),
-    ("Bid $/hr", "min_bid_price", ".2f", 1), ("Discount", "credit_discount_max", ".2f", 6),
-    ("Up $/TB", "listed_inet_up_cost", ".2f*1024", 6), ("Down $/TB", "listed_inet_down_cost", ".2f*1024", 6),
-    ("Occupancy", "gpu_occupancy", "", 1))
-MAINT_COLUMNS = (
-    ("Machine", "machine_id", "", 0), ("Start (UTC)", "start_time", "minute", 0),
-    ("End (UTC)", "end_time", "minute", 0), ("Hours", "duration_hours", "", 1),
-    ("Category", "maintenance_category", "", 2))
-REPORT_COLUMNS = (("Time", "created_at", "minute", 0), ("Problem", "problem", "", 0), ("Message", "message", "", 1))
-CLUSTER_COLUMNS = (
-    ("ID", "id", "", 0), ("Subnet", "subnet", "", 0), ("Nodes", "nodes", "count", 1), ("Manager", "manager", "", 0),
-    ("Manager's IP", "manager_ip", "", 2), ("Machines", "machine_ids", "join", 0))
-OVERLAY_COLUMNS = (
-    ("ID", "overlay_id", "", 0), ("Name", "name", "", 0), ("Subnet", "internal_subnet", "", 1),
-    ("Cluster", "cluster_id", "", 0), ("Size", "instances", "count", 2), ("Instances", "instances", "join", 1))
-USER_CARD = (
-    ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Full name", "fullname", ""),
-    ("Credit $", "credit", ".2f"), ("Balance $", "balance", ".2f"), ("Alert below $", "balance_threshold", ".2f"),
-    ("Low-credit alert", "balance_threshold_enabled", ""), ("Can pay", "can_pay", ""), ("Card", "last4", ""),
-    ("Address", "billaddress_line1", ""), ("", "billaddress_line2", ""), ("City", "billaddress_city", ""),
-    ("Zip", "billaddress_zip", ""), ("Country", "billaddress_country", ""), ("Billed $", "billed_verified", ".2f"),
-    ("Billing expected $", "billed_expected", ".2f"), ("Paid $", "paid_verified", ".2f"),
-    ("Payment expected $", "paid_expected", ".2f"), ("Credit only", "billing_creditonly", ""),
-    ("Billing set up", "has_billing", ""), ("Payout set up", "has_payout", ""), ("PayPal", "paypal_email", ""),
-    ("Email verified", "email_verified", ""), ("Password reset", "password_resettable", ""),
-    ("Signup credit", "got_signup_credit", ""), ("SSH key", "ssh_key", ""))
-COST_COLUMNS = (
-    ("Kind", "kind", "", 0), ("ID", "id", "", 0), ("Label", "label", "", 1), ("State", "state", "state", 0),
-    ("$/hr", "hour", ".4f", 0), ("Later $/hr", "later", ".4f", 2), ("Why", "why", "", 1))
-AUDIT_COLUMNS = (
-    ("IP address", "ip_address", "", 1), ("API key", "api_key_id", "", 1), ("Time", "created_at", "minute", 0),
-    ("Request", "api_route", "", 0), ("Arguments", "args", "", 2))
-SUBACCOUNT_COLUMNS = (
-    ("ID", "id", ""), ("Username", "username", ""), ("Email", "email", ""), ("Credit $", "credit", ".2f"))
-ITEM_COLUMNS = (
-    ("Description", "description", "", 0), ("Quantity", "quantity", "", 2), ("Rate $", "rate", "", 3),
-    ("Amount $", "amount", ".3f", 0), ("Time (UTC)", "timestamp", "minute", 1), ("Type", "type", "", 1))
-EARNING_COLUMNS = (
-    ("Day (UTC)", "date", "day", 0), ("GPU $", "gpu_earn", ".2f", 1), ("Storage $", "sto_earn", ".2f", 1),
-    ("Upload $", "bwu_earn", ".2f", 2), ("Download $", "bwd_earn", ".2f", 2), ("Total $", "total", ".2f", 0))
-SELF_TEST_COLUMNS = (
-    ("Requirement", "title", ""), ("Has", "actual", ".6g"), ("", "operator", ""), ("Required", "required", ".6g"),
-    ("Unit", "unit", ""), ("Status", "status", ""))
-BILL_COLUMNS = (
-    ("ID", "metadata.invoice_id", "", 0), ("Created", "start", "day", 1), ("Paid", "end", "day", 2),
-    ("Type", "type", "", 1), ("Amount $", "amount", ".2f", 0), ("Source", "source", "", 2),
-    ("Description", "description", "", 3))
-CHARGE_COLUMNS = (
-    ("Type", "type", "", 0), ("ID", "source", "", 0), ("Amount $", "amount", ".3f", 0), ("Start", "start", "day", 1),
-    ("End", "end", "day", 1), ("Endpoint", "metadata.endpoint_id", "", 2),
-    ("Workergroup", "metadata.workergroup_id", "", 2))
-INVOICE_COLUMNS = (
-    ("ID", "id", "", 0), ("When", "when", "minute", 0), ("Cents", "amount_cents", "", 0),
-    ("Credit", "is_credit", "", 2), ("Paid on", "paid_on", "minute", 2), ("Service", "service", "", 1),
-    ("Before $", "balance_before", ".2f", 3), ("After $", "balance_after", ".2f", 3), ("Event", "event_id", "", 4))
-JOB_COLUMNS = (
-    ("ID", "id", "", 0), ("Instance", "instance_id", "", 0), ("Request", "api_endpoint", "", 1),
-    ("Start", "start_time", "minute", 2), ("End", "end_time", "minute", 2), ("Day", "day_of_the_week", "weekday", 0),
-    ("Hour UTC", "hour_of_the_day", "hour", 0), ("Minute", "min_of_the_hour", "min", 1),
-    ("Frequency", "frequency", "", 1))
-ENDPOINT_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "endpoint_name", "", 0), ("State", "endpoint_state", "state", 0),
-    ("Load", "min_load", "", 2), ("Target", "target_util", "", 3), ("Cold mult", "cold_mult", "", 3),
-    ("Cold workers", "cold_workers", "", 2), ("Max workers", "max_workers", "", 1), ("Created", "created_at", "minute", 4))
-WORKERGROUP_COLUMNS = (
-    ("ID", "id", "", 0), ("Endpoint", "endpoint_id", "", 0), ("Name", "endpoint_name", "", 1),
-    ("Template", "template_hash|template_id", "", 1), ("VRAM GB", "gpu_ram", "", 2),
-    ("Search", "search_query|search_params", "", 4), ("Launch", "launch_args", "", 5))
-WORKER_COLUMNS = (
-    ("ID", "id", "", 0), ("Status", "status", "state", 0), ("Model", "gpu_name", "_", 1),
-    ("Perf", "measured_perf", "", 0), ("URL", "url", "", 3))
-ROUTE_CARD = (("Worker", "url", ""), ("Status", "status", ""), ("Cost", "cost", ""), ("Request", "reqnum", ""),
-    ("Signature", "signature", ""))
-NOTIFICATION_COLUMNS = (
-    ("Key", "key", "", 0), ("Meaning", "display_name", "", 1), ("Category", "category", "", 2),
-    ("Email", "default_preferences.email", "", 0), ("Webhooks", "default_preferences.webhooks", "", 0),
-    ("Email always", "mandatory_email", "", 2))
-WEBHOOK_COLUMNS = (
-    ("ID", "id", "", 0), ("Name", "name", "", 0), ("URL", "webhook_url", "", 0), ("Events", "event_types", "join", 1),
-    ("Changed", "updated_at", "minute", 2))
+    ("$/hr", "discounted_dph_total", ".4f", 0) if column[1] == "dph_total" else column
+    for column in OFFER_COLUMNS
+    if column[1] not in ("gpu_ram", "score")
+)
+INSTANCE_CARD = Columns("""\
+ID: id
+Machine: machine_id
+Status: actual_status state
+GPUs: num_gpus {}x
+Model: gpu_name _
+GPU use %: gpu_util .1f
+vCPUs: cpu_cores_effective .1f
+RAM GB: cpu_ram .1f/1000
+Disk GB: disk_space .0f
+SSH host: ssh_host
+SSH port: ssh_port
+Address: public_ipaddr
+Ports: ports ports
+Jupyter: jupyter_token jupyter
+$/hr: dph_total .4f
+Image: image_uuid
+Up Mb/s: inet_up .1f
+Down Mb/s: inet_down .1f
+Rel. %: reliability2 .1f*100
+Label: label
+Age: duration span
+Uptime: uptime_mins minutes
+Message: status_msg""")
+INSTANCE_COLUMNS = Columns("""\
+ID: id 0
+Status: actual_status state 0
+Label: label
+GPU: gpu gpu 0
+Disk GB: disk disk 3
+Volumes: volumes volumes 4
+$/hr: dph_total .4f 0
+Image: image_uuid 2
+Age: start_date age
+Verified: verification state 5""")
+INSTANCE_MORE = Columns("""\
+Machine: machine_id 5
+Net Mb/s: net net 6
+Location: geolocation 5
+Template: template template 6
+SSH: ssh ssh 4
+Msg: status_msg 6""")
+TEMPLATE_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+Image: image
+Tag: tag 3
+Hash: hash_id 0
+Used: count_created 2
+Disk GB: recommended_disk_space .0f 4
+Creator: creator_id 4
+Created: created_at day 5""")
+TEMPLATE_CARD = Columns("""\
+ID: id
+Name: name
+Description: desc
+Image: image
+Tag: tag
+Hash: hash_id
+Disk GB: recommended_disk_space .0f
+Starts as: runtype
+SSH: use_ssh
+SSH direct: ssh_direct
+Jupyter direct: jup_direct
+JupyterLab: use_jupyter_lab
+Environment: env
+On start: onstart
+Conditions: extra_filters
+Registry: docker_login_repo
+Private: private
+Creator: creator_id
+Instances made: count_created
+Created: created_at day
+Link: href""")
+VOLUME_OFFER_COLUMNS = Columns("""\
+ID: id 0
+CUDA: cuda_max_good .1f 5
+CPU GHz: cpu_ghz .1f 6
+Disk MB/s: disk_bw .1f 3
+Disk GB: disk_space .0f 0
+Disk name: disk_name 4
+$/GB/month: storage_cost .2f 0
+Driver: driver_version 6
+Up Mb/s: inet_up .1f 3
+Down Mb/s: inet_down .1f 3
+Rel. %: reliability .1f*100 2
+Max days: duration .1f/86400 4
+Machine: machine_id
+Status: verification state 5
+Host: host_id 7
+Location: geolocation""")
+NETWORK_VOLUME_OFFER_COLUMNS = Columns("""\
+ID: id 0
+Disk GB: disk_space .0f 0
+$/GB/month: storage_cost .2f 0
+Up Mb/s: inet_up .1f 3
+Down Mb/s: inet_down .1f 3
+Rel. %: reliability .1f*100 2
+Max days: duration .1f/86400 4
+Status: verification state 5
+Host: host_id 7
+Cluster: cluster_id 2
+Location: geolocation
+Min BW MiB/s: nw_disk_min_bw 5
+Max BW MiB/s: nw_disk_max_bw 5
+Avg BW MiB/s: nw_disk_avg_bw 3""")
+VOLUME_COLUMNS = Columns("""\
+ID: id 0
+Cluster: cluster_id 4
+Name: label 0
+Disk GB: disk_space .0f 0
+Status: status state 0
+Disk name: disk_name 4
+Driver: driver_version 6
+Up Mb/s: inet_up .1f 5
+Down Mb/s: inet_down .1f 5
+Rel. %: reliability2 .1f*100 5
+Age: duration span 2
+Machine: machine_id
+Verified: verification state 6
+Host: host_id 6
+Location: geolocation 3
+Instances: instances join""")
+NETWORK_DISK_COLUMNS = Columns("""\
+Network disk: network_disk_id
+Free GB: free_space {}
+Total GB: total_space {}""")
+MOUNT_COLUMNS = Columns("""\
+Machine: id
+Mounted at: mount""")
+CONNECTION_COLUMNS = Columns("""\
+ID: id
+Name: name
+Type: cloud_type""")
+BACKUP_COLUMNS = Columns("""\
+ID: id
+Contract: contract_id
+Type: type unknown
+Machine: machine_id
+Status: status state
+Age hours: created_at hours
+Info: info""")
+BACKUP_FILE_COLUMNS = Columns("""\
+Name: name
+Size MB: size .2f/1000000
+URL: url""")
+DEPLOYMENT_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+Tag: tag 0
+Image: image
+Endpoint: endpoint_id
+Hash: file_hash 4
+Version: current_version_id 2
+TTL: ttl 5
+Created: created_at minute 3
+Updated: updated_at minute 4""")
+DEPLOYMENT_CARD = Columns("""\
+ID: id
+Name: name
+Tag: tag
+Image: image
+Endpoint: endpoint_id
+State: endpoint_state state
+Workers: worker_count
+Hash: file_hash
+S3 key: s3_key
+Version: current_version_id
+Last healthy: last_healthy_version_id
+Storage: storage
+TTL: ttl
+Created: created_at minute
+Updated: updated_at minute""")
+VERSION_COLUMNS = Columns("""\
+ID: id
+Hash: file_hash
+Healthy: healthy
+Created: created_at minute""")
+PRICE_INCREASE_COLUMNS = Columns("""\
+Pending ID: pending_price_increase_id 0
+Instance: contract_id 0
+Host: host_id 3
+End (UTC): contract_end_date minute 2
+New end (UTC): ask_end_date minute 2
+GPU $/GPU/hr: gpu_costpersec $/hr 0
+Storage $/GB/month: disk_ram_costpersec $/month
+Up $/GB: bwu_cost $/GB
+Down $/GB: bwd_cost $/GB
+Platform fee %: platform_fee %""")
+BENCHMARK_COLUMNS = Columns("""\
+ID: id 0
+Machine: machine_id 2
+Model: gpu_name _ 0
+N: num_gpus {}x 0
+Value: value .2f 0
+$/hr: dph_base .4f 0
+Type: type
+Template: template_hash 3
+Template ID: template_id 3
+Instance: contract_id 5
+Image: image 4
+Date (UTC): last_update minute 2""")
+MEASUREMENT_COLUMNS = Columns("""\
+GPU: gpu_name _
+N: num_gpus {}x
+Perf: measured_perf .1f
+$/hr: rental_dph .4f
+Perf/$: perf_per_dollar .1f
+Status: status""")
+GPU_METRICS_COLUMNS = Columns("""\
+GPU: gpu_name _ 0
+Total: total 0
+Avail: available 0
+Unavail: unavailable 3
+Usage %: usage .1f
+Rnt/Ver: rented_verified 4
+Avl/Ver: avail_verified 4
+Rnt/Unv: rented_unverified 5
+Avl/Unv: avail_unverified 5
+DLPerf: dlperf .1f 3
+TFLOPS: tflops .1f 3
+TFLOPS/$: tflops_per_dollar .1f 4
+P10 $/hr: price_p10 .4f 2
+Med $/hr: price_median .4f 0
+P90 $/hr: price_p90 .4f 2""")
+SUPPLY = (
+    "rented_verified avail_verified rented_unverified avail_unverified unavail_verified "
+    "unavail_unverified total"
+)
+PRICES = "rented_p10 rented_median rented_p90 avail_p10 avail_median avail_p90"
+GPU_TRENDS_COLUMNS = Columns("""\
+Date: timestamp minute 0
+Rnt/Ver: rented_verified 2
+Avl/Ver: avail_verified 2
+Rnt/Unv: rented_unverified 2
+Avl/Unv: avail_unverified 2
+Unr/Ver: unavail_verified 2
+Unr/Unv: unavail_unverified 2
+Total: total 2
+R.p10 $/hr: rented_p10 .4f
+R.med $/hr: rented_median .4f
+R.p90 $/hr: rented_p90 .4f
+A.p10 $/hr: avail_p10 .4f
+A.med $/hr: avail_median .4f
+A.p90 $/hr: avail_p90 .4f""")
+GPU_LOCATION_COLUMNS = Columns("""\
+GPU: gpu_name _
+City: city
+CC: country_code
+GPUs: num_gpus {}
+State: state state
+Verified: verified
+Lat: latitude .4f
+Lon: longitude .4f""")
+SSH_KEY_COLUMNS = Columns("""\
+ID: id
+Key: key|public_key
+Created: created_at minute""")
+API_KEY_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+Rights: rights
+Team: team_name 2
+Permissions: permissions 3""")
+ENV_COLUMNS = Columns("""\
+Name: name 0
+Value: value 0""")
+TFA_COLUMNS = Columns("""\
+ID: id 0
+User: user_id 4
+Primary: is_primary
+Method: method 0
+Label: label
+Phone: phone_number 3
+Created (UTC): created_at minute 3
+Last used (UTC): last_used minute 2
+Failures: fail_count 3
+Locked until (UTC): locked_until minute 2""")
+TOTP_CARD = Columns("""\
+Secret: secret
+URI: provisioning_uri""")
+MEMBER_COLUMNS = Columns("""\
+ID: id 0
+User: username 0
+Email: email 0
+Name: fullname 2
+Roles: roles join""")
+ROLE_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+Identifier: identifier 2
+Permissions: permissions""")
+MACHINE_COLUMNS = Columns("""\
+ID: id 0
+GPUs: num_gpus 0
+Model: gpu_name _ 0
+Disk GB: disk_space 3
+Host name: hostname 2
+Driver: driver_version 5
+Rel. %: reliability2 .1f*100 3
+Status: verification state 2
+IP address: public_ipaddr 4
+Location: geolocation 5
+Reports: num_reports 6
+GPU $/hr: listed_gpu_cost .2f
+Bid $/hr: min_bid_price .2f
+Discount: credit_discount_max .2f 6
+Up $/TB: listed_inet_up_cost .2f*1024 6
+Down $/TB: listed_inet_down_cost .2f*1024 6
+Occupancy: gpu_occupancy""")
+MAINT_COLUMNS = Columns("""\
+Machine: machine_id 0
+Start (UTC): start_time minute 0
+End (UTC): end_time minute 0
+Hours: duration_hours
+Category: maintenance_category 2""")
+REPORT_COLUMNS = Columns("""\
+Time: created_at minute 0
+Problem: problem 0
+Message: message""")
+CLUSTER_COLUMNS = Columns("""\
+ID: id 0
+Subnet: subnet 0
+Nodes: nodes count
+Manager: manager 0
+Manager's IP: manager_ip 2
+Machines: machine_ids join 0""")
+OVERLAY_COLUMNS = Columns("""\
+ID: overlay_id 0
+Name: name 0
+Subnet: internal_subnet
+Cluster: cluster_id 0
+Size: instances count 2
+Instances: instances join""")
+USER_CARD = Columns("""\
+ID: id
+Username: username
+Email: email
+Full name: fullname
+Credit $: credit .2f
+Balance $: balance .2f
+Alert below $: balance_threshold .2f
+Low-credit alert: balance_threshold_enabled
+Can pay: can_pay
+Card: last4
+Address: billaddress_line1
+: billaddress_line2
+City: billaddress_city
+Zip: billaddress_zip
+Country: billaddress_country
+Billed $: billed_verified .2f
+Billing expected $: billed_expected .2f
+Paid $: paid_verified .2f
+Payment expected $: paid_expected .2f
+Credit only: billing_creditonly
+Billing set up: has_billing
+Payout set up: has_payout
+PayPal: paypal_email
+Email verified: email_verified
+Password reset: password_resettable
+Signup credit: got_signup_credit
+SSH key: ssh_key""")
+COST_COLUMNS = Columns("""\
+Kind: kind 0
+ID: id 0
+Label: label
+State: state state 0
+$/hr: hour .4f 0
+Later $/hr: later .4f 2
+Why: why""")
+AUDIT_COLUMNS = Columns("""\
+IP address: ip_address
+API key: api_key_id
+Time: created_at minute 0
+Request: api_route 0
+Arguments: args 2""")
+ADDRESS_COLUMNS = Columns("""\
+IP: ip
+First seen: first_seen
+From: first_location""")
+DEPOSIT_CARD = Columns("""\
+Refundable $: refundable_deposit .2f
+Discount $: total_discount .2f
+Months: discount_months""")
+SUBACCOUNT_COLUMNS = Columns("""\
+ID: id
+Username: username
+Email: email
+Credit $: credit .2f""")
+ITEM_COLUMNS = Columns("""\
+Description: description 0
+Quantity: quantity 2
+Rate $: rate 3
+Amount $: amount .3f 0
+Time (UTC): timestamp minute
+Type: type""")
+EARNING_COLUMNS = Columns("""\
+Day (UTC): date day 0
+GPU $: gpu_earn .2f
+Storage $: sto_earn .2f
+Upload $: bwu_earn .2f 2
+Download $: bwd_earn .2f 2
+Total $: total .2f 0""")
+SELF_TEST_COLUMNS = Columns("""\
+Requirement: title
+Has: actual .6g
+: operator
+Required: required .6g
+Unit: unit
+Status: status""")
+BILL_COLUMNS = Columns("""\
+ID: metadata.invoice_id 0
+Created: start day
+Paid: end day 2
+Type: type
+Amount $: amount .2f 0
+Source: source 2
+Description: description 3""")
+CHARGE_COLUMNS = Columns("""\
+Type: type 0
+ID: source 0
+Amount $: amount .3f 0
+Start: start day
+End: end day
+Endpoint: metadata.endpoint_id 2
+Workergroup: metadata.workergroup_id 2""")
+INVOICE_COLUMNS = Columns("""\
+ID: id 0
+When: when minute 0
+Cents: amount_cents 0
+Credit: is_credit 2
+Paid on: paid_on minute 2
+Service: service
+Before $: balance_before .2f 3
+After $: balance_after .2f 3
+Event: event_id 4""")
+JOB_COLUMNS = Columns("""\
+ID: id 0
+Instance: instance_id 0
+Request: api_endpoint
+Start: start_time minute 2
+End: end_time minute 2
+Day: day_of_the_week weekday 0
+Hour UTC: hour_of_the_day hour 0
+Minute: min_of_the_hour min
+Frequency: frequency""")
+ENDPOINT_COLUMNS = Columns("""\
+ID: id 0
+Name: endpoint_name 0
+State: endpoint_state state 0
+Load: min_load 2
+Target: target_util 3
+Cold mult: cold_mult 3
+Cold workers: cold_workers 2
+Max workers: max_workers
+Created: created_at minute 4""")
+WORKERGROUP_COLUMNS = Columns("""\
+ID: id 0
+Endpoint: endpoint_id 0
+Name: endpoint_name
+Template: template_hash|template_id
+VRAM GB: gpu_ram 2
+Search: search_query|search_params 4
+Launch: launch_args 5""")
+WORKER_COLUMNS = Columns("""\
+ID: id 0
+Status: status state 0
+Model: gpu_name _
+Perf: measured_perf 0
+URL: url 3""")
+ROUTE_CARD = Columns("""\
+Worker: url
+Status: status
+Cost: cost
+Request: reqnum
+Signature: signature""")
+NOTIFICATION_COLUMNS = Columns("""\
+Key: key 0
+Meaning: display_name
+Category: category 2
+Email: default_preferences.email 0
+Webhooks: default_preferences.webhooks 0
+Email always: mandatory_email 2""")
+WEBHOOK_COLUMNS = Columns("""\
+ID: id 0
+Name: name 0
+URL: webhook_url 0
+Events: event_types join
+Changed: updated_at minute 2""")
 
 
 # ----------------------------------------------------------------------------------- shared options
 # What several commands take, and sentences that several say.
 
-CONDITIONS = Arg("query", QUERY, "conditions on the fields listed below", None, cli="", to="")
+# fmt: off
+CONDITIONS = Local("query", QUERY, "conditions on the fields listed below", None, cli="")
 INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
-MACHINE = Arg("id", MACHINE_ID, "the machine", old="machine_id")
-IDENTITY = Arg("-i --identity", KEY_FILE, "private SSH key file", None, to="")
-NO_QUIET = Arg("-q --quiet", FLAG, "accepted for compatibility; no effect", face="cli", to="", hidden=True)
-MAX_WAIT = Arg("--max-wait", SECONDS, "maximum wait, seconds", 600, to="", group="Waiting")
-RESULT_WAIT = Arg("--max-wait", SECONDS, "maximum wait for the result, seconds", 60, to="", group="Waiting")
+INSTANCES = Local("ids", INSTANCE_IDS, "the instances")
+DESTINATION = Arg("dst", GIVEN_INSTANCE_ID, "destination instance of the copies", name="dst_id", old="dst")
+MACHINE = Arg("id MACHINE", ID, "the machine", old="machine_id")
+LISTED_MACHINE = Arg("id MACHINE", ID, "the machine", key="machine", old="machine_id")
+OFFER = Arg("id OFFER", ID, "the offer")
+DEPLOYMENT = Arg("id DEPLOYMENT", ID, "the deployment")
+CLUSTER = Arg("cluster_id CLUSTER", ID, "the cluster", old="id")
+ENDPOINT = Arg("id ENDPOINT", ID, "the endpoint", key="endptjob_id", to="path body")
+WORKERGROUP = Arg("id WORKERGROUP", ID, "the workergroup", key="autojob_id", to="path body")
+SCHEDULED_JOB = Arg("id JOB", ID, "the job")
+WEBHOOK = Arg("id WEBHOOK", ID, "the webhook")
+ROLE = Arg("name", NAME, "the role", old="NAME")
+VARIABLE_NAME = Arg("name", VARIABLE, "name of the variable", key="key")
+USER_ID = Arg("--user_id", ID, "account id (default: yours)")
+CLIENT, OWNER = {"client_id": "me"}, {"owner": "me"}  # in a body, in a query
+IDENTITY = Local("-i --identity", KEY_FILE, "private SSH key file")
+NO_QUIET = CliArg("-q --quiet", FLAG, "accepted for compatibility; no effect", hidden=True)
+MAX_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait, seconds", 600)
+RESULT_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait for the result, seconds", 60)
 WAIT, WAIT_STOPPED, WAIT_GONE = (
-    (Arg("--wait", FLAG, f"wait until the instance {state}", to="", group="Waiting"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
+    (Local("--wait", FLAG, f"Waiting | wait until the instance {state}"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
 CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
-CONFIRM = Arg("--confirm", FLAG, "if no label is given, add one, so that the instance can be found if the answer is lost",
-    to="", group="Waiting")
+CONFIRM = Local("--confirm", FLAG, "Waiting | if no label is given, add one, so that the instance can be found if the answer is lost")
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
-
-
-RENTAL_TYPE = Arg("-t --type", TEXT.called("KIND"), "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
+RENTAL_TYPE = Local("-t --type KIND", TEXT, "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
     shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
-    "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"}, to="")
+    "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"})
 SEARCH_OPTIONS = (
-    Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-", to=""),
-    Arg("--limit", COUNT, "maximum number of rows; 0 for all that the service returns", None, to=""),
-    Arg("--storage", GB, "disk size to include in the price, GB", 1.0, to=""),
-    Arg("-n --no-default", FLAG, "drop the default conditions", to=""))
+    Local("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-"),
+    Local("--limit", COUNT, "maximum number of rows; 0 for all that the service returns"),
+    Local("--storage", GB, "disk size to include in the price, GB", 1.0),
+    Local("-n --no-default", FLAG, "drop the default conditions"))
 OFFER_SEARCH_OPTIONS = (
-    Arg("-o --order", ORDER, "sort by these fields; append `-` for descending (default: score-, or the price of the job)",
-        None, to=""),
+    Local("-o --order", ORDER, "sort by these fields; append `-` for descending (default: score-, or the price of the job)"),
     SEARCH_OPTIONS[1],
-    Arg("--storage", GB, "disk size to include in the price, GB (default 5)", None, to=""),
+    Local("--storage", GB, "disk size to include in the price, GB (default 5)"),
     SEARCH_OPTIONS[3])
+
+
 def watch_options(interval: float) -> tuple[Arg, ...]:
     """What `watch` takes; `interval` is the default in seconds."""
     return (
         Arg("--interval", SECONDS, "polling interval, seconds, at least 6", interval),
-        Arg("--below", PRICE, "only prices below this, disk included, $/hr", None),
-        Arg("--exec", SHELL_LINES, "command to run for each match, without a shell; it gets the row as JSON on stdin "
-            "and VAST_ID and VAST_PRICE in its environment", None),
+        Arg("--below", PRICE, "only prices below this, disk included, $/hr"),
+        Arg("--exec COMMAND", TEXT, "command to run for each match, without a shell; it gets the row as JSON on stdin "
+            "and VAST_ID and VAST_PRICE in its environment"),
         Arg("--once", FLAG, "end after the first match, with the status of --exec"),
-        Arg("--max-wait", SECONDS, "time limit, seconds; on timeout, the exit status is 9", None))
+        Arg("--max-wait", SECONDS, "time limit, seconds; on timeout, the exit status is 9"))
 
 
 WATCH_NOTE = ("On a terminal, it redraws a table and marks new rows with +. In a pipe or with --raw, it prints one JSON line per "
               "change: {\"event\", \"id\", \"row\"}. Events: ")
 JOB_OPTIONS = (
-    Arg("--hours", HOURS, "duration of the job, hours", None, to="", group="Price of the job"),
-    Arg("--down", GB, "data to download, GB", None, to="", group="Price of the job"),
-    Arg("--up", GB, "data to upload, GB", None, to="", group="Price of the job"))
-
-
+    Local("--hours", HOURS, "Price of the job | duration of the job, hours"),
+    Local("--down", GB, "Price of the job | data to download, GB"),
+    Local("--up", GB, "Price of the job | data to upload, GB"))
+JUPYTER_DIR = Arg("--jupyter-dir PATH", TEXT, "Access | folder that Jupyter opens")
 LAUNCH_OPTIONS = (
-    Arg("--env", ENV, "environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
-        "repeated", None, to="", secret=True, again=True, group="Image"),
-    Arg("--label", LABEL, "label for the instance", None),
-    Arg("--extra", TEXT, "extra options for docker run", None, hidden=True),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", None, old="onstart entrypoint", to="", group="Image"),
-    Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", None, key="image_login", secret=True, group="Image"),
-    Arg("--python-utf8", FLAG, "use UTF-8 as Python's encoding", group="Image"),
-    Arg("--lang-utf8", FLAG, "use a UTF-8 system locale", group="Image"),
-    Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", key="use_jupyter_lab", group="Access"),
-    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", None, group="Access"))
+    Local("--env", ENV, "Image | environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
+        "repeated", secret=True, again=True),
+    Arg("--label NAME", TEXT, "label for the instance"),
+    Arg("--extra", TEXT, "extra options for docker run", hidden=True),
+    Local("--onstart-cmd COMMAND", TEXT, "Image | commands to run when the container starts", old="onstart entrypoint"),
+    Secret("--login", TEXT, "Image | docker login options for a private image: '-u USER -p TOKEN REGISTRY'", key="image_login"),
+    Arg("--python-utf8", FLAG, "Image | use UTF-8 as Python's encoding"),
+    Arg("--lang-utf8", FLAG, "Image | use a UTF-8 system locale"),
+    Arg("--jupyter-lab", FLAG, "Access | start JupyterLab instead of the notebook", key="use_jupyter_lab"),
+    JUPYTER_DIR)
 RUNTYPE_OPTIONS = (
-    Arg("--ssh", FLAG, "enable SSH", to="", group="Access"),
-    Arg("--jupyter", FLAG, "enable Jupyter", to="", group="Access"),
-    Arg("--direct", FLAG, "connect directly to the machine instead of through a proxy; faster", to="", group="Access"))
+    Local("--ssh", FLAG, "Access | enable SSH"),
+    Local("--jupyter", FLAG, "Access | enable Jupyter"),
+    Local("--direct", FLAG, "Access | connect directly to the machine instead of through a proxy; faster"))
 ONSTART_OPTIONS = (
-    Arg("--onstart", SCRIPT, "file with commands to run when the container starts; takes precedence over --onstart-cmd", None, face="cli",
-        to="", group="Image"),
-    Arg("--entrypoint", SHELL_LINES, "same as --onstart-cmd", None, face="cli", to="", group="Image"))
-CANCEL = Arg("--cancel-unavail", FLAG, "fail instead of waiting if the offer cannot start now", group="Price and time")
-TEMPLATE_HASH = Arg("--template_hash", HASH, "hash of the template to use", None, key="template_hash_id",
-    old="template_hash_id", group="Image")
-RUNTYPE = Arg("--runtype", TEXT, "access type as the service names it, such as 'ssh_direc ssh_proxy'", None,
-    face="sdk", to="")
-ARGS = Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", None, rest=True, to="", group="Image")
+    CliArg("--onstart", SCRIPT, "Image | file with commands to run when the container starts; takes precedence over --onstart-cmd"),
+    CliArg("--entrypoint COMMAND", TEXT, "Image | same as --onstart-cmd"))
+CANCEL = Arg("--cancel-unavail", FLAG, "Price and time | fail instead of waiting if the offer cannot start now")
+TEMPLATE_HASH = Arg("--template_hash HASH", NAME, "Image | hash of the template to use", key="template_hash_id",
+    old="template_hash_id")
+RUNTYPE = Local("--runtype", TEXT, "access type as the service names it, such as 'ssh_direc ssh_proxy'", face="sdk")
+ARGS = Local("--args", WORDS, "Image | arguments for the image's entrypoint: the rest of the line", rest=True)
 CREATE_OPTIONS = (
-    Arg("--image", IMAGE, "Docker image; optional with --template_hash", None, group="Image"),
-    Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
+    Arg("--image", IMAGE, "Image | Docker image; optional with --template_hash"),
+    Arg("--disk", GB, "Disk and volumes | disk size, GB", 10),
     LAUNCH_OPTIONS[0],
-    Arg("--bid_price", PRICE, "bid, $/hr, for an interruptible instance", None, name="price", group="Price and time"),
+    Arg("--bid_price", PRICE, "Price and time | bid, $/hr, for an interruptible instance", name="price"),
     *LAUNCH_OPTIONS[1:],
     Arg("--force", FLAG, "skip the service's sanity checks"),
     CANCEL, TEMPLATE_HASH,
-    Arg("--user", TEXT.called("USER"), "container user that runs the commands", None, group="Image"),
+    Arg("--user USER", TEXT, "Image | container user that runs the commands"),
     RUNTYPE, ARGS,
-    Arg("--volume-info", OBJECT, "volume as the service describes it", None, face="sdk"),
-    Arg("--bid-price", PRICE, "same as price, $/hr", None, face="sdk", to=""),
+    SdkArg("--volume-info", OBJECT, "volume as the service describes it"),
+    Local("--bid-price", PRICE, "same as price, $/hr", face="sdk"),
     *RUNTYPE_OPTIONS,
-    Arg("--create-volume", OFFER_ID, "volume offer to rent a new volume from", None, to="", group="Disk and volumes"),
-    Arg("--link-volume", VOLUME_ID, "one of your volumes, to mount", None, to="", group="Disk and volumes"),
-    Arg("--volume-size", GB, "size of the new volume, GB (default 15)", None, to="", group="Disk and volumes"),
-    Arg("--mount-path", PATH, "mount point of the volume", None, to="", group="Disk and volumes"),
-    Arg("--volume-label", LABEL, "label for the new volume", None, to="", group="Disk and volumes"),
+    Local("--create-volume OFFER", ID, "Disk and volumes | volume offer to rent a new volume from"),
+    Local("--link-volume VOLUME", ID, "Disk and volumes | one of your volumes, to mount"),
+    Local("--volume-size", GB, "Disk and volumes | size of the new volume, GB (default 15)"),
+    Local("--mount-path PATH", TEXT, "Disk and volumes | mount point of the volume"),
+    Local("--volume-label NAME", TEXT, "Disk and volumes | label for the new volume"),
     *ONSTART_OPTIONS,
-    Arg("--target_state", TEXT, "state to start in", None, choices=("running", "stopped"), group="Price and time"),
-    Arg("--vm", FLAG, "rent a virtual machine; the image is a VM image", to="", group="Image"),
-    Arg("--args_str", TEXT, "arguments for the image's entrypoint as one string, instead of --args", None, group="Image"))
-MAX_HOURS = Arg("--max-hours", HOURS, "lifetime, hours: the instance destroys itself this long after its first start", None, to="",
-    group="Price and time")
-SPOT_ON_CREATE = Arg("--spot", FLAG, "see launch instance", face="cli", to="", hidden=True)
+    Arg("--target_state", TEXT, "Price and time | state to start in", choices=("running", "stopped")),
+    Local("--vm", FLAG, "Image | rent a virtual machine; the image is a VM image"),
+    Arg("--args_str", TEXT, "Image | arguments for the image's entrypoint as one string, instead of --args"))
+MAX_HOURS = Local("--max-hours", HOURS, "Price and time | lifetime, hours: the instance destroys itself this long after its first start")
+SPOT_ON_CREATE = CliArg("--spot", FLAG, "see launch instance", hidden=True)
 MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
-    Arg("--max-price", PRICE, "highest price for GPUs and disk together, $/hr", None, to="", group="Price and time"),
+    Local("--max-price", PRICE, "Price and time | highest price for GPUs and disk together, $/hr"),
     MAX_HOURS,
-    Arg("--spot", FLAG, "rent an interruptible instance with a bid", None, to="", group="Price and time"),
-    Arg("--bid", BID, "bid for the whole offer, $/hr; the disk is billed on top", None, to="", group="Price and time"),
-    Arg("--bid-over", PERCENT, "margin over the lowest bid, percent (default 10)", None, to="", group="Price and time"),
-    Arg("--tries", ATTEMPTS, "maximum number of machines to try, one after the other (default 3)", None, to="",
-        group="Offer"),
-    Arg("--start-timeout", SECONDS, "maximum wait for each machine to start, seconds (default 900)", None, to="", group="Offer"),
-    Arg("--exclude-machine", MACHINE_IDS, "machine to skip; can be repeated", None, again=True, to="",
-        group="Offer"))
+    Local("--spot", FLAG, "Price and time | rent an interruptible instance with a bid", None),
+    Local("--bid", BID, "Price and time | bid for the whole offer, $/hr; the disk is billed on top"),
+    Local("--bid-over", PERCENT, "Price and time | margin over the lowest bid, percent (default 10)"),
+    Local("--tries", ATTEMPTS, "Offer | maximum number of machines to try, one after the other (default 3)"),
+    Local("--start-timeout", SECONDS, "Offer | maximum wait for each machine to start, seconds (default 900)"),
+    Local("--exclude-machine MACHINE", IDS, "Offer | machine to skip; can be repeated", again=True))
 LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
               "first start and continues through restarts. When time is up, the instance destroys itself with the key that "
               "the service gives to each container. To extend or shorten the time, write another Unix time to "
               "/var/lib/vastai-lease. This cannot work if the image has none of curl, GNU wget and python3, if the instance is "
               "stopped or still loading, or if the host's clock jumps.")
 TEMPLATE_OPTIONS = (
-    Arg("--name", TEXT, "name of the template", None, group="Description"),
-    Arg("--image", IMAGE, "Docker image", None, group="Image"),
-    Arg("--image_tag", LABEL, "image tag", None, key="tag", group="Image"),
-    Arg("--href", URL, "URL of the image's web page", None, group="Description"),
-    Arg("--repo", TEXT.called("REPO"), "image repository", None, group="Image"),
-    Arg("--login", TEXT, "docker login options for a private image; only the registry is saved", None, to="",
-        secret=True, group="Image"),
-    Arg("--env", ENV_TEXT, "environment, ports and mounts, as for create instance; can be repeated", None,
-        secret=True, again=True, group="Image"),
+    Arg("--name", TEXT, "Description | name of the template"),
+    Arg("--image", IMAGE, "Image | Docker image"),
+    Arg("--image_tag NAME", TEXT, "Image | image tag", key="tag"),
+    Arg("--href URL", TEXT, "Description | URL of the image's web page"),
+    Arg("--repo REPO", TEXT, "Image | image repository"),
+    Local("--login", TEXT, "Image | docker login options for a private image; only the registry is saved",
+        secret=True),
+    Secret("--env", ENV_TEXT, "Image | environment, ports and mounts, as for create instance; can be repeated", again=True),
     *RUNTYPE_OPTIONS,
-    Arg("--jupyter-dir", PATH, "folder that Jupyter opens", None, group="Access"),
-    Arg("--jupyter-lab", FLAG, "start JupyterLab instead of the notebook", to="", group="Access"),
-    Arg("--onstart-cmd", SHELL_LINES, "commands to run when the container starts", None, key="onstart", group="Image"),
-    Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to="", group="Offer"),
-    Arg("-n --no-default", FLAG, "drop the default conditions", to="", group="Offer"),
-    Arg("--disk_space", GIVEN_GB, "recommended disk size, GB", None, key="recommended_disk_space", group="Offer"),
-    Arg("--readme", TEXT, "readme text for its users", None, group="Description"),
-    Arg("--hide-readme", FLAG, "hide the readme", to="", group="Description"),
-    Arg("--desc", TEXT, "one-line description", None, group="Description"),
-    Arg("--public", FLAG, "make the template public", to="", group="Description"),
-    Arg("--runtype", TEXT, "access type as the service names it: jupyter, ssh or args", None, face="sdk"),
-    *(Arg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None, face="sdk")
+    JUPYTER_DIR,
+    Local("--jupyter-lab", FLAG, "Access | start JupyterLab instead of the notebook"),
+    Arg("--onstart-cmd COMMAND", TEXT, "Image | commands to run when the container starts", key="onstart"),
+    Local("--search_params QUERY", TEXT, "Offer | conditions on offers, as for search offers"),
+    Local("-n --no-default", FLAG, "Offer | drop the default conditions"),
+    Arg("--disk_space", GIVEN_GB, "Offer | recommended disk size, GB", key="recommended_disk_space"),
+    Arg("--readme", TEXT, "Description | readme text for its users"),
+    Local("--hide-readme", FLAG, "Description | hide the readme"),
+    Arg("--desc", TEXT, "Description | one-line description"),
+    Local("--public", FLAG, "Description | make the template public"),
+    SdkArg("--runtype", TEXT, "access type as the service names it: jupyter, ssh or args"),
+    *(SdkArg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None)
       for name in ("use_ssh", "jup_direct", "ssh_direct", "use_jupyter_lab")),
-    Arg("--docker_login_repo", TEXT, "registry, instead of login", None, face="sdk"),
-    Arg("--extra_filters", OBJECT, "conditions as the service stores them, instead of search_params", None, face="sdk"),
-    *(Arg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None, face="sdk")
+    SdkArg("--docker_login_repo", TEXT, "registry, instead of login"),
+    SdkArg("--extra_filters", OBJECT, "conditions as the service stores them, instead of search_params"),
+    *(SdkArg(f"--{name}", FLAG, f"the service's member {name}, instead of the flags", None)
       for name in ("readme_visible", "private")),
-    Arg("--docker_login_user", TEXT.called("USER"), "registry user", None, face="sdk"),
-    Arg("--docker_login_pass", TEXT, "registry password or token", None, face="sdk", secret=True),
-    Arg("--args_str", TEXT, "arguments for the image's entrypoint, for runtype args", None, face="sdk"),
-    Arg("--volume_info", OBJECT, "volume that the console suggests, as the service stores it", None, face="sdk"))
+    SdkArg("--docker_login_user USER", TEXT, "registry user"),
+    SdkArg("--docker_login_pass", TEXT, "registry password or token", secret=True),
+    SdkArg("--args_str", TEXT, "arguments for the image's entrypoint, for runtype args"),
+    SdkArg("--volume_info", OBJECT, "volume that the console suggests, as the service stores it"))
 VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, whole GB", 15)
-VOLUME_NAME = Arg("-n --name", NAME, "name for the volume", None)
+VOLUME_NAME = Arg("-n --name", NAME, "name for the volume")
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
 OFFER_END = Arg("-e --end_date", DATE,
-    "end of the offer, UTC (default: chosen by the service)", None)
+    "end of the offer, UTC (default: chosen by the service)")
+EITHER = ("true", "false", "all")
 MARKET_OPTIONS = (
-    Arg("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=("true", "false", "all"), to=""),
-    Arg("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=("true", "false", "all"),
-        to=""))
-MARKET_SIZE = Arg("--num-gpus", TEXT.called("N"), "only machines with this many GPUs", "all",
-    choices=("all", "1", "2", "4", "8", "other"), to="")
+    Local("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=EITHER),
+    Local("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=EITHER))
+MARKET_SIZE = Local("--num-gpus N", TEXT, "only machines with this many GPUs", "all",
+    choices=("all", "1", "2", "4", "8", "other"))
 FOR_HOSTS = "Nothing to show. These numbers are only for hosts with a machine."
 TFA_METHODS = ("email", "sms", "totp")
 TFA_PROOF = (
-    Arg("-c --code", CODE, "code from the app, SMS or email", None, secret=True),
-    Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a code", None, secret=True),
-    Arg("-t --method-type", TEXT, "method that the code came from", None, key="tfa_method", choices=TFA_METHODS),
-    Arg("-s --secret", CODE, "secret that tfa send-sms or tfa send-email printed", None,
-        secret=True),
-    Arg("-id --method-id", GIVEN_ID, "id of the method, if you have several of one kind", None,
-        key="tfa_method_id"))
-PHONE = Arg("-p --phone-number", TEXT.called("NUMBER"), "phone number, such as +12025550123 (default: the account's)", None,
+    Secret("-c --code", CODE, "code from the app, SMS or email"),
+    Secret("-bc --backup-code", CODE, "one of your backup codes, instead of a code"),
+    Arg("-t --method-type", TEXT, "method that the code came from", key="tfa_method", choices=TFA_METHODS),
+    Secret("-s --secret", CODE, "secret that tfa send-sms or tfa send-email printed"),
+    Arg("-id --method-id", GIVEN_ID, "id of the method, if you have several of one kind", key="tfa_method_id"))
+PHONE = Arg("-p --phone-number NUMBER", TEXT, "phone number, such as +12025550123 (default: the account's)",
     sent=lambda number: number or None)
 AUTH_NEW_END = Command("tfa auth-new", "PUT /tfa/authorize-new-method/", ONCE, SETS, "Complete the second step of tfa auth-new",
-    Arg("secret", NAME, secret=True), Arg("code", NAME, secret=True), look="tfa status")
+    Secret("secret", NAME), Secret("code", NAME), look="tfa status")
 LISTING = (
-    Arg("-g --price_gpu", PRICE, "price per GPU, $/hr", None),
-    Arg("-s --price_disk", PRICE, "storage price, $/GB/month (default 0.10)", None),
-    Arg("-u --price_inetu", PRICE, "upload price, $/GB", None),
-    Arg("-d --price_inetd", PRICE, "download price, $/GB", None),
-    Arg("-b --price_min_bid", PRICE, "lowest bid per GPU, $/hr", None),
+    Arg("-g --price_gpu", PRICE, "price per GPU, $/hr"),
+    Arg("-s --price_disk", PRICE, "storage price, $/GB/month (default 0.10)"),
+    Arg("-u --price_inetu", PRICE, "upload price, $/GB"),
+    Arg("-d --price_inetd", PRICE, "download price, $/GB"),
+    Arg("-b --price_min_bid", PRICE, "lowest bid per GPU, $/hr"),
     Arg("-m --min_chunk", COUNT, "minimum number of GPUs per rental", 1),
-    Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31", None),
-    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", None, key="credit_discount_max"),
-    Arg("-l --duration", TEXT.called("SPAN"),
-        "keep the offer's end this far ahead, renewed daily: '3 weeks', '6 months' or seconds; not with --end_date", None),
-    Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)", None),
-    Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)", None))
+    Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31"),
+    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", key="credit_discount_max"),
+    Arg("-l --duration SPAN", TEXT,
+        "keep the offer's end this far ahead, renewed daily: '3 weeks', '6 months' or seconds; not with --end_date"),
+    Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)"),
+    Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)"))
 ITEM_OPTIONS = (
-    Arg("-s --start_date", DATE, "start date, UTC (default: a day before the end)", None, to=""),
-    Arg("-e --end_date", DATE, "end date, UTC (default: now)", None, to=""),
-    Arg("-c --only_charges", FLAG, "only charges", to=""),
-    Arg("-p --only_credits", FLAG, "only payments", to=""))
+    Local("-s --start_date", DATE, "start date, UTC (default: a day before the end)"),
+    Local("-e --end_date", DATE, "end date, UTC (default: now)"),
+    Local("-c --only_charges", FLAG, "only charges"),
+    Local("-p --only_credits", FLAG, "only payments"))
 EARNINGS = ("gpu_earn", "sto_earn", "bwu_earn", "bwd_earn")
-PDF = Arg("--pdf", OUT_FILE, "also write the rows to this PDF file", None, to="")
+PDF = Local("--pdf", OUT_FILE, "also write the rows to this PDF file")
 INVOICE_TYPES = {
     "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase",
     "crypto.com": "crypto.com", "reserved": "instance_prepay", "payout_paypal": "paypal_manual",
@@ -3063,8 +3431,8 @@ CHARGE_TYPES = {
 SCALER = Arg("--auto_instance", TEXT, "autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
 
 
-def endpoint_options(load: float | None, target: float | None, multiple: float | None, cold: int | None,
-                     most: int | None) -> tuple[Arg, ...]:
+def endpoint_options(load: float | None = None, target: float | None = None, multiple: float | None = None,
+                     cold: int | None = None, most: int | None = None) -> tuple[Arg, ...]:
     """What a serverless endpoint takes, with these defaults."""
     return (
         Arg("--min_load", NUMBER, "lowest load to be ready for, performance units per second, such as tokens/s", load),
@@ -3073,40 +3441,40 @@ def endpoint_options(load: float | None, target: float | None, multiple: float |
         Arg("--cold_mult", NUMBER, "stopped capacity to hold ready, as a multiple of the running capacity", multiple),
         Arg("--cold_workers", COUNT, "workers to hold ready without load", cold),
         Arg("--max_workers", COUNT, "maximum number of workers", most),
-        Arg("--endpoint_name", TEXT, "endpoint name, used by programs to reach it", None),
-        Arg("--max_queue_time", NUMBER, "maximum time that a request waits at a worker, seconds", None),
-        Arg("--target_queue_time", NUMBER, "target time to clear a queue, seconds", None),
-        Arg("--inactivity_timeout", WHOLE, "idle time before all workers are stopped, seconds", None),
+        Arg("--endpoint_name", TEXT, "endpoint name, used by programs to reach it"),
+        Arg("--max_queue_time", NUMBER, "maximum time that a request waits at a worker, seconds"),
+        Arg("--target_queue_time", NUMBER, "target time to clear a queue, seconds"),
+        Arg("--inactivity_timeout", WHOLE, "idle time before all workers are stopped, seconds"),
         SCALER)
 
 
 WORKERGROUP_OPTIONS = (
-    Arg("--template_hash", HASH, "hash of the workers' template; brings its own search conditions", None),
-    Arg("--template_id", ID, "id of the workers' template", None),
-    Arg("--search_params", CONDITIONS_TEXT, "conditions on offers, as for search offers", None, to=""),
-    Arg("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'", None, secret=True),
-    Arg("--endpoint_name", TEXT, "name of the endpoint", None),
-    Arg("--endpoint_id", ENDPOINT_ID, "id of the endpoint", None),
-    Arg("--gpu_ram", GB, "GPU memory per worker, GB", None),
-    Arg("-n --no-default", FLAG, "drop the default conditions verified=true rentable=true rented=false", to=""),
-    *(arg for arg in endpoint_options(None, None, None, None, None)
+    Arg("--template_hash HASH", NAME, "hash of the workers' template; brings its own search conditions"),
+    Arg("--template_id", ID, "id of the workers' template"),
+    Local("--search_params QUERY", TEXT, "conditions on offers, as for search offers"),
+    Secret("--launch_args", TEXT, "options of create instance: '--disk 64 --env \"-e KEY=VALUE\"'"),
+    Arg("--endpoint_name", TEXT, "name of the endpoint"),
+    Arg("--endpoint_id ENDPOINT", ID, "id of the endpoint"),
+    Arg("--gpu_ram", GB, "GPU memory per worker, GB"),
+    Local("-n --no-default", FLAG, "drop the default conditions verified=true rentable=true rented=false"),
+    *(arg for arg in endpoint_options()
       if arg.name in ("min_load", "target_util", "cold_mult", "cold_workers", "max_workers")),
-    Arg("--test_workers", COUNT, "workers to benchmark the template on", None))
+    Arg("--test_workers", COUNT, "workers to benchmark the template on"))
 LOG_OPTIONS = (
-    Arg("--level", COUNT, "log level: 0 least, 1 info, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3), to=""),
-    Arg("--tail", COUNT, "number of lines from the end", None))
+    Local("--level", COUNT, "log level: 0 least, 1 info, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3)),
+    Arg("--tail", COUNT, "number of lines from the end"))
 WEBHOOK_SECRET = "Webhook {webhook[id]} signs with the secret {webhook[webhook_secret]}. Save it now; it is shown only once."
 
 
 # ---------------------------------------------------------------------------------------- THE TABLE
 
 register("Search and rent",
-    Command("search offers", "POST /bundles/", SAFE, READS, "Search GPU offers to rent",
+    Command("search offers", "POST /bundles/ -> offers[]", SAFE, READS, "Search GPU offers to rent",
         CONDITIONS,
         RENTAL_TYPE, *OFFER_SEARCH_OPTIONS, *JOB_OPTIONS,
-        Arg("--new", FLAG, "use the newer search service", face="cli", to=""),
-        Arg("--disable-bundling", FLAG, "list identical offers separately (deprecated)", hidden=True, to=""),
-        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
+        CliArg("--new", FLAG, "use the newer search service"),
+        Local("--disable-bundling", FLAG, "list identical offers separately (deprecated)", hidden=True),
+        of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown",
         document="offers_shown", columns_for="offer_columns", footer="offers_footer",
         aliases="search instances", auth=False, fields=OFFER_FIELDS,
         note="Default conditions: verified=true external=false rentable=true. FIELD=any drops one of them; --no-default "
@@ -3116,36 +3484,35 @@ register("Search and rent",
                   "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
                   "gpu_name=RTX_4090 --hours 6 --down 80 --up 5 --storage 120",
                   "--interruptible 'num_gpus>=4 inet_down>500'")),
-    Command("watch offers", "", SAFE, READS, "Watch for new offers that match",
+    Command("watch offers", "-> none", SAFE, READS, "Watch for new offers that match",
         CONDITIONS, RENTAL_TYPE, *OFFER_SEARCH_OPTIONS[2:], *watch_options(60),
-        returns="none", run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
+        run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
         note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer. Offers found by the first check count as matches.",
         examples=("'gpu_name=RTX_4090 num_gpus=1' --below 0.30",
                   "gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …")),
-    Command("watch instances", "", SAFE, READS, "Watch your instances and their use",
+    Command("watch instances", "-> none", SAFE, READS, "Watch your instances and their use",
         *watch_options(10),
-        returns="none", run="run_watch_instances", face="cli", look="show instances",
+        run="run_watch_instances", face="cli", look="show instances",
         note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90% full). A match is any change after the first "
              "check.",
         examples=("", "--raw | jq -r .event", "--exec 'notify-send vastai' --interval 30")),
-    Command("search offers-new", "PUT /search/asks/", SAFE, READS, "Search GPU offers with the newer service",
-        Arg("query", QUERY, "conditions as for search offers", None, to=""),
-        Arg("--type", TEXT.called("KIND"), "rental type", "on-demand", choices=DEMAND, to=""),
+    Command("search offers-new", "PUT /search/asks/ -> offers[]", SAFE, READS, "Search GPU offers with the newer service",
+        Local("query", QUERY, "conditions as for search offers", None),
+        Local("--type KIND", TEXT, "rental type", "on-demand", choices=DEMAND),
         *OFFER_SEARCH_OPTIONS,
-        returns="offers[]", of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
-    Command("search templates", "GET /template/", SAFE, READS, "Search templates to start instances from",
-        CONDITIONS, returns="templates[]", of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search",
-        fields=TEMPLATE_FIELDS,
+        of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
+    Command("search templates", "GET /template/ -> templates[]", SAFE, READS, "Search templates to start instances from",
+        CONDITIONS, of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search", fields=TEMPLATE_FIELDS,
         examples=("'count_created>100'", "'name=vLLM recommended=true'")),
     Command("show template", "GET /template/", SAFE, READS, "Show one template in full",
-        Arg("id", TEXT_ID.called("TEMPLATE"), "hash or id of the template, from search templates", to=""), of="Template",
+        Local("id TEMPLATE", TEXT_ID, "hash or id of the template, from search templates"), of="Template",
         columns=TEMPLATE_CARD, run="run_show_template", look="search templates",
         examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "Rent an offer as a new instance",
-        Arg("id", OFFER_ID, "the offer, from search offers", old="ID"),
+        Arg("id OFFER", ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
-        of="CreatedInstance", body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_create_instance",
-        look="show instances", piped="Started. {answer}", made="new_contract", footer="rented_footer",
+        of="CreatedInstance", body=CLIENT, needs="image template_hash", build="build_instance",
+        run="run_create_instance", piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
              "service answers: wait with --wait or `vastai wait instance INSTANCE`, then open a shell with "
@@ -3154,29 +3521,27 @@ register("Search and rent",
                   "6995713 --template_hash 661d064bbda1f2a1 --label train",
                   "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
-        Arg("ids", OFFER_IDS, "the offers, from search offers", to=""),
+        Local("ids OFFER", IDS, "the offers, from search offers"),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
-        body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_bulk", look="show instances",
-        made="new_contracts",
+        body=CLIENT, needs="image template_hash", build="build_instance", run="run_bulk", made="new_contracts",
         done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
         note=LEASE_NOTE,
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
-        Arg("-g --gpu-name", NAME.called("GPU"), "GPU model, such as RTX_4090", None, to="", group="Offer"),
-        Arg("-n --num-gpus", TEXT.called("N"), "number of GPUs: 1, 2, 4, 8, 12 or 14", None, to="", group="Offer"),
-        Arg("-i --image", IMAGE, "Docker image", None, group="Image"),
-        Arg("-r --region", TEXT.called("REGION"), "North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]",
-            None, to="", group="Offer"),
-        Arg("-d --disk", GB, "disk size, GB", 10, cli=16.0, group="Disk and volumes"),
-        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending (default: score-; "
-            "with --query and its options dph_total)", None, to="", group="Offer"),
-        Arg("--limit", COUNT, "number of offers to try", None, cli=3, to="", group="Offer"),
+        Local("-g --gpu-name GPU", NAME, "Offer | GPU model, such as RTX_4090"),
+        Local("-n --num-gpus N", TEXT, "Offer | number of GPUs: 1, 2, 4, 8, 12 or 14"),
+        Arg("-i --image", IMAGE, "Image | Docker image"),
+        Local("-r --region REGION", TEXT, "Offer | North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]"),
+        Arg("-d --disk", GB, "Disk and volumes | disk size, GB", 10, cli=16.0),
+        Local("-o --order", ORDER, "Offer | sort offers by these fields, best first; append `-` for descending (default: score-; "
+            "with --query and its options dph_total)"),
+        Local("--limit", COUNT, "Offer | number of offers to try", cli=3),
         *LAUNCH_OPTIONS,
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
-        Arg("--query", QUERY, "conditions as for search offers, instead of GPU and region", None, many=False, to="", group="Offer"),
+        Local("--query", QUERY, "Offer | conditions as for search offers, instead of GPU and region", many=False),
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", needs="image template_hash", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
+        of="CreatedInstance", needs="image template_hash", build="build_launch", run="run_launch", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="With --query or an option such as --max-price, it first says what it rents and at what price, waits until "
@@ -3186,80 +3551,78 @@ register("Search and rent",
                   "--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8")),
     Command("run", "", ONCE, SPENDS, "Run a command on a rented machine",
         Arg("image", IMAGE, "Docker image"),
-        Arg("command", WORDS.called("COMMAND"), "command and its arguments, after --", many=True),
-        Arg("--gpu", NAME.called("GPU"), "GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)", None,
-            group="Offer"),
-        Arg("--query", TEXT.called("QUERY"), "conditions as for search offers, instead of --gpu", None, group="Offer"),
-        Arg("-o --order", ORDER, "sort offers by these fields, best first; append `-` for descending "
-            "(default dph_total)", None, group="Offer"),
+        Arg("command COMMAND", WORDS, "command and its arguments, after --", many=True),
+        Arg("--gpu GPU", NAME, "Offer | GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)"),
+        Arg("--query QUERY", TEXT, "Offer | conditions as for search offers, instead of --gpu"),
+        Arg("-o --order", ORDER, "Offer | sort offers by these fields, best first; append `-` for descending "
+            "(default dph_total)"),
         *MACHINE_OPTIONS,
-        Arg("--disk", GB, "disk size, GB", 10, group="Disk and volumes"),
+        Arg("--disk", GB, "Disk and volumes | disk size, GB", 10),
         LAUNCH_OPTIONS[0],
-        Arg("--login", TEXT, "docker login options for a private image: '-u USER -p TOKEN REGISTRY'", None, secret=True, group="Image"),
-        Arg("--label", LABEL, "label for the instance", None),
-        Arg("--upload", TEXTS.called("LOCAL[:REMOTE]"), "file or folder to copy to /workspace before the command; can be "
-            "repeated", None, again=True, group="Files"),
-        Arg("--download", TEXTS.called("REMOTE[:LOCAL]"), "file or folder to copy back after the command; can be repeated", None,
-            again=True, group="Files"),
+        Secret("--login", TEXT, "Image | docker login options for a private image: '-u USER -p TOKEN REGISTRY'"),
+        Arg("--label NAME", TEXT, "label for the instance"),
+        Arg("--upload LOCAL[:REMOTE]", TEXTS, "Files | file or folder to copy to /workspace before the command; can be "
+            "repeated", again=True),
+        Arg("--download REMOTE[:LOCAL]", TEXTS, "Files | file or folder to copy back after the command; can be repeated",
+            again=True),
         Arg("--keep", FLAG, "keep the instance after the command ends"),
         IDENTITY,
-        run="run_job", show="show_job", status="status", look="show instances", fields=OFFER_FIELDS,
+        run="run_job", show="show_job", status="status", fields=OFFER_FIELDS,
         note="The command's own exit status is the result. The instance is destroyed at the end or when you interrupt the run. If "
              "this computer disconnects or shuts down, the command continues, and the instance destroys itself after --max-hours "
              "(default 24). If a download fails, the instance stays for one more hour. " + LEASE_NOTE,
         examples=("pytorch/pytorch --gpu RTX_4090 --upload src --download out -- python src/train.py",
-                  "ubuntu:24.04 --max-price 0.2 -- nvidia-smi")))
+                  "ubuntu:24.04 --max-price 0.2 -- nvidia-smi")),
+    look="show instances")
 
 register("Instances",
-    Command("show instances", "GET /api/v1/instances/", SAFE, READS, "List your instances",
-        Arg("-s --status", TEXTS.called("STATE"), "only these states: running, loading, exited, created", None, to="", group="Filters"),
-        Arg("--label", TEXTS, "only these labels; '' for instances without a label", None, to="", group="Filters"),
-        Arg("--gpu-name", TEXTS.called("GPU"), "only these models", None, to="", group="Filters"),
-        Arg("--verification", TEXTS, "only machines with this verification", None,
-            choices=("verified", "unverified", "deverified"), to="", group="Filters"),
-        Arg("--order-by", TEXTS.called("COLUMN"), "sort by 'COLUMN' or 'COLUMN desc'; can be repeated", None, again=True, to="", group="Pages"),
-        Arg("-l --limit", WHOLE, "page size, 1 to 25; prints one page", None, to="", group="Pages"),
-        Arg("-t --next-token", TOKEN, "token of the next page", None, to="", group="Pages"),
-        Arg("-a --all", FLAG, "get all pages, even with --limit", to="", group="Pages"),
-        Arg("-v --verbose", FLAG, "show more columns", face="cli", to=""),
-        Arg("-q --quiet", FLAG, "print only ids, even with --raw", face="cli", name="ids_only", to=""),
-        Arg("--cols", TEXT.called("COLUMNS"), "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
-                            "verified, machine, net, location, template, ssh, msg",
-            None, face="cli", to=""),
-        returns="instances[]", of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
+    Command("show instances", "GET /api/v1/instances/ -> instances[]", SAFE, READS, "List your instances",
+        Local("-s --status STATE", TEXTS, "Filters | only these states: running, loading, exited, created"),
+        Local("--label", TEXTS, "Filters | only these labels; '' for instances without a label"),
+        Local("--gpu-name GPU", TEXTS, "Filters | only these models"),
+        Local("--verification", TEXTS, "Filters | only machines with this verification",
+            choices=("verified", "unverified", "deverified")),
+        Local("--order-by COLUMN", TEXTS, "Pages | sort by 'COLUMN' or 'COLUMN desc'; can be repeated", again=True),
+        Local("-l --limit", WHOLE, "Pages | page size, 1 to 25; prints one page"),
+        Local("-t --next-token TOKEN", TEXT, "Pages | token of the next page"),
+        Local("-a --all", FLAG, "Pages | get all pages, even with --limit"),
+        CliArg("-v --verbose", FLAG, "show more columns"),
+        CliArg("-q --quiet", FLAG, "print only ids, even with --raw", name="ids_only"),
+        CliArg("--cols COLUMNS", TEXT, "columns to show, separated by commas: id, status, label, gpu, disk, volumes, dph, image, age, "
+                            "verified, machine, net, location, template, ssh, msg"),
+        of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
         columns_for="instance_columns", document="page_document", footer="instances_footer",
         aliases="show instances-v1",
         examples=("--status running", "--label train --order-by 'dph_total desc'", "--raw | jq '.[].ssh_host'")),
     Command("show instances-v1", "GET /api/v1/instances/", SAFE, READS, "Get one page of instances as received",
-        Arg("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None, to=""),
+        Local("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None),
         build="build_params", face="sdk"),
-    Command("show instance-filters", "GET /instances/filters/", SAFE, READS,
+    Command("show instance-filters", "GET /instances/filters/ -> filters[]", SAFE, READS,
         "List the states, models and verifications in use",
-        returns="filters[]", face="sdk"),
-    Command("show instance", "GET /instances/{id}/", SAFE, READS, "Show one instance in full",
+        face="sdk"),
+    Command("show instance", "GET /instances/{id}/ -> instances", SAFE, READS, "Show one instance in full",
         Arg("id", INSTANCE_ID, "the instance", old="ID INSTANCE_ID"),
-        query={"owner": "me"}, returns="instances", of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
+        query=OWNER, of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
         look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
     Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "Start a stopped instance",
         INSTANCE, *WAIT, body={"state": "running"}, confirms=True, run="run_change_state",
-        done=CHANGED + "Starting instance {id}.", look="show instances", examples=("4242", "4242 --wait")),
+        done=CHANGED + "Starting instance {id}.", examples=("4242", "4242 --wait")),
     Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "Stop an instance; its disk is still billed",
         INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, confirms=True, run="run_change_state",
-        done=CHANGED + "Stopping instance {id}.", footer="stopped_footer", look="show instances"),
+        done=CHANGED + "Stopping instance {id}.", footer="stopped_footer"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "Destroy an instance and delete its data",
         INSTANCE, *WAIT_GONE,
         ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Destroyed instance {id}.",
-        footer="volumes_footer", look="show instances", examples=("4242", "4242 --yes --wait")),
+        footer="volumes_footer", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, SPENDS, "Start several stopped instances",
-        Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "running"}, confirms=True, run="run_bulk", done="Starting instances {ids}.", look="show instances"),
+        INSTANCES,
+        body={"state": "running"}, confirms=True, run="run_bulk", done="Starting instances {ids}."),
     Command("stop instances", "PUT /instances/", SAFE, SETS, "Stop several instances; disks are still billed",
-        Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping instances {ids}.", look="show instances"),
+        INSTANCES,
+        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping instances {ids}."),
     Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "Destroy several instances and delete their data",
-        Arg("ids", INSTANCE_IDS, "the instances", key="instance_ids", to=""),
-        ask="Destroy instances {ids} and all their data?", confirms=True, run="run_bulk", done="Destroyed instances {ids}.",
-        look="show instances"),
+        Local("ids", INSTANCE_IDS, "the instances", key="instance_ids"),
+        ask="Destroy instances {ids} and all their data?", confirms=True, run="run_bulk", done="Destroyed instances {ids}."),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "Restart the container and keep its GPU",
         INSTANCE, *WAIT, run="run_change_state",
         schedule="schedule_job", look="show instances", made="scheduled_job_id",
@@ -3269,17 +3632,16 @@ register("Instances",
         ask="Recreate the container of instance {id}? All data outside volumes is lost.", ask_when="terminal"),
     Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "Set or clear an instance's label",
         INSTANCE, Arg("label", TEXT, "label; '' removes it"),
-        done="Labeled instance {id} {label!r}.", look="show instances", examples=("4242 train", "4242 ''")),
+        done="Labeled instance {id} {label!r}.", examples=("4242 train", "4242 ''")),
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE, SETS,
         "Change an instance's template, image or startup",
         Arg("id", INSTANCE_ID, "the instance", old="ID", to="path body"),
-        Arg("--template_id", ID, "id of the template", None),
-        Arg("--template_hash_id", HASH, "hash of the template", None),
-        Arg("--image", IMAGE, "Docker image", None),
-        Arg("--args", WORDS, "arguments for the entrypoint", None),
-        Arg("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", None, secret=True,
-            again=True),
-        Arg("--onstart", SCRIPT_OR_TEXT, "startup commands, or a file with them", None),
+        Arg("--template_id", ID, "id of the template"),
+        Arg("--template_hash_id HASH", NAME, "hash of the template"),
+        Arg("--image", IMAGE, "Docker image"),
+        Arg("--args", WORDS, "arguments for the entrypoint"),
+        Secret("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", again=True),
+        Arg("--onstart", SCRIPT_OR_TEXT, "startup commands, or a file with them"),
         build="build_update_instance", needs="*", done="Changed instance {id}; its image is {updated_instance[image_uuid]}.|Changed instance {id}.",
         look="show instances"),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, SPENDS,
@@ -3290,134 +3652,135 @@ register("Instances",
         ask="Prepay ${amount:.2f} for instance {id}?", ask_when="terminal"),
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "Change the bid of an interruptible instance",
         INSTANCE,
-        Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)", None),
-        body={"client_id": "me"}, schedule="schedule_job", look="show instances", made="scheduled_job_id",
+        Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)"),
+        body=CLIENT, schedule="schedule_job", look="show instances", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
              "${price}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
-    Command("execute", "PUT /instances/command/{id}/", ONCE, SETS, "Run ls, rm or du on an instance",
+    Command("execute", "PUT /instances/command/{id}/ -> text", ONCE, SETS, "Run ls, rm or du on an instance",
         INSTANCE, Arg("command", NAME, "command as one quoted argument: 'ls -l'", old="COMMAND"), RESULT_WAIT,
-        returns="text", run="run_logs", text="without_folder", schedule="schedule_job", look="show instances", made="scheduled_job_id",
+        run="run_logs", text="without_folder", schedule="schedule_job", look="show instances", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to run the command on instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
-    Command("logs", "PUT /instances/request_logs/{instance_id}/", SAFE, READS, "Print an instance's logs",
+    Command("logs", "PUT /instances/request_logs/{instance_id}/ -> text", SAFE, READS, "Print an instance's logs",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
-        Arg("--tail", LINES, "number of lines from the end", None, sent=lambda lines: lines or None),
-        Arg("--filter", TEXT.called("REGEX"), "regular expression that lines must match", None, sent=lambda text: text or None),
+        Arg("--tail", LINES, "number of lines from the end", sent=lambda lines: lines or None),
+        Arg("--filter REGEX", TEXT, "regular expression that lines must match", sent=lambda text: text or None),
         Arg("--daemon-logs", FLAG, "print the machine's log about the instance, not the container's",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
-        Arg("-f --follow", FLAG, "keep printing new lines until the instance stops", face="cli", to=""),
-        returns="text", run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
+        CliArg("-f --follow", FLAG, "keep printing new lines until the instance stops"),
+        run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
         examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
     Command("wait instance", "", SAFE, READS, "Wait until an instance reaches a state",
         INSTANCE,
-        Arg("--status", TEXT.called("STATE"), "state to wait for", "running",
+        Arg("--status STATE", TEXT, "state to wait for", "running",
             choices=("running", "loading", "exited", "destroyed")),
         MAX_WAIT, Arg("--poll", SECONDS, "polling interval, seconds; grows up to threefold", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
         note="Fails at once if the state can no longer be reached. On timeout, the exit status is 9.",
         examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
-    Command("ssh", "", ONCE, SETS, "Open an instance's shell or run a command",
+    Command("ssh", "-> none", ONCE, SETS, "Open an instance's shell or run a command",
         INSTANCE, Arg("command", TEXTS, "rest of the line, passed to ssh unchanged: ssh options and a command", None, rest=True), IDENTITY,
-        returns="none", run="run_ssh", face="cli", look="show instances",
+        run="run_ssh", face="cli",
         note="Connects directly to the machine if it answers, otherwise through the proxy. Put vastai's own options before INSTANCE.",
         examples=("4242", "4242 ls -la /workspace", "4242 -L 8080:localhost:8080", "-i ~/.ssh/id_ed25519 4242")),
-    Command("scp", "", ONCE, SETS, "Copy files to or from an instance",
+    Command("scp", "-> none", ONCE, SETS, "Copy files to or from an instance",
         Arg("source", PLACE, "INSTANCE:PATH or a local path"),
         Arg("target", PLACE, "INSTANCE:PATH or a local path"), IDENTITY,
         Arg("-r --recursive", FLAG, "copy whole folders"),
-        returns="none", run="run_scp", face="cli", look="show instances",
+        run="run_scp", face="cli",
         examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
-    Command("ssh-url", "", SAFE, READS, "Print an instance's ssh:// address",
-        INSTANCE, Arg("--all", FLAG, "also print the proxy's address", face="cli"),
-        returns="text", run="run_address", look="show instances", examples=("4242", "4242 --all")),
-    Command("scp-url", "", SAFE, READS, "Print an instance's scp:// address",
-        INSTANCE, Arg("--all", FLAG, "also print the proxy's address", face="cli"),
-        returns="text", run="run_address", look="show instances"))
+    Command("ssh-url", "-> text", SAFE, READS, "Print an instance's ssh:// address",
+        INSTANCE, CliArg("--all", FLAG, "also print the proxy's address"),
+        run="run_address", look="show instances", examples=("4242", "4242 --all")),
+    Command("scp-url", "-> text", SAFE, READS, "Print an instance's scp:// address",
+        INSTANCE, CliArg("--all", FLAG, "also print the proxy's address"),
+        run="run_address", look="show instances"),
+    look="show instances")
 
 register("Templates",
     Command("create template", "POST /template/", ONCE, SETS, "Save an image with options as a template",
-        *TEMPLATE_OPTIONS, build="build_template", look="search templates", made="template.id",
+        *TEMPLATE_OPTIONS, build="build_template", made="template.id",
         done="Created template {template[id]} with hash {template[hash_id]}.",
         examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
     Command("update template", "PUT /api/v1/template/", SAFE, SETS, "Replace a template; its hash changes",
-        Arg("hash_id", NAME.called("HASH"), "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
-        build="build_template_change", run="run_update_template", needs="*", look="search templates",
+        Arg("hash_id HASH", NAME, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
+        build="build_template_change", run="run_update_template", needs="*",
         done="Replaced template {template[id]}; its hash is now {template[hash_id]}.",
         note="Options that you leave out stay unchanged. --ssh, --jupyter and --direct replace the access type together."),
     Command("delete template", "DELETE /template/", SAFE, DELETES, "Delete one of your templates",
-        Arg("--template-id", ID, "id of the template", None),
-        Arg("--hash-id", HASH, "hash of the template; takes precedence over the id", None),
-        build="build_delete_template", needs="template_id hash_id", look="search templates", done="Deleted template {hash_id}.|Deleted template {template_id}."))
+        Arg("--template-id", ID, "id of the template"),
+        Arg("--hash-id HASH", NAME, "hash of the template; takes precedence over the id"),
+        build="build_delete_template", needs="template_id hash_id", done="Deleted template {hash_id}.|Deleted template {template_id}."),
+    look="search templates")
 
 register("Volumes",
-    Command("search volumes", "POST /volumes/search/", SAFE, READS, "Search volume offers on single machines",
+    Command("search volumes", "POST /volumes/search/ -> offers[]", SAFE, READS, "Search volume offers on single machines",
         CONDITIONS, *SEARCH_OPTIONS,
-        returns="offers[]", columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
+        columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
-    Command("search network-volumes", "POST /network_volumes/search/", SAFE, READS,
+    Command("search network-volumes", "POST /network_volumes/search/ -> offers[]", SAFE, READS,
         "Search network volume offers in clusters",
         CONDITIONS, *SEARCH_OPTIONS,
-        returns="offers[]", columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False,
-        fields=VOLUME_FIELDS,
+        columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples=("'nw_disk_avg_bw>=1000' -o storage_cost",)),
-    Command("show volumes", "GET /volumes", SAFE, READS, "List your volumes",
-        Arg("-t --type", TEXT.called("KIND"), "kind of volumes to list", "all", choices=("all", "local", "network"),
+    Command("show volumes", "GET /volumes -> volumes[]", SAFE, READS, "List your volumes",
+        Arg("-t --type KIND", TEXT, "kind of volumes to list", "all", choices=("all", "local", "network"),
             sent=lambda kind: f"{kind}_volume"),
-        returns="volumes[]", of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query={"owner": "me"}),
+        of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query=OWNER),
     Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
-        Arg("id", OFFER_ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
-        look="show volumes", made="volume_name", done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
+        Arg("id OFFER", ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
+        made="volume_name", done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
     Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "Rent a network volume in a cluster",
-        Arg("id", OFFER_ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
-        look="show volumes", made="volume_name", done="Rented network volume {volume_name}."),
+        Arg("id OFFER", ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
+        made="volume_name", done="Rented network volume {volume_name}."),
     Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "Rent a volume and copy another into it",
-        Arg("source", VOLUME_ID, "the volume to copy", key="src_id"),
-        Arg("dest", OFFER_ID, "the offer, from search volumes", key="dst_id"),
-        Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)", None),
+        Arg("source VOLUME", ID, "the volume to copy", key="src_id"),
+        Arg("dest OFFER", ID, "the offer, from search volumes", key="dst_id"),
+        Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)"),
         Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None),
-        look="show volumes", made="volume_name", done="Copying volume {source} to the new volume {volume_name}."),
+        made="volume_name", done="Copying volume {source} to the new volume {volume_name}."),
     Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
-        Arg("id", VOLUME_ID, "the volume", to="query"), look="show volumes", done="Deleted volume {id}.",
-        ask="Delete volume {id} and all its data?", ask_when="terminal"))
+        Arg("id VOLUME", ID, "the volume", to="query"), done="Deleted volume {id}.",
+        ask="Delete volume {id} and all its data?", ask_when="terminal"),
+    look="show volumes")
 
 register("Volumes (for hosts)",
     Command("list volume", "POST /volumes/", ONCE, SETS, "Offer a machine's disk space as volumes",
-        Arg("id", MACHINE_ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
-        look="search volumes",
+        Arg("id MACHINE", ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         done="Offered volumes on machine {id} at ${price_disk}/GB/month as offer {answer[id]}."
              "|Offered volumes on machine {id} at ${price_disk}/GB/month."),
     Command("list volumes", "POST /volumes/", ONCE, SETS, "Offer several machines' disk space as volumes",
-        Arg("ids", MACHINE_IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
-        look="search volumes",
+        Arg("ids MACHINE", IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
         done="Offered volumes on machines {ids} at ${price_disk}/GB/month as offer {id}."
              "|Offered volumes on machines {ids} at ${price_disk}/GB/month."),
     Command("unlist volume", "POST /volumes/unlist", SAFE, SETS, "Stop offering a volume",
-        Arg("id", OFFER_ID, "the offer"), look="search volumes", done="Volume offer {id} is no longer listed."),
+        OFFER, done="Volume offer {id} is no longer listed."),
     Command("list network-volume", "POST /network_volumes/", ONCE, SETS, "Offer space on a network disk",
-        Arg("disk_id", ID.called("DISK"), "the network disk, from show network-disks"),
+        Arg("disk_id DISK", ID, "the network disk, from show network-disks"),
         Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
         look="search network-volumes",
         done="Offered space on network disk {disk_id} at ${price_disk}/GB/month as offer {id}."
              "|Offered space on network disk {disk_id} at ${price_disk}/GB/month."),
     Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, SETS, "Stop offering a network volume",
-        Arg("id", OFFER_ID, "the offer"), look="search network-volumes", done="Network volume offer {id} is no longer listed."),
+        OFFER, look="search network-volumes", done="Network volume offer {id} is no longer listed."),
     Command("show network-disks", "GET /network_disk/", SAFE, READS, "List your clusters' network disks and mounts",
-        member="data", columns=(("Cluster", "cluster_id", ""),), tables="network_disk_tables",
+        member="data", columns=Columns("Cluster: cluster_id"), tables="network_disk_tables",
         empty="No network disks."),
     Command("add network-disk", "POST /network_disk/", ONCE, SETS, "Attach a network disk to cluster machines",
-        Arg("machines", MACHINE_IDS, "the machines"), Arg("mount_point", NAME, "mount point on the machines, such as /mnt/disk1"),
-        Arg("-d --disk_id", ID, "disk id, if the service already knows the disk", None),
-        look="show network-disks", done="Attached network disk {disk_id} to machines {machines}."), hosts=True)
+        Arg("machines MACHINE", IDS, "the machines"), Arg("mount_point", NAME, "mount point on the machines, such as /mnt/disk1"),
+        Arg("-d --disk_id", ID, "disk id, if the service already knows the disk"),
+        look="show network-disks", done="Attached network disk {disk_id} to machines {machines}."),
+    look="search volumes", hosts=True)
 
 register("Copies and backups",
     Command("copy", "PUT /commands/copy_direct/", ONCE, SETS, "Copy files to, from and between instances",
-        Arg("src", PLACE, "source", to=""),
-        Arg("dst", PLACE, "destination", to=""),
-        Arg("-i --identity", KEY_FILE, "private SSH key file", None, face="cli", to=""),
-        Arg("--exclude", TEXTS.called("PATTERN"), "rsync pattern of files to leave out; can be repeated", None, face="cli",
-            again=True, to=""),
-        build="build_copy", run="run_copy", look="show instances",
+        Local("src", PLACE, "source"),
+        Local("dst", PLACE, "destination"),
+        CliArg("-i --identity", KEY_FILE, "private SSH key file"),
+        CliArg("--exclude PATTERN", TEXTS, "rsync pattern of files to leave out; can be repeated",
+            again=True),
+        build="build_copy", run="run_copy",
         done="Copied {src} to {dst} at {dst_addr}.|Copied {src} from {src_addr} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instances`.",
         note="SRC and DST are INSTANCE:PATH or C.INSTANCE:PATH, V.VOLUME:PATH, s3.ID:PATH, drive.ID:PATH … (a "
@@ -3426,23 +3789,23 @@ register("Copies and backups",
         examples=("6003036:/workspace/ 6003038:/workspace/", "local:data C.6003036:/workspace/data --exclude '*.tmp'",
                   "6003036:/workspace/out results", "s3.101:/data/ 6003036:/workspace/")),
     Command("cancel copy", "DELETE /commands/copy_direct/", SAFE, SETS, "Cancel all copies to an instance",
-        Arg("dst", GIVEN_INSTANCE_ID, "destination instance of the copies", name="dst_id", old="dst"),
-        body={"client_id": "me"}, look="show instances", done="Canceled the copies to instance {dst_id}."),
+        DESTINATION,
+        body=CLIENT, done="Canceled the copies to instance {dst_id}."),
     Command("cancel sync", "DELETE /commands/rclone/", SAFE, SETS, "Cancel all cloud copies to an instance",
-        Arg("dst", GIVEN_INSTANCE_ID, "destination instance of the copies", name="dst_id", old="dst"),
-        body={"client_id": "me"}, look="show instances", done="Canceled the cloud copies to instance {dst_id}."),
+        DESTINATION,
+        body=CLIENT, done="Canceled the cloud copies to instance {dst_id}."),
     Command("cloud copy", "POST /commands/rclone/", ONCE, SETS, "Copy between an instance and cloud storage",
-        Arg("--src", NAME.called("PATH"), "path to copy from", required=True),
-        Arg("--dst", NAME.called("PATH"), "path to copy to", "/workspace"),
-        Arg("--instance", GIVEN_INSTANCE_ID, "the instance", None, key="instance_id"),
-        Arg("--connection", GIVEN_ID, "cloud storage connection, from show connections", None, key="selected"),
+        Arg("--src PATH", NAME, "path to copy from", REQUIRED),
+        Arg("--dst PATH", NAME, "path to copy to", "/workspace"),
+        Arg("--instance", GIVEN_INSTANCE_ID, "the instance", key="instance_id"),
+        Arg("--connection", GIVEN_ID, "cloud storage connection, from show connections", key="selected"),
         Arg("--transfer", TEXT, "direction: 'Instance to Cloud' or 'Cloud to Instance'", "Instance to Cloud"),
-        Arg("--dry-run", FLAG, "only show what would be copied", to=""),
-        Arg("--size-only", FLAG, "compare only sizes, not times or checksums", to=""),
-        Arg("--ignore-existing", FLAG, "skip files that exist at the destination", to=""),
-        Arg("--update", FLAG, "skip files that are newer at the destination", to=""),
-        Arg("--delete-excluded", FLAG, "delete excluded files at the destination", to=""),
-        Arg("--flags", TEXTS, "rclone options, instead of the five above", None, face="sdk"),
+        Local("--dry-run", FLAG, "only show what would be copied"),
+        Local("--size-only", FLAG, "compare only sizes, not times or checksums"),
+        Local("--ignore-existing", FLAG, "skip files that exist at the destination"),
+        Local("--update", FLAG, "skip files that are newer at the destination"),
+        Local("--delete-excluded", FLAG, "delete excluded files at the destination"),
+        SdkArg("--flags", TEXTS, "rclone options, instead of the five above"),
         YES,
         build="build_cloud_copy", schedule="schedule_cloud_copy", look="show instances", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
@@ -3451,48 +3814,49 @@ register("Copies and backups",
         examples=("--src /workspace/out --dst backups --instance 6003036 --connection 1001",
                   "--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'",
                   "--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3")),
-    Command("show connections", "GET /users/cloud_integrations/", SAFE, READS, "List your cloud storage connections",
-        returns="[]", columns=(("ID", "id", ""), ("Name", "name", ""), ("Type", "cloud_type", ""))),
+    Command("show connections", "GET /users/cloud_integrations/ -> []", SAFE, READS, "List your cloud storage connections",
+        columns=CONNECTION_COLUMNS),
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE, SPENDS,
         "Push a container snapshot to a registry",
         Arg("instance_id", GIVEN_INSTANCE_ID, "the instance", old="id", key="id", to="path body"),
-        Arg("--repo", TEXT.called("REPO"), "repository to push to: USER/NAME", None, key="personal_repo"),
+        Arg("--repo REPO", TEXT, "repository to push to: USER/NAME", key="personal_repo"),
         Arg("--container_registry", NAME, "registry host", "docker.io"),
-        Arg("--docker_login_user", TEXT.called("USER"), "registry user", None),
-        Arg("--docker_login_pass", TEXT, "registry password or token", None, secret=True),
+        Arg("--docker_login_user USER", TEXT, "registry user"),
+        Secret("--docker_login_pass", TEXT, "registry password or token"),
         Arg("--pause", TRUTH, "pause the container for a consistent image; slower", True,
             sent=lambda on: "true" if on else "false"),
         needs="repo", look="show instances",
         done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."
 ),
-    Command("show instance-backups", "GET /instance_backups/", SAFE, READS, "List backups of your instances and volumes",
-        Arg("--contract-id", INSTANCE_ID, "only this instance or volume", None), returns="backups[]", columns=BACKUP_COLUMNS,
+    Command("show instance-backups", "GET /instance_backups/ -> backups[]", SAFE, READS, "List backups of your instances and volumes",
+        Arg("--contract-id", INSTANCE_ID, "only this instance or volume"), columns=BACKUP_COLUMNS,
         note="To restore an instance's files: `vastai copy vast.CONTRACT:/upper/workspace INSTANCE:/workspace`. A volume's "
              "files are in vast.CONTRACT:/."),
     Command("show instance-backup-files", "GET /instance_backups/{contract_id}/download/", SAFE, READS,
         "List a backup's files and their URLs",
         Arg("contract_id", INSTANCE_ID, "the instance or volume"), member="files", columns=BACKUP_FILE_COLUMNS,
-        tables="backup_file_tables", footer="backup_footer", empty="The backup has no files yet.", methods="instance_backup_files", look="show instance-backups"))
+        tables="backup_file_tables", footer="backup_footer", empty="The backup has no files yet.",
+        methods="instance_backup_files", look="show instance-backups"),
+    look="show instances")
 
 register("Deployments",
-    Command("show deployments", "GET /deployments", SAFE, READS, "List your serverless deployments",
-        returns="deployments[]", columns=DEPLOYMENT_COLUMNS),
-    Command("show deployment", "GET /deployment/{id}/", SAFE, READS, "Show one deployment in full",
-        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), returns="deployment", columns=DEPLOYMENT_CARD, look="show deployments"),
-    Command("show deployment-versions", "GET /deployment/{id}/versions/", SAFE, READS, "List the versions of a deployment",
-        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), returns="versions[]", look="show deployments",
-        columns=(("ID", "id", ""), ("Hash", "file_hash", ""), ("Healthy", "healthy", ""),
-            ("Created", "created_at", "minute"))),
+    Command("show deployments", "GET /deployments -> deployments[]", SAFE, READS, "List your serverless deployments",
+        columns=DEPLOYMENT_COLUMNS),
+    Command("show deployment", "GET /deployment/{id}/ -> deployment", SAFE, READS, "Show one deployment in full",
+        DEPLOYMENT, columns=DEPLOYMENT_CARD, look="show deployments"),
+    Command("show deployment-versions", "GET /deployment/{id}/versions/ -> versions[]", SAFE, READS, "List the versions of a deployment",
+        DEPLOYMENT, columns=VERSION_COLUMNS, look="show deployments"),
     Command("start deployment", "POST /deployment/{id}/start/", SAFE, SPENDS, "Start a stopped deployment",
-        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), look="show deployment", done="Starting deployment {id}."),
+        DEPLOYMENT, done="Starting deployment {id}."),
     Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "Stop a deployment; it can be restarted",
-        Arg("id", ID.called("DEPLOYMENT"), "the deployment"), look="show deployment", done="Stopping deployment {id}."),
+        DEPLOYMENT, done="Stopping deployment {id}."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
-        Arg("id", ID.called("DEPLOYMENT"), "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it", None),
-        Arg("--tag", TEXT, "tag; with a name, deletes only that tag", None),
+        Arg("id DEPLOYMENT", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it"),
+        Arg("--tag", TEXT, "tag; with a name, deletes only that tag"),
         build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
-             "|Deleted deployment {name}."))
+             "|Deleted deployment {name}."),
+    look="show deployment")
 
 register("Price increases",
     Command("show pending-price-increases", "GET /instances/pending-price-increases/", SAFE, READS,
@@ -3500,27 +3864,26 @@ register("Price increases",
         member="pending_price_increases", columns=PRICE_INCREASE_COLUMNS, footer="truncated_footer",
         empty="No price increases are pending."),
     *(Command(f"{verb} price-increase", f"PUT /instances/{verb}-price-increase/", ONCE, effect, summary,
-        Arg("ids", INSTANCE_IDS, "the instances", face="cli", to=""),
-        Arg("instance_id", INSTANCE_ID, "the instance", face="sdk", to=""),
-        run="run_price_increase", says="settled_sentence", look="show pending-price-increases",
+        CliArg("ids", INSTANCE_IDS, "the instances"),
+        Local("instance_id", INSTANCE_ID, "the instance", face="sdk"),
+        run="run_price_increase", says="settled_sentence",
         ask=f"{verb.title()} the price increases for instances {{ids}}?")
       for verb, effect, summary in (
           ("accept", SPENDS, "Accept a higher price to extend the rental"),
-          ("reject", SETS, "Reject a higher price; the end date stays"))))
+          ("reject", SETS, "Reject a higher price; the end date stays"))),
+    look="show pending-price-increases")
 
 register("Benchmarks",
-    Command("search benchmarks", "GET /benchmarks", SAFE, READS, "Search benchmark results",
-        CONDITIONS, Arg("-o --order", ORDER, "sort by these fields; append `-` for descending", None, to=""),
-        Arg("-l --limit", COUNT, "page size; prints one page", None, to=""),
-        Arg("-t --next-token", TOKEN, "token of the next page", None, name="after_token", old="next_token",
-            to=""),
-        Arg("-a --all", FLAG, "get all pages, even with --limit", name="all_pages", to=""),
-        returns="benchmarks[]", columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
-        footer="next_page", fields=BENCHMARK_FIELDS,
-        strict=True,
+    Command("search benchmarks", "GET /benchmarks -> benchmarks[]", SAFE, READS, "Search benchmark results",
+        CONDITIONS, Local("-o --order", ORDER, "sort by these fields; append `-` for descending"),
+        Local("-l --limit", COUNT, "page size; prints one page"),
+        Local("-t --next-token TOKEN", TEXT, "token of the next page", name="after_token", old="next_token"),
+        Local("-a --all", FLAG, "get all pages, even with --limit", name="all_pages"),
+        columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
+        footer="next_page", fields=BENCHMARK_FIELDS, strict=True,
         examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=2026-01-15' --limit 20")),
     Command("search benchmarks-v1", "GET /benchmarks", SAFE, READS, "Get one page of benchmarks as received",
-        Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, to=""),
+        Local("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None),
         build="build_params", face="sdk"))
 
 register("Market (for hosts)",
@@ -3528,96 +3891,92 @@ register("Market (for hosts)",
         *MARKET_OPTIONS, MARKET_SIZE,
         member="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", footer="host_footer", aliases="metrics gpu"),
     Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, READS, "Show GPU supply and prices over time",
-        Arg("name", NAME, "GPU models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", to=""),
+        Local("name", NAME, "GPU models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090"),
         *MARKET_OPTIONS, MARKET_SIZE,
-        Arg("--start", DATE, "start, UTC (default: a day before the end)", None),
-        Arg("--end", DATE, "end, UTC (default: now)", None),
-        Arg("--step", COUNT, "time between points, seconds", None),
+        Arg("--start", DATE, "start, UTC (default: a day before the end)"),
+        Arg("--end", DATE, "end, UTC (default: now)"),
+        Arg("--step", COUNT, "time between points, seconds"),
         build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="trend_footer",
-        empty="No data.", columns=GPU_TRENDS_COLUMNS,
-        aliases="metrics gpu-trends",
+        empty="No data.", columns=GPU_TRENDS_COLUMNS, aliases="metrics gpu-trends",
         examples=("RTX_5090 --verified true", "all --start 2026-03-12 --end 2026-03-18 --step 3600 --raw")),
     Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, READS, "List where the GPUs are",
         *MARKET_OPTIONS,
-        Arg("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=("true", "false", "all"),
-            to=""),
-        Arg("--state", TEXT, "only GPUs in this state", "all", choices=("all", "rented", "available", "unavailable"),
-            to=""),
-        Arg("--gpu", TEXT.called("GPU"), "only these models, such as RTX_4090,H100_SXM", None, to=""),
+        Local("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=EITHER),
+        Local("--state", TEXT, "only GPUs in this state", "all", choices=("all", "rented", "available", "unavailable")),
+        Local("--gpu GPU", TEXT, "only these models, such as RTX_4090,H100_SXM"),
         rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
         aliases="metrics gpu-locations"), hosts=True)
 
 register("Keys",
-    Command("set api-key", "", SAFE, SETS, "Save your API key to a file",
-        Arg("new_api_key", NAME.called("API-KEY"), "API key (default: read from stdin)", None, name="api_key", old="new_api_key", secret=True),
-        returns="none", run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
+    Command("set api-key", "-> none", SAFE, SETS, "Save your API key to a file",
+        Secret("new_api_key API-KEY", NAME, "API key (default: read from stdin)", None, name="api_key", old="new_api_key"),
+        run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
         note="Create a key at https://cloud.vast.ai/manage-keys/. With - on the command line, the key stays out of the shell's history."),
-    Command("show ssh-keys", "GET /ssh/", SAFE, READS, "List your account's SSH keys",
-        returns="[]", columns=SSH_KEY_COLUMNS),
+    Command("show ssh-keys", "GET /ssh/ -> []", SAFE, READS, "List your account's SSH keys",
+        columns=SSH_KEY_COLUMNS),
     Command("create ssh-key", "POST /ssh/", ONCE, SETS, "Add an SSH key to your account",
-        Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file (default: a new key made by ssh-keygen)", None), YES,
-        Arg("--name", TEXT, "accepted for programs for the SDK before 1.0; no effect", None, face="sdk", to="", hidden=True),
-        run="run_create_ssh_key", made="key.id", done="Added SSH key {key[id]} to your account.|Added the SSH key to your account.", look="show ssh-keys",
+        Arg("ssh_key", PUBLIC_KEY, "public key or its file (default: a new key made by ssh-keygen)", None), YES,
+        Local("--name", TEXT, "accepted for programs for the SDK before 1.0; no effect", face="sdk", hidden=True),
+        run="run_create_ssh_key", made="key.id", done="Added SSH key {key[id]} to your account.|Added the SSH key to your account.",
         examples=("~/.ssh/id_ed25519.pub", "")),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "Add an SSH key to an instance",
-        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key", TEXT.called("KEY", "files"), "public key or its file"),
+        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key", PUBLIC_KEY, "public key or its file"),
         run="run_ssh_key", done="Added the SSH key to instance {instance_id}.", look="show instances",
         examples=("4242 ~/.ssh/id_ed25519.pub",)),
-    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/", SAFE, READS, "List an instance's SSH keys",
-        Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), returns="any", of="list[dict[str, Any]]",
+    Command("show instance-ssh-keys", "GET /instances/{id}/ssh/ -> any", SAFE, READS, "List an instance's SSH keys",
+        Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
     Command("detach ssh", "DELETE /instances/{instance_id}/ssh/{ssh_key_id}/", SAFE, SETS, "Remove an SSH key from an instance",
-        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id", ID.called("KEY"), "the key, from show ssh-keys"),
+        Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key_id KEY", ID, "the key, from show ssh-keys"),
         done="Removed SSH key {ssh_key_id} from instance {instance_id}.", look="show instance-ssh-keys"),
     Command("update ssh-key", "PUT /ssh/{id}/", SAFE, SETS, "Replace one of your SSH keys",
-        Arg("id", ID.called("KEY"), "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
-        Arg("ssh_key", TEXT.called("KEY", "files"), "new public key or its file"),
-        run="run_ssh_key", done="Replaced SSH key {id}.", look="show ssh-keys"),
+        Arg("id KEY", ID, "the key, from show ssh-keys", old="ssh_key_id", to="path body"),
+        Arg("ssh_key", PUBLIC_KEY, "new public key or its file"),
+        run="run_ssh_key", done="Replaced SSH key {id}."),
     Command("delete ssh-key", "DELETE /ssh/{id}/", SAFE, DELETES, "Delete an SSH key from your account",
-        Arg("id", ID.called("KEY"), "the key, from show ssh-keys", old="ssh_key_id"),
-        done="Deleted SSH key {id}.", look="show ssh-keys"),
-    Command("show api-keys", "GET /auth/apikeys/", SAFE, READS, "List your API keys",
-        returns="apikeys[]", columns=API_KEY_COLUMNS, document="answer_document"),
+        Arg("id KEY", ID, "the key, from show ssh-keys", old="ssh_key_id"),
+        done="Deleted SSH key {id}."),
+    Command("show api-keys", "GET /auth/apikeys/ -> apikeys[]", SAFE, READS, "List your API keys",
+        columns=API_KEY_COLUMNS, document="answer_document"),
     Command("show api-key", "GET /auth/apikeys/{id}/", SAFE, READS, "Show one API key's name and permissions",
-        Arg("id", ID.called("KEY"), "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
+        Arg("id KEY", ID, "the key, from show api-keys"), columns=API_KEY_COLUMNS, look="show api-keys"),
     Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
-        Arg("--name", NAME, "name of the key", required=True),
-        Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)", None,
+        Arg("--name", NAME, "name of the key", REQUIRED),
+        Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)",
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
-            "limits for individual permissions, as documented by the service",
-            None),
+            "limits for individual permissions, as documented by the service"),
         made="id", done="Created API key {id}: {key}", look="show api-keys",
         note='The key is shown only once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "allows it only to read your instances.",
         examples=("--name ci --permission_file permissions.json",)),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "Revoke an API key",
-        Arg("id", ID.called("KEY"), "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
+        Arg("id KEY", ID, "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
-        body={"client_id": "me"}, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
+        body=CLIENT, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
         note="Save the new key with `vastai set api-key`.",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
-    Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
+    Command("set role", "-> none", SAFE, SETS, "Choose which commands --help lists",
         Arg("role", TEXT, "host: list all commands; client: hide those for hosts", choices=("host", "client")),
-        returns="none", run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False))
+        run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False),
+    look="show ssh-keys")
 
 register("Environment variables",
-    Command("show env-vars", "GET /secrets/", SAFE, READS, "List environment variables set in your instances",
-        Arg("-s --show-values", FLAG, "also show the values", to=""),
-        returns="secrets", columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
+    Command("show env-vars", "GET /secrets/ -> secrets", SAFE, READS, "List environment variables set in your instances",
+        Local("-s --show-values", FLAG, "also show the values"),
+        columns=ENV_COLUMNS, run="run_show_env_vars", rows="env_rows", document="env_document"),
     Command("create env-var", "POST /secrets/", ONCE, SETS, "Add an environment variable for your instances",
-        Arg("name", VARIABLE, "name of the variable", key="key"), Arg("value", TEXT, "value of the variable", secret=True),
-        done="Added environment variable {name}.", look="show env-vars"),
+        VARIABLE_NAME, Secret("value", TEXT, "value of the variable"), done="Added environment variable {name}."),
     Command("update env-var", "PUT /secrets/", SAFE, SETS, "Change an environment variable",
-        Arg("name", VARIABLE, "name of the variable", key="key"), Arg("value", TEXT, "new value", secret=True),
-        done="Changed environment variable {name}.", look="show env-vars"),
+        VARIABLE_NAME, Secret("value", TEXT, "new value"), done="Changed environment variable {name}."),
     Command("delete env-var", "DELETE /secrets/", SAFE, DELETES, "Delete an environment variable",
-        Arg("name", VARIABLE, "name of the variable", key="key"), done="Deleted environment variable {name}.", look="show env-vars"))
+        VARIABLE_NAME, done="Deleted environment variable {name}."),
+    look="show env-vars")
 
 register("Two-factor authentication",
     Command("tfa login", "POST /tfa/", ONCE, SETS, "Start a 2FA session on this computer",
-        *TFA_PROOF, run="run_tfa_login", says="session_sentence", look="tfa status",
+        *TFA_PROOF, run="run_tfa_login", says="session_sentence",
         note="The session key is saved beside the API key and replaces it until it expires. To get a code by SMS or "
              "email, run `vastai tfa send-sms` or `vastai tfa send-email`.",
         examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
@@ -3628,178 +3987,177 @@ register("Two-factor authentication",
         rows="tfa_rows", columns=TFA_COLUMNS, columns_for="tfa_columns", footer="tfa_footer",
         empty="Two-factor authentication is off."),
     Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, SETS, "Prove your identity before adding a method",
-        Arg("-c --code", CODE, "code for the second step", None, to="", secret=True),
-        Arg("-s --secret", CODE, "secret that the first step printed", None, to="", secret=True),
-        Arg("-bc --backup-code", CODE, "one of your backup codes, instead of a method", None, to="", secret=True),
-        Arg("-t --method-type", TEXT, "method that sends or shows the code (default email)", None, to="",
-            choices=TFA_METHODS),
-        Arg("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind", None, to=""),
-        run="run_tfa_auth_new", look="tfa status",
+        Local("-c --code", CODE, "code for the second step", secret=True),
+        Local("-s --secret", CODE, "secret that the first step printed", secret=True),
+        Local("-bc --backup-code", CODE, "one of your backup codes, instead of a method", secret=True),
+        Local("-t --method-type", TEXT, "method that sends or shows the code (default email)", choices=TFA_METHODS),
+        Local("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind"),
+        run="run_tfa_auth_new",
         done="You can add a method now: run `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
         note="The first step sends a code and prints a secret; the second step takes both. The command line asks for the "
              "code. With --secret and --code, only the second step runs.",
         examples=("-t totp", "--secret SECRET --code 123456")),
     Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, SETS, "Get a secret for an authenticator app",
-        columns=TOTP_CARD, look="tfa status",
+        columns=TOTP_CARD,
         note="Enter the secret in the app, or show it the URI as a QR code. Then run `vastai tfa activate CODE --secret SECRET`."),
     Command("tfa send-sms", "POST /tfa/sms/", ONCE, SETS, "Send a code by SMS",
         PHONE,
         done="Sent a code by SMS. Use it with --secret {secret} in `vastai tfa login -t sms` or `vastai tfa "
-             "activate -t sms`.",
-        look="tfa status"),
+             "activate -t sms`."),
     Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, SETS, "Send the SMS code again",
-        Arg("-s --secret", CODE, "secret that tfa send-sms printed", required=True, secret=True), PHONE,
-        done="Sent the code again.", look="tfa status"),
+        Secret("-s --secret", CODE, "secret that tfa send-sms printed", REQUIRED), PHONE,
+        done="Sent the code again."),
     Command("tfa send-email", "POST /tfa/email/", ONCE, SETS, "Send a code by email",
-        done="Sent a code by email. Use it with --secret {secret} in `vastai tfa login -t email`.", look="tfa status"),
+        done="Sent a code by email. Use it with --secret {secret} in `vastai tfa login -t email`."),
     Command("tfa activate", "POST /tfa/confirm-new/", ONCE, SETS, "Add a method using its first code",
-        Arg("code", NAME, "code from the app or SMS", secret=True),
-        Arg("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", required=True, secret=True),
+        Secret("code", NAME, "code from the app or SMS"),
+        Secret("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", REQUIRED),
         Arg("-t --method-type", TEXT, "method type", "totp", key="tfa_method", choices=("sms", "totp")),
-        Arg("--phone-number", TEXT.called("NUMBER"), "phone number for sms, such as +12025550123", None),
-        Arg("-l --label", TEXT.called("NAME"), "name for the method", None),
-        Arg("--method-id", GIVEN_ID, "id of the method", None, key="tfa_method_id", face="sdk"),
-        show="show_backup_codes", done="Activated the method.", look="tfa status",
+        Arg("--phone-number NUMBER", TEXT, "phone number for sms, such as +12025550123"),
+        Arg("-l --label NAME", TEXT, "name for the method"),
+        SdkArg("--method-id", GIVEN_ID, "id of the method", key="tfa_method_id"),
+        show="show_backup_codes", done="Activated the method.",
         note="Run `vastai tfa auth-new` first. Your first method comes with backup codes; you are asked where to "
              "save them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
     Command("tfa update", "PUT /tfa/update/", SAFE, SETS, "Rename a method or make it primary",
-        Arg("method_id", ID.called("METHOD"), "the method, from tfa status", key="tfa_method_id"),
-        Arg("-l --label", TEXT.called("NAME"), "new name", None),
-        Arg("-p --set-primary", TRUTH, "whether to make it the primary method", None, key="is_primary"),
-        needs="label set_primary", done="Changed method {method_id}.", look="tfa status"),
+        Arg("method_id METHOD", ID, "the method, from tfa status", key="tfa_method_id"),
+        Arg("-l --label NAME", TEXT, "new name"),
+        Arg("-p --set-primary", TRUTH, "whether to make it the primary method", key="is_primary"),
+        needs="label set_primary", done="Changed method {method_id}."),
     Command("tfa delete", "DELETE /tfa/", ONCE, DELETES, "Delete a 2FA method",
         *TFA_PROOF[:4],
-        Arg("--method-id", GIVEN_ID, "id of the method, if you have several of one kind", None,
-            key="tfa_method_id"),
-        Arg("-id --id-to-delete", ID, "method to delete, from tfa status", None, key="target_id"),
+        Arg("--method-id", GIVEN_ID, "id of the method, if you have several of one kind", key="tfa_method_id"),
+        Arg("-id --id-to-delete", ID, "method to delete, from tfa status", key="target_id"),
         ask="Delete this method of two-factor authentication?", build="build_tfa_delete",
-        done="Deleted the method; methods left: {remaining_methods}.|Deleted the method.", look="tfa status",
+        done="Deleted the method; methods left: {remaining_methods}.|Deleted the method.",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "Replace your backup codes",
         *TFA_PROOF,
         ask="Replace your backup codes? The old ones stop working.", build="build_code", run="run_regen_codes", show="show_backup_codes",
-        done="The old backup codes no longer work, but the service sent no new ones.", look="tfa status"))
+        done="The old backup codes no longer work, but the service sent no new ones."),
+    look="tfa status")
 
 register("Teams",
     Command("create team", "POST /team/", ONCE, SPENDS, "Turn your account into a team",
-        Arg("--team-name", NAME, "name of the team", required=True),
+        Arg("--team-name", NAME, "name of the team", REQUIRED),
         Arg("--transfer-credit", PRICE, "credit to move to the team, $", 0),
-        made="team_id", done="Created team {team_name} with id {team_id}.|Created team {team_name}.", look="show members"),
+        made="team_id", done="Created team {team_name} with id {team_id}.|Created team {team_name}."),
     Command("destroy team", "DELETE /team/", SAFE, DELETES, "Destroy your team",
-        done="Destroyed the team.", look="show members",
+        done="Destroyed the team.",
         ask="Destroy your team? Its members lose access.", ask_when="terminal"),
-    Command("show members", "GET /team/members/", SAFE, READS, "List your team's members",
-        returns="[]", columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
+    Command("show members", "GET /team/members/ -> []", SAFE, READS, "List your team's members",
+        columns=MEMBER_COLUMNS, methods="show_team_members", aliases="show team-members"),
     Command("invite member", "POST /team/invite/", ONCE, SETS, "Invite someone to your team by email",
-        Arg("--email", EMAIL, "email address", required=True, to="query"),
-        Arg("--role", NAME.called("NAME"), "role, from show team-roles", required=True, to="query"),
-        done="Invited {email} as {role}.", methods="invite_team_member", aliases="invite team-member",
-        look="show members"),
+        Arg("--email", EMAIL, "email address", REQUIRED, to="query"),
+        Arg("--role NAME", NAME, "role, from show team-roles", REQUIRED, to="query"),
+        done="Invited {email} as {role}.", methods="invite_team_member", aliases="invite team-member"),
     Command("remove member", "DELETE /team/members/{id}/", SAFE, DELETES, "Remove someone from your team",
-        Arg("id", ID.called("MEMBER"), "the member, from show members", old="ID"), done="Removed member {id}.",
-        methods="remove_team_member", aliases="remove team-member", look="show members"),
-    Command("show team-roles", "GET /team/roles-full/", SAFE, READS, "List your team's roles and permissions",
-        returns="[]", columns=ROLE_COLUMNS),
+        Arg("id MEMBER", ID, "the member, from show members", old="ID"), done="Removed member {id}.",
+        methods="remove_team_member", aliases="remove team-member"),
+    Command("show team-roles", "GET /team/roles-full/ -> []", SAFE, READS, "List your team's roles and permissions",
+        columns=ROLE_COLUMNS),
     Command("show team-role", "GET /team/roles/{name}/", SAFE, READS, "Show one role and its permissions",
-        Arg("name", NAME, "the role", old="NAME"), columns=ROLE_COLUMNS, look="show team-roles"),
+        ROLE, columns=ROLE_COLUMNS, look="show team-roles"),
     Command("create team-role", "POST /team/roles/", ONCE, SETS, "Create a team role",
-        Arg("--name", NAME, "name of the role", required=True, old="NAME"),
-        Arg("--permissions", FILE_OBJECT, "JSON file with its permissions", required=True),
+        Arg("--name", NAME, "name of the role", REQUIRED, old="NAME"),
+        Arg("--permissions", FILE_OBJECT, "JSON file with its permissions", REQUIRED),
         done="Created role {name}.", look="show team-roles"),
     Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "Rename a role or change its permissions",
-        Arg("id", ID.called("ROLE"), "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name", None),
-        Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions", None),
+        Arg("id ROLE", ID, "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name"),
+        Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions"),
         needs="*", done="Changed role {id}.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "Remove a team role",
-        Arg("name", NAME, "the role", old="NAME"), done="Removed role {name}.", look="show team-roles"))
+        ROLE, done="Removed role {name}.", look="show team-roles"),
+    look="show members")
 
 register("Machines (for hosts)",
-    Command("show machines", "GET /machines", SAFE, READS, "List your machines",
-        query={"owner": "me"}, returns="machines[]", of="Machine", columns=MACHINE_COLUMNS, document="answer_document"),
-    Command("show machine", "GET /machines/{id}", SAFE, READS, "Show one of your machines",
-        Arg("id", MACHINE_ID, "the machine", old="Machine machine_id"), query={"owner": "me"}, returns="any",
-        of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", document="list_of_one",
-        look="show machines"),
+    Command("show machines", "GET /machines -> machines[]", SAFE, READS, "List your machines",
+        query=OWNER, of="Machine", columns=MACHINE_COLUMNS, document="answer_document"),
+    Command("show machine", "GET /machines/{id} -> any", SAFE, READS, "Show one of your machines",
+        Arg("id MACHINE", ID, "the machine", old="Machine machine_id"), query=OWNER,
+        of="Machine", columns=MACHINE_COLUMNS, run="run_show_machine", document="list_of_one", look="show machines"),
     Command("list machine", "PUT /machines/create_asks/", SAFE, SETS, "Offer a machine or change its prices",
-        Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"), *LISTING,
-        says="listing_sentence", done="Machine {id} is listed", look="show machines",
+        LISTED_MACHINE, *LISTING,
+        says="listing_sentence", done="Machine {id} is listed",
         note="Test the machine first: if it fails while rented, it loses reliability for good. Current rentals "
              "continue after the end date.",
         examples=("1234 -g 0.45 -s 0.15 -m 1 -e 2027-12-31", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
-    Command("list machines", "PUT /machines/create_asks/", SAFE, SETS, "Offer several machines on the same terms",
-        Arg("ids", MACHINE_IDS, "the machines", to=""), *LISTING,
-        returns="[]", run="run_list_machines", says="listing_sentence", done="Machine {id} is listed", look="show machines"),
+    Command("list machines", "PUT /machines/create_asks/ -> []", SAFE, SETS, "Offer several machines on the same terms",
+        Local("ids MACHINE", IDS, "the machines"), *LISTING,
+        run="run_list_machines", says="listing_sentence", done="Machine {id} is listed"),
     Command("unlist machine", "DELETE /machines/{id}/asks/", SAFE, SETS, "Stop offering a machine; current rentals continue",
-        MACHINE, done="Machine {id} is no longer listed; current rentals continue.", look="show machines"),
+        MACHINE, done="Machine {id} is no longer listed; current rentals continue."),
     Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, DELETES, "Delete a machine that nobody rents",
-        MACHINE, done="Deleted machine {id}.", look="show machines"),
+        MACHINE, done="Deleted machine {id}."),
     Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, DELETES, "Delete expired storage on a machine",
-        MACHINE, done="Deleted expired storage on machine {id}.", look="show machines"),
+        MACHINE, done="Deleted expired storage on machine {id}."),
     Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, SETS, "Regroup GPUs into larger offers",
-        Arg("ids", MACHINE_IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
-        done="Regrouped the offers of machines {ids}: {summary}", look="show machines"),
+        Arg("ids MACHINE", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
+        done="Regrouped the offers of machines {ids}: {summary}"),
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, SETS, "Set the lowest bid for a machine's GPUs",
-        MACHINE, Arg("--price", PRICE, "lowest bid per GPU, $/hr", None),
-        body={"client_id": "me"}, needs="price", done="The lowest bid for machine {id} is now ${price}/hr per GPU.", look="show machines"),
+        MACHINE, Arg("--price", PRICE, "lowest bid per GPU, $/hr"),
+        body=CLIENT, needs="price", done="The lowest bid for machine {id} is now ${price}/hr per GPU."),
     Command("set defjob", "PUT /machines/create_bids/", SAFE, SETS, "Set what a machine runs while unrented",
-        Arg("id", MACHINE_ID, "the machine", key="machine", old="machine_id"),
-        Arg("--price_gpu", PRICE, "price per GPU, $/hr", None),
-        Arg("--price_inetu", PRICE, "upload price, $/GB", None),
-        Arg("--price_inetd", PRICE, "download price, $/GB", None),
-        Arg("--image", IMAGE, "Docker image", None),
-        Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", None, rest=True),
-        needs="*", says="listing_sentence", done="The default job of machine {id} is set", look="show machines",
+        LISTED_MACHINE,
+        Arg("--price_gpu", PRICE, "price per GPU, $/day"),
+        Arg("--price_inetu", PRICE, "upload price, $/GB"),
+        Arg("--price_inetd", PRICE, "download price, $/GB"),
+        Arg("--image", IMAGE, "Docker image"),
+        Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", rest=True),
+        needs="*", says="listing_sentence", done="The default job of machine {id} is set",
         examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "Remove a machine's default job",
-        MACHINE, done="Removed the default job of machine {id}.", look="show machines"),
-    Command("show maints", "GET /machines/maintenances", SAFE, READS, "List your machines' maintenance windows",
-        Arg("-i --ids", MACHINE_IDS, "machines, such as 12,34", required=True, many=False, key="machine_ids", old="machine_ids"),
-        query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS, empty="No maintenance is scheduled."),
+        MACHINE, done="Removed the default job of machine {id}."),
+    Command("show maints", "GET /machines/maintenances -> []", SAFE, READS, "List your machines' maintenance windows",
+        Arg("-i --ids MACHINE", IDS, "machines, such as 12,34", REQUIRED, many=False, key="machine_ids", old="machine_ids"),
+        query=OWNER, columns=MAINT_COLUMNS, empty="No maintenance is scheduled."),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
-        Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", required=True),
-        Arg("--duration", NUMBER, "duration, hours", required=True),
+        Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", REQUIRED),
+        Arg("--duration", NUMBER, "duration, hours", REQUIRED),
         Arg("--maintenance_category", TEXT, "category: power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
-        body={"client_id": "me"}, build="build_maintenance", look="show maints",
+        body=CLIENT, build="build_maintenance", look="show maints",
         examples=("1234 --sdate 2030-03-15T14:00 --duration 0.5 --maintenance_category power",),
         ask="Notify all renters of machine {id} that it will be down for {duration:g} hours from {sdate} UTC?",
         done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
     Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "Cancel a machine's maintenance",
-        Arg("id", MACHINE_ID, "the machine", old="machine_id", key="machine_id", to="path body"),
-        body={"client_id": "me"}, ask="Cancel all maintenance of machine {id}?",
+        Arg("id MACHINE", ID, "the machine", old="machine_id", key="machine_id", to="path body"),
+        body=CLIENT, ask="Cancel all maintenance of machine {id}?",
         done="Canceled the maintenance of machine {id}.", look="show maints"),
-    Command("reports", "GET /machines/{id}/reports/", SAFE, READS, "List problems users reported about a machine",
-        MACHINE, returns="[]", columns=REPORT_COLUMNS, look="show machines"), hosts=True)
+    Command("reports", "GET /machines/{id}/reports/ -> []", SAFE, READS, "List problems users reported about a machine",
+        MACHINE, columns=REPORT_COLUMNS, look="show machines"),
+    look="show machines", hosts=True)
 
 register("Clusters and overlays",
     Command("show clusters", "GET /clusters/", SAFE, READS, "List your clusters of machines",
         rows="cluster_rows", columns=CLUSTER_COLUMNS),
     Command("create cluster", "POST /cluster/", ONCE, SETS, "Create a cluster of machines",
         Arg("subnet", NAME, "local network of the machines, such as 10.0.0.0/24"),
-        Arg("manager_id", MACHINE_ID, "machine that manages the cluster"),
-        done="Created the cluster.", look="show clusters"),
+        Arg("manager_id MACHINE", ID, "machine that manages the cluster"),
+        done="Created the cluster."),
     Command("delete cluster", "DELETE /cluster/", SAFE, DELETES, "Delete a cluster",
-        Arg("cluster_id", ID.called("CLUSTER"), "the cluster", old="id"), done="Deleted cluster {cluster_id}.", look="show clusters"),
+        CLUSTER, done="Deleted cluster {cluster_id}."),
     Command("join cluster", "PUT /cluster/", SAFE, SETS, "Add machines to a cluster",
-        Arg("cluster_id", ID.called("CLUSTER"), "the cluster", old="id"), Arg("machine_ids", MACHINE_IDS, "the machines"),
-        done="Added machines {machine_ids} to cluster {cluster_id}.", look="show clusters"),
+        CLUSTER, Arg("machine_ids MACHINE", IDS, "the machines"),
+        done="Added machines {machine_ids} to cluster {cluster_id}."),
     Command("remove-machine-from-cluster", "DELETE /cluster/remove_machine/", SAFE, SETS, "Remove a machine from its cluster",
-        Arg("cluster_id", ID.called("CLUSTER"), "the cluster"), Arg("machine_id", MACHINE_ID, "the machine"),
-        Arg("new_manager_id", MACHINE_ID, "machine that becomes the manager, if this one was", None),
-        done="Removed machine {machine_id} from cluster {cluster_id}.", look="show clusters"),
-    Command("show overlays", "GET /overlay/", SAFE, READS, "List your overlay networks",
-        returns="[]", columns=OVERLAY_COLUMNS),
+        Arg("cluster_id CLUSTER", ID, "the cluster"), Arg("machine_id MACHINE", ID, "the machine"),
+        Arg("new_manager_id MACHINE", ID, "machine that becomes the manager, if this one was", None),
+        done="Removed machine {machine_id} from cluster {cluster_id}."),
+    Command("show overlays", "GET /overlay/ -> []", SAFE, READS, "List your overlay networks",
+        columns=OVERLAY_COLUMNS),
     Command("create overlay", "POST /overlay/", ONCE, SETS, "Create an overlay network on a cluster",
-        Arg("cluster_id", ID.called("CLUSTER"), "the cluster"), Arg("name", NAME, "name of the overlay"),
+        Arg("cluster_id CLUSTER", ID, "the cluster"), Arg("name", NAME, "name of the overlay"),
         made="overlay_id", done="Created overlay {name}.", look="show overlays"),
     Command("join overlay", "PUT /overlay/", SAFE, SETS, "Add an instance to an overlay network",
         Arg("name", NAME, "the overlay"), Arg("instance_id", INSTANCE_ID, "the instance", old="INSTANCE_ID"),
         done="Added instance {instance_id} to overlay {name}.", look="show overlays"),
     Command("delete overlay", "DELETE /overlay/", SAFE, DELETES, "Delete an overlay network and its instances",
-        Arg("overlay_identifier", TEXT_ID.called("OVERLAY"), "id or name of the overlay", to="", old="overlay_id overlay_name"),
-        build="build_overlay", done="Deleted overlay {overlay_identifier}.", look="show overlays"))
+        Local("overlay_identifier OVERLAY", TEXT_ID, "id or name of the overlay", old="overlay_id overlay_name"),
+        build="build_overlay", done="Deleted overlay {overlay_identifier}.", look="show overlays"),
+    look="show clusters")
 
 register("Account",
     Command("show user", "GET /users/current", SAFE, READS, "Show your account and its credit",
@@ -3811,93 +4169,88 @@ register("Account",
              "column says why something looks forgotten. If a part cannot be read, `unknown` names it, the sum is "
              "too low, and the exit status is 8.",
         examples=("", "--raw | jq .hours_left")),
-    Command("show audit-logs", "GET /audit_logs/", SAFE, READS, "List what was done with your account",
-        returns="[]", columns=AUDIT_COLUMNS),
+    Command("show audit-logs", "GET /audit_logs/ -> []", SAFE, READS, "List what was done with your account",
+        columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, SETS, "Change your account's details",
-        Arg("--file", FILE_OBJECT, "JSON file with the members to change", required=True, name="params", key="*",
-            secret=True),
-        done="Changed the account.", look="show user",
+        Secret("--file", FILE_OBJECT, "JSON file with the members to change", REQUIRED, name="params", key="*"),
+        done="Changed the account.",
         note="The members include ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold and phone_number.",
         examples=("--file account.json",)),
-    Command("show subaccounts", "GET /subaccounts", SAFE, READS, "List your subaccounts",
-        NO_QUIET, query={"owner": "me"}, returns="users[]", columns=SUBACCOUNT_COLUMNS),
+    Command("show subaccounts", "GET /subaccounts -> users[]", SAFE, READS, "List your subaccounts",
+        NO_QUIET, query=OWNER, columns=SUBACCOUNT_COLUMNS),
     Command("create subaccount", "POST /users/", ONCE, SETS, "Create a subaccount",
-        Arg("--email", EMAIL, "email address", required=True),
-        Arg("--username", NAME.called("USER"), "user name", required=True),
-        Arg("--password", NAME, "password", required=True, secret=True),
-        Arg("--type", TEXT.called("KIND"), "account type: host (only offers machines) or client", None, key="host_only",
+        Arg("--email", EMAIL, "email address", REQUIRED),
+        Arg("--username USER", NAME, "user name", REQUIRED),
+        Secret("--password", NAME, "password", REQUIRED),
+        Arg("--type KIND", TEXT, "account type: host (only offers machines) or client", key="host_only",
             sent=lambda kind: (kind or "").lower() == "host"),
-        body={"parent_id": "me"}, made="id", done="Created account {id} for {email}.",
-        look="show subaccounts"),
-    Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "List IP addresses that used your account",
-        query={"owner": "me"}, returns="results[]",
-        columns=(("IP", "ip", ""), ("First seen", "first_seen", ""), ("From", "first_location", ""))))
+        body={"parent_id": "me"}, made="id", done="Created account {id} for {email}.", look="show subaccounts"),
+    Command("show ipaddrs", "GET /users/me/ipaddrs -> results[]", SAFE, READS, "List IP addresses that used your account",
+        query=OWNER, columns=ADDRESS_COLUMNS),
+    look="show user")
 
 register("Billing",
     Command("show invoices", "GET /users/me/invoices", SAFE, READS, "List charges and payments, item by item",
         *ITEM_OPTIONS,
-        Arg("--instance_label", LABEL, "only charges of instances with this label", None, face="cli", to=""), PDF,
-        query={"owner": "me"}, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
+        CliArg("--instance_label NAME", TEXT, "only charges of instances with this label"), PDF,
+        query=OWNER, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
         document="invoice_rows", footer="invoice_totals",
         note="Without dates, it covers the last day. `vastai show invoices-v1` is newer and has pages.",
         examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
     Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, READS, "List invoices or charges, page by page",
-        Arg("-i --invoices", FLAG, "list payments, transfers and payouts", face="cli", to=""),
-        Arg("-c --charges", FLAG, "list what instances, volumes and endpoints cost", to=""),
-        Arg("-s --start-date", DATE, "first day, UTC, such as 2026-01-31", None, to=""),
-        Arg("-e --end-date", DATE, "last day, UTC", None, to=""),
+        CliArg("-i --invoices", FLAG, "list payments, transfers and payouts"),
+        Local("-c --charges", FLAG, "list what instances, volumes and endpoints cost"),
+        Local("-s --start-date", DATE, "first day, UTC, such as 2026-01-31"),
+        Local("-e --end-date", DATE, "last day, UTC"),
         Arg("-l --limit", WHOLE, "page size, at most 100", 20),
-        Arg("-t --next-token", TOKEN, "token of the next page", None, key="after_token",
-            sent=lambda token: token or None),
+        Arg("-t --next-token TOKEN", TEXT, "token of the next page", key="after_token", sent=lambda token: token or None),
         Arg("--latest-first", FLAG, "list newest first"),
-        Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
-        Arg("-f --format", TEXT.called("SHAPE"), "how to display charges", "table", choices=("table", "tree"), to=""),
-        Arg("-it --invoice-type", TEXTS, "only these invoices", None, choices=tuple(INVOICE_TYPES), to=""),
-        Arg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes", face="cli", to=""),
+        Local("-ct --charge-type", TEXTS, "only these charges", choices=tuple(CHARGE_TYPES)),
+        Local("-f --format SHAPE", TEXT, "how to display charges", "table", choices=("table", "tree")),
+        Local("-it --invoice-type", TEXTS, "only these invoices", choices=tuple(INVOICE_TYPES)),
+        CliArg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes"),
         PDF,
         one_of="invoices charges", member="results", build="build_billing", run="run_show_invoices_v1",
         show="show_billing",
         note="Without dates, it covers the last 7 days; with one date, the 7 days after or before it. Days are UTC.",
         examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
                   "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
-    Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, SETS, "Write a period's items to a PDF",
-        *ITEM_OPTIONS, PDF,
-        query={"owner": "me"}, returns="text", run="run_pdf_invoices", face="sdk",
+    Command("generate pdf-invoices", "GET /users/me/invoices -> text", SAFE, SETS, "Write a period's items to a PDF",
+        *ITEM_OPTIONS, PDF, query=OWNER, run="run_pdf_invoices", face="sdk",
         note="Returns the path. Without `pdf` the file is invoice_NUMBER….pdf in the current folder, named by month, dates and kind."),
-    Command("search invoices", "GET /invoices", SAFE, READS, "Search your invoices",
+    Command("search invoices", "GET /invoices -> []", SAFE, READS, "Search your invoices",
         CONDITIONS,
-        returns="[]", of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
+        of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
         examples=("'amount_cents>3000 when>=2026-01-01'", "'is_credit=true'")),
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
-        Arg("-s --start_date", DATE, "first day, UTC (default: yesterday)", None, to=""),
-        Arg("-e --end_date", DATE, "last day, UTC", None, to=""),
-        Arg("-m --machine_id", MACHINE_ID, "only this machine", None, to=""), NO_QUIET,
-        Arg("--last_days", COUNT, "number of past days, instead of the dates", None),
+        Local("-s --start_date", DATE, "first day, UTC (default: yesterday)"),
+        Local("-e --end_date", DATE, "last day, UTC"),
+        Local("-m --machine_id MACHINE", ID, "only this machine"), NO_QUIET,
+        Arg("--last_days", COUNT, "number of past days, instead of the dates"),
         Arg("--user_id", GIVEN_ID, "account id (default: yours)", "me"),
-        query={"owner": "me"}, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
+        query=OWNER, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
-        query={"owner": "me"}, look="show instances",
-        columns=(("Refundable $", "refundable_deposit", ".2f"), ("Discount $", "total_discount", ".2f"),
-                 ("Months", "discount_months", ""))),
+        query=OWNER, columns=DEPOSIT_CARD, look="show instances"),
     Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, for good",
-        Arg("recipient", ACCOUNT, "email address or id of the account", None, face="cli", to="", name="recipient_pos"),
-        Arg("amount", DOLLARS, "amount, $", None, face="cli", to="", name="amount_pos"),
-        Arg("-r --recipient", ACCOUNT, "same, as an option", required=True, cli=None),
-        Arg("-a --amount", PRICE, "same, as an option", required=True, cli=None),
-        Arg("--skip", FLAG, "do not ask for confirmation", face="cli", to=""),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
+        CliArg("recipient", ACCOUNT, "email address or id of the account", None, name="recipient_pos"),
+        CliArg("amount", DOLLARS, "amount, $", None, name="amount_pos"),
+        Arg("-r --recipient", ACCOUNT, "same, as an option", REQUIRED, cli=None),
+        Arg("-a --amount", PRICE, "same, as an option", REQUIRED, cli=None),
+        CliArg("--skip", FLAG, "do not ask for confirmation"),
+        body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
-    Command("fetch contracts", "POST /contracts/fetch/", SAFE, READS, "Get contracts by label and id",
+    Command("fetch contracts", "POST /contracts/fetch/ -> contracts[]", SAFE, READS, "Get contracts by label and id",
         Arg("label", TEXT, "only contracts with this label", None), Arg("contract_ids", ANY_IDS, "only contracts with these ids", None),
-        returns="contracts[]", face="sdk"))
+        face="sdk"))
 
 register("Scheduled jobs",
-    Command("show scheduled-jobs", "GET /commands/schedule_job/", SAFE, READS, "List your scheduled jobs",
-        returns="[]", columns=JOB_COLUMNS),
+    Command("show scheduled-jobs", "GET /commands/schedule_job/ -> []", SAFE, READS, "List your scheduled jobs",
+        columns=JOB_COLUMNS),
     Command("delete scheduled-job", "DELETE /commands/schedule_job/{id}/", SAFE, DELETES, "Delete a scheduled job",
-        Arg("id", ID.called("JOB"), "the job"), done="Deleted scheduled job {id}.", look="show scheduled-jobs"),
+        SCHEDULED_JOB, done="Deleted scheduled job {id}."),
     Command("create scheduled-job", "POST /commands/schedule_job/", ONCE, SPENDS, "Schedule a request to be repeated",
         Arg("start_time", DATE, "first time, UTC"),
         Arg("end_time", DATE, "last time, UTC"),
@@ -3908,9 +4261,9 @@ register("Scheduled jobs",
         Arg("instance_id", GIVEN_INSTANCE_ID, "instance that the request is for"),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6 for WEEKLY, else None", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC, for DAILY and WEEKLY, else None", None),
-        face="sdk", look="show scheduled-jobs"),
+        face="sdk"),
     Command("update scheduled-job", "PUT /commands/schedule_job/{id}/", SAFE, SPENDS, "Change a scheduled job",
-        Arg("id", ID.called("JOB"), "the job"),
+        SCHEDULED_JOB,
         Arg("request_body", OBJECT, "body of the request"),
         Arg("start_time", DATE, "first time, UTC", None),
         Arg("end_time", DATE, "last time, UTC", None),
@@ -3920,57 +4273,57 @@ register("Scheduled jobs",
         Arg("instance_id", GIVEN_INSTANCE_ID, "instance that the request is for", None),
         Arg("day_of_the_week", COUNT, "0 (Sunday) to 6", None),
         Arg("hour_of_the_day", COUNT, "0 to 23, UTC", None),
-        face="sdk", look="show scheduled-jobs"))
+        face="sdk"),
+    look="show scheduled-jobs")
 
 register("Serverless",
-    Command("show endpoints", "GET /endptjobs/", SAFE, READS, "List your serverless endpoints",
-        returns="results[]", of="EndpointRow", columns=ENDPOINT_COLUMNS,
+    Command("show endpoints", "GET /endptjobs/ -> results[]", SAFE, READS, "List your serverless endpoints",
+        of="EndpointRow", columns=ENDPOINT_COLUMNS,
         drops="api_key auto_delete_in_seconds auto_delete_due_24h"),
     Command("create endpoint", "POST /endptjobs/", ONCE, SPENDS, "Create a serverless endpoint",
-        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, made="result", done="Created endpoint {result}.",
-        look="show endpoints", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
+        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body=CLIENT, made="result",
+        done="Created endpoint {result}.", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "Change a serverless endpoint",
-        Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body"),
-        *endpoint_options(None, None, None, None, None),
-        Arg("--endpoint_state", TEXT, "state to set", None, choices=("active", "suspended", "stopped")),
-        body={"client_id": "me"}, needs="*", done="Changed endpoint {id}.", look="show endpoints",
+        ENDPOINT,
+        *endpoint_options(),
+        Arg("--endpoint_state", TEXT, "state to set", choices=("active", "suspended", "stopped")),
+        body=CLIENT, needs="*", done="Changed endpoint {id}.",
         examples=("4242 --max_workers 5", "4242 --endpoint_state suspended")),
     Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, DELETES, "Delete an endpoint and its workergroups",
-        Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body"),
-        body={"client_id": "me"}, done="Deleted endpoint {id}.", look="show endpoints",
+        ENDPOINT, body=CLIENT, done="Deleted endpoint {id}.",
         ask="Delete endpoint {id} and its workergroups?", ask_when="terminal"),
     Command("get endpt-logs", "POST run:/get_endpoint_logs/", SAFE, READS, "Print an endpoint's logs",
-        Arg("id", ENDPOINT_ID, "the endpoint", None), *LOG_OPTIONS,
-        Arg("--endpoint", NAME, "name of the endpoint, instead of the id", None),
+        Arg("id ENDPOINT", ID, "the endpoint", None), *LOG_OPTIONS,
+        Arg("--endpoint", NAME, "name of the endpoint, instead of the id"),
         body={"api_key": KEY}, strict=True, one_of="id endpoint", text="log_text", footer="log_footer", look="show endpoints",
         examples=("4242 --level 3 --tail 200",)),
-    Command("get endpt-workers", "POST run:/get_endpoint_workers/", SAFE, READS, "List an endpoint's workers",
-        Arg("id", ENDPOINT_ID, "the endpoint"), returns="workers[]", columns=WORKER_COLUMNS, strict=True, look="show endpoints",
+    Command("get endpt-workers", "POST run:/get_endpoint_workers/ -> workers[]", SAFE, READS, "List an endpoint's workers",
+        Arg("id ENDPOINT", ID, "the endpoint"), columns=WORKER_COLUMNS, strict=True, look="show endpoints",
         methods="get_endpoint_workers"),
-    Command("show workergroups", "GET /autojobs/", SAFE, READS, "List your endpoints' workergroups",
-        returns="results[]", of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
+    Command("show workergroups", "GET /autojobs/ -> results[]", SAFE, READS, "List your endpoints' workergroups",
+        of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
     Command("create workergroup", "POST /autojobs/", ONCE, SPENDS, "Create a workergroup for an endpoint",
         *WORKERGROUP_OPTIONS, SCALER,
-        body={"client_id": "me"}, build="build_workergroup", made="id", done="Created workergroup {id}.", look="show workergroups",
+        body=CLIENT, build="build_workergroup", made="id", done="Created workergroup {id}.", look="show workergroups",
         methods="create_autogroup create_autoscaler",
         examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77")),
     Command("update workergroup", "PUT /autojobs/{id}/", SAFE, SPENDS, "Change a workergroup",
-        Arg("id", WORKERGROUP_ID, "the workergroup", key="autojob_id", to="path body"), *WORKERGROUP_OPTIONS,
-        body={"client_id": "me"}, build="build_workergroup_change", needs="*", done="Changed workergroup {id}.",
+        WORKERGROUP, *WORKERGROUP_OPTIONS,
+        body=CLIENT, build="build_workergroup_change", needs="*", done="Changed workergroup {id}.",
         look="show workergroups", methods="update_autogroup update_autoscaler",
         note="Options that you leave out stay unchanged."),
     Command("delete workergroup", "DELETE /autojobs/{id}/", SAFE, DELETES, "Delete a workergroup; its instances stay",
-        Arg("id", WORKERGROUP_ID, "the workergroup", key="autojob_id", to="path body"), body={"client_id": "me"},
+        WORKERGROUP, body=CLIENT,
         done="Deleted workergroup {id}; its instances stay and are billed.", look="show workergroups", methods="delete_autogroup delete_autoscaler"),
     Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, READS, "Print a workergroup's logs",
-        Arg("id", WORKERGROUP_ID, "the workergroup"), *LOG_OPTIONS,
+        Arg("id WORKERGROUP", ID, "the workergroup"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, text="log_text", footer="log_footer", look="show workergroups",
         examples=("8001 --tail 200",)),
-    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/", SAFE, READS, "List a workergroup's workers",
-        Arg("id", WORKERGROUP_ID, "the workergroup"), returns="workers[]", columns=WORKER_COLUMNS, strict=True,
+    Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/ -> workers[]", SAFE, READS, "List a workergroup's workers",
+        Arg("id WORKERGROUP", ID, "the workergroup"), columns=WORKER_COLUMNS, strict=True,
         look="show workergroups", methods="get_workergroup_workers"),
     Command("update workers", "POST run:/update_workers/", ONCE, SETS, "Update a workergroup's workers one by one",
-        Arg("id", WORKERGROUP_ID, "the workergroup", key="workergroup_id"),
+        Arg("id WORKERGROUP", ID, "the workergroup", key="workergroup_id"),
         Arg("--cancel", FLAG, "cancel a running update", key="cancel_update", sent=lambda on: on or None),
         body={"api_key": KEY}, strict=True, look="show workergroups",
         done="Updating {workers_to_update} workers of workergroup {id}.|Canceled the update of workergroup {id}: "
@@ -3978,111 +4331,114 @@ register("Serverless",
     Command("route", "POST run:/route/", ONCE, SETS, "Get the address of a free worker",
         Arg("endpoint", NAME, "name of the endpoint"),
         Arg("cost", NUMBER, "load of the request in the endpoint's units, such as tokens"),
-        columns=ROUTE_CARD, strict=True, look="show endpoints", examples=("chat 242",)),
-    Command("request", "", ONCE, SPENDS, "Send a request to an endpoint's worker",
+        columns=ROUTE_CARD, strict=True, examples=("chat 242",)),
+    Command("request", "-> any", ONCE, SPENDS, "Send a request to an endpoint's worker",
         Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
-        Arg("--json", OBJECT, "JSON object to send to the worker", None, name="payload"),
-        Arg("stdin", TEXT, "- reads the JSON object from stdin", None, face="cli", choices=("-",)),
-        Arg("--file", FILE_OBJECT, "file with the JSON object", None, face="cli"),
+        Arg("--json", OBJECT, "JSON object to send to the worker", name="payload"),
+        CliArg("stdin", TEXT, "- reads the JSON object from stdin", None, choices=("-",)),
+        CliArg("--file", FILE_OBJECT, "file with the JSON object"),
         Arg("--cost", NUMBER, "expected load in the endpoint's units, such as tokens", 100),
         Arg("--stream", FLAG, "print the events of the answer as they arrive"),
-        Arg("--timeout", SECONDS, "time limit for everything, for a stream until its first byte, seconds", None, cli=600.0),
+        Arg("--timeout", SECONDS, "time limit for everything, for a stream until its first byte, seconds", cli=600.0),
         Arg("--worker-timeout", SECONDS, "time limit for one try on a worker, seconds", 600.0),
-        Arg("retry", FLAG, "repeat the job if a worker fails or is lost", True, face="sdk"),
-        Arg("--no-retry", FLAG, "do not repeat the job if a worker fails or is lost", face="cli"),
-        Arg("--max-retries", COUNT, "maximum number of tries", None),
-        Arg("--text", FLAG, "print only the model's text", face="cli"),
-        Arg("--out", OUT_FILE, "file for the response", None, face="cli"),
-        returns="any", run="run_request", show="show_response", document="document_response", rows="response_rows",
-        look="show endpoints",
+        SdkArg("retry", FLAG, "repeat the job if a worker fails or is lost", True),
+        CliArg("--no-retry", FLAG, "do not repeat the job if a worker fails or is lost"),
+        Arg("--max-retries", COUNT, "maximum number of tries"),
+        CliArg("--text", FLAG, "print only the model's text"),
+        CliArg("--out", OUT_FILE, "file for the response"),
+        run="run_request", show="show_response", document="document_response", rows="response_rows",
         note="A job may be billed each time it runs; limit that with --no-retry or --max-retries. "
              "If the answer is lost and the job is not repeated, the exit status is 7.",
-        examples=("chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16",)))
+        examples=("chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16",)),
+    look="show endpoints")
 
 register("Notifications",
-    Command("show notification-types", "GET /notification-types/", SAFE, READS, "List the kinds of notifications",
-        returns="notification_types[]", columns=NOTIFICATION_COLUMNS),
-    Command("show notifications", "GET /users/{user_id}/notification-prefs/", SAFE, READS, "Show which notifications you get",
-        Arg("--user_id", ID, "account id (default: yours)", None),
-        returns="notification_preferences", run="run_notifications", rows="notification_rows",
+    Command("show notification-types", "GET /notification-types/ -> notification_types[]", SAFE, READS, "List the kinds of notifications",
+        columns=NOTIFICATION_COLUMNS),
+    Command("show notifications", "GET /users/{user_id}/notification-prefs/ -> notification_preferences", SAFE, READS,
+        "Show which notifications you get",
+        USER_ID,
+        run="run_notifications", rows="notification_rows",
         columns_for="notification_columns"),
-    Command("set notifications", "PUT /users/{user_id}/notification-prefs/", SAFE, SETS, "Replace your notification choices",
+    Command("set notifications", "PUT /users/{user_id}/notification-prefs/ -> notification_preferences", SAFE, SETS,
+        "Replace your notification choices",
         Arg("notification_preferences", OBJECT, 'JSON: {"client": {"low_credit": {"email": true, "webhooks": false}}}'),
-        Arg("--user_id", ID, "account id (default: yours)", None),
-        returns="notification_preferences", run="run_notifications", rows="notification_rows",
+        USER_ID,
+        run="run_notifications", rows="notification_rows",
         columns_for="notification_columns",
         look="show notifications", note="`vastai show notifications --raw` prints the current choices in this form."),
-    Command("show webhooks", "GET /webhooks/", SAFE, READS, "List your webhooks",
-        returns="webhooks[]", columns=WEBHOOK_COLUMNS),
+    Command("show webhooks", "GET /webhooks/ -> webhooks[]", SAFE, READS, "List your webhooks",
+        columns=WEBHOOK_COLUMNS),
     Command("create webhook", "POST /webhooks/", ONCE, SETS, "Create a webhook for notifications",
         Arg("webhook_url", NAME, "URL of the webhook, https://…"),
         Arg("event_types", TEXTS, "event types, from show notification-types, such as client:low_credit"),
-        Arg("--name", TEXT, "name for the webhook", None),
-        made="webhook.id", done=WEBHOOK_SECRET, look="show webhooks",
+        Arg("--name", TEXT, "name for the webhook"),
+        made="webhook.id", done=WEBHOOK_SECRET,
         examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
-        Arg("id", ID.called("WEBHOOK"), "the webhook"), Arg("--webhook_url", URL, "new URL", None),
-        Arg("--event_types", TEXTS, "new event types, replacing the old ones", None), Arg("--name", TEXT, "new name", None),
-        needs="*", done="Changed webhook {id}.", look="show webhooks"),
+        WEBHOOK, Arg("--webhook_url URL", TEXT, "new URL"),
+        Arg("--event_types", TEXTS, "new event types, replacing the old ones"), Arg("--name", TEXT, "new name"),
+        needs="*", done="Changed webhook {id}."),
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "Delete a webhook",
-        Arg("id", ID.called("WEBHOOK"), "the webhook"), done="Deleted webhook {id}.", look="show webhooks"),
+        WEBHOOK, done="Deleted webhook {id}."),
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "Replace a webhook's signing secret",
-        Arg("id", ID.called("WEBHOOK"), "the webhook"), done=WEBHOOK_SECRET, look="show webhooks"),
+        WEBHOOK, done=WEBHOOK_SECRET),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "Send a test to a webhook",
-        Arg("id", ID.called("WEBHOOK"), "the webhook"), done="Sent a test to webhook {id}.", look="show webhooks"))
+        WEBHOOK, done="Sent a test to webhook {id}."),
+    look="show webhooks")
 
 register("Diagnostics",
     Command("self-test machine", "", ONCE, SPENDS, "Rent your machine and test it",
-        Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine", old="id"),
+        Arg("machine_id MACHINE", GIVEN_ID, "the machine", old="id"),
         Arg("--debugging", FLAG, "print each line of progress on stderr"),
         Arg("--ignore-requirements", FLAG, "test the machine even if it fails requirements"),
-        Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it", None),
-        Arg("--support-bundle-dir", PATH, "folder for diagnostics after a failure (default /tmp)", None),
+        Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it"),
+        Arg("--support-bundle-dir PATH", TEXT, "folder for diagnostics after a failure (default /tmp)"),
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure, same as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
-        run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence", look="show instances",
+        run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence",
         note="It costs one short rental and takes up to 25 minutes. If the machine fails, the exit status is 1."),
     Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
-        Arg("machine_id", GIVEN_ID.called("MACHINE"), "the machine"),
-        Arg("--instance-id", INSTANCE_ID, "instance whose logs to include", None),
-        Arg("--output-dir", NAME.called("PATH"), "folder for the archive", "/tmp"),
+        Arg("machine_id MACHINE", GIVEN_ID, "the machine"),
+        Arg("--instance-id", INSTANCE_ID, "instance whose logs to include"),
+        Arg("--output-dir PATH", NAME, "folder for the archive", "/tmp"),
         Arg("--include-local-host-artifacts", FLAG, "include logs and settings of this computer; only on the host"),
         run="run_dump_logs", says="bundle_sentence", look="show machines", examples=("4242 --instance-id 7000",),
         note="Keys, passwords and other secrets that can be recognized are left out of the archive."),
-    Command("run benchmarks", "", ONCE, SPENDS, "Benchmark a template on several GPUs",
-        Arg("--template_hash", HASH, "hash of the template", None),
-        Arg("--template_id", ID, "id of the template", None),
-        Arg("--gpus", TEXTS.called("GPUS"), "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX_5090, RTX_4090, RTX_3090, RTX_A6000)", None, many=False),
-        Arg("--num_gpus", COUNT, "number of GPUs each, if --gpus does not say", None),
+    Command("run benchmarks", "-> []", ONCE, SPENDS, "Benchmark a template on several GPUs",
+        Arg("--template_hash HASH", NAME, "hash of the template"),
+        Arg("--template_id", ID, "id of the template"),
+        Arg("--gpus GPUS", TEXTS, "GPUs, such as '2x RTX_4090, RTX_3090' (default: RTX_5090, RTX_4090, RTX_3090, RTX_A6000)", many=False),
+        Arg("--num_gpus", COUNT, "number of GPUs each, if --gpus does not say"),
         Arg("--timeout", SECONDS, "maximum wait for the measurements, seconds", 1800),
         Arg("--no-cache", FLAG, "repeat measurements of the last 30 days"),
-        Arg("--auto_instance", TEXT, "serverless service to use", None, hidden=True),
-        Arg("--autoscaler_url", TEXT, "address of its worker list", None, hidden=True),
-        returns="[]", run="run_benchmarks", look="show endpoints",
+        Arg("--auto_instance", TEXT, "serverless service to use", hidden=True),
+        Arg("--autoscaler_url", TEXT, "address of its worker list", hidden=True),
+        run="run_benchmarks", look="show endpoints",
         ask="Rent {names} for up to {minutes:g} minutes, at {rate} together?", ask_when="within",
-        columns=(("GPU", "gpu_name", "_"), ("N", "num_gpus", "{}x"), ("Perf", "measured_perf", ".1f"),
-                 ("$/hr", "rental_dph", ".4f"), ("Perf/$", "perf_per_dollar", ".1f"), ("Status", "status", "")),
+        columns=MEASUREMENT_COLUMNS,
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
              "Perf/$ is performance per $/hr.",
-        examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")))
+        examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")),
+    look="show instances")
 
 register("Tools",
-    Command("update", "", SAFE, READS, "Show how to update this copy",
-        Arg("--check", FLAG, "only check for a newer version"), returns="none", run="run_update", face="cli", auth=False),
-    Command("uninstall", "", SAFE, SETS, "Uninstall this copy if pip installed it",
-        asks="uninstall_question", returns="none", run="run_uninstall", face="cli", auth=False),
+    Command("update", "-> none", SAFE, READS, "Show how to update this copy",
+        Arg("--check", FLAG, "only check for a newer version"), run="run_update", face="cli", auth=False),
+    Command("uninstall", "-> none", SAFE, SETS, "Uninstall this copy if pip installed it",
+        asks="uninstall_question", run="run_uninstall", face="cli", auth=False),
     Command("help", "", SAFE, READS, "Explain a command, same as its --help",
         Arg("command", TEXTS, "command, or its first word", None), run="run_help", text="help_text",
-        member="commands", columns=(("Command", "name", "", 0),), face="cli", auth=False,
+        member="commands", columns=Columns("Command: name 0"), face="cli", auth=False,
         note="With --raw it describes the commands for programs: names, effects, arguments, exit statuses.",
         examples=("show instances", "--raw | jq '.commands[].name'")),
-    Command("repl", "", SAFE, SETS, "Run commands from a prompt or script",
-        returns="none", run="run_repl", face="cli", auth=False,
+    Command("repl", "-> none", SAFE, SETS, "Run commands from a prompt or script",
+        run="run_repl", face="cli", auth=False,
         note="Global options given here apply to all commands. `exit`, `quit` or Ctrl-D ends the session.",
         examples=("--raw < commands.txt",)),
-    Command("completion", "", SAFE, READS, "Print a shell completion script",
+    Command("completion", "-> text", SAFE, READS, "Print a shell completion script",
         Arg("shell", TEXT, "bash, zsh or fish", choices=("bash", "zsh", "fish")),
-        returns="text", run="run_completion", face="cli", auth=False,
+        run="run_completion", face="cli", auth=False,
         note='To enable it permanently, add eval "$(vastai completion bash)" to ~/.bashrc, eval "$(vastai completion zsh)" to '
              "~/.zshrc, or vastai completion fish | source to ~/.config/fish/config.fish.",
         examples=("bash",)))
@@ -4094,8 +4450,6 @@ register("Tools",
 
 class View:
     """How an answer is shown: format, fields, color … and what the user agreed to beforehand."""
-
-    __slots__ = ("color", "common", "confirmed", "fields", "format", "full", "quiet", "raw")
 
     def __init__(
         self,
@@ -4119,8 +4473,6 @@ class View:
 
 class Call:
     """One use of a command: who calls, which row, with what, from which face."""
-
-    __slots__ = ("cli", "client", "params", "row", "secrets", "view")
 
     def __init__(
         self, client: VastAI, row: Command, params: Row, view: View, cli: bool = False
@@ -4266,8 +4618,11 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
 def check_choices(row: Command, params: Row, cli: bool) -> None:
     """Raises UsageError unless exactly one of each `one_of` and one or more of `needs` is given."""
     args = {arg.name: arg for arg in row.args_of("cli" if cli else "sdk")}
-    defaults = {name: arg.cli if cli else arg.default for name, arg in args.items()}
-    given = {name for name in args if params[name] not in (None, defaults[name])}
+    given = {
+        name
+        for name, arg in args.items()
+        if params[name] not in (None, arg.cli if cli else arg.default)
+    }
     for choice in filter(None, row.one_of.split(", ")):
         names = choice.split()
         if args.keys() >= set(names) and len(given.intersection(names)) != 1:
@@ -4317,8 +4672,6 @@ class Request:
     `hidden` names the members of the body that nothing may show, `secrets` their texts.  `safe` is
     the row's.  `auth` is False if the key must not go along, as with the address of a result.
     """
-
-    __slots__ = ("auth", "body", "hidden", "method", "query", "safe", "secrets", "url")
 
     def __init__(
         self,
@@ -4399,7 +4752,7 @@ def build_request(call: Call, query: Row | None = None, body: Row | None = None)
             if value is not None or name in nullable
         }
     url = url_of(client.server_url, path or row.path, slots["path"])
-    return Request(row.method, url, slots["query"], sent, row.safe, True, hidden)
+    return Request(row.method, url, slots["query"], sent, row.safe, hidden=hidden)
 
 
 def url_of(server: str, path: str, parts: Row) -> str:
@@ -4771,12 +5124,12 @@ def schedule_of(call: Call, request: Request) -> Row:
 
 
 TEMPLATE_FLAGS = {  # the flags that set members of a template
-    "ssh jupyter direct": ("jup_direct", "ssh_direct", "use_ssh", "runtype"),
-    "jupyter_lab": ("use_jupyter_lab",),
-    "login": ("docker_login_repo",),
-    "hide_readme": ("readme_visible",),
-    "search_params": ("extra_filters",),
-    "public": ("private",),
+    "ssh jupyter direct": "jup_direct ssh_direct use_ssh runtype",
+    "jupyter_lab": "use_jupyter_lab",
+    "login": "docker_login_repo",
+    "hide_readme": "readme_visible",
+    "search_params": "extra_filters",
+    "public": "private",
 }
 
 
@@ -4808,16 +5161,14 @@ def build_template_change(call: Call, query: Row, body: Row) -> None:
     made = template_members(call)
     for flags, members in TEMPLATE_FLAGS.items():
         if any(call[flag] not in (None, False) for flag in flags.split()):
-            body.update({name: made[name] for name in members if name not in body})
+            body.update({name: made[name] for name in members.split() if name not in body})
 
 
-# fmt: off
 TEMPLATE_MEMBERS = (  # what an update sends of a template as it was
-    "name", "image", "tag", "href", "repo", "env", "onstart", "jup_direct", "ssh_direct",
-    "use_jupyter_lab", "runtype", "use_ssh", "jupyter_dir", "docker_login_repo",
-    "docker_login_user", "extra_filters", "recommended_disk_space", "readme", "readme_visible",
-    "desc", "private", "args_str", "volume_info")
-# fmt: on
+    "name image tag href repo env onstart jup_direct ssh_direct use_jupyter_lab runtype use_ssh "
+    "jupyter_dir docker_login_repo docker_login_user extra_filters recommended_disk_space readme "
+    "readme_visible desc private args_str volume_info"
+)
 
 
 def build_delete_template(call: Call, query: Row, body: Row) -> None:
@@ -5015,8 +5366,7 @@ class Headers(dict):  # type: ignore[type-arg]
     """
 
     def __getitem__(self, name: str) -> str:
-        text: str = super().__getitem__(name.lower())
-        return text
+        return str(super().__getitem__(name.lower()))
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(str(name).lower())
@@ -5298,7 +5648,7 @@ def announce_request(call: Call, request: Request) -> None:
     if client.explain:
         explain_request(client, request)
     if client.curl:
-        write_out(format_curl(client, request) + "\n")
+        write_out(format_curl(request) + "\n")
         if any((request.body or {}).get(name) for name in request.hidden if name != "api_key"):
             call.warn("Replace *** with the secret before running this line")
         raise NothingSent
@@ -5410,11 +5760,8 @@ def key_refused(words: str) -> bool:
 
 def code_hint(answer: Answer) -> str:
     """What to do if a code of two-factor authentication is refused; "" if it was something else."""
-    try:
-        body = answer.json()
-    except ValueError:
-        return ""
-    error = body.get("error") if isinstance(body, dict) else None
+    body = as_dict(parse_body(answer))
+    error = body.get("error")
     if error == "2fa_expired":
         return (
             "The code and secret have expired; get new ones with `vastai tfa send-sms` or "
@@ -5845,8 +6192,6 @@ class HttpConnection:
     that a trickle of bytes cannot outlast the timeout.  Its methods raise OSError.
     """
 
-    __slots__ = ("deadline", "idle_since", "place", "sock")
-
     def __init__(self, place: Place, sock: Any, deadline: float) -> None:
         self.place, self.sock, self.deadline, self.idle_since = place, sock, deadline, 0.0
 
@@ -5887,8 +6232,6 @@ class Place:
     certificate that is trusted there beside the system's ("": none).
     """
 
-    __slots__ = ("host", "host_header", "name", "port", "proxy", "root", "tls")
-
     def __init__(self, parts: Any, root: str) -> None:
         """Takes a split URL.  Raises ValueError for a host or port that is none, and NetworkError
         for a proxy that cannot be used.
@@ -5917,7 +6260,7 @@ class Place:
         if ask.key:
             lines.append(f"Authorization: Bearer {ask.key}")
         if self.proxy and not self.tls:
-            lines += [f"{name}: {value}" for name, value in self.proxy.headers.items()]
+            lines += self.proxy.headers
         if ask.payload is not None:
             length = len(ask.payload)
             lines += ["Content-Type: application/json", f"Content-Length: {length}"]
@@ -5926,8 +6269,6 @@ class Place:
 
 class Pool:
     """Connections that wait for their next request, up to `most` a place.  Threads share it."""
-
-    __slots__ = ("idle", "lock", "most", "owner", "places")
 
     def __init__(self, most: int = 64) -> None:
         self.most = most
@@ -5988,8 +6329,9 @@ class Pool:
         if self.owner == os.getpid():
             with self.lock:
                 idle, self.idle, self.places = self.idle, {}, {}
-            for connection in [connection for waiting in idle.values() for connection in waiting]:
-                connection.close()
+            for waiting in idle.values():
+                for connection in waiting:
+                    connection.close()
 
     def __del__(self) -> None:
         Pool.close(self)
@@ -6106,47 +6448,40 @@ def user_agent() -> str:
 class Proxy:
     """An HTTP proxy: its host and port, and the headers that it wants."""
 
-    __slots__ = ("headers", "host", "port")
-
     def __init__(self, variable: str, url: str) -> None:
         """Takes the value of an environment variable.  Raises NetworkError if it is no such proxy;
         its text has nothing of the value but the scheme, as there may be a password in it.
         """
         from urllib.parse import unquote, urlsplit
 
-        scheme = url.partition("://")[0].lower() if "://" in url else "http"
+        url = url if "://" in url else f"http://{url}"
+        scheme = url.partition("://")[0].lower()
         try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            host, port = parts.hostname, parts.port or 80
+            parts = urlsplit(url)
+            self.host, self.port = parts.hostname or "", parts.port or 80
         except ValueError:
-            parts, host, port = urlsplit(""), None, 0
-        wanted = "expected a URL such as http://user:password@host:port"
+            parts, self.host, self.port = urlsplit(""), "", 0
+        problem = ""
         if scheme.startswith("socks"):
-            raise make_error(
-                NetworkError,
-                f"{variable} names a SOCKS proxy ({printable(scheme, 20)}://), "
-                f"which is not supported; {wanted}",
-            )
-        if scheme == "https":
-            raise make_error(
-                NetworkError,
-                f"{variable} names an https proxy (https://), which is not supported; {wanted}",
-            )
-        if scheme != "http" or not host or not host.isascii():
-            raise make_error(NetworkError, f"{variable} is not the URL of a proxy; {wanted}")
-        self.host, self.port = host, port
-        self.headers: dict[str, str] = {}
+            problem = f"names a SOCKS proxy ({printable(scheme, 20)}://), which is not supported"
+        elif scheme == "https":
+            problem = "names an https proxy (https://), which is not supported"
+        elif scheme != "http" or not self.host or not self.host.isascii():
+            problem = "is not the URL of a proxy"
+        if problem:
+            wanted = "expected a URL such as http://user:password@host:port"
+            raise make_error(NetworkError, f"{variable} {problem}; {wanted}")
+        self.headers: list[str] = []
         if parts.username:
             from base64 import b64encode
 
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             coded = b64encode(pair.encode()).decode()
-            self.headers["Proxy-Authorization"] = f"Basic {coded}"
+            self.headers.append(f"Proxy-Authorization: Basic {coded}")
 
     def connect_message(self, place: Place) -> bytes:
         """The request to be connected with a place."""
-        lines = [f"CONNECT {place.name} HTTP/1.1", f"Host: {place.name}"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        lines = [f"CONNECT {place.name} HTTP/1.1", f"Host: {place.name}", *self.headers]
         return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
@@ -6213,7 +6548,7 @@ def explain_request(client: VastAI, request: Request) -> None:
     write_err(printable_lines(text) + "\n\n")
 
 
-def format_curl(client: VastAI, request: Request) -> str:
+def format_curl(request: Request) -> str:
     """The request as a line for the shell, with $VAST_API_KEY in the key's place."""
     from shlex import quote
 
@@ -6657,7 +6992,7 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
     elif len(ids) == 1:
         rented.id = error.found = error.details["found"] = ids[0]
-        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; it is probably yours."
+        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; probably yours."
     elif ids:
         named = ", ".join(map(str, ids[:20]))
         words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
@@ -6757,12 +7092,12 @@ COLUMN_NAMES = {
 def instance_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
     """The columns that --verbose or --cols ask for; volumes only if an instance has some."""
     if not call["cols"]:
-        columns = INSTANCE_COLUMNS + (INSTANCE_MORE if call["verbose"] else ())
+        columns = [*INSTANCE_COLUMNS, *(INSTANCE_MORE if call["verbose"] else ())]
         volumes = any(row.get("volume_info") for row in rows)
         return tuple(column for column in columns if volumes or column[1] != "volumes")
     known = {
         COLUMN_NAMES.get(column[1], column[1]): column
-        for column in INSTANCE_COLUMNS + INSTANCE_MORE
+        for column in (*INSTANCE_COLUMNS, *INSTANCE_MORE)
     }
     names = [name.strip() for name in call["cols"].split(",")]
     for name in names:
@@ -7243,7 +7578,7 @@ def run_update_template(call: Call) -> Row:
     """Fetches the template and sends all of it, with the members that were named replaced."""
     named = build_request(call).body or {}
     template = template_of(call, "hash_id", call["hash_id"])
-    body = {name: template.get(name) for name in TEMPLATE_MEMBERS}
+    body = {name: template.get(name) for name in TEMPLATE_MEMBERS.split()}
     if isinstance(body["extra_filters"], str):
         body["extra_filters"] = parse_filters(body["extra_filters"])
     body.update(named, id=template.get("id"))
@@ -7439,8 +7774,8 @@ def run_gpu_trends(call: Call) -> Row:
 def trend_of(part: Row) -> Row:
     """One GPU's parallel lists as rows, null if a list is too short."""
     supply, prices = as_dict(part.get("supply_demand")), as_dict(part.get("pricing"))
-    lists = {name: as_list(supply.get(name)) for name in SUPPLY.values()}
-    lists.update({name: as_list(prices.get(name)) for name in PRICES})
+    lists = {name: as_list(supply.get(name)) for name in SUPPLY.split()}
+    lists.update({name: as_list(prices.get(name)) for name in PRICES.split()})
     rows = []
     for at, moment in enumerate(as_list(supply.get("timestamps"))):
         row = {"date": format_utc(moment, "%Y-%m-%d %H:%M:%S"), "timestamp": moment}
@@ -7918,7 +8253,7 @@ def write_invoice(
     call: Call, path: str, rows: list[Row], period: str, title: str = "Invoice"
 ) -> None:
     """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind."""
-    user = call.of(METHODS["show_user"]).send(query={"owner": "me"})
+    user = call.of(METHODS["show_user"]).send(query=OWNER)
     totals = [(kind, format_money(amount)) for kind, amount in sums_of(rows).items()]
     document = invoice_pdf(
         rows, user, title=title, number=str(invoice_number()), period=period, totals=totals
@@ -8258,7 +8593,7 @@ class SignalGuard:
 
 
 class Rented:
-    """Something rented that must be deleted in the end: an "instance", an "endpoint" or a "workergroup".
+    """Something rented that is deleted in the end: an "instance", an "endpoint" or a "workergroup".
 
     Its `id` is None while there is none, and "?" from the moment its request is sent until the
     answer is read: then it is found by its `name`.  If that name is not `made_up` by us, only a
@@ -9832,7 +10167,8 @@ class Monitor:
             {**self.cells(key, row), "mark": MARKS.get(events.get(key, ""), "")}
             for key, row in self.rows.items()
         ]
-        clock = f"{time.strftime('%H:%M:%S')}; refreshes every {self.call['interval']:g} s; Ctrl-C to stop"
+        now, pause = time.strftime("%H:%M:%S"), f"{self.call['interval']:g} s"
+        clock = f"{now}; refreshes every {pause}; Ctrl-C to stop"
         footer = [wrap_line(line, width) for line in [*self.footer(changed), clock]]
         room = max(1, height - 3 - sum(line.count("\n") + 1 for line in footer))
         if len(shown) > room:
@@ -13401,7 +13737,7 @@ class Listing:
     __slots__ = ("bright", "columns", "fields", "full", "hidden", "rows", "single")
 
     def __init__(
-        self, rows: list[Row], columns: Sequence[Any], view: View, single: bool = False
+        self, rows: list[Row], columns: Iterable[Any], view: View, single: bool = False
     ) -> None:
         self.rows, self.single, self.full = rows, single, view.full
         self.bright = view.color and colored()
@@ -13594,7 +13930,7 @@ def format_ids(call: Call, result: Any) -> str:
     if rows is not None:
         name = "id"
         if row.columns and not any("id" in item for item in rows):
-            name = row.columns[0][1]
+            name = next(iter(row.columns))[1]
         ids = [get_path(item, name) for item in rows]
     else:
         made = get_path(result, row.made) if row.made else None
@@ -13694,7 +14030,7 @@ def remark(call: Call, text: str) -> None:
 
 
 def format_table(
-    rows: list[Row], columns: Sequence[Any], width: int | None, bright: bool
+    rows: list[Row], columns: Iterable[Any], width: int | None, bright: bool
 ) -> tuple[list[str], list[str]]:
     """The lines of a table, and the headers of columns that a terminal `width` columns wide has no
     room for.
@@ -14082,7 +14418,7 @@ def offers_shown(call: Call, rows: Rows) -> list[Row]:
 
 
 def offer_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
-    columns = RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS
+    columns = tuple(RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS)
     if all(call[arg.name] is None for arg in JOB_OPTIONS):
         return columns
     at = next(at for at, column in enumerate(columns) if column[0] == "$/hr") + 1
@@ -14440,9 +14776,9 @@ def api_key_sentence(call: Call, result: Any) -> str:
 
 def show_billing(call: Call, answer: Row) -> None:
     """Pages of invoices or charges, each after a question."""
-    columns: Sequence[Any] = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS
+    columns: Iterable[Any] = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS
     if call["charge_type"] and not {"s", "serverless"} & set(call["charge_type"]):
-        columns = CHARGE_COLUMNS[:5]
+        columns = list(CHARGE_COLUMNS)[:5]
     count = 0
     while True:
         rows = bill_rows(call, answer["results"])
@@ -14465,6 +14801,7 @@ def show_billing(call: Call, answer: Row) -> None:
 
 def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
     """Charges as a tree; the parts of instances and volumes only with --verbose."""
+    amount = list(CHARGE_COLUMNS)[2]
     for row in rows:
         start, end = (
             format_utc(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end")
@@ -14472,7 +14809,7 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
         words = [
             row.get("type") or "-",
             row.get("source"),
-            f"${format_cell(CHARGE_COLUMNS[2], row)}",
+            f"${format_cell(amount, row)}",
             row.get("description"),
             f"({start})" if start == end else f"({start} to {end})",
         ]
@@ -14825,14 +15162,14 @@ def _pdf_wrap(text: bytes, room: float) -> list[bytes]:
 
 # fmt: off
 GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
-    Arg("--api-key", TEXT.called("KEY"), "API key for this call", None, secret=True),
-    Arg("--profile", NAME.called("PROFILE"), "account whose key to use, saved with set api-key --profile PROFILE; otherwise VAST_PROFILE", None),
-    Arg("--url", URL, f"URL of the service; otherwise VAST_URL, then {SERVER}", None),
+    Secret("--api-key KEY", TEXT, "API key for this call"),
+    Arg("--profile PROFILE", NAME, "account whose key to use, saved with set api-key --profile PROFILE; otherwise VAST_PROFILE"),
+    Arg("--url URL", TEXT, f"URL of the service; otherwise VAST_URL, then {SERVER}"),
     Arg("--retry", ATTEMPTS, "attempts of a request that may be repeated", 3),
     Arg("--timeout", TIMEOUT, "time limit of one request, seconds", 120),
     Arg("--raw", FLAG, "print the answer as JSON; same as --format json"),
-    Arg("--format", TEXT.called("FORMAT"), "output format", "table", choices=tuple(WRITERS)),
-    Arg("--fields", TEXT.called("FIELDS"), "only these fields: id,gpu_name,a.b", ""),
+    Arg("--format FORMAT", TEXT, "output format", "table", choices=tuple(WRITERS)),
+    Arg("--fields FIELDS", TEXT, "only these fields: id,gpu_name,a.b", ""),
     Arg("-q --quiet", FLAG, "print only ids, one per line"),
     Arg("--full", FLAG, "no pager; show all points in show gpu-trends"),
     Arg("--explain", FLAG, "show each request on stderr"),
@@ -15573,8 +15910,8 @@ def command_help(row: Command) -> str:
 
 
 QUERY_HELP = (
-    'Operators: > >= < <= = != in notin. A list is [A,B]; write a text with spaces as A_B or "A B". '
-    "All conditions must hold."
+    "Operators: > >= < <= = != in notin. A list is [A,B]; write a text with spaces as A_B or "
+    '"A B". All conditions must hold.'
 )
 
 
