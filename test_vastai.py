@@ -5443,7 +5443,8 @@ class TestGivingBack(RentingCase):
                              ({"error": "no_such_ask", "msg": "It is gone."}, "It is gone."),
                              ({"error": True, "msg": "It is gone."}, "It is gone."),
                              ({"error": {"code": 5, "message": "host offline"}}, "host offline"),
-                             ({"success": False, "error_msg": {"disk": "too small"}}, '{ "disk": "too small" }')):
+                             ({"success": False, "error_msg": {"disk": "too small"}}, '{ "disk": "too small" }'),
+                             ({"success": False, "error": [{"msg": "too small"}]}, "too small")):
             with Faulty(reply(answer)) as server:
                 self.assertEqual(self.run_here(f"stop instance 7 --url {server.url}"),
                                  (1, "", f"stop instance: {told}\n"))
@@ -7134,7 +7135,7 @@ class TestLostAnswers(FaultCase):
     def test_slow(self):
         def attempt(fault, step, name):
             server = self.serve(step)
-            client = self.client(server, timeout=0.25, retry=2)
+            client = self.client(server, timeout=0.5, retry=2)
             call, args = {name: (call, args) for name, call, args in self.calls(client)}[name]
             error = self.error(call, *args)
             results.append((fault, name, type(error), len(server.requests), str(error)))
@@ -7692,7 +7693,8 @@ class TestProxies(FaultCase):
         for step in (cut(b"SSH-2.0-x\r\n"), hang_up, reset, cut(b"HTTP/1.1 "), reply("", 302, Location="/x"), *slow):
             proxy = self.serve(step)
             self.use(HTTPS_PROXY=proxy.url)
-            error = self.error(self.client("https://127.0.0.1:1", timeout=0.2, retry=1).create_team, "t")
+            timeout = 0.3 if step in slow else 10
+            error = self.error(self.client("https://127.0.0.1:1", timeout=timeout, retry=1).create_team, "t")
             self.assertIs(type(error), vastai.NetworkError)
             self.assertEqual("timed out" in str(error), step in slow)
 
@@ -8574,7 +8576,7 @@ import sys, types
 sys.path.insert(0, {here!r})
 import {library}, vastai, pickle
 requests = {library}
-client = vastai.VastAI("k" * 20, {url!r}, retry=1, timeout=0.3)
+client = vastai.VastAI("k" * 20, {url!r}, retry=1, timeout=0.6)
 for number, expected in enumerate([requests.HTTPError, requests.ConnectionError, requests.Timeout] * 2):
     try:
         client.create_team("t") if number > 2 else client.show_user()
@@ -10474,7 +10476,7 @@ class TestServerlessTls(ServerlessCase):
             self.assertEqual(self.ask()["response"], {"n": 2})
         self.assertEqual([request["target"] for request in proxy.requests], [f"127.0.0.1:{self.far.port}"])
         with mock.patch.dict(os.environ, HTTP_PROXY=address):
-            self.error(self.ask, timeout=0.1)
+            self.error(self.ask, timeout=0.5)
         self.assertEqual(proxy.requests[-1]["target"], self.server.url + "/route/")
 
 

@@ -718,7 +718,7 @@ def reason_text(value: Any) -> str:
     if isinstance(value, dict):
         return reason_of(value) or " ".join(format_json(value).split())
     if isinstance(value, list):
-        return "; ".join(filter(None, map(_reason, value)))
+        return "; ".join(filter(None, map(reason_text, value)))
     return "" if value in (None, True, False) else str(value)
 
 
@@ -2280,7 +2280,7 @@ def page_out(text: str, full: bool) -> None:
     """Text to stdout; through $PAGER if it has more lines than a terminal shows."""
     pager = "" if full else os.environ.get("PAGER", "").strip()
     paged = pager and is_terminal(sys.stdout)
-    if not paged or text.count("\n") < os.get_terminal_size(sys.stdout.fileno()).lines:
+    if not paged or text.count("\n") < terminal_height():
         write_out(text)
         return
     import shlex
