@@ -8346,6 +8346,7 @@ class TestLines(FaultCase):
                            ("create env-var N --SECRET", "no such option; write -- before a value"),
                            ("set api-key -SECRET", "no such option; write -- before a value"),
                            ("set api-key my SECRET", "unexpected words"), ("show user --raw=SECRET", "takes no value"),
+                           ("search offers -dSECRET", "-d takes no value"),
                            ("x" + "SECRET" * 10, "no such command")):
             status, out, err = self.run_here(None, *line.split())
             self.assertEqual((status, out, told in err, "SECRET" in err, err.count("-S")), (2, "", True, False, 0), err)

@@ -15245,12 +15245,12 @@ def option_parser(row: Command) -> Any:
         def error(self, message: str) -> NoReturn:
             problem = sys.exc_info()[1]
             flag = (getattr(problem, "argument_name", None) or "").split("/")[0]
-            arg = next((arg for arg in args if flag in arg.flags), None)
+            arg = next((arg for arg in args if flag in (*arg.flags, *arg.shortcuts)), None)
             if arg is None:
                 raise UsageError(message)
             if "expected" in message:
                 raise missing_value_error(arg, arg.flags[-1])
-            raise UsageError(f"{arg.flags[-1]} takes no value")
+            raise UsageError(f"{flag} takes no value")
 
         def _get_option_tuples(self, option_string: str) -> Any:
             """The options that a prefix can mean; two spellings of one are no ambiguity."""
@@ -15273,16 +15273,18 @@ def option_parser(row: Command) -> Any:
             how["action"] = "append"
         elif arg.many:
             how["nargs"] = "+"
-        parser.add_argument(*spellings(arg), dest=arg.name, **how)
+        parser.add_argument(*spellings(arg.flags), dest=arg.name, **how)
         for flag, value in arg.shortcuts.items():
-            parser.add_argument(flag, dest=arg.name, action="store_const", const=value)
+            parser.add_argument(
+                *spellings([flag]), dest=arg.name, action="store_const", const=value
+            )
     return parser
 
 
-def spellings(arg: Arg) -> list[str]:
+def spellings(flags: Iterable[str]) -> list[str]:
     """The flags of an option; --some_option and --some-option are the same."""
     found = {}
-    for flag in arg.flags:
+    for flag in flags:
         name = flag[2:]
         for spelling in (
             flag,
@@ -15298,7 +15300,12 @@ def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], li
 
     After `--` nothing is an option, nor in what a command hands to another program.
     """
-    args = {spelling: arg for arg in args_of_line(row) if arg.option for spelling in spellings(arg)}
+    args = {
+        spelling: arg
+        for arg in args_of_line(row)
+        if arg.option
+        for spelling in spellings(arg.flags)
+    }
     alone = [arg for arg in row.args_of("cli") if not arg.option]
     waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
     before: list[str] = []
@@ -16553,7 +16560,7 @@ def wants_json(words: Sequence[str]) -> bool:
         given, common = parse_line(row or GLOBAL_ARGS, rest)
         values = {**common, **given}
         return values["raw"] or "json" in (values["format"], common["format"])
-    except UsageError:
+    except Exception:  # noqa: BLE001 (a defect of ours is reported as well)
         line = " ".join(words).replace("=", " ") + " "
     return any(f"{flag} " in line for flag in ("--raw", "--ra", "--format json", "--form json"))
 
