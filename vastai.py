@@ -6774,8 +6774,6 @@ def perform(call: Call) -> Any:
         return row.run(call) if row.run else call.send()
     except VastAIError as error:
         error.redact(call.secrets)
-        if isinstance(error, UsageError) and not call.cli:
-            error.msg = for_python(error.msg, row)
         raise
     except RecursionError:
         raise VastAIError("the service sent an answer that is nested too deeply") from None
@@ -13115,6 +13113,8 @@ class VastAI:
             except NothingSent:
                 return None
             except VastAIError as error:
+                if isinstance(error, UsageError):
+                    error.msg = for_python(error.msg, row)
                 if (
                     error.status != 200
                     or get_path(error.body, "success") is not False
