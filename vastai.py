@@ -6649,9 +6649,7 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
     elif len(ids) == 1:
         rented.id = error.found = error.details["found"] = ids[0]
-        words = (
-            f"Instance {ids[0]}, labeled {label!r}, appeared after the request; it is probably yours."
-        )
+        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; it is probably yours."
     elif ids:
         named = ", ".join(map(str, ids[:20]))
         words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
@@ -9823,9 +9821,7 @@ class Monitor:
             {**self.cells(key, row), "mark": MARKS.get(events.get(key, ""), "")}
             for key, row in self.rows.items()
         ]
-        clock = (
-            f"{time.strftime('%H:%M:%S')}; refreshes every {self.call['interval']:g} s; Ctrl-C to stop"
-        )
+        clock = f"{time.strftime('%H:%M:%S')}; refreshes every {self.call['interval']:g} s; Ctrl-C to stop"
         footer = [wrap_line(line, width) for line in [*self.footer(changed), clock]]
         room = max(1, height - 3 - sum(line.count("\n") + 1 for line in footer))
         if len(shown) > room:
@@ -9868,9 +9864,7 @@ class OfferMonitor(Monitor):
 
     def footer(self, changed: bool) -> list[str]:
         count = len(self.rows)
-        return [
-            f"{count} machine{'s match' if count != 1 else ' matches'}; + new, $ price changed"
-        ]
+        return [f"{count} machine{'s match' if count != 1 else ' matches'}; + new, $ price changed"]
 
 
 class InstanceMonitor(Monitor):
