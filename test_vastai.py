@@ -4954,7 +4954,7 @@ class TestWatch(FaultCase):
 
     def test_a_network_that_is_away_is_said_once(self):
         away = reply({}, 503)
-        done = self.watch([self.offers((1, 1, 1)), away, hang_up, hang_up, reply(b"<html>"), self.offers((1, 1, 1)),
+        done = self.watch([self.offers((1, 1, 1)), away, hang_up, reply({}, 408), reply(b"<html>"), self.offers((1, 1, 1)),
                            self.offers()], "offers")
         self.assertEqual((self.told(), done.stderr.count("no answer, still trying"), done.stderr.count("answers again")),
                          ([("new", 1), ("gone", 1)], 1, 1), done.stderr)
@@ -5883,6 +5883,7 @@ class TestLaunch(RentingCase):
         for answer in ("<html>", "null", {"instances": []}, {"instances": {"actual_status": 7}}):
             self.box.fail("GET /api/v0/instances/\\d+/", 200, answer, times=2)
             self.box.fail("GET /api/v0/instances/\\d+/", 500, {"success": False, "msg": "oh"})
+            self.box.fail("GET /api/v0/instances/\\d+/", 408)
             self.launch()
         self.assertEqual(self.machines(), [11, 12, 13, 14])
 

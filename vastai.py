@@ -5215,6 +5215,11 @@ def failure_kind(status: int) -> str:
     return LIMITED if status == 429 else UNANSWERED if status in NO_ANSWER else REFUSED
 
 
+def may_pass(status: int) -> bool:
+    """Does an HTTP status say that the same request may succeed later?"""
+    return status in (408, 429) or status >= 500
+
+
 def retry_pause(
     safe: bool,
     failure: str,
@@ -8139,7 +8144,8 @@ class Watch:
         except VastAIError as error:
             self.odd = self.odd + 1 if 200 <= error.status < 300 else 0
             puzzling = 0 < self.odd < 4 and get_path(error.body, "success") is not False
-            if not (isinstance(error, NetworkError) or error.status >= 500 or puzzling):
+            lost = isinstance(error, NetworkError) or may_pass(error.status)
+            if not (lost or puzzling):
                 raise relabel_error(error, f"instance {self.id} cannot be checked") from error
             return {}  # one lost answer is no reason to give up
         if row is None:
@@ -9757,7 +9763,8 @@ class Monitor:
             self.pause = min(pause, max(LONGEST_WATCH_PAUSE, self.call["interval"]))
             return None
         except VastAIError as error:
-            if 400 <= error.status < 500 or isinstance(error, (AuthError, UsageError)):
+            refused = error.status >= 400 and not may_pass(error.status)
+            if refused or isinstance(error, (AuthError, UsageError)):
                 raise
             if not self.away:
                 self.say(f"no answer, still trying: {error.msg}")
@@ -10881,11 +10888,6 @@ def succeeded(answer: Answer) -> bool:
     return 200 <= answer.status_code < 300
 
 
-def may_pass(answer: Answer) -> bool:
-    """Does the status say that the same request may succeed later?"""
-    return answer.status_code in (408, 429) or answer.status_code >= 500
-
-
 def backoff(tries: int, longest: float, answer: Answer | None = None) -> float:
     """Seconds to wait after so many tries: 2, 4, 8 … and up to 1 more, or what the answer asks
     for.
@@ -10969,7 +10971,7 @@ def ask_service(
             if succeeded(answer):
                 break
             failure = refused_error(what, answer, key, kind, lost)
-            again = may_pass(answer) and (ask.safe or answer.status_code == 429)
+            again = may_pass(answer.status_code) and (ask.safe or answer.status_code == 429)
         if not again or count == tries:
             raise failure
         yield min(backoff(count, longest, answer), max(0.0, ask.deadline - time.monotonic()))
@@ -11072,7 +11074,7 @@ class Job:
                 self.not_answered(worker, problem, another and self.retry)
             else:
                 unreached = 0
-                if not (self.retry and another and may_pass(answer)):
+                if not (self.retry and another and may_pass(answer.status_code)):
                     return self.result(answer, worker, grant)
                 self.reason = f"{worker} answered HTTP {answer.status_code}"
                 pause = backoff(tries, self.longest_pause, answer)
