@@ -5850,6 +5850,18 @@ class TestLaunch(RentingCase):
         answer = self.launch("--label mine --raw")
         self.assertEqual(self.held, [twin, answer["new_contract"]])
 
+    def test_a_label_whose_instances_cannot_be_listed(self):
+        """What is not known to be somebody else's could be taken for ours: nothing is rented then."""
+        twin = self.client.create_instance(self.offers[3]["id"], image="a/b", label="mine")["new_contract"]
+        self.box.instance(twin, status="offline")
+        del self.box.requests[:]
+        self.box.fail("GET /api/v1/instances/", 429, {"msg": "slow"})
+        self.box.fail("PUT /api/v0/asks/.*", None)
+        self.launch("--label mine", status=7)
+        self.box.fail("GET /api/v1/instances/", 500, {"msg": "oh"})
+        self.assertIn("nothing was rented", self.launch("--label mine", status=1))
+        self.assertEqual((self.held, len(self.machines())), ([twin], 1))
+
     def test_the_images_fault(self):
         self.box.machine(11, starts=False, message="Error response from daemon: manifest unknown")
         self.assertIn("another machine would fail", self.launch(status=1))

@@ -8290,15 +8290,15 @@ class Rented:
         return None if self.id == "?" else self.id
 
     def find(self) -> list[Row] | None:
-        """Our rows of this name: three looks within 15 s, until there are some.  None if no look
-        succeeded.
+        """Our rows of this name: three looks within 15 s, until there are some.  None if the last
+        look failed.
         """
         looked = False
 
         def look(left: float) -> list[Row] | None:
             nonlocal looked
             rows = self.rows()
-            looked = looked or rows is not None
+            looked = rows is not None
             return rows or None
 
         found: list[Row] | None = poll_until(look, 15, 7, tries=3)
@@ -8605,11 +8605,19 @@ class Launch:
             tell(self.call, f"cannot read your credit: {error.msg}")
 
     def note_those_there(self) -> None:
-        """Remembers who has the caller's label already: those are not ours, whatever comes."""
-        if not self.rented.made_up:
-            there = {row.get("id") for row in self.rented.rows() or ()}
-            new = self.rented.ours
-            self.rented.ours = lambda row: new(row) and row.get("id") not in there
+        """Remembers who has the caller's label already: those are not ours, whatever comes.
+
+        Raises VastAIError: if they could not be told apart later, nothing may be rented.
+        """
+        label, new = self.rented.name, self.rented.ours
+        if self.rented.made_up:
+            return
+        try:
+            there = {row.get("id") for row in self.call.do("show_instances", label=[label])}
+        except VastAIError as error:
+            what = f"nothing was rented; the instances labeled {label!r} cannot be listed"
+            raise relabel_error(error, what) from error
+        self.rented.ours = lambda row: new(row) and row.get("id") not in there
 
     def search(self) -> list[Row]:
         """The offers to try, one for each machine, best first.  Raises NotFoundError."""
