@@ -5790,6 +5790,8 @@ class TestLaunch(RentingCase):
         self.assertEqual([row["reason"] for row in answer["tries"]], ["it is on-demand, not interruptible"])
         self.assertIn("interruptible, bid $0.147/hr", self.launch("--spot"))
         self.launch("--spot --bid 0.01 --max-price 0.0101", status=4)
+        self.box.fail("POST /api/v0/bundles/", 200, {"offers": [{**self.offers[3], "dph_total": 0.5, "storage_cost": None}]})
+        self.launch("--spot --bid 0.9 --max-price 0.95", status=4)
         for words in ("--bid 0.1", "--bid-over 5", "--spot --bid 0.1 --bid-over 5", "--tries 0"):
             del self.box.requests[:]
             self.launch(words, status=2)
@@ -5907,6 +5909,9 @@ class TestLaunch(RentingCase):
         err = self.launch("--max-price 0.31")
         self.assertEqual(self.machines(), [12])
         self.assertIn("$0.3083/hr", err)
+        rows = [{**self.offers[2], "storage_cost": None, "dph_total": 0.4}]
+        self.box.fail("POST /api/v0/bundles/", 200, {"offers": rows})
+        self.assertIn(", $0.40/hr including 40 GB of disk,", self.launch())
 
     def test_refused_but_made(self):
         """Whatever the status says: it is given back, counts as a try, and the next machine is rented."""

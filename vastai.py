@@ -8643,7 +8643,7 @@ class Launch:
         for offer in offers:
             price = self.price_of(offer)[0]
             machine = offer.get("machine_id")
-            if None not in (price, offer.get("id")) and (self.cap is None or price <= self.cap):
+            if None not in (price, offer.get("id")) and not self.is_above_cap(price):
                 machines.setdefault(machine, offer)
         found = [offer for id, offer in machines.items() if id not in self.excluded]
         if not found:
@@ -8652,6 +8652,9 @@ class Launch:
                 f"none of {len(offers)} offers is available{cap}; nothing was rented"
             )
         return found
+
+    def is_above_cap(self, price: float | None) -> bool:
+        return None not in (price, self.cap) and price > self.cap + 1e-6  # floats are a little off
 
     def bid_for(self, offer: Row) -> float | None:
         """Our bid, $/hr for the whole offer without its disk; None on demand."""
@@ -8664,14 +8667,11 @@ class Launch:
 
     def price_of(self, offer: Row) -> tuple[float | None, float]:
         """$/hr with our disk, and the disk's part of it; None if the offer names no price."""
-        total, storage = as_number(offer.get("dph_total")), as_number(offer.get("storage_cost"))
-        base = self.bid_for(offer) if self.spot else as_number(offer.get("dph_base"))
+        if not self.spot:
+            return price_with_disk(offer, self.disk)
+        bid, storage = self.bid_for(offer), as_number(offer.get("storage_cost"))
         disk = (storage or 0) * self.disk / HOURS_OF_MONTH
-        if base is None or (storage is None and total is None):
-            return None if self.spot else total, disk
-        if storage is None:
-            return total, disk
-        return max(base + disk, 0 if self.spot else total or 0), disk
+        return None if None in (bid, storage) else bid + disk, disk
 
     def announce(self, offer: Row) -> None:
         """Says what is about to be rented, and what it costs."""
@@ -8681,6 +8681,7 @@ class Launch:
         up, down = (as_number(offer.get(name)) for name in ("inet_up_cost", "inet_down_cost"))
         trust = as_number(offer.get("reliability2", offer.get("reliability")))
         end = as_number(offer.get("end_date"))
+        part = f"{format_rate(disk)} for " if disk else ""
         gpu = as_text(offer.get("gpu_name")).replace(" ", "_")
         place = as_text(offer.get("geolocation")) or "an unknown place"
         words = [
@@ -8688,7 +8689,7 @@ class Launch:
             f"{offer.get('num_gpus')}x {gpu} in {place}",
             "reliability unknown" if trust is None else f"reliability {trust:.1%}",
             kind,
-            f"{format_rate(price)} including {format_rate(disk)} for {self.disk:g} GB of disk",
+            f"{format_rate(price)} including {part}{self.disk:g} GB of disk",
             f"traffic {format_traffic(up)} up and {format_traffic(down)} down",
             f"until {format_utc(end)} UTC" if end else "without a known end",
         ]
@@ -8705,6 +8706,7 @@ class Launch:
         """
         call = self.rental_call
         call.params.update(id=offer["id"], price=self.bid_for(offer))
+        self.rented.price = self.price_of(offer)[0]
         problem: VastAIError | None = None
 
         def send(left: float) -> Row | None:
@@ -8765,13 +8767,13 @@ class Launch:
         Raises PartialError if that is not certain, VastAIError if no other machine does better.
         """
         limit = self.call["start_timeout"]
-        self.rented.price = self.price_of(offer)[0]
         stop: VastAIError | None = None
         try:
             row = wait_for(
                 self.call, self.rented.id, "running", limit=900 if limit is None else limit
             )
             self.rented.seen = True
+            self.rented.price = as_number(row.get("dph_total")) or self.rented.price
             reason = self.mismatch(row) or (self.ready(row) if self.ready else "")
             if not reason:
                 return row
@@ -8812,7 +8814,7 @@ class Launch:
         disk, price = as_number(row.get("disk_space")), as_number(row.get("dph_total"))
         if disk is not None and disk < self.disk * 0.99:
             return f"it has {disk:g} GB of disk, not {self.disk:g} GB"
-        if price is not None and self.cap is not None and price > self.cap + 1e-6:
+        if self.is_above_cap(price):
             return f"it costs {format_rate(price)}, more than {format_rate(self.cap)}"
         if self.spot and row.get("is_bid") is not None and not row["is_bid"]:
             return "it is on-demand, not interruptible"
@@ -8852,6 +8854,16 @@ class Launch:
             hint=f"For the next run: {options}",
             tries=self.tries,
         )
+
+
+def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
+    """$/hr on demand with so many GB of disk, and the disk's part; None if there is no price."""
+    total, base = as_number(offer.get("dph_total")), as_number(offer.get("dph_base"))
+    storage = as_number(offer.get("storage_cost"))
+    disk = (storage or 0) * size / HOURS_OF_MONTH
+    if base is None or storage is None:
+        return total, disk
+    return max(base + disk, total or 0), disk
 
 
 def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
