@@ -5393,6 +5393,13 @@ class TestGivingBack(RentingCase):
                 self.assertIn("is billed for its disk", " ".join(err.split()))
                 err = self.run_here(line + " --raw")[2]
                 self.assertEqual(json.loads(err)["found"], found)
+        for status in (408, 503):
+            with Faulty(reply({"success": False, "msg": "no", "new_contract": 501}, status)) as server:
+                for words in ("", " --label mine", " --confirm"):
+                    got = self.run_here(f"create instance 7 --image x --url {server.url} --raw{words}")
+                    error = json.loads(got[2])
+                    self.assertEqual((got[0], error["found"], "destroy instance 501`" in error["msg"]), (7, 501, True))
+                    self.assertEqual(server.requests.pop()["method"], "PUT", "nothing is left to be looked for")
 
     def test_success_without_an_id(self):
         for body in ({"success": True}, {}, {"success": True, "new_contract": None}):
@@ -5801,6 +5808,15 @@ class TestLaunch(RentingCase):
         """What it made is given back, and counts as a try."""
         self.launch("--spot --bid 0.0001 --tries 2", status=1)
         self.assertEqual((len(self.machines()), self.held, len(self.sent("DELETE .*"))), (2, [], 2))
+        self.box.fail("DELETE .*", 500, "oh", times=99)
+        err = self.launch("--spot --bid 0.0001", status=8)
+        self.assertRegex(err, f"instance {self.held[0]} could not .* is billed \\$0.0084/hr until")
+        self.assertEqual((len(self.machines()), len(self.sent("DELETE .*"))), (3, 12))
+
+    def test_exactly_at_the_cap(self):
+        self.offers[0].update(dph_base=0.1, dph_total=0.3, storage_cost=3.6)  # 0.1 + 0.2 is a little more than 0.3
+        self.launch("--max-price 0.3")
+        self.assertEqual(self.machines(), [11])
 
     def test_nothing_to_rent(self):
         self.launch("--max-price 0.1", status=4)
@@ -5915,7 +5931,7 @@ class TestLaunch(RentingCase):
 
     def test_refused_but_made(self):
         """Whatever the status says: it is given back, counts as a try, and the next machine is rented."""
-        serve, statuses = self.box.answer, [500, 400, 200]
+        serve, statuses = self.box.answer, []
 
         def refusing(call):
             answer = serve(call)
@@ -5924,8 +5940,14 @@ class TestLaunch(RentingCase):
             made = json.loads(answer[1])["new_contract"]
             return statuses.pop(), json.dumps({"success": False, "error": "x", "msg": "oh", "new_contract": made}), {}
         self.box.answer = refusing
-        answer = self.launch("--tries 4 --raw")
-        self.assertEqual(([row["machine_id"] for row in answer["tries"]], self.held), ([11, 12, 13], [answer["new_contract"]]))
+        for several in ([500, 400, 200], [408, 503, 524]):
+            statuses[:] = several
+            answer = self.launch("--tries 4 --raw")
+            self.assertEqual([row["machine_id"] for row in answer["tries"]], [11, 12, 13])
+            self.assertEqual(self.held, [answer["new_contract"]])
+            self.client.destroy_instance(answer["new_contract"])
+        statuses[:] = [503]
+        self.assertRegex(self.launch(), r"(?m)^Offer \d+: .* created instance \d+ anyway, which was destroyed$")
 
     def test_hidden_at_first(self):
         for hidden_as in (None, 404):

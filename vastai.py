@@ -6565,7 +6565,7 @@ def run_create_instance(call: Call) -> Row:
                 answer["instance"] = row = wait_for(call, rented.id, goal)
                 check_disk(call, row)
         except VastAIError as error:
-            if isinstance(error, OutcomeUnknownError) and rented.name:
+            if isinstance(error, OutcomeUnknownError) and rented.id == "?" and rented.name:
                 look_for_instance(error, rented)
             error.found = error.details["found"] = error.found or rented.found
             raise
@@ -6595,14 +6595,13 @@ def rent(call: Call, rented: Rented, **params: Any) -> Row:
     rented.id, rented.began, rented.ended, rented.seen = "?", time.monotonic(), 0.0, False
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
-    except (NothingSent, OutcomeUnknownError):
-        raise
     except VastAIError as error:
         made = contracts_of(error.body)
         if made or not is_lost(error):
             rented.id = made[0] if made else None
-            left = refused_but_made(call, error, made)
+            left = refused_but_made(call, error, made, rented.price)
             rented.id = left[0] if left else None
+            rented.given_up = bool(left and call["cancel_unavail"])
             if left and call["cancel_unavail"]:
                 raise PartialError(error.msg, **error.details) from error
         raise
@@ -6620,14 +6619,16 @@ def contracts_of(answer: Any) -> list[int]:
     return [id for id in map(as_whole, named) if id and id > 0]
 
 
-def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int]:
+def refused_but_made(
+    call: Call, error: VastAIError, ids: list[int], price: float | None = None
+) -> list[int]:
     """Adds to a refusal which instances were made all the same; with `cancel_unavail` they are
     destroyed first.  Returns the ids that are left.
     """
     left = []
     for id in ids:
         rented = Rented(call, "instance", "")
-        rented.id, rented.began = id, time.monotonic()
+        rented.id, rented.price, rented.began = id, price, time.monotonic()
         if call["cancel_unavail"]:
             rented.give_back()
         if rented.id is None:
@@ -8733,8 +8734,9 @@ class Launch:
             raise  # what it made could not be destroyed
         except VastAIError as error:
             words = f"{get_path(error.body, 'error')} {error.msg}".lower()
-            if contracts_of(error.body):
-                self.give_up(offer, error.msg)  # it is destroyed
+            if contracts_of(error.body):  # rent() has destroyed it
+                tell(self.call, f"Offer {offer['id']}: {error.msg}")
+                self.give_up(offer, error.msg)
             elif is_lost(error):
                 return self.find(error)
             elif isinstance(error, NotFoundError) or "no_such_ask" in words:
