@@ -5955,6 +5955,15 @@ class TestLaunch(RentingCase):
             self.launch()
         self.assertEqual(self.machines(), [11, 12])
 
+    def test_hidden_until_it_is_given_back(self):
+        """What was never seen is not gone because the service does not know it yet."""
+        self.box.machine(11, hidden=12)
+        self.box.fail("DELETE .*", 404, {"msg": "no such instance"})
+        answer = self.launch("--start-timeout 5 --tries 2 --raw")
+        self.assertEqual((self.held, self.machines()), ([answer["new_contract"]], [11, 12]))
+        order = [request["method"] for request in self.sent("(PUT|DELETE) /api/v0/(asks|instances)/\\d+/")]
+        self.assertEqual(order, ["PUT", "DELETE", "DELETE", "PUT"], "never two at once")
+
     def test_max_hours(self):
         self.launch("--max-hours 8")
         self.assertEqual(self.last("/api/v0/bundles/")["body"]["duration"]["gte"], 8 * 3600)

@@ -8781,8 +8781,8 @@ class Launch:
                 return row
         except VastAIError as error:
             reason, stop = error.msg, self.fatal(error)
-            self.rented.seen = True
             gone = isinstance(error, NotFoundError)
+            self.rented.seen = self.rented.seen or gone
         else:
             gone = False
         known = f"instance {self.rented.id}"
