@@ -6231,6 +6231,8 @@ class TestRun(RentingCase):
         self.assertIn("status 5", err.splitlines()[-1])
         lease = int(pathlib.Path(self.bin, "root", "var/lib/vastai-lease").read_text())
         self.assertAlmostEqual(lease, time.time() + 3600, delta=60)
+        err = self.job("--download nothing --download nowhere", "true", status=8)[1]
+        self.assertRegex(err, "nothing could not be downloaded.* nowhere could not be downloaded")
 
     def test_an_upload_that_fails(self):
         pathlib.Path(self.here, "x").write_text("x")
@@ -6269,6 +6271,16 @@ class TestRun(RentingCase):
                               env={**self.environment, "PATH": os.environ["PATH"]})
         self.assertEqual((done.stdout, pathlib.Path(self.home, "status").read_text(), self.held), (b"y\ny\ny", "141\n", []))
         self.assertNotIn("destroyed", pathlib.Path(self.home, "err").read_text())
+
+    def test_an_output_that_is_lost(self):
+        """Whatever becomes of stdout, stderr says what became of the instance."""
+        for lost, expected in ((">/dev/full", 1), (">&-", 6)):
+            line = f"{sys.executable} {compiled()} run a/b -- sh -c 'echo x; sleep 0.5; exit 6' {lost}"
+            done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, encoding="utf-8", timeout=30,
+                                  env={**self.environment, "PATH": os.environ["PATH"]})
+            self.assertEqual((done.returncode, self.held), (expected, []), done.stderr)
+            told = [line for line in done.stderr.splitlines() if "cannot use" not in line]
+            self.assertRegex(told[-1], r"instance \d+ destroyed after .* h; about \$")
 
     def test_in_python(self):
         out, err = io.StringIO(), io.StringIO()

@@ -6592,7 +6592,8 @@ def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id, rented.began, rented.ended, rented.seen = "?", time.monotonic(), 0.0, False
+    rented.id, rented.last, rented.seen = "?", None, False
+    rented.began, rented.ended = time.monotonic(), 0.0
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
     except VastAIError as error:
@@ -8280,6 +8281,7 @@ class Rented:
         self.made_up, self.ours = made_up, ours or (lambda row: True)
         self.id: Any = None
         self.price: Any = None
+        self.last: Any = None  # its id before it was deleted
         self.problem = ""  # why it could not be destroyed
         self.given_up = False  # after ten tries
         self.began, self.ended = -FOREVER, 0.0  # time.monotonic() of the rental, and of the end
@@ -8334,7 +8336,7 @@ class Rented:
             ids = [row.get("id") for row in rows]
         left = [id for id in ids if not self.remove(id)]
         self.id, self.given_up = left[0] if left else None, bool(left)
-        self.ended = time.monotonic()
+        self.last, self.ended = ids[-1] if ids else None, time.monotonic()
 
     def remove(self, id: Any) -> bool:
         """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
@@ -8939,7 +8941,7 @@ def run_job(call: Call) -> Row:
     except VastAIError as error:
         error.hint = "\n  ".join(filter(None, [error.hint, job.last_words()]))
         raise
-    except KeyboardInterrupt:
+    except BaseException:  # also a stdout that is full
         tell(call, job.last_words())
         raise
     if job.problem:
@@ -9025,9 +9027,11 @@ class RemoteJob:
                 lost = bool(getattr(error, "fault", ""))
                 if lost or isinstance(error, WaitTimeoutError):
                     raise  # there is nothing left to fetch it from
-                self.problem = f"{remote} could not be downloaded: {error}. {self.shorten_lease()}"
+                self.problem += f"{remote} could not be downloaded: {error}. "
+        if self.problem:
+            self.problem += self.shorten_lease()
         if self.problem or self.call["keep"]:
-            self.kept, self.rented.id = True, None  # not to be destroyed
+            self.kept, self.rented.last, self.rented.id = True, self.id, None  # not to be destroyed
 
     # The connection
 
@@ -9278,20 +9282,20 @@ class RemoteJob:
 
     def cost(self) -> float:
         """$ for the hours of the instance, without traffic."""
-        return self.rented.hours() * (
-            as_number(self.row.get("dph_total")) or self.rented.price or 0
-        )
+        return self.rented.hours() * (self.rented.price or 0)
 
     def last_words(self) -> str:
         """What became of the command and the instance, and what it cost."""
-        if self.id is None:
+        id = self.rented.found or self.rented.last
+        if id is None:
             return ""
-        words = f"instance {self.id} destroyed after {self.rented.hours():.2f} h"
+        words = f"instance {id} destroyed after {self.rented.hours():.2f} h"
         cost = f"about ${self.cost():.2f} without traffic"
         if self.kept:
-            rate = format_rate(self.row.get("dph_total"))
-            command = f"`vastai destroy instance {self.id}`"
-            words = f"instance {self.id} stays at {rate}; stop paying with {command}"
+            rate = format_rate(self.rented.price)
+            words = (
+                f"instance {id} stays at {rate}; stop paying with `vastai destroy instance {id}`"
+            )
         elif self.rented.id is not None:
             words = self.rented.still_costs()
         if self.status:
@@ -15351,7 +15355,8 @@ EXIT_STATUSES = {
 
 def tell_result(call: Call, result: Any) -> None:
     """What a spending command brought, on stderr: it must not be lost with stdout."""
-    if call.row.effect == SPENDS and isinstance(result, dict):
+    told = call.row.status and call.view.format == "table"  # by `run` itself
+    if call.row.effect == SPENDS and isinstance(result, dict) and not told:
         say(f"{call.row.name}: {printable(str(result), 2000)}")
 
 
