@@ -6053,6 +6053,10 @@ if "idle 0" in command and os.path.exists(os.path.join(here, "frames")):
     with open(os.path.join(here, "frames"), "rb") as file:
         os.write(1, file.read())
     sys.exit()
+if "idle 0" in command and os.path.exists(os.path.join(here, "hang")):
+    os.unlink(os.path.join(here, "hang"))
+    import time
+    time.sleep(60)
 cuts = numbers("cut")
 cut = None
 if cuts and command != "true":
@@ -6068,7 +6072,7 @@ path = os.environ["PATH"] if cut != -2 else os.path.join(here, "dead") + os.path
 child = subprocess.Popen(["/bin/sh", "-c", command], stdin=0, stdout=subprocess.PIPE, env=dict(os.environ, PATH=path))
 sent = 0
 while True:
-    data = os.read(child.stdout.fileno(), 7 if cut else 65536)
+    data = os.read(child.stdout.fileno(), min(7, cut - sent) if (cut or 0) > 0 else 65536)
     if not data:
         break
     os.write(1, data if (cut or 0) >= 0 else b"")
@@ -6137,6 +6141,28 @@ class TestRun(RentingCase):
                 self.assertIn("makes no sense", self.job("", "true", status=1)[1])
                 self.assertEqual(self.held, [])
 
+    def test_a_status_that_is_cut(self):
+        self.happens("cut", 999, 4, 5, 6)
+        self.job("", "sh", "-c", "exit 137", status=137)
+
+    def test_a_connection_that_is_silent(self):
+        """It is cut, the instance looked at, and the job followed again."""
+        self.happens("hang", 1)
+        began = time.monotonic()
+        with mock.patch.object(vastai, "SILENCE", 1.0):
+            self.assertEqual(self.job("", "echo", "x")[0], b"x\n")
+        self.assertLess(time.monotonic() - began, 40)
+
+    def test_the_last_line_is_about_the_last_instance(self):
+        """The first machine fails at ssh, the second before that."""
+        machines = dict.fromkeys(row["machine_id"] for row in self.client.search_offers("num_gpus=1", order="dph_total,id"))
+        self.box.machine(list(machines)[1], status="offline")
+        self.happens("time-out", 999)
+        err = self.job("--tries 2", "true", status=1)[1]
+        ids = [request["path"].split("/")[4] for request in self.sent("DELETE .*")]
+        self.assertEqual(len(ids), 2)
+        self.assertRegex(err.splitlines()[-1], f"^  instance {ids[1]} destroyed after")
+
     def test_from_nothing_to_its_status(self):
         os.makedirs(os.path.join(self.here, "src", "deep"))
         pathlib.Path(self.here, "src", "deep", "run.sh").write_text("cat $1; echo oops >&2; mkdir out; echo 42 >out/x; exit 3\n")
@@ -6191,9 +6217,11 @@ class TestRun(RentingCase):
         self.happens("time-out", 999)
         self.assertIn("ssh did not answer for 60 s", self.job("--tries 1", "true", status=1)[1])
         self.happens("time-out", 0)
+        self.happens("deny", 24)
+        self.job("", "true")
         self.happens("deny", 999)
         self.assertIn("With -i", self.job("", "true", status=1)[1], "no machine does better")
-        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 3))
+        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 4))
 
     def test_before_any_money(self):
         self.assertEqual(self.run_here("run a/b --upload nowhere -- true")[0], 2)

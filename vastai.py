@@ -8893,7 +8893,7 @@ def format_traffic(price: float | None) -> str:
 
 WORKSPACE = "/workspace"  # folder of the instance that paths are relative to
 HOURS_OF_A_JOB = 24.0  # --max-hours, if it is not given
-SILENCE = 60.0  # seconds of nothing but time-outs after which an instance is destroyed
+SILENCE = 60.0  # seconds of nothing but failures after which ssh is not waited for
 NO_LIFE = ("timed out", "no route to host", "unreachable", "could not resolve")
 UPLOAD_FOLDER = "mkdir -p @T && tar -C @T -xof -"
 UPLOAD_FILE = "mkdir -p @P @D.up && tar -C @D.up -xof - && mv -f @D.up/@N @T"
@@ -8964,6 +8964,8 @@ class RemoteJob:
     """
 
     def __init__(self, call: Call) -> None:
+        import threading
+
         self.call = call
         self.limit: float = HOURS_OF_A_JOB if call["max_hours"] is None else call["max_hours"]
         self.uploads = [split_pair("--upload", text, here=True) for text in call["upload"] or ()]
@@ -8980,6 +8982,7 @@ class RemoteJob:
         self.folder = f"/tmp/vastai-run-{os.urandom(6).hex()}"
         self.arrived = {"out": 0, "err": 0}  # bytes
         self.last = {"out": b"\n", "err": b"\n"}  # the last one of each
+        self.heard = threading.Event()  # something came while it was followed
         self.address = ("", 0)
         self.watch = Watch(call, 0)
         self.row: Row = {}
@@ -9041,10 +9044,11 @@ class RemoteJob:
         self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
         limit = self.call["start_timeout"]
-        begun, alive, denied = time.monotonic(), False, 0
+        begun, alive = time.monotonic(), False
 
         def look(left: float) -> str | None:
-            nonlocal alive, denied
+            nonlocal alive
+            denied = False
             self.call.progress(f"instance {self.id}: waiting for ssh", in_pipe=True)
             self.check()
             for address in ssh_addresses(self.watch.row):
@@ -9052,15 +9056,15 @@ class RemoteJob:
                 status, _, told = self.ssh("true", limit=min(20.0, max(1.0, left)))
                 if status == 0:
                     return "connected"
-                denied += "permission denied" in told.lower()
+                denied = denied or "permission denied" in told.lower()
                 alive = alive or not any(sign in told.lower() for sign in NO_LIFE)
-            if denied > 9:
+            late = time.monotonic() - begun >= SILENCE
+            if denied and late:
                 raise VastAIError(
                     f"instance {self.id} refuses the SSH key of this computer",
                     hint="With -i, give the private key of one of `vastai show ssh-keys`.",
                 )
-            silent = not alive and time.monotonic() - begun >= SILENCE
-            return f"ssh did not answer for {SILENCE:g} s" if silent else None
+            return f"ssh did not answer for {SILENCE:g} s" if late and not alive else None
 
         found = poll_until(look, 900 if limit is None else limit, 1.0, 10.0) or "ssh cannot log in"
         return "" if found == "connected" else found
@@ -9184,17 +9188,28 @@ class RemoteJob:
 
         script = self.fill(FOLLOW, O=self.arrived["out"], P=self.arrived["err"])
         moved = None
+
+        def guard() -> None:
+            """Ends an ssh that hangs, and one that is there at the end of --max-hours."""
+            while self.heard.wait(max(0.0, min(SILENCE, self.deadline - time.monotonic()))):
+                self.heard.clear()
+                if ssh.poll() is not None:
+                    return
+            ssh.kill()
+
         with subprocess.Popen(
             self.ssh_words(script),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as ssh:
-            end = threading.Timer(min(left, LONGEST_TIMEOUT), ssh.kill)
-            end.start()
+            threading.Thread(target=guard, daemon=True).start()
             try:
                 source: Any = ssh.stdout
                 for line in iter(lambda: source.readline(4096), b""):
+                    self.heard.set()
+                    if not line.endswith(b"\n"):
+                        continue  # the connection was cut within it
                     self.call.progress("")
                     name, _, digits = line.decode("latin-1").strip().partition(" ")
                     number = int(digits) if is_digits(digits) and len(digits) < 16 else -1
@@ -9211,8 +9226,8 @@ class RemoteJob:
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                end.cancel()
                 ssh.kill()
+                self.heard.set()
         if ssh.returncode == 1 and not moved:
             raise VastAIError(f"the job is lost: its folder on instance {self.id} is gone")
         if ssh.returncode == 0:  # it ends well only with what became of the job
@@ -9223,9 +9238,10 @@ class RemoteJob:
         """Copies so many bytes to our stdout or stderr; fewer if the connection is cut."""
         plain = self.call.view.format == "table"  # else stdout is for the result
         while count:
-            data = source.read(min(count, 1 << 16))
+            data = source.read1(min(count, 1 << 16))
             if not data:
                 return
+            self.heard.set()
             if plain and name == "out":
                 write_bytes(sys.stdout, data)
             elif plain or self.call.cli:
