@@ -4433,7 +4433,21 @@ class SelfTestTest(CommandCase):
         with self.assertRaises(vastai.PartialError) as caught:
             self.outcome("DONE\n")
         left, = set(self.box.market.tables["instances"]) - self.before
-        self.assertIn(f"destroy instance {left}", str(caught.exception))
+        price = self.client.show_instance(left)["dph_total"]
+        self.assertIn(f"is billed {vastai.format_rate(price)} until `vastai destroy instance {left}`", str(caught.exception))
+
+    def test_a_lost_answer(self):
+        """Other tests of the machine stay: the one that has come since is removed, or nothing."""
+        for age in (1800, 300):
+            id = self.client.create_instance(self.box.offer()["id"], image="a/b",
+                                             label="vast-self-test-machine-5")["new_contract"]
+            self.box.instance(id, differs={"start_date": time.time() - age})
+            self.before.add(id)
+        for prepare in (self.box.fail, self.box.lose):
+            for status in (None, 500, 503):
+                prepare("PUT /api/v0/asks/.*", status)
+                self.outcome(code="instance_create_failed" if status else "instance_create_missing_contract")
+                self.assertEqual(set(self.box.market.tables["instances"]), self.before)
 
 
 # ------------------------------------------------------ benchmarks, charges, copies, second factors
@@ -5517,7 +5531,8 @@ class TestGivingBack(RentingCase):
         self.box.machine(None, starts=False)
         machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
         line = f"self-test machine {machine} --ignore-requirements --no-support-bundle"
-        for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        for number, expected, hidden in ((signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 30)):
+            self.box.machine(None, hidden=hidden)  # what is not there yet is not gone
             count = len(self.looked_at())
             status, _out, err = self.signalled(line, lambda count=count: len(self.looked_at()) > count, number)
             self.assertEqual((status, self.held), (expected, []), err)
@@ -8312,26 +8327,31 @@ class TestOutcomes(FaultCase):
         self.assertEqual(client.show_user(), {"id": 2})
 
     def test_what_a_self_test_rents_is_removed(self):
+        """If it is known which one that is: the only one that has come since."""
         offers = reply({"offers": [{"id": 5, "machine_id": 3}]})
-        for step in (reply("<html>"), reply("null"), reply({"success": True}), reply({}, 504)):
-            def answers(request, step=step):
+        lost = (reply("<html>"), reply("null"), reply({"success": True}), reply({}, 504), reply({}, 500))
+        for step, age in [*zip(lost, [300] * 5), (hang_up, 0)]:
+            def answers(request, step=step, age=age):
                 if request["method"] == "PUT":
                     return step
                 if request["method"] == "DELETE":
-                    return reply({}, 404) if "4241" in request["target"] else reply({"success": True})
+                    return reply({"success": True})
                 if "bundles" in request["target"]:
                     return offers
                 if request["path"].startswith("/api/v0/instances/424"):
                     return reply({"instances": None})
-                rows = [{"id": id, "label": "vast-self-test-machine-3", "start_date": time.time()} for id in (4241, 4242)]
-                return reply({"instances": rows})
+                row = {"id": 4242, "label": "vast-self-test-machine-3", "start_date": time.time()}
+                return reply({"instances": [row, {**row, "id": 4241, "start_date": time.time() - age}]})
             server = self.serve(route=answers)
+            options = {"ignore_requirements": True, "no_support_bundle": True}
             with mock.patch.object(time, "sleep"):
-                result = self.client(server).self_test_machine(3, ignore_requirements=True, no_support_bundle=True)
-            self.assertIs(result["success"], False)
+                if age:
+                    self.assertIs(self.client(server).self_test_machine(3, **options)["success"], False)
+                else:
+                    error = self.error(self.client(server).self_test_machine, 3, **options)
+                    self.assertRegex(error.msg, "several have appeared: 4242, 4241.*`vastai show instances`")
             gone = [request["target"] for request in server.requests if request["method"] == "DELETE"]
-            self.assertEqual(gone, ["/api/v0/instances/4241/", "/api/v0/instances/4242/"])
-
+            self.assertEqual(gone, ["/api/v0/instances/4242/"] if age else [])
 
     def test_an_endpoint_without_an_id_is_given_back(self):
         made = []

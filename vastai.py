@@ -10077,10 +10077,8 @@ class SelfTest:
 
     def __init__(self, call: Call) -> None:
         self.call, self.machine = call, str(call["machine_id"])
-        self.rented = Rented(call, "instance", f"vast-self-test-machine-{self.machine}")
+        self.rented = rental(call, f"vast-self-test-machine-{self.machine}")
         self.rented.looks = False  # as the official client, whose calls are recorded
-        lately = time.time() - 3600  # an older one of this label is another test's
-        self.rented.ours = lambda row: (as_number(row.get("start_date")) or lately) >= lately
         self.lines: list[str] = []
         self.row: Row = {}  # the instance as it was seen last
         self.result: Row = {
@@ -10187,27 +10185,21 @@ class SelfTest:
         image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE")
         image = image or f"vastai/test:self-test-v2-cuda-{newest}"
         self.say(f"renting offer {id} with {image}")
-        self.rented.id = "?"
+        self.rented.price = price_with_disk(offer, 40)[0]
+        row = METHODS["create_instance"]
+        order = {
+            "id": id,
+            "image": image,
+            "disk": 40,
+            "runtype": "ssh_direc ssh_proxy",
+            "env": "-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
+            "onstart_cmd": "/verification/remote.sh",
+        }
         try:
-            answer = self.call.do(
-                "create_instance",
-                id=id,
-                image=image,
-                disk=40,
-                label=self.rented.name,
-                runtype="ssh_direc ssh_proxy",
-                env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
-                onstart_cmd="/verification/remote.sh",
-            )
-            self.rented.id = answer["new_contract"]
+            rent(self.call.of(row, **check_params(row, order, cli=False)), self.rented)
         except VastAIError as error:
             code = "instance_create_failed"
-            refused = get_path(error.body, "success") is False
-            unreadable = 200 <= error.status < 300 and not refused
-            unclear = unreadable or isinstance(error, OutcomeUnknownError)
-            if not unclear:
-                self.rented.id = error.found
-            elif not error.status:
+            if self.rented.id == "?" and not error.status:
                 code = "instance_create_missing_contract"
             self.result["error"] = error.msg
             raise Unfit(code, "create_instance", error.msg) from None
@@ -10216,6 +10208,7 @@ class SelfTest:
         """The instance as it is; {} if the service does not tell, which may pass."""
         try:
             self.row = self.call.do("show_instance", id=self.rented.id) or {}
+            self.rented.seen = self.rented.seen or self.row != {}
         except VastAIError as error:
             self.row = {}
             self.say(f"instance {self.rented.id}: {error.msg}")
@@ -10323,8 +10316,10 @@ class SelfTest:
         except Exception as error:  # noqa: BLE001 (what is not seen is not gone)
             row = {}
             self.say(f"instance {id}: {error}")
-        gone = ("destroyed", "terminated", "offline")
-        if row is None or (row.get("intended_status") or row.get("actual_status")) in gone:
+        gone = row is None and not self.rented.is_new()
+        row = row or {}
+        state = row.get("intended_status") or row.get("actual_status")
+        if gone or state in ("destroyed", "terminated"):
             self.rented.id = None
             return
         try:
