@@ -5341,6 +5341,8 @@ class TestGivingBack(RentingCase):
         status, out, err = self.run_here(f"wait instance {bid} --poll 0.2")
         self.assertEqual(status, 1)
         self.assertRegex(err, f"outbid(.|\\n)*`vastai change bid {bid} --price [0-9.]+`")
+        err = self.run_here(f"wait instance {bid} --poll 0.2 --raw")[2]
+        self.assertIn(f"`vastai change bid {bid} --price", json.loads(err)["hint"])
         self.assertEqual(self.held, [id, bid], "a wait destroys nothing")
 
     def test_a_restart_is_waited_for(self):
@@ -5793,6 +5795,11 @@ class TestLaunch(RentingCase):
         self.assertEqual(("", self.held, self.machines()), ("", [], [11, 13]))
         self.assertIn("--exclude-machine 12 --exclude-machine 11 --exclude-machine 13", err)
         self.assertRegex(err, "machine 11: .*offline")
+        with fast_clock():
+            status, out, err = self.run_here("launch instance --query num_gpus=1 -i a/b --tries 2 --raw")
+        error = json.loads(err.splitlines()[-1])
+        self.assertEqual((status, out, [row["machine_id"] for row in error["tries"]]), (1, "", [11, 12]))
+        self.assertEqual(error["hint"], "For the next run: --exclude-machine 11 --exclude-machine 12")
 
     def test_what_is_not_as_ordered(self):
         for differs, words in (({"disk_space": 8.0}, "8 GB of disk"), ({"dph_total": 0.9}, "costs \\$0.9")):
@@ -6299,6 +6306,10 @@ class TestRun(RentingCase):
         self.assertEqual(len(self.held), 1)
         self.assertIn("status 4", err.splitlines()[-1])
         self.assertIn(f"`vastai destroy instance {self.held[0]}`", err.splitlines()[-1])
+        price = vastai.format_rate(self.client.show_instance(self.held[0])["dph_total"])
+        self.assertIn(f"is billed {price} until", err.splitlines()[-1])
+        err = self.job("--raw", "sh", "-c", "exit 4", status=8)[1]
+        self.assertIn("status 4 on machine", json.loads(err.splitlines()[-1])["hint"])
 
     def test_interrupted(self):
         done = os.path.join(self.there, "done")
@@ -7941,7 +7952,7 @@ class TestExitStatuses(FaultCase):
                 self.assertEqual(got, status)
                 if status:
                     told = json.loads(err)
-                    self.assertEqual((sorted(told), told["error"]), (["error", "msg", "status_code"], True))
+                    self.assertEqual((sorted(set(told) - {"hint"}), told["error"]), (["error", "msg", "status_code"], True))
                 if status == 8:
                     self.assertEqual([item["id"] for item in json.loads(out) if not item["success"]], [65])
                 if family:

@@ -16191,8 +16191,8 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
         import json
 
         members = {"error": True, "status_code": error.status, "msg": error.msg}
-        if error.found:
-            members["found"] = error.found
+        more = {"hint": error.hint, "found": error.found, "tries": error.details.get("tries")}
+        members.update({name: value for name, value in more.items() if value})
         if wants_json(words):
             show_progress("")
             write_err(json.dumps(members) + "\n")
