@@ -4768,6 +4768,11 @@ class LabelTest(CommandCase):
         self.run_here(f"copy drive:/data {self.id}:/data")
         self.assertNotIn("/api/v1/instances/", [seen["path"] for seen in self.box.requests])
 
+    def test_a_label_may_begin_with_a_digit(self):
+        for label in ("4090-train", "7 b"):
+            self.client.label_instance(self.id, label)
+            self.assertEqual(self.raw(f"show instance '{label}'")["id"], self.id)
+
     def test_digits_are_an_id(self):
         self.client.label_instance(self.id, "123")
         self.assertEqual(self.run_here("show instance 123")[0], 4)

@@ -15223,7 +15223,9 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
 
 def is_label(word: str, kind: Kind) -> bool:
     """Is a word that stands for an instance its label?"""
-    if not word.strip() or word[0] in "-+0123456789":  # a mistyped id is no label
+    signs = "0123456789 .,_"
+    id = not word.strip(signs) or (word[0] in signs and word.isalnum())  # mistyped perhaps
+    if id or word[0] in "-+":
         return False
     letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
     known = point and letters.isalnum() and digits.isdigit()
