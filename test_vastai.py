@@ -3090,7 +3090,12 @@ class DocumentTest(CommandCase):
         self.assertEqual(kind["choices"], list(vastai.DEMAND))
         self.assertEqual((rows["create instance"]["method"], rows["ssh"]["method"]), ("create_instance", None))
         self.assertEqual(rows["show instances"]["returns"], "list[Instance]")
-        self.assertEqual(set(document["exit_statuses"]), {*map(str, range(10)), "130"})
+        self.assertEqual(set(document["exit_statuses"]), {*map(str, range(10)), "129", "130", "141", "143"})
+        for name, statuses in (("create instance", {129, 130, 143}), ("launch instance", {129, 130, 143}),
+                               ("run", {129, 130, 141, 143}), ("self-test machine", {129, 130, 143}), ("cost", {130})):
+            self.assertEqual({status for status in rows[name]["exit_statuses"] if status > 99}, statuses, name)
+        self.assertLessEqual({3, 4, 5, 6}, set(rows["watch offers"]["exit_statuses"]))
+        self.assertNotIn(3, rows["completion"]["exit_statuses"])
         for name, statuses in (("create instance", {7, 8, 9}), ("show user", set()), ("cost", {8}),
                                ("destroy instances", {8}), ("wait instance", {9}), ("create api-key", {7})):
             self.assertEqual(set(rows[name]["exit_statuses"]) & {7, 8, 9}, statuses, name)

@@ -15362,7 +15362,10 @@ EXIT_STATUSES = {
     7: "outcome unknown: a request that must not be repeated got no answer",
     8: "a part failed; the rest was done",
     9: "a wait ran out of time",
+    129: "SIGHUP ended it",
     130: "interrupted",
+    141: "nobody reads its output any more",
+    143: "SIGTERM ended it",
 }
 
 
@@ -15377,7 +15380,7 @@ def exit_statuses(row: Command) -> list[int]:
     """The statuses that a command can end with, besides those of programs that it runs."""
     names = {arg.name for arg in row.args}
     found = {0, 1, 2, 130}
-    if row.path or row.auth:
+    if row.path or row.auth or "query" in names:
         found |= {3, 4, 5, 6}
     if not row.safe:
         found.add(7)
@@ -15386,6 +15389,10 @@ def exit_statuses(row: Command) -> list[int]:
         found.add(8)
     if not names.isdisjoint(("max_wait", "timeout", "max_hours")):
         found.add(9)
+    if rents:
+        found |= {129, 143}
+    if row.status:
+        found.add(141)
     return sorted(found)
 
 
