@@ -4574,6 +4574,11 @@ class CostTest(CommandCase):
             with self.subTest(**differs):
                 self.assertEqual(self.line_of(self.instance(**differs)), line)
 
+    def test_instances_without_an_id(self):
+        for _ in range(2):
+            self.instance(id=None, actual_status="running")
+        self.assertEqual(self.client.cost()["hour"], 0.6)
+
     def test_what_ran_yesterday_is_not_forgotten_yet(self):
         id = self.instance(actual_status="exited", start_date=time.time() - 2 * DAY)
         self.market.add("charges", {"id": 1, **vast_charge(f"instance-{id}")})

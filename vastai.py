@@ -9496,7 +9496,9 @@ class Bill:
         self.reasons = {
             name: part.msg for name, part in every.items() if isinstance(part, VastAIError)
         }
-        self.instances = {as_whole(row.get("id")): row for row in as_rows(found["instances"])}
+        instances = enumerate(as_rows(found["instances"]), 1)
+        # one without an id is one of its own
+        self.instances = {as_whole(row.get("id")) or -nth: row for nth, row in instances}
         self.rows: list[Row] = []
         self.last_day: Row = dict.fromkeys(("gpu", "disk", "traffic", "total"))
         self.ran: set[str] = set()  # sources of charges for GPUs, such as "instance-7"
