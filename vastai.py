@@ -6656,7 +6656,10 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
     elif len(ids) == 1:
         rented.id = error.found = error.details["found"] = ids[0]
-        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; it is probably yours."
+        words = (
+            f"Instance {ids[0]}, labeled {label!r}, appeared after the request; "
+            "it is probably yours."
+        )
     elif ids:
         named = ", ".join(map(str, ids[:20]))
         words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
@@ -8257,7 +8260,7 @@ class SignalGuard:
 
 
 class Rented:
-    """Something rented that must be deleted in the end: an "instance", an "endpoint" or a "workergroup".
+    """Something rented, to be deleted in the end: an "instance", "endpoint" or "workergroup".
 
     Its `id` is None while there is none, and "?" from the moment its request is sent until the
     answer is read: then it is found by its `name`.  If that name is not `made_up` by us, only a
@@ -9872,7 +9875,8 @@ class Monitor:
             {**self.cells(key, row), "mark": MARKS.get(events.get(key, ""), "")}
             for key, row in self.rows.items()
         ]
-        clock = f"{time.strftime('%H:%M:%S')}; refreshes every {self.call['interval']:g} s; Ctrl-C to stop"
+        pause = f"refreshes every {self.call['interval']:g} s"
+        clock = f"{time.strftime('%H:%M:%S')}; {pause}; Ctrl-C to stop"
         footer = [wrap_line(line, width) for line in [*self.footer(changed), clock]]
         room = max(1, height - 3 - sum(line.count("\n") + 1 for line in footer))
         if len(shown) > room:
