@@ -5569,6 +5569,11 @@ def failure_kind(status: int) -> str:
     return LIMITED if status == 429 else UNANSWERED if status in NO_ANSWER else REFUSED
 
 
+def may_pass(status: int) -> bool:
+    """Does an HTTP status say that the same request may succeed later?"""
+    return status in (408, 429) or status >= 500
+
+
 def retry_pause(
     safe: bool,
     failure: str,
@@ -6901,7 +6906,7 @@ def run_create_instance(call: Call) -> Row:
                 answer["instance"] = row = wait_for(call, rented.id, goal)
                 check_disk(call, row)
         except VastAIError as error:
-            if isinstance(error, OutcomeUnknownError) and rented.name:
+            if isinstance(error, OutcomeUnknownError) and rented.id == "?" and rented.name:
                 look_for_instance(error, rented)
             error.found = error.details["found"] = error.found or rented.found
             raise
@@ -6928,17 +6933,17 @@ def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id, rented.began, rented.ended, rented.seen = "?", time.monotonic(), 0.0, False
+    rented.id, rented.last, rented.seen = "?", None, False
+    rented.began, rented.ended = time.monotonic(), 0.0
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
-    except (NothingSent, OutcomeUnknownError):
-        raise
     except VastAIError as error:
         made = contracts_of(error.body)
         if made or not is_lost(error):
             rented.id = made[0] if made else None
-            left = refused_but_made(call, error, made)
+            left = refused_but_made(call, error, made, rented.price)
             rented.id = left[0] if left else None
+            rented.given_up = bool(left and call["cancel_unavail"])
             if left and call["cancel_unavail"]:
                 raise PartialError(error.msg, **error.details) from error
         raise
@@ -6956,14 +6961,16 @@ def contracts_of(answer: Any) -> list[int]:
     return [id for id in map(as_whole, named) if id and id > 0]
 
 
-def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int]:
+def refused_but_made(
+    call: Call, error: VastAIError, ids: list[int], price: float | None = None
+) -> list[int]:
     """Adds to a refusal which instances were made all the same; with `cancel_unavail` they are
     destroyed first.  Returns the ids that are left.
     """
     left = []
     for id in ids:
         rented = Rented(call, "instance", "")
-        rented.id, rented.began = id, time.monotonic()
+        rented.id, rented.price, rented.began = id, price, time.monotonic()
         if call["cancel_unavail"]:
             rented.give_back()
         if rented.id is None:
@@ -8481,7 +8488,8 @@ class Watch:
         except VastAIError as error:
             self.odd = self.odd + 1 if 200 <= error.status < 300 else 0
             puzzling = 0 < self.odd < 4 and get_path(error.body, "success") is not False
-            if not (isinstance(error, NetworkError) or error.status >= 500 or puzzling):
+            lost = isinstance(error, NetworkError) or may_pass(error.status)
+            if not (lost or puzzling):
                 raise relabel_error(error, f"instance {self.id} cannot be checked") from error
             return {}  # one lost answer is no reason to give up
         if row is None:
@@ -8615,6 +8623,7 @@ class Rented:
         self.made_up, self.ours = made_up, ours or (lambda row: True)
         self.id: Any = None
         self.price: Any = None
+        self.last: Any = None  # its id before it was deleted
         self.problem = ""  # why it could not be destroyed
         self.given_up = False  # after ten tries
         self.began, self.ended = -FOREVER, 0.0  # time.monotonic() of the rental, and of the end
@@ -8626,15 +8635,15 @@ class Rented:
         return None if self.id == "?" else self.id
 
     def find(self) -> list[Row] | None:
-        """Our rows of this name: three looks within 15 s, until there are some.  None if no look
-        succeeded.
+        """Our rows of this name: three looks within 15 s, until there are some.  None if the last
+        look failed.
         """
         looked = False
 
         def look(left: float) -> list[Row] | None:
             nonlocal looked
             rows = self.rows()
-            looked = looked or rows is not None
+            looked = rows is not None
             return rows or None
 
         found: list[Row] | None = poll_until(look, 15, 7, tries=3)
@@ -8669,7 +8678,7 @@ class Rented:
             ids = [row.get("id") for row in rows]
         left = [id for id in ids if not self.remove(id)]
         self.id, self.given_up = left[0] if left else None, bool(left)
-        self.ended = time.monotonic()
+        self.last, self.ended = ids[-1] if ids else None, time.monotonic()
 
     def remove(self, id: Any) -> bool:
         """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
@@ -8941,11 +8950,19 @@ class Launch:
             tell(self.call, f"cannot read your credit: {error.msg}")
 
     def note_those_there(self) -> None:
-        """Remembers who has the caller's label already: those are not ours, whatever comes."""
-        if not self.rented.made_up:
-            there = {row.get("id") for row in self.rented.rows() or ()}
-            new = self.rented.ours
-            self.rented.ours = lambda row: new(row) and row.get("id") not in there
+        """Remembers who has the caller's label already: those are not ours, whatever comes.
+
+        Raises VastAIError: if they could not be told apart later, nothing may be rented.
+        """
+        label, new = self.rented.name, self.rented.ours
+        if self.rented.made_up:
+            return
+        try:
+            there = {row.get("id") for row in self.call.do("show_instances", label=[label])}
+        except VastAIError as error:
+            what = f"nothing was rented; the instances labeled {label!r} cannot be listed"
+            raise relabel_error(error, what) from error
+        self.rented.ours = lambda row: new(row) and row.get("id") not in there
 
     def search(self) -> list[Row]:
         """The offers to try, one for each machine, best first.  Raises NotFoundError."""
@@ -8973,7 +8990,7 @@ class Launch:
         for offer in offers:
             price = self.price_of(offer)[0]
             machine = offer.get("machine_id")
-            if None not in (price, offer.get("id")) and (self.cap is None or price <= self.cap):
+            if None not in (price, offer.get("id")) and not self.is_above_cap(price):
                 machines.setdefault(machine, offer)
         found = [offer for id, offer in machines.items() if id not in self.excluded]
         if not found:
@@ -8982,6 +8999,9 @@ class Launch:
                 f"none of {len(offers)} offers is available{cap}; nothing was rented"
             )
         return found
+
+    def is_above_cap(self, price: float | None) -> bool:
+        return None not in (price, self.cap) and price > self.cap + 1e-6  # floats are a little off
 
     def bid_for(self, offer: Row) -> float | None:
         """Our bid, $/hr for the whole offer without its disk; None on demand."""
@@ -8994,14 +9014,11 @@ class Launch:
 
     def price_of(self, offer: Row) -> tuple[float | None, float]:
         """$/hr with our disk, and the disk's part of it; None if the offer names no price."""
-        total, storage = as_number(offer.get("dph_total")), as_number(offer.get("storage_cost"))
-        base = self.bid_for(offer) if self.spot else as_number(offer.get("dph_base"))
+        if not self.spot:
+            return price_with_disk(offer, self.disk)
+        bid, storage = self.bid_for(offer), as_number(offer.get("storage_cost"))
         disk = (storage or 0) * self.disk / HOURS_OF_MONTH
-        if base is None or (storage is None and total is None):
-            return None if self.spot else total, disk
-        if storage is None:
-            return total, disk
-        return max(base + disk, 0 if self.spot else total or 0), disk
+        return None if None in (bid, storage) else bid + disk, disk
 
     def announce(self, offer: Row) -> None:
         """Says what is about to be rented, and what it costs."""
@@ -9011,6 +9028,7 @@ class Launch:
         up, down = (as_number(offer.get(name)) for name in ("inet_up_cost", "inet_down_cost"))
         trust = as_number(offer.get("reliability2", offer.get("reliability")))
         end = as_number(offer.get("end_date"))
+        part = f"{format_rate(disk)} for " if disk else ""
         gpu = as_text(offer.get("gpu_name")).replace(" ", "_")
         place = as_text(offer.get("geolocation")) or "an unknown place"
         words = [
@@ -9018,7 +9036,7 @@ class Launch:
             f"{offer.get('num_gpus')}x {gpu} in {place}",
             "reliability unknown" if trust is None else f"reliability {trust:.1%}",
             kind,
-            f"{format_rate(price)} including {format_rate(disk)} for {self.disk:g} GB of disk",
+            f"{format_rate(price)} including {part}{self.disk:g} GB of disk",
             f"traffic {format_traffic(up)} up and {format_traffic(down)} down",
             f"until {format_utc(end)} UTC" if end else "without a known end",
         ]
@@ -9035,6 +9053,7 @@ class Launch:
         """
         call = self.rental_call
         call.params.update(id=offer["id"], price=self.bid_for(offer))
+        self.rented.price = self.price_of(offer)[0]
         problem: VastAIError | None = None
 
         def send(left: float) -> Row | None:
@@ -9061,8 +9080,9 @@ class Launch:
             raise  # what it made could not be destroyed
         except VastAIError as error:
             words = f"{get_path(error.body, 'error')} {error.msg}".lower()
-            if contracts_of(error.body):
-                self.give_up(offer, error.msg)  # it is destroyed
+            if contracts_of(error.body):  # rent() has destroyed it
+                tell(self.call, f"Offer {offer['id']}: {error.msg}")
+                self.give_up(offer, error.msg)
             elif is_lost(error):
                 return self.find(error)
             elif isinstance(error, NotFoundError) or "no_such_ask" in words:
@@ -9095,20 +9115,20 @@ class Launch:
         Raises PartialError if that is not certain, VastAIError if no other machine does better.
         """
         limit = self.call["start_timeout"]
-        self.rented.price = self.price_of(offer)[0]
         stop: VastAIError | None = None
         try:
             row = wait_for(
                 self.call, self.rented.id, "running", limit=900 if limit is None else limit
             )
             self.rented.seen = True
+            self.rented.price = as_number(row.get("dph_total")) or self.rented.price
             reason = self.mismatch(row) or (self.ready(row) if self.ready else "")
             if not reason:
                 return row
         except VastAIError as error:
             reason, stop = error.msg, self.fatal(error)
-            self.rented.seen = True
             gone = isinstance(error, NotFoundError)
+            self.rented.seen = self.rented.seen or gone
         else:
             gone = False
         known = f"instance {self.rented.id}"
@@ -9142,7 +9162,7 @@ class Launch:
         disk, price = as_number(row.get("disk_space")), as_number(row.get("dph_total"))
         if disk is not None and disk < self.disk * 0.99:
             return f"it has {disk:g} GB of disk, not {self.disk:g} GB"
-        if price is not None and self.cap is not None and price > self.cap + 1e-6:
+        if self.is_above_cap(price):
             return f"it costs {format_rate(price)}, more than {format_rate(self.cap)}"
         if self.spot and row.get("is_bid") is not None and not row["is_bid"]:
             return "it is on-demand, not interruptible"
@@ -9184,6 +9204,16 @@ class Launch:
         )
 
 
+def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
+    """$/hr on demand with so many GB of disk, and the disk's part; None if there is no price."""
+    total, base = as_number(offer.get("dph_total")), as_number(offer.get("dph_base"))
+    storage = as_number(offer.get("storage_cost"))
+    disk = (storage or 0) * size / HOURS_OF_MONTH
+    if base is None or storage is None:
+        return total, disk
+    return max(base + disk, total or 0), disk
+
+
 def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
     """Adds a lower limit to conditions that may have one."""
     limits = conditions.setdefault(field, {})
@@ -9207,7 +9237,7 @@ def format_traffic(price: float | None) -> str:
 
 WORKSPACE = "/workspace"  # folder of the instance that paths are relative to
 HOURS_OF_A_JOB = 24.0  # --max-hours, if it is not given
-SILENCE = 60.0  # seconds of nothing but time-outs after which an instance is destroyed
+SILENCE = 60.0  # seconds of nothing but failures after which ssh is not waited for
 NO_LIFE = ("timed out", "no route to host", "unreachable", "could not resolve")
 UPLOAD_FOLDER = "mkdir -p @T && tar -C @T -xof -"
 UPLOAD_FILE = "mkdir -p @P @D.up && tar -C @D.up -xof - && mv -f @D.up/@N @T"
@@ -9255,7 +9285,7 @@ def run_job(call: Call) -> Row:
     except VastAIError as error:
         error.hint = "\n  ".join(filter(None, [error.hint, job.last_words()]))
         raise
-    except KeyboardInterrupt:
+    except BaseException:  # also a stdout that is full
         tell(call, job.last_words())
         raise
     if job.problem:
@@ -9278,6 +9308,8 @@ class RemoteJob:
     """
 
     def __init__(self, call: Call) -> None:
+        import threading
+
         self.call = call
         self.limit: float = HOURS_OF_A_JOB if call["max_hours"] is None else call["max_hours"]
         self.uploads = [split_pair("--upload", text, here=True) for text in call["upload"] or ()]
@@ -9294,6 +9326,7 @@ class RemoteJob:
         self.folder = f"/tmp/vastai-run-{os.urandom(6).hex()}"
         self.arrived = {"out": 0, "err": 0}  # bytes
         self.last = {"out": b"\n", "err": b"\n"}  # the last one of each
+        self.heard = threading.Event()  # something came while it was followed
         self.address = ("", 0)
         self.watch = Watch(call, 0)
         self.row: Row = {}
@@ -9341,9 +9374,11 @@ class RemoteJob:
                 lost = bool(getattr(error, "fault", ""))
                 if lost or isinstance(error, WaitTimeoutError):
                     raise  # there is nothing left to fetch it from
-                self.problem = f"{remote} could not be downloaded: {error}. {self.shorten_lease()}"
+                self.problem += f"{remote} could not be downloaded: {error}. "
+        if self.problem:
+            self.problem += self.shorten_lease()
         if self.problem or self.call["keep"]:
-            self.kept, self.rented.id = True, None  # not to be destroyed
+            self.kept, self.rented.last, self.rented.id = True, self.id, None  # not to be destroyed
 
     # The connection
 
@@ -9353,10 +9388,11 @@ class RemoteJob:
         self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
         limit = self.call["start_timeout"]
-        begun, alive, denied = time.monotonic(), False, 0
+        begun, alive = time.monotonic(), False
 
         def look(left: float) -> str | None:
-            nonlocal alive, denied
+            nonlocal alive
+            denied = False
             self.call.progress(f"instance {self.id}: waiting for ssh", in_pipe=True)
             self.check()
             for address in ssh_addresses(self.watch.row):
@@ -9364,15 +9400,15 @@ class RemoteJob:
                 status, _, told = self.ssh("true", limit=min(20.0, max(1.0, left)))
                 if status == 0:
                     return "connected"
-                denied += "permission denied" in told.lower()
+                denied = denied or "permission denied" in told.lower()
                 alive = alive or not any(sign in told.lower() for sign in NO_LIFE)
-            if denied > 9:
+            late = time.monotonic() - begun >= SILENCE
+            if denied and late:
                 raise VastAIError(
                     f"instance {self.id} refuses the SSH key of this computer",
                     hint="With -i, give the private key of one of `vastai show ssh-keys`.",
                 )
-            silent = not alive and time.monotonic() - begun >= SILENCE
-            return f"ssh did not answer for {SILENCE:g} s" if silent else None
+            return f"ssh did not answer for {SILENCE:g} s" if late and not alive else None
 
         found = poll_until(look, 900 if limit is None else limit, 1.0, 10.0) or "ssh cannot log in"
         return "" if found == "connected" else found
@@ -9496,17 +9532,28 @@ class RemoteJob:
 
         script = self.fill(FOLLOW, O=self.arrived["out"], P=self.arrived["err"])
         moved = None
+
+        def guard() -> None:
+            """Ends an ssh that hangs, and one that is there at the end of --max-hours."""
+            while self.heard.wait(max(0.0, min(SILENCE, self.deadline - time.monotonic()))):
+                self.heard.clear()
+                if ssh.poll() is not None:
+                    return
+            ssh.kill()
+
         with subprocess.Popen(
             self.ssh_words(script),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as ssh:
-            end = threading.Timer(min(left, LONGEST_TIMEOUT), ssh.kill)
-            end.start()
+            threading.Thread(target=guard, daemon=True).start()
             try:
                 source: Any = ssh.stdout
                 for line in iter(lambda: source.readline(4096), b""):
+                    self.heard.set()
+                    if not line.endswith(b"\n"):
+                        continue  # the connection was cut within it
                     self.call.progress("")
                     name, _, digits = line.decode("latin-1").strip().partition(" ")
                     number = int(digits) if is_digits(digits) and len(digits) < 16 else -1
@@ -9523,8 +9570,8 @@ class RemoteJob:
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                end.cancel()
                 ssh.kill()
+                self.heard.set()
         if ssh.returncode == 1 and not moved:
             raise VastAIError(f"the job is lost: its folder on instance {self.id} is gone")
         if ssh.returncode == 0:  # it ends well only with what became of the job
@@ -9535,9 +9582,10 @@ class RemoteJob:
         """Copies so many bytes to our stdout or stderr; fewer if the connection is cut."""
         plain = self.call.view.format == "table"  # else stdout is for the result
         while count:
-            data = source.read(min(count, 1 << 16))
+            data = source.read1(min(count, 1 << 16))
             if not data:
                 return
+            self.heard.set()
             if plain and name == "out":
                 write_bytes(sys.stdout, data)
             elif plain or self.call.cli:
@@ -9594,20 +9642,20 @@ class RemoteJob:
 
     def cost(self) -> float:
         """$ for the hours of the instance, without traffic."""
-        return self.rented.hours() * (
-            as_number(self.row.get("dph_total")) or self.rented.price or 0
-        )
+        return self.rented.hours() * (self.rented.price or 0)
 
     def last_words(self) -> str:
         """What became of the command and the instance, and what it cost."""
-        if self.id is None:
+        id = self.rented.found or self.rented.last
+        if id is None:
             return ""
-        words = f"instance {self.id} destroyed after {self.rented.hours():.2f} h"
+        words = f"instance {id} destroyed after {self.rented.hours():.2f} h"
         cost = f"about ${self.cost():.2f} without traffic"
         if self.kept:
-            rate = format_rate(self.row.get("dph_total"))
-            command = f"`vastai destroy instance {self.id}`"
-            words = f"instance {self.id} stays at {rate}; stop paying with {command}"
+            rate = format_rate(self.rented.price)
+            words = (
+                f"instance {id} stays at {rate}; stop paying with `vastai destroy instance {id}`"
+            )
         elif self.rented.id is not None:
             words = self.rented.still_costs()
         if self.status:
@@ -9792,7 +9840,9 @@ class Bill:
         self.reasons = {
             name: part.msg for name, part in every.items() if isinstance(part, VastAIError)
         }
-        self.instances = {as_whole(row.get("id")): row for row in as_rows(found["instances"])}
+        instances = enumerate(as_rows(found["instances"]), 1)
+        # one without an id is one of its own
+        self.instances = {as_whole(row.get("id")) or -nth: row for nth, row in instances}
         self.rows: list[Row] = []
         self.last_day: Row = dict.fromkeys(("gpu", "disk", "traffic", "total"))
         self.ran: set[str] = set()  # sources of charges for GPUs, such as "instance-7"
@@ -10101,7 +10151,8 @@ class Monitor:
             self.pause = min(pause, max(LONGEST_WATCH_PAUSE, self.call["interval"]))
             return None
         except VastAIError as error:
-            if 400 <= error.status < 500 or isinstance(error, (AuthError, UsageError)):
+            refused = error.status >= 400 and not may_pass(error.status)
+            if refused or isinstance(error, (AuthError, UsageError)):
                 raise
             if not self.away:
                 self.say(f"no answer, still trying: {error.msg}")
@@ -10373,10 +10424,8 @@ class SelfTest:
 
     def __init__(self, call: Call) -> None:
         self.call, self.machine = call, str(call["machine_id"])
-        self.rented = Rented(call, "instance", f"vast-self-test-machine-{self.machine}")
+        self.rented = rental(call, f"vast-self-test-machine-{self.machine}")
         self.rented.looks = False  # as the official client, whose calls are recorded
-        lately = time.time() - 3600  # an older one of this label is another test's
-        self.rented.ours = lambda row: (as_number(row.get("start_date")) or lately) >= lately
         self.lines: list[str] = []
         self.row: Row = {}  # the instance as it was seen last
         self.result: Row = {
@@ -10483,27 +10532,21 @@ class SelfTest:
         image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE")
         image = image or f"vastai/test:self-test-v2-cuda-{newest}"
         self.say(f"renting offer {id} with {image}")
-        self.rented.id = "?"
+        self.rented.price = price_with_disk(offer, 40)[0]
+        row = METHODS["create_instance"]
+        order = {
+            "id": id,
+            "image": image,
+            "disk": 40,
+            "runtype": "ssh_direc ssh_proxy",
+            "env": "-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
+            "onstart_cmd": "/verification/remote.sh",
+        }
         try:
-            answer = self.call.do(
-                "create_instance",
-                id=id,
-                image=image,
-                disk=40,
-                label=self.rented.name,
-                runtype="ssh_direc ssh_proxy",
-                env="-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
-                onstart_cmd="/verification/remote.sh",
-            )
-            self.rented.id = answer["new_contract"]
+            rent(self.call.of(row, **check_params(row, order, cli=False)), self.rented)
         except VastAIError as error:
             code = "instance_create_failed"
-            refused = get_path(error.body, "success") is False
-            unreadable = 200 <= error.status < 300 and not refused
-            unclear = unreadable or isinstance(error, OutcomeUnknownError)
-            if not unclear:
-                self.rented.id = error.found
-            elif not error.status:
+            if self.rented.id == "?" and not error.status:
                 code = "instance_create_missing_contract"
             self.result["error"] = error.msg
             raise Unfit(code, "create_instance", error.msg) from None
@@ -10512,6 +10555,7 @@ class SelfTest:
         """The instance as it is; {} if the service does not tell, which may pass."""
         try:
             self.row = self.call.do("show_instance", id=self.rented.id) or {}
+            self.rented.seen = self.rented.seen or self.row != {}
         except VastAIError as error:
             self.row = {}
             self.say(f"instance {self.rented.id}: {error.msg}")
@@ -10619,8 +10663,10 @@ class SelfTest:
         except Exception as error:  # noqa: BLE001 (what is not seen is not gone)
             row = {}
             self.say(f"instance {id}: {error}")
-        gone = ("destroyed", "terminated", "offline")
-        if row is None or (row.get("intended_status") or row.get("actual_status")) in gone:
+        gone = row is None and not self.rented.is_new()
+        row = row or {}
+        state = row.get("intended_status") or row.get("actual_status")
+        if gone or state in ("destroyed", "terminated"):
             self.rented.id = None
             return
         try:
@@ -11226,11 +11272,6 @@ def succeeded(answer: Answer) -> bool:
     return 200 <= answer.status_code < 300
 
 
-def may_pass(answer: Answer) -> bool:
-    """Does the status say that the same request may succeed later?"""
-    return answer.status_code in (408, 429) or answer.status_code >= 500
-
-
 def backoff(tries: int, longest: float, answer: Answer | None = None) -> float:
     """Seconds to wait after so many tries: 2, 4, 8 … and up to 1 more, or what the answer asks
     for.
@@ -11314,7 +11355,7 @@ def ask_service(
             if succeeded(answer):
                 break
             failure = refused_error(what, answer, key, kind, lost)
-            again = may_pass(answer) and (ask.safe or answer.status_code == 429)
+            again = may_pass(answer.status_code) and (ask.safe or answer.status_code == 429)
         if not again or count == tries:
             raise failure
         yield min(backoff(count, longest, answer), max(0.0, ask.deadline - time.monotonic()))
@@ -11417,7 +11458,7 @@ class Job:
                 self.not_answered(worker, problem, another and self.retry)
             else:
                 unreached = 0
-                if not (self.retry and another and may_pass(answer)):
+                if not (self.retry and another and may_pass(answer.status_code)):
                     return self.result(answer, worker, grant)
                 self.reason = f"{worker} answered HTTP {answer.status_code}"
                 pause = backoff(tries, self.longest_pause, answer)
@@ -15566,7 +15607,9 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
 
 def is_label(word: str, kind: Kind) -> bool:
     """Is a word that stands for an instance its label?"""
-    if not word.strip() or word[0] in "-+0123456789":  # a mistyped id is no label
+    signs = "0123456789 .,_"
+    id = not word.strip(signs) or (word[0] in signs and word.isalnum())  # mistyped perhaps
+    if id or word[0] in "-+":
         return False
     letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
     known = word.rstrip(":") in PLACES or (point and letters.isalnum() and digits.isdigit())
@@ -15703,13 +15746,17 @@ EXIT_STATUSES = {
     7: "outcome unknown: a request that must not be repeated got no answer",
     8: "a part failed; the rest was done",
     9: "a wait ran out of time",
+    129: "SIGHUP ended it",
     130: "interrupted",
+    141: "nobody reads its output any more",
+    143: "SIGTERM ended it",
 }
 
 
 def tell_result(call: Call, result: Any) -> None:
     """What a spending command brought, on stderr: it must not be lost with stdout."""
-    if call.row.effect == SPENDS and isinstance(result, dict):
+    told = call.row.status and call.view.format == "table"  # by `run` itself
+    if call.row.effect == SPENDS and isinstance(result, dict) and not told:
         say(f"{call.row.name}: {printable(str(result), 2000)}")
 
 
@@ -15717,7 +15764,7 @@ def exit_statuses(row: Command) -> list[int]:
     """The statuses that a command can end with, besides those of programs that it runs."""
     names = {arg.name for arg in row.args}
     found = {0, 1, 2, 130}
-    if row.path or row.auth:
+    if row.path or row.auth or "query" in names:
         found |= {3, 4, 5, 6}
     if not row.safe:
         found.add(7)
@@ -15726,6 +15773,10 @@ def exit_statuses(row: Command) -> list[int]:
         found.add(8)
     if not names.isdisjoint(("max_wait", "timeout", "max_hours")):
         found.add(9)
+    if rents:
+        found |= {129, 143}
+    if row.status:
+        found.add(141)
     return sorted(found)
 
 
@@ -16543,8 +16594,8 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
         import json
 
         members = {"error": True, "status_code": error.status, "msg": error.msg}
-        if error.found:
-            members["found"] = error.found
+        more = {"hint": error.hint, "found": error.found, "tries": error.details.get("tries")}
+        members.update({name: value for name, value in more.items() if value})
         if wants_json(words):
             show_progress("")
             write_err(json.dumps(members) + "\n")
