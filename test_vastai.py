@@ -8027,6 +8027,25 @@ class TestOddAnswers(FaultCase):
         error = self.error(self.client(self.serve(reply({"code": 4711}, 400))).create_env_var, "PIN", "4711")
         self.assertEqual(error.body, {"code": "***"})
 
+    def test_what_confirms_that_something_was_done(self):
+        """No bare sentence, but where nothing else comes, no success that is not true, and no volume without a name."""
+        said, done = '"machine offline"', {"success": True}
+        for line, answer, expected in (
+                ("transfer credit a@b.c 5 -y", said, 7), ("create volume 7", said, 7), ("take snapshot 7 --repo a/b", said, 7),
+                ("create volume 7", done, 7), ("clone volume 7 8", done, 7), ("create endpoint", done, 7),
+                ("change bid 7 --price 1", said, 1), ("create template --image x", said, 1), ("stop instance 7", said, 1),
+                ("delete volume 7", said, 1), ("delete api-key 7", said, 0), ("update team-role 7 --name x", said, 0),
+                ("destroy instance 7 -y", {"success": 0}, 1), ("start instance 7", {"success": None}, 1),
+                ("stop instance 7", {"success": "false", "msg": "machine offline"}, 1),
+                ("destroy instance 7 -y", {"status": "error", "msg": "machine offline"}, 1),
+                ("create instance 7 --image x", {"success": "false", "new_contract": 8}, 1)):
+            with self.subTest(line, answer=answer):
+                status, out, err = self.run_here(self.serve(reply(answer)), *line.split())
+                self.assertEqual((status, bool(out)), (expected, not expected), err)
+                if expected and "offline" in str(answer):
+                    self.assertIn("machine offline", err)
+        self.error(self.client(self.serve(reply({"success": None}))).destroy_instance, 7)
+
     def test_members_of_another_type(self):
         for words, answer in (
                 (["show", "instances"], {"instances": [{"id": 1}], "label_counts": [1]}),

@@ -2461,7 +2461,7 @@ class Command:
     needs        without any of these arguments there is nothing to change
     auth         False: works without a key
     strict       an "error" member or a bare text is a failure, whatever the status says
-    confirms     a bare text does not confirm it either (an empty object never does)
+    sentence     a bare text confirms it, as nothing else would (an empty object never does)
 
     The question before:
     ask          its text, with parameters in braces
@@ -2513,7 +2513,7 @@ class Command:
     needs = ""
     auth = True
     strict = False
-    confirms = False
+    sentence = False
     ask = ""
     asks: Any = ""
     ask_when = "always"
@@ -3241,24 +3241,24 @@ register("Instances",
         query={"owner": "me"}, returns="instances", of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
         look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
     Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "Start a stopped instance",
-        INSTANCE, *WAIT, body={"state": "running"}, confirms=True, run="run_change_state",
+        INSTANCE, *WAIT, body={"state": "running"}, run="run_change_state",
         done=CHANGED + "Starting instance {id}.", look="show instances", examples=("4242", "4242 --wait")),
     Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "Stop an instance; its disk is still billed",
-        INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, confirms=True, run="run_change_state",
+        INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, run="run_change_state",
         done=CHANGED + "Stopping instance {id}.", footer="stopped_footer", look="show instances"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "Destroy an instance and delete its data",
         INSTANCE, *WAIT_GONE,
-        ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Destroyed instance {id}.",
+        ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Destroyed instance {id}.",
         footer="volumes_footer", look="show instances", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, SPENDS, "Start several stopped instances",
         Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "running"}, confirms=True, run="run_bulk", done="Starting instances {ids}.", look="show instances"),
+        body={"state": "running"}, run="run_bulk", done="Starting instances {ids}.", look="show instances"),
     Command("stop instances", "PUT /instances/", SAFE, SETS, "Stop several instances; disks are still billed",
         Arg("ids", INSTANCE_IDS, "the instances", to=""),
-        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping instances {ids}.", look="show instances"),
+        body={"state": "stopped"}, run="run_bulk", done="Stopping instances {ids}.", look="show instances"),
     Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "Destroy several instances and delete their data",
         Arg("ids", INSTANCE_IDS, "the instances", key="instance_ids", to=""),
-        ask="Destroy instances {ids} and all their data?", confirms=True, run="run_bulk", done="Destroyed instances {ids}.",
+        ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Destroyed instances {ids}.",
         look="show instances"),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "Restart the container and keep its GPU",
         INSTANCE, *WAIT, run="run_change_state",
@@ -3592,7 +3592,7 @@ register("Keys",
              "allows it only to read your instances.",
         examples=("--name ci --permission_file permissions.json",)),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "Revoke an API key",
-        Arg("id", ID.called("KEY"), "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
+        Arg("id", ID.called("KEY"), "the key, from show api-keys"), sentence=True, done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
         body={"client_id": "me"}, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
@@ -3710,7 +3710,7 @@ register("Teams",
     Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "Rename a role or change its permissions",
         Arg("id", ID.called("ROLE"), "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name", None),
         Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions", None),
-        needs="*", done="Changed role {id}.", look="show team-roles"),
+        needs="*", sentence=True, done="Changed role {id}.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "Remove a team role",
         Arg("name", NAME, "the role", old="NAME"), done="Removed role {name}.", look="show team-roles"))
 
@@ -4453,8 +4453,8 @@ def result_of(row: Command, answer: Answer) -> Any:
     check_accepted(row, body, answer)
     if row.returns == "any":
         return body
-    if isinstance(body, str) and not row.returns and row.method != "GET":
-        return {"success": True, "msg": body}  # some deletions are answered with a sentence
+    if isinstance(body, str) and row.sentence:
+        return {"success": True, "msg": body}
     try:
         return promised_part(row, body)
     except ValueError as problem:
@@ -4485,18 +4485,26 @@ def promised_part(row: Command, body: Any) -> Any:
 
 def check_accepted(row: Command, body: Any, answer: Answer) -> None:
     """Raises the service's refusal, if the answer is one."""
+    changes, rents = row.effect != READS, row.effect == SPENDS and not row.safe
     if isinstance(body, dict):
-        changing = row.strict or (row.effect != READS and body.get("success") is not True)
-        if body.get("success") is False or (changing and body.get("error")):
+        success = body.get("success")
+        denied = "success" in body and success is not True  # null and "false" as well
+        failed = body.get("error") or body.get("status") == "error"
+        if denied or (failed and (row.strict or (changes and not success))):
             raise refusal_error(body, answer)
-        if row.effect == SPENDS and not row.safe and not body:
+        if rents and not body:
             raise outcome_unknown_error(row, "the service confirmed nothing", answer)
-        if row.effect != READS and not body:
+        if rents and row.made and not row.run and get_path(body, row.made) in (None, ""):
+            reason = f"the service confirmed it without {row.made!r}"
+            raise outcome_unknown_error(row, reason, answer)
+        if changes and not body:
             hint = look_first(row)
             raise make_error(
                 VastAIError, "the service did not confirm it", response=answer, hint=hint
             )
-    elif (row.strict or row.confirms) and isinstance(body, str):
+    elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
+        if rents:
+            raise outcome_unknown_error(row, f"the service said {one_line(body)!r}", answer)
         raise refusal_error({"msg": body or "the service sent an empty answer"}, answer)
 
 
