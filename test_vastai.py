@@ -6855,6 +6855,8 @@ class PureTest(unittest.TestCase):
                     "gpu_name": {"in": ["RTX 4090", "H100 SXM"]}}),
                 ("gpu_name!=A_1 gpu_name!=B_2", {"gpu_name": {"notin": ["A 1", "B 2"]}}),
                 ("gpu_name!=A gpu_name!=B gpu_name!=C", {"gpu_name": {"notin": ["A", "B", "C"]}}),
+                ("gpu_name!=A gpu_name!=B gpu_name notin [C,A]", {"gpu_name": {"notin": ["A", "B", "C"]}}),
+                ("gpu_name notin [A] gpu_name notin [B]", {"gpu_name": {"notin": ["A", "B"]}}),
                 ("gpu_name!=A gpu_name!=A", {"gpu_name": {"neq": "A"}}), ("gpu_name!=A", {"gpu_name": {"neq": "A"}}),
                 ("driver_version in [570.124.4,570124005]", {"driver_version": {"in": [570124004, "570124005"]}}),
                 ("cpu_arch=x86_64", {"cpu_arch": {"eq": "x86_64"}}), ("compute_cap>0 gpu_frac<=.5", {

@@ -1437,19 +1437,18 @@ def add_condition(
     present: Row, given: dict[str, Condition], condition: Condition, value: Any
 ) -> str:
     """Adds a condition to those that its field has, {operator: value}, and to `given`, those of the
-    query; the text of the one that it replaces, or "".  Several != become one notin.
+    query; the text of the one that it replaces, or "".  Several != and notin become one notin.
     """
     operator = condition.operator
-    if operator == "neq" and value is not None:
-        if "notin" in given:
-            if value not in present["notin"]:
-                present["notin"].append(value)
-            return ""
-        if operator in given and present[operator] not in (None, value):
-            del given[operator]
-            given["notin"] = condition
-            present["notin"] = [present.pop(operator), value]
-            return ""
+    if operator in ("neq", "notin") and value is not None and "notin" in given:
+        values = value if isinstance(value, list) else [value]
+        present["notin"] += [item for item in values if item not in present["notin"]]
+        return ""
+    both = [present.get(operator), value]
+    if operator == "neq" and operator in given and None not in both and both[0] != value:
+        del given[operator], present[operator]
+        given["notin"], present["notin"] = condition, both
+        return ""
     replaced = given[operator].text if operator in given and present[operator] != value else ""
     present[operator] = value
     given[operator] = condition
@@ -1531,7 +1530,8 @@ def number_with_commas(condition: Condition) -> str:
             raise condition.error(given, condition.form(given).replace(",", " "))
         if meant_number(given, condition.type):
             return given
-    raise condition.error(given, f"{condition.name} in [{given}]", "one value")
+    word = "notin" if condition.operator == "neq" else "in"
+    raise condition.error(given, f"{condition.name} {word} [{given}]", "one value")
 
 
 def query_items(condition: Condition) -> list[tuple[str, bool]]:
@@ -4537,29 +4537,37 @@ def parse_offers(call: Call, query: Any, start: Row) -> Row:
 def offers_where(call: Call, query: Any, start: Row) -> Row:
     """The conditions of a query text on offers, on top of `start`."""
     found = parse_offers(call, query, start)
-    found.pop("georegion", None)
-    if found.pop("chunked", None):
+    if "chunked" in take_directives(call, found):
         raise UsageError("chunked is for `vastai search offers` only")
     return found
 
 
+def take_directives(call: Call, found: Row) -> set[str]:
+    """Takes the directives, which are no fields, out of conditions: "georegion", "chunked"."""
+    given = {name: found.pop(name) for name in DIRECTIVES if name in found}
+    taken = {name for name, condition in given.items() if condition == {"eq": True}}
+    if not call.cli:
+        return taken
+    for name in given:
+        if name not in taken:
+            raise UsageError(f"{name} works only as {name}=true")
+    if "georegion" in taken and "geolocation" not in found:
+        raise UsageError(
+            "georegion=true needs a region; write geolocation=EU georegion=true "
+            f"({', '.join(GEOREGIONS)})"
+        )
+    return taken
+
+
 def offer_query(call: Call) -> tuple[Row, set[str]]:
-    """The conditions of an offers search, with their defaults, and the directives that are no
-    fields: "georegion", "chunked".
-    """
+    """The conditions of an offers search, with their defaults, and its directives."""
     query = call["query"]
     start = {} if call["no_default"] else OFFER_DEFAULTS
     if query is None or isinstance(query, dict):  # the command line has "" for none
         rented = {} if call["no_default"] else {"rented": {"eq": False}}
         return {**start, **rented, **(query or {})}, set()
     found = parse_offers(call, query, start)
-    directives = {name for name in DIRECTIVES if found.pop(name, None) == {"eq": True}}
-    if call.cli and "georegion" in directives and "geolocation" not in found:
-        raise UsageError(
-            "georegion=true needs a region; write geolocation=EU georegion=true "
-            f"({', '.join(GEOREGIONS)})"
-        )
-    return found, directives
+    return found, take_directives(call, found)
 
 
 def search_body(call: Call, conditions: Row, fields: str, **more: Any) -> Row:
