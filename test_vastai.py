@@ -4280,6 +4280,12 @@ class RentalTest(CommandCase):
         self.assertEqual(words[0], "rsync")
         self.assertIn("--exclude=*.tmp", words)
         self.assertEqual(words[-2:], [f"{self.home}/", f"vastai_kaalia@127.0.0.1::C.{id}//workspace/data"])
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.home)
+        os.makedirs("run_10:00/x")
+        for line, at in ((f"scp run_10:00/x {id}:/y", -2), (f"copy run_10:00/x {id}:/y", -2), (f"copy {id}:/y run_10:00/x", -1)):
+            self.ok(line)
+            self.assertEqual(called()[at], "./run_10:00/x", "no program reads it as a host")
         self.assertEqual(self.run_here(f"ssh {id}", FAKE_STATUS="7")[0], 7, "the status of the remote command")
         self.assertEqual(self.run_here(f"ssh {id}", PATH=os.path.join(self.home, "nowhere"))[0], 127)
         os.unlink(os.path.join(self.home, "called"))

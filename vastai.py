@@ -7146,7 +7146,7 @@ def run_scp(call: Call) -> None:
             raise UsageError(f"a path must not begin with -: write ./{printable(place)}")
     host, port = ssh_target(call, id)
     words = [
-        place if other is None else f"root@{bracketed(host)}:{place.partition(':')[2]}"
+        plain_path(place) if other is None else f"root@{bracketed(host)}:{place.partition(':')[2]}"
         for place, other in zip(places, ids)
     ]
     options = ssh_options(call, id) + (["-r"] if call["recursive"] else [])
@@ -7343,7 +7343,13 @@ def for_rsync(path: str) -> str:
     """A local path as rsync takes it, which would read C: on Windows as a host."""
     if os.name == "nt" and on_drive(path):
         return f"/proc/cygdrive/{path[0]}/" + path[2:].replace("\\", "/").lstrip("/")
-    return path
+    return plain_path(path)
+
+
+def plain_path(path: str) -> str:
+    """A local path that no program reads as HOST:PATH."""
+    remote = ":" in path.partition("/")[0] and not (os.name == "nt" and on_drive(path))
+    return f"./{path}" if remote else path
 
 
 def run_rsync(call: Call, port: Any, places: list[str]) -> None:
