@@ -4475,6 +4475,16 @@ class KnownBenchmarksTest(CommandCase):
             self.assertAlmostEqual(row["perf_per_dollar"], 200 / 0.3)
         self.assertEqual(self.writes(), [])
 
+    def test_odd_measurements_and_conditions(self):
+        for row, value, price in zip(self.box.market.rows("benchmarks"), ("100", "x", None), ("0.2", [], {})):
+            row.update(value=value, dph_base=price)
+        row, = self.client.run_benchmarks(gpus="RTX_4090", template_id=self.template["id"])
+        self.assertEqual((row["status"], row["measured_perf"], row["rental_dph"]), ("cached", 100, 0.2))
+        for limits, count in (({"gte": "24000"}, 1), ({"gt": None}, 1), (5, 1), ({"gt": "50000"}, 4)):
+            self.assertIn(("RTX 4090", count), vastai.gpu_specs("", None, {"gpu_total_ram": limits}))
+        with self.assertRaisesRegex(vastai.VastAIError, "more GPU memory"):
+            vastai.gpu_specs("", None, {"gpu_total_ram": {"gt": 1e300}})
+
     def test_a_person_may_measure_again(self):
         line = f"run benchmarks --template_id {self.template['id']} --gpus RTX_4090"
         self.assertIn("cached", self.ok(line, stdin="n\n"))
@@ -4488,6 +4498,8 @@ class KnownBenchmarksTest(CommandCase):
         status, _, err = self.run_here(line, stdin="n\n")
         self.assertEqual((status, self.writes()), (2, []))
         self.assertRegex(err, r"Rent 1x RTX 4090 for up to 30 minutes, at \$0\.\d+/hr together\?")
+        self.box.fail("POST /api/v0/bundles/", 200, json.dumps({"offers": [{"id": 1}]}))
+        self.assertIn("at an unknown price together?", self.run_here(line, stdin="n\n")[2])
 
     def test_without_offers_what_is_known_is_enough(self):
         self.box.market.tables["offers"] = {

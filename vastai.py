@@ -10575,7 +10575,7 @@ def run_benchmarks(call: Call) -> list[Row]:
     except (ValueError, RecursionError):  # without them, machines of any kind would be rented
         raise VastAIError("the conditions of the template cannot be read") from None
     rows, wanted = [], []
-    prices: list[float] = []
+    prices: list[float | None] = []
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
         call.progress(f"{count}x {name} …")
         gpu = {"gpu_name": {"eq": name}, "num_gpus": {"eq": count}}
@@ -10588,19 +10588,21 @@ def run_benchmarks(call: Call) -> list[Row]:
             rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
             wanted.append((name, count))
-            prices.append(as_number(offers[0].get("dph_total")) or 0)
+            prices.append(as_number(offers[0].get("dph_total")))
         else:
             rows.append(benchmark(name, count, "skipped"))
             reason = why_no_offer(call, filters, gpu)
             call.remark(f"{count}x {name} is left out: {reason}")
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
-        total = format_rate(sum(prices))
+        known = [price for price in prices if price is not None]
+        total = format_rate(sum(known)) if known == prices else "an unknown price"
         call.confirm(names=names, minutes=call["timeout"] / 60, rate=total)
         rows += rent_and_measure(call, wanted)
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
 
+MOST_MEMORY = 1 << 25  # MB of all cards of a machine
 SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
 GPU_WORDS = {
     "ti": "Ti",
@@ -10618,8 +10620,11 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[tuple[str, int
     """
     import re
 
-    limits = filters.get("gpu_total_ram") or {}
-    least = limits.get("gt", limits.get("gte", 0) - 1)  # MB; all cards must have more
+    limits = as_dict(filters.get("gpu_total_ram"))
+    over, least = as_number(limits.get("gt")), as_number(limits.get("gte"))
+    least = (least or 0) - 1 if over is None else over  # MB; all cards must have more
+    if least > MOST_MEMORY:
+        raise VastAIError("the template asks for more GPU memory than any machine has")
     specs = [
         (name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
         for name, size in SWEEP.items()
@@ -10670,13 +10675,14 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
                     limit=100,
                     order=[{"col": "last_update", "dir": "desc"}],
                 )
-                if (row.get("value") or 0) > 0
+                if (as_number(row.get("value")) or 0) > 0
             }
             if value
             else {}
         )
-    prices = [row["dph_base"] for row in found.values() if (row.get("dph_base") or 0) > 0]
-    return median([row["value"] for row in found.values()] or [0]), median(prices or [0])
+    values = [as_number(row["value"]) or 0 for row in found.values()]
+    prices = [as_number(row.get("dph_base")) or 0 for row in found.values()]
+    return median(values or [0]), median([price for price in prices if price > 0] or [0])
 
 
 def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
@@ -13166,8 +13172,8 @@ class VastAI:
         def show_audit_logs(self) -> list[dict[str, Any]]: "List what was done with your account."; ...
         def set_user(self, params: dict[str, Any] | str) -> dict[str, Any]: "Change your account's details."; ...
         def show_subaccounts(self) -> list[dict[str, Any]]: "List your subaccounts."; ...
-        def create_subaccount(self, email: str, username: str, password: str,
-                type: str | None = None) -> dict[str, Any]:
+        def create_subaccount(self, email: str, username: str, password: str, type: Literal['host',
+                'client'] | None = None) -> dict[str, Any]:
             "Create a subaccount."; ...
         def show_ipaddrs(self) -> list[dict[str, Any]]: "List IP addresses that used your account."; ...
         def show_invoices(self, start_date: str | float | None = None, end_date: str | float | None = None,
