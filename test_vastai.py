@@ -8741,6 +8741,23 @@ class TestUnknownRental(FaultCase):
             self.assertIsNone(error.found)
             self.assertIn("could not be listed", str(error))
 
+    def test_without_an_id(self):
+        """A row of ours that names no id is no instance that could be destroyed, and none that was."""
+        error, _ = self.rent(lambda label: [{"id": None, "label": label}], label="train")
+        self.assertIsNone(error.found)
+        self.assertNotIn("None", str(error))
+        offers = reply({"offers": [{"id": 1, "machine_id": 3, "dph_total": 0.1}]})
+
+        def route(request):
+            label = [json.loads(sent["body"])["label"] for sent in server.requests if "/asks/" in sent["target"]]
+            if request["method"] == "GET" and "select_filters" in request["target"]:
+                return reply({"instances": [{"id": None, "label": label[0]}]})
+            return {"POST": offers, "PUT": hang_up}.get(request["method"], reply({"id": 1, "credit": 5}))
+        server = self.serve(route=route)
+        error = self.error(self.client(server).launch_instance, image="a/b", query="num_gpus=1", max_price=1)
+        self.assertEqual((type(error), error.found, "has no id" in str(error)), (vastai.OutcomeUnknownError, None, True))
+        self.assertNotIn("destroyed", str(error))
+
     def test_confirm(self):
         labels = []
         for _ in range(2):
@@ -8792,6 +8809,19 @@ class TestManyItems(FaultCase):
             self.assertEqual((type(error), len(server.requests)), (vastai.PartialError, 4))
             self.assertEqual(len(server.writes), len(set(server.writes)))
             self.assertIn("unknown", json.dumps(error.results))
+
+    def test_rentals_that_no_answer_tells_of(self):
+        """An answer that cannot be read, and one that names fewer instances than offers, leave the outcome open."""
+        made = reply({"success": True, "new_contracts": list(range(1, 65))})
+        for fault in (reply("<html>"), reply("null"), reply(b"no gzip", Content_Encoding="gzip"), reply(RENTED)):
+            error, _ = self.results("create_instances", [made, fault, made], image="i")
+            states = [item["success"] for item in error.results]
+            self.assertEqual((type(error), states), (vastai.PartialError, [True] * 64 + [None] * 64 + [True] * 64 + [True] * 8))
+            self.assertIn("vastai show instances", str(error))
+        client = self.client(self.serve(reply({"success": True, "new_contracts": [501]})))
+        error = self.error(client.create_instances, [7, 8], image="i")
+        self.assertEqual((type(error), error.found), (vastai.OutcomeUnknownError, [501]))
+        self.assertRegex(str(error), "1 instances for 2 offers.*7, 8.*created: instances 501")
 
     def test_all_fail(self):
         error, server = self.results("create_instances", [hang_up], image="i")
@@ -9750,14 +9780,14 @@ class TestProcesses(FaultCase):
         self.assertNotIn("Exception ignored", err)
         return done.returncode, out, err
 
-    def interrupt(self, *words, ready, stdin=subprocess.DEVNULL):
+    def interrupt(self, *words, ready, stdin=subprocess.DEVNULL, number=signal.SIGINT):
         process = self.start_process(*words, stdin=stdin, env={**os.environ, "VAST_API_KEY": KEY})
         for _ in range(1000):
             if ready(process):
                 break
             time.sleep(0.005)
         time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=10)
         return process.returncode, out, err
 
@@ -9790,11 +9820,19 @@ class TestProcesses(FaultCase):
                 self.assertEqual((status, out, err), (130, b"", b""))
         for words, told in (("prepay instance 7 5", b"Check with `vastai show deposit`"),
                             ("create volume 7 --size 5", b"Check with `vastai show volumes`"),
+                            ("create team --team-name t --transfer-credit 50", b"Check with `vastai show members`"),
                             ("tfa regen-codes -c 123456 -y", b"the old ones no longer work")):
             server = self.serve(stall)
             status, out, err = self.interrupt(*words.split(), "--url", server.url,
                                               ready=lambda process, server=server: server.requests)
             self.assertEqual((status, out, told in err), (130, b"", True), err)
+        pending = reply({"pending_price_increases": [{"contract_id": id, "pending_price_increase_id": id} for id in range(1, 9)]})
+        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            server = self.serve(pending, reply({"success": True}), stall)
+            status, out, err = self.interrupt(*"accept price-increase 1 2 3 4 5 6 7 8 -y --url".split(), server.url, number=number,
+                                              ready=lambda process, server=server: len(server.requests) == 7)
+            self.assertEqual((status, out), (expected, b""), err)
+            self.assertIn(b"2 of 8 failed: 7, 8; the outcome of 5 is unknown: 2, 3, 4, 5, 6", err)
         status, out, err = self.interrupt("destroy", "instance", "7", "--url", "http://127.0.0.1:9",
                                           stdin=subprocess.PIPE,
                                           ready=lambda process: select.select([process.stderr], [], [], 0)[0])

@@ -5283,7 +5283,8 @@ def send_with_retries(call: Call, request: Request) -> Answer:
         try:
             answer = send_following_redirects(client, request, client.timeout)
         except KeyboardInterrupt:
-            said = row.made.startswith(("new_contract", "team"))  # rentals say more; a team is free
+            said = row.made.startswith("new_contract")  # rentals say more
+            said = said or call["transfer_credit"] == 0  # a team is free
             if row.effect == SPENDS and not request.safe and not said:
                 tell(call, f"Was `vastai {row.name}` carried out? {look_first(row)}")
             raise
@@ -6668,14 +6669,15 @@ def refused_but_made(call: Call, error: VastAIError, ids: list[int]) -> list[int
 def look_for_instance(error: VastAIError, rented: Rented) -> None:
     """Adds to an error of unknown outcome what one look at the instances of its label shows."""
     label, found = rented.name, rented.rows()
-    ids = [row.get("id") for row in found or ()]
+    ids = [as_whole(row.get("id")) for row in found or ()]
     if found is None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
-    elif len(ids) == 1:
+    elif len(ids) == 1 and ids[0]:
         rented.id = error.found = error.details["found"] = ids[0]
-        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; it is probably yours."
+        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; "
+        words += "it is probably yours."
     elif ids:
-        named = ", ".join(map(str, ids[:20]))
+        named = ", ".join(str(id or "one without an id") for id in ids[:20])
         words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
     else:
         words = f"No instance labeled {label!r} has appeared so far."
@@ -6940,31 +6942,34 @@ class Bulk:
     def send(self) -> None:
         for at in range(0, len(self.ids), BULK):
             entries = self.results[at : at + BULK]
-            mark(entries, success=None, msg="no answer yet")
             try:
-                self.send_part(entries)
+                made = send_for(entries, self.call.row, self.send_part)
             except NothingSent:
                 continue
             except VastAIError as error:
                 self.failures.append(error)
-                self.made += refused_but_made(self.call, error, contracts_of(error.body))
-                done = None if isinstance(error, OutcomeUnknownError) else False
-                mark(entries, success=done, status_code=error.status, msg=error.msg)
                 if isinstance(error, (AuthError, UsageError)):
                     return  # the others would meet the same
+            else:
+                for entry, id in zip(entries, made):
+                    entry["new_contract"] = id
 
-    def send_part(self, entries: list[Row]) -> None:
-        answer: Row = self.call.send(body={self.key: [entry["id"] for entry in entries]})
+    def send_part(self, ids: list[Any]) -> list[int]:
+        """The instances that one request made."""
+        try:
+            answer: Row = self.call.send(body={self.key: ids})
+        except VastAIError as error:
+            self.made += refused_but_made(self.call, error, contracts_of(error.body))
+            raise
         made = contracts_of(answer) if self.rents else []
-        if self.rents and not made:
-            reason = "the service confirmed it but named no instances"
-            raise outcome_unknown_error(self.call.row, reason)
-        self.answers.append(answer)
         self.made += made
-        mark(entries, success=True)
-        if len(made) == len(entries):
-            for entry, id in zip(entries, made):
-                entry["new_contract"] = id
+        if self.rents and len(made) < len(ids):
+            named = f"{len(made) or 'no'} instances for {len(ids)} offers"
+            raise outcome_unknown_error(
+                self.call.row, f"the service confirmed it but named {named}"
+            )
+        self.answers.append(answer)
+        return made
 
     def result(self) -> Row:
         """The answers as one; raises what went wrong with some ids, or with all."""
@@ -6991,6 +6996,8 @@ class Bulk:
         error.details.update(results=self.results, found=self.made or None)
         error.results, error.found = self.results, self.made or None
         error.msg += self.made_words()
+        if not error.hint and any(entry["success"] is None for entry in self.results):
+            error.hint = look_first(self.call.row)
         return error
 
     def made_words(self) -> str:
@@ -6998,6 +7005,21 @@ class Bulk:
 
     def interrupted(self) -> str:
         return f"interrupted; {partial(self.results).msg}{self.made_words()}"
+
+
+def send_for(entries: list[Row], row: Command, send: Callable[[list[Any]], Any]) -> Any:
+    """What `send` returns for the ids of some entries, which tell at any time what is known of
+    them.
+    """
+    mark(entries, success=None, msg="no answer yet")
+    try:
+        answer = send([entry["id"] for entry in entries])
+    except VastAIError as error:
+        done = None if is_lost(error) and not row.safe else False
+        mark(entries, success=done, status_code=error.status, msg=error.msg)
+        raise
+    mark(entries, success=True)
+    return answer
 
 
 def mark(entries: list[Row], **what: Any) -> None:
@@ -7372,9 +7394,20 @@ def run_price_increase(call: Call) -> Row:
     ids = list(dict.fromkeys(call["ids"]))
     numbers = pending_increases(call)
     verb = call.row.name.split()[0]
+    entries = {id: {"id": id, "success": False, "msg": "not sent"} for id in ids}
+
+    def work(id: int) -> Any:
+        return send_for([entries[id]], call.row, lambda _: settle(call, id, numbers))
+
+    with call.signals_caught():
+        try:
+            answers = at_once(call, work, ids)
+        except KeyboardInterrupt:
+            tell(call, f"interrupted; {partial(list(entries.values())).msg}")
+            raise
     results: list[Row] = []
     failed = []
-    for id, answer in zip(ids, at_once(call, lambda id: settle(call, id, numbers), ids)):
+    for id, answer in zip(ids, answers):
         result = {"instance_id": id}
         result.update(pending_price_increase_id=numbers.get(id), contract_id=id)
         results.append(result)
@@ -7418,10 +7451,10 @@ def settle(call: Call, id: int, numbers: dict[int, Any]) -> Row:
 
 def failure_status(error: VastAIError) -> str:
     """What became of a price increase: "stale", "unknown" or "failed"."""
-    if isinstance(error, OutcomeUnknownError):
-        return "unknown"
     gone = error.status == 409 or get_path(error.body, "error") == "no_pending_price_increase"
-    return "stale" if gone or (isinstance(error, NotFoundError) and not error.status) else "failed"
+    if gone or (isinstance(error, NotFoundError) and not error.status):
+        return "stale"
+    return "unknown" if is_lost(error) else "failed"
 
 
 def run_search_benchmarks(call: Call) -> Rows:
@@ -8643,8 +8676,9 @@ class Launch:
         if call["max_hours"] is not None:
             narrow(conditions, "duration", "gte", call["max_hours"] * 3600)
         if self.excluded:
-            known = as_list(get_path(conditions, "machine_id.notin"))
-            conditions.setdefault("machine_id", {})["notin"] = [*known, *self.excluded]
+            machines: Row = conditions.setdefault("machine_id", {})
+            known = machines.get("notin", [])
+            machines["notin"] = [*(known if isinstance(known, list) else [known]), *self.excluded]
         offers = call.do(
             "search_offers",
             query=conditions,
@@ -8656,13 +8690,13 @@ class Launch:
         )
         if not offers:
             raise NotFoundError("no offer matches the conditions; nothing was rented")
-        machines: dict[Any, Row] = {}
+        best: dict[Any, Row] = {}
         for offer in offers:
             price = self.price_of(offer)[0]
             machine = offer.get("machine_id")
             if None not in (price, offer.get("id")) and (self.cap is None or price <= self.cap):
-                machines.setdefault(machine, offer)
-        found = [offer for id, offer in machines.items() if id not in self.excluded]
+                best.setdefault(machine, offer)
+        found = [offer for id, offer in best.items() if id not in self.excluded]
         if not found:
             cap = "" if self.cap is None else f" for {format_rate(self.cap)} or less"
             raise NotFoundError(
@@ -8764,13 +8798,14 @@ class Launch:
         """What the rental made whose answer was lost.  Raises OutcomeUnknownError."""
         tell(self.call, f"No usable answer ({error.msg}); checking whether the instance exists")
         rows = self.rented.find()
-        if rows is not None and len(rows) == 1:
-            self.rented.id = rows[0].get("id")
+        ids = [as_whole(row.get("id")) for row in rows or ()]
+        if len(ids) == 1 and ids[0]:
+            self.rented.id = ids[0]
             return {"success": True, "new_contract": self.rented.id}
         self.rented.id = None  # nothing that could be destroyed
         found = "could not be searched for" if rows is None else "has not appeared so far"
         if rows:
-            found = f"may be one of {', '.join(str(row.get('id')) for row in rows)}"
+            found = f"may be one of {', '.join(map(str, ids))}" if all(ids) else "has no id"
         label = self.rented.name
         raise outcome_unknown_error(
             self.rental_call.row, f"{error.msg}; the instance labeled {label!r} {found}"
