@@ -5947,6 +5947,14 @@ class TestLaunch(RentingCase):
             self.assertEqual((answer["instance"]["machine_id"], [row["machine_id"] for row in answer["tries"]]), (13, [11]))
             with self.assertRaises(vastai.UsageError):
                 self.client.launch_instance(image="a/b", query="num_gpus=1", gpu_name="RTX_4090", num_gpus="1")
+            query = {"disk_space": {"gte": 10}, "machine_id": {"notin": 14}}
+            with self.assertRaises(vastai.NotFoundError):
+                self.client.launch_instance(image="a/b", query=query, exclude_machine=[12], max_price=0.01)
+            self.assertEqual(query, {"disk_space": {"gte": 10}, "machine_id": {"notin": 14}})
+            self.assertEqual(self.last("/api/v0/bundles/")["body"]["machine_id"], {"notin": [14, 12]})
+            for query in ({"disk_space": 50}, {"machine_id": 7}):
+                with self.assertRaisesRegex(vastai.UsageError, "expected {operator: value}"):
+                    self.client.launch_instance(image="a/b", query=query, max_price=0.01)
         self.assertEqual((out.getvalue(), err.getvalue()), ("", ""))
 
     def test_the_old_way_stays(self):
@@ -8340,6 +8348,38 @@ class TestLines(FaultCase):
                       ["launch", "instance", "--query", "num_gpus=x", "-i", "a"]):
             self.assertEqual(self.run_here(server, *words)[0], 2, words)
         self.assertEqual(server.requests, [])
+
+    def test_nothing_that_is_given_is_dropped_or_rounded(self):
+        server, image = self.serve(reply({"success": True})), "create instance 7 --image a/b"
+        for line, told in (
+                ("execute 7 'rm -rf /x' --hour 5 --day '*'", "needs --schedule"), ("reboot instance 7 --hour 0", "--hour needs"),
+                ("reboot instance 7 --start_date 2030-01-01", "needs --schedule"),
+                ("change bid 7 --end_date 2030-01-01", "needs --schedule"),
+                ("cloud copy --src a --dst b --instance 1 --connection 2 --day '*'", "needs --schedule"),
+                ("launch instance --query num_gpus=1 -r Europe -i a/b", "--region"),
+                (image + " --onstart-cmd A --entrypoint B", "--entrypoint"), (image + " --max-hours 1e16", "at most 100 years"),
+                ("show invoices -c -p", "--only_credits"), ("show invoices-v1 -i -ct instance", "--charge-type needs --charges"),
+                ("show invoices-v1 -c -it stripe", "--invoice-type"), ("delete deployment 7 --tag x", "--tag needs --name"),
+                ("create subaccount --email a@b.c --username x --password y --type hots", "did you mean 'host'"),
+                ("list machine 7 -r 40", "0.4 for 40%"), ("list machine 7 -e 2020-01-01", "in the future"),
+                ("list volume 7 -e 2020-01-01", "in the future"),
+                ("transfer credit a@b.c 19.999 -y", "whole cents"), ("transfer credit -r a@b.c -a 0.004 -y", "whole cents"),
+                ("prepay instance 7 19.999", "whole cents"), ("create team --team-name x --transfer-credit .001", "whole cents"),
+                ("search offers georegion!=false", "georegion=true"), ("search offers 'georegion in [true]'", "georegion=true"),
+                ("search offers chunked!=false", "chunked=true"),
+                ("create template --image a/b --search_params 'georegion=true gpu_ram>5'", "needs a region"),
+                ("search offers gpu_name!=A,B", "gpu_name notin [A,B]"), ("search offers gpu_name=A,B", "gpu_name in [A,B]")):
+            with self.subTest(line):
+                status, out, err = self.run_here(server, *shlex.split(line))
+                self.assertEqual((status, out), (2, ""), err)
+                self.assertIn(told, " ".join(err.split()))
+        client = self.client(server)
+        for call, given in ((client.execute, {"command": "ls", "hour": 5}), (client.reboot_instance, {"start_date": "2030-01-01"})):
+            self.assertIsInstance(self.error(call, 7, **given), vastai.UsageError)
+        self.assertEqual(server.requests, [])
+        client.reboot_instance(7, day="0", hour="0", start_date=None)  # as a program that names every default
+        err = self.run_here(server, *"create instance 7 --template_hash x --jupyter --direct".split())[2]
+        self.assertIn("the template sets the access", err)
 
     def test_help_in_every_spelling(self):
         server = self.serve(reply({"success": True}))
@@ -12147,7 +12187,7 @@ cost -> Cost
 show audit-logs -> list[dict[str, Any]]
 set user --file->params:FILE -> dict[str, Any]
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
-create subaccount --email:EMAIL --username:USER --password:NAME --type:KIND=None -> dict[str, Any] ONCE
+create subaccount --email:EMAIL --username:USER --password:NAME --type:KIND{host,client}=None -> dict[str, Any] ONCE
 show ipaddrs -> list[dict[str, Any]]
 show invoices
     -s,--start_date:DATE=None

@@ -850,17 +850,27 @@ def _number(value: Any) -> float:
     return value
 
 
-def _at_least(low: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _within(
+    low: float, convert: Callable[[Any], Any], high: float = FOREVER
+) -> Callable[[Any], Any]:
     def checked(value: Any) -> Any:
         value = convert(value)
-        if value < low:
+        if not low <= value <= high:
             raise ValueError(value)
         return value
 
     return checked
 
 
-_count, _amount = _at_least(0, _whole), _at_least(0, _number)
+_count, _amount = _within(0, _whole), _within(0, _number)
+
+
+def _cents(value: Any) -> float:
+    """An amount of money that is shown as it is sent."""
+    amount: float = _amount(value)
+    if round(amount, 2) != amount:
+        raise ValueError(value)
+    return amount
 
 
 def _above_zero(value: Any) -> float:
@@ -1071,6 +1081,13 @@ def _slot(last: int) -> Callable[[Any], int | None]:
     return checked
 
 
+def _coming(value: Any) -> float:
+    when = parse_when(value)
+    if when < time.time() - 60:
+        raise ValueError(value)
+    return when
+
+
 def _as_given(value: Any) -> Any:
     """A value that goes out in the form it came in: text stays text, a number stays a number."""
     return _whole(value) if isinstance(value, int) else _name(value)
@@ -1085,16 +1102,22 @@ COUNT = Kind("int", _count, "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
 NUMBER = Kind("float", _amount, "a number, 0 or more", "N")
 PRICE = Kind("float", _amount, "a price in dollars, 0 or more", "USD")
-DOLLARS = Kind("float", _amount, "an amount in dollars, 0 or more", "USD")
+DOLLARS = Kind("float", _cents, "an amount in dollars and whole cents, 0 or more", "USD")
 BID = Kind("float", _above_zero, "a bid in dollars, greater than 0", "USD")
 GB = Kind("float", _amount, "a size in GB, 0 or more", "GB")
 WHOLE_GB = Kind("float", lambda value: int(_amount(value)), GB.expects, "GB")
 GIVEN_GB = Kind("float", lambda value: (_amount(value), value)[1], GB.expects, "GB")
-HOURS = Kind("float", _above_zero, "a number of hours greater than 0", "HOURS")
+HOURS = Kind(
+    "float",
+    _within(0, _above_zero, 876_000),
+    "a number of hours greater than 0, at most 100 years",
+    "HOURS",
+)
+SHARE = Kind("float", _within(0, _number, 1), "a share from 0 to 1, such as 0.4 for 40%", "N")
 PERCENT = Kind("float", _amount, "a percentage, 0 or more", "PERCENT")
 SECONDS = Kind("float", _amount, "a number of seconds, 0 or more", "SECONDS")
 TIMEOUT = Kind("float", _above_zero, "a number of seconds greater than 0", "SECONDS")
-ATTEMPTS = Kind("int", _at_least(1, _whole), "a whole number, 1 or more", "N")
+ATTEMPTS = Kind("int", _within(1, _whole), "a whole number, 1 or more", "N")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
 GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
@@ -1140,6 +1163,7 @@ ORDER = Kind(
 DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
 HOUR_SLOT = Kind("str", _slot(23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
+COMING = Kind("str | float", _coming, "a date in the future, such as 2036-01-31", "DATE")
 INSTANCE_IDS, MACHINE_IDS, OFFER_IDS = (
     IDS.called("INSTANCE", "instances"),
     IDS.called("MACHINE"),
@@ -2378,6 +2402,7 @@ class Arg:
     choices    the values that are allowed
     many       takes several words of the line
     rest       takes the rest of the line as it is
+    needs      the argument without which this one means nothing
     again      can be repeated
     shortcuts  flags that set a value: {"-b": "bid"}
     secret     its value is never shown
@@ -2389,7 +2414,7 @@ class Arg:
 
     # fmt: off
     __slots__ = ("again", "choices", "cli", "default", "face", "flags", "group", "help", "hidden",
-                 "key", "kind", "many", "name", "old", "option", "rest", "secret", "sent",
+                 "key", "kind", "many", "name", "needs", "old", "option", "rest", "secret", "sent",
                  "shortcuts", "to")
 
     def __init__(self, flags: str, kind: Kind = TEXT, help: str = "", default: Any = REQUIRED, *,
@@ -2397,7 +2422,7 @@ class Arg:
                  cli: Any = REQUIRED, choices: tuple[Any, ...] = (), many: bool | None = None,
                  rest: bool = False, again: bool = False, shortcuts: dict[str, str] | None = None,
                  secret: bool = False, hidden: bool = False, required: bool = False,
-                 sent: Callable[[Any], Any] | None = None, group: str = "") -> None:
+                 sent: Callable[[Any], Any] | None = None, group: str = "", needs: str = "") -> None:
         # fmt: on
         self.flags = words = flags.split()
         self.kind, self.help, self.to, self.face, self.choices = kind, help, to, face, choices
@@ -2411,6 +2436,7 @@ class Arg:
         self.many = kind.many if many is None else many
         self.rest, self.again, self.shortcuts = rest, again, shortcuts or {}
         self.secret, self.hidden, self.sent, self.group = secret, hidden, sent, group
+        self.needs = needs
 
     @property
     def annotation(self) -> str:
@@ -2432,10 +2458,10 @@ YES = Arg("-y --yes", FLAG, "do not ask for confirmation", face="cli", to="")
 # fmt: off
 SCHEDULE = (
     Arg("--schedule", TEXT, "create a scheduled job instead of acting now", None, choices=("HOURLY", "DAILY", "WEEKLY"), to="", group="Schedule"),
-    Arg("--start_date", DATE, "first day of the job, UTC (default: today)", None, to="", group="Schedule"),
-    Arg("--end_date", DATE, "last day of the job, UTC (default: a week from now)", None, to="", group="Schedule"),
-    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to="", group="Schedule"),
-    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to="", group="Schedule"))
+    Arg("--start_date", DATE, "first day of the job, UTC (default: today)", None, to="", group="Schedule", needs="schedule"),
+    Arg("--end_date", DATE, "last day of the job, UTC (default: a week from now)", None, to="", group="Schedule", needs="schedule"),
+    Arg("--day", DAY_SLOT, "day of the week, 0 (Sunday) to 6, or * for every day", "0", to="", group="Schedule", needs="schedule"),
+    Arg("--hour", HOUR_SLOT, "hour of the day in UTC, 0 to 23, or * for every hour", "0", to="", group="Schedule", needs="schedule"))
 # fmt: on
 
 
@@ -2458,10 +2484,12 @@ class Command:
     run          function (call) -> result, if one request is not enough
     schedule     function (call) -> result that makes a scheduled job; adds the options for that
     one_of       exactly one of these arguments must be given; several sets with a comma between
+    either       of these at most one, in sets as well
     needs        without any of these arguments there is nothing to change
     auth         False: works without a key
     strict       an "error" member or a bare text is a failure, whatever the status says
     sentence     a bare text confirms it, as nothing else would (an empty object never does)
+    rents        without the member `made` it is unknown whether it was done
 
     The question before:
     ask          its text, with parameters in braces
@@ -2510,10 +2538,12 @@ class Command:
     run: Any = ""
     schedule: Any = ""
     one_of = ""
+    either = ""
     needs = ""
     auth = True
     strict = False
     sentence = False
+    rents = False
     ask = ""
     asks: Any = ""
     ask_when = "always"
@@ -3011,7 +3041,7 @@ TEMPLATE_OPTIONS = (
 VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, whole GB", 15)
 VOLUME_NAME = Arg("-n --name", NAME, "name for the volume", None)
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
-OFFER_END = Arg("-e --end_date", DATE,
+OFFER_END = Arg("-e --end_date", COMING,
     "end of the offer, UTC (default: chosen by the service)", None)
 MARKET_OPTIONS = (
     Arg("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=("true", "false", "all"), to=""),
@@ -3040,8 +3070,8 @@ LISTING = (
     Arg("-d --price_inetd", PRICE, "download price, $/GB", None),
     Arg("-b --price_min_bid", PRICE, "lowest bid per GPU, $/hr", None),
     Arg("-m --min_chunk", COUNT, "minimum number of GPUs per rental", 1),
-    Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31", None),
-    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", None, key="credit_discount_max"),
+    Arg("-e --end_date", COMING, "last day of the offer, UTC, such as 2026-01-31", None),
+    Arg("-r --discount_rate", SHARE, "largest discount for prepayment; 0.4 means 40%", None, key="credit_discount_max"),
     Arg("-l --duration", TEXT.called("SPAN"),
         "keep the offer's end this far ahead, renewed daily: '3 weeks', '6 months' or seconds; not with --end_date", None),
     Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)", None),
@@ -3144,7 +3174,8 @@ register("Search and rent",
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "Rent an offer as a new instance",
         Arg("id", OFFER_ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
-        of="CreatedInstance", body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_create_instance",
+        of="CreatedInstance", body={"client_id": "me"}, needs="image template_hash",
+        either="onstart_cmd entrypoint, price bid_price", build="build_instance", run="run_create_instance",
         look="show instances", piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
@@ -3156,7 +3187,8 @@ register("Search and rent",
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
         Arg("ids", OFFER_IDS, "the offers, from search offers", to=""),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
-        body={"client_id": "me"}, needs="image template_hash", build="build_instance", run="run_bulk", look="show instances",
+        body={"client_id": "me"}, needs="image template_hash", either="onstart_cmd entrypoint, price bid_price",
+        build="build_instance", run="run_bulk", look="show instances",
         made="new_contracts",
         done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
         note=LEASE_NOTE,
@@ -3176,7 +3208,8 @@ register("Search and rent",
         Arg("--query", QUERY, "conditions as for search offers, instead of GPU and region", None, many=False, to="", group="Offer"),
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", needs="image template_hash", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
+        of="CreatedInstance", needs="image template_hash",
+        either="onstart_cmd entrypoint", build="build_launch", run="run_launch", look="show instances", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="With --query or an option such as --max-price, it first says what it rents and at what price, waits until "
@@ -3367,16 +3400,16 @@ register("Volumes",
         returns="volumes[]", of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query={"owner": "me"}),
     Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
         Arg("id", OFFER_ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
-        look="show volumes", made="volume_name", done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
+        look="show volumes", made="volume_name", rents=True, done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
     Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "Rent a network volume in a cluster",
         Arg("id", OFFER_ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
-        look="show volumes", made="volume_name", done="Rented network volume {volume_name}."),
+        look="show volumes", made="volume_name", rents=True, done="Rented network volume {volume_name}."),
     Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "Rent a volume and copy another into it",
         Arg("source", VOLUME_ID, "the volume to copy", key="src_id"),
         Arg("dest", OFFER_ID, "the offer, from search volumes", key="dst_id"),
         Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)", None),
         Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None),
-        look="show volumes", made="volume_name", done="Copying volume {source} to the new volume {volume_name}."),
+        look="show volumes", made="volume_name", rents=True, done="Copying volume {source} to the new volume {volume_name}."),
     Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
         Arg("id", VOLUME_ID, "the volume", to="query"), look="show volumes", done="Deleted volume {id}.",
         ask="Delete volume {id} and all its data?", ask_when="terminal"))
@@ -3489,7 +3522,7 @@ register("Deployments",
         Arg("id", ID.called("DEPLOYMENT"), "the deployment"), look="show deployment", done="Stopping deployment {id}."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
         Arg("id", ID.called("DEPLOYMENT"), "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it", None),
-        Arg("--tag", TEXT, "tag; with a name, deletes only that tag", None),
+        Arg("--tag", TEXT, "tag; with a name, deletes only that tag", None, needs="name"),
         build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
              "|Deleted deployment {name}."))
@@ -3684,7 +3717,7 @@ register("Two-factor authentication",
 register("Teams",
     Command("create team", "POST /team/", ONCE, SPENDS, "Turn your account into a team",
         Arg("--team-name", NAME, "name of the team", required=True),
-        Arg("--transfer-credit", PRICE, "credit to move to the team, $", 0),
+        Arg("--transfer-credit", DOLLARS, "credit to move to the team, $", 0),
         made="team_id", done="Created team {team_name} with id {team_id}.|Created team {team_name}.", look="show members"),
     Command("destroy team", "DELETE /team/", SAFE, DELETES, "Destroy your team",
         done="Destroyed the team.", look="show members",
@@ -3758,11 +3791,11 @@ register("Machines (for hosts)",
         query={"owner": "me"}, returns="[]", columns=MAINT_COLUMNS, empty="No maintenance is scheduled."),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
-        Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", required=True),
+        Arg("--sdate", COMING, "start, UTC, such as 2026-01-31T14:00", required=True),
         Arg("--duration", NUMBER, "duration, hours", required=True),
         Arg("--maintenance_category", TEXT, "category: power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
-        body={"client_id": "me"}, build="build_maintenance", look="show maints",
+        body={"client_id": "me"}, look="show maints",
         examples=("1234 --sdate 2030-03-15T14:00 --duration 0.5 --maintenance_category power",),
         ask="Notify all renters of machine {id} that it will be down for {duration:g} hours from {sdate} UTC?",
         done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
@@ -3827,7 +3860,7 @@ register("Account",
         Arg("--username", NAME.called("USER"), "user name", required=True),
         Arg("--password", NAME, "password", required=True, secret=True),
         Arg("--type", TEXT.called("KIND"), "account type: host (only offers machines) or client", None, key="host_only",
-            sent=lambda kind: (kind or "").lower() == "host"),
+            choices=("host", "client"), sent=lambda kind: kind == "host"),
         body={"parent_id": "me"}, made="id", done="Created account {id} for {email}.",
         look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs", SAFE, READS, "List IP addresses that used your account",
@@ -3838,7 +3871,7 @@ register("Billing",
     Command("show invoices", "GET /users/me/invoices", SAFE, READS, "List charges and payments, item by item",
         *ITEM_OPTIONS,
         Arg("--instance_label", LABEL, "only charges of instances with this label", None, face="cli", to=""), PDF,
-        query={"owner": "me"}, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
+        query={"owner": "me"}, either="only_charges only_credits", columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
         document="invoice_rows", footer="invoice_totals",
         note="Without dates, it covers the last day. `vastai show invoices-v1` is newer and has pages.",
         examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
@@ -3851,19 +3884,20 @@ register("Billing",
         Arg("-t --next-token", TOKEN, "token of the next page", None, key="after_token",
             sent=lambda token: token or None),
         Arg("--latest-first", FLAG, "list newest first"),
-        Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to=""),
+        Arg("-ct --charge-type", TEXTS, "only these charges", None, choices=tuple(CHARGE_TYPES), to="",
+            needs="charges"),
         Arg("-f --format", TEXT.called("SHAPE"), "how to display charges", "table", choices=("table", "tree"), to=""),
         Arg("-it --invoice-type", TEXTS, "only these invoices", None, choices=tuple(INVOICE_TYPES), to=""),
         Arg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes", face="cli", to=""),
         PDF,
-        one_of="invoices charges", member="results", build="build_billing", run="run_show_invoices_v1",
+        one_of="invoices charges", either="invoice_type charges", member="results", build="build_billing", run="run_show_invoices_v1",
         show="show_billing",
         note="Without dates, it covers the last 7 days; with one date, the 7 days after or before it. Days are UTC.",
         examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
                   "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
     Command("generate pdf-invoices", "GET /users/me/invoices", SAFE, SETS, "Write a period's items to a PDF",
         *ITEM_OPTIONS, PDF,
-        query={"owner": "me"}, returns="text", run="run_pdf_invoices", face="sdk",
+        query={"owner": "me"}, either="only_charges only_credits", returns="text", run="run_pdf_invoices", face="sdk",
         note="Returns the path. Without `pdf` the file is invoice_NUMBER….pdf in the current folder, named by month, dates and kind."),
     Command("search invoices", "GET /invoices", SAFE, READS, "Search your invoices",
         CONDITIONS,
@@ -3885,7 +3919,7 @@ register("Billing",
         Arg("recipient", ACCOUNT, "email address or id of the account", None, face="cli", to="", name="recipient_pos"),
         Arg("amount", DOLLARS, "amount, $", None, face="cli", to="", name="amount_pos"),
         Arg("-r --recipient", ACCOUNT, "same, as an option", required=True, cli=None),
-        Arg("-a --amount", PRICE, "same, as an option", required=True, cli=None),
+        Arg("-a --amount", DOLLARS, "same, as an option", required=True, cli=None),
         Arg("--skip", FLAG, "do not ask for confirmation", face="cli", to=""),         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
@@ -3927,7 +3961,7 @@ register("Serverless",
         returns="results[]", of="EndpointRow", columns=ENDPOINT_COLUMNS,
         drops="api_key auto_delete_in_seconds auto_delete_due_24h"),
     Command("create endpoint", "POST /endptjobs/", ONCE, SPENDS, "Create a serverless endpoint",
-        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, made="result", done="Created endpoint {result}.",
+        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body={"client_id": "me"}, made="result", rents=True, done="Created endpoint {result}.",
         look="show endpoints", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "Change a serverless endpoint",
         Arg("id", ENDPOINT_ID, "the endpoint", key="endptjob_id", to="path body"),
@@ -3951,7 +3985,7 @@ register("Serverless",
         returns="results[]", of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
     Command("create workergroup", "POST /autojobs/", ONCE, SPENDS, "Create a workergroup for an endpoint",
         *WORKERGROUP_OPTIONS, SCALER,
-        body={"client_id": "me"}, build="build_workergroup", made="id", done="Created workergroup {id}.", look="show workergroups",
+        body={"client_id": "me"}, build="build_workergroup", made="id", rents=True, done="Created workergroup {id}.", look="show workergroups",
         methods="create_autogroup create_autoscaler",
         examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77")),
     Command("update workergroup", "PUT /autojobs/{id}/", SAFE, SPENDS, "Change a workergroup",
@@ -4260,6 +4294,7 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
         result[arg.name] = value
     if row.one_of or row.needs:
         check_choices(row, result, cli)
+    check_pairs(row, params, cli)
     return result
 
 
@@ -4284,6 +4319,22 @@ def check_choices(row: Command, params: Row, cli: bool) -> None:
     label = args[names[0]].label(cli)
     kind = "an option" if cli else "a parameter"
     raise UsageError(f"nothing to change; give {kind}, such as {label}")
+
+
+def check_pairs(row: Command, params: Row, cli: bool) -> None:
+    """Raises UsageError for two arguments of one set of `either`, and for one that lacks what it
+    `needs`.
+    """
+    args = {arg.name: arg for arg in row.args}
+    given = {name for name, value in params.items() if value is not None and value is not False}
+    for choice in filter(None, row.either.split(", ")):
+        names = choice.split()
+        if len(given.intersection(names)) > 1:
+            raise UsageError(f"give either {labels_of(args, names, cli)}")
+    for arg in row.args:
+        lacks = arg.needs and arg.name in given and arg.needs not in given
+        if lacks and (cli or params[arg.name] != arg.default):
+            raise UsageError(f"{arg.label(cli)} needs {args[arg.needs].label(cli)}")
 
 
 def labels_of(args: dict[str, Arg], names: Iterable[str], cli: bool) -> str:
@@ -4485,16 +4536,16 @@ def promised_part(row: Command, body: Any) -> Any:
 
 def check_accepted(row: Command, body: Any, answer: Answer) -> None:
     """Raises the service's refusal, if the answer is one."""
-    changes, rents = row.effect != READS, row.effect == SPENDS and not row.safe
+    changes, spends = row.effect != READS, row.effect == SPENDS and not row.safe
     if isinstance(body, dict):
         success = body.get("success")
         denied = "success" in body and success is not True  # null and "false" as well
         failed = body.get("error") or body.get("status") == "error"
         if denied or (failed and (row.strict or (changes and not success))):
             raise refusal_error(body, answer)
-        if rents and not body:
+        if spends and not body:
             raise outcome_unknown_error(row, "the service confirmed nothing", answer)
-        if rents and row.made and not row.run and get_path(body, row.made) in (None, ""):
+        if row.rents and get_path(body, row.made) in (None, ""):
             reason = f"the service confirmed it without {row.made!r}"
             raise outcome_unknown_error(row, reason, answer)
         if changes and not body:
@@ -4503,7 +4554,7 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
                 VastAIError, "the service did not confirm it", response=answer, hint=hint
             )
     elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
-        if rents:
+        if spends:
             raise outcome_unknown_error(row, f"the service said {one_line(body)!r}", answer)
         raise refusal_error({"msg": body or "the service sent an empty answer"}, answer)
 
@@ -4594,8 +4645,6 @@ def build_params(call: Call, query: Row, body: Row) -> None:
 
 def build_instance(call: Call, query: Row, body: Row) -> None:
     """The body of create instance(s)."""
-    if call["price"] is not None and call["bid_price"] is not None:
-        raise UsageError("give either price or bid_price; they are the same")
     body["price"] = call["bid_price"] if call["price"] is None else call["price"]
     start_up(call, body)
     portal = body["env"].get("PORTAL_CONFIG")
@@ -4651,6 +4700,8 @@ def runtype_of(call: Call) -> str | None:
     runtype, ssh, direct = call["runtype"], call["ssh"], call["direct"]
     args = call["args_str"] if call["args"] is None else call["args"]
     if call["template_hash"]:
+        if ssh or call["jupyter"] or direct:
+            call.warn("ssh, jupyter and direct have no effect: the template sets the access")
         return runtype or None
     if runtype:
         if ssh or call["jupyter"] or direct:
@@ -4706,14 +4757,20 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
 
 def launch_conditions(call: Call) -> Row:
     """The conditions on offers: from --query, or from GPU, region and disk."""
-    if isinstance(call["query"], dict):
-        return dict(call["query"])
-    options = [call[name] for name in ("gpu_name", "num_gpus")]
-    if call["query"] is not None and options != [None, None]:
-        raise UsageError("give either --query, or --gpu-name and --num-gpus")
-    if call["query"] is None and None in options:
+    query = call["query"]
+    if isinstance(query, dict):
+        for field, limits in query.items():
+            if not isinstance(limits, dict):
+                raise UsageError(
+                    f"query: expected {{operator: value}} for {field}, not {short_repr(limits)}"
+                )
+        return {field: dict(limits) for field, limits in query.items()}  # they are changed
+    options = [call[name] for name in ("gpu_name", "num_gpus", "region")]
+    if query is not None and options != [None, None, None]:
+        raise UsageError("give either --query, or --gpu-name, --num-gpus and --region")
+    if query is None and None in options[:2]:
         raise UsageError("give --gpu-name and --num-gpus, or --query")
-    return launch_query(call) if call["query"] is None else offer_query(call)[0]
+    return launch_query(call) if query is None else offer_query(call)[0]
 
 
 def launch_query(call: Call) -> Row:
@@ -4907,8 +4964,6 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
 
 
 def build_delete_deployment(call: Call, query: Row, body: Row) -> str | None:
-    if call["id"] is not None and call["tag"] is not None:
-        raise UsageError("--tag needs --name")
     return None if call["name"] is None else "/deployments/"
 
 
@@ -4944,12 +4999,6 @@ def build_market(call: Call, query: Row, body: Row) -> None:
     query["num_gpus"] = call["num_gpus"]
     if call["name"]:
         query["gpu_name"] = call["name"].replace("_", " ")
-
-
-def build_maintenance(call: Call, query: Row, body: Row) -> None:
-    """Maintenance cannot be announced for the past."""
-    if call["sdate"] < time.time() - 60:
-        raise UsageError(f"--sdate: {format_utc(call['sdate'])} UTC is in the past")
 
 
 def build_overlay(call: Call, query: Row, body: Row) -> None:
