@@ -7013,10 +7013,8 @@ class Bulk:
         made = contracts_of(answer) if self.rents else []
         self.made += made
         if self.rents and len(made) < len(ids):
-            named = f"{len(made) or 'no'} instances for {len(ids)} offers"
-            raise outcome_unknown_error(
-                self.call.row, f"the service confirmed it but named {named}"
-            )
+            reason = f"the service confirmed it but named {len(made)} of {len(ids)} instances"
+            raise outcome_unknown_error(self.call.row, reason)
         self.answers.append(answer)
         return made
 
