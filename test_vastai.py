@@ -4285,6 +4285,12 @@ class RentalTest(CommandCase):
         self.assertEqual(words[0], "rsync")
         self.assertIn("--exclude=*.tmp", words)
         self.assertEqual(words[-2:], [f"{self.home}/", f"vastai_kaalia@127.0.0.1::C.{id}//workspace/data"])
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.home)
+        os.makedirs("run_10:00/x")
+        for line, at in ((f"scp run_10:00/x {id}:/y", -2), (f"copy run_10:00/x {id}:/y", -2), (f"copy {id}:/y run_10:00/x", -1)):
+            self.ok(line)
+            self.assertEqual(called()[at], "./run_10:00/x", "no program reads it as a host")
         self.assertEqual(self.run_here(f"ssh {id}", FAKE_STATUS="7")[0], 7, "the status of the remote command")
         self.assertEqual(self.run_here(f"ssh {id}", PATH=os.path.join(self.home, "nowhere"))[0], 127)
         os.unlink(os.path.join(self.home, "called"))
@@ -4488,6 +4494,16 @@ class KnownBenchmarksTest(CommandCase):
             self.assertAlmostEqual(row["perf_per_dollar"], 200 / 0.3)
         self.assertEqual(self.writes(), [])
 
+    def test_odd_measurements_and_conditions(self):
+        for row, value, price in zip(self.box.market.rows("benchmarks"), ("100", "x", None), ("0.2", [], {})):
+            row.update(value=value, dph_base=price)
+        row, = self.client.run_benchmarks(gpus="RTX_4090", template_id=self.template["id"])
+        self.assertEqual((row["status"], row["measured_perf"], row["rental_dph"]), ("cached", 100, 0.2))
+        for limits, count in (({"gte": "24000"}, 1), ({"gt": None}, 1), (5, 1), ({"gt": "50000"}, 4)):
+            self.assertIn(("RTX 4090", count), vastai.gpu_specs("", None, {"gpu_total_ram": limits}))
+        with self.assertRaisesRegex(vastai.VastAIError, "more GPU memory"):
+            vastai.gpu_specs("", None, {"gpu_total_ram": {"gt": 1e300}})
+
     def test_a_person_may_measure_again(self):
         line = f"run benchmarks --template_id {self.template['id']} --gpus RTX_4090"
         self.assertIn("cached", self.ok(line, stdin="n\n"))
@@ -4501,6 +4517,8 @@ class KnownBenchmarksTest(CommandCase):
         status, _, err = self.run_here(line, stdin="n\n")
         self.assertEqual((status, self.writes()), (2, []))
         self.assertRegex(err, r"Rent 1x RTX 4090 for up to 30 minutes, at \$0\.\d+/hr together\?")
+        self.box.fail("POST /api/v0/bundles/", 200, json.dumps({"offers": [{"id": 1}]}))
+        self.assertIn("at an unknown price together?", self.run_here(line, stdin="n\n")[2])
 
     def test_without_offers_what_is_known_is_enough(self):
         self.box.market.tables["offers"] = {
@@ -6016,6 +6034,14 @@ class TestLaunch(RentingCase):
             self.assertEqual((answer["instance"]["machine_id"], [row["machine_id"] for row in answer["tries"]]), (13, [11]))
             with self.assertRaises(vastai.UsageError):
                 self.client.launch_instance(image="a/b", query="num_gpus=1", gpu_name="RTX_4090", num_gpus="1")
+            query = {"disk_space": {"gte": 10}, "machine_id": {"notin": 14}}
+            with self.assertRaises(vastai.NotFoundError):
+                self.client.launch_instance(image="a/b", query=query, exclude_machine=[12], max_price=0.01)
+            self.assertEqual(query, {"disk_space": {"gte": 10}, "machine_id": {"notin": 14}})
+            self.assertEqual(self.last("/api/v0/bundles/")["body"]["machine_id"], {"notin": [14, 12]})
+            for query in ({"disk_space": 50}, {"machine_id": 7}):
+                with self.assertRaisesRegex(vastai.UsageError, "expected {operator: value}"):
+                    self.client.launch_instance(image="a/b", query=query, max_price=0.01)
         self.assertEqual((out.getvalue(), err.getvalue()), ("", ""))
 
     def test_the_old_way_stays(self):
@@ -6965,6 +6991,8 @@ class PureTest(unittest.TestCase):
                     "gpu_name": {"in": ["RTX 4090", "H100 SXM"]}}),
                 ("gpu_name!=A_1 gpu_name!=B_2", {"gpu_name": {"notin": ["A 1", "B 2"]}}),
                 ("gpu_name!=A gpu_name!=B gpu_name!=C", {"gpu_name": {"notin": ["A", "B", "C"]}}),
+                ("gpu_name!=A gpu_name!=B gpu_name notin [C,A]", {"gpu_name": {"notin": ["A", "B", "C"]}}),
+                ("gpu_name notin [A] gpu_name notin [B]", {"gpu_name": {"notin": ["A", "B"]}}),
                 ("gpu_name!=A gpu_name!=A", {"gpu_name": {"neq": "A"}}), ("gpu_name!=A", {"gpu_name": {"neq": "A"}}),
                 ("driver_version in [570.124.4,570124005]", {"driver_version": {"in": [570124004, "570124005"]}}),
                 ("cpu_arch=x86_64", {"cpu_arch": {"eq": "x86_64"}}), ("compute_cap>0 gpu_frac<=.5", {
@@ -8138,6 +8166,25 @@ class TestOddAnswers(FaultCase):
         error = self.error(self.client(self.serve(reply({"code": 4711}, 400))).create_env_var, "PIN", "4711")
         self.assertEqual(error.body, {"code": "***"})
 
+    def test_what_confirms_that_something_was_done(self):
+        """No bare sentence, but where nothing else comes, no success that is not true, and no volume without a name."""
+        said, done = '"machine offline"', {"success": True}
+        for line, answer, expected in (
+                ("transfer credit a@b.c 5 -y", said, 7), ("create volume 7", said, 7), ("take snapshot 7 --repo a/b", said, 7),
+                ("create volume 7", done, 7), ("clone volume 7 8", done, 7), ("create endpoint", done, 7),
+                ("change bid 7 --price 1", said, 1), ("create template --image x", said, 1), ("stop instance 7", said, 1),
+                ("delete volume 7", said, 1), ("delete api-key 7", said, 0), ("update team-role 7 --name x", said, 0),
+                ("destroy instance 7 -y", {"success": 0}, 1), ("start instance 7", {"success": None}, 1),
+                ("stop instance 7", {"success": "false", "msg": "machine offline"}, 1),
+                ("destroy instance 7 -y", {"status": "error", "msg": "machine offline"}, 1),
+                ("create instance 7 --image x", {"success": "false", "new_contract": 8}, 1)):
+            with self.subTest(line, answer=answer):
+                status, out, err = self.run_here(self.serve(reply(answer)), *line.split())
+                self.assertEqual((status, bool(out)), (expected, not expected), err)
+                if expected and "offline" in str(answer):
+                    self.assertIn("machine offline", err)
+        self.error(self.client(self.serve(reply({"success": None}))).destroy_instance, 7)
+
     def test_members_of_another_type(self):
         for words, answer in (
                 (["show", "instances"], {"instances": [{"id": 1}], "label_counts": [1]}),
@@ -8417,6 +8464,38 @@ class TestLines(FaultCase):
                       ["launch", "instance", "--query", "num_gpus=x", "-i", "a"]):
             self.assertEqual(self.run_here(server, *words)[0], 2, words)
         self.assertEqual(server.requests, [])
+
+    def test_nothing_that_is_given_is_dropped_or_rounded(self):
+        server, image = self.serve(reply({"success": True})), "create instance 7 --image a/b"
+        for line, told in (
+                ("execute 7 'rm -rf /x' --hour 5 --day '*'", "needs --schedule"), ("reboot instance 7 --hour 0", "--hour needs"),
+                ("reboot instance 7 --start_date 2030-01-01", "needs --schedule"),
+                ("change bid 7 --end_date 2030-01-01", "needs --schedule"),
+                ("cloud copy --src a --dst b --instance 1 --connection 2 --day '*'", "needs --schedule"),
+                ("launch instance --query num_gpus=1 -r Europe -i a/b", "--region"),
+                (image + " --onstart-cmd A --entrypoint B", "--entrypoint"), (image + " --max-hours 1e16", "at most 100 years"),
+                ("show invoices -c -p", "--only_credits"), ("show invoices-v1 -i -ct instance", "--charge-type needs --charges"),
+                ("show invoices-v1 -c -it stripe", "--invoice-type"), ("delete deployment 7 --tag x", "--tag needs --name"),
+                ("create subaccount --email a@b.c --username x --password y --type hots", "did you mean 'host'"),
+                ("list machine 7 -r 40", "0.4 for 40%"), ("list machine 7 -e 2020-01-01", "in the future"),
+                ("list volume 7 -e 2020-01-01", "in the future"),
+                ("transfer credit a@b.c 19.999 -y", "whole cents"), ("transfer credit -r a@b.c -a 0.004 -y", "whole cents"),
+                ("prepay instance 7 19.999", "whole cents"), ("create team --team-name x --transfer-credit .001", "whole cents"),
+                ("search offers georegion!=false", "georegion=true"), ("search offers 'georegion in [true]'", "georegion=true"),
+                ("search offers chunked!=false", "chunked=true"),
+                ("create template --image a/b --search_params 'georegion=true gpu_ram>5'", "needs a region"),
+                ("search offers gpu_name!=A,B", "gpu_name notin [A,B]"), ("search offers gpu_name=A,B", "gpu_name in [A,B]")):
+            with self.subTest(line):
+                status, out, err = self.run_here(server, *shlex.split(line))
+                self.assertEqual((status, out), (2, ""), err)
+                self.assertIn(told, " ".join(err.split()))
+        client = self.client(server)
+        for call, given in ((client.execute, {"command": "ls", "hour": 5}), (client.reboot_instance, {"start_date": "2030-01-01"})):
+            self.assertIsInstance(self.error(call, 7, **given), vastai.UsageError)
+        self.assertEqual(server.requests, [])
+        client.reboot_instance(7, day="0", hour="0", start_date=None)  # as a program that names every default
+        err = self.run_here(server, *"create instance 7 --template_hash x --jupyter --direct".split())[2]
+        self.assertIn("the template sets the access", err)
 
     def test_help_in_every_spelling(self):
         server = self.serve(reply({"success": True}))
@@ -8819,6 +8898,23 @@ class TestUnknownRental(FaultCase):
             self.assertIsNone(error.found)
             self.assertIn("could not be listed", str(error))
 
+    def test_without_an_id(self):
+        """A row of ours that names no id is no instance that could be destroyed, and none that was."""
+        error, _ = self.rent(lambda label: [{"id": None, "label": label}], label="train")
+        self.assertIsNone(error.found)
+        self.assertNotIn("None", str(error))
+        offers = reply({"offers": [{"id": 1, "machine_id": 3, "dph_total": 0.1}]})
+
+        def route(request):
+            label = [json.loads(sent["body"])["label"] for sent in server.requests if "/asks/" in sent["target"]]
+            if request["method"] == "GET" and "select_filters" in request["target"]:
+                return reply({"instances": [{"id": None, "label": label[0]}]})
+            return {"POST": offers, "PUT": hang_up}.get(request["method"], reply({"id": 1, "credit": 5}))
+        server = self.serve(route=route)
+        error = self.error(self.client(server).launch_instance, image="a/b", query="num_gpus=1", max_price=1)
+        self.assertEqual((type(error), error.found, "has no id" in str(error)), (vastai.OutcomeUnknownError, None, True))
+        self.assertNotIn("destroyed", str(error))
+
     def test_confirm(self):
         labels = []
         for _ in range(2):
@@ -8870,6 +8966,19 @@ class TestManyItems(FaultCase):
             self.assertEqual((type(error), len(server.requests)), (vastai.PartialError, 4))
             self.assertEqual(len(server.writes), len(set(server.writes)))
             self.assertIn("unknown", json.dumps(error.results))
+
+    def test_rentals_that_no_answer_tells_of(self):
+        """An answer that cannot be read, and one that names fewer instances than offers, leave the outcome open."""
+        made = reply({"success": True, "new_contracts": list(range(1, 65))})
+        for fault in (reply("<html>"), reply("null"), reply(b"no gzip", Content_Encoding="gzip"), reply(RENTED)):
+            error, _ = self.results("create_instances", [made, fault, made], image="i")
+            states = [item["success"] for item in error.results]
+            self.assertEqual((type(error), states), (vastai.PartialError, [True] * 64 + [None] * 64 + [True] * 64 + [True] * 8))
+            self.assertIn("vastai show instances", str(error))
+        client = self.client(self.serve(reply({"success": True, "new_contracts": [501]})))
+        error = self.error(client.create_instances, [7, 8], image="i")
+        self.assertEqual((type(error), error.found), (vastai.OutcomeUnknownError, [501]))
+        self.assertRegex(str(error), "named 1 of 2 instances.*7, 8.*created: instances 501")
 
     def test_all_fail(self):
         error, server = self.results("create_instances", [hang_up], image="i")
@@ -9828,14 +9937,14 @@ class TestProcesses(FaultCase):
         self.assertNotIn("Exception ignored", err)
         return done.returncode, out, err
 
-    def interrupt(self, *words, ready, stdin=subprocess.DEVNULL):
+    def interrupt(self, *words, ready, stdin=subprocess.DEVNULL, number=signal.SIGINT):
         process = self.start_process(*words, stdin=stdin, env={**os.environ, "VAST_API_KEY": KEY})
         for _ in range(1000):
             if ready(process):
                 break
             time.sleep(0.005)
         time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=10)
         return process.returncode, out, err
 
@@ -9868,11 +9977,19 @@ class TestProcesses(FaultCase):
                 self.assertEqual((status, out, err), (130, b"", b""))
         for words, told in (("prepay instance 7 5", b"Check with `vastai show deposit`"),
                             ("create volume 7 --size 5", b"Check with `vastai show volumes`"),
+                            ("create team --team-name t --transfer-credit 50", b"Check with `vastai show members`"),
                             ("tfa regen-codes -c 123456 -y", b"the old ones no longer work")):
             server = self.serve(stall)
             status, out, err = self.interrupt(*words.split(), "--url", server.url,
                                               ready=lambda process, server=server: server.requests)
             self.assertEqual((status, out, told in err), (130, b"", True), err)
+        pending = reply({"pending_price_increases": [{"contract_id": id, "pending_price_increase_id": id} for id in range(1, 9)]})
+        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            server = self.serve(pending, reply({"success": True}), stall)
+            status, out, err = self.interrupt(*"accept price-increase 1 2 3 4 5 6 7 8 -y --url".split(), server.url, number=number,
+                                              ready=lambda process, server=server: len(server.requests) == 7)
+            self.assertEqual((status, out), (expected, b""), err)
+            self.assertIn(b"2 of 8 failed: 7, 8; the outcome of 5 is unknown: 2, 3, 4, 5, 6", err)
         status, out, err = self.interrupt("destroy", "instance", "7", "--url", "http://127.0.0.1:9",
                                           stdin=subprocess.PIPE,
                                           ready=lambda process: select.select([process.stderr], [], [], 0)[0])
@@ -12187,7 +12304,7 @@ cost -> Cost
 show audit-logs -> list[dict[str, Any]]
 set user --file->params:FILE -> dict[str, Any]
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
-create subaccount --email:EMAIL --username:USER --password:NAME --type:KIND=None -> dict[str, Any] ONCE
+create subaccount --email:EMAIL --username:USER --password:NAME --type:KIND{host,client}=None -> dict[str, Any] ONCE
 show ipaddrs -> list[dict[str, Any]]
 show invoices
     -s,--start_date:DATE=None

@@ -850,17 +850,25 @@ def _number(value: Any) -> float:
     return number
 
 
-def _at_least(low: float, convert: Convert) -> Convert:
+def _within(low: float, convert: Convert, high: float = FOREVER) -> Convert:
     def checked(value: Any) -> Any:
         value = convert(value)
-        if value < low:
+        if not low <= value <= high:
             raise ValueError(value)
         return value
 
     return checked
 
 
-_count, _amount = _at_least(0, _whole), _at_least(0, _number)
+_count, _amount = _within(0, _whole), _within(0, _number)
+
+
+def _cents(value: Any) -> float:
+    """An amount of money that is shown as it is sent."""
+    amount: float = _amount(value)
+    if round(amount, 2) != amount:
+        raise ValueError(value)
+    return amount
 
 
 def _above_zero(value: Any) -> float:
@@ -1063,6 +1071,13 @@ def _slot(last: int) -> Callable[[Any], int | None]:
     return checked
 
 
+def _coming(value: Any) -> float:
+    when = parse_when(value)
+    if when < time.time() - 60:
+        raise ValueError(value)
+    return when
+
+
 def _as_given(value: Any) -> Any:
     """A value that goes out in the form it came in: text stays text, a number stays a number."""
     return _whole(value) if isinstance(value, int) else _name(value)
@@ -1074,17 +1089,22 @@ COUNT = Kind("int", _count, "a whole number, 0 or more", "N")
 WHOLE = Kind("int", _whole, "a whole number", "N")
 NUMBER = Kind("float", _amount, "a number, 0 or more", "N")
 PRICE = Kind("float", _amount, "a price in dollars, 0 or more", "USD")
-DOLLARS = Kind("float", _amount, "an amount in dollars, 0 or more", "USD")
-DOLLARS = Kind("float", _amount, "an amount in dollars, 0 or more", "USD")
+DOLLARS = Kind("float", _cents, "an amount in dollars and whole cents, 0 or more", "USD")
 BID = Kind("float", _above_zero, "a bid in dollars, greater than 0", "USD")
 GB = Kind("float", _amount, "a size in GB, 0 or more", "GB")
 WHOLE_GB = Kind("float", lambda value: int(_amount(value)), GB.expects, "GB")
 GIVEN_GB = Kind("float", lambda value: (_amount(value), value)[1], GB.expects, "GB")
-HOURS = Kind("float", _above_zero, "a number of hours greater than 0", "HOURS")
+HOURS = Kind(
+    "float",
+    _within(0, _above_zero, 876_000),
+    "a number of hours greater than 0, at most 100 years",
+    "HOURS",
+)
+SHARE = Kind("float", _within(0, _number, 1), "a share from 0 to 1, such as 0.4 for 40%", "N")
 PERCENT = Kind("float", _amount, "a percentage, 0 or more", "PERCENT")
 SECONDS = Kind("float", _amount, "a number of seconds, 0 or more", "SECONDS")
 TIMEOUT = Kind("float", _above_zero, "a number of seconds greater than 0", "SECONDS")
-ATTEMPTS = Kind("int", _at_least(1, _whole), "a whole number, 1 or more", "N")
+ATTEMPTS = Kind("int", _within(1, _whole), "a whole number, 1 or more", "N")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
 GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
@@ -1130,6 +1150,7 @@ ORDER = Kind(
 DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
 HOUR_SLOT = Kind("str", _slot(23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
+COMING = Kind("str | float", _coming, "a date in the future, such as 2036-01-31", "DATE")
 INSTANCE_IDS = IDS.called("INSTANCE", "instances")
 GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
 IMAGE = Kind("str", _image, "an image such as vastai/pytorch:latest", "IMAGE")
@@ -1418,19 +1439,18 @@ def add_condition(
     present: Row, given: dict[str, Condition], condition: Condition, value: Any
 ) -> str:
     """Adds a condition to those that its field has, {operator: value}, and to `given`, those of the
-    query; the text of the one that it replaces, or "".  Several != become one notin.
+    query; the text of the one that it replaces, or "".  Several != and notin become one notin.
     """
     operator = condition.operator
-    if operator == "neq" and value is not None:
-        if "notin" in given:
-            if value not in present["notin"]:
-                present["notin"].append(value)
-            return ""
-        if operator in given and present[operator] not in (None, value):
-            del given[operator]
-            given["notin"] = condition
-            present["notin"] = [present.pop(operator), value]
-            return ""
+    if operator in ("neq", "notin") and value is not None and "notin" in given:
+        values = value if isinstance(value, list) else [value]
+        present["notin"] += [item for item in values if item not in present["notin"]]
+        return ""
+    both = [present.get(operator), value]
+    if operator == "neq" and operator in given and None not in both and both[0] != value:
+        del given[operator], present[operator]
+        given["notin"], present["notin"] = condition, both
+        return ""
     replaced = given[operator].text if operator in given and present[operator] != value else ""
     present[operator] = value
     given[operator] = condition
@@ -1512,7 +1532,8 @@ def number_with_commas(condition: Condition) -> str:
             raise condition.error(given, condition.form(given).replace(",", " "))
         if meant_number(given, condition.type):
             return given
-    raise condition.error(given, f"{condition.name} in [{given}]", "one value")
+    word = "notin" if condition.operator == "neq" else "in"
+    raise condition.error(given, f"{condition.name} {word} [{given}]", "one value")
 
 
 def query_items(condition: Condition) -> list[tuple[str, bool]]:
@@ -2367,6 +2388,7 @@ class Arg:
     choices    the values that are allowed
     many       takes several words of the line
     rest       takes the rest of the line as it is
+    needs      the argument without which this one means nothing
     again      can be repeated
     shortcuts  flags that set a value: {"-b": "bid"}
     secret     its value is never shown
@@ -2378,6 +2400,7 @@ class Arg:
     key = ""
     to = "auto"
     face = ""
+    needs = ""
     choices: tuple[Any, ...] = ()
     rest = False
     again = False
@@ -2461,10 +2484,10 @@ YES = CliArg("-y --yes", FLAG, "do not ask for confirmation")
 # fmt: off
 SCHEDULE = (
     Local("--schedule", TEXT, "Schedule | create a scheduled job instead of acting now", choices=("HOURLY", "DAILY", "WEEKLY")),
-    Local("--start_date", DATE, "Schedule | first day of the job, UTC (default: today)"),
-    Local("--end_date", DATE, "Schedule | last day of the job, UTC (default: a week from now)"),
-    Local("--day", DAY_SLOT, "Schedule | day of the week, 0 (Sunday) to 6, or * for every day", "0"),
-    Local("--hour", HOUR_SLOT, "Schedule | hour of the day in UTC, 0 to 23, or * for every hour", "0"))
+    Local("--start_date", DATE, "Schedule | first day of the job, UTC (default: today)", needs="schedule"),
+    Local("--end_date", DATE, "Schedule | last day of the job, UTC (default: a week from now)", needs="schedule"),
+    Local("--day", DAY_SLOT, "Schedule | day of the week, 0 (Sunday) to 6, or * for every day", "0", needs="schedule"),
+    Local("--hour", HOUR_SLOT, "Schedule | hour of the day in UTC, 0 to 23, or * for every hour", "0", needs="schedule"))
 # fmt: on
 
 
@@ -2487,10 +2510,12 @@ class Command:
     run          function (call) -> result, if one request is not enough
     schedule     function (call) -> result that makes a scheduled job; adds the options for that
     one_of       exactly one of these arguments must be given; several sets with a comma between
+    either       of these at most one, in sets as well
     needs        without any of these arguments there is nothing to change
     auth         False: works without a key
     strict       an "error" member or a bare text is a failure, whatever the status says
-    confirms     a bare text does not confirm it either (an empty object never does)
+    sentence     a bare text confirms it, as nothing else would (an empty object never does)
+    rents        without the member `made` it is unknown whether it was done
 
     The question before:
     ask          its text, with parameters in braces
@@ -2540,10 +2565,12 @@ class Command:
     run: Any = ""
     schedule: Any = ""
     one_of = ""
+    either = ""
     needs = ""
     auth = True
     strict = False
-    confirms = False
+    sentence = False
+    rents = False
     ask = ""
     asks: Any = ""
     ask_when = "always"
@@ -3381,7 +3408,7 @@ TEMPLATE_OPTIONS = (
 VOLUME_SIZE = Arg("-s --size", WHOLE_GB, "size, whole GB", 15)
 VOLUME_NAME = Arg("-n --name", NAME, "name for the volume")
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
-OFFER_END = Arg("-e --end_date", DATE,
+OFFER_END = Arg("-e --end_date", COMING,
     "end of the offer, UTC (default: chosen by the service)")
 EITHER = ("true", "false", "all")
 MARKET_OPTIONS = (
@@ -3408,8 +3435,8 @@ LISTING = (
     Arg("-d --price_inetd", PRICE, "download price, $/GB"),
     Arg("-b --price_min_bid", PRICE, "lowest bid per GPU, $/hr"),
     Arg("-m --min_chunk", COUNT, "minimum number of GPUs per rental", 1),
-    Arg("-e --end_date", DATE, "last day of the offer, UTC, such as 2026-01-31"),
-    Arg("-r --discount_rate", NUMBER, "largest discount for prepayment; 0.4 means 40%", key="credit_discount_max"),
+    Arg("-e --end_date", COMING, "last day of the offer, UTC, such as 2026-01-31"),
+    Arg("-r --discount_rate", SHARE, "largest discount for prepayment; 0.4 means 40%", key="credit_discount_max"),
     Arg("-l --duration SPAN", TEXT,
         "keep the offer's end this far ahead, renewed daily: '3 weeks', '6 months' or seconds; not with --end_date"),
     Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)"),
@@ -3511,8 +3538,9 @@ register("Search and rent",
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "Rent an offer as a new instance",
         Arg("id OFFER", ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
-        of="CreatedInstance", body=CLIENT, needs="image template_hash", build="build_instance",
-        run="run_create_instance", piped="Started. {answer}", made="new_contract", footer="rented_footer",
+        of="CreatedInstance", body=CLIENT, needs="image template_hash",
+        either="onstart_cmd entrypoint, price bid_price", build="build_instance", run="run_create_instance",
+         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
              "service answers: wait with --wait or `vastai wait instance INSTANCE`, then open a shell with "
@@ -3523,7 +3551,8 @@ register("Search and rent",
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
         Local("ids OFFER", IDS, "the offers, from search offers"),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
-        body=CLIENT, needs="image template_hash", build="build_instance", run="run_bulk", made="new_contracts",
+        body=CLIENT, needs="image template_hash", either="onstart_cmd entrypoint, price bid_price",
+        build="build_instance", run="run_bulk", made="new_contracts",
         done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
         note=LEASE_NOTE,
         examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
@@ -3541,7 +3570,7 @@ register("Search and rent",
         Local("--query", QUERY, "Offer | conditions as for search offers, instead of GPU and region", many=False),
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", needs="image template_hash", build="build_launch", run="run_launch", fields=OFFER_FIELDS,
+        of="CreatedInstance", needs="image template_hash", either="onstart_cmd entrypoint", build="build_launch", run="run_launch", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="With --query or an option such as --max-price, it first says what it rents and at what price, waits until "
@@ -3605,24 +3634,24 @@ register("Instances",
         query=OWNER, of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
         look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
     Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "Start a stopped instance",
-        INSTANCE, *WAIT, body={"state": "running"}, confirms=True, run="run_change_state",
+        INSTANCE, *WAIT, body={"state": "running"}, run="run_change_state",
         done=CHANGED + "Starting instance {id}.", examples=("4242", "4242 --wait")),
     Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "Stop an instance; its disk is still billed",
-        INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, confirms=True, run="run_change_state",
+        INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, run="run_change_state",
         done=CHANGED + "Stopping instance {id}.", footer="stopped_footer"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "Destroy an instance and delete its data",
         INSTANCE, *WAIT_GONE,
-        ask="Destroy instance {id} and all its data?", confirms=True, run="run_destroy_instance", done="Destroyed instance {id}.",
+        ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Destroyed instance {id}.",
         footer="volumes_footer", examples=("4242", "4242 --yes --wait")),
     Command("start instances", "PUT /instances/", SAFE, SPENDS, "Start several stopped instances",
         INSTANCES,
-        body={"state": "running"}, confirms=True, run="run_bulk", done="Starting instances {ids}."),
+        body={"state": "running"}, run="run_bulk", done="Starting instances {ids}."),
     Command("stop instances", "PUT /instances/", SAFE, SETS, "Stop several instances; disks are still billed",
         INSTANCES,
-        body={"state": "stopped"}, confirms=True, run="run_bulk", done="Stopping instances {ids}."),
+        body={"state": "stopped"}, run="run_bulk", done="Stopping instances {ids}."),
     Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "Destroy several instances and delete their data",
         Local("ids", INSTANCE_IDS, "the instances", key="instance_ids"),
-        ask="Destroy instances {ids} and all their data?", confirms=True, run="run_bulk", done="Destroyed instances {ids}."),
+        ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Destroyed instances {ids}."),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "Restart the container and keep its GPU",
         INSTANCE, *WAIT, run="run_change_state",
         schedule="schedule_job", look="show instances", made="scheduled_job_id",
@@ -3730,16 +3759,16 @@ register("Volumes",
         of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query=OWNER),
     Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
         Arg("id OFFER", ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
-        made="volume_name", done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
+        made="volume_name", rents=True, done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
     Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "Rent a network volume in a cluster",
         Arg("id OFFER", ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
-        made="volume_name", done="Rented network volume {volume_name}."),
+        made="volume_name", rents=True, done="Rented network volume {volume_name}."),
     Command("clone volume", "POST /volumes/copy/", ONCE, SPENDS, "Rent a volume and copy another into it",
         Arg("source VOLUME", ID, "the volume to copy", key="src_id"),
         Arg("dest OFFER", ID, "the offer, from search volumes", key="dst_id"),
         Arg("-s --size", GB, "size, GB, at least the source's (default: the source's)"),
         Arg("-d --disable_compression", FLAG, "do not compress during the copy", sent=lambda on: on or None),
-        made="volume_name", done="Copying volume {source} to the new volume {volume_name}."),
+        made="volume_name", rents=True, done="Copying volume {source} to the new volume {volume_name}."),
     Command("delete volume", "DELETE /volumes/", SAFE, DELETES, "Delete an unused volume and its data",
         Arg("id VOLUME", ID, "the volume", to="query"), done="Deleted volume {id}.",
         ask="Delete volume {id} and all its data?", ask_when="terminal"),
@@ -3852,7 +3881,7 @@ register("Deployments",
         DEPLOYMENT, done="Stopping deployment {id}."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
         Arg("id DEPLOYMENT", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it"),
-        Arg("--tag", TEXT, "tag; with a name, deletes only that tag"),
+        Arg("--tag", TEXT, "tag; with a name, deletes only that tag", needs="name"),
         build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
              "|Deleted deployment {name}."),
@@ -3951,7 +3980,7 @@ register("Keys",
              "allows it only to read your instances.",
         examples=("--name ci --permission_file permissions.json",)),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "Revoke an API key",
-        Arg("id KEY", ID, "the key, from show api-keys"), done="Revoked API key {id}.", look="show api-keys",
+        Arg("id KEY", ID, "the key, from show api-keys"), sentence=True, done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
         body=CLIENT, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
@@ -4041,7 +4070,7 @@ register("Two-factor authentication",
 register("Teams",
     Command("create team", "POST /team/", ONCE, SPENDS, "Turn your account into a team",
         Arg("--team-name", NAME, "name of the team", REQUIRED),
-        Arg("--transfer-credit", PRICE, "credit to move to the team, $", 0),
+        Arg("--transfer-credit", DOLLARS, "credit to move to the team, $", 0),
         made="team_id", done="Created team {team_name} with id {team_id}.|Created team {team_name}."),
     Command("destroy team", "DELETE /team/", SAFE, DELETES, "Destroy your team",
         done="Destroyed the team.",
@@ -4066,7 +4095,7 @@ register("Teams",
     Command("update team-role", "PUT /team/roles/{id}/", SAFE, SETS, "Rename a role or change its permissions",
         Arg("id ROLE", ID, "the role, from show team-roles", old="ID"), Arg("--name", NAME, "new name"),
         Arg("--permissions", FILE_OBJECT, "JSON file with its new permissions"),
-        needs="*", done="Changed role {id}.", look="show team-roles"),
+        needs="*", sentence=True, done="Changed role {id}.", look="show team-roles"),
     Command("remove team-role", "DELETE /team/roles/{name}/", SAFE, DELETES, "Remove a team role",
         ROLE, done="Removed role {name}.", look="show team-roles"),
     look="show members")
@@ -4114,11 +4143,11 @@ register("Machines (for hosts)",
         query=OWNER, columns=MAINT_COLUMNS, empty="No maintenance is scheduled."),
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
-        Arg("--sdate", DATE, "start, UTC, such as 2026-01-31T14:00", REQUIRED),
+        Arg("--sdate", COMING, "start, UTC, such as 2026-01-31T14:00", REQUIRED),
         Arg("--duration", NUMBER, "duration, hours", REQUIRED),
         Arg("--maintenance_category", TEXT, "category: power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
-        body=CLIENT, build="build_maintenance", look="show maints",
+        body=CLIENT, look="show maints",
         examples=("1234 --sdate 2030-03-15T14:00 --duration 0.5 --maintenance_category power",),
         ask="Notify all renters of machine {id} that it will be down for {duration:g} hours from {sdate} UTC?",
         done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
@@ -4184,7 +4213,7 @@ register("Account",
         Arg("--username USER", NAME, "user name", REQUIRED),
         Secret("--password", NAME, "password", REQUIRED),
         Arg("--type KIND", TEXT, "account type: host (only offers machines) or client", key="host_only",
-            sent=lambda kind: (kind or "").lower() == "host"),
+            choices=("host", "client"), sent=lambda kind: kind == "host"),
         body={"parent_id": "me"}, made="id", done="Created account {id} for {email}.", look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs -> results[]", SAFE, READS, "List IP addresses that used your account",
         query=OWNER, columns=ADDRESS_COLUMNS),
@@ -4194,7 +4223,7 @@ register("Billing",
     Command("show invoices", "GET /users/me/invoices", SAFE, READS, "List charges and payments, item by item",
         *ITEM_OPTIONS,
         CliArg("--instance_label NAME", TEXT, "only charges of instances with this label"), PDF,
-        query=OWNER, columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
+        query=OWNER, either="only_charges only_credits", columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
         document="invoice_rows", footer="invoice_totals",
         note="Without dates, it covers the last day. `vastai show invoices-v1` is newer and has pages.",
         examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
@@ -4206,18 +4235,18 @@ register("Billing",
         Arg("-l --limit", WHOLE, "page size, at most 100", 20),
         Arg("-t --next-token TOKEN", TEXT, "token of the next page", key="after_token", sent=lambda token: token or None),
         Arg("--latest-first", FLAG, "list newest first"),
-        Local("-ct --charge-type", TEXTS, "only these charges", choices=tuple(CHARGE_TYPES)),
+        Local("-ct --charge-type", TEXTS, "only these charges", choices=tuple(CHARGE_TYPES), needs="charges"),
         Local("-f --format SHAPE", TEXT, "how to display charges", "table", choices=("table", "tree")),
         Local("-it --invoice-type", TEXTS, "only these invoices", choices=tuple(INVOICE_TYPES)),
         CliArg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes"),
         PDF,
-        one_of="invoices charges", member="results", build="build_billing", run="run_show_invoices_v1",
+        one_of="invoices charges", either="invoice_type charges", member="results", build="build_billing", run="run_show_invoices_v1",
         show="show_billing",
         note="Without dates, it covers the last 7 days; with one date, the 7 days after or before it. Days are UTC.",
         examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
                   "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
     Command("generate pdf-invoices", "GET /users/me/invoices -> text", SAFE, SETS, "Write a period's items to a PDF",
-        *ITEM_OPTIONS, PDF, query=OWNER, run="run_pdf_invoices", face="sdk",
+        *ITEM_OPTIONS, PDF, query=OWNER, either="only_charges only_credits", run="run_pdf_invoices", face="sdk",
         note="Returns the path. Without `pdf` the file is invoice_NUMBER….pdf in the current folder, named by month, dates and kind."),
     Command("search invoices", "GET /invoices -> []", SAFE, READS, "Search your invoices",
         CONDITIONS,
@@ -4237,7 +4266,7 @@ register("Billing",
         CliArg("recipient", ACCOUNT, "email address or id of the account", None, name="recipient_pos"),
         CliArg("amount", DOLLARS, "amount, $", None, name="amount_pos"),
         Arg("-r --recipient", ACCOUNT, "same, as an option", REQUIRED, cli=None),
-        Arg("-a --amount", PRICE, "same, as an option", REQUIRED, cli=None),
+        Arg("-a --amount", DOLLARS, "same, as an option", REQUIRED, cli=None),
         CliArg("--skip", FLAG, "do not ask for confirmation"),
         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
@@ -4281,7 +4310,7 @@ register("Serverless",
         of="EndpointRow", columns=ENDPOINT_COLUMNS,
         drops="api_key auto_delete_in_seconds auto_delete_due_24h"),
     Command("create endpoint", "POST /endptjobs/", ONCE, SPENDS, "Create a serverless endpoint",
-        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body=CLIENT, made="result",
+        *endpoint_options(0.0, 0.9, 2.5, 5, 20), body=CLIENT, made="result", rents=True,
         done="Created endpoint {result}.", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "Change a serverless endpoint",
         ENDPOINT,
@@ -4304,7 +4333,7 @@ register("Serverless",
         of="Workergroup", columns=WORKERGROUP_COLUMNS, methods="show_autogroups show_autoscalers"),
     Command("create workergroup", "POST /autojobs/", ONCE, SPENDS, "Create a workergroup for an endpoint",
         *WORKERGROUP_OPTIONS, SCALER,
-        body=CLIENT, build="build_workergroup", made="id", done="Created workergroup {id}.", look="show workergroups",
+        body=CLIENT, build="build_workergroup", made="id", rents=True, done="Created workergroup {id}.", look="show workergroups",
         methods="create_autogroup create_autoscaler",
         examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77")),
     Command("update workergroup", "PUT /autojobs/{id}/", SAFE, SPENDS, "Change a workergroup",
@@ -4612,6 +4641,7 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
         result[arg.name] = value
     if row.one_of or row.needs:
         check_choices(row, result, cli)
+    check_pairs(row, params, cli)
     return result
 
 
@@ -4639,6 +4669,22 @@ def check_choices(row: Command, params: Row, cli: bool) -> None:
     label = args[names[0]].label(cli)
     kind = "an option" if cli else "a parameter"
     raise UsageError(f"nothing to change; give {kind}, such as {label}")
+
+
+def check_pairs(row: Command, params: Row, cli: bool) -> None:
+    """Raises UsageError for two arguments of one set of `either`, and for one that lacks what it
+    `needs`.
+    """
+    args = {arg.name: arg for arg in row.args}
+    given = {name for name, value in params.items() if value is not None and value is not False}
+    for choice in filter(None, row.either.split(", ")):
+        names = choice.split()
+        if len(given.intersection(names)) > 1:
+            raise UsageError(f"give either {labels_of(args, names, cli)}")
+    for arg in row.args:
+        lacks = arg.needs and arg.name in given and arg.needs not in given
+        if lacks and (cli or params[arg.name] != arg.default):
+            raise UsageError(f"{arg.label(cli)} needs {args[arg.needs].label(cli)}")
 
 
 def labels_of(args: dict[str, Arg], names: Iterable[str], cli: bool) -> str:
@@ -4806,8 +4852,8 @@ def result_of(row: Command, answer: Answer) -> Any:
     check_accepted(row, body, answer)
     if row.returns == "any":
         return body
-    if isinstance(body, str) and not row.returns and row.method != "GET":
-        return {"success": True, "msg": body}  # some deletions are answered with a sentence
+    if isinstance(body, str) and row.sentence:
+        return {"success": True, "msg": body}
     try:
         return promised_part(row, body)
     except ValueError as problem:
@@ -4838,18 +4884,26 @@ def promised_part(row: Command, body: Any) -> Any:
 
 def check_accepted(row: Command, body: Any, answer: Answer) -> None:
     """Raises the service's refusal, if the answer is one."""
+    changes, spends = row.effect != READS, row.effect == SPENDS and not row.safe
     if isinstance(body, dict):
-        changing = row.strict or (row.effect != READS and body.get("success") is not True)
-        if body.get("success") is False or (changing and body.get("error")):
+        success = body.get("success")
+        denied = "success" in body and success is not True  # null and "false" as well
+        failed = body.get("error") or body.get("status") == "error"
+        if denied or (failed and (row.strict or (changes and not success))):
             raise refusal_error(body, answer)
-        if row.effect == SPENDS and not row.safe and not body:
+        if spends and not body:
             raise outcome_unknown_error(row, "the service confirmed nothing", answer)
-        if row.effect != READS and not body:
+        if row.rents and get_path(body, row.made) in (None, ""):
+            reason = f"the service confirmed it without {row.made!r}"
+            raise outcome_unknown_error(row, reason, answer)
+        if changes and not body:
             hint = look_first(row)
             raise make_error(
                 VastAIError, "the service did not confirm it", response=answer, hint=hint
             )
-    elif (row.strict or row.confirms) and isinstance(body, str):
+    elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
+        if spends:
+            raise outcome_unknown_error(row, f"the service said {one_line(body)!r}", answer)
         raise refusal_error({"msg": body or "the service sent an empty answer"}, answer)
 
 
@@ -4882,29 +4936,37 @@ def parse_offers(call: Call, query: Any, start: Row) -> Row:
 def offers_where(call: Call, query: Any, start: Row) -> Row:
     """The conditions of a query text on offers, on top of `start`."""
     found = parse_offers(call, query, start)
-    found.pop("georegion", None)
-    if found.pop("chunked", None):
+    if "chunked" in take_directives(call, found):
         raise UsageError("chunked is for `vastai search offers` only")
     return found
 
 
+def take_directives(call: Call, found: Row) -> set[str]:
+    """Takes the directives, which are no fields, out of conditions: "georegion", "chunked"."""
+    given = {name: found.pop(name) for name in DIRECTIVES if name in found}
+    taken = {name for name, condition in given.items() if condition == {"eq": True}}
+    if not call.cli:
+        return taken
+    for name in given:
+        if name not in taken:
+            raise UsageError(f"{name} works only as {name}=true")
+    if "georegion" in taken and "geolocation" not in found:
+        raise UsageError(
+            "georegion=true needs a region; write geolocation=EU georegion=true "
+            f"({', '.join(GEOREGIONS)})"
+        )
+    return taken
+
+
 def offer_query(call: Call) -> tuple[Row, set[str]]:
-    """The conditions of an offers search, with their defaults, and the directives that are no
-    fields: "georegion", "chunked".
-    """
+    """The conditions of an offers search, with their defaults, and its directives."""
     query = call["query"]
     start = {} if call["no_default"] else OFFER_DEFAULTS
     if query is None or isinstance(query, dict):  # the command line has "" for none
         rented = {} if call["no_default"] else {"rented": {"eq": False}}
         return {**start, **rented, **(query or {})}, set()
     found = parse_offers(call, query, start)
-    directives = {name for name in DIRECTIVES if found.pop(name, None) == {"eq": True}}
-    if call.cli and "georegion" in directives and "geolocation" not in found:
-        raise UsageError(
-            "georegion=true needs a region; write geolocation=EU georegion=true "
-            f"({', '.join(GEOREGIONS)})"
-        )
-    return found, directives
+    return found, take_directives(call, found)
 
 
 def search_body(call: Call, conditions: Row, fields: str, **more: Any) -> Row:
@@ -4931,8 +4993,6 @@ def build_params(call: Call, query: Row, body: Row) -> None:
 
 def build_instance(call: Call, query: Row, body: Row) -> None:
     """The body of create instance(s)."""
-    if call["price"] is not None and call["bid_price"] is not None:
-        raise UsageError("give either price or bid_price; they are the same")
     body["price"] = call["bid_price"] if call["price"] is None else call["price"]
     start_up(call, body)
     portal = body["env"].get("PORTAL_CONFIG")
@@ -4988,6 +5048,8 @@ def runtype_of(call: Call) -> str | None:
     runtype, ssh, direct = call["runtype"], call["ssh"], call["direct"]
     args = call["args_str"] if call["args"] is None else call["args"]
     if call["template_hash"]:
+        if ssh or call["jupyter"] or direct:
+            call.warn("ssh, jupyter and direct have no effect: the template sets the access")
         return runtype or None
     if runtype:
         if ssh or call["jupyter"] or direct:
@@ -5043,14 +5105,20 @@ def build_launch(call: Call, query: Row, body: Row) -> None:
 
 def launch_conditions(call: Call) -> Row:
     """The conditions on offers: from --query, or from GPU, region and disk."""
-    if isinstance(call["query"], dict):
-        return dict(call["query"])
-    options = [call[name] for name in ("gpu_name", "num_gpus")]
-    if call["query"] is not None and options != [None, None]:
-        raise UsageError("give either --query, or --gpu-name and --num-gpus")
-    if call["query"] is None and None in options:
+    query = call["query"]
+    if isinstance(query, dict):
+        for field, limits in query.items():
+            if not isinstance(limits, dict):
+                raise UsageError(
+                    f"query: expected {{operator: value}} for {field}, not {short_repr(limits)}"
+                )
+        return {field: dict(limits) for field, limits in query.items()}  # they are changed
+    options = [call[name] for name in ("gpu_name", "num_gpus", "region")]
+    if query is not None and options != [None, None, None]:
+        raise UsageError("give either --query, or --gpu-name, --num-gpus and --region")
+    if query is None and None in options[:2]:
         raise UsageError("give --gpu-name and --num-gpus, or --query")
-    return launch_query(call) if call["query"] is None else offer_query(call)[0]
+    return launch_query(call) if query is None else offer_query(call)[0]
 
 
 def launch_query(call: Call) -> Row:
@@ -5242,8 +5310,6 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
 
 
 def build_delete_deployment(call: Call, query: Row, body: Row) -> str | None:
-    if call["id"] is not None and call["tag"] is not None:
-        raise UsageError("--tag needs --name")
     return None if call["name"] is None else "/deployments/"
 
 
@@ -5279,12 +5345,6 @@ def build_market(call: Call, query: Row, body: Row) -> None:
     query["num_gpus"] = call["num_gpus"]
     if call["name"]:
         query["gpu_name"] = call["name"].replace("_", " ")
-
-
-def build_maintenance(call: Call, query: Row, body: Row) -> None:
-    """Maintenance cannot be announced for the past."""
-    if call["sdate"] < time.time() - 60:
-        raise UsageError(f"--sdate: {format_utc(call['sdate'])} UTC is in the past")
 
 
 def build_overlay(call: Call, query: Row, body: Row) -> None:
@@ -5622,7 +5682,8 @@ def send_with_retries(call: Call, request: Request) -> Answer:
         try:
             answer = send_following_redirects(client, request, client.timeout)
         except KeyboardInterrupt:
-            said = row.made.startswith(("new_contract", "team"))  # rentals say more; a team is free
+            said = row.made.startswith("new_contract")  # rentals say more
+            said = said or call["transfer_credit"] == 0  # a team is free
             if row.effect == SPENDS and not request.safe and not said:
                 tell(call, f"Was `vastai {row.name}` carried out? {look_first(row)}")
             raise
@@ -6992,14 +7053,14 @@ def refused_but_made(
 def look_for_instance(error: VastAIError, rented: Rented) -> None:
     """Adds to an error of unknown outcome what one look at the instances of its label shows."""
     label, found = rented.name, rented.rows()
-    ids = [row.get("id") for row in found or ()]
+    ids = [as_whole(row.get("id")) for row in found or ()]
     if found is None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
-    elif len(ids) == 1:
+    elif len(ids) == 1 and ids[0]:
         rented.id = error.found = error.details["found"] = ids[0]
         words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; probably yours."
     elif ids:
-        named = ", ".join(map(str, ids[:20]))
+        named = ", ".join(str(id or "one without an id") for id in ids[:20])
         words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
     else:
         words = f"No instance labeled {label!r} has appeared so far."
@@ -7264,31 +7325,32 @@ class Bulk:
     def send(self) -> None:
         for at in range(0, len(self.ids), BULK):
             entries = self.results[at : at + BULK]
-            mark(entries, success=None, msg="no answer yet")
             try:
-                self.send_part(entries)
+                made = send_for(entries, self.call.row, self.send_part)
             except NothingSent:
                 continue
             except VastAIError as error:
                 self.failures.append(error)
-                self.made += refused_but_made(self.call, error, contracts_of(error.body))
-                done = None if isinstance(error, OutcomeUnknownError) else False
-                mark(entries, success=done, status_code=error.status, msg=error.msg)
                 if isinstance(error, (AuthError, UsageError)):
                     return  # the others would meet the same
+            else:
+                for entry, id in zip(entries, made):
+                    entry["new_contract"] = id
 
-    def send_part(self, entries: list[Row]) -> None:
-        answer: Row = self.call.send(body={self.key: [entry["id"] for entry in entries]})
+    def send_part(self, ids: list[Any]) -> list[int]:
+        """The instances that one request made."""
+        try:
+            answer: Row = self.call.send(body={self.key: ids})
+        except VastAIError as error:
+            self.made += refused_but_made(self.call, error, contracts_of(error.body))
+            raise
         made = contracts_of(answer) if self.rents else []
-        if self.rents and not made:
-            reason = "the service confirmed it but named no instances"
+        self.made += made
+        if self.rents and len(made) < len(ids):
+            reason = f"the service confirmed it but named {len(made)} of {len(ids)} instances"
             raise outcome_unknown_error(self.call.row, reason)
         self.answers.append(answer)
-        self.made += made
-        mark(entries, success=True)
-        if len(made) == len(entries):
-            for entry, id in zip(entries, made):
-                entry["new_contract"] = id
+        return made
 
     def result(self) -> Row:
         """The answers as one; raises what went wrong with some ids, or with all."""
@@ -7315,6 +7377,8 @@ class Bulk:
         error.details.update(results=self.results, found=self.made or None)
         error.results, error.found = self.results, self.made or None
         error.msg += self.made_words()
+        if not error.hint and any(entry["success"] is None for entry in self.results):
+            error.hint = look_first(self.call.row)
         return error
 
     def made_words(self) -> str:
@@ -7322,6 +7386,21 @@ class Bulk:
 
     def interrupted(self) -> str:
         return f"interrupted; {partial(self.results).msg}{self.made_words()}"
+
+
+def send_for(entries: list[Row], row: Command, send: Callable[[list[Any]], Any]) -> Any:
+    """What `send` returns for the ids of some entries, which tell at any time what is known of
+    them.
+    """
+    mark(entries, success=None, msg="no answer yet")
+    try:
+        answer = send([entry["id"] for entry in entries])
+    except VastAIError as error:
+        done = None if is_lost(error) and not row.safe else False
+        mark(entries, success=done, status_code=error.status, msg=error.msg)
+        raise
+    mark(entries, success=True)
+    return answer
 
 
 def mark(entries: list[Row], **what: Any) -> None:
@@ -7470,7 +7549,7 @@ def run_scp(call: Call) -> None:
             raise UsageError(f"a path must not begin with -: write ./{printable(place)}")
     host, port = ssh_target(call, id)
     words = [
-        place if other is None else f"root@{bracketed(host)}:{place.partition(':')[2]}"
+        plain_path(place) if other is None else f"root@{bracketed(host)}:{place.partition(':')[2]}"
         for place, other in zip(places, ids)
     ]
     options = ssh_options(call, id) + (["-r"] if call["recursive"] else [])
@@ -7667,7 +7746,13 @@ def for_rsync(path: str) -> str:
     """A local path as rsync takes it, which would read C: on Windows as a host."""
     if os.name == "nt" and on_drive(path):
         return f"/proc/cygdrive/{path[0]}/" + path[2:].replace("\\", "/").lstrip("/")
-    return path
+    return plain_path(path)
+
+
+def plain_path(path: str) -> str:
+    """A local path that no program reads as HOST:PATH."""
+    remote = ":" in path.partition("/")[0] and not (os.name == "nt" and on_drive(path))
+    return f"./{path}" if remote else path
 
 
 def run_rsync(call: Call, port: Any, places: list[str]) -> None:
@@ -7690,9 +7775,20 @@ def run_price_increase(call: Call) -> Row:
     ids = list(dict.fromkeys(call["ids"]))
     numbers = pending_increases(call)
     verb = call.row.name.split()[0]
+    entries = {id: {"id": id, "success": False, "msg": "not sent"} for id in ids}
+
+    def work(id: int) -> Any:
+        return send_for([entries[id]], call.row, lambda _: settle(call, id, numbers))
+
+    with call.signals_caught():
+        try:
+            answers = at_once(call, work, ids)
+        except KeyboardInterrupt:
+            tell(call, f"interrupted; {partial(list(entries.values())).msg}")
+            raise
     results: list[Row] = []
     failed = []
-    for id, answer in zip(ids, at_once(call, lambda id: settle(call, id, numbers), ids)):
+    for id, answer in zip(ids, answers):
         result = {"instance_id": id}
         result.update(pending_price_increase_id=numbers.get(id), contract_id=id)
         results.append(result)
@@ -7736,10 +7832,10 @@ def settle(call: Call, id: int, numbers: dict[int, Any]) -> Row:
 
 def failure_status(error: VastAIError) -> str:
     """What became of a price increase: "stale", "unknown" or "failed"."""
-    if isinstance(error, OutcomeUnknownError):
-        return "unknown"
     gone = error.status == 409 or get_path(error.body, "error") == "no_pending_price_increase"
-    return "stale" if gone or (isinstance(error, NotFoundError) and not error.status) else "failed"
+    if gone or (isinstance(error, NotFoundError) and not error.status):
+        return "stale"
+    return "unknown" if is_lost(error) else "failed"
 
 
 def run_search_benchmarks(call: Call) -> Rows:
@@ -8971,8 +9067,9 @@ class Launch:
         if call["max_hours"] is not None:
             narrow(conditions, "duration", "gte", call["max_hours"] * 3600)
         if self.excluded:
-            known = as_list(get_path(conditions, "machine_id.notin"))
-            conditions.setdefault("machine_id", {})["notin"] = [*known, *self.excluded]
+            machines: Row = conditions.setdefault("machine_id", {})
+            known = machines.get("notin", [])
+            machines["notin"] = [*(known if isinstance(known, list) else [known]), *self.excluded]
         offers = call.do(
             "search_offers",
             query=conditions,
@@ -8986,13 +9083,13 @@ class Launch:
             raise NotFoundError(
                 "no offer matches the conditions; nothing was rented", hint=model_hint(conditions)
             )
-        machines: dict[Any, Row] = {}
+        best: dict[Any, Row] = {}
         for offer in offers:
             price = self.price_of(offer)[0]
             machine = offer.get("machine_id")
             if None not in (price, offer.get("id")) and not self.is_above_cap(price):
-                machines.setdefault(machine, offer)
-        found = [offer for id, offer in machines.items() if id not in self.excluded]
+                best.setdefault(machine, offer)
+        found = [offer for id, offer in best.items() if id not in self.excluded]
         if not found:
             cap = "" if self.cap is None else f" for {format_rate(self.cap)} or less"
             raise NotFoundError(
@@ -9097,13 +9194,14 @@ class Launch:
         """What the rental made whose answer was lost.  Raises OutcomeUnknownError."""
         tell(self.call, f"No usable answer ({error.msg}); checking whether the instance exists")
         rows = self.rented.find()
-        if rows is not None and len(rows) == 1:
-            self.rented.id = rows[0].get("id")
+        ids = [as_whole(row.get("id")) for row in rows or ()]
+        if len(ids) == 1 and ids[0]:
+            self.rented.id = ids[0]
             return {"success": True, "new_contract": self.rented.id}
         self.rented.id = None  # nothing that could be destroyed
         found = "could not be searched for" if rows is None else "has not appeared so far"
         if rows:
-            found = f"may be one of {', '.join(str(row.get('id')) for row in rows)}"
+            found = f"may be one of {', '.join(map(str, ids))}" if all(ids) else "has no id"
         label = self.rented.name
         raise outcome_unknown_error(
             self.rental_call.row, f"{error.msg}; the instance labeled {label!r} {found}"
@@ -10935,7 +11033,7 @@ def run_benchmarks(call: Call) -> list[Row]:
     except (ValueError, RecursionError):  # without them, machines of any kind would be rented
         raise VastAIError("the conditions of the template cannot be read") from None
     rows, wanted = [], []
-    prices: list[float] = []
+    prices: list[float | None] = []
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
         call.progress(f"{count}x {name} …")
         gpu = {"gpu_name": {"eq": name}, "num_gpus": {"eq": count}}
@@ -10948,19 +11046,21 @@ def run_benchmarks(call: Call) -> list[Row]:
             rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
             wanted.append((name, count))
-            prices.append(as_number(offers[0].get("dph_total")) or 0)
+            prices.append(as_number(offers[0].get("dph_total")))
         else:
             rows.append(benchmark(name, count, "skipped"))
             reason = why_no_offer(call, filters, gpu)
             call.remark(f"{count}x {name} is left out: {reason}")
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
-        total = format_rate(sum(prices))
+        known = [price for price in prices if price is not None]
+        total = format_rate(sum(known)) if known == prices else "an unknown price"
         call.confirm(names=names, minutes=call["timeout"] / 60, rate=total)
         rows += rent_and_measure(call, wanted)
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
 
+MOST_MEMORY = 1 << 25  # MB of all cards of a machine
 SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
 GPU_WORDS = {
     "ti": "Ti",
@@ -10978,8 +11078,11 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[tuple[str, int
     """
     import re
 
-    limits = filters.get("gpu_total_ram") or {}
-    least = limits.get("gt", limits.get("gte", 0) - 1)  # MB; all cards must have more
+    limits = as_dict(filters.get("gpu_total_ram"))
+    over, least = as_number(limits.get("gt")), as_number(limits.get("gte"))
+    least = (least or 0) - 1 if over is None else over  # MB; all cards must have more
+    if least > MOST_MEMORY:
+        raise VastAIError("the template asks for more GPU memory than any machine has")
     specs = [
         (name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
         for name, size in SWEEP.items()
@@ -11030,13 +11133,14 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
                     limit=100,
                     order=[{"col": "last_update", "dir": "desc"}],
                 )
-                if (row.get("value") or 0) > 0
+                if (as_number(row.get("value")) or 0) > 0
             }
             if value
             else {}
         )
-    prices = [row["dph_base"] for row in found.values() if (row.get("dph_base") or 0) > 0]
-    return median([row["value"] for row in found.values()] or [0]), median(prices or [0])
+    values = [as_number(row["value"]) or 0 for row in found.values()]
+    prices = [as_number(row.get("dph_base")) or 0 for row in found.values()]
+    return median(values or [0]), median([price for price in prices if price > 0] or [0])
 
 
 def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
@@ -13523,8 +13627,8 @@ class VastAI:
         def show_audit_logs(self) -> list[dict[str, Any]]: "List what was done with your account."; ...
         def set_user(self, params: dict[str, Any] | str) -> dict[str, Any]: "Change your account's details."; ...
         def show_subaccounts(self) -> list[dict[str, Any]]: "List your subaccounts."; ...
-        def create_subaccount(self, email: str, username: str, password: str,
-                type: str | None = None) -> dict[str, Any]:
+        def create_subaccount(self, email: str, username: str, password: str, type: Literal['host',
+                'client'] | None = None) -> dict[str, Any]:
             "Create a subaccount."; ...
         def show_ipaddrs(self) -> list[dict[str, Any]]: "List IP addresses that used your account."; ...
         def show_invoices(self, start_date: str | float | None = None, end_date: str | float | None = None,
