@@ -9976,6 +9976,19 @@ def until_gone(data):
     return step
 
 
+class Hasty(Faulty):
+    """Answers as soon as the headers have come, and leaves the body where it is."""
+
+    def read(self, file):
+        lines = []
+        while lines[-1:] not in ([b"\r\n"], [b""]):
+            lines.append(file.readline())
+        return super().read(io.BytesIO(b"".join(lines)))
+
+
+LARGE = {"a": "x" * 8_000_000}  # more than all buffers between client and server hold
+
+
 class ServerlessCase(FaultCase):
     """One server that is console, router and worker; `router` and `worker` are the steps of those two."""
 
@@ -10148,6 +10161,51 @@ class TestJobs(ServerlessCase):
             return before
         self.assertEqual(self.program(program), 1)
         self.assertEqual(len(self.sent("/work")), 4)
+
+    def test_late_answers(self):
+        """What comes on an idle connection is not the answer to the next job."""
+        over = threading.Event()
+
+        def twice(faulty, sock, request):
+            sock.sendall(reply({"n": 1}))
+            over.wait(5)
+            sock.sendall(reply({"n": "late"}))
+            over.clear()
+            return True
+        self.worker = [twice, reply({"n": 2})]
+
+        async def program(client, endpoint):
+            await endpoint.request("/work", {})
+            over.set()
+            while over.is_set():
+                await asyncio.sleep(0.01)
+            return (await endpoint.request("/work", {}))["response"]
+        self.assertEqual(self.program(program), {"n": 2})
+
+    def test_early_answers(self):
+        """An answer that comes before the whole job has left is one; that connection is not used again."""
+        hasty = Hasty(reply("too large", 413))
+        self.addCleanup(hasty.__exit__)
+        self.worker_url = hasty.url
+
+        async def program(client, endpoint):
+            return [(await endpoint.request("/work", payload, retry=False))["status"] for payload in (LARGE, {})]
+        self.assertEqual(self.program(program), [413, 413])
+
+    def test_connections_end(self):
+        """A connection that is not kept is gone at once, and a kept one after a while."""
+        async def program(client, endpoint):
+            await endpoint.request("/work", {})
+            gc.collect()
+            alive = [one for one in gc.get_objects() if isinstance(one, vastai.Connection)]
+            self.assertNotIn(self.server.port, [one.place.port for one in alive])
+            self.worker = [reply({"n": 1})]
+            with mock.patch("vastai.Connection.IDLE", 0.05):
+                await endpoint.request("/work", {})
+            while any(client.streams().pool.idle.values()):
+                await asyncio.sleep(0.01)
+        self.worker = [reply({"n": 1}, Connection="close")]
+        self.program(program)
 
 
 class TestRouter(ServerlessCase):
@@ -10343,6 +10401,8 @@ class TestServerless(ServerlessCase):
             failed = await asyncio.gather(*waiting, return_exceptions=True)
             return [answer["ok"] for answer in answers], {type(error).__name__ for error in failed}
         self.assertEqual(self.program(program, connection_limit=2), ([True] * 12, {"TimeoutError"}))
+        self.worker = [reply({"n": 1})]
+        self.assertTrue(self.program(lambda client, endpoint: endpoint.request("/work", {}), connection_limit=0)["ok"])
 
     def test_two_loops(self):
         client = vastai.Serverless(KEY, autoscaler_url=self.server.url)

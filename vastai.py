@@ -5966,6 +5966,14 @@ class Pool:
                     return
         connection.close()
 
+    def drop(self, connection: Any) -> None:
+        """Closes a connection that has waited long enough."""
+        with self.lock:
+            waiting = self.idle.get(connection.place, [])
+            if connection in waiting:
+                waiting.remove(connection)
+        connection.close()
+
     def close(self) -> None:
         """Closes the idle connections; those under way are closed by nobody but their threads."""
         if self.owner == os.getpid():
@@ -11618,8 +11626,9 @@ class Connection:
         self.timer: Any = None
 
     def is_quiet(self) -> bool:
-        ended = self.transport.is_closing() or self.reader.at_eof()
-        return not ended and is_quiet(self.transport.get_extra_info("socket"))
+        # What has come meanwhile is no longer in the socket: the event loop has read it.
+        spoilt = self.transport.is_closing() or self.reader.at_eof() or self.reader._buffer
+        return not spoilt and is_quiet(self.transport.get_extra_info("socket"))
 
     def free_slot(self) -> None:
         slot, self.slot = self.slot, None
@@ -11628,6 +11637,8 @@ class Connection:
 
     def close(self) -> None:
         self.free_slot()
+        if self.timer:
+            self.timer.cancel()
         try:
             self.transport.abort()  # at once, which is how a worker learns that nobody waits
         except RuntimeError:  # its loop is closed, and with it the connection
@@ -11645,8 +11656,8 @@ class Streams:
         from weakref import WeakSet
 
         self.client, self.loop, self.closed = client, loop, False
-        self.slots = asyncio.Semaphore(client.connection_limit)
-        self.pool = Pool(client.connection_limit)
+        most = client.connection_limit or sys.maxsize
+        self.slots, self.pool = asyncio.Semaphore(most), Pool(most)
         self.used: WeakSet[Connection] = WeakSet()
         self.tasks: set[Any] = set()
 
@@ -11747,8 +11758,13 @@ class Streams:
         else:
             self.used.discard(connection)
             connection.free_slot()
-            connection.timer = self.loop.call_later(connection.IDLE, connection.close)
-            self.pool.give(connection, keep and not self.closed)
+            # of a request that was answered early, the rest may still be on its way
+            keep = keep and not (self.closed or connection.transport.get_write_buffer_size())
+            if keep:
+                connection.timer = self.loop.call_later(
+                    connection.IDLE, self.pool.drop, connection
+                )
+            self.pool.give(connection, keep)
 
     async def connect(self, place: Place) -> Connection:
         """A new connection, through the proxy if there is one, and with TLS for https.  Raises
@@ -12183,7 +12199,7 @@ class ServerlessClient(Generic[R]):
         instance: prod, alpha, candidate or local: which router.
         autoscaler_url: the router's address, instead of `instance`.
         webserver_url: the console's address.
-        connection_limit: requests at a time; more wait.
+        connection_limit: requests at a time; more wait.  0 is no limit.
         default_request_timeout: not used, as in the official client.
         max_poll_interval: seconds between two questions to the router, at most.
     """
