@@ -9976,6 +9976,16 @@ def until_gone(data):
     return step
 
 
+def in_two_parts(data):
+    """Sends the last 20 bytes of this after `gone`."""
+    def step(faulty, sock, request):
+        sock.sendall(data[:-20])
+        faulty.gone.wait(5)
+        sock.sendall(data[-20:])
+        return True
+    return step
+
+
 class Hasty(Faulty):
     """Answers as soon as the headers have come, and leaves the body where it is."""
 
@@ -10121,7 +10131,8 @@ class TestJobs(ServerlessCase):
                 (b'{"a": "\xc5\xbe"}', "application/json", {"a": "ž"}, '{"a": "ž"}'), (b"[1]", None, [1], "[1]"),
                 (b"", None, None, ""), (b"\xe9", "text/plain; charset=latin-1", "é", "é"), (b"[1]", "text/plain", [1], "[1]"),
                 (b"{no", "text/plain", "{no", "{no"), (b"\x89PNG\xff", "image/png", b"\x89PNG\xff", ""),
-                (b' {"a": 1}', "application/octet-stream", {"a": 1}, ""), (b"NaN", "application/json; x", None, "NaN")):
+                (b' {"a": 1}', "application/octet-stream", {"a": 1}, ""), (b"NaN", "application/json; x", None, "NaN"),
+                (b"\xe9", "text/plain; charset=idna", "\ufffd", "\ufffd")):
             self.worker = [reply(body, Content_Type=kind)]
             answer = self.ask()
             if body != b"NaN":
@@ -10129,6 +10140,11 @@ class TestJobs(ServerlessCase):
             self.assertEqual((answer["text"], answer["content_type"]), (text, (kind or "").partition(";")[0]))
         self.worker = [reply(gzip.compress(b'{"z": 1}'), Content_Encoding="gzip")]
         self.assertEqual(self.ask()["response"], {"z": 1})
+        with mock.patch("vastai.LARGEST_ANSWER", 1000):  # of the service, not of a worker
+            for options in ({}, {"Content_Encoding": "gzip"}):
+                text = b" " * 2000
+                self.worker = [reply(gzip.compress(text) if options else text, Content_Type="text/plain", **options)]
+                self.assertEqual(len(self.ask()["response"]), 2000)
 
     def test_what_is_sent(self):
         self.ask(payload={"text": "ž"}, cost=8)
@@ -10255,15 +10271,19 @@ class TestEvents(ServerlessCase):
     def test_events(self):
         whole = b": hello\r\nevent: x\r\n" + event(EVENTS[0]) + b"data: {broken\n\n" + event(EVENTS[1]) + b"data: [DONE]\n\n"
         lines = "\n".join(map(json.dumps, EVENTS)).encode()  # the last one without a newline
+        members = b"".join(map(gzip.compress, lines.splitlines(True)))
         for answer in (chunked(whole), chunked(*(whole[at:at + 1] for at in range(len(whole)))), chunked(lines),
-                       reply(lines), chunked(gzip.compress(lines), Content_Encoding="gzip")):
+                       reply(lines), chunked(gzip.compress(lines), Content_Encoding="gzip"),
+                       *(chunked(*pieces, Content_Encoding="gzip") for pieces in ([members], [members[:9], members[9:]]))):
             self.worker = [answer]
             self.assertEqual(self.listen(), EVENTS)
         self.worker = [cut(b"HTTP/1.0 200 OK\r\n\r\n" + lines)]  # up to the end of the connection
         self.assertEqual(self.listen(), EVENTS)
 
     def test_cut(self):
-        for step in (cut(chunked(event(1), end=False)), cut(reply(event(1), Content_Length=99))):
+        packed = gzip.compress(event(1) + b"2")
+        for step in (cut(chunked(event(1), end=False)), cut(reply(event(1), Content_Length=99)),
+                     *(chunked(packed[:end], Content_Encoding="gzip") for end in (5, -9, -1))):
             self.worker = [step]
             error = self.error(self.listen)
             self.assertIsInstance(error, ConnectionError)
@@ -10276,6 +10296,19 @@ class TestEvents(ServerlessCase):
             self.assertIsInstance(self.error(self.listen, **options), asyncio.TimeoutError)
         self.worker = [trickle(chunked(*map(event, range(9))), 0.001)]
         self.assertEqual(self.listen(timeout=0.3), list(range(9)))  # the time ends with the first piece
+
+    def test_first_piece(self):
+        """It ends the request's time also if it comes together with the headers."""
+        self.worker = [in_two_parts(chunked(event(1), event(2)))]
+
+        async def program(client, endpoint):
+            events = (await endpoint.request("/work", {}, stream=True, timeout=5))["response"]
+            now = time.monotonic
+            with mock.patch("time.monotonic", lambda: now() + 9):
+                async for value in events:
+                    self.server.gone.set()
+            return value
+        self.assertEqual(self.program(program), 2)
 
     def test_hanging_up(self):
         """Whoever does not listen any more closes the connection, which ends the worker's job."""
@@ -10554,6 +10587,14 @@ class TestServerlessTls(ServerlessCase):
             self.error(self.ask, timeout=0.1)
         self.assertEqual(proxy.requests[-1]["target"], self.server.url + "/route/")
 
+    def test_silent_proxy(self):
+        """The program's end does not wait for a proxy longer than the request did."""
+        proxy = self.serve(lambda faulty, sock, request: faulty.over.wait(30))
+        started = time.monotonic()
+        with mock.patch.dict(os.environ, HTTPS_PROXY=proxy.url):
+            self.assertIsInstance(self.error(self.ask, timeout=0.5), vastai.WaitTimeoutError)
+        self.assertLess(time.monotonic() - started, 15)
+
 
 class TestRequest(ServerlessCase):
     """`VastAI().request(...)` and `vastai request`: the same rules over the module's own transport."""
@@ -10688,6 +10729,20 @@ class TestRequest(ServerlessCase):
         self.assertEqual(next(events), 1)
         events.close()
         self.assertTrue(self.server.gone.wait(2))
+        self.server.gone.clear()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ResourceWarning)
+            vastai.VastAI(KEY, self.server.url).request("tests", "/work", {}, stream=True)  # and never read
+            gc.collect()
+        self.assertNotIn("raddr", str([str(warning.message) for warning in told]))
+        self.assertTrue(self.server.gone.wait(2))
+        self.server.gone.clear()
+        self.worker, now = [in_two_parts(chunked(event(1), event(2)))], time.monotonic
+        events = self.ask(stream=True, timeout=5)
+        with mock.patch("time.monotonic", lambda: now() + 9):
+            self.assertEqual(next(events), 1)
+            self.server.gone.set()
+            self.assertEqual(list(events), [2])
         for step, options in ((cut(chunked(event(1), end=False)), {}), (stuck(chunked(event(1), end=False)), {"worker_timeout": 0.2}),
                               (stuck(chunked(end=False)), {"timeout": 0.2})):
             self.worker = [step]

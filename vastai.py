@@ -5637,13 +5637,13 @@ def _reason(error: BaseException) -> str:
 TOO_LARGE = f"an answer of more than {LARGEST_ANSWER >> 20} MB"
 
 
-def unzip(content: bytes) -> tuple[bytes, str]:
-    """A gzip body unpacked, and why it cannot be used, or "".  Raises ConnectionError if it is
-    cut.
+def unzip(content: bytes, left: int) -> tuple[bytes, str]:
+    """A gzip body unpacked to at most so many bytes, and why it cannot be used, or "".  Raises
+    ConnectionError if it is cut.
     """
     import zlib
 
-    parts, left = [], LARGEST_ANSWER
+    parts = []
     while content[:2] == b"\x1f\x8b":  # a body may have several members
         member = zlib.decompressobj(31)
         try:
@@ -5677,12 +5677,15 @@ class Incoming:
     however they are cut.
 
     `status` and `headers` are there once the head has come (0 before), `parts` is the content so
-    far, `done` says that all has come, and `keep` that the connection may then be used again.
+    far, `begun` says that some of it has come, `done` that all has, and `keep` that the connection
+    may then be used again.
     """
 
     def __init__(self, ask: Ask) -> None:
         self.ask, self.status, self.headers = ask, 0, Headers()
-        self.keep = self.done = self.chunked = self.streamed = False
+        self.keep = self.begun = self.done = self.chunked = self.streamed = False
+        # what a worker makes may be large
+        self.most = sys.maxsize if ask.root_url else LARGEST_ANSWER
         self.parts: list[bytes] = []
         self.fault = ""  # why the content cannot be used
         self.size = 0  # bytes of the content, those of the chunk or body that has begun included
@@ -5709,8 +5712,7 @@ class Incoming:
         else:
             self.buffer = self.buffer[self.take_content(0) :]
             self.done = self.left == 0
-        endless = self.streamed or self.ask.root_url  # what a worker makes may be large
-        if self.size > LARGEST_ANSWER and not endless:
+        if self.size > self.most and not self.streamed:
             self.fault, self.parts, self.done, self.keep = TOO_LARGE, [], True, False
         if self.done and self.buffer:
             self.keep = False
@@ -5772,6 +5774,7 @@ class Incoming:
             self.left -= end - at
         if end > at:
             self.parts.append(self.buffer[at:end])
+            self.begun = True
         return end
 
     def take_chunks(self) -> None:
@@ -5798,6 +5801,12 @@ class Incoming:
         if len(self.buffer) > 1 << 16 and not self.done:
             raise ConnectionError("the answer has a line without an end")
 
+    def piece_ends(self) -> float:
+        """The moment of time.monotonic() at which the next piece of a stream must be here.  The
+        deadline of its request is over with the first one.
+        """
+        return time.monotonic() + self.ask.limit if self.begun else self.ask.ends()
+
     @property
     def zipped(self) -> bool:
         return bool(self.headers.get("Content-Encoding", "").strip().lower() == "gzip")
@@ -5808,7 +5817,7 @@ class Incoming:
         """
         content, fault = b"".join(self.parts), self.fault
         if self.zipped and not fault and events is None:
-            content, fault = unzip(content)
+            content, fault = unzip(content, self.most)
         return Answer(self.status, self.headers, content, self.ask.url, fault, events)
 
 
@@ -5848,6 +5857,9 @@ class HttpConnection:
 
     def close(self) -> None:
         self.sock.close()
+
+    def __del__(self) -> None:  # of a stream that nobody has begun to read
+        self.close()
 
 
 def is_quiet(sock: Any) -> bool:
@@ -11260,7 +11272,7 @@ def decode_text(answer: Answer) -> str:
     name = name.partition(";")[0].strip(" \"'")
     try:
         return answer.text if name in ("", "utf-8") else answer.content.decode(name, "replace")
-    except LookupError:
+    except (LookupError, ValueError):  # idna knows no "replace"
         return answer.text
 
 
@@ -11288,17 +11300,23 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
     import json
     import zlib
 
-    unzip = zlib.decompressobj(31) if incoming.zipped else None
+    member = zlib.decompressobj(31)
     rest, done = b"", False
     while not done:
         done = incoming.done
         data, incoming.parts = b"".join(incoming.parts), []
-        try:
-            data = unzip.decompress(data) if unzip else data
-        except zlib.error:
-            raise ConnectionError("the answer is not gzip") from None
+        if incoming.zipped:
+            packed, data = data, b""
+            while packed:  # there may be several members
+                member = zlib.decompressobj(31) if member.eof else member
+                try:
+                    data += member.decompress(packed)
+                except zlib.error:
+                    raise ConnectionError("the answer is not gzip") from None
+                packed = member.unused_data
+        cut = done and incoming.zipped and incoming.begun and not member.eof
         lines = (rest + data).split(b"\n")
-        rest = b"" if done else lines.pop()
+        rest = b"" if done and not cut else lines.pop()
         if len(rest) > LARGEST_ANSWER:
             raise ConnectionError(TOO_LARGE)
         events = []
@@ -11312,6 +11330,8 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
             except (ValueError, RecursionError):
                 continue
         yield events
+        if cut:
+            raise ConnectionError(CUT)
 
 
 def stream_error(problem: BaseException) -> VastAIError:
@@ -11414,8 +11434,8 @@ def receive_events(connection: HttpConnection, incoming: Incoming) -> Iterator[A
         for events in read_events(incoming):
             yield from events
             if not incoming.done:
+                connection.deadline = incoming.piece_ends()
                 incoming.feed(connection.receive())
-                connection.deadline = time.monotonic() + incoming.ask.limit
     except OSError as error:
         raise stream_error(error) from error
     finally:
@@ -11704,7 +11724,7 @@ class Streams:
                 place, target = self.pool.find_place(ask.url, ask.root)
                 message = place.build_message(ask, target, self.client.user_agent)
                 reused = None if fresh else self.pool.waiting(place)
-                connection = reused or await self.connect(place)
+                connection = reused or await self.connect(place, ends)
                 self.use(connection)
                 connection.writer.write(message)
                 while not (incoming.done or incoming.streamed):
@@ -11729,15 +11749,13 @@ class Streams:
         """The events of a worker as they come.  To close it closes the connection, and so ends the
         worker's job.
         """
-        ends = incoming.ask.ends()
         try:
             for events in read_events(incoming):
                 for event in events:
                     yield event
                 if not incoming.done:
-                    with TimeLimit(ends):
+                    with TimeLimit(incoming.piece_ends()):
                         incoming.feed(await connection.reader.read(1 << 16))
-                    ends = time.monotonic() + incoming.ask.limit
         except OSError as error:
             raise stream_error(error) from error
         finally:
@@ -11766,9 +11784,9 @@ class Streams:
                 )
             self.pool.give(connection, keep)
 
-    async def connect(self, place: Place) -> Connection:
+    async def connect(self, place: Place, ends: float) -> Connection:
         """A new connection, through the proxy if there is one, and with TLS for https.  Raises
-        OSError.
+        OSError, at that moment of time.monotonic() at the latest if there is a proxy.
         """
         import asyncio
 
@@ -11776,10 +11794,11 @@ class Streams:
         if place.tls:
             tls = {"ssl": tls_context(place.root), "server_hostname": place.host}
         if place.tls and place.proxy:
-            ends = time.monotonic() + CONSOLE_LIMIT
+            ends = min(ends, time.monotonic() + CONSOLE_LIMIT)  # the program's end waits for it
             tunnel = await self.loop.run_in_executor(None, open_socket, place, ends)
-            tunnel.sock.setblocking(False)
-            both = await asyncio.open_connection(sock=tunnel.sock, **tls)
+            sock = tunnel.sock.dup()  # the tunnel closes its own
+            sock.setblocking(False)
+            both = await asyncio.open_connection(sock=sock, **tls)
         else:
             near = place.proxy or place
             both = await asyncio.open_connection(near.host, near.port, **tls)
