@@ -10200,13 +10200,15 @@ class TestJobs(ServerlessCase):
 
     def test_early_answers(self):
         """An answer that comes before the whole job has left is one; that connection is not used again."""
-        hasty = Hasty(reply("too large", 413))
-        self.addCleanup(hasty.__exit__)
-        self.worker_url = hasty.url
-
         async def program(client, endpoint):
             return [(await endpoint.request("/work", payload, retry=False))["status"] for payload in (LARGE, {})]
-        self.assertEqual(self.program(program), [413, 413])
+        for step in (reply("too large", 413), cut(reply("too large", 413))):
+            hasty = Hasty(step)
+            self.addCleanup(hasty.__exit__)
+            self.worker_url = hasty.url
+            self.assertEqual(self.program(program), [413, 413])
+        error = self.error(self.client(self.server).request, "tests", "/work", LARGE, retry=False)
+        self.assertEqual(error.status, 413)
 
     def test_connections_end(self):
         """A connection that is not kept is gone at once, and a kept one after a while."""
@@ -10358,11 +10360,14 @@ class TestEvents(ServerlessCase):
 
         async def closed_under_a_coroutine(client, endpoint):
             client = vastai.CoroutineServerless(KEY, autoscaler_url=self.server.url)
+            self.server.requests = []
             task = asyncio.ensure_future(client.queue_endpoint_request(endpoint, "/work", {}))
-            await asyncio.sleep(0.1)
+            while not self.sent("/work"):
+                await asyncio.sleep(0.01)
             await client.close()
-            with self.assertRaises(RuntimeError):
+            with self.assertRaises(RuntimeError) as caught:
                 await asyncio.wait_for(task, 4)
+            self.assertIsInstance(caught.exception, vastai.OutcomeUnknownError)
             await self.hung_up()
 
         for program in (closed, forgotten, never_read, left):
@@ -10452,6 +10457,63 @@ class TestServerless(ServerlessCase):
             self.assertFalse(client.is_open())
             gc.collect()  # the sockets of loops that ended without closing the client
 
+    def test_other_loops(self):
+        """close() ends also what runs in the loops of other threads, and passes over a loop that is closed."""
+        self.worker = [lambda faulty, sock, request: faulty.over.wait(30)]
+        ended = threading.Event()
+
+        async def begin():
+            request = endpoint.request("/work", {})
+            while not self.sent("/work"):
+                await asyncio.sleep(0.01)
+            return request
+
+        async def whole():
+            await asyncio.wait([await begin()])
+            ended.set()
+
+        def close():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                asyncio.run(client.close())
+                gc.collect()
+        client = vastai.Serverless(KEY, autoscaler_url=self.server.url)
+        endpoint = vastai.Endpoint(client, "tests", 321, ENDPOINT_KEY)
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)  # "Task was destroyed but it is pending!"
+        loop.run_until_complete(begin())
+        loop.close()
+        close()
+        self.server.requests = []
+        threading.Thread(target=asyncio.run, args=(whole(),), daemon=True).start()
+        while not self.sent("/work"):
+            time.sleep(0.01)
+        time.sleep(0.1)  # until nothing but the answer wakes that loop
+        close()
+        self.assertTrue(ended.wait(10))
+
+    def test_time_in_a_task_that_was_cancelled(self):
+        """A task that has survived a cancellation learns that its time is over by TimeoutError."""
+        self.worker = [stall]
+
+        async def stubborn(endpoint):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(9)
+            await endpoint.request("/work", {}, timeout=0.2)
+
+        async def program(client, endpoint):
+            task = asyncio.ensure_future(stubborn(endpoint))
+            await asyncio.sleep(0)
+            task.cancel()
+            await task
+        self.assertIsInstance(self.error(self.program, program, "CoroutineServerless"), asyncio.TimeoutError)
+
+    def test_long_pauses(self):
+        """A service that asks for more than a minute is not waited for."""
+        self.server.route = lambda request: reply("slow down", 429, Retry_After="3600")
+        error = self.error(self.program, lambda client, endpoint: client.get_endpoints())
+        self.assertEqual((error.retry_after, len(self.server.requests)), (3600, 1))
+
     def test_keys(self):
         with self.assertRaisesRegex(AttributeError, "API key"):
             vastai.Serverless()
@@ -10517,6 +10579,21 @@ class TestServerlessSessions(ServerlessCase):
             self.assertFalse(self.program(program))
             self.assertEqual(len(self.sent("/work")), 1)
 
+    def test_waiting_for_a_connection(self):
+        """That no connection was free in time says nothing about the session."""
+        self.worker = [self.MADE, stall]
+
+        async def program(client, endpoint):
+            session = await endpoint.session()
+            other = endpoint.request("/work", {})
+            while not self.sent("/work"):
+                await asyncio.sleep(0.01)
+            with self.assertRaises(asyncio.TimeoutError):
+                await session.request("/work", {}, timeout=0.2)
+            other.cancel()
+            return session.open
+        self.assertTrue(self.program(program, connection_limit=1))
+
     def test_is_open(self):
         for step, state in ((reply({"auth_data": {}}), True), (reply({"error": "no session"}, 400), False), (hang_up, False)):
             self.worker = [self.MADE, step]
@@ -10569,6 +10646,10 @@ class TestServerlessTls(ServerlessCase):
         self.server.route = lambda request: (reply("nothing here", 404) if request["path"].startswith("/static")
                                              else self.step(request))
         self.assertIn("root certificate", str(self.error(self.ask, max_retries=1)))
+        for text in ("", "<html>ž</html>", b"\x30\x82\x05"):
+            self.server.route = lambda request, text=text: (reply(text) if request["path"].startswith("/static")
+                                                            else self.step(request))
+            self.assertIn("root certificate", str(self.error(self.ask, max_retries=1)))
         for url in (self.far.url.replace("127.0.0.1", "localhost"), "https://127.0.0.1:1"):
             self.worker_url = url
             self.error(self.ask, max_retries=1)

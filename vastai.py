@@ -5595,7 +5595,7 @@ def send_once(client: VastAI, ask: Ask) -> Answer:
             raise Unsent(_reason(error), ask.url) from error
         incoming = Incoming(ask)
         try:
-            connection.send(message)
+            whole = connection.send(message)
             while not incoming.done:
                 incoming.feed(connection.receive())
                 if incoming.streamed:
@@ -5610,7 +5610,7 @@ def send_once(client: VastAI, ask: Ask) -> Answer:
             connection.close()
             raise
         else:
-            client.pool.give(connection, incoming.keep)
+            client.pool.give(connection, incoming.keep and whole)
             return answer
 
 
@@ -5842,9 +5842,14 @@ class HttpConnection:
     def __init__(self, place: Place, sock: Any, deadline: float) -> None:
         self.place, self.sock, self.deadline, self.idle_since = place, sock, deadline, 0.0
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> bool:
+        """Did all of it leave?  If not, there may still be an answer, such as "too large"."""
         self.sock.settimeout(seconds_left(self.deadline))
-        self.sock.sendall(data)
+        try:
+            self.sock.sendall(data)
+        except ConnectionError:
+            return False
+        return True
 
     def receive(self) -> bytes:
         """Some bytes; none at the end of the connection."""
@@ -10983,6 +10988,7 @@ def ask_service(
                 break
             failure = refused_error(what, answer, key, kind, lost)
             again = may_pass(answer) and (ask.safe or answer.status_code == 429)
+            again = again and (pause_asked(answer) or 0.0) <= LONGEST_PAUSE
         if not again or count == tries:
             raise failure
         yield min(backoff(count, longest, answer), max(0.0, ask.deadline - time.monotonic()))
@@ -11055,8 +11061,11 @@ class Job:
         except GeneratorExit:  # the driver gives up: cancelled, Ctrl-C
             self.tracker.status = "Cancelled"
             raise
-        except Exception:
+        except Exception as error:
             self.tracker.status = "Errored"
+            if self.lost and isinstance(error, NetworkError):  # the client was closed
+                text = error.msg
+                raise serverless_error(NetworkError, RuntimeError, text, self.lost) from error
             raise
 
     def run(self) -> Steps:
@@ -11163,10 +11172,9 @@ class Job:
         # A try that our own deadline cuts short says less than the one before it.
         if not (self.reason and self.time_is_up()):
             self.reason = f"cannot reach the worker {worker}: {problem}"
+        self.check_time()
         if self.session is not None:
             self.session.open = another = False
-        else:
-            self.check_time()
         if not another:
             error = serverless_error(NetworkError, ConnectionError, self.reason, self.lost)
             raise error from problem
@@ -11363,6 +11371,8 @@ def find_root(worker: Ask, age: float) -> Steps:
         text = answer.text
         if not succeeded(answer):
             raise OSError(f"HTTP {answer.status_code}")
+        if not text.isascii() or "BEGIN CERTIFICATE" not in text:
+            raise ValueError("it is not a certificate")
         tls_context(text)
     except (NoAnswer, OSError, ValueError) as error:
         reason = f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}"
@@ -11620,6 +11630,7 @@ class TimeLimit:
 
         seconds = max(0.0, self.moment - time.monotonic())
         self.task: Any = asyncio.current_task()
+        self.cancelled = getattr(self.task, "cancelling", int)()  # how often, since 3.11
         self.timer = asyncio.get_running_loop().call_later(seconds, self.end)
 
     def end(self) -> None:
@@ -11629,8 +11640,8 @@ class TimeLimit:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.timer.cancel()
         if self.late and kind is not None and kind.__name__ == "CancelledError":
-            uncancel = getattr(self.task, "uncancel", None)  # since 3.11
-            if uncancel is None or not uncancel():  # nobody else has cancelled the task
+            uncancel = getattr(self.task, "uncancel", int)
+            if uncancel() <= self.cancelled:  # nobody else has cancelled the task meanwhile
                 raise TimeoutError("timed out") from None
 
 
@@ -11686,17 +11697,17 @@ class Streams:
         import asyncio
 
         answer: Answer | None = None
-        problem: NoAnswer | None = None
+        problem: Exception | None = None
         try:
             while True:
                 step = steps.throw(problem) if problem else steps.send(answer)
                 answer = problem = None
-                self.check_open()
                 try:
+                    self.check_open()
                     answer = await (
                         self.send(step) if isinstance(step, Ask) else asyncio.sleep(step)
                     )
-                except NoAnswer as error:
+                except (NoAnswer, VastAIError) as error:
                     problem = error
         except StopIteration as end:
             return end.value
@@ -12290,10 +12301,12 @@ class ServerlessClient(Generic[R]):
         import asyncio
 
         opened, self._streams = self._streams, {}
-        for streams in opened.values():
-            streams.close()
-        running = opened.get(asyncio.get_running_loop())
+        running = opened.pop(asyncio.get_running_loop(), None)
+        for loop, streams in opened.items():  # those of other threads, or of loops that are over
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(streams.close)
         if running is not None:
+            running.close()
             await asyncio.gather(*running.tasks, return_exceptions=True)
         await asyncio.sleep(0)  # the event loop closes the sockets in its next round
 
