@@ -56,6 +56,7 @@ import codecs
 import collections
 import contextlib
 import csv
+import dataclasses
 import email.utils
 import faulthandler
 import functools
@@ -10147,6 +10148,9 @@ class TestJobs(ServerlessCase):
                 self.assertEqual(len(self.ask()["response"]), 2000)
 
     def test_what_is_sent(self):
+        self.ask(payload={"half": "\ud800"})
+        self.assertEqual(json.loads(self.sent("/work")[0]["body"])["payload"], {"half": "\ud800"})
+        self.server.requests = []
         self.ask(payload={"text": "ž"}, cost=8)
         (route,), (job,) = self.sent("/route/"), self.sent("/work")
         self.assertEqual(route["headers"]["authorization"], f"Bearer {ENDPOINT_KEY}")
@@ -10307,10 +10311,10 @@ class TestEvents(ServerlessCase):
             events = (await endpoint.request("/work", {}, stream=True, timeout=5))["response"]
             now = time.monotonic
             with mock.patch("time.monotonic", lambda: now() + 9):
-                async for value in events:
-                    self.server.gone.set()
-            return value
-        self.assertEqual(self.program(program), 2)
+                self.assertEqual(await events.__anext__(), 1)
+                self.server.gone.set()
+                return [value async for value in events]
+        self.assertEqual(self.program(program), [2])
 
     def test_hanging_up(self):
         """Whoever does not listen any more closes the connection, which ends the worker's job."""
@@ -10403,6 +10407,26 @@ class TestServerless(ServerlessCase):
         self.program(program)
         self.assertEqual({request["headers"]["authorization"] for request in self.sent("/route/")}, {"Bearer renewed-key"})
 
+    def test_old_endpoint_and_silent_console(self):
+        self.server.route = lambda request: stall if request["path"].startswith("/api/") else self.step(request)
+        grant = {"url": self.server.url}
+
+        async def program(client, endpoint):
+            old = vastai.Endpoint(client, "old", 321, "old-key", None, 1, 2)
+            old.last_refresh -= 3
+            with self.assertRaises(asyncio.TimeoutError):
+                await old.request("/work", {}, timeout=0.2)
+            request = old.request("/work", {})
+            await asyncio.sleep(0.1)
+            request.cancel()
+            await asyncio.wait([request])
+            await asyncio.sleep(0)
+            session = vastai.Session(old, "s-1", 60, None, self.server.url, grant)
+            await session.request("/work", {})  # needs no key
+            return request.status
+        self.assertEqual(self.program(program), "Cancelled")
+        self.assertEqual(self.sent("/route/"), [])
+
     def test_future(self):
         seen, told = [], io.StringIO()
 
@@ -10413,6 +10437,8 @@ class TestServerless(ServerlessCase):
             self.assertTrue(asyncio.isfuture(request))
             self.assertIs(request.then(seen.append), request)
             self.assertEqual(request.status, "New")
+            request.status, request.req_idx = "Mine", 9
+            self.assertEqual((tracker.status, tracker.req_idx), ("Mine", 9))
             await request
             self.router = [reply("no", 404)]
             failed = endpoint.request("/work", {}).then(seen.append)
@@ -10538,17 +10564,43 @@ class TestServerless(ServerlessCase):
         self.assertEqual(len(self.server.requests), 1)
 
     def test_workers(self):
-        answers = [reply([{"id": 5, "status": None, "perf": "1.5"}]), reply({"error_msg": "not ready"}),
-                   reply({"error": "slow down"}, 429)]
+        told = {"error": "slow down", "more": "\u2028" * 2000}
+        answers = [reply([{"id": 5, "status": None, "perf": "1.5", "cur_load": 2}]), reply({"error_msg": "not ready"}),
+                   reply(json.dumps(told, indent=1), 429)]
         self.server.route = lambda request: answers.pop(0)
 
         async def program(client, endpoint):
             workers = [await endpoint.get_workers() for _ in range(2)]
-            with self.assertRaisesRegex(RuntimeError, 'HTTP 429 - {"error": "slow down"}'):
+            with self.assertRaisesRegex(RuntimeError, 'HTTP 429 - {"error": "slow down"') as caught:
                 await endpoint.get_workers()
+            self.assertEqual(json.loads(str(caught.exception).split(" - ", 1)[1]), told)
+            with self.assertRaises(ValueError):
+                await client.get_endpoint_workers("tests")
             return workers
         (worker,), none = self.program(program)
         self.assertEqual((worker.id, worker.status, worker.perf, worker.reqs_working, none), (5, "UNKNOWN", 1.5, 0, []))
+        self.assertRegex(repr(worker), r"^Worker\(id=5, status='UNKNOWN', cur_load=2\.0, ")
+
+    def test_as_the_official_client(self):
+        """What programs of the official client call and read besides."""
+        async def program(client, endpoint):
+            tracker = vastai.RequestStatus()
+            queued = client.queue_endpoint_request(endpoint, "/work", {}, None, tracker, 7, 30, 20, False, 2, False)
+            self.assertEqual((await queued)["response"], {"n": 1})
+            self.assertEqual(tracker.status, "Complete")
+            (found,) = await client.get_endpoints()
+            self.assertEqual((found.data.auto_delete_in_seconds, found.data.auto_delete_due_24h), (None, False))
+            managed = vastai.ManagedEndpoint(321, client)
+            for shown in ("loaded", "lazy"):
+                await managed.request("/work", {}) if shown == "loaded" else managed.invalidate()
+                self.assertEqual(repr(managed), f"<ManagedEndpoint id=321 ({shown})>")
+            self.server.route = lambda request: reply("", 204)
+            await managed.delete()
+            return client.VAST_WEB_URL
+        self.assertEqual(self.program(program), "https://console.vast.ai")
+        self.assertEqual(json.loads(self.sent("/route/")[0]["body"])["cost"], 7)
+        self.assertIs(vastai.Endpoint_, vastai.Endpoint)
+        self.assertEqual(vastai.EndpointConfig("a", max_workers=2).to_dict(), {"endpoint_name": "a", "max_workers": 2})
 
 
 class TestServerlessSessions(ServerlessCase):
@@ -10566,6 +10618,36 @@ class TestServerlessSessions(ServerlessCase):
         self.assertEqual(self.program(program), (True, False))
         self.assertEqual(json.loads(self.sent("/work")[0]["body"])["session_id"], "s-1")
         self.assertEqual((len(self.sent("/route/")), len(self.sent("/session/end"))), (1, 1))
+
+    def test_requests_begin_when_awaited(self):
+        self.worker = [self.MADE, reply({"n": 1})]
+
+        async def program(client, endpoint):
+            session = await endpoint.session()
+            never = session.request("/never", {})
+            task = asyncio.ensure_future(session.request("/never", {}))
+            task.cancel()
+            await session.request("/work", {})
+            never.close()
+            return task.cancelled()
+        self.assertTrue(self.program(program))
+        self.assertEqual(self.sent("/never"), [])
+
+    def test_made_by_hand(self):
+        """Its worker is the one at `url`, whatever the grant says."""
+        grant = {"url": "http://127.0.0.1:1"}
+
+        async def program(client, endpoint):
+            for values in ((None, "s-1", "url"), (endpoint, None, "url"), (endpoint, "s-1", None)):
+                with self.assertRaises(ValueError):
+                    vastai.Session(*values[:2], 60, None, values[2], grant)
+            session = vastai.Session(endpoint, "s-1", 60, None, self.server.url, grant, "/bye", {"a": 1})
+            self.assertEqual((session.on_close_route, session.on_close_payload), ("/bye", {"a": 1}))
+            await session.request("/work", {})
+            await session.close()
+        self.program(program)
+        self.assertEqual(json.loads(self.sent("/work")[0]["body"])["auth_data"], grant)
+        self.assertEqual(len(self.sent("/session/end")), 1)
 
     def test_endings(self):
         for step, kind in ((reply({"error": "gone"}, 410), ValueError), (hang_up, ConnectionError)):
@@ -10601,6 +10683,14 @@ class TestServerlessSessions(ServerlessCase):
             async def program(client, endpoint):
                 return await (await endpoint.session()).is_open()
             self.assertEqual(self.program(program), state)
+        self.worker = [self.MADE, reply("busy", 503), reply({})]
+
+        async def program(client, endpoint):
+            async with await endpoint.session() as session:
+                with self.assertRaisesRegex(Exception, "HTTP 503"):
+                    await session.is_open()
+        self.program(program)
+        self.assertEqual(len(self.sent("/session/end")), 1)
 
 
 class TestServerlessTls(ServerlessCase):
@@ -10721,6 +10811,9 @@ class TestRequest(ServerlessCase):
                 self.assertEqual((told, out, len(self.sent("/work"))), (status, "", tries), err)
         self.router = [reply(WAITING)]
         self.assertEqual(self.tell("--timeout", "0.2")[0], 9)
+        self.server.route = lambda request: stall
+        self.assertEqual(self.tell("--timeout", "0.2")[0], 9)
+        self.server.route = self.step
         self.worker_url, self.router = "http://127.0.0.1:1", [{}]
         self.assertEqual(self.tell("--no-retry")[0], 6)
 
@@ -10876,6 +10969,10 @@ print(vastai.serverless.client.client.Serverless is Serverless, issubclass(Serve
         status = vastai.RequestStatus("Queued", start_time=2)
         self.assertEqual(status, vastai.RequestStatus("Queued", status.create_time, 2))
         self.assertIn("status='Queued'", repr(status))
+        self.assertEqual([field.name for field in dataclasses.fields(status)], list(vars(status)))
+        self.assertEqual(dataclasses.asdict(status), vars(status))
+        config = vastai.EndpointConfig("a", max_workers=2)
+        self.assertEqual(dataclasses.asdict(vastai.EndpointData(1, config, "key"))["config"], vars(config))
         for wrong in (lambda: vastai.RequestStatus(stat=1), lambda: vastai.EndpointConfig(), lambda: vastai.RequestStatus(*range(9))):
             self.assertRaises(TypeError, wrong)
 

@@ -4358,7 +4358,8 @@ def encode_json(body: Any) -> bytes:
     import json
 
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace")  # half a character as its escape
     except (TypeError, ValueError, RecursionError):
         raise UsageError(UNSENDABLE) from None
 
@@ -10854,7 +10855,17 @@ else:
             return vars(self) == vars(other) if type(other) is cls else NotImplemented
 
         cls.__init__, cls.__repr__, cls.__eq__, cls.__hash__ = __init__, __repr__, __eq__, None
+        cls.__dataclass_fields__ = DataclassFields()
         return cls
+
+    class DataclassFields:
+        """What asdict() and fields() of dataclasses look for in a class, made when they do."""
+
+        def __get__(self, instance, cls):
+            from dataclasses import dataclass
+
+            copy = type(cls.__name__, (), dict(vars(cls)))
+            return dataclass(copy).__dataclass_fields__
 
 
 def serverless_error(
@@ -10884,6 +10895,8 @@ def refused_error(
     lost: str = "",
 ) -> VastAIError:
     """The error of an answer that is of no use.  Programs look for its `HTTP N - BODY`."""
+    import json
+
     families = {401: AuthError, 403: AuthError, 404: NotFoundError, 410: NotFoundError}
     family: type[VastAIError] = families.get(answer.status_code, VastAIError)
     answer.secrets = [key] if key else []
@@ -10891,6 +10904,9 @@ def refused_error(
     if answer.status_code == 429:
         family, details["retry_after"] = RateLimitError, pause_asked(answer)
     words = printable(redact_text(answer.text[:2000], answer.secrets).strip(), 512)
+    body = parse_object(answer)
+    if body is not None and len(answer.content) < LONGEST_TEXT:  # programs parse it
+        words = json.dumps(redact_value(body, answer.secrets))
     status = "unusable answer" if succeeded(answer) else f"HTTP {answer.status_code}"
     return serverless_error(family, kind, f"{what}: {status} - {words}", lost, **details)
 
@@ -10997,23 +11013,33 @@ def ask_service(
     return answer
 
 
-def ask_console(what: str, url: str, key: str, method: str = "GET", body: Any = None) -> Steps:
+def ask_console(
+    what: str,
+    url: str,
+    key: str,
+    method: str = "GET",
+    body: Any = None,
+    deadline: float = FOREVER,
+) -> Steps:
     """Yields a request to the console or the router; returns the JSON object of the answer."""
-    ask = Ask(url, None if body is None else encode_json(body), method, key, CONSOLE_LIMIT)
+    data = None if body is None else encode_json(body)
+    ask = Ask(url, data, method, key, CONSOLE_LIMIT, deadline)
     ask.safe = method != "POST" or url.endswith("/update_workers/")
     answer = yield from ask_service(what, ask, key)
+    if method == "DELETE" and not answer.content:
+        return {}
     result = parse_body(answer)
     if not isinstance(result, dict) or result.get("success") is False:
         raise refused_error(what, answer, key, Exception)
     return result
 
 
-def find_endpoints(console: str, key: str) -> Steps:
+def find_endpoints(console: str, key: str, deadline: float = FOREVER) -> Steps:
     """Yields what to ask the console; returns the rows of the account's endpoints, keys
     included.
     """
-    what = "cannot list the endpoints"
-    result = yield from ask_console(what, f"{console}/api/v0/endptjobs/?client_id=me", key)
+    what, url = "cannot list the endpoints", f"{console}/api/v0/endptjobs/?client_id=me"
+    result = yield from ask_console(what, url, key, deadline=deadline)
     rows = result.get("results")
     if as_rows(rows) != rows:
         text = f"{what}: the answer has no list 'results'"
@@ -11028,7 +11054,8 @@ class Job:
     `endpoint` has a name and an api_key.  `timeout` bounds all of it, `worker_timeout` one try of a
     worker (seconds; None is unlimited); `max_retries` counts all tries.  With a `session` the job
     goes to the session's worker and no other.  `warn` is called with a sentence when a job whose
-    outcome is unknown is about to be repeated.
+    outcome is unknown is about to be repeated.  `refresh` begins to renew the endpoint's key if
+    that is old, and returns the task that has to be waited for, or None.
     """
 
     endpoint: Any
@@ -11046,6 +11073,7 @@ class Job:
     root_url: str = ROOT_URL
     longest_pause: float = 5.0
     warn: Callable[[str], object] = lambda text: None
+    refresh: Callable[[], Any] = lambda: None
     deadline: float = FOREVER
     number: int = 0  # the router's number for this request; it stays the same over all tries
     reason: str = ""  # why no worker has taken the job yet
@@ -11055,7 +11083,7 @@ class Job:
     def steps(self) -> Steps:
         """Yields Asks and pauses; returns the worker's answer as the official client's dict."""
         if self.timeout is not None:
-            self.deadline = time.monotonic() + self.timeout
+            self.deadline = min(self.deadline, time.monotonic() + self.timeout)
         try:
             return (yield from self.run())
         except GeneratorExit:  # the driver gives up: cancelled, Ctrl-C
@@ -11078,7 +11106,7 @@ class Job:
             self.tracker.status = "Queued"
             self.check_time()
             grant = yield from self.find_worker()
-            worker = as_text(grant.get("url"))
+            worker = as_text(self.session.url if self.session else grant.get("url"))
             self.tracker.status, self.tracker.start_time = "In Progress", time.time()
             tries += 1
             another = self.max_retries is None or tries < self.max_retries
@@ -11109,6 +11137,9 @@ class Job:
         if fixed:
             self.number = 1
             return {"request_idx": 1, "url": fixed}
+        refreshing = self.refresh()
+        while refreshing and not refreshing.done():
+            yield from self.sleep(0.02)
         polls = 0
         while True:
             grant = yield from self.ask_router()
@@ -11134,14 +11165,9 @@ class Job:
         ask = Ask(
             f"{self.router}/route/", encode_json(body), "POST", key, ROUTE_LIMIT, self.deadline
         )
-        try:
-            answer = yield from ask_service(
-                what, ask, key, RuntimeError, longest=self.longest_pause, lost=self.lost
-            )
-        except VastAIError as error:
-            self.reason = self.reason or error.msg
-            self.check_time()
-            raise
+        answer = yield from self.in_time(
+            ask_service(what, ask, key, RuntimeError, longest=self.longest_pause, lost=self.lost)
+        )
         grant = parse_body(answer)
         url = as_dict(grant).get("url")
         usable = not url or (isinstance(url, str) and url.startswith(("http://", "https://")))
@@ -11152,6 +11178,17 @@ class Job:
             status = printable(as_text(grant.get("status")), 200)
             self.reason = f"the router: {status or 'no worker'}"
         return grant
+
+    def in_time(self, steps: Steps) -> Steps:
+        """Yields and returns what the steps do.  If they fail and the time of the whole request is
+        up, that is the error.
+        """
+        try:
+            return (yield from steps)
+        except VastAIError as error:
+            self.reason = self.reason or error.msg
+            self.check_time()
+            raise
 
     def ask_worker(self, worker: str, grant: Row) -> Ask:
         """The job.  The grant goes as it came, since its signature is checked; no key goes
@@ -11466,12 +11503,14 @@ def run_request(call: Call) -> Any:
         announce_ask(call, ask)
         return send_once(client, ask)
 
-    rows = drive(find_endpoints(console, client.api_key or ""), send)
-    endpoint = choose_endpoint(rows, call["endpoint"])
-    call.secrets = [*client.secrets, endpoint.api_key]
-    job = Job(endpoint, call["route"], payload, console, warn=call.warn, tracker=RequestStatus())
+    job = Job(None, call["route"], payload, console, warn=call.warn, tracker=RequestStatus())
     for name in ("cost", "stream", "timeout", "worker_timeout", "max_retries"):
         setattr(job, name, call[name])
+    if job.timeout is not None:
+        job.deadline = time.monotonic() + job.timeout
+    finding = find_endpoints(console, client.api_key or "", job.deadline)
+    job.endpoint = choose_endpoint(drive(job.in_time(finding), send), call["endpoint"])
+    call.secrets = [*client.secrets, job.endpoint.api_key]
     job.retry = call.params.get("retry", True) and not call.params.get("no_retry", False)
     if console == SERVER:
         job.router = SERVERLESS
@@ -11790,9 +11829,7 @@ class Streams:
             # of a request that was answered early, the rest may still be on its way
             keep = keep and not (self.closed or connection.transport.get_write_buffer_size())
             if keep:
-                connection.timer = self.loop.call_later(
-                    connection.IDLE, self.pool.drop, connection
-                )
+                connection.timer = self.loop.call_later(connection.IDLE, self.pool.drop, connection)
             self.pool.give(connection, keep)
 
     async def connect(self, place: Place, ends: float) -> Connection:
@@ -11862,6 +11899,12 @@ def make_request_class() -> type[ServerlessRequest]:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.tracker, name)
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in RequestStatus.__annotations__:
+                setattr(self.tracker, name, value)
+            else:
+                super().__setattr__(name, value)
+
         def then(self, callback: Callable[[Row], object]) -> Any:
             """Calls `callback` with the result; an error is printed."""
 
@@ -11881,8 +11924,14 @@ def make_request_class() -> type[ServerlessRequest]:
     return made
 
 
+class Settings:
+    def to_dict(self) -> Row:
+        """What is set, for the service."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 @record
-class EndpointConfig:
+class EndpointConfig(Settings):
     """The settings of an endpoint; the service has its own for those that are None."""
 
     endpoint_name: str
@@ -11900,7 +11949,7 @@ class EndpointConfig:
 
 
 @record
-class WorkergroupConfig:
+class WorkergroupConfig(Settings):
     """The settings of a workergroup; it needs an endpoint and a template."""
 
     search_params: str | dict[str, Any] = ""
@@ -11927,6 +11976,8 @@ class EndpointData:
     api_key: str
     user_id: int = 0
     created_at: float = 0.0
+    auto_delete_in_seconds: float | None = None
+    auto_delete_due_24h: bool = False
 
     @property
     def name(self) -> str:
@@ -11943,7 +11994,8 @@ def read_endpoint(row: Row) -> EndpointData:
             raise serverless_error(VastAIError, KeyError, text)
     known = EndpointConfig.__annotations__
     config = EndpointConfig(**{name: row[name] for name in known if name in row})
-    return EndpointData(row["id"], config, row["api_key"], row["user_id"], row["created_at"])
+    own = {name: row[name] for name in EndpointData.__annotations__ if name in row}
+    return EndpointData(**{**own, "config": config})
 
 
 @record
@@ -11966,10 +12018,14 @@ class ServerlessWorker:
     started_at: float = 0.0
 
 
+ServerlessWorker.__name__ = ServerlessWorker.__qualname__ = "Worker"  # the official name
+
+
 def read_worker(row: Row) -> ServerlessWorker:
     """A worker from the router's row."""
     names = list(ServerlessWorker.__annotations__)[2:]
-    numbers: Row = {name: as_number(row.get(name)) or 0 for name in names}
+    numbers: Row = {name: float(as_number(row.get(name)) or 0) for name in names}
+    numbers["reqs_working"] = int(numbers["reqs_working"])
     id, status = as_whole(row.get("id")) or 0, as_text(row.get("status"))
     return ServerlessWorker(id, status or "UNKNOWN", **numbers)
 
@@ -11987,6 +12043,8 @@ class Endpoint(Generic[R]):
         id: int | None = None,
         api_key: str | None = None,
         data: EndpointData | None = None,
+        soft_refresh_threshold: float = 3 * DAY,
+        hard_refresh_threshold: float = 6 * DAY,
     ) -> None:
         if client is None:
             raise ValueError("an Endpoint needs a client")
@@ -11995,6 +12053,8 @@ class Endpoint(Generic[R]):
                 raise ValueError("an Endpoint needs data, or a name, an id and an api_key")
             data = EndpointData(id, EndpointConfig(name), api_key)
         self.client = client
+        self.soft_refresh_threshold = soft_refresh_threshold
+        self.hard_refresh_threshold = hard_refresh_threshold
         self.refreshing: Any = None
         self.use(data)
 
@@ -12006,17 +12066,16 @@ class Endpoint(Generic[R]):
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} (id={self.id})>"
 
-    async def refresh_if_old(self) -> None:
+    def refresh_if_old(self) -> Any:
         """The key of an endpoint may change: fetches data of 3 days again in the background, and
-        waits for it after 6 days.
+        returns the task that does, to be waited for, after 6 days.
         """
         import asyncio
 
         age = time.time() - self.last_refresh
-        if age > 3 * DAY and self.refreshing is None:
+        if age > self.soft_refresh_threshold and self.refreshing is None:
             self.refreshing = asyncio.ensure_future(self.refresh())
-        if age > 6 * DAY:
-            await asyncio.shield(self.refreshing)
+        return self.refreshing if age > self.hard_refresh_threshold else None
 
     async def refresh(self) -> None:
         try:
@@ -12060,11 +12119,11 @@ class Endpoint(Generic[R]):
             session,
             serverless_request,
             cost,
-            retry=retry,
-            stream=stream,
-            timeout=timeout,
-            worker_timeout=worker_timeout,
-            max_retries=max_retries,
+            timeout,
+            worker_timeout,
+            retry,
+            max_retries,
+            stream,
         )
 
     async def session(
@@ -12091,12 +12150,21 @@ class Endpoint(Generic[R]):
             status = "no session_id" if result["ok"] else f"HTTP {result['status']}"
             text = f"cannot create a session: {status} - {result['text'][:512]}"
             raise serverless_error(VastAIError, Exception, text)
-        url, grant = result["url"], result["auth_data"]
-        return Session(self, made["session_id"], lifetime, made.get("expiration"), url, grant)
+        return Session(
+            self,
+            made["session_id"],
+            lifetime,
+            made.get("expiration"),
+            result["url"],
+            result["auth_data"],
+            on_close_route,
+            on_close_payload,
+        )
 
     async def get_session(self, session_id: str, session_auth: Row, timeout: float = 10) -> Session:
         """A session that was created earlier, by its id and `auth_data`."""
-        answer = await self.client.ask_session("get", session_id, session_auth, timeout)
+        url = as_text(as_dict(session_auth).get("url"))
+        answer = await self.client.ask_session("get", url, session_id, session_auth, timeout)
         grant = as_dict(answer.get("auth_data"))
         if not grant:
             text = f"session {session_id}: the answer has no 'auth_data'"
@@ -12107,6 +12175,9 @@ class Endpoint(Generic[R]):
     async def get_workers(self) -> list[ServerlessWorker]:
         """The endpoint's workers; none while they are not ready to be asked for."""
         return await self.client.get_endpoint_workers(self)
+
+
+Endpoint_ = Endpoint  # as the official package has it
 
 
 class Session:
@@ -12123,9 +12194,14 @@ class Session:
         expiration: Any,
         url: str,
         auth_data: Row,
+        on_close_route: str | None = None,
+        on_close_payload: Row | None = None,
     ) -> None:
+        if endpoint is None or session_id is None or url is None:
+            raise ValueError("a Session needs an endpoint, a session_id and a url")
         self.endpoint, self.session_id, self.lifetime = endpoint, session_id, lifetime
         self.expiration, self.url, self.auth_data = expiration, url, auth_data
+        self.on_close_route, self.on_close_payload = on_close_route, on_close_payload
         self.open = True
 
     async def __aenter__(self) -> Session:
@@ -12135,16 +12211,19 @@ class Session:
         await self.close()
 
     async def ask(self, verb: str) -> None:
-        await self.endpoint.client.ask_session(verb, self.session_id, self.auth_data, 10)
+        client = self.endpoint.client
+        await client.ask_session(verb, self.url, self.session_id, self.auth_data, 10)
 
     async def is_open(self) -> bool:
-        """Asks the worker."""
+        """Asks the worker.  Raises if it cannot tell now."""
         try:
             await self.ask("get")
             self.open = True
         except TimeoutError:
             raise
-        except VastAIError:
+        except VastAIError as error:
+            if error.response and may_pass(error.response):
+                raise
             self.open = False
         return self.open
 
@@ -12167,21 +12246,22 @@ class Session:
         stream: bool = False,
         **limits: Any,
     ) -> Coroutine[Any, Any, Row]:
-        """As Endpoint.request(), to the session's worker.  Raises ValueError if it is closed."""
+        """As Endpoint.request(), to the session's worker, once it is awaited.  Raises ValueError if
+        the session is closed.
+        """
         self.check_open()
         tracker = serverless_request
-        return self.finish(
-            self.endpoint.request(
+
+        async def finish() -> Row:
+            result: Row = await self.endpoint.request(
                 route, payload, tracker, cost, retry, stream, session=self, **limits
             )
-        )
+            if result["status"] == 410:
+                self.open = False
+                self.check_open()
+            return result
 
-    async def finish(self, request: Awaitable[Row]) -> Row:
-        result = await request
-        if result["status"] == 410:
-            self.open = False
-            self.check_open()
-        return result
+        return finish()
 
     def check_open(self) -> None:
         if not self.open:
@@ -12219,6 +12299,13 @@ class ManagedEndpoint(Generic[R]):
     async def delete(self) -> None:
         await self.client.delete_endpoint(self.id)
 
+    def invalidate(self) -> None:
+        """The next request fetches the data again."""
+        self.endpoint = None
+
+    def __repr__(self) -> str:
+        return f"<ManagedEndpoint id={self.id} ({'loaded' if self.endpoint else 'lazy'})>"
+
 
 class ServerlessClient(Generic[R]):
     """What `Serverless` and `CoroutineServerless` have in common: endpoints, workers, connections.
@@ -12234,7 +12321,7 @@ class ServerlessClient(Generic[R]):
         max_poll_interval: seconds between two questions to the router, at most.
     """
 
-    SSL_CERT_URL = ROOT_URL
+    SSL_CERT_URL, VAST_WEB_URL = ROOT_URL, SERVER
 
     def __init__(
         self,
@@ -12327,6 +12414,8 @@ class ServerlessClient(Generic[R]):
         """An endpoint's workers; none while they are not ready to be asked for.  The service allows
         about one call a second.
         """
+        if not isinstance(endpoint, Endpoint):
+            raise ValueError(f"expected an Endpoint, not {short_repr(endpoint)}")
         what, key = f"cannot list the workers of endpoint {endpoint.name}", self.api_key
         body = encode_json({"id": endpoint.id, "api_key": key})
         ask = Ask(f"{self.autoscaler_url}/get_endpoint_workers/", body, limit=CONSOLE_LIMIT)
@@ -12339,12 +12428,14 @@ class ServerlessClient(Generic[R]):
             raise refused_error(what, answer, key)
         return [read_worker(row) for row in rows]
 
-    async def ask_session(self, verb: str, session_id: str, grant: Row, timeout: float) -> Row:
-        """The JSON object that a session's worker answers to /session/VERB."""
-        url = as_text(as_dict(grant).get("url")).rstrip("/")
+    async def ask_session(
+        self, verb: str, url: str, session_id: str, grant: Row, timeout: float
+    ) -> Row:
+        """The JSON object that a session's worker at `url` answers to /session/VERB."""
         if not url:
             raise ValueError("expected the auth_data of a session, which has a url")
         body = encode_json({"session_id": session_id, "session_auth": grant})
+        url = url.rstrip("/")
         ask = Ask(f"{url}/session/{verb}", body, limit=timeout, root_url=self.SSL_CERT_URL)
         steps = ask_service(f"session {session_id}", ask, self.api_key, tries=1)
         return as_dict(parse_object(await self.streams().drive(steps)))
@@ -12386,16 +12477,16 @@ class ServerlessClient(Generic[R]):
         result: Row = await self.streams().drive(steps)
         return result
 
-    async def manage(self, verb: str, thing: str, id: int | None = None, config: Any = None) -> Row:
-        """The console's answer.  Of a `config` only what is set is sent."""
+    async def manage(
+        self, verb: str, thing: str, id: int | None = None, config: Settings | None = None
+    ) -> Row:
+        """The console's answer."""
         method = {"create": "POST", "delete": "DELETE"}.get(verb, "GET")
         path = {"endpoint": "endptjobs/", "workergroup": "workergroups/"}[thing]
         url = f"{self.vast_web_url}/api/v0/{path}"
-        body = None
+        body = None if config is None else config.to_dict()
         if id is not None:
             url += f"{id}/"
-        if config is not None:
-            body = {name: value for name, value in vars(config).items() if value is not None}
         steps = ask_console(f"cannot {verb} the {thing}", url, self.api_key, method, body)
         result: Row = await self.streams().drive(steps)
         return result
@@ -12416,14 +12507,20 @@ class ServerlessClient(Generic[R]):
         session: Session | None = None,
         serverless_request: Tracker = None,
         cost: float = 100,
-        **options: Any,
+        timeout: float | None = None,
+        worker_timeout: float | None = 600,
+        retry: bool = True,
+        max_retries: int | None = None,
+        stream: bool = False,
     ) -> R:
         """Endpoint.request() under its other name."""
         tracker = getattr(serverless_request, "tracker", serverless_request)
-        job = Job(endpoint, worker_route, worker_payload, self.autoscaler_url, cost, **options)
+        job = Job(endpoint, worker_route, worker_payload, self.autoscaler_url, cost, stream)
+        job.timeout, job.worker_timeout = timeout, worker_timeout
+        job.retry, job.max_retries = retry, max_retries
         job.session, job.tracker = session, tracker or RequestStatus()
         job.root_url, job.longest_pause = self.SSL_CERT_URL, self.max_poll_interval
-        job.warn = self.log
+        job.warn, job.refresh = self.log, endpoint.refresh_if_old
         return self.begin(job, serverless_request)
 
     if TYPE_CHECKING:
@@ -12432,7 +12529,6 @@ class ServerlessClient(Generic[R]):
 
     async def run(self, job: Job) -> Row:
         """A worker's answer."""
-        await job.endpoint.refresh_if_old()
         result: Row = await self.streams().drive(job.steps())
         self.latencies.append(result["latency"])
         return result
