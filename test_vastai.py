@@ -10835,6 +10835,19 @@ class TestRequest(ServerlessCase):
             self.assertEqual(route["headers"]["authorization"], f"Bearer {ENDPOINT_KEY}")
             self.assertNotIn("authorization", job["headers"])
 
+    def test_stdin(self):
+        """It is UTF-8 with or without a byte-order mark, whatever the terminal's encoding."""
+        for mark in (b"", codecs.BOM_UTF8):
+            self.server.requests = []
+            with tempfile.TemporaryFile() as file:
+                file.write(mark + '{"a": "ž"}'.encode())
+                file.seek(0)
+                ended = self.run_process("request", "321", "work", "-", "--url", self.server.url, stdin=file,
+                                         env={"PYTHONIOENCODING": "cp1252"})
+            self.assertEqual(ended.returncode, 0, ended.stderr)
+            (job,) = self.sent("/work")
+            self.assertEqual(json.loads(job["body"])["payload"], {"a": "ž"})
+
     def test_shapes(self):
         chat = {"choices": [{"message": {"content": "Hello"}}]}
         events = [{"choices": [{"delta": {"content": text}}]} for text in ("Hel", "lo")]
@@ -10845,10 +10858,18 @@ class TestRequest(ServerlessCase):
                 (chunked(*map(event, events)), ["--stream", "--text"], "Hello\n"),
                 (chunked(event(1), b"data: [DONE]\n\n"), ["--stream", "--raw"], "[\n 1\n]\n"),
                 (reply([{"a": 1}, {"a": 2}]), ["--format", "jsonl"], '{"a": 1}\n{"a": 2}\n'),
+                (reply([1, {"a": 2}]), ["--format", "jsonl"], '{"response": 1}\n{"a": 2}\n'),
+                (reply("null"), ["--format", "csv"], 'response\n""\n'), (reply("null"), ["--raw"], "null\n"),
+                (reply(b"\x00\xff", Content_Type="image/png"), ["--format", "tsv"], "response\nAP8=\n"),
                 (reply(""), [], "null\n"), (reply({"id": 1}), ["--quiet"], '{\n "id": 1\n}\n'),
                 (reply(b"\x00\xff", Content_Type="image/png"), ["--raw"], '"AP8="\n')):
             self.worker = [step]
             self.assertEqual(self.tell(*words), (0, out, ""))
+        self.worker = [reply(b'{"a": NaN}')]
+        for words in (["--raw"], ["--format", "jsonl"]):
+            status, out, err = self.tell(*words)
+            self.assertEqual((status, out), (1, ""))
+            self.assertIn("NaN", err)
 
     def test_media(self):
         media = b"\x89PNG\xff\x00"
@@ -10881,13 +10902,16 @@ class TestRequest(ServerlessCase):
     def test_events_as_they_come(self):
         """Each event is printed when it comes; Ctrl-C closes the worker's connection."""
         self.worker = [until_gone(chunked(event(1), event(2), end=False))]
-        process = self.start_process("request", "tests", "/work", "--stream", "--url", self.server.url, "--api-key", KEY)
-        self.assertEqual([process.stdout.readline() for _ in range(2)], [b"1\n", b"2\n"])
-        process.send_signal(signal.SIGINT)
-        self.assertTrue(self.server.gone.wait(5))
-        self.assertEqual((process.wait(5), process.stdout.read(), process.stderr.read()), (130, b"", b""))
-        process.stdout.close()
-        process.stderr.close()
+        for words in ([], ["--format", "jsonl"]):
+            self.server.gone.clear()
+            process = self.start_process("request", "tests", "/work", "--stream", "--url", self.server.url, "--api-key", KEY,
+                                         *words)
+            self.assertEqual([process.stdout.readline() for _ in range(2)], [b"1\n", b"2\n"])
+            process.send_signal(signal.SIGINT)
+            self.assertTrue(self.server.gone.wait(5))
+            self.assertEqual((process.wait(5), process.stdout.read(), process.stderr.read()), (130, b"", b""))
+            process.stdout.close()
+            process.stderr.close()
 
     def test_events_that_end_early(self):
         self.worker = [cut(chunked(event(1), end=False))]

@@ -11541,9 +11541,12 @@ def read_payload(call: Call) -> Row:
     payload: Row = {}
     if given != ["stdin"]:
         return call[given[0]] if given else payload
+    # not in the terminal's encoding; what a program put in its place may have no buffer
+    source: Any = getattr(sys.stdin, "buffer", sys.stdin)
+    data = source.read() if source else ""
     try:
-        payload = OBJECT.convert(sys.stdin.read() if sys.stdin else "")
-    except ValueError:
+        payload = OBJECT.convert(decode_file(data) if isinstance(data, bytes) else data)
+    except (ValueError, RecursionError):
         raise UsageError("expected a JSON object on stdin") from None
     return payload
 
@@ -11614,18 +11617,30 @@ def completion_text(event: Any) -> str:
 
 
 def document_response(call: Call, response: Any) -> Any:
-    """A response as one JSON document: media in base64, events in a list."""
+    """A response as one JSON document: media in base64, events in a list.  Raises VastAIError for
+    NaN, which is no JSON.
+    """
+    import json
+
     if isinstance(response, bytes):
         from base64 import b64encode
 
         return b64encode(response).decode()
-    return list(response) if call["stream"] else response
+    document = list(response) if call["stream"] else response
+    try:
+        json.dumps(document, allow_nan=False)
+    except ValueError:
+        text = "the response has NaN or infinite numbers, which JSON does not know"
+        hint = "The job was done.  Without --raw and --format the response is printed as it came."
+        raise VastAIError(text, hint=hint) from None
+    return document
 
 
 def response_rows(call: Call, response: Any) -> list[Row]:
-    """The objects of a response, for csv and the like."""
+    """A response for csv and the like: its objects, and what is none as one with that member."""
     found = document_response(call, response)
-    return as_rows(found if isinstance(found, list) else [found])
+    parts = found if isinstance(found, list) else [found]
+    return [part if isinstance(part, dict) else {"response": part} for part in parts]
 
 
 def free_name(route: str, subtype: str) -> str:
@@ -13607,15 +13622,17 @@ def present(call: Call, result: Any) -> None:
     """Prints what a command returned, in the shape that was asked for; remarks go to stderr."""
     row, view = call.row, call.view
     plain = not view.fields
+    is_response = row.show and row.returns == "any"  # of a worker
     # What a reader asked for: a log, help, the answer of a worker.
-    is_text = isinstance(result, str) or row.text or (row.show and row.returns == "any")
+    is_text = isinstance(result, str) or row.text or is_response
+    events = view.format == "jsonl" and call.params.get("stream")  # a line each, as they come
     if view.quiet and not is_text:
         write_out(format_ids(call, result))
-    elif row.show and plain and view.format == "table":
+    elif row.show and plain and (view.format == "table" or events):
         row.show(call, result)
     elif isinstance(result, str):
         write_text(call, result)
-    elif result is None or (plain and view.format == "table"):
+    elif (result is None and not is_response) or (plain and view.format == "table"):
         present_table(call, result)
     elif plain and view.format == "json":
         document = row.document(call, result) if row.document else result
