@@ -10757,6 +10757,10 @@ class TestServerlessTls(ServerlessCase):
         with mock.patch.dict(os.environ, HTTP_PROXY=address):
             self.error(self.ask, timeout=0.1)
         self.assertEqual(proxy.requests[-1]["target"], self.server.url + "/route/")
+        vastai._roots.clear()
+        os.unlink(self.cache)
+        with mock.patch.dict(os.environ, HTTPS_PROXY="socks5://127.0.0.1:1"):
+            self.assertIn("SOCKS", str(self.error(self.ask, timeout=5)))
 
     def test_silent_proxy(self):
         """The program's end does not wait for a proxy longer than the request did."""

@@ -5638,7 +5638,7 @@ def _reason(error: BaseException) -> str:
 TOO_LARGE = f"an answer of more than {LARGEST_ANSWER >> 20} MB"
 
 
-def unzip(content: bytes, left: int) -> tuple[bytes, str]:
+def unzip(content: bytes, left: int = LARGEST_ANSWER) -> tuple[bytes, str]:
     """A gzip body unpacked to at most so many bytes, and why it cannot be used, or "".  Raises
     ConnectionError if it is cut.
     """
@@ -11411,6 +11411,8 @@ def find_root(worker: Ask, age: float) -> Steps:
         if not text.isascii() or "BEGIN CERTIFICATE" not in text:
             raise ValueError("it is not a certificate")
         tls_context(text)
+    except VastAIError:  # a proxy that cannot be used, a client that was closed
+        raise
     except (NoAnswer, OSError, ValueError) as error:
         reason = f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}"
         raise Unsent(reason, url) from error
@@ -11940,8 +11942,10 @@ def make_request_class() -> type[ServerlessRequest]:
 
 
 class Settings:
+    """What an endpoint or a workergroup is created with."""
+
     def to_dict(self) -> Row:
-        """What is set, for the service."""
+        """What is not None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -12082,8 +12086,8 @@ class Endpoint(Generic[R]):
         return f"<Endpoint {self.name} (id={self.id})>"
 
     def refresh_if_old(self) -> Any:
-        """The key of an endpoint may change: fetches data of 3 days again in the background, and
-        returns the task that does, to be waited for, after 6 days.
+        """The key of an endpoint may change: fetches the data again in the background once it is
+        old.  Returns the task that does, if it has to be waited for.
         """
         import asyncio
 
