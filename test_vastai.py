@@ -56,6 +56,7 @@ import codecs
 import collections
 import contextlib
 import csv
+import dataclasses
 import email.utils
 import faulthandler
 import functools
@@ -10214,6 +10215,32 @@ def until_gone(data):
     return step
 
 
+def in_two_parts(data):
+    """Sends the last 20 bytes of this after `gone`."""
+    def step(faulty, sock, request):
+        sock.sendall(data[:-20])
+        faulty.gone.wait(5)
+        sock.sendall(data[-20:])
+        return True
+    return step
+
+
+class Hasty(Faulty):
+    """Answers as soon as the headers have come, and leaves the body where it is."""
+
+    def __init__(self, *steps):
+        super().__init__(*steps)
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # it does not grow
+    def read(self, file):
+        lines = []
+        while lines[-1:] not in ([b"\r\n"], [b""]):
+            lines.append(file.readline())
+        return super().read(io.BytesIO(b"".join(lines)))
+
+
+LARGE = {"a": "x" * 8_000_000}  # more than all buffers between client and server hold
+
+
 class ServerlessCase(FaultCase):
     """One server that is console, router and worker; `router` and `worker` are the steps of those two."""
 
@@ -10346,7 +10373,8 @@ class TestJobs(ServerlessCase):
                 (b'{"a": "\xc5\xbe"}', "application/json", {"a": "ž"}, '{"a": "ž"}'), (b"[1]", None, [1], "[1]"),
                 (b"", None, None, ""), (b"\xe9", "text/plain; charset=latin-1", "é", "é"), (b"[1]", "text/plain", [1], "[1]"),
                 (b"{no", "text/plain", "{no", "{no"), (b"\x89PNG\xff", "image/png", b"\x89PNG\xff", ""),
-                (b' {"a": 1}', "application/octet-stream", {"a": 1}, ""), (b"NaN", "application/json; x", None, "NaN")):
+                (b' {"a": 1}', "application/octet-stream", {"a": 1}, ""), (b"NaN", "application/json; x", None, "NaN"),
+                (b"\xe9", "text/plain; charset=idna", "\ufffd", "\ufffd")):
             self.worker = [reply(body, Content_Type=kind)]
             answer = self.ask()
             if body != b"NaN":
@@ -10354,8 +10382,16 @@ class TestJobs(ServerlessCase):
             self.assertEqual((answer["text"], answer["content_type"]), (text, (kind or "").partition(";")[0]))
         self.worker = [reply(gzip.compress(b'{"z": 1}'), Content_Encoding="gzip")]
         self.assertEqual(self.ask()["response"], {"z": 1})
+        with mock.patch("vastai.LARGEST_ANSWER", 1000):  # of the service, not of a worker
+            for options in ({}, {"Content_Encoding": "gzip"}):
+                text = b" " * 2000
+                self.worker = [reply(gzip.compress(text) if options else text, Content_Type="text/plain", **options)]
+                self.assertEqual(len(self.ask()["response"]), 2000)
 
     def test_what_is_sent(self):
+        self.ask(payload={"half": "\ud800"})
+        self.assertEqual(json.loads(self.sent("/work")[0]["body"])["payload"], {"half": "\ud800"})
+        self.server.requests = []
         self.ask(payload={"text": "ž"}, cost=8)
         (route,), (job,) = self.sent("/route/"), self.sent("/work")
         self.assertEqual(route["headers"]["authorization"], f"Bearer {ENDPOINT_KEY}")
@@ -10386,6 +10422,53 @@ class TestJobs(ServerlessCase):
             return before
         self.assertEqual(self.program(program), 1)
         self.assertEqual(len(self.sent("/work")), 4)
+
+    def test_late_answers(self):
+        """What comes on an idle connection is not the answer to the next job."""
+        over = threading.Event()
+
+        def twice(faulty, sock, request):
+            sock.sendall(reply({"n": 1}))
+            over.wait(5)
+            sock.sendall(reply({"n": "late"}))
+            over.clear()
+            return True
+        self.worker = [twice, reply({"n": 2})]
+
+        async def program(client, endpoint):
+            await endpoint.request("/work", {})
+            over.set()
+            while over.is_set():
+                await asyncio.sleep(0.01)
+            return (await endpoint.request("/work", {}))["response"]
+        self.assertEqual(self.program(program), {"n": 2})
+
+    def test_early_answers(self):
+        """An answer that comes before the whole job has left is one; that connection is not used again."""
+        async def program(client, endpoint):
+            return [(await endpoint.request("/work", payload, retry=False))["status"] for payload in (LARGE, {})]
+        for step in (stuck(reply("too large", 413)), cut(reply("too large", 413))):
+            hasty = Hasty(step)
+            self.addCleanup(hasty.__exit__)
+            self.worker_url = hasty.url
+            self.assertEqual(self.program(program), [413, 413])
+        error = self.error(self.client(self.server).request, "tests", "/work", LARGE, retry=False)
+        self.assertEqual(error.status, 413)
+
+    def test_connections_end(self):
+        """A connection that is not kept is gone at once, and a kept one after a while."""
+        async def program(client, endpoint):
+            await endpoint.request("/work", {})
+            gc.collect()
+            alive = [one for one in gc.get_objects() if isinstance(one, vastai.Connection)]
+            self.assertNotIn(self.server.port, [one.place.port for one in alive])
+            self.worker = [reply({"n": 1})]
+            with mock.patch("vastai.Connection.IDLE", 0.05):
+                await endpoint.request("/work", {})
+            while any(client.streams().pool.idle.values()):
+                await asyncio.sleep(0.01)
+        self.worker = [reply({"n": 1}, Connection="close")]
+        self.program(program)
 
 
 class TestRouter(ServerlessCase):
@@ -10435,15 +10518,19 @@ class TestEvents(ServerlessCase):
     def test_events(self):
         whole = b": hello\r\nevent: x\r\n" + event(EVENTS[0]) + b"data: {broken\n\n" + event(EVENTS[1]) + b"data: [DONE]\n\n"
         lines = "\n".join(map(json.dumps, EVENTS)).encode()  # the last one without a newline
+        members = b"".join(map(gzip.compress, lines.splitlines(True)))
         for answer in (chunked(whole), chunked(*(whole[at:at + 1] for at in range(len(whole)))), chunked(lines),
-                       reply(lines), chunked(gzip.compress(lines), Content_Encoding="gzip")):
+                       reply(lines), chunked(gzip.compress(lines), Content_Encoding="gzip"),
+                       *(chunked(*pieces, Content_Encoding="gzip") for pieces in ([members], [members[:9], members[9:]]))):
             self.worker = [answer]
             self.assertEqual(self.listen(), EVENTS)
         self.worker = [cut(b"HTTP/1.0 200 OK\r\n\r\n" + lines)]  # up to the end of the connection
         self.assertEqual(self.listen(), EVENTS)
 
     def test_cut(self):
-        for step in (cut(chunked(event(1), end=False)), cut(reply(event(1), Content_Length=99))):
+        packed = gzip.compress(event(1) + b"2")
+        for step in (cut(chunked(event(1), end=False)), cut(reply(event(1), Content_Length=99)),
+                     *(chunked(packed[:end], Content_Encoding="gzip") for end in (5, -9, -1))):
             self.worker = [step]
             error = self.error(self.listen)
             self.assertIsInstance(error, ConnectionError)
@@ -10455,7 +10542,20 @@ class TestEvents(ServerlessCase):
             self.worker = [stuck(data)]
             self.assertIsInstance(self.error(self.listen, **options), asyncio.TimeoutError)
         self.worker = [trickle(chunked(*map(event, range(9))), 0.001)]
-        self.assertEqual(self.listen(timeout=0.3), list(range(9)))  # the time ends with the first piece
+        self.assertEqual(self.listen(timeout=5), list(range(9)))
+
+    def test_first_piece(self):
+        """It ends the request's time also if it comes together with the headers."""
+        self.worker = [in_two_parts(chunked(event(1), event(2)))]
+
+        async def program(client, endpoint):
+            events = (await endpoint.request("/work", {}, stream=True, timeout=5))["response"]
+            now = time.monotonic
+            with mock.patch("time.monotonic", lambda: now() + 9):
+                self.assertEqual(await events.__anext__(), 1)
+                self.server.gone.set()
+                return [value async for value in events]
+        self.assertEqual(self.program(program), [2])
 
     def test_hanging_up(self):
         """Whoever does not listen any more closes the connection, which ends the worker's job."""
@@ -10505,11 +10605,14 @@ class TestEvents(ServerlessCase):
 
         async def closed_under_a_coroutine(client, endpoint):
             client = vastai.CoroutineServerless(KEY, autoscaler_url=self.server.url)
+            self.server.requests = []
             task = asyncio.ensure_future(client.queue_endpoint_request(endpoint, "/work", {}))
-            await asyncio.sleep(0.1)
+            while not self.sent("/work"):
+                await asyncio.sleep(0.01)
             await client.close()
-            with self.assertRaises(RuntimeError):
+            with self.assertRaises(RuntimeError) as caught:
                 await asyncio.wait_for(task, 4)
+            self.assertIsInstance(caught.exception, vastai.OutcomeUnknownError)
             await self.hung_up()
 
         for program in (closed, forgotten, never_read, left):
@@ -10545,6 +10648,26 @@ class TestServerless(ServerlessCase):
         self.program(program)
         self.assertEqual({request["headers"]["authorization"] for request in self.sent("/route/")}, {"Bearer renewed-key"})
 
+    def test_old_endpoint_and_silent_console(self):
+        self.server.route = lambda request: stall if request["path"].startswith("/api/") else self.step(request)
+        grant = {"url": self.server.url}
+
+        async def program(client, endpoint):
+            old = vastai.Endpoint(client, "old", 321, "old-key", None, 1, 2)
+            old.last_refresh -= 3
+            with self.assertRaises(asyncio.TimeoutError):
+                await old.request("/work", {}, timeout=0.2)
+            request = old.request("/work", {})
+            await asyncio.sleep(0.1)
+            request.cancel()
+            await asyncio.wait([request])
+            await asyncio.sleep(0)
+            session = vastai.Session(old, "s-1", 60, None, self.server.url, grant)
+            await session.request("/work", {})  # needs no key
+            return request.status
+        self.assertEqual(self.program(program), "Cancelled")
+        self.assertEqual(self.sent("/route/"), [])
+
     def test_future(self):
         seen, told = [], io.StringIO()
 
@@ -10555,6 +10678,8 @@ class TestServerless(ServerlessCase):
             self.assertTrue(asyncio.isfuture(request))
             self.assertIs(request.then(seen.append), request)
             self.assertEqual(request.status, "New")
+            request.status, request.req_idx = "Mine", 9
+            self.assertEqual((tracker.status, tracker.req_idx), ("Mine", 9))
             await request
             self.router = [reply("no", 404)]
             failed = endpoint.request("/work", {}).then(seen.append)
@@ -10581,6 +10706,8 @@ class TestServerless(ServerlessCase):
             failed = await asyncio.gather(*waiting, return_exceptions=True)
             return [answer["ok"] for answer in answers], {type(error).__name__ for error in failed}
         self.assertEqual(self.program(program, connection_limit=2), ([True] * 12, {"TimeoutError"}))
+        self.worker = [reply({"n": 1})]
+        self.assertTrue(self.program(lambda client, endpoint: endpoint.request("/work", {}), connection_limit=0)["ok"])
 
     def test_two_loops(self):
         client = vastai.Serverless(KEY, autoscaler_url=self.server.url)
@@ -10596,6 +10723,63 @@ class TestServerless(ServerlessCase):
             asyncio.run(client.close())
             self.assertFalse(client.is_open())
             gc.collect()  # the sockets of loops that ended without closing the client
+
+    def test_other_loops(self):
+        """close() ends also what runs in the loops of other threads, and passes over a loop that is closed."""
+        self.worker = [lambda faulty, sock, request: faulty.over.wait(30)]
+        ended = threading.Event()
+
+        async def begin():
+            request = endpoint.request("/work", {})
+            while not self.sent("/work"):
+                await asyncio.sleep(0.01)
+            return request
+
+        async def whole():
+            await asyncio.wait([await begin()])
+            ended.set()
+
+        def close():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                asyncio.run(client.close())
+                gc.collect()
+        client = vastai.Serverless(KEY, autoscaler_url=self.server.url)
+        endpoint = vastai.Endpoint(client, "tests", 321, ENDPOINT_KEY)
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)  # "Task was destroyed but it is pending!"
+        loop.run_until_complete(begin())
+        loop.close()
+        close()
+        self.server.requests = []
+        threading.Thread(target=asyncio.run, args=(whole(),), daemon=True).start()
+        while not self.sent("/work"):
+            time.sleep(0.01)
+        time.sleep(0.1)  # until nothing but the answer wakes that loop
+        close()
+        self.assertTrue(ended.wait(10))
+
+    def test_time_in_a_task_that_was_cancelled(self):
+        """A task that has survived a cancellation learns that its time is over by TimeoutError."""
+        self.worker = [stall]
+
+        async def stubborn(endpoint):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(9)
+            await endpoint.request("/work", {}, timeout=0.2)
+
+        async def program(client, endpoint):
+            task = asyncio.ensure_future(stubborn(endpoint))
+            await asyncio.sleep(0)
+            task.cancel()
+            await task
+        self.assertIsInstance(self.error(self.program, program, "CoroutineServerless"), asyncio.TimeoutError)
+
+    def test_long_pauses(self):
+        """A service that asks for more than a minute is not waited for."""
+        self.server.route = lambda request: reply("slow down", 429, Retry_After="3600")
+        error = self.error(self.program, lambda client, endpoint: client.get_endpoints())
+        self.assertEqual((error.retry_after, len(self.server.requests)), (3600, 1))
 
     def test_keys(self):
         with self.assertRaisesRegex(AttributeError, "API key"):
@@ -10621,17 +10805,43 @@ class TestServerless(ServerlessCase):
         self.assertEqual(len(self.server.requests), 1)
 
     def test_workers(self):
-        answers = [reply([{"id": 5, "status": None, "perf": "1.5"}]), reply({"error_msg": "not ready"}),
-                   reply({"error": "slow down"}, 429)]
+        told = {"error": "slow down", "more": "\u2028" * 2000}
+        answers = [reply([{"id": 5, "status": None, "perf": "1.5", "cur_load": 2}]), reply({"error_msg": "not ready"}),
+                   reply(json.dumps(told, indent=1), 429)]
         self.server.route = lambda request: answers.pop(0)
 
         async def program(client, endpoint):
             workers = [await endpoint.get_workers() for _ in range(2)]
-            with self.assertRaisesRegex(RuntimeError, 'HTTP 429 - {"error": "slow down"}'):
+            with self.assertRaisesRegex(RuntimeError, 'HTTP 429 - {"error": "slow down"') as caught:
                 await endpoint.get_workers()
+            self.assertEqual(json.loads(str(caught.exception).split(" - ", 1)[1]), told)
+            with self.assertRaises(ValueError):
+                await client.get_endpoint_workers("tests")
             return workers
         (worker,), none = self.program(program)
         self.assertEqual((worker.id, worker.status, worker.perf, worker.reqs_working, none), (5, "UNKNOWN", 1.5, 0, []))
+        self.assertRegex(repr(worker), r"^Worker\(id=5, status='UNKNOWN', cur_load=2\.0, ")
+
+    def test_as_the_official_client(self):
+        """What programs of the official client call and read besides."""
+        async def program(client, endpoint):
+            tracker = vastai.RequestStatus()
+            queued = client.queue_endpoint_request(endpoint, "/work", {}, None, tracker, 7, 30, 20, False, 2, False)
+            self.assertEqual((await queued)["response"], {"n": 1})
+            self.assertEqual(tracker.status, "Complete")
+            (found,) = await client.get_endpoints()
+            self.assertEqual((found.data.auto_delete_in_seconds, found.data.auto_delete_due_24h), (None, False))
+            managed = vastai.ManagedEndpoint(321, client)
+            for shown in ("loaded", "lazy"):
+                await managed.request("/work", {}) if shown == "loaded" else managed.invalidate()
+                self.assertEqual(repr(managed), f"<ManagedEndpoint id=321 ({shown})>")
+            self.server.route = lambda request: reply("", 204)
+            await managed.delete()
+            return client.VAST_WEB_URL
+        self.assertEqual(self.program(program), "https://console.vast.ai")
+        self.assertEqual(json.loads(self.sent("/route/")[0]["body"])["cost"], 7)
+        self.assertIs(vastai.Endpoint_, vastai.Endpoint)
+        self.assertEqual(vastai.EndpointConfig("a", max_workers=2).to_dict(), {"endpoint_name": "a", "max_workers": 2})
 
 
 class TestServerlessSessions(ServerlessCase):
@@ -10650,6 +10860,36 @@ class TestServerlessSessions(ServerlessCase):
         self.assertEqual(json.loads(self.sent("/work")[0]["body"])["session_id"], "s-1")
         self.assertEqual((len(self.sent("/route/")), len(self.sent("/session/end"))), (1, 1))
 
+    def test_requests_begin_when_awaited(self):
+        self.worker = [self.MADE, reply({"n": 1})]
+
+        async def program(client, endpoint):
+            session = await endpoint.session()
+            never = session.request("/never", {})
+            task = asyncio.ensure_future(session.request("/never", {}))
+            task.cancel()
+            await session.request("/work", {})
+            never.close()
+            return task.cancelled()
+        self.assertTrue(self.program(program))
+        self.assertEqual(self.sent("/never"), [])
+
+    def test_made_by_hand(self):
+        """Its worker is the one at `url`, whatever the grant says."""
+        grant = {"url": "http://127.0.0.1:1"}
+
+        async def program(client, endpoint):
+            for values in ((None, "s-1", "url"), (endpoint, None, "url"), (endpoint, "s-1", None)):
+                with self.assertRaises(ValueError):
+                    vastai.Session(*values[:2], 60, None, values[2], grant)
+            session = vastai.Session(endpoint, "s-1", 60, None, self.server.url, grant, "/bye", {"a": 1})
+            self.assertEqual((session.on_close_route, session.on_close_payload), ("/bye", {"a": 1}))
+            await session.request("/work", {})
+            await session.close()
+        self.program(program)
+        self.assertEqual(json.loads(self.sent("/work")[0]["body"])["auth_data"], grant)
+        self.assertEqual(len(self.sent("/session/end")), 1)
+
     def test_endings(self):
         for step, kind in ((reply({"error": "gone"}, 410), ValueError), (hang_up, ConnectionError)):
             self.worker, self.server.requests = [self.MADE, step], []
@@ -10662,6 +10902,21 @@ class TestServerlessSessions(ServerlessCase):
             self.assertFalse(self.program(program))
             self.assertEqual(len(self.sent("/work")), 1)
 
+    def test_waiting_for_a_connection(self):
+        """That no connection was free in time says nothing about the session."""
+        self.worker = [self.MADE, stall]
+
+        async def program(client, endpoint):
+            session = await endpoint.session()
+            other = endpoint.request("/work", {})
+            while not self.sent("/work"):
+                await asyncio.sleep(0.01)
+            with self.assertRaises(asyncio.TimeoutError):
+                await session.request("/work", {}, timeout=0.2)
+            other.cancel()
+            return session.open
+        self.assertTrue(self.program(program, connection_limit=1))
+
     def test_is_open(self):
         for step, state in ((reply({"auth_data": {}}), True), (reply({"error": "no session"}, 400), False), (hang_up, False)):
             self.worker = [self.MADE, step]
@@ -10669,6 +10924,14 @@ class TestServerlessSessions(ServerlessCase):
             async def program(client, endpoint):
                 return await (await endpoint.session()).is_open()
             self.assertEqual(self.program(program), state)
+        self.worker = [self.MADE, reply("busy", 503), reply({})]
+
+        async def program(client, endpoint):
+            async with await endpoint.session() as session:
+                with self.assertRaisesRegex(Exception, "HTTP 503"):
+                    await session.is_open()
+        self.program(program)
+        self.assertEqual(len(self.sent("/session/end")), 1)
 
 
 class TestServerlessTls(ServerlessCase):
@@ -10714,6 +10977,10 @@ class TestServerlessTls(ServerlessCase):
         self.server.route = lambda request: (reply("nothing here", 404) if request["path"].startswith("/static")
                                              else self.step(request))
         self.assertIn("root certificate", str(self.error(self.ask, max_retries=1)))
+        for text in ("", "<html>ž</html>", b"\x30\x82\x05"):
+            self.server.route = lambda request, text=text: (reply(text) if request["path"].startswith("/static")
+                                                            else self.step(request))
+            self.assertIn("root certificate", str(self.error(self.ask, max_retries=1)))
         for url in (self.far.url.replace("127.0.0.1", "localhost"), "https://127.0.0.1:1"):
             self.worker_url = url
             self.error(self.ask, max_retries=1)
@@ -10731,6 +10998,18 @@ class TestServerlessTls(ServerlessCase):
         with mock.patch.dict(os.environ, HTTP_PROXY=address):
             self.error(self.ask, timeout=0.5)
         self.assertEqual(proxy.requests[-1]["target"], self.server.url + "/route/")
+        vastai._roots.clear()
+        os.unlink(self.cache)
+        with mock.patch.dict(os.environ, HTTPS_PROXY="socks5://127.0.0.1:1"):
+            self.assertIn("SOCKS", str(self.error(self.ask, timeout=5)))
+
+    def test_silent_proxy(self):
+        """The program's end does not wait for a proxy longer than the request did."""
+        proxy = self.serve(lambda faulty, sock, request: faulty.over.wait(30))
+        started = time.monotonic()
+        with mock.patch.dict(os.environ, HTTPS_PROXY=proxy.url):
+            self.assertIsInstance(self.error(self.ask, timeout=0.5), vastai.WaitTimeoutError)
+        self.assertLess(time.monotonic() - started, 15)
 
 
 class TestRequest(ServerlessCase):
@@ -10777,6 +11056,9 @@ class TestRequest(ServerlessCase):
                 self.assertEqual((told, out, len(self.sent("/work"))), (status, "", tries), err)
         self.router = [reply(WAITING)]
         self.assertEqual(self.tell("--timeout", "0.2")[0], 9)
+        self.server.route = lambda request: stall
+        self.assertEqual(self.tell("--timeout", "0.2")[0], 9)
+        self.server.route = self.step
         self.worker_url, self.router = "http://127.0.0.1:1", [{}]
         self.assertEqual(self.tell("--no-retry")[0], 6)
 
@@ -10798,6 +11080,19 @@ class TestRequest(ServerlessCase):
             self.assertEqual(route["headers"]["authorization"], f"Bearer {ENDPOINT_KEY}")
             self.assertNotIn("authorization", job["headers"])
 
+    def test_stdin(self):
+        """It is UTF-8 with or without a byte-order mark, whatever the terminal's encoding."""
+        for mark in (b"", codecs.BOM_UTF8):
+            self.server.requests = []
+            with tempfile.TemporaryFile() as file:
+                file.write(mark + '{"a": "ž"}'.encode())
+                file.seek(0)
+                ended = self.run_process("request", "321", "work", "-", "--url", self.server.url, stdin=file,
+                                         env={"PYTHONIOENCODING": "cp1252"})
+            self.assertEqual(ended.returncode, 0, ended.stderr)
+            (job,) = self.sent("/work")
+            self.assertEqual(json.loads(job["body"])["payload"], {"a": "ž"})
+
     def test_shapes(self):
         chat = {"choices": [{"message": {"content": "Hello"}}]}
         events = [{"choices": [{"delta": {"content": text}}]} for text in ("Hel", "lo")]
@@ -10808,10 +11103,18 @@ class TestRequest(ServerlessCase):
                 (chunked(*map(event, events)), ["--stream", "--text"], "Hello\n"),
                 (chunked(event(1), b"data: [DONE]\n\n"), ["--stream", "--raw"], "[\n 1\n]\n"),
                 (reply([{"a": 1}, {"a": 2}]), ["--format", "jsonl"], '{"a": 1}\n{"a": 2}\n'),
+                (reply([1, {"a": 2}]), ["--format", "jsonl"], '{"response": 1}\n{"a": 2}\n'),
+                (reply("null"), ["--format", "csv"], 'response\n""\n'), (reply("null"), ["--raw"], "null\n"),
+                (reply(b"\x00\xff", Content_Type="image/png"), ["--format", "tsv"], "response\nAP8=\n"),
                 (reply(""), [], "null\n"), (reply({"id": 1}), ["--quiet"], '{\n "id": 1\n}\n'),
                 (reply(b"\x00\xff", Content_Type="image/png"), ["--raw"], '"AP8="\n')):
             self.worker = [step]
             self.assertEqual(self.tell(*words), (0, out, ""))
+        self.worker = [reply(b'{"a": NaN}')]
+        for words in (["--raw"], ["--format", "jsonl"]):
+            status, out, err = self.tell(*words)
+            self.assertEqual((status, out), (1, ""))
+            self.assertIn("NaN", err)
 
     def test_media(self):
         media = b"\x89PNG\xff\x00"
@@ -10844,13 +11147,16 @@ class TestRequest(ServerlessCase):
     def test_events_as_they_come(self):
         """Each event is printed when it comes; Ctrl-C closes the worker's connection."""
         self.worker = [until_gone(chunked(event(1), event(2), end=False))]
-        process = self.start_process("request", "tests", "/work", "--stream", "--url", self.server.url, "--api-key", KEY)
-        self.assertEqual([process.stdout.readline() for _ in range(2)], [b"1\n", b"2\n"])
-        process.send_signal(signal.SIGINT)
-        self.assertTrue(self.server.gone.wait(5))
-        self.assertEqual((process.wait(5), process.stdout.read(), process.stderr.read()), (130, b"", b""))
-        process.stdout.close()
-        process.stderr.close()
+        for words in ([], ["--format", "jsonl"]):
+            self.server.gone.clear()
+            process = self.start_process("request", "tests", "/work", "--stream", "--url", self.server.url, "--api-key", KEY,
+                                         *words)
+            self.assertEqual([process.stdout.readline() for _ in range(2)], [b"1\n", b"2\n"])
+            process.send_signal(signal.SIGINT)
+            self.assertTrue(self.server.gone.wait(5))
+            self.assertEqual((process.wait(5), process.stdout.read(), process.stderr.read()), (130, b"", b""))
+            process.stdout.close()
+            process.stderr.close()
 
     def test_events_that_end_early(self):
         self.worker = [cut(chunked(event(1), end=False))]
@@ -10866,6 +11172,20 @@ class TestRequest(ServerlessCase):
         self.assertEqual(next(events), 1)
         events.close()
         self.assertTrue(self.server.gone.wait(2))
+        self.server.gone.clear()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ResourceWarning)
+            vastai.VastAI(KEY, self.server.url).request("tests", "/work", {}, stream=True)  # and never read
+            gc.collect()
+        self.assertNotIn("raddr", str([str(warning.message) for warning in told]))
+        self.assertTrue(self.server.gone.wait(2))
+        self.server.gone.clear()
+        self.worker, now = [in_two_parts(chunked(event(1), event(2)))], time.monotonic
+        events = self.ask(stream=True, timeout=5)
+        with mock.patch("time.monotonic", lambda: now() + 9):
+            self.assertEqual(next(events), 1)
+            self.server.gone.set()
+            self.assertEqual(list(events), [2])
         for step, options in ((cut(chunked(event(1), end=False)), {}), (stuck(chunked(event(1), end=False)), {"worker_timeout": 0.2}),
                               (stuck(chunked(end=False)), {"timeout": 0.2})):
             self.worker = [step]
@@ -10918,6 +11238,10 @@ print(vastai.serverless.client.client.Serverless is Serverless, issubclass(Serve
         status = vastai.RequestStatus("Queued", start_time=2)
         self.assertEqual(status, vastai.RequestStatus("Queued", status.create_time, 2))
         self.assertIn("status='Queued'", repr(status))
+        self.assertEqual([field.name for field in dataclasses.fields(status)], list(vars(status)))
+        self.assertEqual(dataclasses.asdict(status), vars(status))
+        config = vastai.EndpointConfig("a", max_workers=2)
+        self.assertEqual(dataclasses.asdict(vastai.EndpointData(1, config, "key"))["config"], vars(config))
         for wrong in (lambda: vastai.RequestStatus(stat=1), lambda: vastai.EndpointConfig(), lambda: vastai.RequestStatus(*range(9))):
             self.assertRaises(TypeError, wrong)
 

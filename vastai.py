@@ -4766,7 +4766,8 @@ def encode_json(body: Any) -> bytes:
     import json
 
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace")  # half a character as its escape
     except (TypeError, ValueError, RecursionError):
         raise UsageError(UNSENDABLE) from None
 
@@ -6025,7 +6026,7 @@ def send_once(client: VastAI, ask: Ask) -> Answer:
             raise Unsent(_reason(error), ask.url) from error
         incoming = Incoming(ask)
         try:
-            connection.send(message)
+            whole = connection.send(message)
             while not incoming.done:
                 incoming.feed(connection.receive())
                 if incoming.streamed:
@@ -6040,7 +6041,7 @@ def send_once(client: VastAI, ask: Ask) -> Answer:
             connection.close()
             raise
         else:
-            client.pool.give(connection, incoming.keep)
+            client.pool.give(connection, incoming.keep and whole)
             return answer
 
 
@@ -6067,13 +6068,13 @@ def _reason(error: BaseException) -> str:
 TOO_LARGE = f"an answer of more than {LARGEST_ANSWER >> 20} MB"
 
 
-def unzip(content: bytes) -> tuple[bytes, str]:
-    """A gzip body unpacked, and why it cannot be used, or "".  Raises ConnectionError if it is
-    cut.
+def unzip(content: bytes, left: int = LARGEST_ANSWER) -> tuple[bytes, str]:
+    """A gzip body unpacked to at most so many bytes, and why it cannot be used, or "".  Raises
+    ConnectionError if it is cut.
     """
     import zlib
 
-    parts, left = [], LARGEST_ANSWER
+    parts = []
     while content[:2] == b"\x1f\x8b":  # a body may have several members
         member = zlib.decompressobj(31)
         try:
@@ -6107,12 +6108,15 @@ class Incoming:
     however they are cut.
 
     `status` and `headers` are there once the head has come (0 before), `parts` is the content so
-    far, `done` says that all has come, and `keep` that the connection may then be used again.
+    far, `begun` says that some of it has come, `done` that all has, and `keep` that the connection
+    may then be used again.
     """
 
     def __init__(self, ask: Ask) -> None:
         self.ask, self.status, self.headers = ask, 0, Headers()
-        self.keep = self.done = self.chunked = self.streamed = False
+        self.keep = self.begun = self.done = self.chunked = self.streamed = False
+        # what a worker makes may be large
+        self.most = sys.maxsize if ask.root_url else LARGEST_ANSWER
         self.parts: list[bytes] = []
         self.fault = ""  # why the content cannot be used
         self.size = 0  # bytes of the content, those of the chunk or body that has begun included
@@ -6139,8 +6143,7 @@ class Incoming:
         else:
             self.buffer = self.buffer[self.take_content(0) :]
             self.done = self.left == 0
-        endless = self.streamed or self.ask.root_url  # what a worker makes may be large
-        if self.size > LARGEST_ANSWER and not endless:
+        if self.size > self.most and not self.streamed:
             self.fault, self.parts, self.done, self.keep = TOO_LARGE, [], True, False
         if self.done and self.buffer:
             self.keep = False
@@ -6202,6 +6205,7 @@ class Incoming:
             self.left -= end - at
         if end > at:
             self.parts.append(self.buffer[at:end])
+            self.begun = True
         return end
 
     def take_chunks(self) -> None:
@@ -6228,6 +6232,12 @@ class Incoming:
         if len(self.buffer) > 1 << 16 and not self.done:
             raise ConnectionError("the answer has a line without an end")
 
+    def piece_ends(self) -> float:
+        """The moment of time.monotonic() at which the next piece of a stream must be here.  The
+        deadline of its request is over with the first one.
+        """
+        return time.monotonic() + self.ask.limit if self.begun else self.ask.ends()
+
     @property
     def zipped(self) -> bool:
         return bool(self.headers.get("Content-Encoding", "").strip().lower() == "gzip")
@@ -6238,7 +6248,7 @@ class Incoming:
         """
         content, fault = b"".join(self.parts), self.fault
         if self.zipped and not fault and events is None:
-            content, fault = unzip(content)
+            content, fault = unzip(content, self.most)
         return Answer(self.status, self.headers, content, self.ask.url, fault, events)
 
 
@@ -6261,9 +6271,14 @@ class HttpConnection:
     def __init__(self, place: Place, sock: Any, deadline: float) -> None:
         self.place, self.sock, self.deadline, self.idle_since = place, sock, deadline, 0.0
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> bool:
+        """Did all of it leave?  If not, there may still be an answer, such as "too large"."""
         self.sock.settimeout(seconds_left(self.deadline))
-        self.sock.sendall(data)
+        try:
+            self.sock.sendall(data)
+        except ConnectionError:
+            return False
+        return True
 
     def receive(self) -> bytes:
         """Some bytes; none at the end of the connection."""
@@ -6276,6 +6291,9 @@ class HttpConnection:
 
     def close(self) -> None:
         self.sock.close()
+
+    def __del__(self) -> None:  # of a stream that nobody has begun to read
+        self.close()
 
 
 def is_quiet(sock: Any) -> bool:
@@ -6388,6 +6406,14 @@ class Pool:
                 if len(waiting) < self.most:
                     waiting.append(connection)
                     return
+        connection.close()
+
+    def drop(self, connection: Any) -> None:
+        """Closes a connection that has waited long enough."""
+        with self.lock:
+            waiting = self.idle.get(connection.place, [])
+            if connection in waiting:
+                waiting.remove(connection)
         connection.close()
 
     def close(self) -> None:
@@ -11331,7 +11357,17 @@ else:
             return vars(self) == vars(other) if type(other) is cls else NotImplemented
 
         cls.__init__, cls.__repr__, cls.__eq__, cls.__hash__ = __init__, __repr__, __eq__, None
+        cls.__dataclass_fields__ = DataclassFields()
         return cls
+
+    class DataclassFields:
+        """What asdict() and fields() of dataclasses look for in a class, made when they do."""
+
+        def __get__(self, instance, cls):
+            from dataclasses import dataclass
+
+            copy = type(cls.__name__, (), dict(vars(cls)))
+            return dataclass(copy).__dataclass_fields__
 
 
 def serverless_error(
@@ -11361,6 +11397,8 @@ def refused_error(
     lost: str = "",
 ) -> VastAIError:
     """The error of an answer that is of no use.  Programs look for its `HTTP N - BODY`."""
+    import json
+
     families = {401: AuthError, 403: AuthError, 404: NotFoundError, 410: NotFoundError}
     family: type[VastAIError] = families.get(answer.status_code, VastAIError)
     answer.secrets = [key] if key else []
@@ -11368,6 +11406,9 @@ def refused_error(
     if answer.status_code == 429:
         family, details["retry_after"] = RateLimitError, pause_asked(answer)
     words = printable(redact_text(answer.text[:2000], answer.secrets).strip(), 512)
+    body = parse_object(answer)
+    if body is not None and len(answer.content) < LONGEST_TEXT:  # programs parse it
+        words = json.dumps(redact_value(body, answer.secrets))
     status = "unusable answer" if succeeded(answer) else f"HTTP {answer.status_code}"
     return serverless_error(family, kind, f"{what}: {status} - {words}", lost, **details)
 
@@ -11460,6 +11501,7 @@ def ask_service(
                 break
             failure = refused_error(what, answer, key, kind, lost)
             again = may_pass(answer.status_code) and (ask.safe or answer.status_code == 429)
+            again = again and (pause_asked(answer) or 0.0) <= LONGEST_PAUSE
         if not again or count == tries:
             raise failure
         yield min(backoff(count, longest, answer), max(0.0, ask.deadline - time.monotonic()))
@@ -11468,23 +11510,33 @@ def ask_service(
     return answer
 
 
-def ask_console(what: str, url: str, key: str, method: str = "GET", body: Any = None) -> Steps:
+def ask_console(
+    what: str,
+    url: str,
+    key: str,
+    method: str = "GET",
+    body: Any = None,
+    deadline: float = FOREVER,
+) -> Steps:
     """Yields a request to the console or the router; returns the JSON object of the answer."""
-    ask = Ask(url, None if body is None else encode_json(body), method, key, CONSOLE_LIMIT)
+    data = None if body is None else encode_json(body)
+    ask = Ask(url, data, method, key, CONSOLE_LIMIT, deadline)
     ask.safe = method != "POST" or url.endswith("/update_workers/")
     answer = yield from ask_service(what, ask, key)
+    if method == "DELETE" and not answer.content:
+        return {}
     result = parse_body(answer)
     if not isinstance(result, dict) or result.get("success") is False:
         raise refused_error(what, answer, key, Exception)
     return result
 
 
-def find_endpoints(console: str, key: str) -> Steps:
+def find_endpoints(console: str, key: str, deadline: float = FOREVER) -> Steps:
     """Yields what to ask the console; returns the rows of the account's endpoints, keys
     included.
     """
-    what = "cannot list the endpoints"
-    result = yield from ask_console(what, f"{console}/api/v0/endptjobs/?client_id=me", key)
+    what, url = "cannot list the endpoints", f"{console}/api/v0/endptjobs/?client_id=me"
+    result = yield from ask_console(what, url, key, deadline=deadline)
     rows = result.get("results")
     if as_rows(rows) != rows:
         text = f"{what}: the answer has no list 'results'"
@@ -11499,7 +11551,8 @@ class Job:
     `endpoint` has a name and an api_key.  `timeout` bounds all of it, `worker_timeout` one try of a
     worker (seconds; None is unlimited); `max_retries` counts all tries.  With a `session` the job
     goes to the session's worker and no other.  `warn` is called with a sentence when a job whose
-    outcome is unknown is about to be repeated.
+    outcome is unknown is about to be repeated.  `refresh` begins to renew the endpoint's key if
+    that is old, and returns the task that has to be waited for, or None.
     """
 
     endpoint: Any
@@ -11517,6 +11570,7 @@ class Job:
     root_url: str = ROOT_URL
     longest_pause: float = 5.0
     warn: Callable[[str], object] = lambda text: None
+    refresh: Callable[[], Any] = lambda: None
     deadline: float = FOREVER
     number: int = 0  # the router's number for this request; it stays the same over all tries
     reason: str = ""  # why no worker has taken the job yet
@@ -11526,14 +11580,17 @@ class Job:
     def steps(self) -> Steps:
         """Yields Asks and pauses; returns the worker's answer as the official client's dict."""
         if self.timeout is not None:
-            self.deadline = time.monotonic() + self.timeout
+            self.deadline = min(self.deadline, time.monotonic() + self.timeout)
         try:
             return (yield from self.run())
         except GeneratorExit:  # the driver gives up: cancelled, Ctrl-C
             self.tracker.status = "Cancelled"
             raise
-        except Exception:
+        except Exception as error:
             self.tracker.status = "Errored"
+            if self.lost and isinstance(error, NetworkError):  # the client was closed
+                text = error.msg
+                raise serverless_error(NetworkError, RuntimeError, text, self.lost) from error
             raise
 
     def run(self) -> Steps:
@@ -11546,7 +11603,7 @@ class Job:
             self.tracker.status = "Queued"
             self.check_time()
             grant = yield from self.find_worker()
-            worker = as_text(grant.get("url"))
+            worker = as_text(self.session.url if self.session else grant.get("url"))
             self.tracker.status, self.tracker.start_time = "In Progress", time.time()
             tries += 1
             another = self.max_retries is None or tries < self.max_retries
@@ -11577,6 +11634,9 @@ class Job:
         if fixed:
             self.number = 1
             return {"request_idx": 1, "url": fixed}
+        refreshing = self.refresh()
+        while refreshing and not refreshing.done():
+            yield from self.sleep(0.02)
         polls = 0
         while True:
             grant = yield from self.ask_router()
@@ -11602,14 +11662,9 @@ class Job:
         ask = Ask(
             f"{self.router}/route/", encode_json(body), "POST", key, ROUTE_LIMIT, self.deadline
         )
-        try:
-            answer = yield from ask_service(
-                what, ask, key, RuntimeError, longest=self.longest_pause, lost=self.lost
-            )
-        except VastAIError as error:
-            self.reason = self.reason or error.msg
-            self.check_time()
-            raise
+        answer = yield from self.in_time(
+            ask_service(what, ask, key, RuntimeError, longest=self.longest_pause, lost=self.lost)
+        )
         grant = parse_body(answer)
         url = as_dict(grant).get("url")
         usable = not url or (isinstance(url, str) and url.startswith(("http://", "https://")))
@@ -11620,6 +11675,17 @@ class Job:
             status = printable(as_text(grant.get("status")), 200)
             self.reason = f"the router: {status or 'no worker'}"
         return grant
+
+    def in_time(self, steps: Steps) -> Steps:
+        """Yields and returns what the steps do.  If they fail and the time of the whole request is
+        up, that is the error.
+        """
+        try:
+            return (yield from steps)
+        except VastAIError as error:
+            self.reason = self.reason or error.msg
+            self.check_time()
+            raise
 
     def ask_worker(self, worker: str, grant: Row) -> Ask:
         """The job.  The grant goes as it came, since its signature is checked; no key goes
@@ -11640,10 +11706,9 @@ class Job:
         # A try that our own deadline cuts short says less than the one before it.
         if not (self.reason and self.time_is_up()):
             self.reason = f"cannot reach the worker {worker}: {problem}"
+        self.check_time()
         if self.session is not None:
             self.session.open = another = False
-        else:
-            self.check_time()
         if not another:
             error = serverless_error(NetworkError, ConnectionError, self.reason, self.lost)
             raise error from problem
@@ -11749,7 +11814,7 @@ def decode_text(answer: Answer) -> str:
     name = name.partition(";")[0].strip(" \"'")
     try:
         return answer.text if name in ("", "utf-8") else answer.content.decode(name, "replace")
-    except LookupError:
+    except (LookupError, ValueError):  # idna knows no "replace"
         return answer.text
 
 
@@ -11777,17 +11842,23 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
     import json
     import zlib
 
-    unzip = zlib.decompressobj(31) if incoming.zipped else None
+    member = zlib.decompressobj(31)
     rest, done = b"", False
     while not done:
         done = incoming.done
         data, incoming.parts = b"".join(incoming.parts), []
-        try:
-            data = unzip.decompress(data) if unzip else data
-        except zlib.error:
-            raise ConnectionError("the answer is not gzip") from None
+        if incoming.zipped:
+            packed, data = data, b""
+            while packed:  # there may be several members
+                member = zlib.decompressobj(31) if member.eof else member
+                try:
+                    data += member.decompress(packed)
+                except zlib.error:
+                    raise ConnectionError("the answer is not gzip") from None
+                packed = member.unused_data
+        cut = done and incoming.zipped and incoming.begun and not member.eof
         lines = (rest + data).split(b"\n")
-        rest = b"" if done else lines.pop()
+        rest = b"" if done and not cut else lines.pop()
         if len(rest) > LARGEST_ANSWER:
             raise ConnectionError(TOO_LARGE)
         events = []
@@ -11801,6 +11872,8 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
             except (ValueError, RecursionError):
                 continue
         yield events
+        if cut:
+            raise ConnectionError(CUT)
 
 
 def stream_error(problem: BaseException) -> VastAIError:
@@ -11832,7 +11905,11 @@ def find_root(worker: Ask, age: float) -> Steps:
         text = answer.text
         if not succeeded(answer):
             raise OSError(f"HTTP {answer.status_code}")
+        if not text.isascii() or "BEGIN CERTIFICATE" not in text:
+            raise ValueError("it is not a certificate")
         tls_context(text)
+    except VastAIError:  # a proxy that cannot be used, a client that was closed
+        raise
     except (NoAnswer, OSError, ValueError) as error:
         reason = f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}"
         raise Unsent(reason, url) from error
@@ -11903,8 +11980,8 @@ def receive_events(connection: HttpConnection, incoming: Incoming) -> Iterator[A
         for events in read_events(incoming):
             yield from events
             if not incoming.done:
+                connection.deadline = incoming.piece_ends()
                 incoming.feed(connection.receive())
-                connection.deadline = time.monotonic() + incoming.ask.limit
     except OSError as error:
         raise stream_error(error) from error
     finally:
@@ -11925,12 +12002,14 @@ def run_request(call: Call) -> Any:
         announce_ask(call, ask)
         return send_once(client, ask)
 
-    rows = drive(find_endpoints(console, client.api_key or ""), send)
-    endpoint = choose_endpoint(rows, call["endpoint"])
-    call.secrets = [*client.secrets, endpoint.api_key]
-    job = Job(endpoint, call["route"], payload, console, warn=call.warn, tracker=RequestStatus())
+    job = Job(None, call["route"], payload, console, warn=call.warn, tracker=RequestStatus())
     for name in ("cost", "stream", "timeout", "worker_timeout", "max_retries"):
         setattr(job, name, call[name])
+    if job.timeout is not None:
+        job.deadline = time.monotonic() + job.timeout
+    finding = find_endpoints(console, client.api_key or "", job.deadline)
+    job.endpoint = choose_endpoint(drive(job.in_time(finding), send), call["endpoint"])
+    call.secrets = [*client.secrets, job.endpoint.api_key]
     job.retry = call.params.get("retry", True) and not call.params.get("no_retry", False)
     if console == SERVER:
         job.router = SERVERLESS
@@ -11961,9 +12040,12 @@ def read_payload(call: Call) -> Row:
     payload: Row = {}
     if given != ["stdin"]:
         return call[given[0]] if given else payload
+    # not in the terminal's encoding; what a program put in its place may have no buffer
+    source: Any = getattr(sys.stdin, "buffer", sys.stdin)
+    data = source.read() if source else ""
     try:
-        payload = OBJECT.convert(sys.stdin.read() if sys.stdin else "")
-    except ValueError:
+        payload = OBJECT.convert(decode_file(data) if isinstance(data, bytes) else data)
+    except (ValueError, RecursionError):
         raise UsageError("expected a JSON object on stdin") from None
     return payload
 
@@ -12034,18 +12116,30 @@ def completion_text(event: Any) -> str:
 
 
 def document_response(call: Call, response: Any) -> Any:
-    """A response as one JSON document: media in base64, events in a list."""
+    """A response as one JSON document: media in base64, events in a list.  Raises VastAIError for
+    NaN, which is no JSON.
+    """
+    import json
+
     if isinstance(response, bytes):
         from base64 import b64encode
 
         return b64encode(response).decode()
-    return list(response) if call["stream"] else response
+    document = list(response) if call["stream"] else response
+    try:
+        json.dumps(document, allow_nan=False)
+    except ValueError:
+        text = "the response has NaN or infinite numbers, which JSON does not know"
+        hint = "The job was done.  Without --raw and --format the response is printed as it came."
+        raise VastAIError(text, hint=hint) from None
+    return document
 
 
 def response_rows(call: Call, response: Any) -> list[Row]:
-    """The objects of a response, for csv and the like."""
+    """A response for csv and the like: its objects, and what is none as one with that member."""
     found = document_response(call, response)
-    return as_rows(found if isinstance(found, list) else [found])
+    parts = found if isinstance(found, list) else [found]
+    return [part if isinstance(part, dict) else {"response": part} for part in parts]
 
 
 def free_name(route: str, subtype: str) -> str:
@@ -12089,6 +12183,7 @@ class TimeLimit:
 
         seconds = max(0.0, self.moment - time.monotonic())
         self.task: Any = asyncio.current_task()
+        self.cancelled = getattr(self.task, "cancelling", int)()  # how often, since 3.11
         self.timer = asyncio.get_running_loop().call_later(seconds, self.end)
 
     def end(self) -> None:
@@ -12098,8 +12193,8 @@ class TimeLimit:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.timer.cancel()
         if self.late and kind is not None and kind.__name__ == "CancelledError":
-            uncancel = getattr(self.task, "uncancel", None)  # since 3.11
-            if uncancel is None or not uncancel():  # nobody else has cancelled the task
+            uncancel = getattr(self.task, "uncancel", int)
+            if uncancel() <= self.cancelled:  # nobody else has cancelled the task meanwhile
                 raise TimeoutError("timed out") from None
 
 
@@ -12115,8 +12210,9 @@ class Connection:
         self.timer: Any = None
 
     def is_quiet(self) -> bool:
-        ended = self.transport.is_closing() or self.reader.at_eof()
-        return not ended and is_quiet(self.transport.get_extra_info("socket"))
+        # What has come meanwhile is no longer in the socket: the event loop has read it.
+        spoilt = self.transport.is_closing() or self.reader.at_eof() or self.reader._buffer
+        return not spoilt and is_quiet(self.transport.get_extra_info("socket"))
 
     def free_slot(self) -> None:
         slot, self.slot = self.slot, None
@@ -12125,6 +12221,8 @@ class Connection:
 
     def close(self) -> None:
         self.free_slot()
+        if self.timer:
+            self.timer.cancel()
         try:
             self.transport.abort()  # at once, which is how a worker learns that nobody waits
         except RuntimeError:  # its loop is closed, and with it the connection
@@ -12142,8 +12240,8 @@ class Streams:
         from weakref import WeakSet
 
         self.client, self.loop, self.closed = client, loop, False
-        self.slots = asyncio.Semaphore(client.connection_limit)
-        self.pool = Pool(client.connection_limit)
+        most = client.connection_limit or sys.maxsize
+        self.slots, self.pool = asyncio.Semaphore(most), Pool(most)
         self.used: WeakSet[Connection] = WeakSet()
         self.tasks: set[Any] = set()
 
@@ -12152,17 +12250,17 @@ class Streams:
         import asyncio
 
         answer: Answer | None = None
-        problem: NoAnswer | None = None
+        problem: Exception | None = None
         try:
             while True:
                 step = steps.throw(problem) if problem else steps.send(answer)
                 answer = problem = None
-                self.check_open()
                 try:
+                    self.check_open()
                     answer = await (
                         self.send(step) if isinstance(step, Ask) else asyncio.sleep(step)
                     )
-                except NoAnswer as error:
+                except (NoAnswer, VastAIError) as error:
                     problem = error
         except StopIteration as end:
             return end.value
@@ -12190,7 +12288,7 @@ class Streams:
                 place, target = self.pool.find_place(ask.url, ask.root)
                 message = place.build_message(ask, target, self.client.user_agent)
                 reused = None if fresh else self.pool.waiting(place)
-                connection = reused or await self.connect(place)
+                connection = reused or await self.connect(place, ends)
                 self.use(connection)
                 connection.writer.write(message)
                 while not (incoming.done or incoming.streamed):
@@ -12215,15 +12313,13 @@ class Streams:
         """The events of a worker as they come.  To close it closes the connection, and so ends the
         worker's job.
         """
-        ends = incoming.ask.ends()
         try:
             for events in read_events(incoming):
                 for event in events:
                     yield event
                 if not incoming.done:
-                    with TimeLimit(ends):
+                    with TimeLimit(incoming.piece_ends()):
                         incoming.feed(await connection.reader.read(1 << 16))
-                    ends = time.monotonic() + incoming.ask.limit
         except OSError as error:
             raise stream_error(error) from error
         finally:
@@ -12244,12 +12340,15 @@ class Streams:
         else:
             self.used.discard(connection)
             connection.free_slot()
-            connection.timer = self.loop.call_later(connection.IDLE, connection.close)
-            self.pool.give(connection, keep and not self.closed)
+            # of a request that was answered early, the rest may still be on its way
+            keep = keep and not (self.closed or connection.transport.get_write_buffer_size())
+            if keep:
+                connection.timer = self.loop.call_later(connection.IDLE, self.pool.drop, connection)
+            self.pool.give(connection, keep)
 
-    async def connect(self, place: Place) -> Connection:
+    async def connect(self, place: Place, ends: float) -> Connection:
         """A new connection, through the proxy if there is one, and with TLS for https.  Raises
-        OSError.
+        OSError, at that moment of time.monotonic() at the latest if there is a proxy.
         """
         import asyncio
 
@@ -12257,10 +12356,11 @@ class Streams:
         if place.tls:
             tls = {"ssl": tls_context(place.root), "server_hostname": place.host}
         if place.tls and place.proxy:
-            ends = time.monotonic() + CONSOLE_LIMIT
+            ends = min(ends, time.monotonic() + CONSOLE_LIMIT)  # the program's end waits for it
             tunnel = await self.loop.run_in_executor(None, open_socket, place, ends)
-            tunnel.sock.setblocking(False)
-            both = await asyncio.open_connection(sock=tunnel.sock, **tls)
+            sock = tunnel.sock.dup()  # the tunnel closes its own
+            sock.setblocking(False)
+            both = await asyncio.open_connection(sock=sock, **tls)
         else:
             near = place.proxy or place
             both = await asyncio.open_connection(near.host, near.port, **tls)
@@ -12313,6 +12413,12 @@ def make_request_class() -> type[ServerlessRequest]:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.tracker, name)
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in RequestStatus.__annotations__:
+                setattr(self.tracker, name, value)
+            else:
+                super().__setattr__(name, value)
+
         def then(self, callback: Callable[[Row], object]) -> Any:
             """Calls `callback` with the result; an error is printed."""
 
@@ -12332,8 +12438,16 @@ def make_request_class() -> type[ServerlessRequest]:
     return made
 
 
+class Settings:
+    """What an endpoint or a workergroup is created with."""
+
+    def to_dict(self) -> Row:
+        """What is not None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 @record
-class EndpointConfig:
+class EndpointConfig(Settings):
     """The settings of an endpoint; the service has its own for those that are None."""
 
     endpoint_name: str
@@ -12351,7 +12465,7 @@ class EndpointConfig:
 
 
 @record
-class WorkergroupConfig:
+class WorkergroupConfig(Settings):
     """The settings of a workergroup; it needs an endpoint and a template."""
 
     search_params: str | dict[str, Any] = ""
@@ -12378,6 +12492,8 @@ class EndpointData:
     api_key: str
     user_id: int = 0
     created_at: float = 0.0
+    auto_delete_in_seconds: float | None = None
+    auto_delete_due_24h: bool = False
 
     @property
     def name(self) -> str:
@@ -12394,7 +12510,8 @@ def read_endpoint(row: Row) -> EndpointData:
             raise serverless_error(VastAIError, KeyError, text)
     known = EndpointConfig.__annotations__
     config = EndpointConfig(**{name: row[name] for name in known if name in row})
-    return EndpointData(row["id"], config, row["api_key"], row["user_id"], row["created_at"])
+    own = {name: row[name] for name in EndpointData.__annotations__ if name in row}
+    return EndpointData(**{**own, "config": config})
 
 
 @record
@@ -12417,10 +12534,14 @@ class ServerlessWorker:
     started_at: float = 0.0
 
 
+ServerlessWorker.__name__ = ServerlessWorker.__qualname__ = "Worker"  # the official name
+
+
 def read_worker(row: Row) -> ServerlessWorker:
     """A worker from the router's row."""
     names = list(ServerlessWorker.__annotations__)[2:]
-    numbers: Row = {name: as_number(row.get(name)) or 0 for name in names}
+    numbers: Row = {name: float(as_number(row.get(name)) or 0) for name in names}
+    numbers["reqs_working"] = int(numbers["reqs_working"])
     id, status = as_whole(row.get("id")) or 0, as_text(row.get("status"))
     return ServerlessWorker(id, status or "UNKNOWN", **numbers)
 
@@ -12438,6 +12559,8 @@ class Endpoint(Generic[R]):
         id: int | None = None,
         api_key: str | None = None,
         data: EndpointData | None = None,
+        soft_refresh_threshold: float = 3 * DAY,
+        hard_refresh_threshold: float = 6 * DAY,
     ) -> None:
         if client is None:
             raise ValueError("an Endpoint needs a client")
@@ -12446,6 +12569,8 @@ class Endpoint(Generic[R]):
                 raise ValueError("an Endpoint needs data, or a name, an id and an api_key")
             data = EndpointData(id, EndpointConfig(name), api_key)
         self.client = client
+        self.soft_refresh_threshold = soft_refresh_threshold
+        self.hard_refresh_threshold = hard_refresh_threshold
         self.refreshing: Any = None
         self.use(data)
 
@@ -12457,17 +12582,16 @@ class Endpoint(Generic[R]):
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} (id={self.id})>"
 
-    async def refresh_if_old(self) -> None:
-        """The key of an endpoint may change: fetches data of 3 days again in the background, and
-        waits for it after 6 days.
+    def refresh_if_old(self) -> Any:
+        """The key of an endpoint may change: fetches the data again in the background once it is
+        old.  Returns the task that does, if it has to be waited for.
         """
         import asyncio
 
         age = time.time() - self.last_refresh
-        if age > 3 * DAY and self.refreshing is None:
+        if age > self.soft_refresh_threshold and self.refreshing is None:
             self.refreshing = asyncio.ensure_future(self.refresh())
-        if age > 6 * DAY:
-            await asyncio.shield(self.refreshing)
+        return self.refreshing if age > self.hard_refresh_threshold else None
 
     async def refresh(self) -> None:
         try:
@@ -12511,11 +12635,11 @@ class Endpoint(Generic[R]):
             session,
             serverless_request,
             cost,
-            retry=retry,
-            stream=stream,
-            timeout=timeout,
-            worker_timeout=worker_timeout,
-            max_retries=max_retries,
+            timeout,
+            worker_timeout,
+            retry,
+            max_retries,
+            stream,
         )
 
     async def session(
@@ -12542,12 +12666,21 @@ class Endpoint(Generic[R]):
             status = "no session_id" if result["ok"] else f"HTTP {result['status']}"
             text = f"cannot create a session: {status} - {result['text'][:512]}"
             raise serverless_error(VastAIError, Exception, text)
-        url, grant = result["url"], result["auth_data"]
-        return Session(self, made["session_id"], lifetime, made.get("expiration"), url, grant)
+        return Session(
+            self,
+            made["session_id"],
+            lifetime,
+            made.get("expiration"),
+            result["url"],
+            result["auth_data"],
+            on_close_route,
+            on_close_payload,
+        )
 
     async def get_session(self, session_id: str, session_auth: Row, timeout: float = 10) -> Session:
         """A session that was created earlier, by its id and `auth_data`."""
-        answer = await self.client.ask_session("get", session_id, session_auth, timeout)
+        url = as_text(as_dict(session_auth).get("url"))
+        answer = await self.client.ask_session("get", url, session_id, session_auth, timeout)
         grant = as_dict(answer.get("auth_data"))
         if not grant:
             text = f"session {session_id}: the answer has no 'auth_data'"
@@ -12558,6 +12691,9 @@ class Endpoint(Generic[R]):
     async def get_workers(self) -> list[ServerlessWorker]:
         """The endpoint's workers; none while they are not ready to be asked for."""
         return await self.client.get_endpoint_workers(self)
+
+
+Endpoint_ = Endpoint  # as the official package has it
 
 
 class Session:
@@ -12574,9 +12710,14 @@ class Session:
         expiration: Any,
         url: str,
         auth_data: Row,
+        on_close_route: str | None = None,
+        on_close_payload: Row | None = None,
     ) -> None:
+        if endpoint is None or session_id is None or url is None:
+            raise ValueError("a Session needs an endpoint, a session_id and a url")
         self.endpoint, self.session_id, self.lifetime = endpoint, session_id, lifetime
         self.expiration, self.url, self.auth_data = expiration, url, auth_data
+        self.on_close_route, self.on_close_payload = on_close_route, on_close_payload
         self.open = True
 
     async def __aenter__(self) -> Session:
@@ -12586,16 +12727,19 @@ class Session:
         await self.close()
 
     async def ask(self, verb: str) -> None:
-        await self.endpoint.client.ask_session(verb, self.session_id, self.auth_data, 10)
+        client = self.endpoint.client
+        await client.ask_session(verb, self.url, self.session_id, self.auth_data, 10)
 
     async def is_open(self) -> bool:
-        """Asks the worker."""
+        """Asks the worker.  Raises if it cannot tell now."""
         try:
             await self.ask("get")
             self.open = True
         except TimeoutError:
             raise
-        except VastAIError:
+        except VastAIError as error:
+            if error.response and may_pass(error.response):
+                raise
             self.open = False
         return self.open
 
@@ -12618,21 +12762,22 @@ class Session:
         stream: bool = False,
         **limits: Any,
     ) -> Coroutine[Any, Any, Row]:
-        """As Endpoint.request(), to the session's worker.  Raises ValueError if it is closed."""
+        """As Endpoint.request(), to the session's worker, once it is awaited.  Raises ValueError if
+        the session is closed.
+        """
         self.check_open()
         tracker = serverless_request
-        return self.finish(
-            self.endpoint.request(
+
+        async def finish() -> Row:
+            result: Row = await self.endpoint.request(
                 route, payload, tracker, cost, retry, stream, session=self, **limits
             )
-        )
+            if result["status"] == 410:
+                self.open = False
+                self.check_open()
+            return result
 
-    async def finish(self, request: Awaitable[Row]) -> Row:
-        result = await request
-        if result["status"] == 410:
-            self.open = False
-            self.check_open()
-        return result
+        return finish()
 
     def check_open(self) -> None:
         if not self.open:
@@ -12670,6 +12815,13 @@ class ManagedEndpoint(Generic[R]):
     async def delete(self) -> None:
         await self.client.delete_endpoint(self.id)
 
+    def invalidate(self) -> None:
+        """The next request fetches the data again."""
+        self.endpoint = None
+
+    def __repr__(self) -> str:
+        return f"<ManagedEndpoint id={self.id} ({'loaded' if self.endpoint else 'lazy'})>"
+
 
 class ServerlessClient(Generic[R]):
     """What `Serverless` and `CoroutineServerless` have in common: endpoints, workers, connections.
@@ -12680,12 +12832,12 @@ class ServerlessClient(Generic[R]):
         instance: prod, alpha, candidate or local: which router.
         autoscaler_url: the router's address, instead of `instance`.
         webserver_url: the console's address.
-        connection_limit: requests at a time; more wait.
+        connection_limit: requests at a time; more wait.  0 is no limit.
         default_request_timeout: not used, as in the official client.
         max_poll_interval: seconds between two questions to the router, at most.
     """
 
-    SSL_CERT_URL = ROOT_URL
+    SSL_CERT_URL, VAST_WEB_URL = ROOT_URL, SERVER
 
     def __init__(
         self,
@@ -12752,10 +12904,12 @@ class ServerlessClient(Generic[R]):
         import asyncio
 
         opened, self._streams = self._streams, {}
-        for streams in opened.values():
-            streams.close()
-        running = opened.get(asyncio.get_running_loop())
+        running = opened.pop(asyncio.get_running_loop(), None)
+        for loop, streams in opened.items():  # those of other threads, or of loops that are over
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(streams.close)
         if running is not None:
+            running.close()
             await asyncio.gather(*running.tasks, return_exceptions=True)
         await asyncio.sleep(0)  # the event loop closes the sockets in its next round
 
@@ -12776,6 +12930,8 @@ class ServerlessClient(Generic[R]):
         """An endpoint's workers; none while they are not ready to be asked for.  The service allows
         about one call a second.
         """
+        if not isinstance(endpoint, Endpoint):
+            raise ValueError(f"expected an Endpoint, not {short_repr(endpoint)}")
         what, key = f"cannot list the workers of endpoint {endpoint.name}", self.api_key
         body = encode_json({"id": endpoint.id, "api_key": key})
         ask = Ask(f"{self.autoscaler_url}/get_endpoint_workers/", body, limit=CONSOLE_LIMIT)
@@ -12788,12 +12944,14 @@ class ServerlessClient(Generic[R]):
             raise refused_error(what, answer, key)
         return [read_worker(row) for row in rows]
 
-    async def ask_session(self, verb: str, session_id: str, grant: Row, timeout: float) -> Row:
-        """The JSON object that a session's worker answers to /session/VERB."""
-        url = as_text(as_dict(grant).get("url")).rstrip("/")
+    async def ask_session(
+        self, verb: str, url: str, session_id: str, grant: Row, timeout: float
+    ) -> Row:
+        """The JSON object that a session's worker at `url` answers to /session/VERB."""
         if not url:
             raise ValueError("expected the auth_data of a session, which has a url")
         body = encode_json({"session_id": session_id, "session_auth": grant})
+        url = url.rstrip("/")
         ask = Ask(f"{url}/session/{verb}", body, limit=timeout, root_url=self.SSL_CERT_URL)
         steps = ask_service(f"session {session_id}", ask, self.api_key, tries=1)
         return as_dict(parse_object(await self.streams().drive(steps)))
@@ -12835,16 +12993,16 @@ class ServerlessClient(Generic[R]):
         result: Row = await self.streams().drive(steps)
         return result
 
-    async def manage(self, verb: str, thing: str, id: int | None = None, config: Any = None) -> Row:
-        """The console's answer.  Of a `config` only what is set is sent."""
+    async def manage(
+        self, verb: str, thing: str, id: int | None = None, config: Settings | None = None
+    ) -> Row:
+        """The console's answer."""
         method = {"create": "POST", "delete": "DELETE"}.get(verb, "GET")
         path = {"endpoint": "endptjobs/", "workergroup": "workergroups/"}[thing]
         url = f"{self.vast_web_url}/api/v0/{path}"
-        body = None
+        body = None if config is None else config.to_dict()
         if id is not None:
             url += f"{id}/"
-        if config is not None:
-            body = {name: value for name, value in vars(config).items() if value is not None}
         steps = ask_console(f"cannot {verb} the {thing}", url, self.api_key, method, body)
         result: Row = await self.streams().drive(steps)
         return result
@@ -12865,14 +13023,20 @@ class ServerlessClient(Generic[R]):
         session: Session | None = None,
         serverless_request: Tracker = None,
         cost: float = 100,
-        **options: Any,
+        timeout: float | None = None,
+        worker_timeout: float | None = 600,
+        retry: bool = True,
+        max_retries: int | None = None,
+        stream: bool = False,
     ) -> R:
         """Endpoint.request() under its other name."""
         tracker = getattr(serverless_request, "tracker", serverless_request)
-        job = Job(endpoint, worker_route, worker_payload, self.autoscaler_url, cost, **options)
+        job = Job(endpoint, worker_route, worker_payload, self.autoscaler_url, cost, stream)
+        job.timeout, job.worker_timeout = timeout, worker_timeout
+        job.retry, job.max_retries = retry, max_retries
         job.session, job.tracker = session, tracker or RequestStatus()
         job.root_url, job.longest_pause = self.SSL_CERT_URL, self.max_poll_interval
-        job.warn = self.log
+        job.warn, job.refresh = self.log, endpoint.refresh_if_old
         return self.begin(job, serverless_request)
 
     if TYPE_CHECKING:
@@ -12881,7 +13045,6 @@ class ServerlessClient(Generic[R]):
 
     async def run(self, job: Job) -> Row:
         """A worker's answer."""
-        await job.endpoint.refresh_if_old()
         result: Row = await self.streams().drive(job.steps())
         self.latencies.append(result["latency"])
         return result
@@ -13964,15 +14127,17 @@ def present(call: Call, result: Any) -> None:
     """Prints what a command returned, in the shape that was asked for; remarks go to stderr."""
     row, view = call.row, call.view
     plain = not view.fields
+    is_response = row.show and row.returns == "any"  # of a worker
     # What a reader asked for: a log, help, the answer of a worker.
-    is_text = isinstance(result, str) or row.text or (row.show and row.returns == "any")
+    is_text = isinstance(result, str) or row.text or is_response
+    events = view.format == "jsonl" and call.params.get("stream")  # a line each, as they come
     if view.quiet and not is_text:
         write_out(format_ids(call, result))
-    elif row.show and plain and view.format == "table":
+    elif row.show and plain and (view.format == "table" or events):
         row.show(call, result)
     elif isinstance(result, str):
         write_text(call, result)
-    elif result is None or (plain and view.format == "table"):
+    elif (result is None and not is_response) or (plain and view.format == "table"):
         present_table(call, result)
     elif plain and view.format == "json":
         document = row.document(call, result) if row.document else result
