@@ -6108,6 +6108,11 @@ class TestRun(RentingCase):
             self.assertIn(f"HostKeyAlias=vastai-{instance}", call)
             self.assertIn("StrictHostKeyChecking=accept-new", call)
 
+    def test_a_download_into_a_device(self):
+        with Piped(os.path.join(self.here, "pipe")) as pipe:
+            self.job("--download x:pipe", "sh", "-c", "echo 42 >x")
+        self.assertEqual((pipe.data, os.path.exists("pipe.part")), (b"42\n", False))
+
     def test_words_reach_the_command_as_they_are(self):
         words = ["a b", "$HOME", "*", "'\"", "", "--raw", "-x", "a\nb", "\\", "é"]
         out, _ = self.job("", sys.executable, "-c", "import sys; print(sys.argv[1:])", *words)
@@ -9074,12 +9079,27 @@ class TestSecrets(FaultCase):
         os.mkdir(path)
         self.assertRegex(self.refusal(), "vast_api_key [(]cannot be read: Is a directory[)] and ~/.vast_api_key")
         os.rmdir(path)
-        for data, words in ((b"'%b'" % KEY.encode(), "in quotes"), (b"$VAST_API_KEY", "variable"), (b"two\nlines", "line break")):
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(path)
+            status, _, err = self.run_process("show", "user", env={"VAST_API_KEY": None})
+            self.assertEqual((status, "cannot be read: it is not a regular file" in err), (3, True), err)
+            status, _, err = self.save_key()
+            self.assertEqual((status, "is not a regular file" in err, stat.S_ISFIFO(os.stat(path).st_mode)), (2, True, True), err)
+            os.unlink(path)
+        for data, words in ((KEY.encode() * 500, "too long"), (b"'%b'" % KEY.encode(), "in quotes"), (b"$VAST_API_KEY", "variable"), (b"two\nlines", "line break")):
             self.key_file(data)
             err = self.refusal(status=2)
             self.assertIn(words, err)
             self.assertIn(path, err)
             self.assertNotIn(KEY, err)
+
+    def test_forms_of_a_key_on_stdin(self):
+        for data in (b"\xef\xbb\xbf%b\r\n" % KEY.encode(), f"{KEY}\r\nmore".encode("utf-16"), f"\ufeff{KEY}\n".encode("utf-16-be")):
+            with self.subTest(data), tempfile.TemporaryFile() as file:
+                file.write(data)
+                file.seek(0)
+                status, _, err = self.run_process("set", "api-key", "-", stdin=file)
+                self.assertEqual((status, vastai.VastAI().api_key), (0, KEY), err)
 
     @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid(), "root reads everything")
     def test_a_key_file_that_cannot_be_read(self):
@@ -11138,6 +11158,27 @@ class ReplTest(ShellCase):
 # ---------------------------------------------------------------------------------- invoices as PDF
 
 
+class Piped:
+    """A FIFO, and a thread that reads from it; it must be there until the end."""
+
+    def __init__(self, path):
+        self.path, self.data = path, b""
+        os.mkfifo(path)
+        self.thread = threading.Thread(target=self.read, daemon=True)
+
+    def read(self):
+        with open(self.path, "rb") as file:
+            self.data = file.read()
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.thread.join(5)
+        os.unlink(self.path)
+
+
 class PdfTest(unittest.TestCase):
     """The invoice as a PDF, read back by its cross-reference table."""
 
@@ -11207,6 +11248,10 @@ class PdfTest(unittest.TestCase):
         with Sandbox() as box, tempfile.TemporaryDirectory() as folder, vastai.VastAI(box.key, box.url) as client:
             path = os.path.join(folder, "bills.pdf")
             born = box.market.born
+            if hasattr(os, "mkfifo"):  # a device or a FIFO is written into
+                with Piped(path) as pipe:
+                    client.show_invoices_v1(start_date=born - 99 * DAY, end_date=born, pdf=path)
+                self.assertEqual(pipe.data[:5], b"%PDF-")
             client.show_invoices_v1(start_date=born - 99 * DAY, end_date=born, limit=5, pdf=path)
             with open(path, "rb") as file:
                 texts = [text[-1] for page in self.pages(file.read()) for text in page]

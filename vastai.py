@@ -6312,6 +6312,8 @@ def read_key_file(path: str) -> tuple[str, str]:
     """The key that a file holds, stripped, and why it has none although it is there ("" for a
     file that is not there).
     """
+    if is_special(path):  # reading from a FIFO would wait for its writer
+        return "", "cannot be read: it is not a regular file"
     try:
         with open(path, "rb") as file:
             key = decode_file(file.read(40_000)).strip()
@@ -6347,7 +6349,7 @@ def check_key(key: Any, origin: str) -> None:
 def save_api_key(key: str, profile: str = "") -> str:
     """Saves the API key for later commands; returns the path of its file.  Raises UsageError."""
     path, old = profile_file("vast_api_key", profile), "" if profile else old_key_file()
-    write_private(path, key)
+    write_private(path, key, lasting=True)
     try:
         if old and not os.path.isdir(old):
             os.unlink(old)
@@ -6358,10 +6360,15 @@ def save_api_key(key: str, profile: str = "") -> str:
     return path
 
 
-def write_private(path: str, content: str | bytes) -> None:
+def is_special(path: str) -> bool:
+    """Is it a device or a FIFO, which must be written into rather than replaced?"""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def write_private(path: str, content: str | bytes, lasting: bool = False) -> None:
     """Writes a file of mode 0600, whole or not at all, and makes its folder, of mode 0700, if there
-    is none.  A symbolic link is written through.  Raises UsageError, also for "", which stands for
-    a file of ours without a folder.
+    is none.  A symbolic link is written through, and so is a device unless the content is to be
+    `lasting`.  Raises UsageError, also for "", which stands for a file of ours without a folder.
     """
     import tempfile
 
@@ -6369,14 +6376,21 @@ def write_private(path: str, content: str | bytes) -> None:
         raise UsageError(f"cannot save it: {folder_problem()}")
     target = os.path.realpath(path) if os.path.islink(path) else os.path.abspath(path)
     folder = os.path.dirname(target)
+    data = content.encode() if isinstance(content, str) else content
     try:
+        if is_special(path):
+            if lasting:
+                raise UsageError(f"cannot write {path}: it is not a regular file")
+            with open(path, "wb") as file:
+                file.write(data)
+            return
         make_private_folder(folder)
         if folder == os.path.dirname(config_file("vast_api_key")):
             os.chmod(folder, 0o700)  # it may have been there
         handle, temporary = tempfile.mkstemp(dir=folder)  # made with mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(data)
             os.replace(temporary, target)
         except BaseException:
             os.unlink(temporary)
@@ -7612,7 +7626,7 @@ def run_tfa_login(call: Call) -> Row:
     if key != call.client.api_key:
         try:
             check_key(key, "the service")
-            write_private(profile_file("vast_tfa_key", call.client.profile), key)
+            write_private(profile_file("vast_tfa_key", call.client.profile), key, lasting=True)
         except UsageError as error:
             raise VastAIError(f"the code was right, but {error.msg}") from None
         if call.client.creds_source in ("CODE", "ENV"):
@@ -9240,11 +9254,13 @@ class RemoteJob:
             if done is not None and tar.returncode:
                 raise VastAIError(f"tar could not write {printable(place)}")
             return None if done is None else True
-        with open(f"{place}.part", "wb") as file:
+        part = place if is_special(place) else f"{place}.part"
+        with open(part, "wb") as file:
             done = self.command(self.fill("cat @T", T=source), left, stdout=file)
         if done is None:
             return None
-        os.replace(f"{place}.part", place)
+        if part != place:
+            os.replace(part, place)
         return True
 
     def shorten_lease(self) -> str:
