@@ -75,6 +75,7 @@ LONGEST_TIMEOUT = 1e6  # seconds that a socket can wait, on every system
 LARGEST_ANSWER = 1 << 26  # bytes, unpacked: more than any answer, and a small machine can hold it
 LAST_MOMENT = 64_000_000_000  # unix seconds, about the year 4000: a later date is a mistake
 LONGEST_TEXT = 100_000  # characters in one argument
+LONGEST_API_KEY = 8_000  # characters; no header holds more
 LONGEST_FILE = 10_000_000  # characters in a file that is sent
 BULK = 64  # ids that the service takes in one request
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is in an address that the service gives
@@ -6316,7 +6317,7 @@ def read_key_file(path: str) -> tuple[str, str]:
         return "", "cannot be read: it is not a regular file"
     try:
         with open(path, "rb") as file:
-            key = decode_file(file.read(40_000)).strip()
+            key = decode_file(file.read(4 * LONGEST_API_KEY)).strip()
         return key, "" if key else "is empty"
     except (FileNotFoundError, NotADirectoryError):
         return "", ""
@@ -6330,6 +6331,8 @@ def key_fault(key: Any) -> str:
     """Why a text cannot be an API key, or "" if it can."""
     if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
         return "contains a space, line break or other invalid character"
+    if len(key) > LONGEST_API_KEY:
+        return "is too long"
     if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
         return "is in quotes: remove them"
     if key[:1] == "$":
