@@ -10934,6 +10934,12 @@ class ScreenTest(ShellCase):
             os.write(terminal.inner, b"@END@")
             return status, terminal.expect("@END@").replace("\r\n", "\n")
 
+    def test_what_is_said_after_an_unanswered_question(self):
+        with Terminal([os.path.join(self.home, "vastai"), "destroy", "instance", "7"], self.env) as terminal:
+            terminal.expect("[y/N] ")
+            terminal.type("\x04")
+            self.assertEqual("\r\n", terminal.expect("destroy instance: not confirmed"))
+
     def test_sentences_are_wrapped_at_words(self):
         words = ("label", "instance", "5", "--label", "X")
         status, text = self.on_terminal(*words, COLUMNS="40")

@@ -958,11 +958,14 @@ def id_words(item: Any) -> list[Any]:
     return [word for part in item.strip(", ").split(",") for word in part.split() or [part]]
 
 
+BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")  # UTF-16, UTF-8
+
+
 def decode_file(data: bytes) -> str:
     """The text of a file: UTF-8, or UTF-16 with a byte-order mark; without that mark and with LF at
     the ends of lines.  Raises UnicodeError.
     """
-    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    wide = data[:2] in BYTE_ORDER_MARKS
     text = data.decode("utf-16" if wide else "utf-8-sig")
     return text.replace("\r\n", "\n")
 
@@ -2262,7 +2265,10 @@ def agreed(question: str) -> bool:
 def ask_line(question: str) -> str | None:
     """Asks on stderr and reads one line from stdin, stripped; None at its end."""
     say(question, " " if is_terminal(sys.stdin) else "\n")  # what a pipe answers ends no line
-    return read_line()
+    line = read_line()
+    if line is None and is_terminal(sys.stdin):  # nor does Ctrl-D
+        write_err("\n")
+    return line
 
 
 def ask_secret(question: str) -> str:
@@ -2288,6 +2294,9 @@ def read_line() -> str | None:
     """One line from stdin, stripped; None at its end, and if it cannot be read."""
     try:
         line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
+        data = line.encode(getattr(sys.stdin, "encoding", None) or "utf-8", "surrogateescape")
+        if data.startswith(BYTE_ORDER_MARKS):
+            line = decode_file(data + b"\0" * (len(data) % 2)).strip("\0")  # of half a line feed
     except (OSError, ValueError):
         return None
     return line.strip() if line else None
@@ -15971,8 +15980,6 @@ def repl(start: Row) -> int:
     talking, pool, status, failed = is_terminal(sys.stdin), KeptPool(), 0, 0
     editing = talking and is_terminal(sys.stdout)
     remember = line_editor(start, pool) if editing else lambda line, words: None
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # as in sys.argv
 
     def tell(text: str) -> None:
         if talking:
@@ -16138,6 +16145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # as in sys.argv
+    except ValueError:  # it is closed, or the program has read from it
+        pass
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(errors="backslashreplace")
