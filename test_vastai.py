@@ -9020,6 +9020,14 @@ class TestSecrets(FaultCase):
                                          "create", "env-var", "A", "s3cr3t-env-value")
         self.assertEqual((status, "s3cr3t" in out + err), (0, False))
 
+        step = reply({"msg": "refused s3cr3t-inner s3cr3t-outer"}, 400)
+        error = self.error(self.client(self.serve(step)).set_user, params={"a": {"b": ["s3cr3t-inner"]}, "c": "s3cr3t-outer"})
+        self.assertIn("refused *** ***", str(error))
+        server = self.serve(reply({**RENTED, "msg": f"{KEY} s3cr3t-env-value s3cr3t-login"}))
+        out = self.run_here(server, "create", "instance", "7", "--image", "i", *(
+            word for name, value in self.SECRETS.items() for word in (f"--{name}", value))).stdout
+        self.assertRegex(out, r"^Started\. .*'msg': '\*\*\* \*\*\* \*\*\*'")
+
     def test_a_status_message_with_a_secret(self):
         """What the service says of an instance whose start fails is shown without what was sent to it."""
         row = {"id": 77, "actual_status": "loading", "intended_status": "running", "cur_state": "running", "next_state": "running",

@@ -525,10 +525,10 @@ def _texts(value: Any) -> list[str]:
     """The texts of a secret, one by one: shorter ones are found in any sentence and are not worth
     masking.
     """
-    if isinstance(value, dict):
-        value = list(value.values())
-    values = value if isinstance(value, list) else [value]
-    texts = [str(text) for text in values if isinstance(text, (str, int)) and text is not True]
+    if isinstance(value, (dict, list)):
+        items = value.values() if isinstance(value, dict) else value
+        return [text for item in items for text in _texts(item)]
+    texts = [str(value)] if isinstance(value, (str, int)) and value is not True else []
     for text in [text for text in texts if " " in text or "=" in text]:  # -u me -p PW; -e A=PW
         import re
 
@@ -13660,7 +13660,8 @@ def write_sentence(call: Call, text: str, result: Any) -> None:
     """
     text = redact_sentence(text, call.secrets)
     if call.row.piped and not is_terminal(sys.stdout) and not is_refused(call.row, result):
-        write_out(printable(call.row.piped.format(answer=result), 2000) + "\n")
+        line = call.row.piped.format(answer=redact_value(result, call.secrets))
+        write_out(printable(line, 2000) + "\n")
         remark(call, text)
     elif text:
         lines = [printable(line, 2000) for line in text.split("\n")]
