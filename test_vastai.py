@@ -8370,6 +8370,13 @@ class TestLines(FaultCase):
                            ("create env-var N --SECRET", "no such option; write -- before a value"),
                            ("set api-key -SECRET", "no such option; write -- before a value"),
                            ("set api-key my SECRET", "unexpected words"), ("show user --raw=SECRET", "takes no value"),
+                           ("create instance 7 --image i --env TOKEN=x SECRET", "unexpected words"),
+                           ("tfa login SECRET", "unexpected words"), ("tfa regen-codes SECRET", "unexpected words"),
+                           ("create env-var TOKEN=SECRET x", "not 'TOKEN…'"), ("update env-var TOKEN=SECRET x", "not 'TOKEN…'"),
+                           ("delete env-var TOKEN=SECRET", "not 'TOKEN…'"),
+                           ('set user --file {"password":"SECRET"}', "not JSON itself"),
+                           ("show user 1SECRET2SECRET34", "unexpected '…'"), ("set-apikey 1SECRET2SECRET34", "no command 'set-apikey …'"),
+                           ("login 1SECRET2SECRET34", "did you mean 'set api-key'"),
                            ("x" + "SECRET" * 10, "no such command")):
             status, out, err = self.run_here(None, *line.split())
             self.assertEqual((status, out, told in err, "SECRET" in err, err.count("-S")), (2, "", True, False, 0), err)
@@ -9536,7 +9543,7 @@ class TestBadInput(FaultCase):
                     self.assertEqual((status, out), (2, ""))
                     self.assertIn("--env: cannot read", err)
                     self.refused(err.strip(), None)
-        with self.assertRaisesRegex(vastai.UsageError, "env: cannot read 'FOO BAR'; write -e FOO=BAR"):
+        with self.assertRaisesRegex(vastai.UsageError, "env: cannot read 'FOO'; write -e FOO=VALUE"):
             self.client(self.server).create_instance(8, "a/b", env="FOO BAR")
         self.assertEqual(self.server.requests, [])
 

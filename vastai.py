@@ -381,13 +381,15 @@ def printable(text: str, limit: int = 80) -> str:
 
 
 def without_value(word: str) -> str:
-    """A word that nobody understood, safe to show: what follows =, : or a blank may be
-    secret.
+    """A word that nobody understood, safe to show: what follows =, : or a blank may be secret, and
+    a long word with digits a key.
     """
     for sign in "=: \t\n":
         head, found, _ = word.partition(sign)
         word = head + "…" if found else word
-    return printable(word)
+    plain = word.replace("-", "").replace("_", "").rstrip("…")
+    is_key = word[:1] != "-" and len(word) > 15 and not plain.isalpha()
+    return "…" if is_key else printable(word)
 
 
 def printable_lines(text: str) -> str:
@@ -1028,6 +1030,8 @@ def _json_file(value: Any) -> Row:
     """A dict as it is, or the path of a file that holds a JSON object."""
     if not isinstance(value, str):
         return _json_object(value)
+    if value.lstrip()[:1] == "{":  # may hold a password
+        raise UsageError("expected the path of a JSON file, not JSON itself")
     text = _read_file(_name(value))
     try:
         return _json_object(text)
@@ -1912,7 +1916,7 @@ def _env_words(env: str | Row) -> Iterator[tuple[str, str]]:
         option = ENV_OPTIONS.get(name, "")
         if not option and name not in DOCKER_VALUES.split():
             if word[0] == "-" or "=" not in word:
-                raise _unreadable_env(word, words, variable)
+                raise _unreadable_env(word, variable)
             option, value, joined = "-e", word, "="
         if not joined:
             if not words:
@@ -1942,7 +1946,7 @@ def _env_value(option: str, value: str) -> str:
     return value
 
 
-def _unreadable_env(word: str, following: list[str], variable: str) -> UsageError:
+def _unreadable_env(word: str, variable: str) -> UsageError:
     """The error of a word that is no option; it may be a part of the value of `variable`."""
     if word[0] == "-":
         name = word.partition("=")[0]
@@ -1953,13 +1957,8 @@ def _unreadable_env(word: str, following: list[str], variable: str) -> UsageErro
             f"a word after the value of {variable} is no option; "
             f"quote a value that contains spaces: -e {variable}='…'"
         )
-    plain = [without_value(word)]
-    for other in reversed(following):
-        if other[0] == "-" or "=" in other:
-            break
-        plain.append(other)
-    form = f"-e {plain[0].rstrip('…')}={plain[1] if len(plain) > 1 else 'VALUE'}"
-    return UsageError(f"cannot read {printable(' '.join(plain))!r}; write {printable(form)}")
+    name = without_value(word)
+    return UsageError(f"cannot read {name!r}; write -e {name.rstrip('…') or 'NAME'}=VALUE")
 
 
 def _unquote(text: str) -> str:
@@ -4308,7 +4307,9 @@ def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
         value = arg.kind.convert(value)
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        if arg.kind is VARIABLE and isinstance(value, str):  # with the name may stand its value
+            value = without_value(value)
         found = "" if arg.secret else f", not {short_repr(value)}{number_hint(arg.kind, value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
     for choice in (value if arg.kind.many else [value]) if arg.choices else ():
@@ -15134,7 +15135,7 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
         if len(words) > (0 if arg.default is REQUIRED else later):
             given[arg.name] = words[:count] if many else words[0]
             words = words[count:]
-    if words and any(arg.secret for arg in args):
+    if words and any(arg.secret for arg in row.args):
         raise UsageError("unexpected words; quote a value that contains spaces", hint=usage_of(row))
     if words:
         raise UsageError(
@@ -15468,8 +15469,7 @@ def unknown_command_message(words: list[str]) -> str:
     if commands_of_verb(words[0]) and len(words) == 1:
         return f"`vastai {words[0]}` is not complete; choose one:\n{overview(words[0]).rstrip()}"
     name = " ".join(map(without_value, words))
-    short = len(name) <= 48  # else perhaps a key
-    problem = f"no command {name!r}" if short else "no such command"
+    problem = f"no command {name!r}" if len(name) <= 48 else "no such command"
     verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
     return f"{problem}{suggest_command(words)}; see `{verb}`"
 
