@@ -9746,14 +9746,14 @@ class TestProcesses(FaultCase):
         self.assertNotIn("Exception ignored", err)
         return done.returncode, out, err
 
-    def interrupt(self, *words, ready, stdin=subprocess.DEVNULL):
+    def interrupt(self, *words, ready, stdin=subprocess.DEVNULL, number=signal.SIGINT):
         process = self.start_process(*words, stdin=stdin, env={**os.environ, "VAST_API_KEY": KEY})
         for _ in range(1000):
             if ready(process):
                 break
             time.sleep(0.005)
         time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=10)
         return process.returncode, out, err
 
@@ -9786,11 +9786,13 @@ class TestProcesses(FaultCase):
                 self.assertEqual((status, out, err), (130, b"", b""))
         for words, told in (("prepay instance 7 5", b"Check with `vastai show deposit`"),
                             ("create volume 7 --size 5", b"Check with `vastai show volumes`"),
-                            ("tfa regen-codes -c 123456 -y", b"the old ones no longer work")):
-            server = self.serve(stall)
-            status, out, err = self.interrupt(*words.split(), "--url", server.url,
-                                              ready=lambda process, server=server: server.requests)
-            self.assertEqual((status, out, told in err), (130, b"", True), err)
+                            ("reset api-key", b"Check with `vastai show user`"),
+                            ("tfa regen-codes -c 123456 -y", b"Check with `vastai tfa status`")):
+            for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+                server = self.serve(stall)
+                status, out, err = self.interrupt(*words.split(), "--url", server.url, number=number,
+                                                  ready=lambda process, server=server: server.requests)
+                self.assertEqual((status, out, told in err), (expected, b"", True), err)
         status, out, err = self.interrupt("destroy", "instance", "7", "--url", "http://127.0.0.1:9",
                                           stdin=subprocess.PIPE,
                                           ready=lambda process: select.select([process.stderr], [], [], 0)[0])
@@ -9818,6 +9820,13 @@ class TestProcesses(FaultCase):
             for redirection in (">&-", ">/dev/full")[:1 + os.path.exists("/dev/full")]:
                 err = self.shell(f"vastai {line} --url {server.url} {redirection}")[2]
                 self.assertIn("'new_contract': 7", err)
+        members = {"id": 7, "key": "new-key", "new_api_key": "new-key", "secret": "new-key", "uri": "otpauth://x", "msg": f"not {KEY}"}
+        server = self.serve(reply({"success": True, **members, "webhook": {"id": 7, "webhook_secret": "new-key"}}))
+        for line in ("reset api-key", "create api-key --name x", "create webhook https://h/ low_credit", "rotate webhook-secret 7",
+                     "tfa totp-setup", "tfa send-sms"):
+            for redirection in (">&-", ">/dev/full")[:1 + os.path.exists("/dev/full")]:
+                err = self.shell(f"vastai {line} --url {server.url} {redirection}")[2]
+                self.assertEqual(("new-key" in err, KEY in err), (True, False), err)
         server = self.serve(reply({"success": True, "backup_codes": ["8351-22", "8351-23"]}))
         line = f"vastai tfa regen-codes -c 1234 -y --url {server.url}"
         for answers, left in (("3\\ny\\n", True), ("1\\n", False)) if os.path.exists("/dev/full") else ():

@@ -2470,6 +2470,7 @@ class Command:
     needs        without any of these arguments there is nothing to change
     auth         False: works without a key
     strict       an "error" member or a bare text is a failure, whatever the status says
+    only_copy    the answer holds what is shown only once, such as a new key
     confirms     a bare text does not confirm it either (an empty object never does)
 
     The question before:
@@ -2522,6 +2523,7 @@ class Command:
     needs = ""
     auth = True
     strict = False
+    only_copy = False
     confirms = False
     ask = ""
     asks: Any = ""
@@ -3596,7 +3598,7 @@ register("Keys",
         Arg("--key_params", TEXT_OR_OBJECT,
             "limits for individual permissions, as documented by the service",
             None),
-        made="id", done="Created API key {id}: {key}", look="show api-keys",
+        made="id", done="Created API key {id}: {key}", look="show api-keys", only_copy=True,
         note='The key is shown only once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "allows it only to read your instances.",
         examples=("--name ci --permission_file permissions.json",)),
@@ -3605,6 +3607,7 @@ register("Keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
         body={"client_id": "me"}, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
+        only_copy=True,
         note="Save the new key with `vastai set api-key`.",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
     Command("set role", "", SAFE, SETS, "Choose which commands --help lists",
@@ -3649,13 +3652,13 @@ register("Two-factor authentication",
              "code. With --secret and --code, only the second step runs.",
         examples=("-t totp", "--secret SECRET --code 123456")),
     Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, SETS, "Get a secret for an authenticator app",
-        columns=TOTP_CARD, look="tfa status",
+        columns=TOTP_CARD, look="tfa status", only_copy=True,
         note="Enter the secret in the app, or show it the URI as a QR code. Then run `vastai tfa activate CODE --secret SECRET`."),
     Command("tfa send-sms", "POST /tfa/sms/", ONCE, SETS, "Send a code by SMS",
         PHONE,
         done="Sent a code by SMS. Use it with --secret {secret} in `vastai tfa login -t sms` or `vastai tfa "
              "activate -t sms`.",
-        look="tfa status"),
+        look="tfa status", only_copy=True),
     Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, SETS, "Send the SMS code again",
         Arg("-s --secret", CODE, "secret that tfa send-sms printed", required=True, secret=True), PHONE,
         done="Sent the code again.", look="tfa status"),
@@ -3668,7 +3671,7 @@ register("Two-factor authentication",
         Arg("--phone-number", TEXT.called("NUMBER"), "phone number for sms, such as +12025550123", None),
         Arg("-l --label", TEXT.called("NAME"), "name for the method", None),
         Arg("--method-id", GIVEN_ID, "id of the method", None, key="tfa_method_id", face="sdk"),
-        show="show_backup_codes", done="Activated the method.", look="tfa status",
+        show="show_backup_codes", done="Activated the method.", look="tfa status", only_copy=True,
         note="Run `vastai tfa auth-new` first. Your first method comes with backup codes; you are asked where to "
              "save them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
@@ -3687,8 +3690,8 @@ register("Two-factor authentication",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "Replace your backup codes",
         *TFA_PROOF,
-        ask="Replace your backup codes? The old ones stop working.", build="build_code", run="run_regen_codes", show="show_backup_codes",
-        done="The old backup codes no longer work, but the service sent no new ones.", look="tfa status"))
+        ask="Replace your backup codes? The old ones stop working.", build="build_code", show="show_backup_codes",
+        done="The old backup codes no longer work, but the service sent no new ones.", look="tfa status", only_copy=True))
 
 register("Teams",
     Command("create team", "POST /team/", ONCE, SPENDS, "Turn your account into a team",
@@ -4028,7 +4031,7 @@ register("Notifications",
         Arg("webhook_url", NAME, "URL of the webhook, https://…"),
         Arg("event_types", TEXTS, "event types, from show notification-types, such as client:low_credit"),
         Arg("--name", TEXT, "name for the webhook", None),
-        made="webhook.id", done=WEBHOOK_SECRET, look="show webhooks",
+        made="webhook.id", done=WEBHOOK_SECRET, look="show webhooks", only_copy=True,
         examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
         Arg("id", ID.called("WEBHOOK"), "the webhook"), Arg("--webhook_url", URL, "new URL", None),
@@ -4037,7 +4040,7 @@ register("Notifications",
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "Delete a webhook",
         Arg("id", ID.called("WEBHOOK"), "the webhook"), done="Deleted webhook {id}.", look="show webhooks"),
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "Replace a webhook's signing secret",
-        Arg("id", ID.called("WEBHOOK"), "the webhook"), done=WEBHOOK_SECRET, look="show webhooks"),
+        Arg("id", ID.called("WEBHOOK"), "the webhook"), done=WEBHOOK_SECRET, look="show webhooks", only_copy=True),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "Send a test to a webhook",
         Arg("id", ID.called("WEBHOOK"), "the webhook"), done="Sent a test to webhook {id}.", look="show webhooks"))
 
@@ -4177,7 +4180,7 @@ class Call:
         """Does the user of the command line say yes?  A program is not asked, and does not."""
         return self.cli and agreed(question)
 
-    def signals_caught(self) -> SignalGuard:
+    def signals_caught(self, wanted: bool = True) -> SignalGuard:
         """A block in which signals interrupt as Ctrl-C does; those of a program are its own."""
         return SignalGuard(off=not self.cli)
 
@@ -5271,15 +5274,17 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     call.secrets = list(dict.fromkeys([*call.secrets, *request.secrets, *client.secrets]))
     announce_request(call, request)
     require_key(client, row)
+    said = row.made.startswith(("new_contract", "team"))  # rentals say more; a team is free
+    vital = not request.safe and (row.only_copy or (row.effect == SPENDS and not said))
     attempt, lost = 0, False  # lost: an earlier attempt was sent, and got no answer
     while True:
         attempt += 1
         asked: float | None = None
         try:
-            answer = send_following_redirects(client, request, client.timeout)
+            with call.signals_caught(vital):
+                answer = send_following_redirects(client, request, client.timeout)
         except KeyboardInterrupt:
-            said = row.made.startswith(("new_contract", "team"))  # rentals say more; a team is free
-            if row.effect == SPENDS and not request.safe and not said:
+            if vital:
                 tell(call, f"Was `vastai {row.name}` carried out? {look_first(row)}")
             raise
         except NoAnswer as problem:
@@ -7616,16 +7621,6 @@ def env_rows(call: Call, values: Row) -> list[Row]:
     return [{"name": name, "value": value} for name, value in shown.items()]
 
 
-def run_regen_codes(call: Call) -> Row:
-    """New backup codes; an interruption says what it means for the old ones."""
-    try:
-        answer: Row = call.send()
-    except KeyboardInterrupt:
-        tell(call, "if there are new backup codes, the old ones no longer work")
-        raise
-    return answer
-
-
 def run_tfa_login(call: Call) -> Row:
     """Proves who is there; the command line saves the key of the session that this starts."""
     missing = call["code"] is None and call["backup_code"] is None
@@ -8264,10 +8259,12 @@ class SignalGuard:
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
+        if self.off:
+            return self
         import signal
         import threading
 
-        if not self.off and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
                 number = getattr(signal, name, None)  # not every system has all of them
                 if number is not None and signal.getsignal(number) == signal.SIG_DFL:
@@ -8278,6 +8275,8 @@ class SignalGuard:
         raise Interrupted(number)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.off:
+            return
         import signal
 
         for number, handler in self.handlers.items():
@@ -15384,9 +15383,14 @@ EXIT_STATUSES = {
 
 
 def tell_result(call: Call, result: Any) -> None:
-    """What a spending command brought, on stderr: it must not be lost with stdout."""
-    if call.row.effect == SPENDS and isinstance(result, dict):
-        say(f"{call.row.name}: {printable(str(result), 2000)}")
+    """What a command spent money on, or the only copy of its answer, on stderr: it must not be lost
+    with stdout.
+    """
+    row = call.row
+    said = row.show and call.view.format == "table"  # by the row's own function
+    vital = row.effect == SPENDS or (row.only_copy and not said)
+    if vital and isinstance(result, dict):
+        say(f"{row.name}: {printable(str(redact_value(result, call.secrets)), 2000)}")
 
 
 def exit_statuses(row: Command) -> list[int]:
