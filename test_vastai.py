@@ -6780,7 +6780,7 @@ class PureTest(unittest.TestCase):
                 for words, part in zip(told, left_out):
                     self.assertIn(part, words)
         for text, words in (
-                ("FOO BAR", "cannot read 'FOO BAR'; write -e FOO=BAR"), ("FOO", "-e FOO=VALUE"), ("-e FOO", "-e FOO=VALUE"),
+                ("FOO hunter2", "cannot read 'FOO'; write -e FOO=VALUE"), ("FOO", "-e FOO=VALUE"), ("-e FOO", "-e FOO=VALUE"),
                 ("-e", "-e needs a value"), ("-e -p 80:80", "cannot read -e"), ("-p", "-p needs"), ("-p web:80", "write -p 8080:8080"),
                 ("-p 80;reboot", "cannot read -p"), ("-v $(x):/y", "cannot read -v"), ("-n 'a b'", "cannot read -n"),
                 ("-e TOKEN=hunter 2", "-e TOKEN='…'"), ("--sudo -e A=1", "'--sudo'"), ("-x", "'-x'"), ("-e A='b", "not closed"),
@@ -6969,14 +6969,27 @@ class PureTest(unittest.TestCase):
                 ("sk-proj-abcdefghijklmnop", "abcdefgh"), ("AKIAABCDEFGHIJKLMNOP", "ABCDEFGH"), (f"x\n{key}\ny", "b3BlbnNz"),
                 (key[:60], "b3BlbnNz"), ("--registry-token hunter2", "hunter2"), ("mysql -u root -phunter2", "hunter2"),
                 ('{\\"token\\": \\"hunter 2\\"}', "hunter 2"), ("X-Auth-Token: hunter2", "hunter2"), ("PASS=hunter2", "hunter2"),
-                ("\u0130 token=hunter2", "hunter2"), ("my secretkey", "secretkey")):
+                ("\u0130 token=hunter2", "hunter2"), ("my secretkey", "secretkey"),
+                ('["HF_TOKEN","hunter 2"]', "hunter 2"), ('"name": "HF_TOKEN", "value": "hunter 2"', "hunter 2"), ("--authkey hunter23", "hunter23"),
+                ("docker run -e TOKEN hunter23", "hunter23"), ("PrivateKey = hunter2", "hunter2"), ("privkey=hunter2", "hunter2"),
+                ("masterkey=hunter2", "hunter2"), ("DBPASS=hunter2", "hunter2"), ("&X-Amz-Signature=hunter2&", "hunter2"),
+                ("?sig=hunter2", "hunter2"), ("token%3Dhunter2", "hunter2"), ("machine x login y password hunter23", "hunter23"),
+                ("sk_live_abcdefghijkl", "abcdefgh"), ("https://hooks.slack.com/services/T0/B0/hunter2", "hunter2"),
+                ("https://discord.com/api/webhooks/12/hunter2", "hunter2"), ("curl -u user:hunter2 https://x", "hunter2"),
+                ("git clone https://hunter2hunter2@github.com/x", "hunter2"), ("wandb login hunter2hunter2", "hunter2")):
             with self.subTest(text):
                 clean = vastai.redact_diagnostics({"log": [text]}, ["secretkey"])["log"][0]
                 self.assertNotIn(secret, clean)
                 self.assertIn("REDACTED", clean)
         for text in ("docker run -p 8080:8080 -p 80 -p 5000/udp x", "mkdir -p /a/b", "tests passed: 5, monkey: 3",
-                     "image:tag@sha256:abcdef", "task-123456789012345", "the token expired", "http://host:80/a@b"):
+                     "image:tag@sha256:abcdef", "task-123456789012345", "the token expired", "http://host:80/a@b",
+                     "tokens/s: 35.1", "Failed password for root", "docker run -u 1000:1000 x", "login succeeded", "ssh://me@host/x"):
             self.assertEqual(vastai.redact_diagnostics(text, []), text)
+        words = ["--token", "hunter2", "-p", "hunter2", "-p", "8080:80", "--max-tokens", "64", "got a token", "next line", "KEY_B", {"a": "b"}]
+        clean = ["REDACTED" if word == "hunter2" else word for word in words]
+        self.assertEqual(vastai.redact_diagnostics({"image_args": words}, []), {"image_args": clean})
+        self.assertEqual(vastai.redact_diagnostics([{"name": "HF_TOKEN", "value": "hunter2"}, {"name": "a", "value": 7}], []),
+                         [{"name": "HF_TOKEN", "value": "REDACTED"}, {"name": "a", "value": 7}])
         names = {"HF_TOKEN": 1, "DB_PASS": "a", "SSH_KEY": "b", "AWS_X": "c", "cookie": "d", "keys": "e"}
         self.assertEqual(vastai.redact_diagnostics(names, []), {**dict.fromkeys(names, "REDACTED"), "keys": "e"})
 

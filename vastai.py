@@ -543,22 +543,27 @@ def _texts(value: Any) -> list[str]:
 # What a diagnostic text must not hold: hints that str.find() sees fast in a log of megabytes, each
 # with a pattern that is tried there; what follows its first group is replaced.
 _QUOTED = r""""[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\\+"[^"\n]*"?|'[^'\n]*'?"""
-_ASSIGNED = r"\\{0,2}[\"']?[ \t]{0,8}[=:][ \t]{0,8}"
+_QUOTE = r"\\{0,2}[\"']"
+_PAIRED = rf"{_QUOTE},[ \t]{{0,8}}(?:{_QUOTE}value{_QUOTE}:[ \t]{{0,8}})?(?={_QUOTE})"
+_ASSIGNED = rf"(?:(?:{_QUOTE})?[ \t]{{0,8}}(?:[=:]|%3d)[ \t]{{0,8}}|{_PAIRED})"
+_AS_KEYS_LOOK = r"(?=\S{0,60}\d)(?=\S{0,60}[a-z])\S{8,}"  # after a blank it may be any word
 _VALUE = rf"(?:(?:bearer|basic)[ \t]{{1,8}})?(?:{_QUOTED}|(?<==)\S+|[^\s,;]+)"
 _NO_PORT = r"(?![\"']?(?:[\d.:-]+(?:/\w+)?|/\S*)[\"']?(?:\s|$))"
 SECRET_NAME = (
     r"(?:api[ _-]?key|token|secret|passw(?:or)?d|passphrase|credential|authorization|cookie"
-    r"|host_port_range|(?<![a-z])aws_|(?<=[_-])key(?![a-z])|(?<=api )key|(?<=api)key"
-    r"|(?<![a-z])(?:pass|pwd|auth)(?![a-z]))"
+    r"|host_port_range|(?<![a-z])aws_|(?<=[a-z_-])key(?<!monkey)(?![a-z])|(?<=api )key|signature"
+    r"|(?:pass|pwd|(?<![a-z])(?:auth|sig))(?![a-z]))"
 )
 SECRET_RULES = (
     ("authorization cookie", rf"(\w+{_ASSIGNED})(?:{_QUOTED}|[^\"'\r\n]+)"),
     (
-        "key token secret pass pwd auth credential host_port_range aws_",
+        "key token secret pass pwd auth credential host_port_range aws_ sig",
         rf"({SECRET_NAME}(?=([\w-]{{0,40}}))\2{_ASSIGNED}){_VALUE}",
     ),
+    ("key token secret pass login", rf"((?:{SECRET_NAME}|login)[ \t]{{1,8}}){_AS_KEYS_LOOK}"),
     ("--", rf"((?<![\w-])--[\w-]{{0,30}}?{SECRET_NAME}[ \t]{{1,8}})(?:{_QUOTED}|[^\s-]\S*)"),
     ("-p", rf"((?<!\S)-p[ \t]{{1,8}}){_NO_PORT}(?:{_QUOTED}|[^\s-]\S*)"),
+    ("-u --user", r"((?<!\S)-[a-z-]+[ \t]{1,8}[\"']?[^\s:\"']{1,60}:)(?!\d+\b)[^\s\"']+"),
     ("login mysql sshpass", r"(\w+[^\n]{0,60}?[ \t]-p)[^\s-]\S*"),
     ("bearer", r"(bearer[ \t]{1,8})[\w.~+/=-]{8,}"),
     ("eyj", r"(\b)eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*"),
@@ -566,9 +571,11 @@ SECRET_RULES = (
         "gho_ ghp_ ghr_ ghs_ ghu_ github_pat_ glpat- hf_ sk- npm_ pypi- dckr_pat_ nvapi- r8_",
         r"(\b)[a-z0-9_]+[-_][\w-]{12,}",
     ),
+    ("sk_live_ sk_test_ rk_live_ tskey-", r"(\b)[a-z]+[-_][\w-]{12,}"),
     ("xoxa- xoxb- xoxp- xoxr- xoxs-", r"(\b)xox.-[\w-]{12,}"),
     ("akia asia", r"(\b)[A-Z]{4}[0-9A-Z]{12,}"),
     ("aiza", r"(\b)AIza[\w-]{30,}"),
+    (".slack.com/services/ /api/webhooks/", r"([\w.]*/(?:services|api/webhooks)/)\S+"),
 )
 LONGEST_KEY = 16_000  # characters of a private key whose end a log has lost
 
@@ -580,11 +587,17 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, dict):
         secret_name = re.compile(SECRET_NAME, re.I)
         return {
-            name: "REDACTED" if secret_name.search(str(name)) else redact_diagnostics(item, secrets)
+            name: "REDACTED"
+            if secret_name.search(str(names[name]))
+            else redact_diagnostics(item, secrets)
             for name, item in value.items()
         }
-    if isinstance(value, list):
-        return [redact_diagnostics(item, secrets) for item in value]
+    if isinstance(value, list):  # ["--token", "…"]
+        option = re.compile(rf"[\w-]{{0,60}}?{SECRET_NAME}\0|-p\0{_NO_PORT}", re.I)
+        return [
+            "REDACTED" if option.match(f"{name}\0{item}") else redact_diagnostics(item, secrets)
+            for name, item in zip(["", *value], value)
+        ]
     if not isinstance(value, str):
         return value
     for secret in secrets:
@@ -633,6 +646,8 @@ def _passwords(text: str) -> Iterator[tuple[int, int]]:
         word = re.split("[\"'<>(,;]", word)[-1]
         _, scheme, rest = word.rpartition("://")
         user, _, password = rest.partition(":")
+        if scheme and len(rest) > 11 and not password and "/" not in rest:  # https://TOKEN@host
+            user, password = "", rest
         path = "/" in password and (not scheme or password.partition("/")[0].isdigit())
         if password and not path and (user or scheme) and not text.startswith("sha256:", done):
             yield at - len(password), at
@@ -10505,7 +10520,9 @@ def write_bundle(
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name in names:
-            clean = redact_diagnostics(members[name], call.client.secrets)
+            found = members[name]
+            found = found[-4 * LOG_END :] if isinstance(found, str) else found
+            clean = redact_diagnostics(found, call.client.secrets)
             data = (clean if isinstance(clean, str) else format_json(clean)).encode(
                 "utf-8", "replace"
             )
