@@ -8827,6 +8827,37 @@ class TestConcurrency(FaultCase):
                 time.sleep(0.001)
         self.assertEqual((errors, len(server.requests)), ([], 60))
 
+    @unittest.skipUnless(hasattr(signal, "SIGALRM"), "no signals of POSIX")
+    def test_in_a_signal_handler_and_at_the_end(self):
+        """A handler may interrupt its own thread wherever that is; a program that ends starts no more threads."""
+        script = """
+import atexit, os, signal, sys
+sys.path.insert(0, %r)
+import vastai
+client = vastai.VastAI("k" * 20, %r)
+signal.signal(signal.SIGALRM, lambda *_: print(client.show_user()["id"]))
+with client.pool.lock:
+    os.kill(os.getpid(), signal.SIGALRM)
+atexit.register(lambda: print(len(client.list_machines([1, 2, 3]))))
+"""
+        server = self.serve(reply({**USER, "success": True}))
+        done = subprocess.run([sys.executable, "-S", "-c", script % (HERE, server.url)], capture_output=True, timeout=20)
+        self.assertEqual((done.stdout.split(), done.stderr), ([b"7", b"3"], b""))
+
+    def test_deep_in_calls_of_the_program(self):
+        """That the caller's stack is full is not the service's fault, nor that of an argument."""
+        client, ended = self.client(self.serve(reply(RENTED))), []
+
+        def down(levels):
+            return down(levels - 1) if levels else client.create_instance(8, "a/b")
+        down(0)
+        for levels in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit(), 3):
+            try:
+                ended.append(down(levels)["success"])
+            except RecursionError:
+                ended.append(False)
+        self.assertEqual(set(ended), {True, False})
+
     @unittest.skipUnless(hasattr(os, "fork"), "no fork here")
     def test_fork_during_the_first_call(self):
         """Modules are never half loaded in the child, however long they take."""

@@ -39,7 +39,7 @@ import io
 import os
 import sys
 import time
-from _thread import allocate_lock
+from _thread import RLock, allocate_lock
 
 # As typing's own, without importing typing, which would double the start-up.
 TYPE_CHECKING: bool = False
@@ -5149,6 +5149,8 @@ def parse_json(content: bytes) -> Any:
     try:
         value = decode(text)
     except RecursionError:
+        if not _may_be_deep(content):  # the program's own calls are
+            raise
         raise ValueError("nested too deeply") from None
     if odd or _may_be_deep(content):
         check_value(value)
@@ -5968,7 +5970,8 @@ class Pool:
         """Forgets all connections without closing them."""
         self.idle: dict[Place, list[Any]] = {}
         self.places: dict[tuple[str, str, str], Place] = {}
-        self.lock, self.owner = allocate_lock(), os.getpid()
+        self.lock = RLock()  # a signal's handler may use the client while its thread holds it
+        self.owner = os.getpid()
 
     def find_place(self, url: str, root: str = "") -> tuple[Place, str]:
         """The place of an address, which is remembered, and the path with the query that is asked
@@ -6489,8 +6492,6 @@ def perform(call: Call) -> Any:
         if isinstance(error, UsageError) and not call.cli:
             error.msg = for_python(error.msg, row)
         raise
-    except RecursionError:
-        raise VastAIError("the service sent an answer that is nested too deeply") from None
 
 
 def objects(value: Any) -> list[Row]:
@@ -9416,8 +9417,6 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
 
     if len(tasks) < 2 or call.client.curl or call.client.explain:  # these print: in order, please
         return [outcome(task) for task in tasks]
-    from concurrent.futures import ThreadPoolExecutor
-
     first: list[Any] = []
     while tasks and call.row.effect != READS:
         first.append(outcome(tasks.pop(0)))
@@ -9427,7 +9426,13 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
             raise first[0]
     if not tasks:
         return first
-    pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+    try:
+        from concurrent.futures import ThreadPoolExecutor
+
+        pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+        pool.submit(int)
+    except RuntimeError:  # a program that is ending starts no more threads
+        return first + [outcome(task) for task in tasks]
     started = []
     try:
         for task in tasks:
