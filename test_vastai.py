@@ -8077,6 +8077,10 @@ class TestOddAnswers(FaultCase):
     def test_members_that_commands_go_by(self):
         for words, answer, expected in (
                 (["reject", "price-increase", "7", "-y"], {"pending_price_increases": [{"contract_id": {}}]}, 4),
+                (["accept", "price-increase", "7", "-y"],
+                 {"pending_price_increases": [{"contract_id": 7, "pending_price_increase_id": [1]}]}, 4),
+                (["stop", "instance", "my run"], {"instances": [{"id": None, "label": "my run"}]}, 1),
+                (["stop", "instance", " 7x"], {}, 2),
                 (["show", "notifications"], {"id": "x" * 999}, 1),
                 (["run", "benchmarks", "--template_id", "5", "--gpus", "A"],
                  {"success": True, "templates": [{"id": 5, "extra_filters": ["x", 5]}]}, 1)):
@@ -8128,6 +8132,9 @@ class TestSteps(FaultCase):
         server = self.serve(reply({"scheduled_job_id": 3, "msg": "conflict"}, 422))
         status, _, err = self.run_here(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="n\n")
         self.assertEqual((status, len(server.requests)), (2, 1), err)
+        server = self.serve(reply({"scheduled_job_id": [4], "msg": "conflict"}, 422))
+        status, _, err = self.run_here(server, "reboot", "instance", "7", "--schedule", "DAILY", "--day", "*", stdin="y\n")
+        self.assertEqual((status, len(server.requests)), (1, 1), err)
         server = self.serve(reply({"scheduled_job_id": 3, "msg": "conflict"}, 422), reply({"success": True}))
         status, _, err = self.run_here(server, "change", "bid", "7", "--schedule", "DAILY", "--day", "*", stdin="y\n")
         first, second = (json.loads(request["body"]) for request in server.requests)
@@ -8762,6 +8769,12 @@ class TestManyItems(FaultCase):
         server = self.serve(*steps)
         error = self.error(getattr(self.client(server), call), self.IDS, **given)
         return error, server
+
+    def test_an_id_that_is_given_twice(self):
+        for call, more in (("destroy_instances", {}), ("create_instances", {"image": "a/b"})):
+            server = self.serve(reply({"success": True, "new_contracts": [501, 502]}))
+            getattr(self.client(server), call)("8, 7 8", **more)
+            self.assertIn([8, 7], json.loads(server.requests[0]["body"]).values())
 
     def test_some_fail(self):
         for call in ("start_instances", "stop_instances", "destroy_instances"):

@@ -586,6 +586,8 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
 
     if isinstance(value, dict):
         secret_name = re.compile(SECRET_NAME, re.I)
+        # {"name": "TOKEN", "value": "…"}
+        names = {**dict(zip(value, value)), "value": value.get("name", value.get("key", ""))}
         return {
             name: "REDACTED"
             if secret_name.search(str(names[name]))
@@ -963,6 +965,7 @@ def _items(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
             items = [word for item in items for word in id_words(item)]
             if not items:
                 raise ValueError(value)
+            return list(dict.fromkeys(map(convert, items)))
         return [convert(item) for item in items]
 
     return checked
@@ -2305,7 +2308,9 @@ def ask_secret(question: str) -> str:
 
 
 def read_line() -> str | None:
-    """One line from stdin, stripped; None at its end, and if it cannot be read."""
+    """One line from stdin, stripped and decoded as a file is; None at its end, and if it cannot be
+    read.
+    """
     try:
         line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
         data = line.encode(getattr(sys.stdin, "encoding", None) or "utf-8", "surrogateescape")
@@ -4197,7 +4202,7 @@ class Call:
 
     def signals_caught(self, wanted: bool = True) -> SignalGuard:
         """A block in which signals interrupt as Ctrl-C does; those of a program are its own."""
-        return SignalGuard(off=not self.cli)
+        return SignalGuard(off=not (self.cli and wanted))
 
     def remark(self, text: str) -> None:
         """Tells the user of the command line something, unless --quiet is given."""
@@ -6886,7 +6891,7 @@ def schedule_job(call: Call, **members: Any) -> Row:
         answer: Row = call.of(METHODS["create_scheduled_job"]).send(body=job)
         return answer
     except VastAIError as error:
-        existing = get_path(error.body, "scheduled_job_id")
+        existing = as_whole(get_path(error.body, "scheduled_job_id"))
         if error.status != 422 or existing is None or not call.cli:
             raise
     confirm(call, f"Job {format_value(existing)} already does this. Replace it?")
@@ -7426,7 +7431,7 @@ def pending_increases(call: Call) -> dict[Any, Any]:
     """{instance: id of its price increase}; the first one counts."""
     rows = call.do("show_pending_price_increases")["pending_price_increases"]
     return {
-        as_whole(row.get("contract_id")): row.get("pending_price_increase_id")
+        as_whole(row.get("contract_id")): as_whole(row.get("pending_price_increase_id"))
         for row in reversed(rows)
     }
 
@@ -15263,7 +15268,7 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
 
 def is_label(word: str, kind: Kind) -> bool:
     """Is a word that stands for an instance its label?"""
-    if not word.strip() or word[0] in "-+0123456789":  # a mistyped id is no label
+    if not word.strip() or word.strip()[0] in "-+0123456789":  # a mistyped id is no label
         return False
     letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
     known = word.rstrip(":") in PLACES or (point and letters.isalnum() and digits.isdigit())
@@ -15295,13 +15300,16 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
         raise relabel_error(error, f"the label {first} cannot be looked up") from error
     found = {}
     for label in labels:
-        ids = [row.get("id") for row in rows if as_text(row.get("label")) == label.strip()]
+        named_so = [row for row in rows if as_text(row.get("label")) == label.strip()]
+        ids = [as_whole(row.get("id")) for row in named_so]
         named = f"labeled {printable(label, 60)!r}"
         if not ids:
             raise NotFoundError(f"no instance {named}; see `vastai show instances`")
         if len(ids) > 1:
             several = ", ".join(map(str, ids[:20]))
             raise UsageError(f"{len(ids)} instances are {named}: {several}; give the id")
+        if ids[0] is None:
+            raise VastAIError(f"the service sent no id of the instance {named}")
         found[label] = ids[0]
     return found
 
