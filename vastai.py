@@ -39,7 +39,7 @@ import io
 import os
 import sys
 import time
-from _thread import allocate_lock
+from _thread import RLock, allocate_lock
 
 # As typing's own, without importing typing, which would double the start-up.
 TYPE_CHECKING: bool = False
@@ -76,6 +76,7 @@ LONGEST_TIMEOUT = 1e6  # seconds that a socket can wait, on every system
 LARGEST_ANSWER = 1 << 26  # bytes, unpacked: more than any answer, and a small machine can hold it
 LAST_MOMENT = 64_000_000_000  # unix seconds, about the year 4000: a later date is a mistake
 LONGEST_TEXT = 100_000  # characters in one argument
+LONGEST_API_KEY = 8_000  # characters; no header holds more
 LONGEST_FILE = 10_000_000  # characters in a file that is sent
 BULK = 64  # ids that the service takes in one request
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is in an address that the service gives
@@ -381,13 +382,15 @@ def printable(text: str, limit: int = 80) -> str:
 
 
 def without_value(word: str) -> str:
-    """A word that nobody understood, safe to show: what follows =, : or a blank may be
-    secret.
+    """A word that nobody understood, safe to show: what follows =, : or a blank may be secret, and
+    a long word with digits a key.
     """
     for sign in "=: \t\n":
         head, found, _ = word.partition(sign)
         word = head + "…" if found else word
-    return printable(word)
+    plain = word.replace("-", "").replace("_", "").rstrip("…")
+    is_key = word[:1] != "-" and len(word) > 15 and not plain.isalpha()
+    return "…" if is_key else printable(word)
 
 
 def printable_lines(text: str) -> str:
@@ -525,10 +528,10 @@ def _texts(value: Any) -> list[str]:
     """The texts of a secret, one by one: shorter ones are found in any sentence and are not worth
     masking.
     """
-    if isinstance(value, dict):
-        value = list(value.values())
-    values = value if isinstance(value, list) else [value]
-    texts = [str(text) for text in values if isinstance(text, (str, int)) and text is not True]
+    if isinstance(value, (dict, list)):
+        items = value.values() if isinstance(value, dict) else value
+        return [text for item in items for text in _texts(item)]
+    texts = [str(value)] if isinstance(value, (str, int)) and value is not True else []
     for text in [text for text in texts if " " in text or "=" in text]:  # -u me -p PW; -e A=PW
         import re
 
@@ -541,22 +544,27 @@ def _texts(value: Any) -> list[str]:
 # What a diagnostic text must not hold: hints that str.find() sees fast in a log of megabytes, each
 # with a pattern that is tried there; what follows its first group is replaced.
 _QUOTED = r""""[^"\\\n]*(?:\\.[^"\\\n]*)*"?|\\+"[^"\n]*"?|'[^'\n]*'?"""
-_ASSIGNED = r"\\{0,2}[\"']?[ \t]{0,8}[=:][ \t]{0,8}"
+_QUOTE = r"\\{0,2}[\"']"
+_PAIRED = rf"{_QUOTE},[ \t]{{0,8}}(?:{_QUOTE}value{_QUOTE}:[ \t]{{0,8}})?(?={_QUOTE})"
+_ASSIGNED = rf"(?:(?:{_QUOTE})?[ \t]{{0,8}}(?:[=:]|%3d)[ \t]{{0,8}}|{_PAIRED})"
+_AS_KEYS_LOOK = r"(?=\S{0,60}\d)(?=\S{0,60}[a-z])\S{8,}"  # after a blank it may be any word
 _VALUE = rf"(?:(?:bearer|basic)[ \t]{{1,8}})?(?:{_QUOTED}|(?<==)\S+|[^\s,;]+)"
 _NO_PORT = r"(?![\"']?(?:[\d.:-]+(?:/\w+)?|/\S*)[\"']?(?:\s|$))"
 SECRET_NAME = (
     r"(?:api[ _-]?key|token|secret|passw(?:or)?d|passphrase|credential|authorization|cookie"
-    r"|host_port_range|(?<![a-z])aws_|(?<=[_-])key(?![a-z])|(?<=api )key|(?<=api)key"
-    r"|(?<![a-z])(?:pass|pwd|auth)(?![a-z]))"
+    r"|host_port_range|(?<![a-z])aws_|(?<=[a-z_-])key(?<!monkey)(?![a-z])|(?<=api )key|signature"
+    r"|(?:pass|pwd|(?<![a-z])(?:auth|sig))(?![a-z]))"
 )
 SECRET_RULES = (
     ("authorization cookie", rf"(\w+{_ASSIGNED})(?:{_QUOTED}|[^\"'\r\n]+)"),
     (
-        "key token secret pass pwd auth credential host_port_range aws_",
+        "key token secret pass pwd auth credential host_port_range aws_ sig",
         rf"({SECRET_NAME}(?=([\w-]{{0,40}}))\2{_ASSIGNED}){_VALUE}",
     ),
+    ("key token secret pass login", rf"((?:{SECRET_NAME}|login)[ \t]{{1,8}}){_AS_KEYS_LOOK}"),
     ("--", rf"((?<![\w-])--[\w-]{{0,30}}?{SECRET_NAME}[ \t]{{1,8}})(?:{_QUOTED}|[^\s-]\S*)"),
     ("-p", rf"((?<!\S)-p[ \t]{{1,8}}){_NO_PORT}(?:{_QUOTED}|[^\s-]\S*)"),
+    ("-u --user", r"((?<!\S)-[a-z-]+[ \t]{1,8}[\"']?[^\s:\"']{1,60}:)(?!\d+\b)[^\s\"']+"),
     ("login mysql sshpass", r"(\w+[^\n]{0,60}?[ \t]-p)[^\s-]\S*"),
     ("bearer", r"(bearer[ \t]{1,8})[\w.~+/=-]{8,}"),
     ("eyj", r"(\b)eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*"),
@@ -564,9 +572,11 @@ SECRET_RULES = (
         "gho_ ghp_ ghr_ ghs_ ghu_ github_pat_ glpat- hf_ sk- npm_ pypi- dckr_pat_ nvapi- r8_",
         r"(\b)[a-z0-9_]+[-_][\w-]{12,}",
     ),
+    ("sk_live_ sk_test_ rk_live_ tskey-", r"(\b)[a-z]+[-_][\w-]{12,}"),
     ("xoxa- xoxb- xoxp- xoxr- xoxs-", r"(\b)xox.-[\w-]{12,}"),
     ("akia asia", r"(\b)[A-Z]{4}[0-9A-Z]{12,}"),
     ("aiza", r"(\b)AIza[\w-]{30,}"),
+    (".slack.com/services/ /api/webhooks/", r"([\w.]*/(?:services|api/webhooks)/)\S+"),
 )
 LONGEST_KEY = 16_000  # characters of a private key whose end a log has lost
 
@@ -577,12 +587,20 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
 
     if isinstance(value, dict):
         secret_name = re.compile(SECRET_NAME, re.I)
+        # {"name": "TOKEN", "value": "…"}
+        names = {**dict(zip(value, value)), "value": value.get("name", value.get("key", ""))}
         return {
-            name: "REDACTED" if secret_name.search(str(name)) else redact_diagnostics(item, secrets)
+            name: "REDACTED"
+            if secret_name.search(str(names[name]))
+            else redact_diagnostics(item, secrets)
             for name, item in value.items()
         }
-    if isinstance(value, list):
-        return [redact_diagnostics(item, secrets) for item in value]
+    if isinstance(value, list):  # ["--token", "…"]
+        option = re.compile(rf"[\w-]{{0,60}}?{SECRET_NAME}\0|-p\0{_NO_PORT}", re.I)
+        return [
+            "REDACTED" if option.match(f"{name}\0{item}") else redact_diagnostics(item, secrets)
+            for name, item in zip(["", *value], value)
+        ]
     if not isinstance(value, str):
         return value
     for secret in secrets:
@@ -631,6 +649,8 @@ def _passwords(text: str) -> Iterator[tuple[int, int]]:
         word = re.split("[\"'<>(,;]", word)[-1]
         _, scheme, rest = word.rpartition("://")
         user, _, password = rest.partition(":")
+        if scheme and len(rest) > 11 and not password and "/" not in rest:  # https://TOKEN@host
+            user, password = "", rest
         path = "/" in password and (not scheme or password.partition("/")[0].isdigit())
         if password and not path and (user or scheme) and not text.startswith("sha256:", done):
             yield at - len(password), at
@@ -949,6 +969,7 @@ def _items(convert: Convert) -> Callable[[Any], list[Any]]:
             items = [word for item in items for word in id_words(item)]
             if not items:
                 raise ValueError(value)
+            return list(dict.fromkeys(map(convert, items)))
         return [convert(item) for item in items]
 
     return checked
@@ -961,11 +982,14 @@ def id_words(item: Any) -> list[Any]:
     return [word for part in item.strip(", ").split(",") for word in part.split() or [part]]
 
 
+BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")  # UTF-16, UTF-8
+
+
 def decode_file(data: bytes) -> str:
     """The text of a file: UTF-8, or UTF-16 with a byte-order mark; without that mark and with LF at
     the ends of lines.  Raises UnicodeError.
     """
-    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    wide = data[:2] in BYTE_ORDER_MARKS
     text = data.decode("utf-16" if wide else "utf-8-sig")
     return text.replace("\r\n", "\n")
 
@@ -1024,6 +1048,8 @@ def _json_file(value: Any) -> Row:
     """A dict as it is, or the path of a file that holds a JSON object."""
     if not isinstance(value, str):
         return _json_object(value)
+    if value.lstrip()[:1] == "{":  # may hold a password
+        raise UsageError("expected the path of a JSON file, not JSON itself")
     text = _read_file(_name(value))
     try:
         return _json_object(text)
@@ -1913,7 +1939,7 @@ def _env_words(env: str | Row) -> Iterator[tuple[str, str]]:
         option = ENV_OPTIONS.get(name, "")
         if not option and name not in DOCKER_VALUES.split():
             if word[0] == "-" or "=" not in word:
-                raise _unreadable_env(word, words, variable)
+                raise _unreadable_env(word, variable)
             option, value, joined = "-e", word, "="
         if not joined:
             if not words:
@@ -1943,7 +1969,7 @@ def _env_value(option: str, value: str) -> str:
     return value
 
 
-def _unreadable_env(word: str, following: list[str], variable: str) -> UsageError:
+def _unreadable_env(word: str, variable: str) -> UsageError:
     """The error of a word that is no option; it may be a part of the value of `variable`."""
     if word[0] == "-":
         name = word.partition("=")[0]
@@ -1954,13 +1980,8 @@ def _unreadable_env(word: str, following: list[str], variable: str) -> UsageErro
             f"a word after the value of {variable} is no option; "
             f"quote a value that contains spaces: -e {variable}='…'"
         )
-    plain = [without_value(word)]
-    for other in reversed(following):
-        if other[0] == "-" or "=" in other:
-            break
-        plain.append(other)
-    form = f"-e {plain[0].rstrip('…')}={plain[1] if len(plain) > 1 else 'VALUE'}"
-    return UsageError(f"cannot read {printable(' '.join(plain))!r}; write {printable(form)}")
+    name = without_value(word)
+    return UsageError(f"cannot read {name!r}; write -e {name.rstrip('…') or 'NAME'}=VALUE")
 
 
 def _unquote(text: str) -> str:
@@ -2266,7 +2287,10 @@ def agreed(question: str) -> bool:
 def ask_line(question: str) -> str | None:
     """Asks on stderr and reads one line from stdin, stripped; None at its end."""
     say(question, " " if is_terminal(sys.stdin) else "\n")  # what a pipe answers ends no line
-    return read_line()
+    line = read_line()
+    if line is None and is_terminal(sys.stdin):  # nor does Ctrl-D
+        write_err("\n")
+    return line
 
 
 def ask_secret(question: str) -> str:
@@ -2289,9 +2313,14 @@ def ask_secret(question: str) -> str:
 
 
 def read_line() -> str | None:
-    """One line from stdin, stripped; None at its end, and if it cannot be read."""
+    """One line from stdin, stripped and decoded as a file is; None at its end, and if it cannot be
+    read.
+    """
     try:
         line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
+        data = line.encode(getattr(sys.stdin, "encoding", None) or "utf-8", "surrogateescape")
+        if data.startswith(BYTE_ORDER_MARKS):
+            line = decode_file(data + b"\0" * (len(data) % 2)).strip("\0")  # of half a line feed
     except (OSError, ValueError):
         return None
     return line.strip() if line else None
@@ -2515,6 +2544,7 @@ class Command:
     auth         False: works without a key
     strict       an "error" member or a bare text is a failure, whatever the status says
     sentence     a bare text confirms it, as nothing else would (an empty object never does)
+    only_copy    the answer holds what is shown only once, such as a new key
     rents        without the member `made` it is unknown whether it was done
 
     The question before:
@@ -2569,6 +2599,7 @@ class Command:
     needs = ""
     auth = True
     strict = False
+    only_copy = False
     sentence = False
     rents = False
     ask = ""
@@ -3975,7 +4006,7 @@ register("Keys",
             name="permissions", key="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
             "limits for individual permissions, as documented by the service"),
-        made="id", done="Created API key {id}: {key}", look="show api-keys",
+        made="id", done="Created API key {id}: {key}", look="show api-keys", only_copy=True,
         note='The key is shown only once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "allows it only to read your instances.",
         examples=("--name ci --permission_file permissions.json",)),
@@ -3983,7 +4014,7 @@ register("Keys",
         Arg("id KEY", ID, "the key, from show api-keys"), sentence=True, done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
     Command("reset api-key", "PUT /commands/reset_apikey/", ONCE, SETS, "Replace your main API key, revoking the old",
-        body=CLIENT, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user",
+        body=CLIENT, done="Replaced your main API key; the old one is revoked. The new one: {new_api_key}", look="show user", only_copy=True,
         note="Save the new key with `vastai set api-key`.",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
     Command("set role", "-> none", SAFE, SETS, "Choose which commands --help lists",
@@ -4027,12 +4058,12 @@ register("Two-factor authentication",
              "code. With --secret and --code, only the second step runs.",
         examples=("-t totp", "--secret SECRET --code 123456")),
     Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, SETS, "Get a secret for an authenticator app",
-        columns=TOTP_CARD,
+        columns=TOTP_CARD, only_copy=True,
         note="Enter the secret in the app, or show it the URI as a QR code. Then run `vastai tfa activate CODE --secret SECRET`."),
     Command("tfa send-sms", "POST /tfa/sms/", ONCE, SETS, "Send a code by SMS",
         PHONE,
         done="Sent a code by SMS. Use it with --secret {secret} in `vastai tfa login -t sms` or `vastai tfa "
-             "activate -t sms`."),
+             "activate -t sms`.", only_copy=True),
     Command("tfa resend-sms", "POST /tfa/sms/resend/", ONCE, SETS, "Send the SMS code again",
         Secret("-s --secret", CODE, "secret that tfa send-sms printed", REQUIRED), PHONE,
         done="Sent the code again."),
@@ -4045,7 +4076,7 @@ register("Two-factor authentication",
         Arg("--phone-number NUMBER", TEXT, "phone number for sms, such as +12025550123"),
         Arg("-l --label NAME", TEXT, "name for the method"),
         SdkArg("--method-id", GIVEN_ID, "id of the method", key="tfa_method_id"),
-        show="show_backup_codes", done="Activated the method.",
+        show="show_backup_codes", done="Activated the method.", only_copy=True,
         note="Run `vastai tfa auth-new` first. Your first method comes with backup codes; you are asked where to "
              "save them.",
         examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
@@ -4063,7 +4094,7 @@ register("Two-factor authentication",
         examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "Replace your backup codes",
         *TFA_PROOF,
-        ask="Replace your backup codes? The old ones stop working.", build="build_code", run="run_regen_codes", show="show_backup_codes",
+        ask="Replace your backup codes? The old ones stop working.", build="build_code", show="show_backup_codes", only_copy=True,
         done="The old backup codes no longer work, but the service sent no new ones."),
     look="tfa status")
 
@@ -4403,7 +4434,7 @@ register("Notifications",
         Arg("webhook_url", NAME, "URL of the webhook, https://…"),
         Arg("event_types", TEXTS, "event types, from show notification-types, such as client:low_credit"),
         Arg("--name", TEXT, "name for the webhook"),
-        made="webhook.id", done=WEBHOOK_SECRET,
+        made="webhook.id", done=WEBHOOK_SECRET, only_copy=True,
         examples=("https://example.com/hook client:low_credit client:outbid",)),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
         WEBHOOK, Arg("--webhook_url URL", TEXT, "new URL"),
@@ -4412,7 +4443,7 @@ register("Notifications",
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "Delete a webhook",
         WEBHOOK, done="Deleted webhook {id}."),
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "Replace a webhook's signing secret",
-        WEBHOOK, done=WEBHOOK_SECRET),
+        WEBHOOK, done=WEBHOOK_SECRET, only_copy=True),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "Send a test to a webhook",
         WEBHOOK, done="Sent a test to webhook {id}."),
     look="show webhooks")
@@ -4549,9 +4580,9 @@ class Call:
         """Does the user of the command line say yes?  A program is not asked, and does not."""
         return self.cli and agreed(question)
 
-    def signals_caught(self) -> SignalGuard:
+    def signals_caught(self, wanted: bool = True) -> SignalGuard:
         """A block in which signals interrupt as Ctrl-C does; those of a program are its own."""
-        return SignalGuard(off=not self.cli)
+        return SignalGuard(off=not (self.cli and wanted))
 
     def remark(self, text: str) -> None:
         """Tells the user of the command line something, unless --quiet is given."""
@@ -4699,7 +4730,9 @@ def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
         value = arg.kind.convert(value)
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        if arg.kind is VARIABLE and isinstance(value, str):  # with the name may stand its value
+            value = without_value(value)
         found = "" if arg.secret else f", not {short_repr(value)}{number_hint(arg.kind, value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
     for choice in (value if arg.kind.many else [value]) if arg.choices else ():
@@ -5531,6 +5564,8 @@ def parse_json(content: bytes) -> Any:
     try:
         value = decode(text)
     except RecursionError:
+        if not _may_be_deep(content):  # the program's own calls are
+            raise
         raise ValueError("nested too deeply") from None
     if odd or _may_be_deep(content):
         check_value(value)
@@ -5676,16 +5711,18 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     call.secrets = list(dict.fromkeys([*call.secrets, *request.secrets, *client.secrets]))
     announce_request(call, request)
     require_key(client, row)
+    # Rentals say more; a team is free.
+    said = row.made.startswith("new_contract") or call["transfer_credit"] == 0
+    vital = not request.safe and (row.only_copy or (row.effect == SPENDS and not said))
     attempt, lost = 0, False  # lost: an earlier attempt was sent, and got no answer
     while True:
         attempt += 1
         asked: float | None = None
         try:
-            answer = send_following_redirects(client, request, client.timeout)
+            with call.signals_caught(vital):
+                answer = send_following_redirects(client, request, client.timeout)
         except KeyboardInterrupt:
-            said = row.made.startswith("new_contract")  # rentals say more
-            said = said or call["transfer_credit"] == 0  # a team is free
-            if row.effect == SPENDS and not request.safe and not said:
+            if vital:
                 tell(call, f"Was `vastai {row.name}` carried out? {look_first(row)}")
             raise
         except NoAnswer as problem:
@@ -6362,7 +6399,8 @@ class Pool:
         """Forgets all connections without closing them."""
         self.idle: dict[Place, list[Any]] = {}
         self.places: dict[tuple[str, str, str], Place] = {}
-        self.lock, self.owner = allocate_lock(), os.getpid()
+        self.lock = RLock()  # a signal's handler may use the client while its thread holds it
+        self.owner = os.getpid()
 
     def find_place(self, url: str, root: str = "") -> tuple[Place, str]:
         """The place of an address, which is remembered, and the path with the query that is asked
@@ -6739,9 +6777,11 @@ def read_key_file(path: str) -> tuple[str, str]:
     """The key that a file holds, stripped, and why it has none although it is there ("" for a
     file that is not there).
     """
+    if is_special(path):  # reading from a FIFO would wait for its writer
+        return "", "cannot be read: it is not a regular file"
     try:
         with open(path, "rb") as file:
-            key = decode_file(file.read(40_000)).strip()
+            key = decode_file(file.read(4 * LONGEST_API_KEY)).strip()
         return key, "" if key else "is empty"
     except (FileNotFoundError, NotADirectoryError):
         return "", ""
@@ -6755,6 +6795,8 @@ def key_fault(key: Any) -> str:
     """Why a text cannot be an API key, or "" if it can."""
     if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
         return "contains a space, line break or other invalid character"
+    if len(key) > LONGEST_API_KEY:
+        return "is too long"
     if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
         return "is in quotes: remove them"
     if key[:1] == "$":
@@ -6774,7 +6816,7 @@ def check_key(key: Any, origin: str) -> None:
 def save_api_key(key: str, profile: str = "") -> str:
     """Saves the API key for later commands; returns the path of its file.  Raises UsageError."""
     path, old = profile_file("vast_api_key", profile), "" if profile else old_key_file()
-    write_private(path, key)
+    write_private(path, key, lasting=True)
     try:
         if old and not os.path.isdir(old):
             os.unlink(old)
@@ -6785,10 +6827,15 @@ def save_api_key(key: str, profile: str = "") -> str:
     return path
 
 
-def write_private(path: str, content: str | bytes) -> None:
+def is_special(path: str) -> bool:
+    """Is it a device or a FIFO, which must be written into rather than replaced?"""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def write_private(path: str, content: str | bytes, lasting: bool = False) -> None:
     """Writes a file of mode 0600, whole or not at all, and makes its folder, of mode 0700, if there
-    is none.  A symbolic link is written through.  Raises UsageError, also for "", which stands for
-    a file of ours without a folder.
+    is none.  A symbolic link is written through, and so is a device unless the content is to be
+    `lasting`.  Raises UsageError, also for "", which stands for a file of ours without a folder.
     """
     import tempfile
 
@@ -6796,14 +6843,21 @@ def write_private(path: str, content: str | bytes) -> None:
         raise UsageError(f"cannot save it: {folder_problem()}")
     target = os.path.realpath(path) if os.path.islink(path) else os.path.abspath(path)
     folder = os.path.dirname(target)
+    data = content.encode() if isinstance(content, str) else content
     try:
+        if is_special(path):
+            if lasting:
+                raise UsageError(f"cannot write {path}: it is not a regular file")
+            with open(path, "wb") as file:
+                file.write(data)
+            return
         make_private_folder(folder)
         if folder == os.path.dirname(config_file("vast_api_key")):
             os.chmod(folder, 0o700)  # it may have been there
         handle, temporary = tempfile.mkstemp(dir=folder)  # made with mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(data)
             os.replace(temporary, target)
         except BaseException:
             os.unlink(temporary)
@@ -6867,8 +6921,6 @@ def perform(call: Call) -> Any:
     except VastAIError as error:
         error.redact(call.secrets)
         raise
-    except RecursionError:
-        raise VastAIError("the service sent an answer that is nested too deeply") from None
 
 
 def objects(value: Any) -> list[Row]:
@@ -7265,7 +7317,7 @@ def schedule_job(call: Call, **members: Any) -> Row:
         answer: Row = call.of(METHODS["create_scheduled_job"]).send(body=job)
         return answer
     except VastAIError as error:
-        existing = get_path(error.body, "scheduled_job_id")
+        existing = as_whole(get_path(error.body, "scheduled_job_id"))
         if error.status != 422 or existing is None or not call.cli:
             raise
     confirm(call, f"Job {format_value(existing)} already does this. Replace it?")
@@ -7840,7 +7892,7 @@ def pending_increases(call: Call) -> dict[Any, Any]:
     """{instance: id of its price increase}; the first one counts."""
     rows = call.do("show_pending_price_increases")["pending_price_increases"]
     return {
-        as_whole(row.get("contract_id")): row.get("pending_price_increase_id")
+        as_whole(row.get("contract_id")): as_whole(row.get("pending_price_increase_id"))
         for row in reversed(rows)
     }
 
@@ -8051,16 +8103,6 @@ def env_rows(call: Call, values: Row) -> list[Row]:
     return [{"name": name, "value": value} for name, value in shown.items()]
 
 
-def run_regen_codes(call: Call) -> Row:
-    """New backup codes; an interruption says what it means for the old ones."""
-    try:
-        answer: Row = call.send()
-    except KeyboardInterrupt:
-        tell(call, "if there are new backup codes, the old ones no longer work")
-        raise
-    return answer
-
-
 def run_tfa_login(call: Call) -> Row:
     """Proves who is there; the command line saves the key of the session that this starts."""
     missing = call["code"] is None and call["backup_code"] is None
@@ -8074,7 +8116,7 @@ def run_tfa_login(call: Call) -> Row:
     if key != call.client.api_key:
         try:
             check_key(key, "the service")
-            write_private(profile_file("vast_tfa_key", call.client.profile), key)
+            write_private(profile_file("vast_tfa_key", call.client.profile), key, lasting=True)
         except UsageError as error:
             raise VastAIError(f"the code was right, but {error.msg}") from None
         if call.client.creds_source in ("CODE", "ENV"):
@@ -8700,10 +8742,12 @@ class SignalGuard:
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
+        if self.off:
+            return self
         import signal
         import threading
 
-        if not self.off and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
                 number = getattr(signal, name, None)  # not every system has all of them
                 if number is not None and signal.getsignal(number) == signal.SIG_DFL:
@@ -8714,6 +8758,8 @@ class SignalGuard:
         raise Interrupted(number)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.off:
+            return
         import signal
 
         for number, handler in self.handlers.items():
@@ -9747,11 +9793,13 @@ class RemoteJob:
             if done is not None and tar.returncode:
                 raise VastAIError(f"tar could not write {printable(place)}")
             return None if done is None else True
-        with open(f"{place}.part", "wb") as file:
+        part = place if is_special(place) else f"{place}.part"
+        with open(part, "wb") as file:
             done = self.command(self.fill("cat @T", T=source), left, stdout=file)
         if done is None:
             return None
-        os.replace(f"{place}.part", place)
+        if part != place:
+            os.replace(part, place)
         return True
 
     def shorten_lease(self) -> str:
@@ -9880,8 +9928,6 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
 
     if len(tasks) < 2 or call.client.curl or call.client.explain:  # these print: in order, please
         return [outcome(task) for task in tasks]
-    from concurrent.futures import ThreadPoolExecutor
-
     first: list[Any] = []
     while tasks and call.row.effect != READS:
         first.append(outcome(tasks.pop(0)))
@@ -9891,7 +9937,13 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
             raise first[0]
     if not tasks:
         return first
-    pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+    try:
+        from concurrent.futures import ThreadPoolExecutor
+
+        pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+        pool.submit(int)
+    except RuntimeError:  # a program that is ending starts no more threads
+        return first + [outcome(task) for task in tasks]
     started = []
     try:
         for task in tasks:
@@ -10983,7 +11035,9 @@ def write_bundle(
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for name in names:
-            clean = redact_diagnostics(members[name], call.client.secrets)
+            found = members[name]
+            found = found[-4 * LOG_END :] if isinstance(found, str) else found
+            clean = redact_diagnostics(found, call.client.secrets)
             data = (clean if isinstance(clean, str) else format_json(clean)).encode(
                 "utf-8", "replace"
             )
@@ -12738,7 +12792,7 @@ class Session:
         except TimeoutError:
             raise
         except VastAIError as error:
-            if error.response and may_pass(error.response):
+            if error.response and may_pass(error.status):
                 raise
             self.open = False
         return self.open
@@ -14280,7 +14334,8 @@ def write_sentence(call: Call, text: str, result: Any) -> None:
     """
     text = redact_sentence(text, call.secrets)
     if call.row.piped and not is_terminal(sys.stdout) and not is_refused(call.row, result):
-        write_out(printable(call.row.piped.format(answer=result), 2000) + "\n")
+        line = call.row.piped.format(answer=redact_value(result, call.secrets))
+        write_out(printable(line, 2000) + "\n")
         remark(call, text)
     elif text:
         lines = [printable(line, 2000) for line in text.split("\n")]
@@ -15769,7 +15824,7 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
         if len(words) > (0 if arg.default is REQUIRED else later):
             given[arg.name] = words[:count] if many else words[0]
             words = words[count:]
-    if words and any(arg.secret for arg in args):
+    if words and any(arg.secret for arg in row.args):
         raise UsageError("unexpected words; quote a value that contains spaces", hint=usage_of(row))
     if words:
         raise UsageError(
@@ -15876,9 +15931,9 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
 
 def is_label(word: str, kind: Kind) -> bool:
     """Is a word that stands for an instance its label?"""
-    signs = "0123456789 .,_"
-    id = not word.strip(signs) or (word[0] in signs and word.isalnum())  # mistyped perhaps
-    if id or word[0] in "-+":
+    word = word.strip()
+    mistyped = word[:1].isdigit() and word.isalnum()  # an id, perhaps
+    if mistyped or not word.strip("0123456789 .,_") or word[0] in "-+":
         return False
     letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
     known = word.rstrip(":") in PLACES or (point and letters.isalnum() and digits.isdigit())
@@ -15910,13 +15965,16 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
         raise relabel_error(error, f"the label {first} cannot be looked up") from error
     found = {}
     for label in labels:
-        ids = [row.get("id") for row in rows if as_text(row.get("label")) == label.strip()]
+        named_so = [row for row in rows if as_text(row.get("label")) == label.strip()]
+        ids = [as_whole(row.get("id")) for row in named_so]
         named = f"labeled {printable(label, 60)!r}"
         if not ids:
             raise NotFoundError(f"no instance {named}; see `vastai show instances`")
         if len(ids) > 1:
             several = ", ".join(map(str, ids[:20]))
             raise UsageError(f"{len(ids)} instances are {named}: {several}; give the id")
+        if ids[0] is None:
+            raise VastAIError(f"the service sent no id of the instance {named}")
         found[label] = ids[0]
     return found
 
@@ -16023,10 +16081,16 @@ EXIT_STATUSES = {
 
 
 def tell_result(call: Call, result: Any) -> None:
-    """What a spending command brought, on stderr: it must not be lost with stdout."""
-    told = call.row.status and call.view.format == "table"  # by `run` itself
-    if call.row.effect == SPENDS and isinstance(result, dict) and not told:
-        say(f"{call.row.name}: {printable(str(result), 2000)}")
+    """What a command spent money on, or the only copy of its answer, on stderr: it must not be lost
+    with stdout.
+    """
+    row = call.row
+    vital = row.effect == SPENDS or row.only_copy
+    said = row.status or (row.only_copy and row.show)  # by the row's own function
+    if call.view.format == "table" and said:
+        return
+    if vital and isinstance(result, dict):
+        say(f"{row.name}: {printable(str(redact_value(result, call.secrets)), 2000)}")
 
 
 def exit_statuses(row: Command) -> list[int]:
@@ -16113,8 +16177,7 @@ def unknown_command_message(words: list[str]) -> str:
     if commands_of_verb(words[0]) and len(words) == 1:
         return f"`vastai {words[0]}` is not complete; choose one:\n{overview(words[0]).rstrip()}"
     name = " ".join(map(without_value, words))
-    short = len(name) <= 48  # else perhaps a key
-    problem = f"no command {name!r}" if short else "no such command"
+    problem = f"no command {name!r}" if len(name) <= 48 else "no such command"
     verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
     return f"{problem}{suggest_command(words)}; see `{verb}`"
 
@@ -16626,8 +16689,6 @@ def repl(start: Row) -> int:
     talking, pool, status, failed = is_terminal(sys.stdin), KeptPool(), 0, 0
     editing = talking and is_terminal(sys.stdout)
     remember = line_editor(start, pool) if editing else lambda line, words: None
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # as in sys.argv
 
     def tell(text: str) -> None:
         if talking:
@@ -16793,6 +16854,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # as in sys.argv
+    except ValueError:  # it is closed, or the program has read from it
+        pass
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             stream.reconfigure(errors="backslashreplace")
