@@ -3571,7 +3571,7 @@ register("Search and rent",
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
         of="CreatedInstance", body=CLIENT, needs="image template_hash",
         either="onstart_cmd entrypoint, price bid_price", build="build_instance", run="run_create_instance",
-         piped="Started. {answer}", made="new_contract", footer="rented_footer",
+        piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
              "service answers: wait with --wait or `vastai wait instance INSTANCE`, then open a shell with "
