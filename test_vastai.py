@@ -17,7 +17,7 @@ The file in order:
      routes: hosts | routes: serverless | routes: the account | routes that need no function of their own |
      the market: state and routes together | HTTP server
   2. WHAT THE TESTS SHARE: in this process and as a process | a server that does what a script says |
-     believable arguments for every row | terminals and shells
+     believable arguments forevery row | terminals and shells
   3. TESTS: the table | the sandbox | every command, once in both faces | searching, renting and destroying |
      hosts: self-test | benchmarks, charges, copies, second factors | renting: clean up for certain |
      renting: the lease | renting: a machine that works | renting: a command on a machine |
@@ -35,7 +35,7 @@ money and can be destroyed. From a test it is used like this:
         client = vastai.VastAI(api_key=box.key, server_url=box.url)
         box.fail("PUT /api/v0/asks/.*", status=503)         # the next request that matches gets this answer instead
         box.lose("PUT /api/v0/asks/.*")                     # the next one takes place, but its answer is lost
-        box.machine(5, starts=False)                        # what is rented on machine 5 never runs; see BEHAVIOUR
+        box.machine(5, starts=False)                        # what is rented on machine 5 never runs; see BEHAVIOR
         row = box.offer(machine_id=6, dph_base=0.1)         # one more offer
         box.outbid(instance_id)                             # stopped, as somebody bids more
         box.workers(endpoint_id, 2)                         # two instances that work for an endpoint
@@ -462,8 +462,8 @@ FILES = {"/root/onstart.sh": 214, "/workspace/train.py": 5187, "/workspace/data/
 
 
 # What a machine, or one instance, does in place of what a good one does; see Sandbox.machine.
-BEHAVIOUR = {
-    "starts": True,  # False: it loads for ever; a number: seconds until it runs
+BEHAVIOR = {
+    "starts": True,  # False: it loads forever; a number: seconds until it runs
     "message": None,  # its status_msg as long as it does not run
     "status": None,  # its actual_status, whatever happens: "offline", "unknown", "exited", "created"
     "hidden": 0,  # seconds after the rental in which the service does not know the new id yet
@@ -480,7 +480,7 @@ class Instance:
     def __init__(self, contract_id, offer, terms, template, now):
         self.id, self.offer, self.keys, self.files = contract_id, offer, {}, dict(FILES)
         self.made = self.started = self.billed = now
-        self.behaviour, self.halted = dict(BEHAVIOUR), ""
+        self.behavior, self.halted = dict(BEHAVIOR), ""
         self.writeable_path = f"/var/lib/docker/overlay2/{digest(contract_id)[:12]}/diff"
         self.goal = "stopped" if terms.get("target_state") == "stopped" else "running"
         self.row = {name: offer[name] for name in COPIED_FROM_OFFER}
@@ -539,19 +539,19 @@ class Instance:
 
     def pass_time(self, now):
         """What has happened by itself since the last look."""
-        outbid = self.behaviour["outbid"]
+        outbid = self.behavior["outbid"]
         if outbid is not None and self.goal == "running" and now - self.started >= outbid:
             self.offer["min_bid"] = round(1.5 * self.row["dph_base"], 4)
-            self.behaviour["outbid"] = None
+            self.behavior["outbid"] = None
             self.halt("outbid")
 
     def is_hidden(self, now):
-        return now - self.made < self.behaviour["hidden"]
+        return now - self.made < self.behavior["hidden"]
 
     def status(self, now, boot):
-        starts = self.behaviour["starts"]
-        if self.behaviour["status"]:
-            return self.behaviour["status"]
+        starts = self.behavior["starts"]
+        if self.behavior["status"]:
+            return self.behavior["status"]
         if self.goal == "stopped":
             return "created" if self.halted == "low bid" else "exited"
         age = now - self.started
@@ -565,20 +565,20 @@ class Instance:
         for name, _ in self.row["extra_env"]:
             asked = re.match(r"-p \d+:(\d+)(/\w+)?$", name)
             inner += [asked.group(1) + (asked.group(2) or "/tcp")] if asked else []
-        if self.behaviour["address"]:
-            return {port: [{"HostIp": "0.0.0.0", "HostPort": str(self.behaviour["address"][1])}] for port in inner}
+        if self.behavior["address"]:
+            return {port: [{"HostIp": "0.0.0.0", "HostPort": str(self.behavior["address"][1])}] for port in inner}
         return {port: [{"HostIp": host, "HostPort": str(first + nth)} for host in ("0.0.0.0", "::")]
                 for nth, port in enumerate(inner)}
 
     def view(self, now, boot):
         """The row as the service answers it at this moment."""
-        status, address = self.status(now, boot), self.behaviour["address"] or (self.offer["public_ipaddr"], None)
+        status, address = self.status(now, boot), self.behavior["address"] or (self.offer["public_ipaddr"], None)
         running, image = status == "running", self.row["image_uuid"]
         message = {"loading": f"Pulling from {image.partition(':')[0]}",
                    "running": f"success, running {image}/{self.row['image_runtype'].split('_')[0]}",
                    "exited": "success, stopped by user"}.get(status)
-        if not running and self.behaviour["message"]:
-            message = self.behaviour["message"]
+        if not running and self.behavior["message"]:
+            message = self.behavior["message"]
         uptime = max(0.0, now - self.started - boot) / 60 if running else None
         view = dict(
             self.row, actual_status=status, cur_state=self.goal, next_state=self.goal, intended_status=self.goal,
@@ -589,21 +589,21 @@ class Instance:
             mem_limit=self.row["cpu_ram"] / 1024, mem_usage=3.25 if running else None,
             vmem_usage=0.54 if running else None, disk_usage=round(sum(self.files.values()) / 1e9, 2),
             disk_util=round(sum(self.files.values()) / 1e9 / self.row["disk_space"], 3))
-        return {**view, **self.behaviour["differs"]}
+        return {**view, **self.behavior["differs"]}
 
     def container_log(self, now):
         """What the container wrote since it was started: one line a second once it trains, at most a thousand."""
         since, row = self.started, self.row
         lines = [(0, f"container {self.id} starting, image {row['image_uuid']}"),
                  (0, f"found {row['num_gpus']} x {row['gpu_name']}, driver {row['driver_version']}")]
-        for step in range(1, min(1000, 3 + int(now - since)) if self.behaviour["starts"] else 1):
+        for step in range(1, min(1000, 3 + int(now - since)) if self.behavior["starts"] else 1):
             lines.append((step, f"step {step:5d} loss={0.4 + 8.0 / (step + 2):.4f} lr=3.0e-04"))
             if step % 50 == 0:
                 lines.append((step, "WARN: dataloader is slower than the GPU"))
         return [f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(since + second))} {text}" for second, text in lines]
 
     def daemon_log(self):
-        end = "OK" if self.behaviour["starts"] is not False else self.behaviour["message"] or "…"
+        end = "OK" if self.behavior["starts"] is not False else self.behavior["message"] or "…"
         return [f"[kaalia] instance C.{self.id} requested", "[kaalia] docker pull " + self.row["image_uuid"],
                 f"[kaalia] docker run --gpus {self.row['num_gpus']} {end}"]
 
@@ -655,7 +655,7 @@ class State:
         self.key, self.boot, self.now, self.url = key, boot, clock, ""
         self.born, self.ids = clock(), itertools.count(30000001)
         self.results, self.secrets, self.team, self.preferences = {}, {"HF_TOKEN": "hf_example"}, None, {}
-        self.behaviours = collections.defaultdict(dict)  # {machine id, or None for all: {name: value of BEHAVIOUR}}
+        self.behaviours = collections.defaultdict(dict)  # {machine id, or None for all: {name: value of BEHAVIOR}}
         self.tables = collections.defaultdict(dict)
         self.user = {
             "id": 204455, "username": "ada", "email": "ada@example.com", "fullname": "Ada Example", "ssh_key": None,
@@ -962,7 +962,7 @@ class SearchRoutes:
     def new_instance(self, offer, terms, template=None):
         """The contract itself; it takes the offer off the market."""
         instance = Instance(next(self.ids), offer, terms, template, self.now())
-        instance.behaviour.update({**self.behaviours[None], **self.behaviours[offer["machine_id"]]})
+        instance.behavior.update({**self.behaviours[None], **self.behaviours[offer["machine_id"]]})
         if terms.get("volume_info"):
             self.attach_volume(instance, terms["volume_info"])
         offer.update(rented=True, rentable=False)
@@ -1109,7 +1109,7 @@ class InstanceRoutes:
     def show_instance(self, call, instance_id):
         instance = self.tables["instances"].get(instance_id)
         if instance and instance.is_hidden(self.now()):
-            if instance.behaviour["hidden_as"] == 404:
+            if instance.behavior["hidden_as"] == 404:
                 raise Refusal(404, "no_such_instance", f"No such instance {instance_id}")
             instance = None
         return {"instances": instance and instance.view(self.now(), self.boot)}
@@ -2280,18 +2280,18 @@ class Sandbox:
         with self.lock:
             self.losses.append([re.compile(pattern), times, Answer(status, body)])
 
-    def machine(self, machine_id=None, **behaviour):
+    def machine(self, machine_id=None, **behavior):
         """What is rented on this machine, or on any, behaves like that: `starts=False`, `message="no space left on
-        device"`, `status="offline"`, `hidden=3`, `outbid=5`, `differs={"disk_space": 8.0}`; see BEHAVIOUR."""
-        assert set(behaviour) <= set(BEHAVIOUR), behaviour
+        device"`, `status="offline"`, `hidden=3`, `outbid=5`, `differs={"disk_space": 8.0}`; see BEHAVIOR."""
+        assert set(behavior) <= set(BEHAVIOR), behavior
         with self.lock:
-            self.market.behaviours[machine_id].update(behaviour)
+            self.market.behaviours[machine_id].update(behavior)
 
-    def instance(self, instance_id, **behaviour):
+    def instance(self, instance_id, **behavior):
         """The same for one instance that exists."""
-        assert set(behaviour) <= set(BEHAVIOUR), behaviour
+        assert set(behavior) <= set(BEHAVIOR), behavior
         with self.lock:
-            self.market.find("instances", instance_id).behaviour.update(behaviour)
+            self.market.find("instances", instance_id).behavior.update(behavior)
 
     def outbid(self, instance_id):
         """Somebody bids more than this instance pays, so it is stopped."""
@@ -2470,7 +2470,7 @@ exit ${FAKE_STATUS:-0}
 
 @functools.lru_cache(maxsize=None)
 def compiled():
-    """The path of vastai.py compiled once: Python compiles a program anew each time that it runs it from its source."""
+    """The path of vastai.py compiled once: Python compiles a program each time that it runs it from its source."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, True)
     return py_compile.compile(os.path.join(HERE, "vastai.py"), os.path.join(folder, "vastai.pyc"), doraise=True)
@@ -2649,7 +2649,7 @@ AT_ONCE = object()  # closes a new connection before it reads anything
 
 
 class Faulty:
-    """Does to each request what the next step of a script says; the last step goes on for ever.
+    """Does to each request what the next step of a script says; the last step goes on forever.
 
     A step is the bytes of an answer, or a function of (server, socket, request) that returns True if the connection
     stays. `route` in place of a script gives the step for a request.
@@ -2810,7 +2810,7 @@ def server_context(folder):
     return context
 
 
-# --------------------------------------------------------------- believable arguments for every row
+# --------------------------------------------------------------- believable arguments forevery row
 
 BELIEVABLE = {  # parameters whose kind does not say all that the command wants
     "ssh_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test", "frequency": "DAILY", "src": "7:/a", "dst": "8:/b",
@@ -3184,7 +3184,7 @@ class WordsTest(unittest.TestCase):
         "write $0.41/hr": r"(?:\b\d[\d.,]*|[A-Za-z]}) \$(?:/| |,|;|$)(?! *\d)",
         "write email": r"\bmail(?:s|ed)?\b(?! address)(?!\.)|\bmail address",
         "write can be repeated": r"\bmay be given again\b",
-        "write American English": r"\b(?:labelled|colour|centre|licence|behaviour|favour|whilst)\b",
+        "write American English": r"\b(?:labelled|colour|centre|licence|behaviour|favour|whilst|grey|for ever)\b",
         "say it with a verb": r"\bin place of\b",
     }
     IN_STRINGS = {  # in what the program says, but not in docstrings and comments
@@ -3567,7 +3567,7 @@ def uses(at, folder):
     def bring(sdk, market):
         """Makes the running instance's SSH port one that answers."""
         address = ("127.0.0.1", urllib.parse.urlsplit(sdk.server_url).port)
-        market.tables["instances"][running].behaviour["address"] = address
+        market.tables["instances"][running].behavior["address"] = address
 
     running, stopped = at.tables["instances"]
     free = [row["id"] for row in at.rows("offers") if row["rentable"] and row["num_gpus"] == 1]
@@ -3815,7 +3815,7 @@ class EveryCommandTest(CommandCase):
         self.uses = uses(self.fresh(), self.home)
 
     def fresh(self):
-        """The service anew; its clock moves on a second each time it is looked at, so all times are the same again."""
+        """A fresh service; its clock moves on a second each time it is looked at, so all times are the same again."""
         clock = itertools.count(self.born)
         with self.box.lock:
             self.box.market = Market("sandbox-5f0c2a9be1d74386", 25.0, 1.0, lambda: float(next(clock)))
@@ -4371,7 +4371,7 @@ class SelfTestTest(CommandCase):
         steps = [step if callable(step) else reply(step) for step in pages] or [hang_up]
         with Faulty(*steps, tls=server_context(self.home)) as host:
             address = ("127.0.0.1", host.port if page else 9)
-            self.box.machine(5, **{**BEHAVIOUR, "address": address, **machine})
+            self.box.machine(5, **{**BEHAVIOR, "address": address, **machine})
             with fast_clock():
                 result = self.client.self_test_machine(5, support_bundle_dir=self.home)
         self.assertEqual((result["failure_code"], result["success"]), (code, code is None), result["reason"])
@@ -5299,7 +5299,7 @@ class RentingCase(CommandCase):
             self.assertLess(time.monotonic(), end, "it never came to that")
             time.sleep(0.01)
 
-    def signalled(self, line, ready, *numbers, **options):
+    def signaled(self, line, ready, *numbers, **options):
         """(status, stdout, stderr) of a process that gets these signals once it has come so far, each when `ready`
         (a function, or one for each signal) holds."""
         process = self.begin(line, **options)
@@ -5363,13 +5363,13 @@ class TestGivingBack(RentingCase):
 
     def test_waits_that_can_only_fail_end_at_once(self):
         id = self.rented()
-        for behaviour in ({"status": "offline"}, {"status": "unknown"}, {"status": "exited"},
+        for behavior in ({"status": "offline"}, {"status": "unknown"}, {"status": "exited"},
                           {"starts": False, "message": "OCI runtime create failed: no such file"}):
-            self.box.instance(id, **{**BEHAVIOUR, **behaviour})
+            self.box.instance(id, **{**BEHAVIOR, **behavior})
             status, out, err = self.run_here(f"wait instance {id} --poll 0.2 --max-wait 9")
-            self.assertEqual((status, out), (1, ""), behaviour)
+            self.assertEqual((status, out), (1, ""), behavior)
             self.assertRegex(err, f"instance {id} cannot become running")
-        self.box.instance(id, **BEHAVIOUR)
+        self.box.instance(id, **BEHAVIOR)
         bid = self.client.create_instance(self.cheapest(type="bid"), image="a/b", price=9.0)["new_contract"]
         self.box.outbid(bid)
         status, out, err = self.run_here(f"wait instance {bid} --poll 0.2")
@@ -5533,7 +5533,7 @@ class TestGivingBack(RentingCase):
         for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
             self.box.machine(None, starts=False)
             count = len(self.looked_at())
-            status, out, err = self.signalled(f"create instance {self.cheapest()} --image a/b --wait",
+            status, out, err = self.signaled(f"create instance {self.cheapest()} --image a/b --wait",
                                               lambda count=count: len(self.looked_at()) > count, number)
             self.assertEqual((status, out), (expected, ""))
             self.assertIn(f"vastai destroy instance {self.held[-1]}", err)
@@ -5541,7 +5541,7 @@ class TestGivingBack(RentingCase):
 
     def test_a_rental_under_way(self):
         with Faulty(stall) as server:
-            status, out, err = self.signalled(f"create instance 7 --image x --url {server.url}",
+            status, out, err = self.signaled(f"create instance 7 --image x --url {server.url}",
                                               lambda: server.requests, signal.SIGTERM)
         self.assertEqual((status, out, "show instances" in err), (143, "", True))
 
@@ -5549,7 +5549,7 @@ class TestGivingBack(RentingCase):
         made = reply({"success": True, "new_contracts": list(range(501, 565))})
         ids = " ".join(map(str, range(1, 101)))
         with Faulty(made, stall) as server:
-            status, out, err = self.signalled(f"create instances {ids} --image x --url {server.url}",
+            status, out, err = self.signaled(f"create instances {ids} --image x --url {server.url}",
                                               lambda: len(server.requests) == 2, signal.SIGINT)
         self.assertEqual((status, out), (130, ""))
         self.assertRegex(err, r"unknown: 65, 66(.|\n)*created: instances 501, 502(.|\n)*564")
@@ -5571,7 +5571,7 @@ class TestGivingBack(RentingCase):
         for number, expected, hidden in ((signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 30)):
             self.box.machine(None, hidden=hidden)  # what is not there yet is not gone
             count = len(self.looked_at())
-            status, _out, err = self.signalled(line, lambda count=count: len(self.looked_at()) > count, number)
+            status, _out, err = self.signaled(line, lambda count=count: len(self.looked_at()) > count, number)
             self.assertEqual((status, self.held), (expected, []), err)
 
     def test_benchmarks_give_back(self):
@@ -5583,7 +5583,7 @@ class TestGivingBack(RentingCase):
         for number, path, expected in ((signal.SIGTERM, "GET .*/get_endpoint_workers/.*|POST .*/get_endpoint_workers/", 143),
                                        (signal.SIGINT, "POST /api/v0/autojobs/", 130)):
             del self.box.requests[:]
-            got = self.signalled(line, lambda path=path: self.sent(path), number)
+            got = self.signaled(line, lambda path=path: self.sent(path), number)
             self.assertEqual((got[0], {name: set(tables[name]) for name in before}), (expected, before), got[2])
 
     def test_nohup_is_respected(self):
@@ -5602,7 +5602,7 @@ class TestGivingBack(RentingCase):
         self.box.machine(None, starts=False)
         self.box.fail("DELETE .*", 500, times=99)
         machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
-        status, _out, err = self.signalled(
+        status, _out, err = self.signaled(
             f"self-test machine {machine} --ignore-requirements --no-support-bundle",
             [self.looked_at, lambda: self.sent("DELETE .*")], signal.SIGTERM, signal.SIGTERM)
         self.assertEqual(status, 143)
@@ -5661,7 +5661,7 @@ class TestGivingBack(RentingCase):
         rented.id, rented.price = id, 0.41
         self.box.fail("DELETE .*", 500, {"msg": "busy"}, times=99)
         with mock.patch.object(time, "sleep"), self.assertRaises(vastai.PartialError) as caught, \
-                vastai.Holding(rented.call, rented):
+                vastai.CleanupGuard(rented.call, rented):
             pass
         self.assertEqual((len(self.sent("DELETE .*")), caught.exception.exit_status), (10, 8))
         self.assertRegex(str(caught.exception), rf"instance {id} .*\$0.41/hr.*`vastai destroy instance {id}`")
@@ -6059,7 +6059,7 @@ class TestLaunchInterrupted(RentingCase):
         self.box.machine(None, starts=False)
         for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
             count = len(self.sent("GET /api/v0/instances/.*"))
-            got = self.signalled(line, lambda count=count: len(self.sent("GET /api/v0/instances/.*")) > count, number)
+            got = self.signaled(line, lambda count=count: len(self.sent("GET /api/v0/instances/.*")) > count, number)
             self.assertEqual((got[:2], self.held), ((expected, ""), []), got[2])
 
     def test_while_the_answer_is_under_way(self):
@@ -6073,7 +6073,7 @@ class TestLaunchInterrupted(RentingCase):
                 release.wait(10)
             return answer
         self.box.answer = slow
-        got = self.signalled("launch instance --query num_gpus=1 -i a/b --tries 2", answered.is_set, signal.SIGTERM)
+        got = self.signaled("launch instance --query num_gpus=1 -i a/b --tries 2", answered.is_set, signal.SIGTERM)
         release.set()
         self.assertEqual((got[0], self.held, len(self.sent("DELETE .*"))), (143, [], 1), got[2])
 
@@ -6082,7 +6082,7 @@ class TestLaunchInterrupted(RentingCase):
         line = "launch instance --query num_gpus=1 -i a/b --tries 1"
         self.box.machine(None, status="offline")
         self.box.fail("DELETE .*", 500, "oh", times=99)
-        status, _, err = self.signalled(line, lambda: self.sent("DELETE .*"), signal.SIGTERM, signal.SIGTERM)
+        status, _, err = self.signaled(line, lambda: self.sent("DELETE .*"), signal.SIGTERM, signal.SIGTERM)
         self.assertEqual(status, 143)
         self.assertIn(f"vastai destroy instance {self.held[0]}", err)
 
@@ -6366,7 +6366,7 @@ class TestRun(RentingCase):
 
     def test_interrupted(self):
         done = os.path.join(self.there, "done")
-        got = self.signalled(["run", "a/b", "--download", "x", "--", "sh", "-c", "echo >done; sleep 60"],
+        got = self.signaled(["run", "a/b", "--download", "x", "--", "sh", "-c", "echo >done; sleep 60"],
                              lambda: os.path.exists(done), signal.SIGTERM)
         self.assertEqual((got[0], self.held), (143, []), got[2])
         self.assertIn("destroyed after", got[2].splitlines()[-1])
@@ -6463,7 +6463,7 @@ class ReadmeTest(CommandCase):
                 if block.startswith("Command("):
                     row = eval(block, dict(vars(vastai)))
                     there = vastai.COMMANDS[row.name]
-                    for column in ("name", "method", "path", "safe", "effect", "summary", "done", "look", "examples"):
+                    for column in ("name", "method", "path", "safe", "effect", "summary", "done", "examples"):
                         self.assertEqual(getattr(row, column, None), getattr(there, column, None), column)
                     continue
                 if "async with" in block:
@@ -8300,7 +8300,7 @@ class TestSteps(FaultCase):
         self.assertEqual((status, first, first["day_of_the_week"]), (0, second, None), err)
         self.assertEqual(first["request_body"], {"client_id": "me", "instance_id": 7, "price": None})
 
-    def test_a_key_that_cannot_be_made_anew(self):
+    def test_a_key_that_cannot_be_made_again(self):
         with mock.patch.dict(os.environ, PATH=self.home):
             self.assertEqual(self.run_here(self.serve(reply()), "create", "ssh-key", "-y")[0], 127)
         path = os.path.join(self.home, ".ssh", "id_ed25519")
@@ -8695,7 +8695,7 @@ class TestArguments(FaultCase):
 
     def sent(self, name, *args, **given):
         server = self.serve(reply({"results": [], "offers": [], "benchmarks": []}))
-        with contextlib.suppress(vastai.VastAIError):  # of the answer, which is not for every command
+        with contextlib.suppress(vastai.VastAIError):  # of the answer, which is not forevery command
             getattr(self.client(server), name)(*args, **given)
         request = server.requests[-1]
         query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(request["target"]).query))
@@ -9691,7 +9691,7 @@ class TestHostileText(FaultCase):
             with self.subTest(words=words):
                 shown = self.on_terminal(*words.split(), "--url", server.url)
                 shown = re.sub("\x1b\\[(\\d+)?m|\r\x1b\\[K", "", shown).replace("\r\n",
-                                                                                "\n")  # our own colours and progress
+                                                                                "\n")  # our own colors and progress
                 self.check(shown)
                 self.assertIn("owned", shown)
         self.assertIn("\x1b[2J", self.run_process("logs", "7", "--url", server.url)[1])
@@ -11606,7 +11606,7 @@ class ScreenTest(ShellCase):
     def test_progress(self):
         id = self.rented()[0]
         instance = self.box.market.tables["instances"][int(id)]
-        instance.behaviour = {**instance.behaviour, "status": "loading"}
+        instance.behavior = {**instance.behavior, "status": "loading"}
         words = ("wait", "instance", id, "--max-wait", "0.5")
         piped = self.run_process(*words)
         self.assertEqual((piped.returncode, piped.stderr.count(f"instance {id}: loading\n")), (9, 1), piped.stderr)
@@ -12705,7 +12705,7 @@ list machine
     -e,--end_date:DATE=None
     -r,--discount_rate:N=None
     -l,--duration:SPAN=None
-    -v,--vol_size:N=None
+    -v,--vol_size:GB=None
     -z,--vol_price:USD=None
     -> dict[str, Any]
 list machines
@@ -12719,7 +12719,7 @@ list machines
     -e,--end_date:DATE=None
     -r,--discount_rate:N=None
     -l,--duration:SPAN=None
-    -v,--vol_size:N=None
+    -v,--vol_size:GB=None
     -z,--vol_price:USD=None
     -> list[dict[str, Any]]
 unlist machine id:MACHINE/machine_id -> dict[str, Any]
@@ -12760,7 +12760,7 @@ cost -> Cost
 show audit-logs -> list[dict[str, Any]]
 set user --file->params:FILE -> dict[str, Any]
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
-create subaccount --email:EMAIL --username:USER --password:NAME --type:KIND{host,client}=None -> dict[str, Any] ONCE
+create subaccount --email:EMAIL --username:USER --password:PASSWORD --type:KIND{host,client}=None -> dict[str, Any] ONCE
 show ipaddrs -> list[dict[str, Any]]
 show invoices
     -s,--start_date:DATE=None

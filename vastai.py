@@ -19,7 +19,7 @@ Data goes down this file once:
     -> returned by the method, or printed by present() in the shape that was asked for
 
 If one request is not enough, the row names a function, which calls its own row (call.send) and
-others (call.do).  A command's function returns what the SDK returns; it knows no output format.
+others (call.do).  A command's function returns what the SDK returns; it does not format it.
 
 The sections, in order: errors | text and redaction | kinds | queries, environments, dates | screen
 | rows | columns | shared options | THE TABLE | from arguments to a request | transport | this
@@ -811,15 +811,14 @@ def get_path(row: Any, path: str) -> Any:
 
 
 # -------------------------------------------------------------------------------------------- kinds
-# What a command takes.  A Kind turns a word of the command line or a Python value into what is
-# sent, or refuses it with ValueError; `expects` completes the sentence "expected ...".
+# The types of arguments, and their converters.
 
 
 class Kind:
     """A type of argument.
 
     annotation  the type that a caller of the SDK sees
-    convert     makes of a word or a Python value what is sent; refuses it with ValueError
+    convert     turns a word or a Python value into what is sent; raises ValueError to refuse it
     expects     completes the sentence "expected ..."
     metavar     stands for the value in the help
     completes   what a shell offers for it: "files", "instances", or "" for nothing
@@ -1344,7 +1343,7 @@ paid_on: date, when paid
 payment_expected: date, when due
 amount_cents: cents, amount
 is_credit: true/false, a credit
-is_delayed: true/false, paid with a delay
+is_delayed: true/false, payment was delayed
 balance_before: $, balance before
 balance_after: $, balance after
 original_amount: $, amount before a cut
@@ -2400,13 +2399,13 @@ class Arg:
 
     A column that is not given keeps the default below.
 
-    flags      its spelling: "id" stands alone, "-l --limit" is an option; "--gpu GPU" also has what
+    flags      its spelling: "id" is positional, "-l --limit" an option; "--gpu GPU" also has what
                stands for the value in the help, instead of its kind's metavar
     kind       what it takes: converter, type, metavar, completion
     help       a noun phrase for the help and the docstring; "Image | Docker image" stands under the
                heading "Image"
-    default    REQUIRED, or what stands for it; not given, an argument that stands alone is
-               required, a FLAG is False, and any other option None
+    default    REQUIRED, or the value used if none is given; without this column REQUIRED for a
+               positional argument, False for a FLAG and None for other options
     name       the keyword in Python, if that is not the last flag
     key        its name on the wire, if that is not `name`; "*": the value is the whole body
     to         where it goes: "path", "query", "body", "path body", "" (a function takes it), or
@@ -2417,12 +2416,12 @@ class Arg:
     choices    the values that are allowed
     many       takes several words of the line
     rest       takes the rest of the line as it is
-    needs      the argument without which this one means nothing
+    needs      another argument that must be given with this one
     again      can be repeated
     shortcuts  flags that set a value: {"-b": "bid"}
     secret     its value is never shown
     hidden     not in the help
-    sent       makes of the value what is sent; None is left out
+    sent       function that turns the value into what is sent; None is left out
     """
 
     name = ""
@@ -2502,7 +2501,7 @@ class Secret(Arg):
 
 
 def set_columns(row: Arg | Command, name: str, columns: Row) -> None:
-    """Gives a row or an argument its columns.  Raises TypeError for one that there is not."""
+    """Gives a row or an argument its columns.  Raises TypeError for an unknown one."""
     for column, value in columns.items():
         if not hasattr(row, column):
             raise TypeError(f"{name!r}: there is no column {column!r}")
@@ -2526,8 +2525,9 @@ class Command:
     A column that names a function holds the name until resolve_table() puts the function there.
 
     name         "show instances" on the command line, show_instances() in Python
-    call         "METHOD /path/{id}/ -> returns", with the path under /api/v0, or one such as
-                 run:/path/ on the serverless host; "-> returns" or "" if `run` does everything
+    call         "METHOD /path/{id}/ -> returns", with the path under /api/v0 unless it begins
+                 with /api/, or run:/path/ on the serverless host; "-> returns" or "" if `run` does
+                 everything
     safe         SAFE: may be sent again when its answer is lost; ONCE: must not
     effect       READS, SETS, SPENDS (can start or raise a charge) or DELETES
     summary      what it does, in at most eight words
@@ -2539,16 +2539,16 @@ class Command:
     run          function (call) -> result, if one request is not enough
     schedule     function (call) -> result that makes a scheduled job; adds the options for that
     one_of       exactly one of these arguments must be given; several sets with a comma between
-    either       of these at most one, in sets as well
-    needs        without any of these arguments there is nothing to change
+    either       at most one of these arguments may be given; sets as in one_of
+    needs        at least one of these arguments must be given; "*": at least one option
     auth         False: works without a key
     strict       an "error" member or a bare text is a failure, whatever the status says
-    sentence     a bare text confirms it, as nothing else would (an empty object never does)
+    sentence     a bare text confirms it; in other rows that change something it is a refusal
     only_copy    the answer holds what is shown only once, such as a new key
-    rents        without the member `made` it is unknown whether it was done
+    rents        an answer without the member `made` leaves the outcome unknown
 
     The question before:
-    ask          its text, with parameters in braces
+    ask          its text, with parameters in braces; `ask` and `asks` add --yes
     asks         function (call) -> its text, or "" for none
     ask_when     "always", "terminal" (only at one), or "within": `run` calls call.confirm()
 
@@ -2723,8 +2723,8 @@ def register(group: str, *rows: Command, look: str = "", hosts: bool = False) ->
 
 
 def resolve_table() -> None:
-    """Replaces the names of functions by the functions.  Raises KeyError for a name that is none,
-    and ValueError for a row with nothing to do.
+    """Replaces the names of functions by the functions.  Raises KeyError for an unknown name,
+    and ValueError for a row with neither a path nor a function.
     """
     functions = globals()
     for row in COMMANDS.values():
@@ -3382,7 +3382,7 @@ CREATE_OPTIONS = (
     *RUNTYPE_OPTIONS,
     Local("--create-volume OFFER", ID, "Disk and volumes | volume offer to rent a new volume from"),
     Local("--link-volume VOLUME", ID, "Disk and volumes | one of your volumes, to mount"),
-    Local("--volume-size", GB, "Disk and volumes | size of the new volume, GB (default 15)"),
+    Local("--volume-size", GB, "Disk and volumes | size of the new volume, GB (default 15)", needs="create_volume"),
     Local("--mount-path PATH", TEXT, "Disk and volumes | mount point of the volume"),
     Local("--volume-label NAME", TEXT, "Disk and volumes | label for the new volume"),
     *ONSTART_OPTIONS,
@@ -3395,8 +3395,8 @@ MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
     Local("--max-price", PRICE, "Price and time | highest price for GPUs and disk together, $/hr"),
     MAX_HOURS,
     Local("--spot", FLAG, "Price and time | rent an interruptible instance with a bid", None),
-    Local("--bid", BID, "Price and time | bid for the whole offer, $/hr; the disk is billed on top"),
-    Local("--bid-over", PERCENT, "Price and time | margin over the lowest bid, percent (default 10)"),
+    Local("--bid", BID, "Price and time | bid for the whole offer, $/hr; the disk is billed on top", needs="spot"),
+    Local("--bid-over", PERCENT, "Price and time | margin over the lowest bid, percent (default 10)", needs="spot"),
     Local("--tries", ATTEMPTS, "Offer | maximum number of machines to try, one after the other (default 3)"),
     Local("--start-timeout", SECONDS, "Offer | maximum wait for each machine to start, seconds (default 900)"),
     Local("--exclude-machine MACHINE", IDS, "Offer | machine to skip; can be repeated", again=True))
@@ -3470,7 +3470,7 @@ LISTING = (
     Arg("-r --discount_rate", SHARE, "largest discount for prepayment; 0.4 means 40%", key="credit_discount_max"),
     Arg("-l --duration SPAN", TEXT,
         "keep the offer's end this far ahead, renewed daily: '3 weeks', '6 months' or seconds; not with --end_date"),
-    Arg("-v --vol_size", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)"),
+    Arg("-v --vol_size GB", COUNT, "space to offer for volumes, GB; 0 for none (default: half of the disk)"),
     Arg("-z --vol_price", PRICE, "volume price, $/GB/month (default: price_disk)"))
 ITEM_OPTIONS = (
     Local("-s --start_date", DATE, "start date, UTC (default: a day before the end)"),
@@ -3570,7 +3570,7 @@ register("Search and rent",
         Arg("id OFFER", ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
         of="CreatedInstance", body=CLIENT, needs="image template_hash",
-        either="onstart_cmd entrypoint, price bid_price", build="build_instance", run="run_create_instance",
+        either="onstart_cmd entrypoint, price bid_price, create_volume link_volume", build="build_instance", run="run_create_instance",
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
@@ -3582,7 +3582,7 @@ register("Search and rent",
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
         Local("ids OFFER", IDS, "the offers, from search offers"),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
-        body=CLIENT, needs="image template_hash", either="onstart_cmd entrypoint, price bid_price",
+        body=CLIENT, needs="image template_hash", either="onstart_cmd entrypoint, price bid_price, create_volume link_volume",
         build="build_instance", run="run_bulk", made="new_contracts",
         done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
         note=LEASE_NOTE,
@@ -3601,11 +3601,12 @@ register("Search and rent",
         Local("--query", QUERY, "Offer | conditions as for search offers, instead of GPU and region", many=False),
         *MACHINE_OPTIONS,
         *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", needs="image template_hash", either="onstart_cmd entrypoint", build="build_launch", run="run_launch", fields=OFFER_FIELDS,
+        of="CreatedInstance", needs="image template_hash", either="onstart_cmd entrypoint, bid bid_over",
+        build="build_launch", run="run_launch", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
-        note="With --query or an option such as --max-price, it first says what it rents and at what price, waits until "
-             "the instance runs as ordered, and destroys one that does not before it tries the next machine. " + LEASE_NOTE,
+        note="With --query or an option such as --max-price, it first says what it will rent and at what price, waits until "
+             "the instance runs as ordered, and destroys any that does not before trying the next machine. " + LEASE_NOTE,
         examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
                   "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200",
                   "--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8")),
@@ -3627,7 +3628,7 @@ register("Search and rent",
             again=True),
         Arg("--keep", FLAG, "keep the instance after the command ends"),
         IDENTITY,
-        run="run_job", show="show_job", status="status", fields=OFFER_FIELDS,
+        either="gpu query, bid bid_over", run="run_job", show="show_job", status="status", fields=OFFER_FIELDS,
         note="The command's own exit status is the result. The instance is destroyed at the end or when you interrupt the run. If "
              "this computer disconnects or shuts down, the command continues, and the instance destroys itself after --max-hours "
              "(default 24). If a download fails, the instance stays for one more hour. " + LEASE_NOTE,
@@ -3685,10 +3686,10 @@ register("Instances",
         ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Destroyed instances {ids}."),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "Restart the container and keep its GPU",
         INSTANCE, *WAIT, run="run_change_state",
-        schedule="schedule_job", look="show instances", made="scheduled_job_id",
+        schedule="schedule_job", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to reboot instance {id}.|" + CHANGED + "Rebooting instance {id}."),
     Command("recycle instance", "PUT /instances/recycle/{id}/", ONCE, SETS, "Recreate the container and keep its GPU",
-        INSTANCE, *WAIT, run="run_change_state", done=CHANGED + "Recreating the container of instance {id}.", look="show instances",
+        INSTANCE, *WAIT, run="run_change_state", done=CHANGED + "Recreating the container of instance {id}.",
         ask="Recreate the container of instance {id}? All data outside volumes is lost.", ask_when="terminal"),
     Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "Set or clear an instance's label",
         INSTANCE, Arg("label", TEXT, "label; '' removes it"),
@@ -3702,8 +3703,7 @@ register("Instances",
         Arg("--args", WORDS, "arguments for the entrypoint"),
         Secret("--env", ENV, "environment: '{\"KEY\": \"VALUE\"}', or as for create instance", again=True),
         Arg("--onstart", SCRIPT_OR_TEXT, "startup commands, or a file with them"),
-        build="build_update_instance", needs="*", done="Changed instance {id}; its image is {updated_instance[image_uuid]}.|Changed instance {id}.",
-        look="show instances"),
+        build="build_update_instance", needs="*", done="Changed instance {id}; its image is {updated_instance[image_uuid]}.|Changed instance {id}."),
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, SPENDS,
         "Prepay a reserved instance for a discount",
         INSTANCE, Arg("amount", DOLLARS, "amount to pay, $"),
@@ -3713,12 +3713,12 @@ register("Instances",
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "Change the bid of an interruptible instance",
         INSTANCE,
         Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)"),
-        body=CLIENT, schedule="schedule_job", look="show instances", made="scheduled_job_id",
+        body=CLIENT, schedule="schedule_job", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
              "${price}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
     Command("execute", "PUT /instances/command/{id}/ -> text", ONCE, SETS, "Run ls, rm or du on an instance",
         INSTANCE, Arg("command", NAME, "command as one quoted argument: 'ls -l'", old="COMMAND"), RESULT_WAIT,
-        run="run_logs", text="without_folder", schedule="schedule_job", look="show instances", made="scheduled_job_id",
+        run="run_logs", text="without_folder", schedule="schedule_job", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to run the command on instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
     Command("logs", "PUT /instances/request_logs/{instance_id}/ -> text", SAFE, READS, "Print an instance's logs",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
@@ -3867,7 +3867,7 @@ register("Copies and backups",
         Local("--delete-excluded", FLAG, "delete excluded files at the destination"),
         SdkArg("--flags", TEXTS, "rclone options, instead of the five above"),
         YES,
-        build="build_cloud_copy", schedule="schedule_cloud_copy", look="show instances", made="scheduled_job_id",
+        build="build_cloud_copy", schedule="schedule_cloud_copy", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instance {instance}`.",
         note="A scheduled job copies from the instance to the cloud until --end_date, by default until the rental ends.",
@@ -3885,7 +3885,7 @@ register("Copies and backups",
         Secret("--docker_login_pass", TEXT, "registry password or token"),
         Arg("--pause", TRUTH, "pause the container for a consistent image; slower", True,
             sent=lambda on: "true" if on else "false"),
-        needs="repo", look="show instances",
+        needs="repo",
         done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."
 ),
     Command("show instance-backups", "GET /instance_backups/ -> backups[]", SAFE, READS, "List backups of your instances and volumes",
@@ -3911,8 +3911,8 @@ register("Deployments",
     Command("stop deployment", "POST /deployment/{id}/stop/", SAFE, SETS, "Stop a deployment; it can be restarted",
         DEPLOYMENT, done="Stopping deployment {id}."),
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
-        Arg("id DEPLOYMENT", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with it"),
-        Arg("--tag", TEXT, "tag; with a name, deletes only that tag", needs="name"),
+        Arg("id DEPLOYMENT", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with that name"),
+        Arg("--tag", TEXT, "tag; with --name, deletes only deployments with that tag", needs="name"),
         build="build_delete_deployment", one_of="id name", look="show deployments",
         done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
              "|Deleted deployment {name}."),
@@ -3969,7 +3969,7 @@ register("Market (for hosts)",
 
 register("Keys",
     Command("set api-key", "-> none", SAFE, SETS, "Save your API key to a file",
-        Secret("new_api_key API-KEY", NAME, "API key (default: read from stdin)", None, name="api_key", old="new_api_key"),
+        Secret("new_api_key API-KEY", NAME, "API key; asked for if left out", None, name="api_key", old="new_api_key"),
         run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
         note="Create a key at https://cloud.vast.ai/manage-keys/. With - on the command line, the key stays out of the shell's history."),
     Command("show ssh-keys", "GET /ssh/ -> []", SAFE, READS, "List your account's SSH keys",
@@ -4140,7 +4140,7 @@ register("Machines (for hosts)",
     Command("list machine", "PUT /machines/create_asks/", SAFE, SETS, "Offer a machine or change its prices",
         LISTED_MACHINE, *LISTING,
         says="listing_sentence", done="Machine {id} is listed",
-        note="Test the machine first: if it fails while rented, it loses reliability for good. Current rentals "
+        note="Test the machine first: if it fails while rented, its reliability drops permanently. Current rentals "
              "continue after the end date.",
         examples=("1234 -g 0.45 -s 0.15 -m 1 -e 2027-12-31", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
     Command("list machines", "PUT /machines/create_asks/ -> []", SAFE, SETS, "Offer several machines on the same terms",
@@ -4242,7 +4242,7 @@ register("Account",
     Command("create subaccount", "POST /users/", ONCE, SETS, "Create a subaccount",
         Arg("--email", EMAIL, "email address", REQUIRED),
         Arg("--username USER", NAME, "user name", REQUIRED),
-        Secret("--password", NAME, "password", REQUIRED),
+        Secret("--password PASSWORD", NAME, "password", REQUIRED),
         Arg("--type KIND", TEXT, "account type: host (only offers machines) or client", key="host_only",
             choices=("host", "client"), sent=lambda kind: kind == "host"),
         body={"parent_id": "me"}, made="id", done="Created account {id} for {email}.", look="show subaccounts"),
@@ -4288,12 +4288,12 @@ register("Billing",
         Local("-e --end_date", DATE, "last day, UTC"),
         Local("-m --machine_id MACHINE", ID, "only this machine"), NO_QUIET,
         Arg("--last_days", COUNT, "number of past days, instead of the dates"),
-        Arg("--user_id", GIVEN_ID, "account id (default: yours)", "me"),
+        Arg("--user_id", GIVEN_ID, "account id; me is your own", "me"),
         query=OWNER, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
         query=OWNER, columns=DEPOSIT_CARD, look="show instances"),
-    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, for good",
+    Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, permanently",
         CliArg("recipient", ACCOUNT, "email address or id of the account", None, name="recipient_pos"),
         CliArg("amount", DOLLARS, "amount, $", None, name="amount_pos"),
         Arg("-r --recipient", ACCOUNT, "same, as an option", REQUIRED, cli=None),
@@ -4664,10 +4664,6 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
                 raise missing_argument_error(row, arg, cli)
             value = default
         if value is not None and arg.name in params:
-            if cli and arg.secret:
-                given = value if arg.again else [value]
-                asked = [ask_secret(f"{row.name}: {arg.help}") if v == "-" else v for v in given]
-                value = asked if arg.again else asked[0]
             value = convert_value(arg, value, cli)
         result[arg.name] = value
     if row.one_of or row.needs:
@@ -4746,7 +4742,7 @@ def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
 
 
 class Request:
-    """What goes over the wire.
+    """A request in the service's terms: method, URL, query and JSON body.
 
     `hidden` names the members of the body that nothing may show, `secrets` their texts.  `safe` is
     the row's.  `auth` is False if the key must not go along, as with the address of a result.
@@ -5111,10 +5107,6 @@ def volume_of(call: Call) -> Row | None:
     volume = link if create is None else create
     if call["volume_info"] is not None and volume is not None:
         raise UsageError("volume_info cannot be combined with create_volume or link_volume")
-    if create is not None and link is not None:
-        raise UsageError("create a new volume or link one, not both")
-    if size is not None and create is None:
-        raise UsageError("a volume size needs a volume to create: --create-volume")
     if volume is None:
         if path is not None or name is not None:
             raise UsageError("a mount path or volume label needs --create-volume or --link-volume")
@@ -5542,7 +5534,7 @@ _decoders: list[Any] = []  # json.JSONDecoder, once it is needed
 
 
 def parse_json(content: bytes) -> Any:
-    """The value of a JSON text.  Raises ValueError, also for what is JSON but of no use: NaN,
+    """The value of a JSON text.  Raises ValueError, also for JSON that cannot be used: NaN,
     infinite numbers (1e999), integers of hundreds of digits, nesting that nothing could show, and
     more than a small machine can hold.
     """
@@ -5621,7 +5613,7 @@ if hasattr(os, "register_at_fork"):
 
 def load_modules() -> None:
     """Loads what a first request needs.  A fork by another thread waits until that is done: its
-    child would find the modules half loaded, and wait for ever for the thread that loads them.
+    child would find the modules half loaded, and wait forever for the thread that loads them.
     """
     with loading:
         import json  # noqa: F401
@@ -5703,8 +5695,8 @@ def jitter(low: float, high: float) -> float:
 def send_with_retries(call: Call, request: Request) -> Answer:
     """The answer to a request, of HTTP status 2xx; raises the error of any other outcome.
 
-    `retry_pause` decides what is repeated.  Beyond its rules, a request that was refused because
-    the 2FA session is over goes again with the next key, and `send_once` replaces a kept connection
+    `retry_pause` decides what is repeated.  Beyond its rules, a request refused because the 2FA
+    session has ended is sent again with the next key, and `send_once` replaces a kept connection
     that the service had closed, for a safe request.
     """
     client, row = call.client, call.row
@@ -5997,7 +5989,7 @@ def redirect_target(method: str, url: str, status: int, location: str) -> tuple[
 
 def key_may_go(old: Any, new: Any) -> bool:
     """Does the key go along with a redirect?  To the same scheme, host and port, and between https
-    hosts of vast.ai.  Takes split URLs; raises ValueError for a port that is none.
+    hosts of vast.ai.  Takes split URLs; raises ValueError for an invalid port.
     """
     places = [
         (at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme))
@@ -6198,7 +6190,7 @@ class Incoming:
         elif data[:5] != b"HTTP/"[: len(data)]:
             raise ConnectionError(f"no HTTP answer: {short_repr(data[:60])}")
         elif len(data) > 1 << 17:
-            raise ConnectionError("the answer's headers have no end")
+            raise ConnectionError("the answer's headers do not end")
         return end >= 0
 
     def read_head(self, text: str) -> None:
@@ -6267,7 +6259,7 @@ class Incoming:
                 self.next_line = "size"
         self.buffer = self.buffer[at:]
         if len(self.buffer) > 1 << 16 and not self.done:
-            raise ConnectionError("the answer has a line without an end")
+            raise ConnectionError("the answer has a line that does not end")
 
     def piece_ends(self) -> float:
         """The moment of time.monotonic() at which the next piece of a stream must be here.  The
@@ -6297,7 +6289,7 @@ def chunk_size(line: bytes) -> int:
             return int(digits, 16)
     except ValueError:
         pass
-    raise ConnectionError("the answer has a chunk of no size")
+    raise ConnectionError("the answer has a chunk without a valid size")
 
 
 class HttpConnection:
@@ -6354,7 +6346,7 @@ class Place:
     """
 
     def __init__(self, parts: Any, root: str) -> None:
-        """Takes a split URL.  Raises ValueError for a host or port that is none, and NetworkError
+        """Takes a split URL.  Raises ValueError for an invalid host or port, and NetworkError
         for a proxy that cannot be used.
         """
         if not parts.hostname:
@@ -6404,7 +6396,7 @@ class Pool:
 
     def find_place(self, url: str, root: str = "") -> tuple[Place, str]:
         """The place of an address, which is remembered, and the path with the query that is asked
-        for there.  Raises ValueError for an address that is none.
+        for there.  Raises ValueError for an invalid address.
         """
         from urllib.parse import urlsplit
 
@@ -6455,7 +6447,7 @@ class Pool:
         connection.close()
 
     def close(self) -> None:
-        """Closes the idle connections; those under way are closed by nobody but their threads."""
+        """Closes the idle connections; those in use are closed by their own threads."""
         if self.owner == os.getpid():
             with self.lock:
                 idle, self.idle, self.places = self.idle, {}, {}
@@ -6620,7 +6612,7 @@ def find_proxy(scheme: str, host: str, port: int) -> Proxy | None:
     for way in (scheme, "all"):
         for name in (f"{way}_proxy", f"{way}_proxy".upper()):
             if name == "HTTP_PROXY" and "REQUEST_METHOD" in os.environ:
-                continue  # in a CGI script that is a header of whoever sent the request
+                continue  # in a CGI script the client's Proxy header sets it
             url = os.environ.get(name, "").strip()
             if url:
                 exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
@@ -6754,7 +6746,7 @@ def find_key(
     given: str | None, session: bool = False, profile: str = ""
 ) -> tuple[str | None, str, str]:
     """The API key, its origin ('CODE', 'ENV', 'FILE', 'NONE'), and the origin in words; a blank
-    key is none.  With a profile no other file is looked at than its own.
+    key does not count.  With a profile, only its own file is read.
     """
     if given is not None and str(given).strip():
         return given, "CODE", "--api-key or api_key="
@@ -6884,8 +6876,8 @@ def make_private_folder(folder: str) -> None:
 
 def run_program(words: list[str], how_to_get: str, told: bool = True, aside: bool = False) -> None:
     """Runs another program with our own stdin, stdout and stderr.  Raises ProgramError with its
-    exit status; not `told` means that the status is a remote command's, and nothing to complain
-    about; `aside`, that its output goes to stderr.
+    exit status; `told` is off if that is a remote command's and no error of ours.  With `aside` its
+    output goes to stderr.
     """
     import subprocess
 
@@ -7037,7 +7029,7 @@ def run_create_instance(call: Call) -> Row:
         raise UsageError("--spot is an option of launch instance; bid with --bid_price here")
     fetch_commands(call)
     rented = rental(call, call["label"], call["confirm"])
-    with call.signals_caught():  # a program is not told of an id by the way
+    with call.signals_caught():  # the command line says what was rented
         try:
             answer = rent(call, rented)
             if call["wait"]:
@@ -7056,9 +7048,9 @@ def run_create_instance(call: Call) -> Row:
 
 
 def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
-    """What is to be rented: its label is the caller's or, with `made_up`, one that nobody else has.
+    """The rental to come, labeled by the caller or, with `made_up`, uniquely by us.
 
-    Of the caller's label, only what has started since counts.
+    With the caller's label, only instances that started after this count as ours.
     """
     since = time.time() - 60  # seconds by which the service's clock may be behind
 
@@ -7155,7 +7147,7 @@ def check_disk(call: Call, row: Row) -> None:
 def pages(call: Call, query: Row, everything: bool) -> Iterator[Rows]:
     """The pages of a listing, following `next_token` to the end if `everything` is wanted.
 
-    Raises VastAIError if a token comes again, which would go on for ever.
+    Raises VastAIError if a token repeats, which would loop forever.
     """
     seen = set()
     while True:
@@ -7347,7 +7339,7 @@ class RemoteText(str):
 
 
 def run_destroy_instance(call: Call) -> Row:
-    if call.has_reader:  # which volumes it has, only the service can tell as long as it is there
+    if call.has_reader:  # the service lists its volumes only while it exists
         call.params["volumes"] = volumes_of(call, call["id"])
     answer: Row = call.send()
     if call["wait"]:
@@ -7467,9 +7459,7 @@ class Bulk:
 
 
 def send_for(entries: list[Row], row: Command, send: Callable[[list[Any]], Any]) -> Any:
-    """What `send` returns for the ids of some entries, which tell at any time what is known of
-    them.
-    """
+    """What `send` returns for the ids of `entries`.  The entries always hold what is known so far."""
     mark(entries, success=None, msg="no answer yet")
     try:
         answer = send([entry["id"] for entry in entries])
@@ -7561,7 +7551,7 @@ def new_lines(last: list[str], lines: list[str]) -> list[str]:
 
 
 def result_text(call: Call, url: str, max_wait: float) -> str:
-    """The text at a presigned address, once it is there.  The key stays at home.  Raises
+    """The text at a presigned address, once it is there.  The API key is not sent.  Raises
     WaitTimeoutError.
     """
     from urllib.parse import quote, urlsplit
@@ -7773,7 +7763,7 @@ def run_copy(call: Call) -> Row:
     """Asks for a copy; if one side is this computer, rsync carries it out on the command line."""
     (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
     if (call["identity"] or "").startswith("-"):
-        raise UsageError("--identity: a file whose name begins with - needs ./ before it")
+        raise UsageError("--identity: put ./ before a file name that begins with -")
     try:
         answer: Row = call.send()
     except VastAIError as error:
@@ -8271,7 +8261,7 @@ def run_show_invoices(call: Call) -> Row:
     """The items of a period as they came, and what is not billed yet; with `pdf` a file as well."""
     answer = invoice_items(call, inc_charges=not call["only_credits"])
     if call["instance_label"]:
-        answer["invoices"] = labelled(call, invoice_rows(call, answer))
+        answer["invoices"] = with_label(call, invoice_rows(call, answer))
     if call["pdf"]:
         write_invoice(call, call["pdf"], invoice_rows(call, answer), period_of(call))
     return answer
@@ -8301,7 +8291,7 @@ def period_of(call: Call) -> str:
     return " - ".join(format_utc(moment, "%Y-%m-%d") for moment in invoice_period(call).values())
 
 
-def labelled(call: Call, rows: list[Row]) -> list[Row]:
+def with_label(call: Call, rows: list[Row]) -> list[Row]:
     """The items of instances with the label that was asked for."""
     ids = list(
         dict.fromkeys(row["instance_id"] for row in rows if as_whole(row.get("instance_id")))
@@ -8528,7 +8518,7 @@ def installation() -> tuple[str, str]:
 
 NOT_THERE_YET = 30.0  # seconds after a rental in which the service may not know the new instance
 SETTLING = 10.0  # seconds after a start or restart in which the old state may still be shown
-GIVE_BACK_TRIES, GIVE_BACK_PAUSE = 10, 10.0  # and seconds between two of them
+GIVE_BACK_TRIES, GIVE_BACK_PAUSE = 10, 10.0  # tries to destroy, and seconds between them
 MOVED = object()  # what a look of poll_until returns if something happened, but not yet the end
 
 FINAL_MESSAGES = {  # whose fault: parts of a `status_msg` after which an instance never runs
@@ -8767,7 +8757,7 @@ class SignalGuard:
 
 
 class Rented:
-    """Something rented that is deleted in the end: an "instance", an "endpoint" or a "workergroup".
+    """Something rented that must be deleted afterward: an "instance", an "endpoint" or a "workergroup".
 
     Its `id` is None while there is none, and "?" from the moment its request is sent until the
     answer is read: then it is found by its `name`.  If that name is not `made_up` by us, only a
@@ -8916,11 +8906,11 @@ class Rented:
         )
 
 
-class Holding(SignalGuard):
-    """Whatever ends its block, `rented.give_back()` is called; PartialError if something is left.
+class CleanupGuard(SignalGuard):
+    """Calls `rented.give_back()` however its block ends.  Raises PartialError if something is left.
 
-    The first signal begins this, or is held back until it is done; the next one ends it, and then
-    what is left is said.
+    The first signal starts the cleanup, or waits until it is done; the next one stops it, and what
+    is left is reported.
     """
 
     def __init__(self, call: Call, rented: Any) -> None:
@@ -8979,8 +8969,8 @@ def tell(call: Call, text: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------ renting
-# Commands that spend money for somebody: nobody pays for what he forgot, did not want, or was not
-# told the price of.
+# Commands that spend the user's money.  Nobody pays for something forgotten, unwanted, or rented
+# without being told its price.
 
 LEASE_FILE = "/var/lib/vastai-lease"  # unix time at which the instance ends itself
 LEASE = r"""(F=@F; E=$(cat $F 2>/dev/null); case $E in ''|*[!0-9]*) E=$(($(date +%s)+@S)); echo $E >$F;; esac
@@ -9048,7 +9038,7 @@ def run_launch(call: Call) -> Row:
     if not isinstance(call["query"], str) and not any(value is not False for value in given):
         return run_create_instance(call)
     launch = Launch(call)
-    with Holding(call, launch.rented):
+    with CleanupGuard(call, launch.rented):
         answer = launch.run()
         launch.rented.id = None  # handed over
     return answer
@@ -9063,10 +9053,6 @@ class Launch:
     def __init__(self, call: Call, ready: Callable[[Row], str] | None = None) -> None:
         self.call, self.ready = call, ready
         self.spot, self.cap, self.disk = call["spot"], call["max_price"], call["disk"]
-        if (call["bid"] is not None or call["bid_over"] is not None) and not self.spot:
-            raise UsageError("--bid and --bid-over need --spot")
-        if call["bid"] is not None and call["bid_over"] is not None:
-            raise UsageError("give either --bid or --bid-over")
         self.excluded: list[Any] = list(call["exclude_machine"] or ())
         self.most: int = 3 if call["tries"] is None else call["tries"]
         self.rented = rental(call, call["label"])
@@ -9408,7 +9394,7 @@ def format_traffic(price: float | None) -> str:
 WORKSPACE = "/workspace"  # folder of the instance that paths are relative to
 HOURS_OF_A_JOB = 24.0  # --max-hours, if it is not given
 SILENCE = 60.0  # seconds of nothing but failures after which ssh is not waited for
-NO_LIFE = ("timed out", "no route to host", "unreachable", "could not resolve")
+UNREACHABLE_SIGNS = ("timed out", "no route to host", "unreachable", "could not resolve")
 UPLOAD_FOLDER = "mkdir -p @T && tar -C @T -xof -"
 UPLOAD_FILE = "mkdir -p @P @D.up && tar -C @D.up -xof - && mv -f @D.up/@N @T"
 KIND_OF = "if [ -d @T ]; then echo folder; elif [ -e @T ]; then echo file; fi"
@@ -9447,9 +9433,9 @@ def run_job(call: Call) -> Row:
     """Runs a command on a rented machine and destroys the instance; see RemoteJob."""
     job = RemoteJob(call)
     try:
-        with Holding(call, job.rented):
+        with CleanupGuard(call, job.rented):
             job.run()
-    except BrokenPipeError:  # whoever read the output has enough
+    except BrokenPipeError:  # the reader has closed the pipe
         discard(sys.stdout)
         raise ProgramError("", exit_status=141) from None
     except VastAIError as error:
@@ -9473,8 +9459,8 @@ def run_job(call: Call) -> Row:
 class RemoteJob:
     """A command on a machine of its own: upload, start, follow, download.
 
-    It does not depend on the connection: it runs in a session of its own and writes into a folder
-    of its own, from which it is followed, after every cut from the byte that was read last.
+    It does not depend on the connection: it runs in its own session and writes to its own
+    folder.  After a lost connection, reading resumes at the last byte received.
     """
 
     def __init__(self, call: Call) -> None:
@@ -9571,7 +9557,7 @@ class RemoteJob:
                 if status == 0:
                     return "connected"
                 denied = denied or "permission denied" in told.lower()
-                alive = alive or not any(sign in told.lower() for sign in NO_LIFE)
+                alive = alive or not any(sign in told.lower() for sign in UNREACHABLE_SIGNS)
             late = time.monotonic() - begun >= SILENCE
             if denied and late:
                 raise VastAIError(
@@ -9843,8 +9829,6 @@ def show_job(call: Call, result: Row) -> None:
 def job_query(call: Call) -> str:
     """The conditions on offers: --query, or the model and number of --gpu, or one GPU of any."""
     if call["query"] is not None:
-        if call["gpu"] is not None:
-            raise UsageError("give either --gpu or --query")
         return str(call["query"])
     if call["gpu"] is None:
         return "num_gpus=1"
@@ -9905,7 +9889,7 @@ def write_bytes(stream: TextIO | None, data: bytes) -> None:
 HOURS_OF_MONTH = 720  # as the service bills
 AT_ONCE = 5  # requests of one command that are under way at the same time
 APART = 0.03  # seconds between two changes, which reach the service in their order
-LAST_YEAR = 253402300800  # unix seconds at which year 10000 begins
+YEAR_10000 = 253402300800  # unix seconds at which year 10000 begins
 
 
 def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -10103,7 +10087,7 @@ class Bill:
         credit = as_number(as_dict(self.found["user"]).get("credit"))
         left = None if credit is None or hour <= 0 else max(0.0, credit) / hour
         end = self.now + (left or 0) * 3600
-        dated = left is not None and end < LAST_YEAR
+        dated = left is not None and end < YEAR_10000
         return {
             "hour": hour,
             "day": hour * 24,
@@ -10179,7 +10163,7 @@ def user_footer(call: Call, user: Row) -> list[str]:
 
 
 def stopped_footer(call: Call, answer: Row) -> list[str]:
-    """On a terminal, what the disk of a stopped instance goes on costing."""
+    """On a terminal, what the disk of a stopped instance still costs."""
     if not call.has_reader:
         return []
     id = call["id"]
@@ -10584,7 +10568,7 @@ def run_self_test(call: Call) -> Row:
     if not call.client.curl:
         require_key(call.client, call.row)
     test = SelfTest(call)
-    with Holding(call, test):
+    with CleanupGuard(call, test):
         test.run()
     test.save()
     return test.result
@@ -10648,7 +10632,7 @@ class SelfTest:
                 self.result["stage"] == "startup"
                 and self.result["failure_code"] != "instance_start_timeout"
             ):
-                self.give_back()  # at once; whether it is gone is looked at in the end
+                self.give_back()  # at once; that it is gone is checked later
 
     def fail(self, code: str, stage: str, reason: str) -> None:
         self.say(f"{code}: {reason}")
@@ -10661,7 +10645,7 @@ class SelfTest:
         )
 
     def choose(self) -> None:
-        """Finds the machine's best offer, whoever rents parts of it, and looks whether it is good
+        """Finds the machine's best offer, even if parts are rented, and checks whether it is good
         enough.
         """
         query: Row = {
@@ -11248,7 +11232,7 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
     over.
     """
     bench = Bench(call, specs)
-    with Holding(call, bench):
+    with CleanupGuard(call, bench):
         bench.run()
     return bench.results
 
@@ -11450,7 +11434,7 @@ def refused_error(
     kind: type[BaseException] = RuntimeError,
     lost: str = "",
 ) -> VastAIError:
-    """The error of an answer that is of no use.  Programs look for its `HTTP N - BODY`."""
+    """The error of an unusable answer.  Programs look for its `HTTP N - BODY`."""
     import json
 
     families = {401: AuthError, 403: AuthError, 404: NotFoundError, 410: NotFoundError}
@@ -12090,7 +12074,7 @@ def read_payload(call: Call) -> Row:
     """What the worker is sent: the object of --json, of --file or from stdin."""
     given = [name for name in ("payload", "file", "stdin") if call.params.get(name) is not None]
     if len(given) > 1:
-        raise UsageError("give one of --json, --file and -")
+        raise UsageError("give only one of --json, --file and -")
     payload: Row = {}
     if given != ["stdin"]:
         return call[given[0]] if given else payload
@@ -12190,7 +12174,7 @@ def document_response(call: Call, response: Any) -> Any:
 
 
 def response_rows(call: Call, response: Any) -> list[Row]:
-    """A response for csv and the like: its objects, and what is none as one with that member."""
+    """A response for csv and the like: its objects; any other value as {"response": value}."""
     found = document_response(call, response)
     parts = found if isinstance(found, list) else [found]
     return [part if isinstance(part, dict) else {"response": part} for part in parts]
@@ -12677,7 +12661,7 @@ class Endpoint(Generic[R]):
             cost: the expected work, in the endpoint's own unit.
             retry: send the job again if the worker fails or is lost.
             stream: the response is an async iterator of events.
-            timeout: seconds for all of it, up to the first byte of a stream; None waits for ever.
+            timeout: seconds for all of it, up to the first byte of a stream; None waits forever.
             session: the session whose worker gets the job.
             worker_timeout: seconds for one try of a worker, or between two pieces of a stream.
             max_retries: tries in all; None is unlimited.
@@ -13380,8 +13364,8 @@ class VastAI:
         curl: print each request as a curl command and send nothing.
         timeout: seconds that one request may take.
 
-    One object may be used by any number of threads.  `close()`, or leaving a `with` block, closes
-    its connections. Raises UsageError for a server or retry that cannot be.  Each method also takes
+    Any number of threads can share one object.  `close()`, or leaving a `with` block, closes
+    its connections.  Raises UsageError for an invalid server_url, retry or timeout.  Each method also takes
     raw, explain, quiet and curl for one call.
     """
 
@@ -13869,7 +13853,7 @@ class VastAI:
             "Show what your machines have earned."; ...
         def show_deposit(self, id: int) -> dict[str, Any]: "Show a reserved instance's deposit and discount."; ...
         def transfer_credit(self, recipient: str, amount: float) -> dict[str, Any]:
-            "Transfer credit to another account, for good."; ...
+            "Transfer credit to another account, permanently."; ...
         def fetch_contracts(self, label: str | None = None,
                 contract_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
             "Get contracts by label and id."; ...
@@ -15378,18 +15362,18 @@ class _PdfPages:
         """Writes a text, cut to its room, at the height of the pen: from `x` on or, with `right`,
         up to it.
         """
-        (font, size, colour), text = _PDF_STYLES[style], _pdf_cut(text, style, room)
+        (font, size, color), text = _PDF_STYLES[style], _pdf_cut(text, style, room)
         x = x - _pdf_width(text, style) if right else x
         text = text.replace(b"\\", b"\\\\").replace(b"(", b"\\(").replace(b")", b"\\)")
         self.page.append(
-            b"BT /%b %d Tf %b %.2f %.2f Td (%b) Tj ET" % (font, size, colour, x, self.y, text)
+            b"BT /%b %d Tf %b %.2f %.2f Td (%b) Tj ET" % (font, size, color, x, self.y, text)
         )
 
-    def rule(self, grey: float, above: float, below: float) -> None:
+    def rule(self, gray: float, above: float, below: float) -> None:
         """Draws a thin line, so far below what was written and above what comes."""
         self.y -= above
         self.page.append(
-            b"%.2f G 0.5 w %d %.2f m %d %.2f l S" % (grey, _PDF_LEFT, self.y, _PDF_RIGHT, self.y)
+            b"%.2f G 0.5 w %d %.2f m %d %.2f l S" % (gray, _PDF_LEFT, self.y, _PDF_RIGHT, self.y)
         )
         self.y -= below
 
@@ -15815,7 +15799,7 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
 
 
 def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
-    """Words without a dash, given to the arguments that stand alone, in their order."""
+    """Assigns the words without a dash to the positional arguments, in order."""
     given: Row = {}
     for at, arg in enumerate(args):
         later = sum(other.default is REQUIRED for other in args[at + 1 :])
@@ -15868,16 +15852,28 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         if common["help"] or common["version"]:
             write_out(command_help(row) if common["help"] else f"{__version__}\n")
             return 0
-        return run_row(row, given, common, start, pool)
+        return run_row(row, given, common, pool)
 
 
-def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool | None) -> int:
+def ask_for_secrets(row: Command, given: Row) -> None:
+    """Replaces each secret that is given as `-` by one that is asked for."""
+    for arg in row.args:
+        value = given.get(arg.name)
+        if arg.secret and value is not None:
+            words = value if arg.again else [value]
+            words = [ask_secret(arg.label(cli=True)) if word == "-" else word for word in words]
+            given[arg.name] = words if arg.again else words[0]
+
+
+def run_row(row: Command, given: Row, common: Row, pool: Pool | None) -> int:
     """Runs a command with the parameters and global options of its line; as run_line."""
     own = next((arg.choices for arg in row.args if arg.name == "format"), ())
     if given.get("format") in set(WRITERS).difference(own):
         common["format"] = given.pop("format")  # meant for the shape, not for the row's own option
     if common["raw"]:
         common["format"] = "json"
+    ask_for_secrets(GLOBAL_ARGS, common)
+    ask_for_secrets(row, given)
     quiet = (common["quiet"] and common["format"] != "json") or given.get("ids_only", False)
     view = View(
         common["format"],
@@ -15889,9 +15885,6 @@ def run_row(row: Command, given: Row, common: Row, start: Row | None, pool: Pool
         raw=common["raw"],
         common=common,
     )
-    for arg in row.args:
-        if arg.secret and given.get(arg.name) == "-":
-            given[arg.name] = ask_secret(arg.label(cli=True))
     ids: dict[str, int] = {}  # of the labels, once they are looked up
 
     def id_of(label: str) -> str:
@@ -16343,14 +16336,14 @@ def usage_of(row: Command) -> str:
 
 
 def word_of(arg: Arg) -> str:
-    """What an argument that stands alone is called: of ids what they are of, else its name."""
+    """The name of a positional argument in the help: for an id, the kind of thing it names."""
     word = arg.flags[0].upper().replace("_", "-")
     is_id = word.rstrip("S").endswith("ID") and arg.kind.metavar != "ID"
     return arg.kind.metavar if is_id else word
 
 
 def placeholder(arg: Arg) -> str:
-    """An argument that stands alone, as a usage line has it."""
+    """A positional argument as it appears in a usage line."""
     word = word_of(arg)
     word = f"{word} …" if arg.many else word
     return word if arg.default is REQUIRED else f"[{word}]"
@@ -16872,11 +16865,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """The command line as a process of its own, which ends with main(), without the interpreter's
-    tidying up.
+    """The command line as its own process, which exits after main() without the interpreter's
+    cleanup.
 
-    To take all modules and rows apart takes a tenth of a short run.  Profilers need the way out
-    that VASTAI_DEBUG=1 is.
+    That cleanup takes a tenth of a short run.  Profilers need it: VASTAI_DEBUG=1 keeps it.
     """
     status = main()
     if os.environ.get("VASTAI_DEBUG"):
@@ -16902,7 +16894,7 @@ def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = 
         if is_terminal(sys.stderr):
             write_err(CLEAR if erasable() else "\n")
         return getattr(signal, "exit_status", 130)
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # the reader has closed the pipe
         discard(sys.stdout)
         return status
     except Exception as error:  # no traceback for a user; VASTAI_DEBUG=1 shows it
