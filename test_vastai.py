@@ -8586,7 +8586,7 @@ class TestLines(FaultCase):
                            ("create env-var N --SECRET", "no such option; write -- before a value"),
                            ("set api-key -SECRET", "no such option; write -- before a value"),
                            ("set api-key my SECRET", "unexpected words"), ("show user --raw=SECRET", "takes no value"),
-                           ("search offers -dSECRET", "-d takes no value"),
+                           ("search offers --on_demand=SECRET", "takes no value"),
                            ("create instance 7 --image i --env TOKEN=x SECRET", "unexpected words"),
                            ("tfa login SECRET", "unexpected words"), ("tfa regen-codes SECRET", "unexpected words"),
                            ("create env-var TOKEN=SECRET x", "not 'TOKEN…'"), ("update env-var TOKEN=SECRET x", "not 'TOKEN…'"),

@@ -14181,8 +14181,9 @@ def present(call: Call, result: Any) -> None:
         document = row.document(call, result) if row.document else result
         write_out(format_json(list(document) if isinstance(document, Rows) else document) + "\n")
     else:
-        rows = rows_of(call, result)
-        listing = Listing([result] if rows is None else rows, (), view, is_single(row, result))
+        rows, alone = rows_of(call, result), is_single(row, result)
+        whole: list[Any] = [result]
+        listing = Listing(whole if rows is None else rows, (), view, alone)
         warn_of_fields(call, listing)
         write_out(WRITERS[view.format](listing))
 
