@@ -8184,6 +8184,8 @@ class TestOddAnswers(FaultCase):
         self.assertEqual(error.body, {"success": False, "msg": "the offer is gone: success ***"})
         error = self.error(self.client(self.serve(reply({"code": 4711}, 400))).create_env_var, "PIN", "4711")
         self.assertEqual(error.body, {"code": "***"})
+        words = ["create", "instance", "5", "--image", "x", "--env", "-e PYTHONUNBUFFERED=True"]
+        self.assertEqual(self.run_here(self.serve(reply(RENTED)), *words).stdout, f"Started. {RENTED}\n")
 
     def test_what_confirms_that_something_was_done(self):
         """No bare sentence, but where nothing else comes, no success that is not true, and no volume without a name."""
@@ -8194,6 +8196,9 @@ class TestOddAnswers(FaultCase):
                 ("change bid 7 --price 1", said, 1), ("create template --image x", said, 1), ("stop instance 7", said, 1),
                 ("delete volume 7", said, 1), ("delete api-key 7", said, 0), ("update team-role 7 --name x", said, 0),
                 ("destroy instance 7 -y", {"success": 0}, 1), ("start instance 7", {"success": None}, 1),
+                ("create instance 7 --image x", {"success": 1, "new_contract": 5}, 0),
+                ("create instance 7 --image x", {"success": None}, 7), ("search offers", {"success": None, "offers": []}, 0),
+                ("launch instance --query num_gpus=1 --image x --tries 1", {"success": None, "offers": [{"id": 7}]}, 4),
                 ("stop instance 7", {"success": "false", "msg": "machine offline"}, 1),
                 ("destroy instance 7 -y", {"status": "error", "msg": "machine offline"}, 1),
                 ("create instance 7 --image x", {"success": "false", "new_contract": 8}, 1)):
@@ -8502,7 +8507,7 @@ class TestLines(FaultCase):
                 (image + " --onstart-cmd A --entrypoint B", "--entrypoint"), (image + " --max-hours 1e16", "at most 100 years"),
                 ("show invoices -c -p", "--only_credits"), ("show invoices-v1 -i -ct instance", "--charge-type needs --charges"),
                 ("show invoices-v1 -c -it stripe", "--invoice-type"), ("delete deployment 7 --tag x", "--tag needs --name"),
-                ("create subaccount --email a@b.c --username x --password y --type hots", "did you mean 'host'"),
+                ("create subaccount --email a@b.c --username x --password y --type hots", "expected host or client"),
                 ("list machine 7 -r 40", "0.4 for 40%"), ("list machine 7 -e 2020-01-01", "in the future"),
                 ("list volume 7 -e 2020-01-01", "in the future"),
                 ("transfer credit a@b.c 19.999 -y", "whole cents"), ("transfer credit -r a@b.c -a 0.004 -y", "whole cents"),
@@ -12760,7 +12765,7 @@ cost -> Cost
 show audit-logs -> list[dict[str, Any]]
 set user --file->params:FILE -> dict[str, Any]
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
-create subaccount --email:EMAIL --username:USER --password:PASSWORD --type:KIND{host,client}=None -> dict[str, Any] ONCE
+create subaccount --email:EMAIL --username:USER --password:PASSWORD --type:KIND=None -> dict[str, Any] ONCE
 show ipaddrs -> list[dict[str, Any]]
 show invoices
     -s,--start_date:DATE=None

@@ -505,7 +505,7 @@ def redact_value(value: Any, secrets: Sequence[str]) -> Any:
         }
     if isinstance(value, list):
         return [redact_value(item, secrets) for item in value]
-    if isinstance(value, (int, float)) and str(value) in secrets:
+    if not isinstance(value, (str, bool)) and str(value) in secrets:
         return "***"
     return redact_text(value, secrets) if isinstance(value, str) else value
 
@@ -885,9 +885,9 @@ _count, _amount = _within(0, _whole), _within(0, _number)
 def _cents(value: Any) -> float:
     """An amount of money that is shown as it is sent."""
     amount: float = _amount(value)
-    if round(amount, 2) != amount:
+    if abs(round(amount, 2) - amount) > 1e-9:  # floats are a little off
         raise ValueError(value)
-    return amount
+    return round(amount, 2)
 
 
 def _above_zero(value: Any) -> float:
@@ -1098,9 +1098,17 @@ def _slot(last: int) -> Callable[[Any], int | None]:
 
 def _coming(value: Any) -> float:
     when = parse_when(value)
-    if when < time.time() - 60:
+    ends = when + (86400 if when % 86400 == 0 else 60)  # a day is in the future until it is over
+    if ends < time.time():
         raise ValueError(value)
     return when
+
+
+def _account_type(value: Any) -> str:
+    text = _text(value).lower()
+    if text not in ("host", "client", ""):
+        raise ValueError(value)
+    return text
 
 
 def _as_given(value: Any) -> Any:
@@ -1175,6 +1183,7 @@ ORDER = Kind(
 DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
 HOUR_SLOT = Kind("str", _slot(23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
+ACCOUNT_TYPE = Kind("str", _account_type, "host or client", "KIND")
 COMING = Kind("str | float", _coming, "a date in the future, such as 2036-01-31", "DATE")
 INSTANCE_IDS = IDS.called("INSTANCE", "instances")
 GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
@@ -1724,8 +1733,8 @@ def number_hint(kind: Kind, value: Any) -> str:
     """'; write 24' for an argument such as 24GB of a kind that takes a number."""
     if not isinstance(value, str) or kind.annotation not in ("int", "float"):
         return ""
-    if kind.expects == ID.expects:  # half an id may be that of something else
-        return ""
+    if kind.expects == ID.expects or as_number(value) is not None:
+        return ""  # half an id may be that of something else
     meant = meant_number(value.strip(), kind.metavar)
     try:
         kind.convert(meant)
@@ -2809,10 +2818,10 @@ $/hr: dph_total .4f
 Image: image_uuid
 Up Mb/s: inet_up .1f
 Down Mb/s: inet_down .1f
-Rel. %: reliability2 .1f*100
+Reliability %: reliability2 .1f*100
 Label: label
-Age: duration span
-Uptime: uptime_mins minutes
+Age hours: duration .2f/3600
+Uptime minutes: uptime_mins .2f
 Message: status_msg""")
 INSTANCE_COLUMNS = Columns("""\
 ID: id 0
@@ -2907,7 +2916,7 @@ Driver: driver_version 6
 Up Mb/s: inet_up .1f 5
 Down Mb/s: inet_down .1f 5
 Rel. %: reliability2 .1f*100 5
-Age: duration span 2
+Age hours: duration .2f/3600 2
 Machine: machine_id
 Verified: verification state 6
 Host: host_id 6
@@ -3089,7 +3098,7 @@ Model: gpu_name _ 0
 Disk GB: disk_space 3
 Host name: hostname 2
 Driver: driver_version 5
-Rel. %: reliability2 .1f*100 3
+Reliab.: reliability2 .4f 3
 Status: verification state 2
 IP address: public_ipaddr 4
 Location: geolocation 5
@@ -3403,7 +3412,7 @@ MACHINE_OPTIONS = (  # of what rents one machine after the other until one works
 LEASE_NOTE = ("--max-hours adds a small script that runs before your startup commands. The time counts from the container's "
               "first start and continues through restarts. When time is up, the instance destroys itself with the key that "
               "the service gives to each container. To extend or shorten the time, write another Unix time to "
-              "/var/lib/vastai-lease. This cannot work if the image has none of curl, GNU wget and python3, if the instance is "
+              "/var/lib/vastai-lease. The script cannot work if the image has none of curl, GNU wget and python3, if the instance is "
               "stopped or still loading, or if the host's clock jumps.")
 TEMPLATE_OPTIONS = (
     Arg("--name", TEXT, "Description | name of the template"),
@@ -4243,8 +4252,8 @@ register("Account",
         Arg("--email", EMAIL, "email address", REQUIRED),
         Arg("--username USER", NAME, "user name", REQUIRED),
         Secret("--password PASSWORD", NAME, "password", REQUIRED),
-        Arg("--type KIND", TEXT, "account type: host (only offers machines) or client", key="host_only",
-            choices=("host", "client"), sent=lambda kind: kind == "host"),
+        Arg("--type", ACCOUNT_TYPE, "account type: host (only offers machines) or client", key="host_only",
+            sent=lambda kind: kind == "host"),
         body={"parent_id": "me"}, made="id", done="Created account {id} for {email}.", look="show subaccounts"),
     Command("show ipaddrs", "GET /users/me/ipaddrs -> results[]", SAFE, READS, "List IP addresses that used your account",
         query=OWNER, columns=ADDRESS_COLUMNS),
@@ -4703,14 +4712,18 @@ def check_pairs(row: Command, params: Row, cli: bool) -> None:
     `needs`.
     """
     args = {arg.name: arg for arg in row.args}
-    given = {name for name, value in params.items() if value is not None and value is not False}
+    given = {
+        name
+        for name, value in params.items()
+        if value is not None and value is not False and value != []
+    }
     for choice in filter(None, row.either.split(", ")):
         names = choice.split()
         if len(given.intersection(names)) > 1:
             raise UsageError(f"give either {labels_of(args, names, cli)}")
     for arg in row.args:
         lacks = arg.needs and arg.name in given and arg.needs not in given
-        if lacks and (cli or params[arg.name] != arg.default):
+        if lacks and (cli or str(params[arg.name]) != arg.default):
             raise UsageError(f"{arg.label(cli)} needs {args[arg.needs].label(cli)}")
 
 
@@ -4916,25 +4929,35 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
     """Raises the service's refusal, if the answer is one."""
     changes, spends = row.effect != READS, row.effect == SPENDS and not row.safe
     if isinstance(body, dict):
-        success = body.get("success")
-        denied = "success" in body and success is not True  # null and "false" as well
-        failed = body.get("error") or body.get("status") == "error"
-        if denied or (failed and (row.strict or (changes and not success))):
+        confirmed = body.get("success", bool(body)) in (True, "true")
+        if denies(body) or (body.get("error") and (row.strict or (changes and not said_yes(body)))):
             raise refusal_error(body, answer)
-        if spends and not body:
+        if spends and not confirmed:
             raise outcome_unknown_error(row, "the service confirmed nothing", answer)
         if row.rents and get_path(body, row.made) in (None, ""):
             reason = f"the service confirmed it without {row.made!r}"
             raise outcome_unknown_error(row, reason, answer)
-        if changes and not body:
-            hint = look_first(row)
-            raise make_error(
-                VastAIError, "the service did not confirm it", response=answer, hint=hint
-            )
+        if changes and not confirmed:
+            raise unconfirmed_error(row, "the service did not confirm it", answer)
     elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
         if spends:
             raise outcome_unknown_error(row, f"the service said {one_line(body)!r}", answer)
-        raise refusal_error({"msg": body or "the service sent an empty answer"}, answer)
+        said = f"said {one_line(body)!r}" if body else "sent an empty answer"
+        raise unconfirmed_error(row, f"the service {said}, which does not confirm it", answer)
+
+
+def said_yes(body: Row) -> bool:
+    return body.get("success") in (True, "true")
+
+
+def denies(body: Row) -> bool:
+    """Does an answer say that nothing was done?"""
+    failed = body.get("status") == "error" and not said_yes(body)
+    return body.get("success", True) in (False, "false") or failed
+
+
+def unconfirmed_error(row: Command, words: str, answer: Answer) -> VastAIError:
+    return make_error(VastAIError, words, response=answer, hint=look_first(row))
 
 
 def is_rows(value: Any) -> bool:
@@ -9379,7 +9402,7 @@ def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
 def is_lost(error: VastAIError) -> bool:
     """May a rental have taken place although no usable answer came?"""
     body = as_dict(error.body)
-    refused = body.get("success") is False or body.get("error")
+    refused = denies(body) or body.get("error")
     unreadable = 200 <= error.status < 300 and not refused
     return isinstance(error, OutcomeUnknownError) or error.status >= 500 or unreadable
 
@@ -13828,8 +13851,8 @@ class VastAI:
         def show_audit_logs(self) -> list[dict[str, Any]]: "List what was done with your account."; ...
         def set_user(self, params: dict[str, Any] | str) -> dict[str, Any]: "Change your account's details."; ...
         def show_subaccounts(self) -> list[dict[str, Any]]: "List your subaccounts."; ...
-        def create_subaccount(self, email: str, username: str, password: str, type: Literal['host',
-                'client'] | None = None) -> dict[str, Any]:
+        def create_subaccount(self, email: str, username: str, password: str,
+                type: str | None = None) -> dict[str, Any]:
             "Create a subaccount."; ...
         def show_ipaddrs(self) -> list[dict[str, Any]]: "List IP addresses that used your account."; ...
         def show_invoices(self, start_date: str | float | None = None, end_date: str | float | None = None,
@@ -14545,16 +14568,6 @@ def _age(row: Row, name: str) -> str:
     return "-" if started is None else format_duration(time.time() - started)
 
 
-def _span(unit: float) -> Callable[[Row, str], str]:
-    """A cell for a length of time, given in units of so many seconds."""
-
-    def cell(row: Row, name: str) -> str:
-        length = as_number(row.get(name))
-        return "-" if length is None else format_duration(length * unit)
-
-    return cell
-
-
 def _hours(row: Row, name: str) -> str:
     since = as_number(row.get(name))
     return "-" if since is None else f"{(time.time() - since) / 3600:.2f}"
@@ -14736,8 +14749,6 @@ FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the ce
     "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
     "join": _join,
     "age": _age,
-    "span": _span(1),
-    "minutes": _span(60),
     "hours": _hours,
     "weekday": _weekday,
     "hour": _hour,
@@ -15985,8 +15996,11 @@ def run_call(call: Call) -> int:
     except NothingSent:
         return 0
     except PartialError as error:
-        view = call.view
-        if view.fields or view.quiet or view.format not in ("table", "json"):
+        view, found = call.view, error.found
+        if view.quiet:
+            made = found if isinstance(found, list) else [found]
+            write_out("".join(f"{id}\n" for id in made if id is not None))
+        elif view.fields or view.format not in ("table", "json"):
             write_out(WRITERS[view.format](Listing(error.results, (), view)))
             error.results = []
         raise
@@ -16173,7 +16187,8 @@ def unknown_command_message(words: list[str]) -> str:
     name = " ".join(map(without_value, words))
     problem = f"no command {name!r}" if len(name) <= 48 else "no such command"
     verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
-    return f"{problem}{suggest_command(words)}; see `{verb}`"
+    meant = suggest_command(words)
+    return f"{problem}{meant} See `{verb}`" if meant else f"{problem}; see `{verb}`"
 
 
 def suggest_command(words: list[str]) -> str:
