@@ -7482,7 +7482,7 @@ class Bulk:
 
 
 def send_for(entries: list[Row], row: Command, send: Callable[[list[Any]], Any]) -> Any:
-    """What `send` returns for the ids of `entries`.  The entries always hold what is known so far."""
+    """What `send` returns for the ids of `entries`, which always hold what is known so far."""
     mark(entries, success=None, msg="no answer yet")
     try:
         answer = send([entry["id"] for entry in entries])
@@ -8780,7 +8780,7 @@ class SignalGuard:
 
 
 class Rented:
-    """Something rented that must be deleted afterward: an "instance", an "endpoint" or a "workergroup".
+    """Something rented that must be deleted: an "instance", an "endpoint" or a "workergroup".
 
     Its `id` is None while there is none, and "?" from the moment its request is sent until the
     answer is read: then it is found by its `name`.  If that name is not `made_up` by us, only a
@@ -13387,10 +13387,9 @@ class VastAI:
         curl: print each request as a curl command and send nothing.
         timeout: seconds that one request may take.
 
-    Any number of threads can share one object.  `close()`, or leaving a `with` block, closes
-    its connections.  Raises UsageError for an invalid server_url, retry or timeout.  Each method also takes
-    raw, explain, quiet and curl for one call.
-    """
+    Any number of threads can share one object.  `close()`, or leaving a `with` block, closes its
+    connections.  Raises UsageError for an invalid server_url, retry or timeout.  Each method also
+    takes raw, explain, quiet and curl for one call.  """
 
     def __init__(
         self,
