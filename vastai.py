@@ -13389,7 +13389,8 @@ class VastAI:
 
     Any number of threads can share one object.  `close()`, or leaving a `with` block, closes its
     connections.  Raises UsageError for an invalid server_url, retry or timeout.  Each method also
-    takes raw, explain, quiet and curl for one call.  """
+    takes raw, explain, quiet and curl for one call.
+    """
 
     def __init__(
         self,
