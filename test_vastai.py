@@ -4076,6 +4076,13 @@ class RentalTest(CommandCase):
             status, out, err = self.run_here(f"wait instance {id} --max-wait 0.5")
             self.assertEqual((status, out, "unknown to the service" in err), (9, "", True), "right after a rental that is normal")
 
+    def test_what_was_rented_is_said_with_its_price(self):
+        offer = self.cheapest("gpu_name=RTX_4090 num_gpus=1")
+        with fast_clock():
+            status, _, err = self.run_here(f"create instance {offer} --image a/b --wait")
+        self.assertEqual(status, 0, err)
+        self.assertRegex(err, rf"Instance \d+ is running: 1x RTX_4090 in .+, offer {offer}, \$0\.\d+/hr\. Open a shell with")
+
     def test_logs_are_followed_to_the_end(self):
         id = next(iter(self.box.market.tables["instances"]))
         with subprocess.Popen([sys.executable, compiled(), "logs", str(id), "-f", "--tail", "3"],

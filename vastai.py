@@ -14719,16 +14719,17 @@ def jupyter_address(row: Row) -> str:
 
 def rented_sentence(call: Call, answer: Row) -> str:
     """What was rented, at what price if it was waited for, and how to stop paying."""
-    id, row = answer.get("new_contract"), as_dict(answer.get("instance"))
+    id, row, offer = answer.get("new_contract"), as_dict(answer.get("instance")), call["id"]
     end = f"stop paying with `vastai destroy instance {id}`."
     if not row:
-        offer = f"offer {call['id']} as " if call["id"] else ""
-        return f"Renting {offer}instance {id}. Wait for it with `vastai wait instance {id}`; {end}"
-    what = [_gpu({**row, "gpu_util": None}, ""), format_value(row.get("geolocation") or "-")]
-    price = hourly_cost(row)
-    rate = "" if price is None else f", {format_rate(price)}"
+        source = f"offer {offer} as " if offer else ""
+        return f"Renting {source}instance {id}. Wait for it with `vastai wait instance {id}`; {end}"
+    model, price = _gpu({**row, "gpu_util": None}, ""), hourly_cost(row)
+    facts = [f"{model} in {format_value(row.get('geolocation') or 'an unknown place')}"]
+    facts += [f"offer {offer}"] if offer else []
+    facts += [] if price is None else [format_rate(price)]
     return (
-        f"Instance {id} is {row.get('actual_status')}: {' in '.join(what)}{rate}. "
+        f"Instance {id} is {row.get('actual_status')}: {', '.join(facts)}. "
         f"Open a shell with `vastai ssh {id}`; {end}"
     )
 
