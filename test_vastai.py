@@ -5915,6 +5915,23 @@ class TestLaunch(RentingCase):
             self.assertEqual((self.held, "vastai-" in err), (held, True))
         self.assertEqual(len(self.machines()), count + 5)
 
+    def test_a_lost_answer_after_a_failed_try(self):
+        """A listing that lags still shows the instance that was given back: it is not the new one."""
+        self.box.machine(11, status="offline")
+        serve, old = self.box.answer, []
+
+        def lagging(call):
+            answer = serve(call)
+            if call.method == "PUT" and old:
+                return None, "", {}
+            if call.method == "PUT":
+                old.append({"id": json.loads(answer[1])["new_contract"], "label": call.body["label"], "start_date": time.time()})
+            return (200, json.dumps({"instances": old}), {}) if call.path == "/api/v1/instances/" else answer
+        self.box.answer = lagging
+        err = self.launch(status=7)
+        self.assertEqual((self.machines(), len(self.held)), ([11, 12], 1))
+        self.assertRegex(err, "the instance labeled 'vastai-[0-9a-f]+' has not appeared so far")
+
     def test_a_label_of_the_users(self):
         """Somebody else's instance of that label is neither taken over nor destroyed."""
         twin = self.client.create_instance(self.offers[3]["id"], image="a/b", label="mine")["new_contract"]

@@ -7073,6 +7073,7 @@ def rent(call: Call, rented: Rented, **params: Any) -> Row:
         if made or not is_lost(error):
             rented.id = made[0] if made else None
             left = refused_but_made(call, error, made, rented.price)
+            rented.past.update(made)
             rented.id = left[0] if left else None
             rented.given_up = bool(left and call["cancel_unavail"])
             if left and call["cancel_unavail"]:
@@ -8782,6 +8783,7 @@ class Rented:
         self.id: Any = None
         self.price: Any = None
         self.last: Any = None  # its id before it was deleted
+        self.past: set[Any] = set()  # all such ids: one name may serve for several tries
         self.problem = ""  # why it could not be destroyed
         self.given_up = False  # after ten tries
         self.began, self.ended = -FOREVER, 0.0  # time.monotonic() of the rental, and of the end
@@ -8815,9 +8817,12 @@ class Rented:
         except VastAIError as error:
             self.problem = error.msg
             return None
-        names = [(row.get("label"), row.get("endpoint_name")) for row in rows]
         return [
-            row for row, name in zip(rows, names) if self.name.strip() in name and self.ours(row)
+            row
+            for row in rows
+            if self.name.strip() in (row.get("label"), row.get("endpoint_name"))
+            and as_whole(row.get("id")) not in self.past
+            and self.ours(row)
         ]
 
     def give_back(self) -> None:
@@ -8837,6 +8842,7 @@ class Rented:
         left = [id for id in ids if not self.remove(id)]
         self.id, self.given_up = left[0] if left else None, bool(left)
         self.last, self.ended = ids[-1] if ids else None, time.monotonic()
+        self.past.update(ids)
 
     def remove(self, id: Any) -> bool:
         """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
