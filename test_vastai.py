@@ -4455,6 +4455,11 @@ class SelfTestTest(CommandCase):
                                              label="vast-self-test-machine-5")["new_contract"]
             self.box.instance(id, differs={"start_date": time.time() - age})
             self.before.add(id)
+        self.box.fail("PUT /api/v0/asks/.*", None)
+        self.box.fail("GET /api/v1/instances/", 200, {"instances": [{"id": id, "label": "vast-self-test-machine-5"}]})
+        with self.assertRaisesRegex(vastai.PartialError, f"when {id} started is unknown"):
+            self.outcome()
+        self.assertEqual(set(self.box.market.tables["instances"]), self.before)
         for prepare in (self.box.fail, self.box.lose):
             for status in (None, 500, 503):
                 prepare("PUT /api/v0/asks/.*", status)
@@ -6093,6 +6098,33 @@ class TestLaunchInterrupted(RentingCase):
         got = self.signaled("launch instance --query num_gpus=1 -i a/b --tries 2", answered.is_set, signal.SIGTERM)
         release.set()
         self.assertEqual((got[0], self.held, len(self.sent("DELETE .*"))), (143, [], 1), got[2])
+
+    def test_before_the_service_has_made_it(self):
+        """No instance so far does not mean that there will be none; a row without an id is one that stays."""
+        serve, asked, release, rows = self.box.answer, threading.Event(), threading.Event(), []
+
+        def slow(call):
+            if call.method == "PUT":
+                asked.set()
+                rows[:] = [{**row, "label": call.body["label"]} for row in rows]
+                release.wait(20)
+            return (200, json.dumps({"instances": rows}), {}) if call.path == "/api/v1/instances/" else serve(call)
+        self.box.answer = slow
+        self.addCleanup(release.set)
+        program = ("import sys, time, vastai; sleep = time.sleep; time.sleep = lambda seconds: sleep(seconds / 50)\n"
+                   "sys.exit(vastai.main())")
+        for there, expected, told in (([], 143, "none has appeared so far"), ([{"id": None}], 8, "without an id")):
+            asked.clear()
+            rows[:] = there
+            process = subprocess.Popen([sys.executable, "-c", program, "launch", "instance", "--query", "num_gpus=1", "-i", "a/b"],
+                                       cwd=HERE, env={**self.environment, "PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+            self.addCleanup(process.kill)
+            self.assertTrue(asked.wait(15))
+            process.terminate()
+            out, err = process.communicate(timeout=30)
+            self.assertEqual((process.returncode, out), (expected, ""), err)
+            self.assertRegex(err, rf"whether the instance labeled 'vastai-\w+' was created is unknown \(.*{told}\); check")
 
     def test_while_it_is_given_back(self):
         """The first signal waits for that; the second ends it and says what is left."""

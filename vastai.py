@@ -8834,15 +8834,29 @@ class Rented:
             rows = self.find()
             if rows is None:
                 return
-            if len(rows) > 1 and not self.made_up:
-                found = ", ".join(str(row.get("id")) for row in rows)
-                self.problem = f"several have appeared: {found}"
+            ids = [as_whole(row.get("id")) for row in rows]
+            self.problem = self.doubt_about(rows)
+            if not rows:
+                tell(self.call, self.still_costs())
+            elif self.problem:
                 return
-            ids = [row.get("id") for row in rows]
         left = [id for id in ids if not self.remove(id)]
         self.id, self.given_up = left[0] if left else None, bool(left)
         self.last, self.ended = ids[-1] if ids else None, time.monotonic()
         self.past.update(ids)
+
+    def doubt_about(self, rows: list[Row]) -> str:
+        """Why these rows of our name cannot be deleted; "" if they are ours for certain."""
+        if not rows:
+            return "none has appeared so far"
+        ids = [as_whole(row.get("id")) for row in rows]
+        if None in ids:
+            return "one has appeared without an id"
+        if len(rows) > 1 and not self.made_up:
+            return f"several have appeared: {', '.join(map(str, ids))}"
+        if not self.made_up and as_number(rows[0].get("start_date")) is None:
+            return f"when {ids[0]} started is unknown"
+        return ""
 
     def remove(self, id: Any) -> bool:
         """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
