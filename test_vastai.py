@@ -5463,6 +5463,12 @@ class TestGivingBack(RentingCase):
                     status, out, err = self.run_here(f"{words} --image x --url {server.url}")
                 self.assertEqual((status, out, "show instances" in err), (7, "", True), (body, words))
 
+    def test_one_instance_is_not_two(self):
+        for body in ({"new_contracts": [501, 501]}, {"new_contract": 501, "new_contracts": [501]}):
+            with Faulty(reply({"success": True, **body})) as server:
+                status, out, err = self.run_here(f"create instances 7 8 --image x --url {server.url}")
+            self.assertEqual((status, out, "named 1 of 2 instances" in err), (7, "", True), err)
+
     def test_a_label_of_our_own_needs_no_clock(self):
         """The service's clock may be behind; it matters only for labels that others may have as well."""
         def instances(request):
@@ -5947,6 +5953,15 @@ class TestLaunch(RentingCase):
         answer = self.launch("--label mine --raw")
         self.assertEqual(self.held, [twin, answer["new_contract"]])
 
+    def test_a_blank_label(self):
+        """It is none, for an instance without a label is somebody else's."""
+        self.launch("--label ' '")
+        self.assertRegex(self.last("/api/v0/asks/.*")["body"]["label"], "^vastai-[0-9a-f]+$")
+        self.box.fail("GET /api/v1/instances/", 200, {"instances": [{"id": 5, "label": "", "start_date": time.time()}]})
+        self.box.fail("PUT /api/v0/asks/.*", 500, "oh")
+        err = self.run_here("create instance 1 --image a/b --label ' ' --raw")[2]
+        self.assertNotIn("found", json.loads(err))
+
     def test_a_label_whose_instances_cannot_be_listed(self):
         """What is not known to be somebody else's could be taken for ours: nothing is rented then."""
         twin = self.client.create_instance(self.offers[3]["id"], image="a/b", label="mine")["new_contract"]
@@ -6004,6 +6019,10 @@ class TestLaunch(RentingCase):
         err = self.launch("--max-price 0.31")
         self.assertEqual(self.machines(), [12])
         self.assertIn("$0.3083/hr", err)
+        rows = [{**self.offers[2], "dph_base": None, "dph_total": 0.1, "storage_cost": 5.0},
+                {**self.offers[3], "dph_base": -0.5, "dph_total": -0.4}, {**self.offers[3], "storage_cost": -9.0}]
+        self.box.fail("POST /api/v0/bundles/", 200, {"offers": rows})
+        self.launch("--max-price 0.15", status=4)
         rows = [{**self.offers[2], "storage_cost": None, "dph_total": 0.4}]
         self.box.fail("POST /api/v0/bundles/", 200, {"offers": rows})
         self.assertIn(", $0.40/hr including 40 GB of disk,", self.launch())
@@ -6343,9 +6362,12 @@ class TestRun(RentingCase):
         self.happens("time-out", 0)
         self.happens("deny", 24)
         self.job("", "true")
+        self.happens("refuse", 40)
+        self.happens("deny", 4)
+        self.job("--start-timeout 900", "true")  # it is the first denial that counts
         self.happens("deny", 999)
         self.assertIn("With -i", self.job("", "true", status=1)[1], "no machine does better")
-        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 4))
+        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 5))
 
     def test_before_any_money(self):
         self.assertEqual(self.run_here("run a/b --upload nowhere -- true")[0], 2)

@@ -7050,15 +7050,17 @@ def run_create_instance(call: Call) -> Row:
 def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
     """The rental to come, labeled by the caller or, with `made_up`, uniquely by us.
 
-    With the caller's label, only instances that started after this count as ours.
+    With the caller's label, only instances that started after this count as ours.  A blank one is
+    none: instances of others may have no label either.
     """
+    label = label if label and label.strip() else ""
     since = time.time() - 60  # seconds by which the service's clock may be behind
 
     def new(row: Row) -> bool:
         return (as_number(row.get("start_date")) or since) >= since
 
     if label or not made_up:
-        return Rented(call, "instance", label or "", made_up=False, ours=new)
+        return Rented(call, "instance", label, made_up=False, ours=new)
     return Rented(call, "instance", f"vastai-{os.urandom(6).hex()}")
 
 
@@ -7090,7 +7092,7 @@ def contracts_of(answer: Any) -> list[int]:
     """The ids of the instances that an answer says were made."""
     members = as_dict(answer)
     named = [members.get("new_contract"), *as_list(members.get("new_contracts"))]
-    return [id for id in map(as_whole, named) if id and id > 0]
+    return list(dict.fromkeys(id for id in map(as_whole, named) if id and id > 0))
 
 
 def refused_but_made(
@@ -9193,7 +9195,7 @@ class Launch:
             return price_with_disk(offer, self.disk)
         bid, storage = self.bid_for(offer), as_number(offer.get("storage_cost"))
         disk = (storage or 0) * self.disk / HOURS_OF_MONTH
-        return None if None in (bid, storage) else bid + disk, disk
+        return None if None in (bid, storage) or min(bid, disk) < 0 else bid + disk, disk
 
     def announce(self, offer: Row) -> None:
         """Says what is about to be rented, and what it costs."""
@@ -9385,9 +9387,9 @@ def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
     total, base = as_number(offer.get("dph_total")), as_number(offer.get("dph_base"))
     storage = as_number(offer.get("storage_cost"))
     disk = (storage or 0) * size / HOURS_OF_MONTH
-    if base is None or storage is None:
-        return total, disk
-    return max(base + disk, total or 0), disk
+    if min(total or 0, base or 0, disk) < 0 or (total is None and None in (base, storage)):
+        return None, disk
+    return max((base or 0) + disk, total or 0), disk
 
 
 def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
@@ -9564,10 +9566,10 @@ class RemoteJob:
         self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
         limit = self.call["start_timeout"]
-        begun, alive = time.monotonic(), False
+        begun, alive, first_denied = time.monotonic(), False, FOREVER
 
         def look(left: float) -> str | None:
-            nonlocal alive
+            nonlocal alive, first_denied
             denied = False
             self.call.progress(f"instance {self.id}: waiting for ssh", in_pipe=True)
             self.check()
@@ -9578,12 +9580,14 @@ class RemoteJob:
                     return "connected"
                 denied = denied or "permission denied" in told.lower()
                 alive = alive or not any(sign in told.lower() for sign in UNREACHABLE_SIGNS)
-            late = time.monotonic() - begun >= SILENCE
-            if denied and late:
+            now = time.monotonic()
+            first_denied = min(first_denied, now) if denied else FOREVER
+            if now - first_denied >= SILENCE:
                 raise VastAIError(
                     f"instance {self.id} refuses the SSH key of this computer",
                     hint="With -i, give the private key of one of `vastai show ssh-keys`.",
                 )
+            late = now - begun >= SILENCE
             return f"ssh did not answer for {SILENCE:g} s" if late and not alive else None
 
         found = poll_until(look, 900 if limit is None else limit, 1.0, 10.0) or "ssh cannot log in"
