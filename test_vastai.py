@@ -5575,6 +5575,22 @@ class TestGivingBack(RentingCase):
             self.assertRegex(err, r"(?s)unknown: 1, 2, 3.* 64")
             self.assertEqual("instances 501, 502" in err, second is made)
 
+    def test_many_rentals_that_are_refused_but_made(self):
+        """What is not given back, or not yet, is named."""
+        made = reply({"success": False, "msg": "no", "new_contracts": [501, 502]}, 400)
+
+        def route(request):
+            return reply({"success": False, "msg": "busy"}, 500) if request["method"] == "DELETE" else made
+        with Faulty(route=route) as server:
+            line = f"create instances 7 8 --image x --cancel-unavail --url {server.url}"
+            status, out, err = self.signaled(line, lambda: len(server.writes) > 1, signal.SIGINT)
+            self.assertEqual((status, out, "created: instances 501, 502" in err), (130, "", True), err)
+            with fast_clock():
+                status, out, err = self.run_here(f"{line} --raw")
+        self.assertEqual((status, out, json.loads(err.splitlines()[-1])["found"]), (8, "", [501, 502]), err)
+        with Faulty(reply({"success": True, "new_contract": 501})) as server:
+            self.assertEqual(self.ok(f"create instances 7 --image x -q --url {server.url}"), "501\n")
+
     def test_a_self_test_gives_back(self):
         self.box.machine(None, starts=False)
         machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]

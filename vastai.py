@@ -7415,10 +7415,17 @@ class Bulk:
         try:
             answer: Row = self.call.send(body={self.key: ids})
         except VastAIError as error:
-            self.made += refused_but_made(self.call, error, contracts_of(error.body))
+            made = contracts_of(error.body)
+            self.made += made  # an interruption while they are given back names them
+            left = refused_but_made(self.call, error, made)
+            self.made = [id for id in self.made if id in left or id not in made]
+            if left and self.call["cancel_unavail"]:
+                raise PartialError(error.msg, **error.details) from error
             raise
         made = contracts_of(answer) if self.rents else []
         self.made += made
+        if made:
+            answer["new_contracts"] = made  # the service may name a single one otherwise
         if self.rents and len(made) < len(ids):
             reason = f"the service confirmed it but named {len(made)} of {len(ids)} instances"
             raise outcome_unknown_error(self.call.row, reason)
