@@ -5613,6 +5613,47 @@ class TestGivingBack(RentingCase):
             got = self.signaled(line, lambda path=path: self.sent(path), number)
             self.assertEqual((got[0], {name: set(tables[name]) for name in before}), (expected, before), got[2])
 
+    def benchmark(self, status):
+        """What a benchmark with this exit status, for which the time is short, wrote to stderr."""
+        template = next(iter(self.box.market.tables["templates"]))
+        with fast_clock():
+            got = self.run_here(f"run benchmarks --template_id {template} --gpus RTX_4090 --no-cache -y --timeout 0.1")
+        self.assertEqual(got[0], status, got[2])
+        return got[2]
+
+    def test_benchmarks_whose_workers_cannot_be_listed(self):
+        self.box.fail("POST /get_endpoint_workers/", 500, "oh", times=3)
+        self.benchmark(0)
+        self.assertEqual(self.held, [])
+        self.box.fail("POST /get_endpoint_workers/", 500, "oh", times=99)
+        err = self.benchmark(8)
+        self.assertEqual(len(self.held), 1)
+        self.assertRegex(err, r"the workers of endpoint \d+ could not be listed; check with `vastai show instances`")
+
+    def test_benchmarks_whose_workers_outlive_their_workergroup(self):
+        """Those that its deletion names as left, and those that come up meanwhile, are given back as well."""
+        serve, deleted = self.box.answer, []
+        for named in (False, True):
+            del deleted[:]
+
+            def answer(call, named=named):
+                status, body, headers = serve(call)
+                if call.path == "/get_endpoint_workers/":
+                    body = {"workers": [{"id": id, "status": "loading"} for id in deleted]}
+                elif call.path.startswith("/api/v0/autojobs/") and call.method == "DELETE":
+                    body = {"success": True, "failed_workers": self.held if named else []}
+                    deleted[:] = [] if named else self.held
+                return status, body if isinstance(body, str) else json.dumps(body), headers
+            self.box.answer = answer
+            self.benchmark(0)
+            self.assertEqual((self.held, len(self.sent("DELETE /api/v0/instances/.*"))), ([], 1 + named))
+
+    def test_benchmarks_whose_workers_cannot_be_given_back(self):
+        self.box.fail("DELETE /api/v0/instances/.*", 500, "oh", times=99)
+        err = self.benchmark(8)
+        price = vastai.format_rate(self.client.show_instance(self.held[0])["dph_total"])
+        self.assertIn(f"is billed {price} until `vastai destroy instance {self.held[0]}`", err)
+
     def test_nohup_is_respected(self):
         self.box.machine(None, starts=False)
         machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]

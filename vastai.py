@@ -8793,6 +8793,7 @@ class Rented:
         self.price: Any = None
         self.last: Any = None  # its id before it was deleted
         self.past: set[Any] = set()  # all such ids: one name may serve for several tries
+        self.failed: list[Any] = []  # workers that its deletion has left behind
         self.problem = ""  # why it could not be destroyed
         self.given_up = False  # after ten tries
         self.began, self.ended = -FOREVER, 0.0  # time.monotonic() of the rental, and of the end
@@ -8892,7 +8893,8 @@ class Rented:
         instance = self.kind == "instance"
         problem: VastAIError | None = None
         try:
-            self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
+            answer = self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
+            self.failed += as_list(as_dict(answer).get("failed_workers"))
         except VastAIError as error:
             gone = isinstance(error, NotFoundError) or "no such" in error.msg.lower()
             problem = error if not gone or self.is_new() else None
@@ -11281,6 +11283,7 @@ class Bench:
             spec: [] for spec in specs
         }  # in the order to delete
         self.endpoints: dict[Any, Any] = {}
+        self.unlisted: set[Any] = set()  # endpoints whose workers are not known
         if call["autoscaler_url"]:
             client = VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry)
             self.watcher = Call(client, call.row, {}, call.view)
@@ -11322,39 +11325,72 @@ class Bench:
         """One look at all workers; those that have measured themselves are destroyed."""
         for spec, row in self.rows.items():
             if row["status"] == "timeout":
-                self.look_at(spec)
+                self.list_workers(spec)
         done = [spec for spec, row in self.rows.items() if row["status"] == "ok"]
         self.give_back(done)
         measured = f"{len(done)} of {len(self.rows)} have measured themselves …"
         self.call.progress(measured, in_pipe=True)
         return True if len(done) == len(self.rows) else None
 
-    def look_at(self, spec: tuple[str, int]) -> None:
+    def list_workers(self, spec: tuple[str, int]) -> bool | None:
+        """One look at the workers of an endpoint; None if they could not be listed."""
+        listed = None
         try:
             workers = self.watcher.do("get_endpoint_workers", id=self.endpoints[spec])
+            self.hold(spec, [worker.get("id") for worker in workers])
+            listed = True
             for worker in workers:
-                id, perf = as_whole(worker.get("id")), as_number(worker.get("measured_perf")) or 0
-                if id and id not in [rented.id for rented in self.rented[spec]]:
-                    rented = Rented(self.call, "instance", "")  # it outlives its workergroup
-                    rented.id = id
-                    self.rented[spec].append(rented)
-                if id and worker.get("status") == "idle" and perf > 0:  # else an estimate
-                    row = self.call.do("show_instance", id=id) or {}
-                    price = as_number(row.get("dph_base")) or as_number(row.get("dph_total")) or 0
-                    self.rows[spec] = benchmark(*spec, "ok", perf, price)
+                self.measure(spec, worker)
         except VastAIError as error:
             self.call.progress(f"{self.names[spec]}: {error}")
+        return listed
+
+    def hold(self, spec: tuple[str, int], ids: list[Any]) -> None:
+        """Notes workers, which outlive their workergroup."""
+        held = [rented for rented in self.rented[spec] if rented.kind == "instance"]
+        known = {rented.id or rented.last for rented in held}
+        for id in {*map(as_whole, ids)} - known - {None, 0}:
+            rented = Rented(self.call, "instance", "")
+            rented.id = id
+            self.rented[spec].append(rented)
+
+    def measure(self, spec: tuple[str, int], worker: Row) -> None:
+        """Notes what a worker costs, and how fast it is once it has measured itself."""
+        id, perf = as_whole(worker.get("id")), as_number(worker.get("measured_perf")) or 0
+        rented = next((rented for rented in self.rented[spec] if rented.id == id), None)
+        done = worker.get("status") == "idle" and perf > 0  # else it is an estimate
+        if rented and (done or rented.price is None):
+            row = self.call.do("show_instance", id=id) or {}
+            rented.price = as_number(row.get("dph_total"))
+            price = as_number(row.get("dph_base")) or rented.price or 0
+            self.rows[spec] = benchmark(*spec, "ok", perf, price) if done else self.rows[spec]
 
     def give_back(self, specs: Iterable[tuple[str, int]] | None = None) -> None:
         for spec in self.rows if specs is None else specs:
-            if spec in self.endpoints and self.rows[spec]["status"] == "timeout":
-                self.look_at(spec)  # for workers that came last
-            for rented in self.rented[spec]:
+            self.list_last_workers(spec)
+            for rented in self.rented[
+                spec
+            ]:  # the workergroup, the endpoint, then workers, also those added
                 rented.give_back()
+                self.hold(spec, rented.failed)
+                if rented.kind == "workergroup":
+                    self.list_last_workers(spec)  # one may have come up meanwhile
+
+    def list_last_workers(self, spec: tuple[str, int]) -> None:
+        """Lists the workers while the endpoint is there, in up to three looks."""
+        things = [rented.found for rented in self.rented[spec] if rented.kind == "endpoint"]
+        for endpoint in filter(None, things):
+            self.unlisted.add(endpoint)
+            if poll_until(lambda left: self.list_workers(spec), 15, 7, tries=3):
+                self.unlisted.discard(endpoint)
 
     def still_costs(self) -> str:
         things = [rented for several in self.rented.values() for rented in several]
-        return "; ".join(filter(None, (rented.still_costs() for rented in things)))
+        left = [rented.still_costs() for rented in things]
+        for endpoint in sorted(self.unlisted):
+            words = f"the workers of endpoint {endpoint} could not be listed"
+            left.append(f"{words}; check with `vastai show instances`")
+        return "; ".join(filter(None, left))
 
 
 # --------------------------------------------------------------------------------------- serverless
