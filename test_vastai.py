@@ -4448,6 +4448,14 @@ class SelfTestTest(CommandCase):
         price = self.client.show_instance(left)["dph_total"]
         self.assertIn(f"is billed {vastai.format_rate(price)} until `vastai destroy instance {left}`", str(caught.exception))
 
+    def test_refused_but_made(self):
+        """It is destroyed, and nobody is told that it is billed."""
+        self.box.fail("PUT /api/v0/asks/.*", 400, {"success": False, "msg": "no", "new_contract": 7})
+        reason = self.outcome(code="instance_create_failed")["reason"]
+        self.assertEqual(reason.partition("; ")[2], "it created instance 7 anyway, which was destroyed")
+        self.assertEqual(self.last("/api/v0/instances/7/")["method"], "GET")
+        self.assertIs(self.last("/api/v0/asks/.*")["body"]["cancel_unavail"], False)
+
     def test_a_lost_answer(self):
         """Other tests of the machine stay: the one that has come since is removed, or nothing."""
         for age in (1800, 300):
@@ -5630,6 +5638,12 @@ class TestGivingBack(RentingCase):
         self.assertEqual(len(self.held), 1)
         self.assertRegex(err, r"the workers of endpoint \d+ could not be listed; check with `vastai show instances`")
 
+    def test_benchmarks_that_are_refused(self):
+        """What a refusal has not made is not searched for."""
+        self.box.fail("POST /api/v0/endptjobs/", 400, {"msg": "no"})
+        self.benchmark(1)
+        self.assertEqual((self.sent("GET /api/v0/endptjobs/"), self.held), ([], []))
+
     def test_benchmarks_whose_workers_outlive_their_workergroup(self):
         """Those that its deletion names as left, and those that come up meanwhile, are given back as well."""
         serve, deleted = self.box.answer, []
@@ -6095,7 +6109,7 @@ class TestLaunch(RentingCase):
             made = json.loads(answer[1])["new_contract"]
             return statuses.pop(), json.dumps({"success": False, "error": "x", "msg": "oh", "new_contract": made}), {}
         self.box.answer = refusing
-        for several in ([500, 400, 200], [408, 503, 524]):
+        for several in ([500, 400, 200], [408, 503, 524], [429, 409, 502]):
             statuses[:] = several
             answer = self.launch("--tries 4 --raw")
             self.assertEqual([row["machine_id"] for row in answer["tries"]], [11, 12, 13])

@@ -9252,7 +9252,7 @@ class Launch:
                 problem, self.rented.id = error, None
                 if isinstance(error, RateLimitError):
                     error.retry_after = max(RENTAL_PAUSE, error.retry_after or 0)
-                    if error.retry_after <= LONGEST_PAUSE:
+                    if error.retry_after <= LONGEST_PAUSE and not contracts_of(error.body):
                         raise
                     return {}
                 return None
@@ -10734,9 +10734,11 @@ class SelfTest:
             "runtype": "ssh_direc ssh_proxy",
             "env": "-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
             "onstart_cmd": "/verification/remote.sh",
+            "cancel_unavail": True,  # by us alone: what a refusal has made is destroyed
         }
         try:
-            rent(self.call.of(row, **check_params(row, order, cli=False)), self.rented)
+            call = self.call.of(row, **check_params(row, order, cli=False))
+            rent(call, self.rented, cancel_unavail=False)
         except VastAIError as error:
             code = "instance_create_failed"
             if self.rented.id == "?" and not error.status:
@@ -11312,9 +11314,13 @@ class Bench:
         self.rented[spec].insert(0, rented)
         rented.id = "?"
         scaler = self.call["auto_instance"]
-        answer = self.call.do(
-            f"create_{kind}", endpoint_name=rented.name, auto_instance=scaler, **params
-        )
+        try:
+            answer = self.call.do(
+                f"create_{kind}", endpoint_name=rented.name, auto_instance=scaler, **params
+            )
+        except VastAIError as error:
+            rented.id = rented.id if is_lost(error) else None
+            raise
         rented.id = as_whole(answer.get("result", answer.get("id"))) or "?"
         if rented.found is None:  # it is looked for by its name when it is deleted
             row = METHODS[f"create_{kind}"]
@@ -11368,13 +11374,11 @@ class Bench:
     def give_back(self, specs: Iterable[tuple[str, int]] | None = None) -> None:
         for spec in self.rows if specs is None else specs:
             self.list_last_workers(spec)
-            for rented in self.rented[
-                spec
-            ]:  # the workergroup, the endpoint, then workers, also those added
+            for rented in self.rented[spec]:  # last the workers, also those added meanwhile
                 rented.give_back()
                 self.hold(spec, rented.failed)
                 if rented.kind == "workergroup":
-                    self.list_last_workers(spec)  # one may have come up meanwhile
+                    self.list_last_workers(spec)  # one may have come up until then
 
     def list_last_workers(self, spec: tuple[str, int]) -> None:
         """Lists the workers while the endpoint is there, in up to three looks."""
