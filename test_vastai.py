@@ -5001,6 +5001,14 @@ class TestWatch(FaultCase):
         self.assertIn("`vastai change bid 8 --price 0.22`", done.stderr)
         self.assertEqual({request["path"] for request in self.server.requests}, {"/api/v1/instances/"})
 
+    def test_instances_below_a_price(self):
+        """What costs more later, or shows no price, is not gone."""
+        looks = [self.instances({}, {"dph_total": 0.5}), self.instances({"dph_total": None}, {"dph_total": 0.5}),
+                 self.instances({"dph_total": 0.45}, {"dph_total": 0.5}), self.instances({"id": 8, "dph_total": 0.5})]
+        self.watch(looks, "instances", "--below", "0.4")
+        self.assertEqual(self.told(), [("price", 7), ("gone", 7)])
+        self.assertEqual(self.events[0]["row"]["dph_total"], 0.45)
+
     def test_once_for_instances_is_the_first_change(self):
         done = self.watch([self.instances({}), self.instances({}), self.instances({}, {}), {}], "instances", "--once")
         self.assertEqual((done.returncode, self.told(), len(self.server.requests)), (0, [("new", 8)], 3))
@@ -6090,6 +6098,9 @@ class TestLaunch(RentingCase):
         err = self.launch("--max-price 0.31")
         self.assertEqual(self.machines(), [12])
         self.assertIn("$0.3083/hr", err)
+        self.box.machine(11, status="offline")
+        self.box.fail("POST /api/v0/bundles/", 200, {"offers": [{**self.offers[0], "machine_id": None}]})
+        self.assertNotIn("--exclude-machine", self.launch(status=1))
         rows = [{**self.offers[2], "dph_base": None, "dph_total": 0.1, "storage_cost": 5.0},
                 {**self.offers[3], "dph_base": -0.5, "dph_total": -0.4}, {**self.offers[3], "storage_cost": -9.0}]
         self.box.fail("POST /api/v0/bundles/", 200, {"offers": rows})
@@ -6458,15 +6469,18 @@ class TestRun(RentingCase):
         self.assertEqual((self.sent("PUT .*"), self.held), ([], []))
 
     def test_the_instance_is_lost(self):
-        process = self.begin("run a/b --gpu RTX_4090 --spot -- sh -c 'echo >started; sleep 60'")
-        self.until(lambda: os.path.exists(os.path.join(self.there, "started")))
-        self.happens("cut", *[0] * 50)
-        self.box.outbid(self.held[0])
-        for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
-        out, err = process.communicate(timeout=20)
-        self.assertEqual((process.returncode, out, self.held), (1, "", []), err)
-        self.assertIn("outbid", err)
+        for behavior, told in (({"outbid": 0}, "outbid"), ({"status": "offline"}, "it is offline")):
+            self.happens("cut")
+            process = self.begin("run a/b --gpu RTX_4090 --spot -- sh -c 'echo >started; sleep 60'")
+            self.until(lambda: os.path.exists(os.path.join(self.there, "started")))
+            self.happens("cut", *[0] * 50)
+            self.box.instance(self.held[0], **behavior)
+            for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            out, err = process.communicate(timeout=20)
+            self.assertEqual((process.returncode, out, self.held), (1, "", []), err)
+            self.assertEqual((told in err, "is billed until" in err), (True, False), err)
+            os.unlink(os.path.join(self.there, "started"))
 
     def test_a_download_that_fails(self):
         pathlib.Path(self.bin, "root", "var/lib").mkdir(parents=True)
@@ -9049,7 +9063,7 @@ class TestUnknownRental(FaultCase):
             error, requests = self.rent(lambda label: [{"id": 4242, "label": label, "start_date": time.time()}], call,
                                         label="train")
             self.assertEqual((error.found, [request["method"] for request in requests]), (4242, ["PUT", "GET"]))
-            self.assertRegex(str(error), r"4242.*'train'")
+            self.assertRegex(str(error), r"4242.*'train'.* maybe yours")
             error, _ = self.rent(lambda label: [{"id": 4242, "label": label, "start_date": None}], call,
                                  fault=reply("", 504), label="train")
             self.assertEqual((error.found, error.status), (4242, 504))

@@ -7131,7 +7131,8 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
     elif len(ids) == 1 and ids[0]:
         rented.id = error.found = error.details["found"] = ids[0]
-        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; probably yours."
+        likely = "probably" if rented.made_up else "maybe"
+        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; {likely} yours."
     elif ids:
         named = ", ".join(str(id or "one without an id") for id in ids[:20])
         words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
@@ -9383,10 +9384,11 @@ class Launch:
         for item in self.tries:
             place = f"offer {item['offer']}, machine {item['machine_id']}"
             lines.append(f"  {place}: {printable(item['reason'], 300)}")
-        options = " ".join(f"--exclude-machine {id}" for id in self.excluded)
+        known = [id for id in self.excluded if id is not None]
+        options = " ".join(f"--exclude-machine {id}" for id in known)
         return VastAIError(
             "\n".join(["no machine worked; all that was rented is destroyed:", *lines]),
-            hint=f"For the next run: {options}",
+            hint=options and f"For the next run: {options}",
             tries=self.tries,
         )
 
@@ -9612,6 +9614,7 @@ class RemoteJob:
             raise VastAIError(f"instance {self.id} is gone", fault="host")
         dead = watch.dead_error("running") if row else None
         if dead:
+            dead.hint = dead.hint if is_outbid(watch.row) else ""  # it is about to be destroyed
             dead.msg = f"instance {self.id} is lost: {printable(watch.fault()[1], 300)}"
             raise dead
 
@@ -10480,9 +10483,12 @@ class InstanceMonitor(Monitor):
     def fetch(self) -> dict[Any, Row]:
         rows = {}
         for row in self.call.do("show_instances"):
-            price = as_number(row.get("dph_total"))
-            if self.call["below"] is None or (price is not None and price < self.call["below"]):
-                rows[str(row.get("id"))] = row
+            key, price = str(row.get("id")), as_number(row.get("dph_total"))
+            if price is None and key in self.rows:
+                row["dph_total"] = self.rows[key].get("dph_total")
+            cheap = self.call["below"] is None or (price is not None and price < self.call["below"])
+            if cheap or key in self.rows:  # a higher price does not mean that it is gone
+                rows[key] = row
         self.history = {key: self.history.get(key, []) for key in rows}
         for key, row in rows.items():
             use = share_of(row.get("gpu_util"), 100)
