@@ -6383,6 +6383,24 @@ class TestRun(RentingCase):
         self.assertEqual(len(ids), 2)
         self.assertRegex(err.splitlines()[-1], f"^  instance {ids[1]} destroyed after")
 
+    def test_the_cost_is_that_of_all_tries(self):
+        """Also if the next rental is refused."""
+        machines = dict.fromkeys(row["machine_id"] for row in self.client.search_offers("num_gpus=1", order="dph_total,id"))
+        self.box.machine(list(machines)[0], starts=False)
+        err = self.job("--start-timeout 3600", "true")[1]
+        self.assertRegex(err.splitlines()[-1], rf"destroyed after 0\.0\d h; about \$0\.(0[7-9]|1\d) without traffic")
+        refused = {"error": "insufficient_credit", "msg": "credit"}
+        serve = self.box.answer
+
+        def answer(call):
+            second = call.method == "PUT" and self.sent("DELETE .*")
+            return (400, json.dumps(refused), {}) if second else serve(call)
+        self.box.answer = answer
+        del self.box.requests[:]
+        err = self.job("--start-timeout 3600", "true", status=1)[1]
+        id = self.sent("DELETE .*")[0]["path"].split("/")[4]
+        self.assertRegex(err.splitlines()[-1], rf"instance {id} destroyed after 1\.\d\d h; about \$0\.(0[7-9]|1\d) without traffic")
+
     def test_from_nothing_to_its_status(self):
         os.makedirs(os.path.join(self.here, "src", "deep"))
         pathlib.Path(self.here, "src", "deep", "run.sh").write_text("cat $1; echo oops >&2; mkdir out; echo 42 >out/x; exit 3\n")

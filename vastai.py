@@ -7066,8 +7066,7 @@ def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id, rented.last, rented.seen = "?", None, False
-    rented.began, rented.ended = time.monotonic(), 0.0
+    rented.id, rented.seen, rented.began = "?", False, time.monotonic()
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
     except VastAIError as error:
@@ -8797,8 +8796,10 @@ class Rented:
         self.failed: list[Any] = []  # workers that its deletion has left behind
         self.problem = ""  # why it could not be destroyed
         self.given_up = False  # after ten tries
-        self.began, self.ended = -FOREVER, 0.0  # time.monotonic() of the rental, and of the end
+        self.began = -FOREVER  # time.monotonic() of the rental
         self.seen = False  # by a look at it since then
+        self.hours = 0.0  # of the last one
+        self.cost = 0.0  # $ of all of this name, without traffic
 
     @property
     def found(self) -> Any:
@@ -8853,8 +8854,9 @@ class Rented:
                 return
         left = [id for id in ids if not self.remove(id)]
         self.id, self.given_up = left[0] if left else None, bool(left)
-        self.last, self.ended = ids[-1] if ids else None, time.monotonic()
         self.past.update(ids)
+        if ids:
+            self.end(ids[-1])
 
     def doubt_about(self, rows: list[Row]) -> str:
         """Why these rows of our name cannot be deleted; "" if they are ours for certain."""
@@ -8914,9 +8916,10 @@ class Rented:
         """May the service not know it yet?"""
         return not self.seen and time.monotonic() - self.began < NOT_THERE_YET
 
-    def hours(self) -> float:
-        """How long it was rented, or is by now."""
-        return ((self.ended or time.monotonic()) - self.began) / 3600
+    def end(self, id: int) -> None:
+        """Notes the last id, and what it has come to."""
+        self.last, self.hours = id, (time.monotonic() - self.began) / 3600
+        self.cost += self.hours * (self.price or 0)
 
     def still_costs(self) -> str:
         """A sentence on what may be left, what it costs, and how to end it; "" if nothing is."""
@@ -9483,8 +9486,8 @@ def run_job(call: Call) -> Row:
     return {
         "status": job.status,
         "instance": job.id,
-        "hours": job.rented.hours(),
-        "cost": job.cost(),
+        "hours": job.rented.hours,
+        "cost": job.rented.cost,
         "tries": job.launch.tries,
     }
 
@@ -9567,7 +9570,8 @@ class RemoteJob:
         if self.problem:
             self.problem += self.shorten_lease()
         if self.problem or self.call["keep"]:
-            self.kept, self.rented.last, self.rented.id = True, self.id, None  # not to be destroyed
+            self.rented.end(self.id)
+            self.kept, self.rented.id = True, None  # not to be destroyed
 
     # The connection
 
@@ -9834,17 +9838,15 @@ class RemoteJob:
 
     # What it came to
 
-    def cost(self) -> float:
-        """$ for the hours of the instance, without traffic."""
-        return self.rented.hours() * (self.rented.price or 0)
-
     def last_words(self) -> str:
         """What became of the command and the instance, and what it cost."""
         id = self.rented.found or self.rented.last
         if id is None:
             return ""
-        words = f"instance {id} destroyed after {self.rented.hours():.2f} h"
-        cost = f"about ${self.cost():.2f} without traffic"
+        if id != self.rented.last:  # its cleanup was interrupted
+            self.rented.end(id)
+        words = f"instance {id} destroyed after {self.rented.hours:.2f} h"
+        cost = f"about ${self.rented.cost:.2f} without traffic"
         if self.kept:
             rate = format_rate(self.rented.price)
             words = (
