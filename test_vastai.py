@@ -5957,7 +5957,7 @@ class TestLaunch(RentingCase):
         self.assertEqual((len(self.machines()), self.held, len(self.sent("DELETE .*"))), (2, [], 2))
         self.box.fail("DELETE .*", 500, "oh", times=99)
         err = self.launch("--spot --bid 0.0001", status=8)
-        self.assertRegex(err, f"instance {self.held[0]} could not .* is billed \\$0.0084/hr until")
+        self.assertRegex(err, f"instance {self.held[0]} could not .* is billed \\$0.0083/hr until")
         self.assertEqual((len(self.machines()), len(self.sent("DELETE .*"))), (3, 12))
 
     def test_exactly_at_the_cap(self):
@@ -6388,7 +6388,7 @@ class TestRun(RentingCase):
         machines = dict.fromkeys(row["machine_id"] for row in self.client.search_offers("num_gpus=1", order="dph_total,id"))
         self.box.machine(list(machines)[0], starts=False)
         err = self.job("--start-timeout 3600", "true")[1]
-        self.assertRegex(err.splitlines()[-1], rf"destroyed after 0\.0\d h; about \$0\.(0[7-9]|1\d) without traffic")
+        self.assertRegex(err.splitlines()[-1], r"destroyed after 0\.0\d h; about \$0\.(0[7-9]|1\d) without traffic")
         refused = {"error": "insufficient_credit", "msg": "credit"}
         serve = self.box.answer
 

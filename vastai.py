@@ -7073,6 +7073,8 @@ def rent(call: Call, rented: Rented, **params: Any) -> Row:
         made = contracts_of(error.body)
         if made or not is_lost(error):
             rented.id = made[0] if made else None
+            if made and not is_lost(error):  # what a refusal has made does not run
+                rented.price = rented.disk_price or None
             left = refused_but_made(call, error, made, rented.price)
             rented.past.update(made)
             rented.id = left[0] if left else None
@@ -8791,6 +8793,7 @@ class Rented:
         self.made_up, self.ours = made_up, ours or (lambda row: True)
         self.id: Any = None
         self.price: Any = None
+        self.disk_price: Any = None  # the disk's part of it
         self.last: Any = None  # its id before it was deleted
         self.past: set[Any] = set()  # all such ids: one name may serve for several tries
         self.failed: list[Any] = []  # workers that its deletion has left behind
@@ -9243,7 +9246,7 @@ class Launch:
         """
         call = self.rental_call
         call.params.update(id=offer["id"], price=self.bid_for(offer))
-        self.rented.price = self.price_of(offer)[0]
+        self.rented.price, self.rented.disk_price = self.price_of(offer)
         problem: VastAIError | None = None
 
         def send(left: float) -> Row | None:
@@ -10733,7 +10736,7 @@ class SelfTest:
         image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE")
         image = image or f"vastai/test:self-test-v2-cuda-{newest}"
         self.say(f"renting offer {id} with {image}")
-        self.rented.price = price_with_disk(offer, 40)[0]
+        self.rented.price, self.rented.disk_price = price_with_disk(offer, 40)
         row = METHODS["create_instance"]
         order = {
             "id": id,
