@@ -6545,6 +6545,12 @@ class TestRun(RentingCase):
         self.assertEqual((got[0], self.held), (143, []), got[2])
         self.assertIn("destroyed after", got[2].splitlines()[-1])
         self.assertFalse(os.path.exists(os.path.join(self.here, "x")), "no download")
+        os.unlink(done)
+        self.box.fail("DELETE .*", 500, "oh", times=99)
+        count = len(self.sent("DELETE .*"))
+        got = self.signaled(["run", "a/b", "--", "sh", "-c", "echo >done; sleep 60"],
+                             [lambda: os.path.exists(done), lambda: len(self.sent("DELETE .*")) > count], signal.SIGTERM, signal.SIGTERM)
+        self.assertEqual((got[0], got[2].count(f"`vastai destroy instance {self.held[0]}`")), (143, 1), got[2])
 
     def test_nobody_reads(self):
         line = f"{sys.executable} {compiled()} run a/b -- sh -c 'yes | head -c 300000; sleep 60' 2>err; echo $? >status"

@@ -9481,7 +9481,8 @@ def run_job(call: Call) -> Row:
         error.hint = "\n  ".join(filter(None, [error.hint, job.last_words()]))
         raise
     except BaseException:  # also a stdout that is full
-        tell(call, job.last_words())
+        if job.rented.id is None:  # else a second signal came, and what is left has been told
+            tell(call, job.last_words())
         raise
     if job.problem:
         raise PartialError(f"{job.problem}\n  {job.last_words()}", results=[])
@@ -9846,8 +9847,6 @@ class RemoteJob:
         id = self.rented.found or self.rented.last
         if id is None:
             return ""
-        if id != self.rented.last:  # its cleanup was interrupted
-            self.rented.end(id)
         words = f"instance {id} destroyed after {self.rented.hours:.2f} h"
         cost = f"about ${self.rented.cost:.2f} without traffic"
         if self.kept:
