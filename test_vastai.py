@@ -4455,6 +4455,14 @@ class SelfTestTest(CommandCase):
         price = self.client.show_instance(left)["dph_total"]
         self.assertIn(f"is billed {vastai.format_rate(price)} until `vastai destroy instance {left}`", str(caught.exception))
 
+    def test_refused_but_made(self):
+        """It is destroyed, and nobody is told that it is billed."""
+        self.box.fail("PUT /api/v0/asks/.*", 400, {"success": False, "msg": "no", "new_contract": 7})
+        reason = self.outcome(code="instance_create_failed")["reason"]
+        self.assertEqual(reason.partition("; ")[2], "it created instance 7 anyway, which was destroyed")
+        self.assertEqual(self.last("/api/v0/instances/7/")["method"], "GET")
+        self.assertIs(self.last("/api/v0/asks/.*")["body"]["cancel_unavail"], False)
+
     def test_a_lost_answer(self):
         """Other tests of the machine stay: the one that has come since is removed, or nothing."""
         for age in (1800, 300):
@@ -4462,6 +4470,11 @@ class SelfTestTest(CommandCase):
                                              label="vast-self-test-machine-5")["new_contract"]
             self.box.instance(id, differs={"start_date": time.time() - age})
             self.before.add(id)
+        self.box.fail("PUT /api/v0/asks/.*", None)
+        self.box.fail("GET /api/v1/instances/", 200, {"instances": [{"id": id, "label": "vast-self-test-machine-5"}]})
+        with self.assertRaisesRegex(vastai.PartialError, f"when {id} started is unknown"):
+            self.outcome()
+        self.assertEqual(set(self.box.market.tables["instances"]), self.before)
         for prepare in (self.box.fail, self.box.lose):
             for status in (None, 500, 503):
                 prepare("PUT /api/v0/asks/.*", status)
@@ -4995,6 +5008,14 @@ class TestWatch(FaultCase):
         self.assertIn("`vastai change bid 8 --price 0.22`", done.stderr)
         self.assertEqual({request["path"] for request in self.server.requests}, {"/api/v1/instances/"})
 
+    def test_instances_below_a_price(self):
+        """What costs more later, or shows no price, is not gone."""
+        looks = [self.instances({}, {"dph_total": 0.5}), self.instances({"dph_total": None}, {"dph_total": 0.5}),
+                 self.instances({"dph_total": 0.45}, {"dph_total": 0.5}), self.instances({"id": 8, "dph_total": 0.5})]
+        self.watch(looks, "instances", "--below", "0.4")
+        self.assertEqual(self.told(), [("price", 7), ("gone", 7)])
+        self.assertEqual(self.events[0]["row"]["dph_total"], 0.45)
+
     def test_once_for_instances_is_the_first_change(self):
         done = self.watch([self.instances({}), self.instances({}), self.instances({}, {}), {}], "instances", "--once")
         self.assertEqual((done.returncode, self.told(), len(self.server.requests)), (0, [("new", 8)], 3))
@@ -5465,6 +5486,12 @@ class TestGivingBack(RentingCase):
                     status, out, err = self.run_here(f"{words} --image x --url {server.url}")
                 self.assertEqual((status, out, "show instances" in err), (7, "", True), (body, words))
 
+    def test_one_instance_is_not_two(self):
+        for body in ({"new_contracts": [501, 501]}, {"new_contract": 501, "new_contracts": [501]}):
+            with Faulty(reply({"success": True, **body})) as server:
+                status, out, err = self.run_here(f"create instances 7 8 --image x --url {server.url}")
+            self.assertEqual((status, out, "named 1 of 2 instances" in err), (7, "", True), err)
+
     def test_a_label_of_our_own_needs_no_clock(self):
         """The service's clock may be behind; it matters only for labels that others may have as well."""
         def instances(request):
@@ -5571,6 +5598,22 @@ class TestGivingBack(RentingCase):
             self.assertRegex(err, r"(?s)unknown: 1, 2, 3.* 64")
             self.assertEqual("instances 501, 502" in err, second is made)
 
+    def test_many_rentals_that_are_refused_but_made(self):
+        """What is not given back, or not yet, is named."""
+        made = reply({"success": False, "msg": "no", "new_contracts": [501, 502]}, 400)
+
+        def route(request):
+            return reply({"success": False, "msg": "busy"}, 500) if request["method"] == "DELETE" else made
+        with Faulty(route=route) as server:
+            line = f"create instances 7 8 --image x --cancel-unavail --url {server.url}"
+            status, out, err = self.signaled(line, lambda: len(server.writes) > 1, signal.SIGINT)
+            self.assertEqual((status, out, "created: instances 501, 502" in err), (130, "", True), err)
+            with fast_clock():
+                status, out, err = self.run_here(f"{line} --raw")
+        self.assertEqual((status, out, json.loads(err.splitlines()[-1])["found"]), (8, "", [501, 502]), err)
+        with Faulty(reply({"success": True, "new_contract": 501})) as server:
+            self.assertEqual(self.ok(f"create instances 7 --image x -q --url {server.url}"), "501\n")
+
     def test_a_self_test_gives_back(self):
         self.box.machine(None, starts=False)
         machine = self.client.search_offers("num_gpus=1", limit=1)[0]["machine_id"]
@@ -5592,6 +5635,53 @@ class TestGivingBack(RentingCase):
             del self.box.requests[:]
             got = self.signaled(line, lambda path=path: self.sent(path), number)
             self.assertEqual((got[0], {name: set(tables[name]) for name in before}), (expected, before), got[2])
+
+    def benchmark(self, status):
+        """What a benchmark with this exit status, for which the time is short, wrote to stderr."""
+        template = next(iter(self.box.market.tables["templates"]))
+        with fast_clock():
+            got = self.run_here(f"run benchmarks --template_id {template} --gpus RTX_4090 --no-cache -y --timeout 0.1")
+        self.assertEqual(got[0], status, got[2])
+        return got[2]
+
+    def test_benchmarks_whose_workers_cannot_be_listed(self):
+        self.box.fail("POST /get_endpoint_workers/", 500, "oh", times=3)
+        self.benchmark(0)
+        self.assertEqual(self.held, [])
+        self.box.fail("POST /get_endpoint_workers/", 500, "oh", times=99)
+        err = self.benchmark(8)
+        self.assertEqual(len(self.held), 1)
+        self.assertRegex(err, r"the workers of endpoint \d+ could not be listed; check with `vastai show instances`")
+
+    def test_benchmarks_that_are_refused(self):
+        """What a refusal has not made is not searched for."""
+        self.box.fail("POST /api/v0/endptjobs/", 400, {"msg": "no"})
+        self.benchmark(1)
+        self.assertEqual((self.sent("GET /api/v0/endptjobs/"), self.held), ([], []))
+
+    def test_benchmarks_whose_workers_outlive_their_workergroup(self):
+        """Those that its deletion names as left, and those that come up meanwhile, are given back as well."""
+        serve, deleted = self.box.answer, []
+        for named in (False, True):
+            del deleted[:]
+
+            def answer(call, named=named):
+                status, body, headers = serve(call)
+                if call.path == "/get_endpoint_workers/":
+                    body = {"workers": [{"id": id, "status": "loading"} for id in deleted]}
+                elif call.path.startswith("/api/v0/autojobs/") and call.method == "DELETE":
+                    body = {"success": True, "failed_workers": self.held if named else []}
+                    deleted[:] = [] if named else self.held
+                return status, body if isinstance(body, str) else json.dumps(body), headers
+            self.box.answer = answer
+            self.benchmark(0)
+            self.assertEqual((self.held, len(self.sent("DELETE /api/v0/instances/.*"))), ([], 1 + named))
+
+    def test_benchmarks_whose_workers_cannot_be_given_back(self):
+        self.box.fail("DELETE /api/v0/instances/.*", 500, "oh", times=99)
+        err = self.benchmark(8)
+        price = vastai.format_rate(self.client.show_instance(self.held[0])["dph_total"])
+        self.assertIn(f"is billed {price} until `vastai destroy instance {self.held[0]}`", err)
 
     def test_nohup_is_respected(self):
         self.box.machine(None, starts=False)
@@ -5874,7 +5964,7 @@ class TestLaunch(RentingCase):
         self.assertEqual((len(self.machines()), self.held, len(self.sent("DELETE .*"))), (2, [], 2))
         self.box.fail("DELETE .*", 500, "oh", times=99)
         err = self.launch("--spot --bid 0.0001", status=8)
-        self.assertRegex(err, f"instance {self.held[0]} could not .* is billed \\$0.0084/hr until")
+        self.assertRegex(err, f"instance {self.held[0]} could not .* is billed \\$0.0083/hr until")
         self.assertEqual((len(self.machines()), len(self.sent("DELETE .*"))), (3, 12))
 
     def test_exactly_at_the_cap(self):
@@ -5922,6 +6012,23 @@ class TestLaunch(RentingCase):
             self.assertEqual((self.held, "vastai-" in err), (held, True))
         self.assertEqual(len(self.machines()), count + 5)
 
+    def test_a_lost_answer_after_a_failed_try(self):
+        """A listing that lags still shows the instance that was given back: it is not the new one."""
+        self.box.machine(11, status="offline")
+        serve, old = self.box.answer, []
+
+        def lagging(call):
+            answer = serve(call)
+            if call.method == "PUT" and old:
+                return None, "", {}
+            if call.method == "PUT":
+                old.append({"id": json.loads(answer[1])["new_contract"], "label": call.body["label"], "start_date": time.time()})
+            return (200, json.dumps({"instances": old}), {}) if call.path == "/api/v1/instances/" else answer
+        self.box.answer = lagging
+        err = self.launch(status=7)
+        self.assertEqual((self.machines(), len(self.held)), ([11, 12], 1))
+        self.assertRegex(err, "the instance labeled 'vastai-[0-9a-f]+' has not appeared so far")
+
     def test_a_label_of_the_users(self):
         """Somebody else's instance of that label is neither taken over nor destroyed."""
         twin = self.client.create_instance(self.offers[3]["id"], image="a/b", label="mine")["new_contract"]
@@ -5931,6 +6038,15 @@ class TestLaunch(RentingCase):
         self.box.lose("PUT /api/v0/asks/.*", 500, "oh")
         answer = self.launch("--label mine --raw")
         self.assertEqual(self.held, [twin, answer["new_contract"]])
+
+    def test_a_blank_label(self):
+        """It is none, for an instance without a label is somebody else's."""
+        self.launch("--label ' '")
+        self.assertRegex(self.last("/api/v0/asks/.*")["body"]["label"], "^vastai-[0-9a-f]+$")
+        self.box.fail("GET /api/v1/instances/", 200, {"instances": [{"id": 5, "label": "", "start_date": time.time()}]})
+        self.box.fail("PUT /api/v0/asks/.*", 500, "oh")
+        err = self.run_here("create instance 1 --image a/b --label ' ' --raw")[2]
+        self.assertNotIn("found", json.loads(err))
 
     def test_a_label_whose_instances_cannot_be_listed(self):
         """What is not known to be somebody else's could be taken for ours: nothing is rented then."""
@@ -5989,6 +6105,13 @@ class TestLaunch(RentingCase):
         err = self.launch("--max-price 0.31")
         self.assertEqual(self.machines(), [12])
         self.assertIn("$0.3083/hr", err)
+        self.box.machine(11, status="offline")
+        self.box.fail("POST /api/v0/bundles/", 200, {"offers": [{**self.offers[0], "machine_id": None}]})
+        self.assertNotIn("--exclude-machine", self.launch(status=1))
+        rows = [{**self.offers[2], "dph_base": None, "dph_total": 0.1, "storage_cost": 5.0},
+                {**self.offers[3], "dph_base": -0.5, "dph_total": -0.4}, {**self.offers[3], "storage_cost": -9.0}]
+        self.box.fail("POST /api/v0/bundles/", 200, {"offers": rows})
+        self.launch("--max-price 0.15", status=4)
         rows = [{**self.offers[2], "storage_cost": None, "dph_total": 0.4}]
         self.box.fail("POST /api/v0/bundles/", 200, {"offers": rows})
         self.assertIn(", $0.40/hr including 40 GB of disk,", self.launch())
@@ -6004,7 +6127,7 @@ class TestLaunch(RentingCase):
             made = json.loads(answer[1])["new_contract"]
             return statuses.pop(), json.dumps({"success": False, "error": "x", "msg": "oh", "new_contract": made}), {}
         self.box.answer = refusing
-        for several in ([500, 400, 200], [408, 503, 524]):
+        for several in ([500, 400, 200], [408, 503, 524], [429, 409, 502]):
             statuses[:] = several
             answer = self.launch("--tries 4 --raw")
             self.assertEqual([row["machine_id"] for row in answer["tries"]], [11, 12, 13])
@@ -6083,6 +6206,33 @@ class TestLaunchInterrupted(RentingCase):
         got = self.signaled("launch instance --query num_gpus=1 -i a/b --tries 2", answered.is_set, signal.SIGTERM)
         release.set()
         self.assertEqual((got[0], self.held, len(self.sent("DELETE .*"))), (143, [], 1), got[2])
+
+    def test_before_the_service_has_made_it(self):
+        """No instance so far does not mean that there will be none; a row without an id is one that stays."""
+        serve, asked, release, rows = self.box.answer, threading.Event(), threading.Event(), []
+
+        def slow(call):
+            if call.method == "PUT":
+                asked.set()
+                rows[:] = [{**row, "label": call.body["label"]} for row in rows]
+                release.wait(20)
+            return (200, json.dumps({"instances": rows}), {}) if call.path == "/api/v1/instances/" else serve(call)
+        self.box.answer = slow
+        self.addCleanup(release.set)
+        program = ("import sys, time, vastai; sleep = time.sleep; time.sleep = lambda seconds: sleep(seconds / 50)\n"
+                   "sys.exit(vastai.main())")
+        for there, expected, told in (([], 143, "none has appeared so far"), ([{"id": None}], 8, "without an id")):
+            asked.clear()
+            rows[:] = there
+            process = subprocess.Popen([sys.executable, "-c", program, "launch", "instance", "--query", "num_gpus=1", "-i", "a/b"],
+                                       cwd=HERE, env={**self.environment, "PATH": os.environ["PATH"]}, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+            self.addCleanup(process.kill)
+            self.assertTrue(asked.wait(15))
+            process.terminate()
+            out, err = process.communicate(timeout=30)
+            self.assertEqual((process.returncode, out), (expected, ""), err)
+            self.assertRegex(err, rf"whether the instance labeled 'vastai-\w+' was created is unknown \(.*{told}\); check")
 
     def test_while_it_is_given_back(self):
         """The first signal waits for that; the second ends it and says what is left."""
@@ -6240,6 +6390,24 @@ class TestRun(RentingCase):
         self.assertEqual(len(ids), 2)
         self.assertRegex(err.splitlines()[-1], f"^  instance {ids[1]} destroyed after")
 
+    def test_the_cost_is_that_of_all_tries(self):
+        """Also if the next rental is refused."""
+        machines = dict.fromkeys(row["machine_id"] for row in self.client.search_offers("num_gpus=1", order="dph_total,id"))
+        self.box.machine(list(machines)[0], starts=False)
+        err = self.job("--start-timeout 3600", "true")[1]
+        self.assertRegex(err.splitlines()[-1], r"destroyed after 0\.0\d h; about \$0\.(0[7-9]|1\d) without traffic")
+        refused = {"error": "insufficient_credit", "msg": "credit"}
+        serve = self.box.answer
+
+        def answer(call):
+            second = call.method == "PUT" and self.sent("DELETE .*")
+            return (400, json.dumps(refused), {}) if second else serve(call)
+        self.box.answer = answer
+        del self.box.requests[:]
+        err = self.job("--start-timeout 3600", "true", status=1)[1]
+        id = self.sent("DELETE .*")[0]["path"].split("/")[4]
+        self.assertRegex(err.splitlines()[-1], rf"instance {id} destroyed after 1\.\d\d h; about \$0\.(0[7-9]|1\d) without traffic")
+
     def test_from_nothing_to_its_status(self):
         os.makedirs(os.path.join(self.here, "src", "deep"))
         pathlib.Path(self.here, "src", "deep", "run.sh").write_text("cat $1; echo oops >&2; mkdir out; echo 42 >out/x; exit 3\n")
@@ -6301,9 +6469,12 @@ class TestRun(RentingCase):
         self.happens("time-out", 0)
         self.happens("deny", 24)
         self.job("", "true")
+        self.happens("refuse", 40)
+        self.happens("deny", 4)
+        self.job("--start-timeout 900", "true")  # it is the first denial that counts
         self.happens("deny", 999)
         self.assertIn("With -i", self.job("", "true", status=1)[1], "no machine does better")
-        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 4))
+        self.assertEqual((self.held, len(self.sent("PUT /api/v0/asks/.*"))), ([], 5))
 
     def test_before_any_money(self):
         self.assertEqual(self.run_here("run a/b --upload nowhere -- true")[0], 2)
@@ -6323,15 +6494,18 @@ class TestRun(RentingCase):
         self.assertEqual((self.sent("PUT .*"), self.held), ([], []))
 
     def test_the_instance_is_lost(self):
-        process = self.begin("run a/b --gpu RTX_4090 --spot -- sh -c 'echo >started; sleep 60'")
-        self.until(lambda: os.path.exists(os.path.join(self.there, "started")))
-        self.happens("cut", *[0] * 50)
-        self.box.outbid(self.held[0])
-        for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
-        out, err = process.communicate(timeout=20)
-        self.assertEqual((process.returncode, out, self.held), (1, "", []), err)
-        self.assertIn("outbid", err)
+        for behavior, told in (({"outbid": 0}, "outbid"), ({"status": "offline"}, "it is offline")):
+            self.happens("cut")
+            process = self.begin("run a/b --gpu RTX_4090 --spot -- sh -c 'echo >started; sleep 60'")
+            self.until(lambda: os.path.exists(os.path.join(self.there, "started")))
+            self.happens("cut", *[0] * 50)
+            self.box.instance(self.held[0], **behavior)
+            for child in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            out, err = process.communicate(timeout=20)
+            self.assertEqual((process.returncode, out, self.held), (1, "", []), err)
+            self.assertEqual((told in err, "is billed until" in err), (True, False), err)
+            os.unlink(os.path.join(self.there, "started"))
 
     def test_a_download_that_fails(self):
         pathlib.Path(self.bin, "root", "var/lib").mkdir(parents=True)
@@ -6378,6 +6552,12 @@ class TestRun(RentingCase):
         self.assertEqual((got[0], self.held), (143, []), got[2])
         self.assertIn("destroyed after", got[2].splitlines()[-1])
         self.assertFalse(os.path.exists(os.path.join(self.here, "x")), "no download")
+        os.unlink(done)
+        self.box.fail("DELETE .*", 500, "oh", times=99)
+        count = len(self.sent("DELETE .*"))
+        got = self.signaled(["run", "a/b", "--", "sh", "-c", "echo >done; sleep 60"],
+                             [lambda: os.path.exists(done), lambda: len(self.sent("DELETE .*")) > count], signal.SIGTERM, signal.SIGTERM)
+        self.assertEqual((got[0], got[2].count(f"`vastai destroy instance {self.held[0]}`")), (143, 1), got[2])
 
     def test_nobody_reads(self):
         line = f"{sys.executable} {compiled()} run a/b -- sh -c 'yes | head -c 300000; sleep 60' 2>err; echo $? >status"
@@ -8919,7 +9099,7 @@ class TestUnknownRental(FaultCase):
             error, requests = self.rent(lambda label: [{"id": 4242, "label": label, "start_date": time.time()}], call,
                                         label="train")
             self.assertEqual((error.found, [request["method"] for request in requests]), (4242, ["PUT", "GET"]))
-            self.assertRegex(str(error), r"4242.*'train'")
+            self.assertRegex(str(error), r"4242.*'train'.* maybe yours")
             error, _ = self.rent(lambda label: [{"id": 4242, "label": label, "start_date": None}], call,
                                  fault=reply("", 504), label="train")
             self.assertEqual((error.found, error.status), (4242, 504))

@@ -7073,29 +7073,33 @@ def run_create_instance(call: Call) -> Row:
 def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
     """The rental to come, labeled by the caller or, with `made_up`, uniquely by us.
 
-    With the caller's label, only instances that started after this count as ours.
+    With the caller's label, only instances that started after this count as ours.  A blank one is
+    none: instances of others may have no label either.
     """
+    label = label if label and label.strip() else ""
     since = time.time() - 60  # seconds by which the service's clock may be behind
 
     def new(row: Row) -> bool:
         return (as_number(row.get("start_date")) or since) >= since
 
     if label or not made_up:
-        return Rented(call, "instance", label or "", made_up=False, ours=new)
+        return Rented(call, "instance", label, made_up=False, ours=new)
     return Rented(call, "instance", f"vastai-{os.urandom(6).hex()}")
 
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id, rented.last, rented.seen = "?", None, False
-    rented.began, rented.ended = time.monotonic(), 0.0
+    rented.id, rented.seen, rented.began = "?", False, time.monotonic()
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
     except VastAIError as error:
         made = contracts_of(error.body)
         if made or not is_lost(error):
             rented.id = made[0] if made else None
+            if made and not is_lost(error):  # what a refusal has made does not run
+                rented.price = rented.disk_price or None
             left = refused_but_made(call, error, made, rented.price)
+            rented.past.update(made)
             rented.id = left[0] if left else None
             rented.given_up = bool(left and call["cancel_unavail"])
             if left and call["cancel_unavail"]:
@@ -7112,7 +7116,7 @@ def contracts_of(answer: Any) -> list[int]:
     """The ids of the instances that an answer says were made."""
     members = as_dict(answer)
     named = [members.get("new_contract"), *as_list(members.get("new_contracts"))]
-    return [id for id in map(as_whole, named) if id and id > 0]
+    return list(dict.fromkeys(id for id in map(as_whole, named) if id and id > 0))
 
 
 def refused_but_made(
@@ -7151,7 +7155,8 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
     elif len(ids) == 1 and ids[0]:
         rented.id = error.found = error.details["found"] = ids[0]
-        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; probably yours."
+        likely = "probably" if rented.made_up else "maybe"
+        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; {likely} yours."
     elif ids:
         named = ", ".join(str(id or "one without an id") for id in ids[:20])
         words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
@@ -7435,10 +7440,17 @@ class Bulk:
         try:
             answer: Row = self.call.send(body={self.key: ids})
         except VastAIError as error:
-            self.made += refused_but_made(self.call, error, contracts_of(error.body))
+            made = contracts_of(error.body)
+            self.made += made  # an interruption while they are given back names them
+            left = refused_but_made(self.call, error, made)
+            self.made = [id for id in self.made if id in left or id not in made]
+            if left and self.call["cancel_unavail"]:
+                raise PartialError(error.msg, **error.details) from error
             raise
         made = contracts_of(answer) if self.rents else []
         self.made += made
+        if made:
+            answer["new_contracts"] = made  # the service may name a single one otherwise
         if self.rents and len(made) < len(ids):
             reason = f"the service confirmed it but named {len(made)} of {len(ids)} instances"
             raise outcome_unknown_error(self.call.row, reason)
@@ -8804,11 +8816,16 @@ class Rented:
         self.made_up, self.ours = made_up, ours or (lambda row: True)
         self.id: Any = None
         self.price: Any = None
+        self.disk_price: Any = None  # the disk's part of it
         self.last: Any = None  # its id before it was deleted
+        self.past: set[Any] = set()  # all such ids: one name may serve for several tries
+        self.failed: list[Any] = []  # workers that its deletion has left behind
         self.problem = ""  # why it could not be destroyed
         self.given_up = False  # after ten tries
-        self.began, self.ended = -FOREVER, 0.0  # time.monotonic() of the rental, and of the end
+        self.began = -FOREVER  # time.monotonic() of the rental
         self.seen = False  # by a look at it since then
+        self.hours = 0.0  # of the last one
+        self.cost = 0.0  # $ of all of this name, without traffic
 
     @property
     def found(self) -> Any:
@@ -8838,9 +8855,12 @@ class Rented:
         except VastAIError as error:
             self.problem = error.msg
             return None
-        names = [(row.get("label"), row.get("endpoint_name")) for row in rows]
         return [
-            row for row, name in zip(rows, names) if self.name.strip() in name and self.ours(row)
+            row
+            for row in rows
+            if self.name.strip() in (row.get("label"), row.get("endpoint_name"))
+            and as_whole(row.get("id")) not in self.past
+            and self.ours(row)
         ]
 
     def give_back(self) -> None:
@@ -8852,14 +8872,30 @@ class Rented:
             rows = self.find()
             if rows is None:
                 return
-            if len(rows) > 1 and not self.made_up:
-                found = ", ".join(str(row.get("id")) for row in rows)
-                self.problem = f"several have appeared: {found}"
+            ids = [as_whole(row.get("id")) for row in rows]
+            self.problem = self.doubt_about(rows)
+            if not rows:
+                tell(self.call, self.still_costs())
+            elif self.problem:
                 return
-            ids = [row.get("id") for row in rows]
         left = [id for id in ids if not self.remove(id)]
         self.id, self.given_up = left[0] if left else None, bool(left)
-        self.last, self.ended = ids[-1] if ids else None, time.monotonic()
+        self.past.update(ids)
+        if ids:
+            self.end(ids[-1])
+
+    def doubt_about(self, rows: list[Row]) -> str:
+        """Why these rows of our name cannot be deleted; "" if they are ours for certain."""
+        if not rows:
+            return "none has appeared so far"
+        ids = [as_whole(row.get("id")) for row in rows]
+        if None in ids:
+            return "one has appeared without an id"
+        if len(rows) > 1 and not self.made_up:
+            return f"several have appeared: {', '.join(map(str, ids))}"
+        if not self.made_up and as_number(rows[0].get("start_date")) is None:
+            return f"when {ids[0]} started is unknown"
+        return ""
 
     def remove(self, id: Any) -> bool:
         """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
@@ -8886,7 +8922,8 @@ class Rented:
         instance = self.kind == "instance"
         problem: VastAIError | None = None
         try:
-            self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
+            answer = self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
+            self.failed += as_list(as_dict(answer).get("failed_workers"))
         except VastAIError as error:
             gone = isinstance(error, NotFoundError) or "no such" in error.msg.lower()
             problem = error if not gone or self.is_new() else None
@@ -8905,9 +8942,10 @@ class Rented:
         """May the service not know it yet?"""
         return not self.seen and time.monotonic() - self.began < NOT_THERE_YET
 
-    def hours(self) -> float:
-        """How long it was rented, or is by now."""
-        return ((self.ended or time.monotonic()) - self.began) / 3600
+    def end(self, id: Any) -> None:
+        """Notes the last id, and what it has come to."""
+        self.last, self.hours = id, (time.monotonic() - self.began) / 3600
+        self.cost += self.hours * (self.price or 0)
 
     def still_costs(self) -> str:
         """A sentence on what may be left, what it costs, and how to end it; "" if nothing is."""
@@ -9196,7 +9234,7 @@ class Launch:
             return price_with_disk(offer, self.disk)
         bid, storage = self.bid_for(offer), as_number(offer.get("storage_cost"))
         disk = (storage or 0) * self.disk / HOURS_OF_MONTH
-        return None if None in (bid, storage) else bid + disk, disk
+        return None if None in (bid, storage) or min(bid, disk) < 0 else bid + disk, disk
 
     def announce(self, offer: Row) -> None:
         """Says what is about to be rented, and what it costs."""
@@ -9231,7 +9269,7 @@ class Launch:
         """
         call = self.rental_call
         call.params.update(id=offer["id"], price=self.bid_for(offer))
-        self.rented.price = self.price_of(offer)[0]
+        self.rented.price, self.rented.disk_price = self.price_of(offer)
         problem: VastAIError | None = None
 
         def send(left: float) -> Row | None:
@@ -9244,7 +9282,7 @@ class Launch:
                 problem, self.rented.id = error, None
                 if isinstance(error, RateLimitError):
                     error.retry_after = max(RENTAL_PAUSE, error.retry_after or 0)
-                    if error.retry_after <= LONGEST_PAUSE:
+                    if error.retry_after <= LONGEST_PAUSE and not contracts_of(error.body):
                         raise
                     return {}
                 return None
@@ -9375,10 +9413,11 @@ class Launch:
         for item in self.tries:
             place = f"offer {item['offer']}, machine {item['machine_id']}"
             lines.append(f"  {place}: {printable(item['reason'], 300)}")
-        options = " ".join(f"--exclude-machine {id}" for id in self.excluded)
+        known = [id for id in self.excluded if id is not None]
+        options = " ".join(f"--exclude-machine {id}" for id in known)
         return VastAIError(
             "\n".join(["no machine worked; all that was rented is destroyed:", *lines]),
-            hint=f"For the next run: {options}",
+            hint=options and f"For the next run: {options}",
             tries=self.tries,
         )
 
@@ -9388,9 +9427,9 @@ def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
     total, base = as_number(offer.get("dph_total")), as_number(offer.get("dph_base"))
     storage = as_number(offer.get("storage_cost"))
     disk = (storage or 0) * size / HOURS_OF_MONTH
-    if base is None or storage is None:
-        return total, disk
-    return max(base + disk, total or 0), disk
+    if min(total or 0, base or 0, disk) < 0 or (total is None and None in (base, storage)):
+        return None, disk
+    return max((base or 0) + disk, total or 0), disk
 
 
 def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
@@ -9465,7 +9504,8 @@ def run_job(call: Call) -> Row:
         error.hint = "\n  ".join(filter(None, [error.hint, job.last_words()]))
         raise
     except BaseException:  # also a stdout that is full
-        tell(call, job.last_words())
+        if job.rented.id is None:  # else a second signal came, and what is left has been told
+            tell(call, job.last_words())
         raise
     if job.problem:
         raise PartialError(f"{job.problem}\n  {job.last_words()}", results=[])
@@ -9473,8 +9513,8 @@ def run_job(call: Call) -> Row:
     return {
         "status": job.status,
         "instance": job.id,
-        "hours": job.rented.hours(),
-        "cost": job.cost(),
+        "hours": job.rented.hours,
+        "cost": job.rented.cost,
         "tries": job.launch.tries,
     }
 
@@ -9557,7 +9597,8 @@ class RemoteJob:
         if self.problem:
             self.problem += self.shorten_lease()
         if self.problem or self.call["keep"]:
-            self.kept, self.rented.last, self.rented.id = True, self.id, None  # not to be destroyed
+            self.rented.end(self.id)
+            self.kept, self.rented.id = True, None  # not to be destroyed
 
     # The connection
 
@@ -9567,10 +9608,10 @@ class RemoteJob:
         self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
         limit = self.call["start_timeout"]
-        begun, alive = time.monotonic(), False
+        begun, alive, first_denied = time.monotonic(), False, FOREVER
 
         def look(left: float) -> str | None:
-            nonlocal alive
+            nonlocal alive, first_denied
             denied = False
             self.call.progress(f"instance {self.id}: waiting for ssh", in_pipe=True)
             self.check()
@@ -9581,12 +9622,14 @@ class RemoteJob:
                     return "connected"
                 denied = denied or "permission denied" in told.lower()
                 alive = alive or not any(sign in told.lower() for sign in UNREACHABLE_SIGNS)
-            late = time.monotonic() - begun >= SILENCE
-            if denied and late:
+            now = time.monotonic()
+            first_denied = min(first_denied, now) if denied else FOREVER
+            if now - first_denied >= SILENCE:
                 raise VastAIError(
                     f"instance {self.id} refuses the SSH key of this computer",
                     hint="With -i, give the private key of one of `vastai show ssh-keys`.",
                 )
+            late = now - begun >= SILENCE
             return f"ssh did not answer for {SILENCE:g} s" if late and not alive else None
 
         found = poll_until(look, 900 if limit is None else limit, 1.0, 10.0) or "ssh cannot log in"
@@ -9602,6 +9645,7 @@ class RemoteJob:
             raise VastAIError(f"instance {self.id} is gone", fault="host")
         dead = watch.dead_error("running") if row else None
         if dead:
+            dead.hint = dead.hint if is_outbid(watch.row) else ""  # it is about to be destroyed
             dead.msg = f"instance {self.id} is lost: {printable(watch.fault()[1], 300)}"
             raise dead
 
@@ -9821,17 +9865,13 @@ class RemoteJob:
 
     # What it came to
 
-    def cost(self) -> float:
-        """$ for the hours of the instance, without traffic."""
-        return self.rented.hours() * (self.rented.price or 0)
-
     def last_words(self) -> str:
         """What became of the command and the instance, and what it cost."""
         id = self.rented.found or self.rented.last
         if id is None:
             return ""
-        words = f"instance {id} destroyed after {self.rented.hours():.2f} h"
-        cost = f"about ${self.cost():.2f} without traffic"
+        words = f"instance {id} destroyed after {self.rented.hours:.2f} h"
+        cost = f"about ${self.rented.cost:.2f} without traffic"
         if self.kept:
             rate = format_rate(self.rented.price)
             words = (
@@ -10470,9 +10510,12 @@ class InstanceMonitor(Monitor):
     def fetch(self) -> dict[Any, Row]:
         rows = {}
         for row in self.call.do("show_instances"):
-            price = as_number(row.get("dph_total"))
-            if self.call["below"] is None or (price is not None and price < self.call["below"]):
-                rows[str(row.get("id"))] = row
+            key, price = str(row.get("id")), as_number(row.get("dph_total"))
+            if price is None and key in self.rows:
+                row["dph_total"] = self.rows[key].get("dph_total")
+            cheap = self.call["below"] is None or (price is not None and price < self.call["below"])
+            if cheap or key in self.rows:  # a higher price does not mean that it is gone
+                rows[key] = row
         self.history = {key: self.history.get(key, []) for key in rows}
         for key, row in rows.items():
             use = share_of(row.get("gpu_util"), 100)
@@ -10715,7 +10758,7 @@ class SelfTest:
         image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE")
         image = image or f"vastai/test:self-test-v2-cuda-{newest}"
         self.say(f"renting offer {id} with {image}")
-        self.rented.price = price_with_disk(offer, 40)[0]
+        self.rented.price, self.rented.disk_price = price_with_disk(offer, 40)
         row = METHODS["create_instance"]
         order = {
             "id": id,
@@ -10724,9 +10767,11 @@ class SelfTest:
             "runtype": "ssh_direc ssh_proxy",
             "env": "-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
             "onstart_cmd": "/verification/remote.sh",
+            "cancel_unavail": True,  # by us alone: what a refusal has made is destroyed
         }
         try:
-            rent(self.call.of(row, **check_params(row, order, cli=False)), self.rented)
+            call = self.call.of(row, **check_params(row, order, cli=False))
+            rent(call, self.rented, cancel_unavail=False)
         except VastAIError as error:
             code = "instance_create_failed"
             if self.rented.id == "?" and not error.status:
@@ -11273,6 +11318,7 @@ class Bench:
             spec: [] for spec in specs
         }  # in the order to delete
         self.endpoints: dict[Any, Any] = {}
+        self.unlisted: set[Any] = set()  # endpoints whose workers are not known
         if call["autoscaler_url"]:
             client = VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry)
             self.watcher = Call(client, call.row, {}, call.view)
@@ -11301,9 +11347,13 @@ class Bench:
         self.rented[spec].insert(0, rented)
         rented.id = "?"
         scaler = self.call["auto_instance"]
-        answer = self.call.do(
-            f"create_{kind}", endpoint_name=rented.name, auto_instance=scaler, **params
-        )
+        try:
+            answer = self.call.do(
+                f"create_{kind}", endpoint_name=rented.name, auto_instance=scaler, **params
+            )
+        except VastAIError as error:
+            rented.id = rented.id if is_lost(error) else None
+            raise
         rented.id = as_whole(answer.get("result", answer.get("id"))) or "?"
         if rented.found is None:  # it is looked for by its name when it is deleted
             row = METHODS[f"create_{kind}"]
@@ -11314,39 +11364,70 @@ class Bench:
         """One look at all workers; those that have measured themselves are destroyed."""
         for spec, row in self.rows.items():
             if row["status"] == "timeout":
-                self.look_at(spec)
+                self.list_workers(spec)
         done = [spec for spec, row in self.rows.items() if row["status"] == "ok"]
         self.give_back(done)
         measured = f"{len(done)} of {len(self.rows)} have measured themselves …"
         self.call.progress(measured, in_pipe=True)
         return True if len(done) == len(self.rows) else None
 
-    def look_at(self, spec: tuple[str, int]) -> None:
+    def list_workers(self, spec: tuple[str, int]) -> bool | None:
+        """One look at the workers of an endpoint; None if they could not be listed."""
+        listed = None
         try:
             workers = self.watcher.do("get_endpoint_workers", id=self.endpoints[spec])
+            self.hold(spec, [worker.get("id") for worker in workers])
+            listed = True
             for worker in workers:
-                id, perf = as_whole(worker.get("id")), as_number(worker.get("measured_perf")) or 0
-                if id and id not in [rented.id for rented in self.rented[spec]]:
-                    rented = Rented(self.call, "instance", "")  # it outlives its workergroup
-                    rented.id = id
-                    self.rented[spec].append(rented)
-                if id and worker.get("status") == "idle" and perf > 0:  # else an estimate
-                    row = self.call.do("show_instance", id=id) or {}
-                    price = as_number(row.get("dph_base")) or as_number(row.get("dph_total")) or 0
-                    self.rows[spec] = benchmark(*spec, "ok", perf, price)
+                self.measure(spec, worker)
         except VastAIError as error:
             self.call.progress(f"{self.names[spec]}: {error}")
+        return listed
+
+    def hold(self, spec: tuple[str, int], ids: list[Any]) -> None:
+        """Notes workers, which outlive their workergroup."""
+        held = [rented for rented in self.rented[spec] if rented.kind == "instance"]
+        known = {rented.id or rented.last for rented in held}
+        for id in {*map(as_whole, ids)} - known - {None, 0}:
+            rented = Rented(self.call, "instance", "")
+            rented.id = id
+            self.rented[spec].append(rented)
+
+    def measure(self, spec: tuple[str, int], worker: Row) -> None:
+        """Notes what a worker costs, and how fast it is once it has measured itself."""
+        id, perf = as_whole(worker.get("id")), as_number(worker.get("measured_perf")) or 0
+        rented = next((rented for rented in self.rented[spec] if rented.id == id), None)
+        done = worker.get("status") == "idle" and perf > 0  # else it is an estimate
+        if rented and (done or rented.price is None):
+            row = self.call.do("show_instance", id=id) or {}
+            rented.price = as_number(row.get("dph_total"))
+            price = as_number(row.get("dph_base")) or rented.price or 0
+            self.rows[spec] = benchmark(*spec, "ok", perf, price) if done else self.rows[spec]
 
     def give_back(self, specs: Iterable[tuple[str, int]] | None = None) -> None:
         for spec in self.rows if specs is None else specs:
-            if spec in self.endpoints and self.rows[spec]["status"] == "timeout":
-                self.look_at(spec)  # for workers that came last
-            for rented in self.rented[spec]:
+            self.list_last_workers(spec)
+            for rented in self.rented[spec]:  # last the workers, also those added meanwhile
                 rented.give_back()
+                self.hold(spec, rented.failed)
+                if rented.kind == "workergroup":
+                    self.list_last_workers(spec)  # one may have come up until then
+
+    def list_last_workers(self, spec: tuple[str, int]) -> None:
+        """Lists the workers while the endpoint is there, in up to three looks."""
+        things = [rented.found for rented in self.rented[spec] if rented.kind == "endpoint"]
+        for endpoint in filter(None, things):
+            self.unlisted.add(endpoint)
+            if poll_until(lambda left: self.list_workers(spec), 15, 7, tries=3):
+                self.unlisted.discard(endpoint)
 
     def still_costs(self) -> str:
         things = [rented for several in self.rented.values() for rented in several]
-        return "; ".join(filter(None, (rented.still_costs() for rented in things)))
+        left = [rented.still_costs() for rented in things]
+        for endpoint in sorted(self.unlisted):
+            words = f"the workers of endpoint {endpoint} could not be listed"
+            left.append(f"{words}; check with `vastai show instances`")
+        return "; ".join(filter(None, left))
 
 
 # --------------------------------------------------------------------------------------- serverless
