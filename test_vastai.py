@@ -8384,6 +8384,7 @@ class TestOddAnswers(FaultCase):
                 ("delete volume 7", said, 1), ("delete api-key 7", said, 0), ("update team-role 7 --name x", said, 0),
                 ("destroy instance 7 -y", {"success": 0}, 1), ("start instance 7", {"success": None}, 1),
                 ("create instance 7 --image x", {"success": 1, "new_contract": 5}, 0),
+                ("show api-key 7", {"id": 7, "status": "error"}, 0),
                 ("create instance 7 --image x", {"success": None}, 7), ("search offers", {"success": None, "offers": []}, 0),
                 ("launch instance --query num_gpus=1 --image x --tries 1", {"success": None, "offers": [{"id": 7}]}, 4),
                 ("stop instance 7", {"success": "false", "msg": "machine offline"}, 1),

@@ -309,6 +309,11 @@ def refusal_error(body: Row, answer: Answer) -> VastAIError:
     return make_error(VastAIError, words, response=answer, hint=loss_hint(answer))
 
 
+def unconfirmed_error(row: Command, words: str, answer: Answer) -> VastAIError:
+    """The error of an answer that neither confirms nor refuses."""
+    return make_error(VastAIError, words, response=answer, hint=look_first(row))
+
+
 def one_line(text: str) -> str:
     """Words of the service, safe to show in one line."""
     return " ".join(printable(text, 500).split())
@@ -4929,9 +4934,10 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
     """Raises the service's refusal, if the answer is one."""
     changes, spends = row.effect != READS, row.effect == SPENDS and not row.safe
     if isinstance(body, dict):
-        confirmed = body.get("success", bool(body)) in (True, "true")
-        if denies(body) or (body.get("error") and (row.strict or (changes and not said_yes(body)))):
+        yes = body.get("success") in (True, "true")
+        if denies(body) or (has_failed(body) and (row.strict or (changes and not yes))):
             raise refusal_error(body, answer)
+        confirmed = yes or (body and "success" not in body)
         if spends and not confirmed:
             raise outcome_unknown_error(row, "the service confirmed nothing", answer)
         if row.rents and get_path(body, row.made) in (None, ""):
@@ -4946,18 +4952,14 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
         raise unconfirmed_error(row, f"the service {said}, which does not confirm it", answer)
 
 
-def said_yes(body: Row) -> bool:
-    return body.get("success") in (True, "true")
-
-
 def denies(body: Row) -> bool:
-    """Does an answer say that nothing was done?"""
-    failed = body.get("status") == "error" and not said_yes(body)
-    return body.get("success", True) in (False, "false") or failed
+    """Does an answer say that it was refused?"""
+    return body.get("success", True) in (False, "false")
 
 
-def unconfirmed_error(row: Command, words: str, answer: Answer) -> VastAIError:
-    return make_error(VastAIError, words, response=answer, hint=look_first(row))
+def has_failed(body: Row) -> bool:
+    """Does an answer tell of an error?  What only reads may have a member of that name."""
+    return bool(body.get("error")) or body.get("status") == "error"
 
 
 def is_rows(value: Any) -> bool:
@@ -9441,7 +9443,7 @@ def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
 def is_lost(error: VastAIError) -> bool:
     """May a rental have taken place although no usable answer came?"""
     body = as_dict(error.body)
-    refused = denies(body) or body.get("error")
+    refused = denies(body) or has_failed(body)
     unreadable = 200 <= error.status < 300 and not refused
     return isinstance(error, OutcomeUnknownError) or error.status >= 500 or unreadable
 
