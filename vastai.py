@@ -15709,7 +15709,14 @@ def option_parser(row: Command) -> Any:
                 raise UsageError(f"{prefix} is ambiguous: it can mean {several}")
             return found[:1]
 
-    parser = Parser(prog="vastai", usage="", add_help=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(
+        prog="vastai",
+        usage="",
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+        # Without a width, argparse asks for the terminal's at each option.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
+    )
     for arg in args:
         how: dict[str, Any] = {}
         if arg.kind is FLAG:
