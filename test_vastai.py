@@ -7367,8 +7367,9 @@ class PureTest(unittest.TestCase):
         self.assertEqual((lines[1], dropped), (f"1   {'x' * 17}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
         self.assertEqual(vastai.format_table(wide, columns, 50, False)[1], ["Image"])  # Age still fits
         self.assertTrue(vastai.format_table(rows, columns, None, True)[0][0].startswith("\033[1m"))
-        self.assertEqual([vastai.truncate("日本語", 5), vastai.truncate("abc", 3), vastai.display_width("e\u0301日")],
-                         ["日本…", "abc", 3])
+        self.assertEqual([vastai.truncate("日本語", 5), vastai.truncate("abc", 3), vastai.display_width("e\u0301日"),
+                          vastai.display_width("\u0e01\u0e35\u20dd")],
+                         ["日本…", "abc", 3, 1])
 
     def test_tables_for_awk(self):
         rows = [{"id": 7, "name": "RTX 4090", "place": "Texas, US", "note": "a b"}, {"id": 12345, "name": " ", "note": " "},
@@ -7670,6 +7671,12 @@ class TestRetryAfter(FaultCase):
                     pauses, result = self.waits(reply("", status, Retry_After=value), reply(USER))
                     self.assertEqual(result["id"], 7)
                     self.assertTrue(low <= pauses[0] <= high, pauses)
+        code = "import vastai, sys; print(vastai.pause_asked(vastai.Answer(429, {'Retry-After': sys.argv[1]}, b'', '')))"
+        for form in ("%a %b %d %H:%M:%S %Y", "%A, %d-%b-%y %H:%M:%S GMT", "%a, %d %b %Y %H:%M:%S -0000"):
+            date = time.strftime(form, time.gmtime(time.time() + 3000))
+            out = subprocess.run([sys.executable, "-c", code, date], env={**os.environ, "TZ": "America/New_York"}, stdout=-1,
+                                 cwd=os.path.dirname(os.path.abspath(vastai.__file__))).stdout
+            self.assertTrue(1000 < float(out) <= 3000, (date, out))
 
     def test_ignored(self):
         for value in ("-1", "inf", "-inf", "nan", "Infinity", "soon", "", "1e400", "1_0", "0x10", "\u0661", "9" * 500,
@@ -7877,7 +7884,10 @@ class TestConnections(FaultCase):
                 found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)) for port in order]
                 with mock.patch("socket.getaddrinfo", lambda *_, found=found, **__: found):
                     self.assertEqual(self.client("http://service.example", retry=1).show_user()["id"], 7)
-            for found in ([], found[1:]):
+            found = [(99, *found[0][1:]), *found]  # of a family that this system lacks
+            with mock.patch("socket.getaddrinfo", lambda *_, **__: found):
+                self.assertEqual(self.client("http://service.example", retry=1).show_user()["id"], 7)
+            for found in ([], [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", ports[0]))]):
                 with mock.patch("socket.getaddrinfo", lambda *_, found=found, **__: found):
                     error = self.error(self.client("http://service.example", retry=1).create_team, "t")
                     self.assertEqual((type(error), "service.example" in str(error)), (vastai.NetworkError, True))
@@ -7894,6 +7904,12 @@ class TestConnections(FaultCase):
                 client = self.client(server)
                 self.assertEqual([client.show_user()["id"] for _ in range(2)], [7, 8])
                 self.assertEqual(server.connections, 1)
+        for head in (b"HTTP/1.1 100 C\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 9\r\n\r\n[]"):
+            server = self.serve(cut(head), reply({"id": 8}))  # no answer yet, and one of two lengths
+            self.assertEqual(self.client(server).show_user()["id"], 8)
+            error = self.error(self.client(self.serve(cut(head))).create_team, "t")
+            self.assertIs(type(error), vastai.OutcomeUnknownError)
+        self.assertIn("no HTTP answer, but 'SSH-2.0'", str(self.error(self.client(self.serve(cut(b"SSH-2.0\r\n"))).show_user)))
         error = self.error(self.client(self.serve(reply({"msg": "x"}, 400, X_Thing="one"))).show_user)
         self.assertEqual((error.response.headers["x-thing"], error.response.headers.get("X-THING"), "X-Thing" in error.response.headers),
                          ("one", "one", True))
@@ -8114,6 +8130,7 @@ class TestTls(FaultCase):
             error = self.error(call, *args)
             self.assertEqual((type(error), error.exit_status), (vastai.NetworkError, 6))
             self.assertIn("certificate", str(error))
+            self.assertIn("SSL_CERT_FILE", error.hint)
         self.assertEqual(self.server.requests, [])
 
     def test_authorities(self):
@@ -8842,6 +8859,8 @@ class TestLines(FaultCase):
         server = self.serve(*[reply({"results": [row]}) for _ in range(3)])
         text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "csv")[1]
         self.assertEqual(text, 'a,b,c,d,e,f,g\n"x\ry","say ""hi"", you",null \0,,"{""k"": [1]}",1.5,True\n')
+        status, out, err = self.run_here(server, "show", "invoices-v1", "-i", "--fields", " , ")
+        self.assertEqual((status, out, "expected names" in err), (2, "", True), err)
         text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "tsv", "--fields", "a,b")[1]
         self.assertEqual(text, 'a\tb\n"x\ry"\t"say ""hi"", you"\n')
         self.assertEqual(self.run_here(server, "show", "invoices-v1", "-i", "--format", "csv", "--fields", "d")[1], 'd\n""\n')
@@ -11800,6 +11819,17 @@ class ScreenTest(ShellCase):
     def test_an_ascii_terminal(self):
         status, text = self.on_terminal("search", "offers", COLUMNS="70", PYTHONIOENCODING="ascii", LC_ALL="C")
         self.assertEqual((status, "\\u" in text), (0, False), text)
+
+    def test_ctrl_c_in_the_pager_is_the_pager_s(self):
+        pager = ("import signal, sys; signal.signal(2, lambda *_: print('CAUGHT', flush=True)); print('READY', flush=True);"
+                 "signal.pause(); sys.stdin.read(); print('DONE')")
+        env = {**self.env, "PAGER": shlex.join([sys.executable, "-c", pager])}
+        with Terminal([os.path.join(self.home, "vastai"), "search", "offers", "--limit", "60"], env) as terminal:
+            terminal.expect("READY")
+            terminal.type("\x03")
+            terminal.expect("CAUGHT")
+            terminal.expect("DONE")
+            self.assertEqual(terminal.status(), 0)
 
     def test_tables(self):
         _, text = self.on_terminal("search", "offers", COLUMNS="80", PAGER="")

@@ -240,11 +240,11 @@ def no_answer_error(row: Command, request: Request, problem: NoAnswer) -> VastAI
         what = "cannot reach" if isinstance(problem, Unsent) else "no answer from"
         scheme, _, rest = problem.url.partition("://")
         server = f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
+        hint = "Check the network, and the address in --url or VAST_URL if you gave one."
+        if getattr(problem.__cause__, "verify_message", ""):
+            hint = "If your network inspects TLS, set SSL_CERT_FILE to the file of its certificate."
         error = make_error(
-            NetworkError,
-            f"{what} {server}: {problem}",
-            timed_out=timed_out,
-            hint="Check the network, and the address in --url or VAST_URL if you gave one.",
+            NetworkError, f"{what} {server}: {problem}", timed_out=timed_out, hint=hint
         )
     error.__cause__ = problem
     return error
@@ -287,7 +287,7 @@ def unusable_answer_error(row: Command, answer: Answer, what: str) -> VastAIErro
     text = redact_text(answer.text[:4000], answer.secrets).strip()
     return make_error(
         VastAIError,
-        f"the service sent {what}" + (f": {printable(text, 100)!r}" if text not in what else ""),
+        f"the service sent {what}" + (f": {truncate(text, 100)!r}" if text not in what else ""),
         response=answer,
         hint="" if row.safe else look_first(row),
     )
@@ -299,7 +299,7 @@ def unusable_because(answer: Answer, problem: ValueError) -> str:
         return answer.fault
     if type(problem) is ValueError:  # JSON, but with something in it that nothing can use
         return f"an unusable answer ({problem})"
-    return "an answer that is not JSON"
+    return "an answer that is not JSON" if answer.content.strip() else "an empty answer"
 
 
 def refusal_error(body: Row, answer: Answer) -> VastAIError:
@@ -459,12 +459,14 @@ def truncate(text: str, width: int) -> str:
 
 
 def display_width(text: str) -> int:
-    """Columns that a text takes on a terminal: wide letters two, combining ones none."""
+    """Columns that a text takes on a terminal: wide letters two, marks on other letters none."""
     if text.isascii() or len(text) > 10_000:  # wider than any terminal
         return len(text)
-    from unicodedata import combining, east_asian_width
+    from unicodedata import category, east_asian_width
 
-    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if category(c) in ("Mn", "Me") else 2 if east_asian_width(c) in "WF" else 1 for c in text
+    )
 
 
 def is_digits(text: str) -> bool:
@@ -1074,6 +1076,12 @@ def _texts_or_object(value: Any) -> Any:
     return _text(value)
 
 
+def _fields(value: Any) -> str:
+    if value and not value.strip(", "):
+        raise ValueError(value)
+    return _text(value)
+
+
 def _order(value: Any) -> Any:
     """Text, or a list of pairs, {"col", "dir"} or texts."""
     if not isinstance(value, (list, tuple)):
@@ -1185,6 +1193,7 @@ ORDER = Kind(
     "fields such as 'dph,num_gpus-', or a list of [field, direction]",
     "FIELDS",
 )
+FIELDS = Kind("str", _fields, "names with commas between them, such as id,gpu_name", "FIELDS")
 DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
 HOUR_SLOT = Kind("str", _slot(23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
@@ -2352,9 +2361,16 @@ def page_out(text: str, full: bool) -> None:
     env = {"LESS": "FRX", **os.environ}
     try:
         sys.stdout.flush()
-        subprocess.run(shlex.split(pager), input=text.encode("utf-8", "replace"), env=env)
+        reader = subprocess.Popen(shlex.split(pager), stdin=subprocess.PIPE, env=env)
     except (OSError, ValueError):
         write_out(text)
+        return
+    data: bytes | None = text.encode("utf-8", "replace")
+    while reader.returncode is None:
+        try:
+            reader.communicate(data)
+        except KeyboardInterrupt:  # of a search in it, say: the pager decides when it ends
+            data = None
 
 
 COLORS = {
@@ -4744,7 +4760,14 @@ def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
         value = arg.kind.convert(value)
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):
         if arg.kind is VARIABLE and isinstance(value, str):  # with the name may stand its value
             value = without_value(value)
         found = "" if arg.secret else f", not {short_repr(value)}{number_hint(arg.kind, value)}"
@@ -5948,10 +5971,10 @@ def pause_asked(answer: Answer) -> float | None:
     try:
         seconds = _number(text)
     except ValueError:
-        from email.utils import parsedate_to_datetime  # http.client has loaded most of it
+        from email.utils import mktime_tz, parsedate_tz
 
         try:
-            seconds = max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+            seconds = max(0.0, mktime_tz(parsedate_tz(text)) - time.time())  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError, IndexError):
             return None
     return seconds if seconds >= 0 else None
@@ -6183,7 +6206,7 @@ class Incoming:
         if the answer is cut, or is not HTTP.
         """
         if not data:
-            if not self.status or self.left is not None:
+            if self.status < 200 or self.left is not None:
                 begun = self.status or self.buffer
                 raise ConnectionError(CUT if begun else "the connection was closed")
             self.done = True
@@ -6213,7 +6236,7 @@ class Incoming:
             self.buffer = data[end + (2 if bare >= 0 else 3) :]
             self.read_head(data[:end].decode("latin-1"))
         elif data[:5] != b"HTTP/"[: len(data)]:
-            raise ConnectionError(f"no HTTP answer: {short_repr(data[:60])}")
+            raise not_http_error(data.decode("latin-1"))
         elif len(data) > 1 << 17:
             raise ConnectionError("the answer's headers do not end")
         return end >= 0
@@ -6224,7 +6247,7 @@ class Incoming:
         version, _, rest = first.strip().partition(" ")
         code = rest.lstrip()[:3]
         if not version.startswith("HTTP/1.") or not is_digits(code):
-            raise ConnectionError(f"no HTTP answer: {printable(first, 60)}")
+            raise not_http_error(first)
         self.status = int(code)
         self.headers = headers = Headers()
         name = ""
@@ -6238,7 +6261,9 @@ class Incoming:
                 headers[name] = f"{headers[name]}, {value}" if name in headers else value
         options = headers.get("Connection", "").lower()
         self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
-        length = headers.get("Content-Length", "").partition(",")[0]
+        length, *others = {each.strip() for each in headers.get("Content-Length", "").split(",")}
+        if others and not self.chunked:
+            raise ConnectionError("the answer has two lengths")
         self.left = None
         if self.chunked or self.status in (204, 304):
             self.left = 0
@@ -6294,7 +6319,7 @@ class Incoming:
 
     @property
     def zipped(self) -> bool:
-        return bool(self.headers.get("Content-Encoding", "").strip().lower() == "gzip")
+        return self.headers.get("Content-Encoding", "").strip().lower() in ("gzip", "x-gzip")
 
     def answer(self, events: Any = None) -> Answer:
         """The answer when it has come whole, or has a stream of `events` to come.  Raises
@@ -6304,6 +6329,10 @@ class Incoming:
         if self.zipped and not fault and events is None:
             content, fault = unzip(content, self.most)
         return Answer(self.status, self.headers, content, self.ask.url, fault, events)
+
+
+def not_http_error(text: str) -> ConnectionError:
+    return ConnectionError(f"no HTTP answer, but {text.strip()[:60]!r}")
 
 
 def chunk_size(line: bytes) -> int:
@@ -6531,18 +6560,19 @@ def dial(host: str, port: int, deadline: float) -> Any:
     addresses = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     problem = OSError("the host has no address")
     for tried, (family, kind, protocol, _, address) in enumerate(addresses):
-        sock = socket.socket(family, kind, protocol)
+        sock: Any = None
         try:
+            sock = socket.socket(family, kind, protocol)  # fails for IPv6 where that is off
             sock.settimeout(seconds_left(deadline) / (len(addresses) - tried))
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
-        except OSError as error:
-            sock.close()
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if not isinstance(error, OSError):
+                raise
             problem = error
-        except BaseException:
-            sock.close()
-            raise
     raise problem
 
 
@@ -15614,7 +15644,7 @@ GLOBAL_ARGS = Command("vastai", "", SAFE, READS, "",
     Arg("--timeout", TIMEOUT, "time limit of one request, seconds", 120),
     Arg("--raw", FLAG, "print the answer as JSON; same as --format json"),
     Arg("--format FORMAT", TEXT, "output format", "table", choices=tuple(WRITERS)),
-    Arg("--fields FIELDS", TEXT, "only these fields: id,gpu_name,a.b", ""),
+    Arg("--fields FIELDS", FIELDS, "only these fields: id,gpu_name,a.b", ""),
     Arg("-q --quiet", FLAG, "print only ids, one per line"),
     Arg("--full", FLAG, "no pager; show all points in show gpu-trends"),
     Arg("--explain", FLAG, "show each request on stderr"),
