@@ -10735,10 +10735,10 @@ class TestJobs(ServerlessCase):
     def test_what_is_not(self):
         for payload in ({"a": float("nan")}, {"a": object()}):
             self.assertIsInstance(self.error(self.ask, payload=payload), vastai.UsageError)
-        for route in ("", None):
+        for route in ("", None, "/\ud800"):
             with self.assertRaises(vastai.UsageError):
                 self.program(lambda client, endpoint, route=route: endpoint.request(route, {}))
-        self.assertEqual(self.sent("/work"), [])
+        self.assertEqual(self.server.requests, [])
 
     def test_kept_connections(self):
         """A worker's idle connection is used again while it is open; that it was closed costs no job."""
@@ -10841,7 +10841,9 @@ class TestRouter(ServerlessCase):
         other = self.serve(reply("not for you"))
         self.router = [reply("", 307, Location=other.url)]
         self.assertIn("HTTP 307", str(self.error(self.ask)))
-        self.assertEqual(other.requests, [])
+        self.server.route = lambda request: reply("", 307, Location=other.url)
+        self.assertIn("HTTP 307", str(self.error(self.program, lambda client, endpoint: endpoint.get_workers())))
+        self.assertEqual(other.requests, [])  # the account's key stands in the body
 
 
 class TestEvents(ServerlessCase):
@@ -11053,6 +11055,24 @@ class TestServerless(ServerlessCase):
             asyncio.run(client.close())
             self.assertFalse(client.is_open())
             gc.collect()  # the sockets of loops that ended without closing the client
+
+    def test_loops_of_other_threads(self):
+        """Another thread may begin to use the client while this one looks for loops that are closed."""
+        async def once():
+            client.streams()
+
+        class Loop(asyncio.SelectorEventLoop):
+            def is_closed(self):
+                if others:
+                    thread = threading.Thread(target=asyncio.run, args=(others.pop(),))
+                    thread.start()
+                    thread.join()
+                return super().is_closed()
+        client, others, loop = vastai.Serverless(KEY), [], Loop()
+        loop.run_until_complete(once())
+        others.append(once())
+        asyncio.run(once())
+        loop.close()
 
     def test_other_loops(self):
         """close() ends also what runs in the loops of other threads, and passes over a loop that is closed."""
@@ -11303,6 +11323,21 @@ class TestServerlessTls(ServerlessCase):
             self.assertEqual(self.ask(max_retries=1)["response"], {"n": 2})
         self.assertEqual(self.fetched(), 2)
 
+    def test_closed_while_it_is_read(self):
+        """A stream that has come whole ends well, although the worker closes before its last event is read."""
+        self.far.route = lambda request: cut(chunked(event(1), event(2)))
+
+        async def program(client, endpoint):
+            found = []
+            async for value in (await endpoint.request("/work", {}, stream=True))["response"]:
+                (used,) = client.streams().used
+                while not used.reader._eof:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
+                found.append(value)
+            return found
+        self.assertEqual(self.program(program), [1, 2])
+
     def test_strangers(self):
         self.server.route = lambda request: (reply("nothing here", 404) if request["path"].startswith("/static")
                                              else self.step(request))
@@ -11527,6 +11562,14 @@ class TestRequest(ServerlessCase):
         self.assertEqual((status, err.count("POST "), err.count("Bearer ***")), (0, 2, 2))
         status, out, err = self.tell("--curl")
         self.assertEqual((status, out.count("curl"), self.server.requests), (0, 1, []))
+
+    def test_connections_to_workers(self):
+        """A job goes over a connection of its own, which is closed behind it."""
+        worker = self.serve(self.JSON)
+        self.worker_url, client = worker.url, self.client(self.server)
+        for _ in range(2):
+            client.request("tests", "/work", {})
+        self.assertEqual([place.port for place, idle in client.pool.idle.items() if idle], [self.server.port])
 
     def test_certificates(self):
         far = self.serve(reply({"n": 2}), tls=server_context(self.home))

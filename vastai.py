@@ -6118,7 +6118,8 @@ def send_once(client: VastAI, ask: Ask) -> Answer:
             connection.close()
             raise
         else:
-            client.pool.give(connection, incoming.keep and whole)
+            # a job never goes over a kept connection, so a worker's is of no use
+            client.pool.give(connection, incoming.keep and whole and not ask.root_url)
             return answer
 
 
@@ -11637,7 +11638,7 @@ def reach(ask: Ask) -> Steps:
             url, same = redirect_target(ask.method, ask.url, answer.status_code, answer.redirect)
         except ValueError:
             break
-        if ask.key and not same:
+        if not (same or ask.root_url) and (ask.key or ask.payload):  # a key may be in either
             break
         ask.url = url
     return answer
@@ -11746,6 +11747,7 @@ class Job:
     warn: Callable[[str], object] = lambda text: None
     refresh: Callable[[], Any] = lambda: None
     deadline: float = FOREVER
+    content: bytes = b""  # the payload as JSON
     number: int = 0  # the router's number for this request; it stays the same over all tries
     reason: str = ""  # why no worker has taken the job yet
     lost: str = ""  # why the outcome of a try is unknown
@@ -11769,9 +11771,10 @@ class Job:
 
     def run(self) -> Steps:
         """One try after the other, until there is an answer or a reason to stop."""
-        if not isinstance(self.route, str) or not self.route:
+        if not (isinstance(self.route, str) and self.route and self.route.isprintable()):
             given = short_repr(self.route)
             raise UsageError(f"the route must be a path such as /v1/completions, not {given}")
+        self.content = encode_json(self.payload)  # before a worker is asked for
         tries = unreached = 0
         while True:
             self.tracker.status = "Queued"
@@ -11869,8 +11872,9 @@ class Job:
 
         url = worker.rstrip("/") + "/" + quote(self.route.lstrip("/"), safe=URL_SAFE)
         session_id = self.session.session_id if self.session else None
-        body = {"auth_data": grant, "session_id": session_id, "payload": self.payload}
-        ask = Ask(url, encode_json(body), safe=False, root_url=self.root_url, stream=self.stream)
+        head = encode_json({"auth_data": grant, "session_id": session_id})[:-1]
+        body = head + b', "payload": ' + self.content + b"}"
+        ask = Ask(url, body, safe=False, root_url=self.root_url, stream=self.stream)
         ask.limit = FOREVER if self.worker_timeout is None else self.worker_timeout
         ask.deadline = self.deadline
         return ask
@@ -12386,7 +12390,9 @@ class Connection:
     def is_quiet(self) -> bool:
         # What has come meanwhile is no longer in the socket: the event loop has read it.
         spoilt = self.transport.is_closing() or self.reader.at_eof() or self.reader._buffer
-        return not spoilt and is_quiet(self.transport.get_extra_info("socket"))
+        quiet = not spoilt and is_quiet(self.transport.get_extra_info("socket"))
+        # of a request that was answered early, the rest may still be on its way
+        return quiet and not self.transport.get_write_buffer_size()
 
     def free_slot(self) -> None:
         slot, self.slot = self.slot, None
@@ -12514,8 +12520,7 @@ class Streams:
         else:
             self.used.discard(connection)
             connection.free_slot()
-            # of a request that was answered early, the rest may still be on its way
-            keep = keep and not (self.closed or connection.transport.get_write_buffer_size())
+            keep = keep and not self.closed and connection.is_quiet()
             if keep:
                 connection.timer = self.loop.call_later(connection.IDLE, self.pool.drop, connection)
             self.pool.give(connection, keep)
@@ -13062,16 +13067,17 @@ class ServerlessClient(Generic[R]):
         """The connections of the running event loop."""
         import asyncio
 
-        loop = asyncio.get_running_loop()
-        if loop not in self._streams:
-            for old in [other for other in self._streams if other.is_closed()]:
-                del self._streams[old]
-            self._streams[loop] = Streams(self, loop)
-        return self._streams[loop]
+        loop, opened = asyncio.get_running_loop(), self._streams
+        if loop not in opened:
+            for other in list(opened):  # a copy, since other threads may add theirs
+                if other.is_closed():
+                    opened.pop(other, None)
+            opened[loop] = Streams(self, loop)
+        return opened[loop]
 
     def is_open(self) -> bool:
         """Has it been used, and not been closed since?"""
-        return any(not loop.is_closed() for loop in self._streams)
+        return any(not loop.is_closed() for loop in list(self._streams))
 
     async def close(self) -> None:
         """Cancels what runs and closes the connections; the client can be used again."""
