@@ -7387,7 +7387,7 @@ class PureTest(unittest.TestCase):
                [], [None], {}, {"a": []}, 10 ** 30]
         names = ("x", "gpu_util", "num_gpus", "gpu_name", "disk_space", "disk_util", "disk_usage", "volume_info", "inet_up",
                  "inet_down", "template_id", "template_name", "ssh_host", "ssh_port", "old_x", "new_x")
-        for form in (*vastai.FORMATS, "", ".1f", ".2f/1000", ".1f*100", "{}x"):
+        for form in (*vastai.FORMATS, *vastai.ROW_FORMATS, "", ".1f", ".2f/1000", ".1f*100", "{}x"):
             for value in odd:
                 cell = vastai.format_cell(("X", "x", form), dict.fromkeys(names, value))
                 self.assertTrue(isinstance(cell, str) and cell, (form, value))

@@ -2775,8 +2775,8 @@ class Columns:
 
     The field "a.b" is a member of a member, "a|b" the first that is there.  A format is %'s own
     without the % (".1f") or a text around {} ("{}x"), with *100 or /1000 after it to scale a
-    number, or a word that FORMATS knows.  If a terminal is too narrow, the highest rank goes first;
-    1 if not given, and of no meaning in a card.
+    number, or a word that FORMATS or ROW_FORMATS knows.  If a terminal is too narrow, the highest
+    rank goes first; 1 if not given, and of no meaning in a card.
     """
 
     def __init__(self, text: str) -> None:
@@ -3004,11 +3004,11 @@ Instance: contract_id 0
 Host: host_id 3
 End (UTC): contract_end_date minute 2
 New end (UTC): ask_end_date minute 2
-GPU $/GPU/hr: gpu_costpersec $/hr 0
-Storage $/GB/month: disk_ram_costpersec $/month
-Up $/GB: bwu_cost $/GB
-Down $/GB: bwd_cost $/GB
-Platform fee %: platform_fee %""")
+GPU $/GPU/hr: gpu_costpersec gpu_price 0
+Storage $/GB/month: disk_ram_costpersec disk_price
+Up $/GB: bwu_cost up_price
+Down $/GB: bwd_cost down_price
+Platform fee %: platform_fee fee""")
 BENCHMARK_COLUMNS = Columns("""\
 ID: id 0
 Machine: machine_id 2
@@ -4539,21 +4539,25 @@ register("Tools",
 
 
 class View:
-    """How an answer is shown: format, fields, color … and what the user agreed to beforehand."""
+    """How an answer is shown, and whether its user has `confirmed` the question; a program is not
+    asked.  `common` are the global options of a line.
+    """
 
     def __init__(
         self,
         format: str = "json",
-        fields: str = "",
         quiet: bool = False,
-        full: bool = False,
-        color: bool = True,
-        confirmed: bool = True,  # a program is not asked
-        raw: bool = False,
-        common: Row | None = None,  # the global options of the line
+        confirmed: bool = True,
+        common: Row | None = None,
     ) -> None:
-        self.format, self.fields, self.quiet, self.full = format, fields, quiet, full
-        self.color, self.confirmed, self.raw, self.common = color, confirmed, raw, common or {}
+        self.format, self.quiet, self.confirmed, self.common = (
+            format,
+            quiet,
+            confirmed,
+            common or {},
+        )
+        self.fields, self.color = self.common.get("fields", ""), not self.common.get("no_color")
+        self.full, self.raw = self.common.get("full", False), self.common.get("raw", False)
 
     @property
     def columns_only(self) -> bool:
@@ -4696,56 +4700,41 @@ def check_params(row: Command, params: Row, cli: bool) -> Row:
         if value is not None and arg.name in params:
             value = convert_value(arg, value, cli)
         result[arg.name] = value
-    if row.one_of or row.needs:
-        check_choices(row, result, cli)
-    check_pairs(row, params, cli)
+    check_together(row, params, cli)
     return result
 
 
-def check_choices(row: Command, params: Row, cli: bool) -> None:
-    """Raises UsageError unless exactly one of each `one_of` and one or more of `needs` is given."""
-    args = {arg.name: arg for arg in row.args_of("cli" if cli else "sdk")}
-    given = {
-        name
-        for name, arg in args.items()
-        if params[name] not in (None, arg.cli if cli else arg.default)
-    }
+def check_together(row: Command, params: Row, cli: bool) -> None:
+    """Raises UsageError unless the parameters that a caller gave go together: exactly one of each
+    set of `one_of`, at most one of each of `either`, one of `needs`, and what an argument `needs`.
+    """
+    args = {arg.name: arg for arg in row.args}
+    face = "cli" if cli else "sdk"
+    given = {name for name, value in params.items() if value is not None and value is not False}
+    filled = {name for name in given if params[name] != []}
     for choice in filter(None, row.one_of.split(", ")):
         names = choice.split()
-        if args.keys() >= set(names) and len(given.intersection(names)) != 1:
+        due = all(args[name].face in ("", face) for name in names)
+        if due and len(given.intersection(names)) != 1:
             raise UsageError(f"give either {labels_of(args, names, cli)}")
-    names = [name for name in row.needs.split() if name in args]
-    if row.needs == "*":
-        names = [name for name, arg in args.items() if arg.option and arg is not YES]
+    for choice in filter(None, row.either.split(", ")):
+        names = choice.split()
+        if len(filled.intersection(names)) > 1:
+            raise UsageError(f"give either {labels_of(args, names, cli)}")
+    for arg in row.args:
+        lacks = arg.needs and arg.name in filled and arg.needs not in filled
+        if lacks and (cli or str(params[arg.name]) != arg.default):
+            raise UsageError(f"{arg.label(cli)} needs {args[arg.needs].label(cli)}")
+    mine = [arg for arg in row.args_of(face) if arg.option and arg is not YES]
+    names = row.needs.split() if row.needs != "*" else [arg.name for arg in mine]
     if not names or given.intersection(names):
         return
     if len(names) == 1:
         raise missing_argument_error(row, args[names[0]], cli)
     if row.needs != "*":
         raise UsageError(f"give {labels_of(args, names, cli)}")
-    label = args[names[0]].label(cli)
     kind = "an option" if cli else "a parameter"
-    raise UsageError(f"nothing to change; give {kind}, such as {label}")
-
-
-def check_pairs(row: Command, params: Row, cli: bool) -> None:
-    """Raises UsageError for two arguments of one set of `either`, and for one that lacks what it
-    `needs`.
-    """
-    args = {arg.name: arg for arg in row.args}
-    given = {
-        name
-        for name, value in params.items()
-        if value is not None and value is not False and value != []
-    }
-    for choice in filter(None, row.either.split(", ")):
-        names = choice.split()
-        if len(given.intersection(names)) > 1:
-            raise UsageError(f"give either {labels_of(args, names, cli)}")
-    for arg in row.args:
-        lacks = arg.needs and arg.name in given and arg.needs not in given
-        if lacks and (cli or str(params[arg.name]) != arg.default):
-            raise UsageError(f"{arg.label(cli)} needs {args[arg.needs].label(cli)}")
+    raise UsageError(f"nothing to change; give {kind}, such as {mine[0].label(cli)}")
 
 
 def labels_of(args: dict[str, Arg], names: Iterable[str], cli: bool) -> str:
@@ -6979,36 +6968,19 @@ def objects(value: Any) -> list[Row]:
 
 
 def run_search_offers(call: Call) -> Rows:
-    """The offers; with the options of a job each has `job_total`, and unless an order is given, all
-    that the service has are compared and the cheapest come first.
+    """The offers, each with `datacenter`, and with what the two directives of the query ask for.
+
+    With the options of a job each has `job_total`, and unless an order is given, all that the
+    service has are compared and the cheapest come first.
     """
     asked, job = dict(call.params), any(call[arg.name] is not None for arg in JOB_OPTIONS)
-    by_job = job and asked["order"] is None
+    by_job, limit = job and asked["order"] is None, call["limit"]
     if by_job:  # only rows that came can be put in this order
         call.params["limit"] = None
     if asked["order"] is None:
         call.params["order"] = "dph_total" if job else "score-"
     if asked["storage"] is None:
         call.params["storage"] = 5.0
-    found = find_offers(call)
-    if not job:
-        return found
-    call.params["limit"] = asked["limit"]
-    tell_of_job(call, asked, len(found))
-    totals = [job_total(call, row) for row in found]
-    places = list(range(len(found)))
-    if by_job:
-        places.sort(key=lambda at: (totals[at] is None, totals[at]))
-        places = places[: asked["limit"] or None]
-
-    def priced(rows: list[Row]) -> list[Row]:
-        return [{**rows[at], "job_total": totals[at]} for at in places]
-
-    return Rows(priced(found), {**found.answer, "offers": priced(offers_shown(call, found))})
-
-
-def find_offers(call: Call) -> Rows:
-    """The offers, each with `datacenter`, and with what the two directives of the query ask for."""
     conditions, directives = offer_query(call)
     call.params["conditions"] = conditions  # the remark below the table names them
     kind = "bid" if call["type"] == "interruptible" else call["type"]
@@ -7018,11 +6990,18 @@ def find_offers(call: Call) -> Rows:
     if search.method == "PUT":
         body = {"select_cols": ["*"], "q": body}
     found: Rows = call.of(search, **call.params).send(body=body)
+    call.params["limit"] = limit
     offers: list[Row] = found
     if "georegion" in directives:
         offers = [with_region(row) for row in offers]
     if "chunked" in directives:
         offers = [chunk(row) for row in offers if is_large(row)]
+    if job:
+        tell_of_job(call, asked, len(offers))
+        offers = [{**row, "job_total": job_total(call, row)} for row in offers]
+    if by_job:
+        offers.sort(key=lambda row: (row["job_total"] is None, row["job_total"]))
+        offers = offers[: limit or None]
     answer = {**found.answer, "offers": offers}
     return Rows([{**row, "datacenter": row.get("hosting_type") == 1} for row in offers], answer)
 
@@ -7358,7 +7337,7 @@ def stripped(value: Any) -> Any:
     return [stripped(item) for item in value] if isinstance(value, list) else value
 
 
-def schedule_job(call: Call, **members: Any) -> Row:
+def schedule_job(call: Call) -> Row:
     """Makes a scheduled job of a command instead of running it now."""
     request = build_request(call)
     instance = call["instance"] if call["id"] is None else call["id"]
@@ -7391,12 +7370,6 @@ def schedule_cloud_copy(call: Call) -> Row:
         confirm(call, f"Each upload costs ${price:.2f} per TB. Schedule the copy?")
     call.params["end_date"] = instance.get("end_date") if last is None else last
     return schedule_job(call)
-
-
-class RemoteText(str):
-    """What a command printed in an instance; `folder` is where it ran."""
-
-    folder = ""
 
 
 def run_destroy_instance(call: Call) -> Row:
@@ -7556,9 +7529,8 @@ def run_logs(call: Call) -> Any:
     if not url:
         hint = "" if call.row.safe else look_first(call.row)
         raise VastAIError("the service did not say where the result is", hint=hint)
-    text = RemoteText(result_text(call, url, call["max_wait"]))
-    text.folder = as_text(answer.get("writeable_path"))
-    return text
+    call.params["folder"] = as_text(answer.get("writeable_path"))
+    return result_text(call, url, call["max_wait"])
 
 
 def without_blank_lines(call: Call, text: str) -> str:
@@ -7568,7 +7540,7 @@ def without_blank_lines(call: Call, text: str) -> str:
 
 def without_folder(call: Call, text: str) -> str:
     """The output of `execute` without the folder of the host that it ran in."""
-    folder = getattr(text, "folder", "").rstrip("/")
+    folder = call["folder"].rstrip("/")
     return text.replace(folder, "") if folder else text
 
 
@@ -8282,24 +8254,26 @@ def run_list_machines(call: Call) -> list[Row]:
     others.
     """
     terms = {arg.name: call[arg.name] for arg in LISTING}
-    ids = call["ids"]
-    call.progress(f"{len(ids)} machines …")
-    found = at_once(call, lambda id: call.do("list_machine", id=id, **terms), ids)
+    results: list[Row] = [{"id": id} for id in call["ids"]]
+
+    def work(entry: Row) -> Row:
+        def send(ids: list[Any]) -> Row:
+            answer: Row = call.do("list_machine", id=ids[0], **terms)
+            return answer
+
+        answer: Row = send_for([entry], call.row, send)
+        entry.update({**answer, **entry})
+        return answer
+
+    call.progress(f"{len(results)} machines …")
+    found = at_once(call, work, results)
     call.progress("")
-    results = []
-    for id, answer in zip(ids, found):
-        if isinstance(answer, NothingSent):
-            raise answer
-        if not isinstance(answer, VastAIError):
-            results.append({**answer, "id": id, "success": True})
-            continue
-        bad_key = isinstance(answer, AuthError) and answer.status != 403
-        if (bad_key and not results) or len(ids) == 1:
-            raise answer
-        done = None if isinstance(answer, OutcomeUnknownError) else False
-        failure = {"id": id, "success": done, "status_code": answer.status, "msg": answer.msg}
-        results.append(failure)
-    if any(isinstance(answer, VastAIError) for answer in found):
+    first = found[0]
+    bad_key = isinstance(first, AuthError) and first.status != 403
+    failed = any(isinstance(answer, VastAIError) for answer in found)
+    if isinstance(first, NothingSent) or bad_key or (failed and len(found) == 1):
+        raise first
+    if failed:
         raise partial(results)
     return found
 
@@ -8331,7 +8305,7 @@ def run_show_invoices(call: Call) -> Row:
     if call["instance_label"]:
         answer["invoices"] = with_label(call, invoice_rows(call, answer))
     if call["pdf"]:
-        write_invoice(call, call["pdf"], invoice_rows(call, answer), period_of(call))
+        write_invoice(call, call["pdf"], invoice_rows(call, answer))
     return answer
 
 
@@ -8354,11 +8328,6 @@ def invoice_period(call: Call) -> Row:
     return {"sdate": start, "edate": end}
 
 
-def period_of(call: Call) -> str:
-    """The period of invoice items in words."""
-    return " - ".join(format_utc(moment, "%Y-%m-%d") for moment in invoice_period(call).values())
-
-
 def with_label(call: Call, rows: list[Row]) -> list[Row]:
     """The items of instances with the label that was asked for."""
     ids = list(
@@ -8371,8 +8340,8 @@ def with_label(call: Call, rows: list[Row]) -> list[Row]:
 
 def invoice_rows(call: Call, answer: Row) -> list[Row]:
     """The items that are not 0 and lie between the given dates."""
-    start = float("-inf") if call["start_date"] is None else call["start_date"]
-    end = float("inf") if call["end_date"] is None else call["end_date"]
+    start = -FOREVER if call["start_date"] is None else call["start_date"]
+    end = FOREVER if call["end_date"] is None else call["end_date"]
     rows = []
     for row in as_rows(answer.get("invoices")):
         moment = as_number(row.get("timestamp")) or 0
@@ -8419,8 +8388,6 @@ def run_show_invoices_v1(call: Call) -> Row:
     title, kind, when = "Invoices", "payment", "when"
     if call["charges"]:
         title, kind, when = "Charges", "charge", "day"
-    limits = query["select_filters"][when]
-    period = " - ".join(format_utc(limits[name], "%Y-%m-%d") for name in ("gte", "lte"))
     items = [
         {
             "timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"),
@@ -8430,7 +8397,7 @@ def run_show_invoices_v1(call: Call) -> Row:
         }
         for row in bill_rows(call, results)
     ]
-    write_invoice(call, call["pdf"], items, period, title)
+    write_invoice(call, call["pdf"], items, query["select_filters"][when], title)
     return {"results": results, "count": len(results), "total": len(results), "next_token": None}
 
 
@@ -8466,7 +8433,7 @@ def run_pdf_invoices(call: Call) -> str:
     if os.name == "nt":
         name = name.replace(":", ".")
     path = call["pdf"] or f"{name}.pdf"
-    write_invoice(call, path, invoice_rows(call, invoice_items(call)), period_of(call))
+    write_invoice(call, path, invoice_rows(call, invoice_items(call)))
     return str(path)
 
 
@@ -8477,11 +8444,15 @@ def invoice_number() -> int:
 
 
 def write_invoice(
-    call: Call, path: str, rows: list[Row], period: str, title: str = "Invoice"
+    call: Call, path: str, rows: list[Row], limits: Row | None = None, title: str = "Invoice"
 ) -> None:
-    """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind."""
+    """Puts invoice items into a PDF file, with the account as addressee and a sum for each kind.
+    `limits` are those of the period if it is not invoice_period()'s.
+    """
     user = call.of(METHODS["show_user"]).send(query=OWNER)
     totals = [(kind, format_money(amount)) for kind, amount in sums_of(rows).items()]
+    moments = (limits or invoice_period(call)).values()
+    period = " - ".join(format_utc(moment, "%Y-%m-%d") for moment in moments)
     document = invoice_pdf(
         rows, user, title=title, number=str(invoice_number()), period=period, totals=totals
     )
@@ -14644,13 +14615,15 @@ def _is_number(cell: str) -> bool:
 def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
     """A column's cells; null, missing and empty are `-`."""
     name, form = column[1], column[2]
+    if form in ROW_FORMATS:
+        return [ROW_FORMATS[form](row) or "-" for row in rows]
+    values = column_values(name, rows)
     if form in FORMATS:
-        return [FORMATS[form](row, name) or "-" for row in rows]
+        return [FORMATS[form](value) or "-" for value in values]
     form, times, factor = form.partition("*")
     form, over, divisor = form.partition("/")
     scale = float(factor) if times else 1 / float(divisor) if over else 1
     shape = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
-    values = column_values(name, rows)
     if {int, float}.issuperset(map(type, values)):
         return list(map(shape.__mod__, values if scale == 1 else [v * scale for v in values]))
     cells = []
@@ -14682,19 +14655,18 @@ def format_cell(column: Sequence[Any], row: Row) -> str:
 # type that is expected is shown as it is, or as -.
 
 
-def _age(row: Row, name: str) -> str:
-    started = as_number(row.get(name))
+def _age(value: Any) -> str:
+    started = as_number(value)
     return "-" if started is None else format_duration(time.time() - started)
 
 
-def _hours(row: Row, name: str) -> str:
-    since = as_number(row.get(name))
+def _hours(value: Any) -> str:
+    since = as_number(value)
     return "-" if since is None else f"{(time.time() - since) / 3600:.2f}"
 
 
-def _moment(form: str) -> Callable[[Row, str], str]:
-    def cell(row: Row, name: str) -> str:
-        value = row.get(name)
+def _moment(form: str) -> Callable[[Any], str]:
+    def cell(value: Any) -> str:
         if isinstance(value, str) and value[10:11] == "T" and value[:4].isdigit():
             value = seconds_of(value) or value
         return format_value(format_utc(value, form)) if value else "-"
@@ -14717,42 +14689,38 @@ def seconds_of(text: str) -> float | None:
     return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
 
 
-def _weekday(row: Row, name: str) -> str:
-    days = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
-    value = row.get(name)
-    day = as_whole(value)
+def _weekday(value: Any) -> str:
     if value is None:
         return "Everyday"
+    days = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+    day = as_whole(value)
     return days[day] if day is not None and 0 <= day < 7 else format_value(value)
 
 
-def _hour(row: Row, name: str) -> str:
-    value = row.get(name)
-    hour = as_whole(value)
+def _hour(value: Any) -> str:
     if value is None:
         return "every hour"
+    hour = as_whole(value)
     if hour is None or hour not in range(24):
         return format_value(value)
     return f"{hour % 12 or 12} {'AM' if hour < 12 else 'PM'}"
 
 
-def _minute(row: Row, name: str) -> str:
-    value = row.get(name)
-    minute = as_whole(value)
+def _minute(value: Any) -> str:
     if value is None:
         return "every minute"
+    minute = as_whole(value)
     return format_value(value if minute is None else minute).zfill(2)
 
 
-def _join(row: Row, name: str) -> str:
-    value = row.get(name)
+def _join(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(format_value, value)) or "-"
     return format_value(value) if value else "-"
 
 
-def _change(factor: float, digits: int) -> Callable[[Row, str], str]:
-    def cell(row: Row, name: str) -> str:
+def _change(name: str, factor: float, digits: int = 4) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
         old, new = as_number(row.get(f"old_{name}")), as_number(row.get(f"new_{name}"))
         if new is None:
             return "-"
@@ -14762,7 +14730,7 @@ def _change(factor: float, digits: int) -> Callable[[Row, str], str]:
     return cell
 
 
-def _gpu(row: Row, _: str) -> str:
+def _gpu(row: Row) -> str:
     use = as_number(row.get("gpu_util"))
     busy = "" if use is None else f" ({use:.0f}%)"
     model = format_value(row.get("gpu_name") or "?").replace(" ", "_")
@@ -14773,7 +14741,7 @@ def _usage(used: float | None, total: float) -> str:
     return f"?/{total:.0f}" if used is None or used < 0 else f"{used:.1f}/{total:.0f}"
 
 
-def _disk(row: Row, _: str) -> str:
+def _disk(row: Row) -> str:
     total, part = as_number(row.get("disk_space")), as_number(row.get("disk_util"))
     if total is None:
         return "-"
@@ -14781,7 +14749,7 @@ def _disk(row: Row, _: str) -> str:
     return _usage(as_number(row.get("disk_usage")), total) + percent
 
 
-def _volumes(row: Row, _: str) -> str:
+def _volumes(row: Row) -> str:
     found = []
     for volume in as_rows(row.get("volume_info")):
         total, free = as_number(volume.get("total_space")), as_number(volume.get("avail_space"))
@@ -14791,19 +14759,19 @@ def _volumes(row: Row, _: str) -> str:
     return format_value(", ".join(found)) if found else "-"
 
 
-def _net(row: Row, _: str) -> str:
+def _net(row: Row) -> str:
     speeds = (as_number(row.get(name)) for name in ("inet_up", "inet_down"))
     up, down = ("?" if speed is None else f"{speed:.0f}" for speed in speeds)
     return f"↑{up} ↓{down}"
 
 
-def _template(row: Row, _: str) -> str:
+def _template(row: Row) -> str:
     if not row.get("template_id"):
         return "-"
     return format_value(f"{row.get('template_name') or '?'} ({row['template_id']})")
 
 
-def _ssh(row: Row, _: str) -> str:
+def _ssh(row: Row) -> str:
     host = row.get("ssh_host")
     return format_value(f"{host}:{row.get('ssh_port')}") if host else "-"
 
@@ -14820,7 +14788,7 @@ def mapped_ports(row: Row) -> dict[str, str]:
     return found
 
 
-def _ports(row: Row, _: str) -> str:
+def _ports(row: Row) -> str:
     return format_value(" ".join(f"{at}->{inner}" for inner, at in mapped_ports(row).items()))
 
 
@@ -14843,7 +14811,7 @@ def rented_sentence(call: Call, answer: Row) -> str:
     if not row:
         source = f"offer {offer} as " if offer else ""
         return f"Renting {source}instance {id}. Wait for it with `vastai wait instance {id}`; {end}"
-    model, price = _gpu({**row, "gpu_util": None}, ""), hourly_cost(row)
+    model, price = _gpu({**row, "gpu_util": None}), hourly_cost(row)
     facts = [f"{model} in {format_value(row.get('geolocation') or 'an unknown place')}"]
     facts += [f"offer {offer}"] if offer else []
     facts += [] if price is None else [format_rate(price)]
@@ -14856,17 +14824,17 @@ def rented_sentence(call: Call, answer: Row) -> str:
 def rented_footer(call: Call, answer: Row) -> list[str]:
     """Where the ports and the Jupyter of an instance that was waited for can be reached."""
     row = as_dict(answer.get("instance"))
-    cells = {"Ports": _ports(row, ""), "Jupyter": jupyter_address(row)}
+    cells = {"Ports": _ports(row), "Jupyter": jupyter_address(row)}
     return [f"{name}: {cell}" for name, cell in cells.items() if cell]
 
 
-FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the cell of a row
-    "state": lambda row, name: format_value(row.get(name) or "-"),
-    "mark": lambda row, name: format_value(row.get(name) or " "),
-    "exact": lambda row, name: format_value(row.get(name)),
-    "unknown": lambda row, name: format_value(row.get(name) or "unknown"),
-    "_": lambda row, name: format_value(row.get(name) or "-").replace(" ", "_"),
-    "count": lambda row, name: str(len(row[name])) if isinstance(row.get(name), list) else "-",
+FORMATS: dict[str, Callable[[Any], str]] = {  # a column's format -> the cell of a value
+    "state": lambda value: format_value(value or "-"),
+    "mark": lambda value: format_value(value or " "),
+    "exact": format_value,
+    "unknown": lambda value: format_value(value or "unknown"),
+    "_": lambda value: format_value(value or "-").replace(" ", "_"),
+    "count": lambda value: str(len(value)) if isinstance(value, list) else "-",
     "join": _join,
     "age": _age,
     "hours": _hours,
@@ -14875,6 +14843,8 @@ FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the ce
     "min": _minute,
     "day": _moment("%Y-%m-%d"),
     "minute": _moment("%Y-%m-%d %H:%M"),
+}
+ROW_FORMATS: dict[str, Callable[[Row], str]] = {  # the same, of a row
     "gpu": _gpu,
     "disk": _disk,
     "volumes": _volumes,
@@ -14882,11 +14852,12 @@ FORMATS: dict[str, Callable[[Row, str], str]] = {  # a column's format -> the ce
     "template": _template,
     "ssh": _ssh,
     "ports": _ports,
-    "jupyter": lambda row, name: format_value(jupyter_address(row)),
-    "$/hr": _change(3600, 4),
-    "$/month": _change(2592000, 4),
-    "$/GB": _change(1, 4),
-    "%": _change(100, 2),
+    "jupyter": lambda row: format_value(jupyter_address(row)),
+    "gpu_price": _change("gpu_costpersec", 3600),
+    "disk_price": _change("disk_ram_costpersec", 2592000),
+    "up_price": _change("bwu_cost", 1),
+    "down_price": _change("bwd_cost", 1),
+    "fee": _change("platform_fee", 100, 2),
 }
 
 
@@ -16014,16 +15985,7 @@ def run_row(row: Command, given: Row, common: Row, pool: Pool | None) -> int:
     ask_for_secrets(GLOBAL_ARGS, common)
     ask_for_secrets(row, given)
     quiet = (common["quiet"] and common["format"] != "json") or given.get("ids_only", False)
-    view = View(
-        common["format"],
-        common["fields"],
-        quiet,
-        common["full"],
-        color=not common["no_color"],
-        confirmed=given.get("yes", False),
-        raw=common["raw"],
-        common=common,
-    )
+    view = View(common["format"], quiet, given.get("yes", False), common)
     ids: dict[str, int] = {}  # of the labels, once they are looked up
 
     def id_of(label: str) -> str:
@@ -16886,30 +16848,22 @@ def shell_words(line: str) -> list[str]:
 
     shlex does the same, and takes 15 s for a word of a megabyte.
     """
-    words: list[str] = []
-    word: list[str] | None = None  # the letters of the word under way
-    quote = ""
-    letters = iter(line)
-    for char in letters:
-        if not quote and char in " \t\r\n":
-            words += [] if word is None else ["".join(word)]
-            word = None
-            continue
-        word = [] if word is None else word
-        if char == quote:
-            quote = ""
-        elif char == "\\" and quote != "'":
-            following = next(letters, "")
-            if not following:
-                raise ValueError("nothing follows the backslash")
-            word.append(char + following if quote and following not in '"\\' else following)
-        elif not quote and char in "'\"":
-            quote = char
-        else:
-            word.append(char)
-    if quote:
-        raise ValueError(f"the quote {quote} is not closed")
-    return words + ([] if word is None else ["".join(word)])
+    import re
+
+    words: list[list[str]] = []
+    end = -1
+    for piece in re.finditer(
+        r"""'([^']*)'|"([^"\\]*(?:\\.[^"\\]*)*)"|\\(.)|[^ \t\r\n'"\\]+|\S""", line, re.S
+    ):
+        text = piece.group()
+        if text in "'\"\\":
+            raise ValueError(f"what {text} begins is not closed")
+        if piece.start() != end:
+            words.append([])
+        end = piece.end()
+        inner = piece.group(piece.lastindex or 0)
+        words[-1].append(re.sub(r'\\(["\\])', r"\1", inner) if text[0] == '"' else inner)
+    return list(map("".join, words))
 
 
 def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
