@@ -6740,6 +6740,18 @@ class CompatTest(CommandCase):
         self.assertEqual(self.client.create_ssh_key(SSH_KEY, name="laptop")["success"], True)
         self.assertEqual(vastai.VastAI(api_key="k").last_output, "")
 
+    def test_results_are_plain(self):
+        """YAML and the like refuse subclasses of list and str."""
+        for rows in (self.client.show_instances(), self.client.search_offers("num_gpus=1"), self.client.show_ssh_keys()):
+            self.assertIs(type(rows), list)
+        new = self.client.create_instance(self.cheapest(), "vastai/pytorch")["new_contract"]
+        self.assertIs(type(self.client.logs(new)), str)
+
+    def test_order_of_the_parameters(self):
+        names = list(inspect.signature(vastai.VastAI.launch_instance).parameters)
+        last = names.index("query")
+        self.assertEqual(names[last + 1:last + 4], ["ssh", "jupyter", "direct"])
+
     def test_skypilot(self):
         self.keep_key()
         with mock.patch.dict(sys.modules, vastai_sdk=vastai):
@@ -7191,7 +7203,7 @@ class PureTest(unittest.TestCase):
         europe = vastai.GEOREGIONS["EU"].split()
         for text, expected in (
                 ("rentable=TRUE verified=False", {"rentable": {"eq": True}, "verified": {"eq": False}}),
-                ("verified in [true,false]", {"verified": {"in": [True, False]}}),
+                ("verified in [true,false]", {"verified": {"in": ["true", "false"]}}),
                 ("geolocation=us", {"geolocation": {"eq": "US"}}), ("geolocation notin [CN RU]", {"geolocation": {"notin": ["CN", "RU"]}}),
                 ("geolocation=EU georegion=true", {"geolocation": {"in": europe}, "georegion": {"eq": True}}),
                 ("georegion=True geolocation in [EU,NA]", {"geolocation": {"in": [*europe, "CA", "US"]}, "georegion": {"eq": True}}),
@@ -7204,6 +7216,8 @@ class PureTest(unittest.TestCase):
                 ("gpu_name!=A gpu_name!=B gpu_name!=C", {"gpu_name": {"notin": ["A", "B", "C"]}}),
                 ("gpu_name!=A gpu_name!=B gpu_name notin [C,A]", {"gpu_name": {"notin": ["A", "B", "C"]}}),
                 ("gpu_name notin [A] gpu_name notin [B]", {"gpu_name": {"notin": ["A", "B"]}}),
+                ("gpu_name notin [A] gpu_name!=B", {"gpu_name": {"notin": ["A"], "neq": "B"}}),
+                ("gpu_name notin [A] gpu_name!=B gpu_name!=C gpu_name!=D", {"gpu_name": {"notin": ["A", "B", "C", "D"]}}),
                 ("gpu_name!=A gpu_name!=A", {"gpu_name": {"neq": "A"}}), ("gpu_name!=A", {"gpu_name": {"neq": "A"}}),
                 ("driver_version in [570.124.4,570124005]", {"driver_version": {"in": [570124004, "570124005"]}}),
                 ("cpu_arch=x86_64", {"cpu_arch": {"eq": "x86_64"}}), ("compute_cap>0 gpu_frac<=.5", {
@@ -12607,6 +12621,9 @@ launch instance
     --runtype:TEXT=None(sdk)
     --args:TEXT=None
     --query:QUERY=None
+    --ssh:TEXT=False
+    --jupyter:TEXT=False
+    --direct:TEXT=False
     --max-price:USD=None
     --max-hours:HOURS=None
     --spot:TEXT=None
@@ -12615,9 +12632,6 @@ launch instance
     --tries:N=None
     --start-timeout:SECONDS=None
     --exclude-machine:MACHINE+=None
-    --ssh:TEXT=False
-    --jupyter:TEXT=False
-    --direct:TEXT=False
     --onstart:FILE=None(cli)
     --entrypoint:COMMAND=None(cli)
     --wait:TEXT=False

@@ -1487,17 +1487,17 @@ def add_condition(
     present: Row, given: dict[str, Condition], condition: Condition, value: Any
 ) -> str:
     """Adds a condition to those that its field has, {operator: value}, and to `given`, those of the
-    query; the text of the one that it replaces, or "".  Several != and notin become one notin.
+    query; the text of the one that it replaces, or "".  Several != become one notin, as do several
+    notin.
     """
-    operator = condition.operator
-    if operator in ("neq", "notin") and value is not None and "notin" in given:
-        values = value if isinstance(value, list) else [value]
-        present["notin"] += [item for item in values if item not in present["notin"]]
-        return ""
-    both = [present.get(operator), value]
-    if operator == "neq" and operator in given and None not in both and both[0] != value:
-        del given[operator], present[operator]
-        given["notin"], present["notin"] = condition, both
+    operator, values = condition.operator, value if isinstance(value, list) else [value]
+    earlier = present.get("neq", "")
+    repeated = operator in given and earlier != value
+    if operator == "neq" and repeated and None not in (value, earlier):
+        operator, values = "notin", [present.pop("neq", value), value]
+        given.setdefault("notin", condition)
+    if operator == "notin" and operator in given:
+        present["notin"] = list(dict.fromkeys([*present.get("notin", ()), *values]))
         return ""
     replaced = given[operator].text if operator in given and present[operator] != value else ""
     present[operator] = value
@@ -1628,7 +1628,8 @@ def query_item(condition: Condition, text: str, quoted: bool) -> Any:
     if not type and condition.scale is None:  # not known: as the service's own client does
         return plain if condition.takes_list else LITERALS.get(plain, plain)
     if type == "true/false":
-        return query_flag(condition, text)
+        flag = query_flag(condition, text)
+        return text if condition.takes_list else flag  # items of a list stay text
     if type == "country":
         return query_country(condition, text)
     if type == "date":
@@ -3629,8 +3630,7 @@ register("Search and rent",
         *LAUNCH_OPTIONS,
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
         Local("--query", QUERY, "Offer | conditions as for search offers, instead of GPU and region", many=False),
-        *MACHINE_OPTIONS,
-        *RUNTYPE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
+        *RUNTYPE_OPTIONS, *MACHINE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
         of="CreatedInstance", needs="image template_hash", either="onstart_cmd entrypoint, bid bid_over",
         build="build_launch", run="run_launch", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
@@ -4657,6 +4657,14 @@ class Rows(list):  # type: ignore[type-arg]
     def next_token(self) -> str | None:
         """What `after_token` or `next_token` takes to get the next page; None after the last."""
         return self.answer.get("next_token") or None
+
+
+def exact(result: Any) -> Any:
+    """A result as a caller of the SDK gets it: a plain list or text, which every library takes."""
+    for plain in (list, str):
+        if isinstance(result, plain):
+            return plain(result)
+    return result
 
 
 def bind_params(row: Command, args: Sequence[Any], given: Row) -> Row:
@@ -13586,8 +13594,9 @@ class VastAI:
             finally:
                 if client.api_key != key:  # set_api_key is meant for this client
                     self.api_key = client.api_key
-            self.last_result = answer
-            return answer if view.format == "json" else present(call, answer)
+            result = exact(answer)
+            self.last_result = result
+            return result if view.format == "json" else present(call, answer)
 
     # fmt: off
     # stubs: begin
@@ -13639,11 +13648,11 @@ class VastAI:
                 python_utf8: bool = False, lang_utf8: bool = False, jupyter_lab: bool = False,
                 jupyter_dir: str | None = None, cancel_unavail: bool = False, template_hash: str | None = None,
                 runtype: str | None = None, args: Sequence[str] | None = None,
-                query: str | dict[str, Any] | None = None, max_price: float | None = None,
-                max_hours: float | None = None, spot: bool | None = None, bid: float | None = None,
-                bid_over: float | None = None, tries: int | None = None, start_timeout: float | None = None,
-                exclude_machine: Sequence[int] | None = None, ssh: bool = False, jupyter: bool = False,
-                direct: bool = False, wait: bool = False, max_wait: float = 600,
+                query: str | dict[str, Any] | None = None, ssh: bool = False, jupyter: bool = False,
+                direct: bool = False, max_price: float | None = None, max_hours: float | None = None,
+                spot: bool | None = None, bid: float | None = None, bid_over: float | None = None,
+                tries: int | None = None, start_timeout: float | None = None,
+                exclude_machine: Sequence[int] | None = None, wait: bool = False, max_wait: float = 600,
                 confirm: bool = False) -> CreatedInstance:
             "Find the best offer and rent it."; ...
         def run(self, image: str, command: Sequence[str], gpu: str | None = None, query: str | None = None,
