@@ -10726,6 +10726,8 @@ class TestJobs(ServerlessCase):
             self.assertEqual((answer["text"], answer["content_type"]), (text, (kind or "").partition(";")[0]))
         self.worker = [reply(gzip.compress(b'{"z": 1}'), Content_Encoding="gzip")]
         self.assertEqual(self.ask()["response"], {"z": 1})
+        self.worker = [b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n"]  # which has no body all the same
+        self.assertIsNone(self.ask(timeout=5, worker_timeout=0)["response"])  # 0: no limit, as in the official client
         with mock.patch("vastai.LARGEST_ANSWER", 1000):  # of the service, not of a worker
             for options in ({}, {"Content_Encoding": "gzip"}):
                 text = b" " * 2000
@@ -11138,6 +11140,24 @@ class TestServerless(ServerlessCase):
             task.cancel()
             await task
         self.assertIsInstance(self.error(self.program, program, "CoroutineServerless"), asyncio.TimeoutError)
+
+    def test_hosts_with_several_addresses(self):
+        """One that does not answer does not keep the client from the next."""
+        with contextlib.ExitStack() as stack:
+            deaf, *waiting = [stack.enter_context(socket.socket()) for _ in range(5)]
+            deaf.bind(("127.0.0.1", 0))
+            deaf.listen(0)
+            for sock in waiting:  # its queue is full, so it answers nobody
+                sock.setblocking(False)
+                sock.connect_ex(deaf.getsockname())
+            found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))
+                     for port in (deaf.getsockname()[1], self.server.port)]
+
+            async def program(client, endpoint):
+                client.autoscaler_url = "http://router.example"
+                with mock.patch("socket.getaddrinfo", lambda *_, **__: found):
+                    return await endpoint.request("/work", {}, timeout=5)
+            self.assertTrue(self.program(program)["ok"])
 
     def test_long_pauses(self):
         """A service that asks for more than a minute is not waited for."""

@@ -6258,12 +6258,13 @@ class Incoming:
                 name, value = name.strip().lower(), value.strip()
                 headers[name] = f"{headers[name]}, {value}" if name in headers else value
         options = headers.get("Connection", "").lower()
-        self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
+        empty = self.status in (204, 304)  # whatever the headers say
+        self.chunked = "chunked" in headers.get("Transfer-Encoding", "").lower() and not empty
         length, *others = {each.strip() for each in headers.get("Content-Length", "").split(",")}
         if others and not self.chunked:
             raise ConnectionError("the answer has two lengths")
         self.left = None
-        if self.chunked or self.status in (204, 304):
+        if self.chunked or empty:
             self.left = 0
         elif is_digits(length):
             self.left = int(length[:19])
@@ -11703,10 +11704,10 @@ class Job:
     """One request to an endpoint, and how far it has come.
 
     `endpoint` has a name and an api_key.  `timeout` bounds all of it, `worker_timeout` one try of a
-    worker (seconds; None is unlimited); `max_retries` counts all tries.  With a `session` the job
-    goes to the session's worker and no other.  `warn` is called with a sentence when a job whose
-    outcome is unknown is about to be repeated.  `refresh` begins to renew the endpoint's key if
-    that is old, and returns the task that has to be waited for, or None.
+    worker (seconds; None and 0 are unlimited); `max_retries` counts all tries.  With a `session`
+    the job goes to the session's worker and no other.  `warn` is called with a sentence when a job
+    whose outcome is unknown is about to be repeated.  `refresh` begins to renew the endpoint's key
+    if that is old, and returns the task that has to be waited for, or None.
     """
 
     endpoint: Any
@@ -11854,7 +11855,7 @@ class Job:
         head = encode_json({"auth_data": grant, "session_id": session_id})[:-1]
         body = head + b', "payload": ' + self.content + b"}"
         ask = Ask(url, body, safe=False, root_url=self.root_url, stream=self.stream)
-        ask.limit = FOREVER if self.worker_timeout is None else self.worker_timeout
+        ask.limit = self.worker_timeout or FOREVER
         ask.deadline = self.deadline
         return ask
 
@@ -12510,18 +12511,20 @@ class Streams:
         """
         import asyncio
 
-        tls: Any = {}
+        options: Any = {}
         if place.tls:
-            tls = {"ssl": tls_context(place.root), "server_hostname": place.host}
+            options = {"ssl": tls_context(place.root), "server_hostname": place.host}
         if place.tls and place.proxy:
             ends = min(ends, time.monotonic() + CONSOLE_LIMIT)  # the program's end waits for it
             tunnel = await self.loop.run_in_executor(None, open_socket, place, ends)
             sock = tunnel.sock.dup()  # the tunnel closes its own
             sock.setblocking(False)
-            both = await asyncio.open_connection(sock=sock, **tls)
+            both = await asyncio.open_connection(sock=sock, **options)
         else:
             near = place.proxy or place
-            both = await asyncio.open_connection(near.host, near.port, **tls)
+            if not is_address(near.host):  # its second address, if the first says nothing
+                options["happy_eyeballs_delay"] = 0.25  # seconds
+            both = await asyncio.open_connection(near.host, near.port, **options)
         return Connection(place, *both)
 
     def close(self) -> None:
@@ -12783,7 +12786,8 @@ class Endpoint(Generic[R]):
             stream: the response is an async iterator of events.
             timeout: seconds for all of it, up to the first byte of a stream; None waits forever.
             session: the session whose worker gets the job.
-            worker_timeout: seconds for one try of a worker, or between two pieces of a stream.
+            worker_timeout: seconds for one try of a worker, or between two pieces of a stream; None is
+                unlimited.
             max_retries: tries in all; None is unlimited.
         """
         return self.client.queue_endpoint_request(
@@ -13110,8 +13114,8 @@ class ServerlessClient(Generic[R]):
         if not url:
             raise ValueError("expected the auth_data of a session, which has a url")
         body = encode_json({"session_id": session_id, "session_auth": grant})
-        url = url.rstrip("/")
-        ask = Ask(f"{url}/session/{verb}", body, limit=timeout, root_url=self.SSL_CERT_URL)
+        ask = Ask(f"{url.rstrip('/')}/session/{verb}", body, root_url=self.SSL_CERT_URL)
+        ask.limit = timeout or FOREVER
         steps = ask_service(f"session {session_id}", ask, self.api_key, tries=1)
         return as_dict(parse_object(await self.streams().drive(steps)))
 
