@@ -485,6 +485,11 @@ def suggest(word: str, words: Iterable[str]) -> str:
     return f"; did you mean {bare[close[0]]!r}?" if close else ""
 
 
+def parse_table(text: str) -> dict[str, str]:
+    """A dict from a text with a line `name: what it stands for` for each."""
+    return dict(line.split(": ", 1) for line in text.split("\n"))
+
+
 def redact_text(text: str, secrets: Iterable[str]) -> str:
     """`text` without the caller's secrets, should the service echo one; nor as JSON writes them."""
     import json
@@ -5262,14 +5267,14 @@ def schedule_of(call: Call, request: Request) -> Row:
     }
 
 
-TEMPLATE_FLAGS = {  # the flags that set members of a template
-    "ssh jupyter direct": "jup_direct ssh_direct use_ssh runtype",
-    "jupyter_lab": "use_jupyter_lab",
-    "login": "docker_login_repo",
-    "hide_readme": "readme_visible",
-    "search_params": "extra_filters",
-    "public": "private",
-}
+# the flags that set members of a template
+TEMPLATE_FLAGS = parse_table("""\
+ssh jupyter direct: jup_direct ssh_direct use_ssh runtype
+jupyter_lab: use_jupyter_lab
+login: docker_login_repo
+hide_readme: readme_visible
+search_params: extra_filters
+public: private""")
 
 
 def template_members(call: Call) -> Row:
@@ -7262,16 +7267,15 @@ DETAIL_COLS = (
     "machine_id template_id template_name geolocation inet_up inet_down ssh_host ssh_port "
     "status_msg"
 )
-COLUMN_NAMES = {
-    "actual_status": "status",
-    "dph_total": "dph",
-    "image_uuid": "image",
-    "start_date": "age",
-    "verification": "verified",
-    "machine_id": "machine",
-    "geolocation": "location",
-    "status_msg": "msg",
-}
+COLUMN_NAMES = parse_table("""\
+actual_status: status
+dph_total: dph
+image_uuid: image
+start_date: age
+verification: verified
+machine_id: machine
+geolocation: location
+status_msg: msg""")
 
 
 def instance_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
@@ -11009,13 +11013,12 @@ STATUS_SIGNS = (
     "oci runtime",
     "permission denied",
 )
-TEST_FAILURES = {
-    "nvml_failed": "nvml|nvidia-smi|driver/library version mismatch",
-    "nccl_failed": "nccl|unhandled system error|connection timed out|allreduce|peer access",
-    "ecc_failed": "ecc|volatile double bit|aggregate single bit",
-    "stress_gpu_burn_failed": "stress|gpu-burn|xid|thermal|power limit|burn-in|hardware error",
-    "resnet_failed": "resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror",
-}
+TEST_FAILURES = parse_table("""\
+nvml_failed: nvml|nvidia-smi|driver/library version mismatch
+nccl_failed: nccl|unhandled system error|connection timed out|allreduce|peer access
+ecc_failed: ecc|volatile double bit|aggregate single bit
+stress_gpu_burn_failed: stress|gpu-burn|xid|thermal|power limit|burn-in|hardware error
+resnet_failed: resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror""")
 
 
 def failure_of(text: str, table: dict[str, str], otherwise: str) -> str:
@@ -11125,18 +11128,16 @@ def write_bundle(
 
 LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
 DMESG_WORDS = ("warn", "err", "fail", "fault", "crit", "panic", "oops", "bug")
-LOCAL_ARTIFACTS = {
-    "dmesg-filtered.log": "dmesg -T",
-    "nvidia-smi.txt": "nvidia-smi",
-    "nvidia-smi-L.txt": "nvidia-smi -L",
-    "docker-info.txt": "docker info",
-    "ip-addr.txt": "ip addr",
-    "ss-tlnp-summary.txt": "ss -tlnp",
-    "etc-docker-daemon.json": "cat /etc/docker/daemon.json",
-    "docker-mounts.txt": "grep docker /proc/mounts",
-    "journalctl.log": "journalctl -b -p err..alert -u docker -u vastai_kaalia "
-    "--since -24h --no-pager",
-}
+LOCAL_ARTIFACTS = parse_table("""\
+dmesg-filtered.log: dmesg -T
+nvidia-smi.txt: nvidia-smi
+nvidia-smi-L.txt: nvidia-smi -L
+docker-info.txt: docker info
+ip-addr.txt: ip addr
+ss-tlnp-summary.txt: ss -tlnp
+etc-docker-daemon.json: cat /etc/docker/daemon.json
+docker-mounts.txt: grep docker /proc/mounts
+journalctl.log: journalctl -b -p err..alert -u docker -u vastai_kaalia --since -24h --no-pager""")
 
 
 def output_of(line: str) -> str:
@@ -15340,38 +15341,8 @@ def bundle_sentence(call: Call, bundle: Row) -> str:
 # code of WinAnsiEncoding (cp1252), 32 to 255, and counts from "0" into the list of all widths that
 # occur.
 _PDF_ADVANCES = (
-    191,
-    222,
-    238,
-    260,
-    278,
-    280,
-    333,
-    334,
-    350,
-    355,
-    365,
-    370,
-    389,
-    400,
-    469,
-    474,
-    500,
-    537,
-    556,
-    584,
-    611,
-    667,
-    722,
-    737,
-    778,
-    833,
-    834,
-    889,
-    944,
-    975,
-    1000,
-    1015,
+    "191 222 238 260 278 280 333 334 350 355 365 370 389 400 469 474 500 537 556 584 611 667 "
+    "722 737 778 833 834 889 944 975 1000 1015"
 )
 _PDF_WIDTHS = (
     "449BBKE066<C4644BBBBBBBBBB44CCCBOEEFFEDHF4@EBIFHEHFEDFELEED444>B6BB@BB4BB11@1IBBBB6@4B@F@@@737C8B81B6NBB6NE6N8D88"
@@ -15598,8 +15569,9 @@ def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
 
 def _pdf_width(text: bytes, style: str) -> float:
     """How many points wide a text is."""
-    advances = sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text)
-    return advances * _PDF_STYLES[style][1] / 1000
+    advances = _PDF_ADVANCES.split()
+    width = sum(int(advances[ord(_PDF_WIDTHS[code - 32]) - 48]) for code in text)
+    return width * _PDF_STYLES[style][1] / 1000
 
 
 def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
@@ -15839,50 +15811,49 @@ def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> Usa
 
 
 # What people type from habit, and what does it here.
-HABITS = {
-    "--sort": "--order --order-by",
-    "--sort-by": "--order --order-by",
-    "--json": "--raw",
-    "--output": "--format",
-    "--verbose": "--explain",
-    "--force": "--yes",
-    "--name": "--label",
-    "--gpus": "--num-gpus",
-    "login": "set api-key",
-    "auth": "set api-key",
-    "configure": "set api-key",
-    "whoami": "show user",
-    "balance": "show user",
-    "ls": "show instances",
-    "ps": "show instances",
-    "list": "show instances",
-    "rm": "destroy instance",
-    "kill": "destroy instance",
-    "rent": "create instance",
-    "bid": "change bid",
-    "exec": "execute",
-    "ssh-key": "show ssh-keys",
-    "version": "--version",
-}
-VERBS = {  # of other programs
-    "list": "show search",
-    "ls": "show search",
-    "get": "show search",
-    "describe": "show",
-    "find": "search",
-    "rm": "destroy delete remove",
-    "remove": "delete destroy",
-    "delete": "destroy remove",
-    "destroy": "delete",
-    "kill": "destroy",
-    "terminate": "destroy",
-    "new": "create",
-    "add": "create attach",
-    "rent": "create",
-    "edit": "update",
-    "modify": "update",
-    "restart": "reboot",
-}
+HABITS = parse_table("""\
+--sort: --order --order-by
+--sort-by: --order --order-by
+--json: --raw
+--output: --format
+--verbose: --explain
+--force: --yes
+--name: --label
+--gpus: --num-gpus
+login: set api-key
+auth: set api-key
+configure: set api-key
+whoami: show user
+balance: show user
+ls: show instances
+ps: show instances
+list: show instances
+rm: destroy instance
+kill: destroy instance
+rent: create instance
+bid: change bid
+exec: execute
+ssh-key: show ssh-keys
+version: --version""")
+# those of other programs
+VERBS = parse_table("""\
+list: show search
+ls: show search
+get: show search
+describe: show
+find: search
+rm: destroy delete remove
+remove: delete destroy
+delete: destroy remove
+destroy: delete
+kill: destroy
+terminate: destroy
+new: create
+add: create attach
+rent: create
+edit: update
+modify: update
+restart: reboot""")
 
 
 def suggest_option(row: Command, name: str, options: Iterable[str]) -> str:
@@ -16161,7 +16132,7 @@ def run_help(call: Call) -> Row:
         "version": __version__,
         "commands": [describe_command(row) for row in dict.fromkeys(rows)],
         "options": [describe_argument(arg, "cli") for arg in GLOBAL_ARGS.args],
-        "exit_statuses": {str(status): meaning for status, meaning in EXIT_STATUSES.items()},
+        "exit_statuses": EXIT_STATUSES,
     }
 
 
@@ -16172,22 +16143,21 @@ def help_text(call: Call, document: Row) -> str:
     return command_help(row) if row else overview(verb, call.client.profile)
 
 
-EXIT_STATUSES = {
-    0: "done, as the service confirmed",
-    1: "the service refused or failed",
-    2: "wrong use; nothing was sent",
-    3: "not allowed: no key, a wrong one, or a second factor is needed",
-    4: "no such thing",
-    5: "rate limit",
-    6: "the service was not reached, or a request that may be repeated got no answer",
-    7: "outcome unknown: a request that must not be repeated got no answer",
-    8: "a part failed; the rest was done",
-    9: "a wait ran out of time",
-    129: "SIGHUP ended it",
-    130: "interrupted",
-    141: "nobody reads its output any more",
-    143: "SIGTERM ended it",
-}
+EXIT_STATUSES = parse_table("""\
+0: done, as the service confirmed
+1: the service refused or failed
+2: wrong use; nothing was sent
+3: not allowed: no key, a wrong one, or a second factor is needed
+4: no such thing
+5: rate limit
+6: the service was not reached, or a request that may be repeated got no answer
+7: outcome unknown: a request that must not be repeated got no answer
+8: a part failed; the rest was done
+9: a wait ran out of time
+129: SIGHUP ended it
+130: interrupted
+141: nobody reads its output any more
+143: SIGTERM ended it""")
 
 
 def tell_result(call: Call, result: Any) -> None:
@@ -16310,22 +16280,21 @@ def suggest_command(words: list[str]) -> str:
 
 
 USAGE = "usage: vastai COMMAND [argument …] [option …]"
-START_PAGE = (
-    ("search offers 'gpu_name=RTX_4090'", "find machines to rent, with their prices"),
-    ("create instance OFFER --image IMAGE --ssh", "rent one of them"),
-    ("show instances", "list what you rent"),
-    ("ssh INSTANCE", "open a shell on it"),
-    ("destroy instance INSTANCE", "destroy it and stop paying"),
-    ("set api-key", "save your API key, once"),
-    ("COMMAND --help", "explain a command, with examples"),
-    ("--help", "list all commands and options"),
-)
+START_PAGE = parse_table("""\
+search offers 'gpu_name=RTX_4090': find machines to rent, with their prices
+create instance OFFER --image IMAGE --ssh: rent one of them
+show instances: list what you rent
+ssh INSTANCE: open a shell on it
+destroy instance INSTANCE: destroy it and stop paying
+set api-key: save your API key, once
+COMMAND --help: explain a command, with examples
+--help: list all commands and options""")
 
 
 def start_page() -> str:
     """What `vastai` alone prints."""
     width = min(terminal_width(), 120)
-    pairs = [(f"vastai {line}", meaning) for line, meaning in START_PAGE]
+    pairs = [(f"vastai {line}", meaning) for line, meaning in START_PAGE.items()]
     lines = [USAGE, "", "Rent GPUs at Vast.ai:", ""]
     lines += [two_columns(line, meaning, 54, width) for line, meaning in pairs]
     return "\n".join(lines) + "\n"
