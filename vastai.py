@@ -2452,7 +2452,7 @@ class Arg:
     choices    the values that are allowed
     many       takes several words of the line
     rest       takes the rest of the line as it is
-    needs      another argument that must be given with this one
+    needs      other arguments of which one must be given with this one
     again      can be repeated
     shortcuts  flags that set a value: {"-b": "bid"}
     secret     its value is never shown
@@ -3419,8 +3419,8 @@ CREATE_OPTIONS = (
     Local("--create-volume OFFER", ID, "Disk and volumes | volume offer to rent a new volume from"),
     Local("--link-volume VOLUME", ID, "Disk and volumes | one of your volumes, to mount"),
     Local("--volume-size", GB, "Disk and volumes | size of the new volume, GB (default 15)", needs="create_volume"),
-    Local("--mount-path PATH", TEXT, "Disk and volumes | mount point of the volume"),
-    Local("--volume-label NAME", TEXT, "Disk and volumes | label for the new volume"),
+    Local("--mount-path PATH", TEXT, "Disk and volumes | mount point of the volume", needs="create_volume link_volume"),
+    Local("--volume-label NAME", TEXT, "Disk and volumes | label for the new volume", needs="create_volume link_volume"),
     *ONSTART_OPTIONS,
     Arg("--target_state", TEXT, "Price and time | state to start in", choices=("running", "stopped")),
     Local("--vm", FLAG, "Image | rent a virtual machine; the image is a VM image"),
@@ -4005,7 +4005,7 @@ register("Market (for hosts)",
 register("Keys",
     Command("set api-key", "-> none", SAFE, SETS, "Save your API key to a file",
         Secret("new_api_key API-KEY", NAME, "API key; asked for if left out", None, name="api_key", old="new_api_key"),
-        run="run_set_api_key", says="api_key_sentence", auth=False, examples=("- < key.txt",),
+        run="run_set_api_key", done="API key saved to {path}|This client uses the API key.", auth=False, examples=("- < key.txt",),
         note="Create a key at https://cloud.vast.ai/manage-keys/. With - on the command line, the key stays out of the shell's history."),
     Command("show ssh-keys", "GET /ssh/ -> []", SAFE, READS, "List your account's SSH keys",
         columns=SSH_KEY_COLUMNS),
@@ -4082,8 +4082,8 @@ register("Two-factor authentication",
         rows="tfa_rows", columns=TFA_COLUMNS, columns_for="tfa_columns", footer="tfa_footer",
         empty="Two-factor authentication is off."),
     Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, SETS, "Prove your identity before adding a method",
-        Local("-c --code", CODE, "code for the second step", secret=True),
-        Local("-s --secret", CODE, "secret that the first step printed", secret=True),
+        Local("-c --code", CODE, "code for the second step", secret=True, needs="secret"),
+        Local("-s --secret", CODE, "secret that the first step printed", secret=True, needs="code"),
         Local("-bc --backup-code", CODE, "one of your backup codes, instead of a method", secret=True),
         Local("-t --method-type", TEXT, "method that sends or shows the code (default email)", choices=TFA_METHODS),
         Local("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind"),
@@ -4324,7 +4324,8 @@ register("Billing",
         Local("-m --machine_id MACHINE", ID, "only this machine"), NO_QUIET,
         Arg("--last_days", COUNT, "number of past days, instead of the dates"),
         Arg("--user_id", GIVEN_ID, "account id; me is your own", "me"),
-        query=OWNER, rows="earning_rows", columns=EARNING_COLUMNS, build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
+        query=OWNER, either="last_days start_date, last_days end_date", rows="earning_rows", columns=EARNING_COLUMNS,
+        build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
         query=OWNER, columns=DEPOSIT_CARD, look="show instances"),
@@ -4491,7 +4492,7 @@ register("Diagnostics",
         Arg("--test-image", IMAGE, "test image to use; VAST_SELF_TEST_IMAGE also sets it"),
         Arg("--support-bundle-dir PATH", TEXT, "folder for diagnostics after a failure (default /tmp)"),
         Arg("--no-support-bundle", FLAG, "write no diagnostics after a failure, same as VAST_SELF_TEST_SUPPORT_BUNDLE=0"),
-        run="run_self_test", tables="self_test_tables", rows="self_test_checks", says="self_test_sentence",
+        run="run_self_test", member="checks", columns=SELF_TEST_COLUMNS, says="self_test_sentence",
         note="It costs one short rental and takes up to 25 minutes. If the machine fails, the exit status is 1."),
     Command("dump-logs", "", SAFE, READS, "Pack diagnostics for Vast.ai support",
         Arg("machine_id MACHINE", GIVEN_ID, "the machine"),
@@ -4509,7 +4510,7 @@ register("Diagnostics",
         Arg("--no-cache", FLAG, "repeat measurements of the last 30 days"),
         Arg("--auto_instance", TEXT, "serverless service to use", hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its worker list", hidden=True),
-        run="run_benchmarks", look="show endpoints",
+        needs="template_hash template_id", run="run_benchmarks", look="show endpoints",
         ask="Rent {names} for up to {minutes:g} minutes, at {rate} together?", ask_when="within",
         columns=MEASUREMENT_COLUMNS,
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
@@ -4735,9 +4736,10 @@ def check_together(row: Command, params: Row, cli: bool) -> None:
         if len(filled.intersection(names)) > 1:
             raise UsageError(f"give either {labels_of(args, names, cli)}")
     for arg in row.args:
-        lacks = arg.needs and arg.name in filled and arg.needs not in filled
+        names = arg.needs.split()
+        lacks = names and arg.name in filled and not filled.intersection(names)
         if lacks and (cli or str(params[arg.name]) != arg.default):
-            raise UsageError(f"{arg.label(cli)} needs {args[arg.needs].label(cli)}")
+            raise UsageError(f"{arg.label(cli)} needs {labels_of(args, names, cli)}")
     mine = [arg for arg in row.args_of(face) if arg.option and arg is not YES]
     names = row.needs.split() if row.needs != "*" else [arg.name for arg in mine]
     if not names or given.intersection(names):
@@ -5155,11 +5157,7 @@ def volume_of(call: Call) -> Row | None:
     create, link, size = call["create_volume"], call["link_volume"], call["volume_size"]
     path, name = call["mount_path"], call["volume_label"]
     volume = link if create is None else create
-    if call["volume_info"] is not None and volume is not None:
-        raise UsageError("volume_info cannot be combined with create_volume or link_volume")
     if volume is None:
-        if path is not None or name is not None:
-            raise UsageError("a mount path or volume label needs --create-volume or --link-volume")
         return None
     if not path or path == "/" or "//" in path:
         found = f", not {printable(path)!r}" if path else ""
@@ -5189,12 +5187,11 @@ def launch_conditions(call: Call) -> Row:
                     f"query: expected {{operator: value}} for {field}, not {short_repr(limits)}"
                 )
         return {field: dict(limits) for field, limits in query.items()}  # they are changed
-    options = [call[name] for name in ("gpu_name", "num_gpus", "region")]
-    if query is not None and options != [None, None, None]:
-        raise UsageError("give either --query, or --gpu-name, --num-gpus and --region")
-    if query is None and None in options[:2]:
+    if query is not None:
+        return offer_query(call)[0]
+    if None in (call["gpu_name"], call["num_gpus"]):
         raise UsageError("give --gpu-name and --num-gpus, or --query")
-    return launch_query(call) if query is None else offer_query(call)[0]
+    return launch_query(call)
 
 
 def launch_query(call: Call) -> Row:
@@ -5485,8 +5482,6 @@ def build_earnings(call: Call, query: Row, body: Row) -> None:
             query[name] = int(days) if days == int(days) else days
         if start is not None and end is not None:
             check_period(start, end)
-    elif start is not None or end is not None:
-        raise UsageError("give dates or --last_days, not both")
     if call["machine_id"] is not None:
         query["machid"] = call["machine_id"]
 
@@ -8042,7 +8037,7 @@ def run_set_api_key(call: Call) -> None:
         return
     key = key or ask_secret("API key")
     check_key(key, "this command")
-    save_api_key(key, call.client.profile)
+    call.params["path"] = save_api_key(key, call.client.profile)
     if os.environ.get("VAST_API_KEY", "").strip():
         call.warn("VAST_API_KEY is set and takes precedence over the file")
 
@@ -8197,8 +8192,6 @@ def run_tfa_logout(call: Call) -> Row:
 def run_tfa_auth_new(call: Call) -> Row:
     """Both steps of the proof that a new method needs; in Python one of them, by what is given."""
     code, secret = call["code"], call["secret"]
-    if (code is None) != (secret is None):
-        raise UsageError("--secret and --code go together")
     if code is None:
         answer = first_step(call)
         if not call.cli or (
@@ -10698,23 +10691,15 @@ class SelfTest:
 
     def run(self) -> None:
         """The test; how it ends is in `result`."""
-        steps = {
-            "preflight": self.choose,
-            "rental": self.rent,
-            "wait": self.wait,
-            "test": self.watch,
-        }
+        result, steps = self.result, (self.choose, self.rent, self.wait, self.watch)
         try:
-            for phase, step in steps.items():
-                self.result["phase"] = phase
+            for result["phase"], step in zip(("preflight", "rental", "wait", "test"), steps):
                 step()
-            self.result.update(phase="complete", stage="complete", success=True)
+            result.update(phase="complete", stage="complete", success=True)
         except Unfit as failure:
             self.fail(*failure.args)
-            if (
-                self.result["stage"] == "startup"
-                and self.result["failure_code"] != "instance_start_timeout"
-            ):
+            late = result["failure_code"] == "instance_start_timeout"
+            if result["stage"] == "startup" and not late:
                 self.give_back()  # at once; that it is gone is checked later
 
     def fail(self, code: str, stage: str, reason: str) -> None:
@@ -11023,10 +11008,10 @@ resnet_failed: resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|ru
 
 def failure_of(text: str, table: dict[str, str], otherwise: str) -> str:
     """The failure code of which a message has a word."""
-    return next(
-        (code for code, words in table.items() if any(w in text.lower() for w in words.split("|"))),
-        otherwise,
-    )
+    for code, words in table.items():
+        if any(word in text.lower() for word in words.split("|")):
+            return code
+    return otherwise
 
 
 def run_dump_logs(call: Call) -> Row:
@@ -11056,38 +11041,28 @@ def write_bundle(
     import subprocess
     import tarfile
 
-    stamp, machine, errors = (
-        time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
-        result["machine_id"],
-        [],
-    )
+    stamp, machine = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), result["machine_id"]
     members: Row = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result}
-    logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
-    sources: list[tuple[str, str, Any]] = (
-        []
-        if instance is None
-        else [
-            ("instance/show-instance.json", "show_instance", {"id": instance}),
-            ("instance/container.log", "logs", logs),
-            ("instance/daemon.log", "logs", {**logs, "daemon_logs": True}),
-        ]
-    )
+    errors = []
+    sources: dict[str, Any] = {}  # the parameters of a command, or the line of a program
+    if instance is not None:
+        logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
+        sources["instance/show-instance.json"] = {"id": instance}
+        sources["instance/container.log"] = logs
+        sources["instance/daemon.log"] = {**logs, "daemon_logs": True}
     if local:
-        kaalia = {
-            f"kaalia/{os.path.basename(path)}": f"tail -c {LOG_END} {path}"
-            for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*")
-        }
-        sources += [
-            (f"host/{name}", "", line) for name, line in {**kaalia, **LOCAL_ARTIFACTS}.items()
-        ]
-    for name, method, source in sources:
+        for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*"):
+            sources[f"host/kaalia/{os.path.basename(path)}"] = f"tail -c {LOG_END} {path}"
+        sources.update((f"host/{name}", line) for name, line in LOCAL_ARTIFACTS.items())
+    for name, source in sources.items():
         call.progress(f"fetching {name} …")
-        try:  # past the check of parameters, which would make a text of `tail`
-            members[name] = (
-                perform(Call(call.client, METHODS[method], source, View()))
-                if method
-                else output_of(source)
-            )
+        try:
+            if isinstance(source, str):
+                members[name] = output_of(source)
+                continue
+            row = METHODS["logs" if "tail" in source else "show_instance"]
+            # past the check of parameters, which would make a text of `tail`
+            members[name] = perform(Call(call.client, row, source, View()))
         except (VastAIError, OSError, subprocess.TimeoutExpired) as error:
             errors.append({"artifact": name, "error": getattr(error, "msg", "") or str(error)})
     names = sorted([*members, "collection-errors.json", "manifest.json"])
@@ -11164,13 +11139,9 @@ def run_benchmarks(call: Call) -> list[Row]:
     """How fast a template is on some GPUs: from measurements of the last 30 days, else by renting
     each.
     """
-    field, value = (
-        ("hash_id", call["template_hash"])
-        if call["template_id"] is None
-        else ("id", call["template_id"])
-    )
-    if value in (None, ""):
-        raise UsageError("give --template_hash or --template_id")
+    field, value = "id", call["template_id"]
+    if value is None:
+        field, value = "hash_id", call["template_hash"]
     template = next(iter(call.do("search_templates", query={field: {"eq": value}})), None)
     if template is None:
         raise not_found_error("template", value, "search templates")
@@ -11266,24 +11237,14 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
 
     found: Row = {}
     query = {"type": {"eq": "perf"}, **gpu, "last_update": {"gte": time.time() - 30 * 86400}}
-    for field, value in (
-        ("template_hash", template.get("hash_id")),
-        ("template_id", template.get("id")),
-    ):
-        found.update(
-            {
-                row.get("id"): row
-                for row in call.do(
-                    "search_benchmarks",
-                    query={**query, field: {"eq": value}},
-                    limit=100,
-                    order=[{"col": "last_update", "dir": "desc"}],
-                )
-                if (as_number(row.get("value")) or 0) > 0
-            }
-            if value
-            else {}
-        )
+    order = [{"col": "last_update", "dir": "desc"}]
+    for field, name in (("template_hash", "hash_id"), ("template_id", "id")):
+        if template.get(name):
+            query[field] = {"eq": template[name]}
+            for row in call.do("search_benchmarks", query=query, limit=100, order=order):
+                if (as_number(row.get("value")) or 0) > 0:
+                    found[row.get("id")] = row
+            del query[field]
     values = [as_number(row["value"]) or 0 for row in found.values()]
     prices = [as_number(row.get("dph_base")) or 0 for row in found.values()]
     return median(values or [0]), median([price for price in prices if price > 0] or [0])
@@ -15236,10 +15197,6 @@ def listing_sentence(call: Call, result: Any) -> str:
     return "\n".join(lines)
 
 
-def api_key_sentence(call: Call, result: Any) -> str:
-    return f"API key saved to {profile_file('vast_api_key', call.client.profile)}"
-
-
 def show_billing(call: Call, answer: Row) -> None:
     """Pages of invoices or charges, each after a question."""
     columns: Iterable[Any] = CHARGE_COLUMNS if call["charges"] else BILL_COLUMNS
@@ -15299,14 +15256,6 @@ def log_footer(call: Call, answer: Row) -> list[str]:
     return (
         [] if log_text(call, answer) else [f"nothing was logged at level {call['level']} ({level})"]
     )
-
-
-def self_test_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]]:
-    yield "", answer["checks"], SELF_TEST_COLUMNS
-
-
-def self_test_checks(call: Call, answer: Row) -> list[Row]:
-    return as_rows(answer["checks"])
 
 
 def self_test_sentence(call: Call, answer: Row) -> str:
@@ -15636,36 +15585,35 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
     """The command that a line names, the line without its name, and the words that should have
     named one.  Options may stand before, between and after the words of the name.
     """
-    alone = {flag for arg in GLOBAL_ARGS.args if arg.kind is FLAG for flag in arg.flags}
-
-    def may_be_value(at: int) -> bool:
-        return at > 0 and argv[at - 1].startswith("-") and canonical(argv[at - 1]) not in alone
-
     places = places_of_words(argv)
-    for number, first in enumerate(places):
-        word, following = argv[first], places[number + 1 :]
+    for first in places:
+        word, following = argv[first], [at for at in places if at > first]
         verb = commands_of_verb(word)
         for second in following if verb else ():
             row = NAMES.get(f"{word} {argv[second]}")
             if row:
                 return row, [w for at, w in enumerate(argv) if at not in (first, second)], []
-            if not may_be_value(second):
+            if not places[second]:
                 break
         if word in NAMES:
             return NAMES[word], argv[:first] + argv[first + 1 :], []
-        if verb or not may_be_value(first):
+        if verb or not places[first]:
             return None, argv, [word, *(argv[at] for at in following[:1])]
     return None, argv, []
 
 
-def places_of_words(argv: list[str]) -> list[int]:
-    """The places of the words that are neither options nor values of global ones."""
-    valued = {flag for arg in GLOBAL_ARGS.args if arg.kind is not FLAG for flag in arg.flags}
-    places, skip = [], False
+def places_of_words(argv: list[str]) -> dict[int, bool]:
+    """The places of the words that are neither options nor values of global ones: may they be the
+    value of an option before them?
+    """
+    alone = {flag: arg.kind is FLAG for arg in GLOBAL_ARGS.args for flag in arg.flags}
+    places, before, skip = {}, "", False
     for at, word in enumerate(argv):
+        option = canonical(before)
+        skip = not skip and alone.get(option) is False and "=" not in before
         if not skip and not is_dashed(word):
-            places.append(at)
-        skip = not skip and is_dashed(word) and canonical(word) in valued and "=" not in word
+            places[at] = before[:1] == "-" and not alone.get(option)
+        before = word
     return places
 
 
