@@ -5187,11 +5187,12 @@ def launch_conditions(call: Call) -> Row:
                     f"query: expected {{operator: value}} for {field}, not {short_repr(limits)}"
                 )
         return {field: dict(limits) for field, limits in query.items()}  # they are changed
-    if query is not None:
-        return offer_query(call)[0]
-    if None in (call["gpu_name"], call["num_gpus"]):
+    options = [call[name] for name in ("gpu_name", "num_gpus", "region")]
+    if query is not None and options != [None, None, None]:
+        raise UsageError("give either --query, or --gpu-name, --num-gpus and --region")
+    if query is None and None in options[:2]:
         raise UsageError("give --gpu-name and --num-gpus, or --query")
-    return launch_query(call)
+    return launch_query(call) if query is None else offer_query(call)[0]
 
 
 def launch_query(call: Call) -> Row:
