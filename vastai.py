@@ -881,17 +881,24 @@ def _number(value: Any) -> float:
     return number
 
 
-def _within(low: float, convert: Convert, high: float = FOREVER) -> Convert:
+def _checked(convert: Convert, accepts: Callable[[Any], Any]) -> Convert:
+    """A converter whose results must pass a test."""
+
     def checked(value: Any) -> Any:
         value = convert(value)
-        if not low <= value <= high:
+        if not accepts(value):
             raise ValueError(value)
         return value
 
     return checked
 
 
+def _within(low: float, convert: Convert, high: float = FOREVER) -> Convert:
+    return _checked(convert, lambda number: low <= number <= high)
+
+
 _count, _amount = _within(0, _whole), _within(0, _number)
+_above_zero = _checked(_number, lambda number: number > 0)
 
 
 def _cents(value: Any) -> float:
@@ -900,12 +907,6 @@ def _cents(value: Any) -> float:
     if abs(round(amount, 2) - amount) > 1e-9:  # floats are a little off
         raise ValueError(value)
     return round(amount, 2)
-
-
-def _above_zero(value: Any) -> float:
-    if _number(value) <= 0:
-        raise ValueError(value)
-    return _number(value)
 
 
 def _text(value: Any) -> str:
@@ -917,40 +918,20 @@ def _text(value: Any) -> str:
     return value
 
 
-def _name(value: Any) -> str:
-    text = _text(value)
-    if not text.strip():
-        raise ValueError(value)
-    return text
+def _stripped(value: Any) -> str:
+    return _text(value).strip()
 
 
-def _image(value: Any) -> str:
-    """The name of an image, or of a variable: without blanks."""
-    text = _name(value).strip()
-    if len(text.split()) > 1:
-        raise ValueError(value)
-    return text
+def _is_email(text: str) -> bool:
+    """Is it an email address: one @ with text on both sides and no spaces?"""
+    return all(text.partition("@")) and text.count("@") == len(text.split()) == 1
 
 
-def _variable(value: Any) -> str:
-    if "=" in _image(value):
-        raise ValueError(value)
-    return _image(value)
-
-
-def _email(value: Any) -> str:
-    """An email address: one @ with text on both sides and no spaces."""
-    text = _text(value).strip()
-    user, _, host = text.partition("@")
-    if not user or not host or "@" in host or len(text.split()) > 1:
-        raise ValueError(value)
-    return text
-
-
-def _account(value: Any) -> str:
-    """An email address or the id of an account, as text."""
-    text = _text(value).strip()
-    return text if is_digits(text) else _email(text)
+_name = _checked(_text, str.strip)
+_word = _checked(_stripped, lambda text: len(text.split()) == 1)
+_variable = _checked(_word, lambda text: "=" not in text)
+_email = _checked(_stripped, _is_email)
+_account = _checked(_stripped, lambda text: is_digits(text) or _is_email(text))
 
 
 def _flag(value: Any) -> bool:
@@ -1081,12 +1062,6 @@ def _texts_or_object(value: Any) -> Any:
     return _text(value)
 
 
-def _fields(value: Any) -> str:
-    if value and not value.strip(", "):
-        raise ValueError(value)
-    return _text(value)
-
-
 def _order(value: Any) -> Any:
     """Text, or a list of pairs, {"col", "dir"} or texts."""
     if not isinstance(value, (list, tuple)):
@@ -1102,31 +1077,15 @@ def _text_or(convert: Convert) -> Convert:
     return lambda value: _text(value) if isinstance(value, str) else convert(value)
 
 
-def _slot(last: int) -> Callable[[Any], int | None]:
+def _slot(last: int) -> Convert:
     """A converter for a day or an hour of a schedule; None for each."""
-
-    def checked(value: Any) -> int | None:
-        number = None if value == "*" else _count(value)
-        if number is not None and number > last:
-            raise ValueError(value)
-        return number
-
-    return checked
+    number = _within(0, _whole, last)
+    return lambda value: None if value == "*" else number(value)
 
 
-def _coming(value: Any) -> float:
-    when = parse_when(value)
+def _is_coming(when: float) -> bool:
     ends = when + (86400 if when % 86400 == 0 else 60)  # a day is in the future until it is over
-    if ends < time.time():
-        raise ValueError(value)
-    return when
-
-
-def _account_type(value: Any) -> str:
-    text = _text(value).lower()
-    if text not in ("host", "client", ""):
-        raise ValueError(value)
-    return text
+    return ends >= time.time()
 
 
 def _as_given(value: Any) -> Any:
@@ -1198,15 +1157,30 @@ ORDER = Kind(
     "fields such as 'dph,num_gpus-', or a list of [field, direction]",
     "FIELDS",
 )
-FIELDS = Kind("str", _fields, "names with commas between them, such as id,gpu_name", "FIELDS")
+FIELDS = Kind(
+    "str",
+    _checked(_text, lambda text: not text or text.strip(", ")),
+    "names with commas between them, such as id,gpu_name",
+    "FIELDS",
+)
 DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
 HOUR_SLOT = Kind("str", _slot(23), "0 to 23, or *", "HOUR")
 DATE = Kind("str | float", lambda value: parse_when(value), "a date such as 2026-01-31", "DATE")
-ACCOUNT_TYPE = Kind("str", _account_type, "host or client", "KIND")
-COMING = Kind("str | float", _coming, "a date in the future, such as 2036-01-31", "DATE")
+ACCOUNT_TYPE = Kind(
+    "str",
+    _checked(lambda value: _text(value).lower(), ("host", "client", "").__contains__),
+    "host or client",
+    "KIND",
+)
+COMING = Kind(
+    "str | float",
+    _checked(DATE.convert, _is_coming),
+    "a date in the future, such as 2036-01-31",
+    "DATE",
+)
 INSTANCE_IDS = IDS.called("INSTANCE", "instances")
 GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
-IMAGE = Kind("str", _image, "an image such as vastai/pytorch:latest", "IMAGE")
+IMAGE = Kind("str", _word, "an image such as vastai/pytorch:latest", "IMAGE")
 VARIABLE = Kind("str", _variable, "the name of a variable, without = and spaces", "NAME")
 LINES = Kind(
     "int | str", lambda value: str(_count(value)) if value != "" else "", "a number of lines", "N"
