@@ -1542,8 +1542,8 @@ def query_value(condition: Condition) -> Any:
             if ordered:
                 raise UsageError(f"{name}: {text} works only with = and !=")
             values.append(None)
-        elif region:
-            values += query_region(condition, text)
+        elif region and text.upper() in GEOREGIONS:
+            values += GEOREGIONS[text.upper()].split()
         else:
             values.append(query_item(condition, text, quoted))
     if region:
@@ -1609,7 +1609,7 @@ def query_item(condition: Condition, text: str, quoted: bool) -> Any:
     if type == "true/false":
         flag = query_flag(condition, text)
         return text if condition.takes_list else flag  # items of a list stay text
-    if type == "country":
+    if type in ("country", "region"):
         return query_country(condition, text)
     if type == "date":
         try:
@@ -1617,9 +1617,9 @@ def query_item(condition: Condition, text: str, quoted: bool) -> Any:
         except UsageError as error:
             raise UsageError(f"{condition.name}: {error.msg}") from None
     if type == "version x.y.z" and "." in text:
-        return version_number(text)
+        return version_number(condition, text)
     if type == "version":
-        if not text.replace(".", "").isdigit() or not text.isascii():
+        if not is_digits(text.replace(".", "")):
             raise condition.error(text)
         return text
     if type not in NO_NUMBER:
@@ -1657,12 +1657,6 @@ def query_flag(condition: Condition, text: str) -> bool:
     else:
         form = f"{condition.form('true')} or {condition.name}=any"
     raise condition.error(text, form)
-
-
-def query_region(condition: Condition, text: str) -> list[str]:
-    """The codes of the countries of a region, or that of a country."""
-    countries = GEOREGIONS.get(text.upper())
-    return countries.split() if countries else [query_country(condition, text)]
 
 
 def query_country(condition: Condition, text: str) -> str:
@@ -1737,13 +1731,12 @@ def number_hint(kind: Kind, value: Any) -> str:
     return f"; write {meant}" if meant != value.strip() else ""
 
 
-def version_number(text: str) -> int:
+def version_number(condition: Condition, text: str) -> int:
     """A driver version as the service compares it: 570.124.4 is 570124004."""
     import re
 
     if not re.fullmatch(r"\d{1,3}(?:\.\d{1,3}){2}", text, re.ASCII):
-        expected = "three numbers such as 570.124.4"
-        raise UsageError(f"driver_version: expected {expected}, not {printable(text)!r}")
+        raise condition.error(text)
     return int("".join(part.zfill(3) for part in text.split(".")))
 
 
@@ -2135,18 +2128,14 @@ def is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
-def erasable() -> bool:
-    """Is stderr a terminal that can take a line away again?"""
-    return is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+def erasable(stream: TextIO | None) -> bool:
+    """Is it a terminal that can take a line away again?"""
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
 def colored() -> bool:
     """Should stdout have color?"""
-    return (
-        is_terminal(sys.stdout)
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
-    )
+    return erasable(sys.stdout) and not os.environ.get("NO_COLOR")
 
 
 def terminal_width() -> int:
@@ -2169,12 +2158,17 @@ def terminal_height() -> int:
         return 24
 
 
+def is_gone(stream: TextIO | None) -> bool:
+    """Is a stream missing or closed?"""
+    return stream is None or getattr(stream, "closed", False)
+
+
 def flush(stream: TextIO | None) -> None:
     """Flushes a stream.  Raises OSError if that fails; one that is missing or closed
     has nothing to write.
     """
-    if stream is not None and not getattr(stream, "closed", False):
-        stream.flush()
+    if not is_gone(stream):
+        stream.flush()  # type: ignore[union-attr]
 
 
 def discard(stream: TextIO | None) -> None:
@@ -2187,16 +2181,12 @@ def discard(stream: TextIO | None) -> None:
         pass
 
 
-def has_no_stdout() -> bool:
-    return sys.stdout is None or getattr(sys.stdout, "closed", False)
-
-
 def write_out(text: str, plain: bool = False) -> None:
     """Writes to stdout, with escapes for what its encoding lacks; `plain` text of the service keeps
     its control characters only if no terminal would obey them.
     """
     out = sys.stdout
-    if has_no_stdout():
+    if is_gone(sys.stdout):
         return
     if plain and is_terminal(out):
         text = printable_lines(text.replace("\r\n", "\n").expandtabs())
@@ -2261,7 +2251,7 @@ def show_progress(text: str, changing: str = "", in_pipe: bool = False) -> None:
     """A line about work under way, and "" at its end.  At a terminal it is redrawn; with `in_pipe`
     a pipe gets a line for each new `text`.  `changing` is for a terminal alone, such as seconds.
     """
-    if erasable():
+    if erasable(sys.stderr):
         line = printable(f"{text} {changing}" if changing else text, 0)
         if text or progress_shown[0]:
             write_err(CLEAR + truncate(line, terminal_width() - 3))
@@ -5936,10 +5926,10 @@ def pause_asked(answer: Answer) -> float | None:
     """
     text = (answer.headers.get("Retry-After") or "").strip()
     if not text and answer.status_code == 429:
-        _, _, tail = answer.text[:500].partition("threshold=")
-        text = (
-            "".join(c if c in "0123456789." else " " for c in tail[:20]).split(" ")[0].rstrip(".")
-        )
+        import re
+
+        found = re.search("threshold=([0-9.]*[0-9])", answer.text[:500])
+        text = found.group(1) if found else ""
     try:
         seconds = _number(text)
     except ValueError:
@@ -6064,13 +6054,11 @@ def send_once(client: VastAI, ask: Ask) -> Answer:
         try:
             place, target = client.pool.find_place(ask.url, ask.root)
             message = place.build_message(ask, target, client.user_agent)
-        except ValueError as error:
-            raise Unsent(_reason(error), ask.url) from error
-        try:
-            connection = None if fresh else client.pool.waiting(place)
-            reused = connection is not None
-            connection = connection or connect(place, ends)
+            reused = None if fresh else client.pool.waiting(place)
+            connection = reused or connect(place, ends)
             connection.deadline = ends
+        except VastAIError:  # a proxy that cannot be used
+            raise
         except (OSError, ValueError) as error:
             raise Unsent(_reason(error), ask.url) from error
         incoming = Incoming(ask)
@@ -6384,7 +6372,7 @@ class Place:
         self.host: str = parts.hostname
         usual = 443 if self.tls else 80
         self.port: int = parts.port or usual
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = bracketed(self.host)
         self.name = f"{host}:{self.port}"
         self.host_header = host if self.port == usual else self.name
         self.proxy = find_proxy(parts.scheme, self.host, self.port)
@@ -9919,9 +9907,9 @@ def check_reader(stream: TextIO | None) -> None:
         raise BrokenPipeError
 
 
-def write_bytes(stream: TextIO | None, data: bytes) -> None:
+def write_bytes(stream: Any, data: bytes) -> None:
     """Passes bytes on as they are; nothing if the stream is missing or closed."""
-    if stream is None or getattr(stream, "closed", False):
+    if is_gone(stream):
         return
     stream.flush()
     if hasattr(stream, "buffer"):
@@ -10311,8 +10299,8 @@ class Monitor:
         self.rows: dict[Any, Row] = {}
         self.first, self.away, self.status = True, "", 0
         self.pause = call["interval"]
-        live = is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
-        self.live = live and call.view.format == "table" and not call.view.quiet
+        shown = call.view.format == "table" and not call.view.quiet
+        self.live = shown and erasable(sys.stdout)
         self.drawn = 0  # lines of the table on the terminal
 
     if TYPE_CHECKING:
@@ -16008,7 +15996,7 @@ def run_call(call: Call) -> int:
     except OSError:
         tell_result(call, result)
         raise
-    if has_no_stdout():
+    if is_gone(sys.stdout):
         tell_result(call, result)
     return final_status(row, result)
 
@@ -16894,7 +16882,7 @@ def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = 
         return status
     except KeyboardInterrupt as signal:
         if is_terminal(sys.stderr):
-            write_err(CLEAR if erasable() else "\n")
+            write_err(CLEAR if erasable(sys.stderr) else "\n")
         return getattr(signal, "exit_status", 130)
     except BrokenPipeError:  # the reader has closed the pipe
         discard(sys.stdout)
