@@ -7158,7 +7158,7 @@ class PureTest(unittest.TestCase):
     def test_orders_that_cannot_be_read_or_are_not_known(self):
         for text in ("dph down", "dph:desc", "dph num_gpus", "(dph)", "dph--"):
             with self.subTest(text), self.assertRaises(vastai.UsageError):
-                vastai.parse_order(text)
+                vastai.parse_order(text, {}, vastai.OFFER_FIELDS, len)
         told = []
         self.assertEqual(vastai.parse_order("num_gpu,score,dph", vastai.ALIASES, vastai.OFFER_FIELDS, told.append),
                          [["num_gpu", "asc"], ["score", "asc"], ["dph_total", "asc"]])
@@ -7253,7 +7253,7 @@ class PureTest(unittest.TestCase):
                 ("dph desc, num_gpus asc", [["dph_total", "desc"], ["num_gpus", "asc"]]), ("dph DESC", [["dph_total", "desc"]]),
                 (["dph desc", "id"], [["dph_total", "desc"], ["id", "asc"]])):
             with self.subTest(text):
-                self.assertEqual(vastai.parse_order(text, vastai.ALIASES), expected)
+                self.assertEqual(vastai.parse_order(text, vastai.ALIASES, vastai.OFFER_FIELDS, self.fail), expected)
 
     def test_dates(self):
         noon = 1767614400.0  # 2026-01-05 12:00 UTC
@@ -9971,7 +9971,8 @@ class TestHostileText(FaultCase):
                      "a in " + "[x," * (size // 3), "a>=" * (size // 3),
                      "num_gpus=1 " * (size // 11), '"' * size, "a not in" * (size // 8), " " * size,
                      "a=[" + "x " * (size // 2), "a=1" + " " * size + "b"):
-            for parse in (vastai.parse_query, vastai.parse_env, vastai.parse_order, vastai.parse_when,
+            for parse in (vastai.parse_query, vastai.parse_env, vastai.parse_when,
+                          lambda text: vastai.parse_order(text, {}, vastai.OFFER_FIELDS, len),
                           lambda text: vastai.suggest(text, vastai.NAMES)):
                 with contextlib.suppress(ValueError, vastai.VastAIError), contextlib.redirect_stderr(io.StringIO()):
                     parse(text)

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
     Row = Dict[str, Any]  # one JSON object of the service
     Convert = Callable[[Any], Any]
+    Tell = Callable[[str], None]
+    Spans = Iterator[tuple[int, int]]  # (start, end) of parts of a text
 # fmt: on
 
 if __name__ == "__main__":
@@ -626,7 +628,7 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
     return "".join([*parts, value[done:]])
 
 
-def _private_keys(text: str) -> Iterator[tuple[int, int]]:
+def _private_keys(text: str) -> Spans:
     """(start, end) of each private key in PEM form."""
     import re
 
@@ -640,7 +642,7 @@ def _private_keys(text: str) -> Iterator[tuple[int, int]]:
         begin = first_line.search(text, after)
 
 
-def _passwords(text: str) -> Iterator[tuple[int, int]]:
+def _passwords(text: str) -> Spans:
     """(start, end) of each password in `user:PASSWORD@host`, in a URL or alone."""
     import re
 
@@ -669,7 +671,7 @@ def _passwords(text: str) -> Iterator[tuple[int, int]]:
             last = done
 
 
-def _named_secrets(text: str) -> Iterator[tuple[int, int]]:
+def _named_secrets(text: str) -> Spans:
     """(start, end) of each value of a name such as token, and of tokens known by their looks."""
     import re
 
@@ -946,7 +948,7 @@ def _truth(value: Any) -> bool:
     return _flag(value)
 
 
-def _items(convert: Convert) -> Callable[[Any], list[Any]]:
+def _items(convert: Convert) -> Convert:
     """A list of what `convert` takes, from a list or from one item; ids also with commas or spaces
     between them.
     """
@@ -1393,10 +1395,11 @@ class Condition:
     scale     what a number is multiplied with for the service; None if it goes as text
     """
 
+    type = ""
+    scale: float | None = None
+
     def __init__(self, name: str, field: str, operator: str, raw: str, text: str) -> None:
         self.name, self.field, self.operator, self.raw, self.text = name, field, operator, raw, text
-        self.type = ""
-        self.scale: float | None = None
 
     @property
     def takes_list(self) -> bool:
@@ -1422,7 +1425,7 @@ def parse_query(
     fields: str = OFFER_FIELDS,
     aliases: dict[str, str] | None = None,
     multipliers: dict[str, float] | None = None,
-    tell: Callable[[str], None] | None = None,
+    tell: Tell | None = None,
 ) -> Row:
     """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises
     UsageError for what cannot be read and for values that the type of their field cannot have.
@@ -1740,12 +1743,7 @@ def version_number(condition: Condition, text: str) -> int:
     return int("".join(part.zfill(3) for part in text.split(".")))
 
 
-def parse_order(
-    order: Any,
-    aliases: dict[str, str] | None = None,
-    fields: str = "",
-    tell: Callable[[str], None] | None = None,
-) -> list[Any]:
+def parse_order(order: Any, aliases: dict[str, str], fields: str, tell: Tell) -> list[Any]:
     """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; the pairs and objects of a
     list as they are.  Raises UsageError.
 
@@ -1756,14 +1754,13 @@ def parse_order(
         return [["score", "desc"]]
     import re
 
-    aliases = aliases or {}
     result: list[Any] = []
     if not isinstance(order, str):
         for part in order:
             named = isinstance(part, str)
             result += parse_order(part, aliases, fields, tell) if named else [part]
         return result
-    known = [*field_types(fields), *aliases, "score", "dph_total"] if fields else []
+    known = [*field_types(fields), *aliases, "score", "dph_total"]
     for part in filter(None, map(str.strip, order.split(","))):
         match = re.fullmatch(r"([-+]?)\s*([\w.]+)\s*([-+]?|\s(?i:asc|desc))", part, re.ASCII)
         if not match:
@@ -1773,7 +1770,7 @@ def parse_order(
             )
         before, name, after = match.groups()
         field = aliases.get(name, name)
-        if known and tell and field not in known:
+        if field not in known:
             tell(f"unknown field {name!r} in --order{suggest(name, known)}")
         down = "-" in (before, after) or after.strip().lower() == "desc"
         result.append([field, "desc" if down else "asc"])
@@ -1819,7 +1816,7 @@ DOCKER_FLAGS = (
 
 
 def parse_env(
-    env: str | Sequence[str] | dict[str, str] | None, tell: Callable[[str], None] | None = None
+    env: str | Sequence[str] | dict[str, str] | None, tell: Tell | None = None
 ) -> dict[str, str]:
     """Docker-style options as the service stores them: {"KEY": "VALUE", "-p 80:80": "1", "-h":
     "host"}.  Raises UsageError.
@@ -5480,6 +5477,9 @@ class Answer:
     iterator, and no content.
     """
 
+    after_loss = False
+    secrets: Sequence[str] = ()
+
     def __init__(
         self,
         status_code: int,
@@ -5490,8 +5490,7 @@ class Answer:
         events: Any = None,
     ) -> None:
         self.status_code, self.headers, self.content, self.url = status_code, headers, content, url
-        self.fault, self.events, self.after_loss = fault, events, False
-        self.secrets: Sequence[str] = ()
+        self.fault, self.events = fault, events
 
     @property
     def ok(self) -> bool:
@@ -6150,17 +6149,19 @@ class Incoming:
     may then be used again.
     """
 
+    status = 0
+    keep = begun = done = chunked = streamed = False
+    fault = ""  # why the content cannot be used
+    size = 0  # bytes of the content, those of the chunk or body that has begun included
+    left: int | None = 0  # bytes to come of the chunk or body; None: all up to the end
+    next_line = "size"  # what the next line between chunks is: size, end or trailer
+    buffer = b""  # what has come and is not taken yet
+
     def __init__(self, ask: Ask) -> None:
-        self.ask, self.status, self.headers = ask, 0, Headers()
-        self.keep = self.begun = self.done = self.chunked = self.streamed = False
+        self.ask, self.headers = ask, Headers()
         # what a worker makes may be large
         self.most = sys.maxsize if ask.root_url else LARGEST_ANSWER
         self.parts: list[bytes] = []
-        self.fault = ""  # why the content cannot be used
-        self.size = 0  # bytes of the content, those of the chunk or body that has begun included
-        self.left: int | None = 0  # bytes to come of the chunk or body; None: all up to the end
-        self.next_line = "size"  # what the next line between chunks is: size, end or trailer
-        self.buffer = b""  # what has come and is not taken yet
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes; none say that the connection was closed.  Raises ConnectionError
@@ -6314,7 +6315,7 @@ class HttpConnection:
     """
 
     def __init__(self, place: Place, sock: Any, deadline: float) -> None:
-        self.place, self.sock, self.deadline, self.idle_since = place, sock, deadline, 0.0
+        self.place, self.sock, self.deadline = place, sock, deadline
 
     def send(self, data: bytes) -> bool:
         """Did all of it leave?  If not, there may still be an answer, such as "too large"."""
@@ -8625,13 +8626,14 @@ class Watch:
     it.
     """
 
+    seen = False
+    exited = 0  # looks in a row that showed it exited
+    odd = 0  # looks in a row whose answer made no sense
+
     def __init__(self, call: Call, id: int) -> None:
         client = call.client.varied(retry=1)  # one try a look: who looks repeats it anyway
-        self.call, self.id, self.begun = Call(client, call.row, {}, call.view), id, time.monotonic()
+        self.call, self.id, self.begun = call.of(call.row, client), id, time.monotonic()
         self.row: Row = {}
-        self.seen = False
-        self.exited = 0  # looks in a row that showed it exited
-        self.odd = 0  # looks in a row whose answer made no sense
 
     def look(self, left: float, patient: bool = True) -> Row | None:
         """The instance; {} if the service does not tell this time, None if it is gone.
@@ -8774,6 +8776,16 @@ class Rented:
 
     results: list[Row] = []
     looks = True  # must it be seen to be gone, or is the confirmed request enough?
+    id: Any = None
+    price: Any = None
+    disk_price: Any = None  # the disk's part of it
+    last: Any = None  # its id before it was deleted
+    problem = ""  # why it could not be destroyed
+    given_up = False  # after ten tries
+    began = -FOREVER  # time.monotonic() of the rental
+    seen = False  # by a look at it since then
+    hours = 0.0  # of the last one
+    cost = 0.0  # $ of all of this name, without traffic
 
     def __init__(
         self,
@@ -8787,18 +8799,8 @@ class Rented:
         self.call = call.of(call.row, client)
         self.kind, self.name = kind, name
         self.made_up, self.ours = made_up, ours or (lambda row: True)
-        self.id: Any = None
-        self.price: Any = None
-        self.disk_price: Any = None  # the disk's part of it
-        self.last: Any = None  # its id before it was deleted
-        self.past: set[Any] = set()  # all such ids: one name may serve for several tries
+        self.past: set[Any] = set()  # all its ids so far: one name may serve for several tries
         self.failed: list[Any] = []  # workers that its deletion has left behind
-        self.problem = ""  # why it could not be destroyed
-        self.given_up = False  # after ten tries
-        self.began = -FOREVER  # time.monotonic() of the rental
-        self.seen = False  # by a look at it since then
-        self.hours = 0.0  # of the last one
-        self.cost = 0.0  # $ of all of this name, without traffic
 
     @property
     def found(self) -> Any:
@@ -9084,6 +9086,10 @@ class Launch:
     `ready(row)` is a further test of a running instance; it returns what is wrong, or "".
     """
 
+    credit: float | None = None
+    needs_credit = False  # is there no sense in a search without any?
+    last_sent = -RENTAL_PAUSE
+
     def __init__(self, call: Call, ready: Callable[[Row], str] | None = None) -> None:
         self.call, self.ready = call, ready
         self.spot, self.cap, self.disk = call["spot"], call["max_price"], call["disk"]
@@ -9092,9 +9098,6 @@ class Launch:
         self.rented = rental(call, call["label"])
         self.rental_call = self.call_of_a_rental()
         self.tries: list[Row] = []
-        self.credit: float | None = None
-        self.needs_credit = False  # is there no sense in a search without any?
-        self.last_sent = -RENTAL_PAUSE
         self.conditions = launch_conditions(call)
         self.order = parse_order(call["order"] or "dph_total", ALIASES, OFFER_FIELDS, call.warn)
 
@@ -9363,7 +9366,7 @@ class Launch:
         if not self.call.cli:
             return
         client = self.call.client.varied(retry=1, timeout=min(10.0, self.call.client.timeout))
-        call = Call(client, self.call.row, {}, self.call.view)
+        call = self.call.of(self.call.row, client)
         try:
             text = call.do("logs", instance_id=self.rented.id, tail="20", max_wait=10)
         except VastAIError:
@@ -9499,6 +9502,13 @@ class RemoteJob:
     folder.  After a lost connection, reading resumes at the last byte received.
     """
 
+    address = ("", 0)
+    id: Any = None
+    status: int | None = None
+    deadline = 0.0
+    problem = ""  # why the instance stays although that was not asked for
+    kept = False
+
     def __init__(self, call: Call) -> None:
         import threading
 
@@ -9519,14 +9529,8 @@ class RemoteJob:
         self.arrived = {"out": 0, "err": 0}  # bytes
         self.last = {"out": b"\n", "err": b"\n"}  # the last one of each
         self.heard = threading.Event()  # something came while it was followed
-        self.address = ("", 0)
         self.watch = Watch(call, 0)
         self.row: Row = {}
-        self.id: Any = None
-        self.status: int | None = None
-        self.deadline = 0.0
-        self.problem = ""  # why the instance stays although that was not asked for
-        self.kept = False
 
     def look_here(self) -> None:
         """Before any money: are the programs and the files here, and is there a key for ssh?"""
@@ -9685,7 +9689,7 @@ class RemoteJob:
         words = {"D": self.folder, "W": WORKSPACE, "F": LEASE_FILE, **values}
         return re.sub("@([A-Z])", lambda match: quote(str(words[match.group(1)])), script)
 
-    def upload(self, left: float, local: str, remote: str) -> bool | None:
+    def upload(self, left: float, local: str, remote: str) -> bytes | None:
         import subprocess
 
         self.call.progress(f"instance {self.id}: uploading {local}", in_pipe=True)
@@ -9708,16 +9712,16 @@ class RemoteJob:
                 tar.kill()
         if done is not None and tar.returncode:
             raise VastAIError(f"tar could not read {printable(local)}")
-        return None if done is None else True
+        return done
 
-    def start(self, left: float) -> bool | None:
+    def start(self, left: float) -> bytes | None:
         """Starts the job, once, however often it is sent."""
         from shlex import quote
 
         given = self.call["command"]
         text = f"sh -c {quote(given)}" if isinstance(given, str) else " ".join(map(quote, given))
         job = self.fill(JOB).replace("ENVIRONMENT", ENVIRONMENT).replace("COMMAND", text)
-        return None if self.command(self.fill(START, Q=job), min(left, 60.0)) is None else True
+        return self.command(self.fill(START, Q=job), min(left, 60.0))
 
     def follow(self, left: float) -> Any:
         """The exit status of the job; what it wrote is passed on as it comes.  None or MOVED if the
@@ -9798,7 +9802,7 @@ class RemoteJob:
         shared = is_terminal(sys.stdout) and is_terminal(sys.stderr)
         return self.last["err"] != b"\n" or (shared and self.last["out"] != b"\n")
 
-    def download(self, left: float, remote: str, local: str) -> bool | None:
+    def download(self, left: float, remote: str, local: str) -> bytes | None:
         import subprocess
 
         self.call.progress(f"instance {self.id}: downloading {remote}", in_pipe=True)
@@ -9818,15 +9822,13 @@ class RemoteJob:
                 )
             if done is not None and tar.returncode:
                 raise VastAIError(f"tar could not write {printable(place)}")
-            return None if done is None else True
+            return done
         part = place if is_special(place) else f"{place}.part"
         with open(part, "wb") as file:
             done = self.command(self.fill("cat @T", T=source), left, stdout=file)
-        if done is None:
-            return None
-        if part != place:
+        if done is not None and part != place:
             os.replace(part, place)
-        return True
+        return done
 
     def shorten_lease(self) -> str:
         """Leaves the instance one more hour to fetch the result from; a sentence about that."""
@@ -10287,6 +10289,8 @@ class Monitor:
     """
 
     columns: tuple[Any, ...] = ()
+    first, away, status = True, "", 0
+    drawn = 0  # lines of the table on the terminal
 
     def __init__(self, call: Call) -> None:
         self.call, self.client = call, call.client
@@ -10297,11 +10301,9 @@ class Monitor:
             )
         self.words = split_command(call["exec"])
         self.rows: dict[Any, Row] = {}
-        self.first, self.away, self.status = True, "", 0
         self.pause = call["interval"]
         shown = call.view.format == "table" and not call.view.quiet
         self.live = shown and erasable(sys.stdout)
-        self.drawn = 0  # lines of the table on the terminal
 
     if TYPE_CHECKING:
 
@@ -12285,12 +12287,12 @@ class Connection:
     """A connection of one event loop.  `slot` is the semaphore that a streamed answer holds."""
 
     IDLE = 15.0  # seconds that it waits for its next request
+    slot: Any = None
+    timer: Any = None
 
     def __init__(self, place: Place, reader: Any, writer: Any) -> None:
-        self.place, self.reader, self.transport = place, reader, writer.transport
-        self.writer, self.idle_since = writer, 0.0
-        self.slot: Any = None
-        self.timer: Any = None
+        self.place, self.reader, self.writer = place, reader, writer
+        self.transport = writer.transport
 
     def is_quiet(self) -> bool:
         # What has come meanwhile is no longer in the socket: the event loop has read it.
