@@ -3973,6 +3973,18 @@ class DescriptionTest(CommandCase):
                 self.assertEqual({name: body.get(name) for name in members}, members)
         self.assertFalse({"vm", "target_state", "args_str"} & set(self.body("create instance 7 --image i")))
 
+    def test_what_only_the_answer_knows_is_said(self):
+        for line, rule, answer, said in (
+                ("cleanup machine 7", "PUT .*", {"success": True, "num_deleted": 5}, "machine 7: 5 contracts."),
+                ("create cluster 10.0.0.0/24 7", "POST .*", {"success": True, "msg": "Cluster 14 created"}, "Cluster 14"),
+                ("show earnings", "GET .*", {"per_day": [], "per_machine": [{"machine_id": 7, "gpu_earn": 1.5, "sto_earn": .25}]},
+                 "Machine 7: $1.75")):
+            with self.subTest(line):
+                self.box.fail(rule, 200, answer)
+                status, out, err = self.run_here(line)
+                self.assertEqual(status, 0, err)
+                self.assertIn(said, out + err)
+
     def test_wrong_use(self):
         for line in ("get endpt-logs", "get endpt-logs 7 --endpoint chat", "show earnings --last_days 3 -s 2026-01-01",
                      "schedule maint 7 --sdate soon --duration 2 -y", "schedule maint 7 --sdate=-5 --duration 2 -y",
@@ -7089,6 +7101,9 @@ class PureTest(unittest.TestCase):
                 self.assertEqual(parse(text), expected)
         start = {"verified": {"eq": True}}
         self.assertEqual(vastai.parse_query("verified=any id=1", start), {"id": {"eq": "1"}})
+        for fields in (vastai.BENCHMARK_FIELDS, {"driver_version"}):  # the second as offers_fields is
+            found = vastai.parse_query("driver_version>=570.124.4", {}, fields, tell=lambda text: None)
+            self.assertEqual(found, {"driver_version": {"gte": 570124004}})
         self.assertEqual(vastai.parse_query(["id>1", "id<3"], start), {**start, "id": {"gt": "1", "lt": "3"}})
         self.assertEqual(start, {"verified": {"eq": True}}, "what is given stays as it was")
         for text, sign in (

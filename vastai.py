@@ -1381,6 +1381,7 @@ def field_types(fields: str) -> dict[str, str]:
 WORDS_ONLY = ("text", "name", "model", "country", "region")
 NO_NUMBER = (*WORDS_ONLY, "true/false", "date", "version")
 DIRECTIVES = {"georegion": "true/false", "chunked": "true/false"}  # in searches of offers
+ANYWHERE = {"driver_version": "version x.y.z"}  # also if `fields` does not describe it
 
 
 class Condition:
@@ -1449,7 +1450,8 @@ def parse_query(
             hint = suggest(field, [*types, *aliases])
             tell(f"unknown field {printable(name)!r} in the query{hint}")
             types[field] = ""
-        condition.type, condition.scale = types[field], (multipliers or {}).get(field)
+        condition.type = types[field] or ANYWHERE.get(field, "")
+        condition.scale = (multipliers or {}).get(field)
         if condition.raw.strip(",[]") in ("any", "?", "*"):
             if condition.operator != "eq":
                 raise UsageError(f"{condition.raw!r} works only with =; write {name}=any")
@@ -4147,7 +4149,7 @@ register("Machines (for hosts)",
     Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, DELETES, "Delete a machine that nobody rents",
         MACHINE, done="Deleted machine {id}."),
     Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, DELETES, "Delete expired storage on a machine",
-        MACHINE, done="Deleted expired storage on machine {id}."),
+        MACHINE, done="Deleted expired storage on machine {id}: {num_deleted} contracts.|Deleted expired storage on machine {id}."),
     Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, SETS, "Regroup GPUs into larger offers",
         Arg("ids MACHINE", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
         done="Regrouped the offers of machines {ids}: {summary}"),
@@ -4192,7 +4194,7 @@ register("Clusters and overlays",
     Command("create cluster", "POST /cluster/", ONCE, SETS, "Create a cluster of machines",
         Arg("subnet", NAME, "local network of the machines, such as 10.0.0.0/24"),
         Arg("manager_id MACHINE", ID, "machine that manages the cluster"),
-        done="Created the cluster."),
+        done="{msg}|Created the cluster."),
     Command("delete cluster", "DELETE /cluster/", SAFE, DELETES, "Delete a cluster",
         CLUSTER, done="Deleted cluster {cluster_id}."),
     Command("join cluster", "PUT /cluster/", SAFE, SETS, "Add machines to a cluster",
@@ -4286,7 +4288,7 @@ register("Billing",
         Arg("--last_days", COUNT, "number of past days, instead of the dates"),
         Arg("--user_id", GIVEN_ID, "account id; me is your own", "me"),
         query=OWNER, either="last_days start_date, last_days end_date", rows="earning_rows", columns=EARNING_COLUMNS,
-        build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
+        footer="earning_totals", build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
         query=OWNER, columns=DEPOSIT_CARD, look="show instances"),
@@ -8437,6 +8439,15 @@ def earning_rows(call: Call, answer: Row) -> list[Row]:
         day = as_number(row.get("day"))
         rows.append({**row, "date": None if day is None else day * 86400, "total": sum(parts)})
     return rows
+
+
+def earning_totals(call: Call, answer: Row) -> list[str]:
+    """What each machine earned."""
+    lines = []
+    for row in as_rows(answer.get("per_machine")):
+        total = sum(as_number(row.get(name)) or 0 for name in EARNINGS)
+        lines.append(f"Machine {as_text(row.get('machine_id'))}: {format_money(total)}")
+    return lines
 
 
 def transfer_question(call: Call) -> str:
