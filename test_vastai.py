@@ -8395,6 +8395,29 @@ class TestSessions(FaultCase):
         self.assertIn("session has ended", err.getvalue())
         self.assertFalse(os.path.exists(vastai.config_file("vast_tfa_key")))
 
+    def test_no_key_but_that_of_the_session(self):
+        """Nothing goes out without a key, and nobody is told that it does."""
+        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
+        server = self.serve(reply({"msg": "Invalid user key"}, 401))
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            status = vastai.main(["--url", server.url, "show", "user"])
+        self.assertEqual((status, len(server.requests)), (3, 1))
+        self.assertIn("session has ended. Start", err.getvalue())
+        self.assertIn("No API key found", err.getvalue())
+
+    def test_the_next_key_is_masked_too(self):
+        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+
+        def answers(request):
+            if request["headers"]["authorization"] == "Bearer session-key":
+                return reply({"msg": "Invalid user key"}, 401)
+            return reply({"msg": f"the key {KEY} may not do that"}, 403)
+        server = self.serve(route=answers)
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            status = vastai.main(["--url", server.url, "show", "user"])
+        self.assertEqual((status, len(server.requests)), (3, 2))
+        self.assertNotIn(KEY, err.getvalue())
 
     def test_only_what_was_refused_goes_again(self):
         vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")

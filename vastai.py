@@ -3167,7 +3167,7 @@ Request: api_route 0
 Arguments: args 2""")
 ADDRESS_COLUMNS = Columns("""\
 IP: ip
-First seen: first_seen
+First seen: first_seen minute
 From: first_location""")
 DEPOSIT_CARD = Columns("""\
 Refundable $: refundable_deposit .2f
@@ -4230,7 +4230,7 @@ register("Account",
     Command("show audit-logs", "GET /audit_logs/ -> []", SAFE, READS, "List what was done with your account",
         columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, SETS, "Change your account's details",
-        Secret("--file", FILE_OBJECT, "JSON file with the members to change", REQUIRED, name="params", key="*"),
+        Secret("--file", FILE_OBJECT, "JSON file with the members to change", REQUIRED, name="params", key="*", old="file"),
         done="Changed the account.",
         note="The members include ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold and phone_number.",
@@ -5713,7 +5713,6 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     client, row = call.client, call.row
     call.secrets = list(dict.fromkeys([*call.secrets, *request.secrets, *client.secrets]))
     announce_request(call, request)
-    require_key(client, row)
     # Rentals say more; a team is free.
     said = row.made.startswith("new_contract") or call["transfer_credit"] == 0
     vital = not request.safe and (row.only_copy or (row.effect == SPENDS and not said))
@@ -5721,6 +5720,7 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     while True:
         attempt += 1
         asked: float | None = None
+        require_key(client, row)
         try:
             with call.signals_caught(vital):
                 answer = send_following_redirects(client, request, client.timeout)
@@ -5740,6 +5740,7 @@ def send_with_retries(call: Call, request: Request) -> Answer:
             error, asked = http_error(client, row, request, answer)
             if isinstance(error, AuthError) and session_is_over(client, error):
                 renew_key(client, request)
+                call.secrets += client.secrets
                 attempt -= 1
                 continue  # it was refused, not carried out
         pause = retry_pause(request.safe, failure, attempt, client.retry, asked, jitter)
@@ -5794,10 +5795,8 @@ def renew_key(client: VastAI, request: Request) -> None:
     if request.body and request.body.get("api_key") == refused:
         request.body["api_key"] = client.api_key
     if not newer:
-        warn(
-            "The 2FA session has ended; continuing with the API key. "
-            "Start another: `vastai tfa login`"
-        )
+        then = "; continuing with the API key" if client.api_key else ""
+        warn(f"The 2FA session has ended{then}. Start another: `vastai tfa login`")
 
 
 def http_error(
