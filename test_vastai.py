@@ -5940,6 +5940,16 @@ class TestLaunch(RentingCase):
         self.assertRegex(err, r"Renting offer \d+, machine 12, 1x RTX_4090 in .*on demand, \$0.3083/hr including "
                               r"\$0.0083/hr for 40 GB of disk, traffic .*/GB up")
 
+    def test_a_file_with_commands(self):
+        """It is read once, and what has no effect is said once."""
+        script = os.path.join(self.home, "on.sh")
+        with open(script, "w") as file:
+            file.write("true\n")
+        told = self.launch(f"--onstart {script} --entrypoint x --env='-e A=1 --shm-size=1g'")
+        rented, = self.sent("PUT /api/v0/asks/\\d+/")
+        self.assertEqual(rented["body"]["onstart"], "true\n")
+        self.assertEqual((told.count("takes precedence"), told.count("--shm-size")), (1, 1), told)
+
     def test_bad_machines_are_given_back(self):
         self.box.machine(11, starts=False, message="OCI runtime create failed")
         self.box.machine(12, starts=False)
@@ -8772,6 +8782,21 @@ class TestLines(FaultCase):
             self.assertEqual(self.run_here(server, *words)[0], 2, words)
         self.assertEqual(server.requests, [])
 
+    def test_what_runs_at_the_start(self):
+        """A file wins over --onstart-cmd, that over --entrypoint; what has no effect is named."""
+        script = os.path.join(self.home, "on.sh")
+        with open(script, "w") as file:
+            file.write("true\n")
+        server = self.serve(reply({"success": True, "new_contract": 7}))
+        for options, sent, told in (
+                (f"--onstart-cmd A --entrypoint B --onstart {script}", "true\n", 2), ("--entrypoint B --onstart-cmd A", "A", 1),
+                ("--entrypoint B", "B", 0)):
+            for line in ("create instance 7 --image a/b ", "launch instance -g X -n 1 -i a/b "):
+                with self.subTest(line + options):
+                    status, _, err = self.run_here(server, *shlex.split(line + options))
+                    self.assertEqual((status, err.count("takes precedence over")), (0, told), err)
+                    self.assertEqual(json.loads(server.requests[-1]["body"])["onstart"], sent)
+
     def test_nothing_that_is_given_is_dropped_or_rounded(self):
         server, image = self.serve(reply({"success": True})), "create instance 7 --image a/b"
         for line, told in (
@@ -8780,7 +8805,7 @@ class TestLines(FaultCase):
                 ("change bid 7 --end_date 2030-01-01", "needs --schedule"),
                 ("cloud copy --src a --dst b --instance 1 --connection 2 --day '*'", "needs --schedule"),
                 ("launch instance --query num_gpus=1 -r Europe -i a/b", "--region"),
-                (image + " --onstart-cmd A --entrypoint B", "--entrypoint"), (image + " --max-hours 1e16", "at most 100 years"),
+                (image + " --max-hours 1e16", "at most 100 years"),
                 ("show invoices -c -p", "--only_credits"), ("show invoices-v1 -i -ct instance", "--charge-type needs --charges"),
                 ("show invoices-v1 -c -it stripe", "--invoice-type"), ("delete deployment 7 --tag x", "--tag needs --name"),
                 ("create subaccount --email a@b.c --username x --password y --type hots", "expected host or client"),
@@ -13115,7 +13140,7 @@ delete overlay overlay_identifier:OVERLAY/overlay_id/overlay_name -> dict[str, A
 show user -q,--quiet:TEXT=False(cli) -> User
 cost -> Cost
 show audit-logs -> list[dict[str, Any]]
-set user --file->params:FILE -> dict[str, Any]
+set user --file->params:FILE/file -> dict[str, Any]
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
 create subaccount --email:EMAIL --username:USER --password:PASSWORD --type:KIND=None -> dict[str, Any] ONCE
 show ipaddrs -> list[dict[str, Any]]

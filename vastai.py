@@ -3569,7 +3569,7 @@ register("Search and rent",
         Arg("id OFFER", ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
         of="CreatedInstance", body=CLIENT, needs="image template_hash",
-        either="onstart_cmd entrypoint, price bid_price, create_volume link_volume", build="build_instance", run="run_create_instance",
+        either="price bid_price, create_volume link_volume", build="build_instance", run="run_create_instance",
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
         note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
@@ -3581,7 +3581,7 @@ register("Search and rent",
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
         Local("ids OFFER", IDS, "the offers, from search offers"),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
-        body=CLIENT, needs="image template_hash", either="onstart_cmd entrypoint, price bid_price, create_volume link_volume",
+        body=CLIENT, needs="image template_hash", either="price bid_price, create_volume link_volume",
         build="build_instance", run="run_bulk", made="new_contracts",
         done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
         note=LEASE_NOTE,
@@ -3599,7 +3599,7 @@ register("Search and rent",
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
         Local("--query", QUERY, "Offer | conditions as for search offers, instead of GPU and region", many=False),
         *RUNTYPE_OPTIONS, *MACHINE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", needs="image template_hash", either="onstart_cmd entrypoint, bid bid_over",
+        of="CreatedInstance", needs="image template_hash", either="bid bid_over",
         build="build_launch", run="run_launch", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
@@ -4527,6 +4527,7 @@ class View:
         )
         self.fields, self.color = self.common.get("fields", ""), not self.common.get("no_color")
         self.full, self.raw = self.common.get("full", False), self.common.get("raw", False)
+        self.warned: set[str] = set()  # what was warned of: a request may be built several times
 
     @property
     def columns_only(self) -> bool:
@@ -4599,7 +4600,8 @@ class Call:
             import warnings
 
             warnings.warn(text, stacklevel=2)
-        elif not self.client.quiet:
+        elif not self.client.quiet and text not in self.view.warned:
+            self.view.warned.add(text)
             warn(text)
 
     def progress(self, text: str, changing: str = "", in_pipe: bool = False) -> None:
@@ -5071,13 +5073,21 @@ def build_update_instance(call: Call, query: Row, body: Row) -> None:
         body["env"] = environment_of(call)
 
 
+def start_commands(call: Call) -> str | None:
+    """What the container runs at its start, from the option that takes precedence."""
+    given = [name for name in ("onstart", "onstart_cmd", "entrypoint") if call[name] is not None]
+    for name in given[1:]:
+        call.warn(f"{call.label(given[0])} takes precedence over {call.label(name)}")
+    commands: str | None = call[given[0]] if given else None
+    return commands
+
+
 def start_up(call: Call, body: Row) -> None:
     """What `create instance` and `launch instance` have in common: environment, access, commands at
     the start.
     """
     runtype, body["env"] = runtype_of(call), environment_of(call)
-    command = call["entrypoint"] if call["onstart_cmd"] is None else call["onstart_cmd"]
-    body["onstart"] = call["onstart"] or command
+    body["onstart"] = start_commands(call)
     if runtype:
         body["runtype"] = runtype
     if call["args"] and call["args"] != [""]:
@@ -9117,6 +9127,8 @@ class Launch:
         names = {arg.name for arg in row.args}
         given = {name: value for name, value in self.call.params.items() if name in names}
         given.update(id=1, label=self.rented.name, cancel_unavail=True, price=None)
+        # a file is text by now, and may not be read again
+        given.update(onstart_cmd=start_commands(self.call), onstart=None, entrypoint=None)
         client = self.call.client.varied(retry=1)  # 429 is repeated by us alone
         params = check_params(row, given, cli=False)
         call = self.call.of(row, client, **params)
