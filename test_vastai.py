@@ -8887,6 +8887,7 @@ class TestLines(FaultCase):
         for line, told in (("search offers --api-kye=SECRET", "no option '--api-kye'; did you mean '--api-key'?"),
                            ("search offers --api-keySECRET", "no option '--api-key'"),
                            ("take snapshot 5 --docker_login=SECRET", "--docker_login is ambiguous"),
+                           ("create template --docker_login_passSECRET", "no option '--docker_login_pass'"),
                            ("take snapshot 5 --docker_login_pass -SECRET", "--docker_login_pass: expected a value"),
                            ("create env-var N -SECRET", "no such option; write -- before a value"),
                            ("create env-var N --SECRET", "no such option; write -- before a value"),
@@ -8938,7 +8939,7 @@ class TestLines(FaultCase):
         text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "csv")[1]
         self.assertEqual(text, 'a,b,c,d,e,f,g\n"x\ry","say ""hi"", you",null \0,,"{""k"": [1]}",1.5,True\n')
         status, out, err = self.run_here(server, "show", "invoices-v1", "-i", "--fields", " , ")
-        self.assertEqual((status, out, "expected names" in err), (2, "", True), err)
+        self.assertEqual((status, out, "expected field names" in err), (2, "", True), err)
         text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "tsv", "--fields", "a,b")[1]
         self.assertEqual(text, 'a\tb\n"x\ry"\t"say ""hi"", you"\n')
         self.assertEqual(self.run_here(server, "show", "invoices-v1", "-i", "--format", "csv", "--fields", "d")[1], 'd\n""\n')
@@ -8948,7 +8949,7 @@ class TestLines(FaultCase):
                            ("ps", "show instances"), ("rm 5", "destroy instance"), ("version", "--version"),
                            ("change-bid 11 0.35", "change bid"), ("ssh-key", "show ssh-keys"), ("show-instances",
                             "show instances"), ("instances", "show instances"), ("delete instance 5", "destroy instance"),
-                           ("list offers", "search offers"), ("search offers --sort dph", "--order"),
+                           ("list offers", "search offers"), ("search offers --sort dph", "--order"), ("show env", "show env-vars"),
                            ("show instances --sort id", "--order-by"), ("show user --json", "--raw")):
             status, out, err = self.run_here(None, *line.split())
             self.assertEqual((status, out, f"did you mean {told!r}?" in err), (2, "", True), err)
@@ -8967,7 +8968,9 @@ class TestLines(FaultCase):
         for line, told in (("label instance 5 --label X", "vastai label instance INSTANCE LABEL"),
                            ("prepay instance 5 --amount 50", "vastai prepay instance INSTANCE AMOUNT")):
             self.assertIn(told, self.run_here(None, *line.split())[2])
-        for line in ("destroy instance 5 --wait", "search offers --zzz", "frobnicate"):
+        self.assertIn("all must hold", self.run_here(None, "search", "offers", "num_gpus>=2 and dph<1")[2])
+        self.assertIn("set min-bid MACHINE --price USD", self.run_here(None, "set", "min-bid", "7")[2])
+        for line in ("destroy instance 5 --wait", "search offers --zzz", "frobnicate", "show nothing"):
             self.assertNotIn("did you mean", self.run_here(None, *line.split())[2].replace("destroy instance: ", ""))
 
     def test_shapes(self):

@@ -476,14 +476,16 @@ def is_digits(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def suggest(word: str, words: Iterable[str]) -> str:
-    """'; did you mean X?' for a slightly misspelled word, or nothing."""
+def suggest(word: str, words: Iterable[str], least: float = 0.7) -> str:
+    """'; did you mean X?' for a slightly misspelled word, or nothing; `least`: how much of it is
+    right.
+    """
     bare = {name.lstrip("-"): name for name in words}
     if len(word) > 60:
         return ""
     import difflib
 
-    close = difflib.get_close_matches(word.lstrip("-"), bare, 1, 0.7)
+    close = difflib.get_close_matches(word.lstrip("-"), bare, 1, least)
     return f"; did you mean {bare[close[0]]!r}?" if close else ""
 
 
@@ -1162,7 +1164,7 @@ ORDER = Kind(
 FIELDS = Kind(
     "str",
     _checked(_text, lambda text: not text or text.strip(", ")),
-    "names with commas between them, such as id,gpu_name",
+    "field names separated by commas, such as id,gpu_name",
     "FIELDS",
 )
 DAY_SLOT = Kind("str", _slot(6), "0 to 6, or *", "DAY")
@@ -1507,7 +1509,9 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
         if not match:
             form = "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA]"
             hint = f"write conditions such as {form}, separated by spaces"
-            if found and re.match(r"[\w.]+(?:\s|$)", text[at:]):
+            if found and re.match(r"(?:and|or|&+|\|+|,)\s", text[at:]):
+                hint = "write conditions side by side: all must hold"
+            elif found and re.match(r"[\w.]+(?:\s|$)", text[at:]):
                 hint = "quote a value that contains spaces, and write a list as [A,B]"
             raise UsageError(f"cannot parse the query at {printable(text[at:], 60)!r}; {hint}")
         name, sign, word, value = match.groups()
@@ -15736,7 +15740,8 @@ def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> Usa
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     hidden = any(arg.secret and not arg.option for arg in row.args)
     for arg in (*row.args, *GLOBAL_ARGS.args):
-        glued = [flag for flag in arg.flags if arg.secret and canonical(name).startswith(flag)]
+        flags = arg.flags if arg.secret else ()
+        glued = [flag for flag in flags if canonical(name).startswith(canonical(flag))]
         name = (glued or [name])[0]
     close = suggest_option(row, name, options)
     if hidden:
@@ -16210,8 +16215,15 @@ def suggest_command(words: list[str]) -> str:
     for name in likely:
         if name in NAMES or name.startswith("--"):
             return f"; did you mean {name!r}?"
-    verb = "" if commands_of_verb(words[0]) else suggest(words[0], {n.split()[0] for n in NAMES})
-    return suggest(" ".join(words), NAMES) or verb
+    own = commands_of_verb(words[0])
+    verb = "" if own else suggest(words[0], {n.split()[0] for n in NAMES})
+    # the verb that they share makes any two names alike
+    unlike = {
+        name
+        for name, thing in ((name, name.partition(" ")[2]) for name in own)
+        if not thing.startswith(words[-1]) and not suggest(words[-1], [thing], 0.6)
+    }
+    return suggest(" ".join(words), sorted(NAMES.keys() - unlike)) or verb
 
 
 USAGE = "usage: vastai COMMAND [argument …] [option …]"
@@ -16344,7 +16356,9 @@ def usage_of(row: Command) -> str:
     mine = [arg for arg in row.args_of("cli") if not arg.hidden]
     words = [placeholder(arg) for arg in mine if not arg.option]
     options = [
-        f"{arg.flags[-1]} {arg.kind.metavar}" for arg in mine if arg.option and arg.cli is REQUIRED
+        f"{arg.flags[-1]} {arg.kind.metavar}"
+        for arg in mine
+        if arg.option and (arg.cli is REQUIRED or arg.name == row.needs)
     ]
     if any(arg.option for arg in mine):
         options.append("[option …]")
