@@ -3018,11 +3018,7 @@ TFLOPS/$: tflops_per_dollar .1f 4
 P10 $/hr: price_p10 .4f 2
 Med $/hr: price_median .4f 0
 P90 $/hr: price_p90 .4f 2""")
-SUPPLY = (
-    "rented_verified avail_verified rented_unverified avail_unverified unavail_verified "
-    "unavail_unverified total"
-)
-PRICES = "rented_p10 rented_median rented_p90 avail_p10 avail_median avail_p90"
+
 GPU_TRENDS_COLUMNS = Columns("""\
 Date: timestamp minute 0
 Rnt/Ver: rented_verified 2
@@ -7403,18 +7399,15 @@ class Bulk:
     """
 
     def __init__(self, call: Call) -> None:
-        self.call, self.ids = call, call["ids"]
+        self.call, self.results = call, not_sent(call["ids"])
         self.key = next(arg.key for arg in call.row.args if arg.name == "ids")
         self.rents = bool(call.row.made)
         self.answers: list[Row] = []
         self.failures: list[VastAIError] = []
         self.made: list[int] = []
-        self.results: list[Row] = []
-        for id in self.ids:
-            self.results.append({"id": id, "success": False, "msg": "not sent"})
 
     def send(self) -> None:
-        for at in range(0, len(self.ids), BULK):
+        for at in range(0, len(self.results), BULK):
             entries = self.results[at : at + BULK]
             try:
                 made = send_for(entries, self.call.row, self.send_part)
@@ -7484,6 +7477,11 @@ class Bulk:
 
     def interrupted(self) -> str:
         return f"interrupted; {partial(self.results).msg}{self.made_words()}"
+
+
+def not_sent(ids: Iterable[Any]) -> list[Row]:
+    """An entry for each id, in which send_for() notes what becomes of it."""
+    return [{"id": id, "success": False, "msg": "not sent"} for id in ids]
 
 
 def send_for(entries: list[Row], row: Command, send: Callable[[list[Any]], Any]) -> Any:
@@ -7867,41 +7865,39 @@ def run_price_increase(call: Call) -> Row:
     """Accepts or rejects what is pending for one instance, or for each of several."""
     if call["ids"] is None:
         return settle(call, call["instance_id"], pending_increases(call))
-    ids = list(dict.fromkeys(call["ids"]))
     numbers = pending_increases(call)
     verb = call.row.name.split()[0]
-    entries = {id: {"id": id, "success": False, "msg": "not sent"} for id in ids}
+    entries = not_sent(dict.fromkeys(call["ids"]))
+    count = len(entries)
 
-    def work(id: int) -> Any:
-        return send_for([entries[id]], call.row, lambda _: settle(call, id, numbers))
+    def work(entry: Row) -> Any:
+        return send_for([entry], call.row, lambda ids: settle(call, ids[0], numbers))
 
     with call.signals_caught():
         try:
-            answers = at_once(call, work, ids)
+            answers = at_once(call, work, entries)
         except KeyboardInterrupt:
-            tell(call, f"interrupted; {partial(list(entries.values())).msg}")
+            tell(call, f"interrupted; {partial(entries).msg}")
             raise
     results: list[Row] = []
     failed = []
-    for id, answer in zip(ids, answers):
-        result = {"instance_id": id}
-        result.update(pending_price_increase_id=numbers.get(id), contract_id=id)
+    for entry, answer in zip(entries, answers):
+        id = entry["id"]
+        result = {"instance_id": id, "contract_id": id}
+        result["pending_price_increase_id"] = numbers.get(id)
         results.append(result)
-        if isinstance(answer, VastAIError):
-            if len(ids) == 1:
-                raise answer
-            status = failure_status(answer)
-            result.update(status=status, error=answer.msg)
-            failed.append(f"{id} (unknown)" if status == "unknown" else str(id))
+        if not isinstance(answer, VastAIError):
+            result.update(status=f"{verb}ed", response=answer)
             continue
-        for name in ("pending_price_increase_id", "contract_id"):
-            if answer.get(name) is not None:
-                result[name] = answer[name]
-        result.update(status=f"{verb}ed", response=answer)
+        if count == 1:
+            raise answer
+        status = failure_status(answer)
+        result.update(status=status, error=answer.msg)
+        failed.append(f"{id} (unknown)" if status == "unknown" else str(id))
     if failed:
-        words = f"{len(failed)} of {len(ids)} failed: {', '.join(failed[:20])}"
+        words = f"{len(failed)} of {count} failed: {', '.join(failed[:20])}"
         raise PartialError(words, results=results)
-    counts = {"requested": len(ids), "acted": len(ids), "stale": 0, "failed": 0}
+    counts = {"requested": count, "acted": count, "stale": 0, "failed": 0}
     return {"success": True, "exit_code": 0, **counts, "results": results}
 
 
@@ -7968,15 +7964,13 @@ def run_gpu_trends(call: Call) -> Row:
 
 
 def trend_of(part: Row) -> Row:
-    """One GPU's parallel lists as rows, null if a list is too short."""
-    supply, prices = as_dict(part.get("supply_demand")), as_dict(part.get("pricing"))
-    lists = {name: as_list(supply.get(name)) for name in SUPPLY.split()}
-    lists.update({name: as_list(prices.get(name)) for name in PRICES.split()})
+    """One GPU's parallel lists as rows of what the table shows, null if a list is too short."""
+    members = {**as_dict(part.get("pricing")), **as_dict(part.get("supply_demand"))}
+    lists = {name: as_list(members.get(name)) for _, name, *_ in GPU_TRENDS_COLUMNS}
     rows = []
-    for at, moment in enumerate(as_list(supply.get("timestamps"))):
-        row = {"date": format_utc(moment, "%Y-%m-%d %H:%M:%S"), "timestamp": moment}
-        for name, values in lists.items():
-            row[name] = values[at] if at < len(values) else None
+    for at, moment in enumerate(as_list(members.get("timestamps"))):
+        row = {name: values[at] if at < len(values) else None for name, values in lists.items()}
+        row.update(date=format_utc(moment, "%Y-%m-%d %H:%M:%S"), timestamp=moment)
         rows.append(row)
     return {"stats": as_dict(part.get("stats")), "rows": rows}
 
@@ -7986,13 +7980,14 @@ def run_gpu_locations(call: Call) -> Row:
     answer: Row = call.send()
     names = (call["gpu"] or "").replace("_", " ").split(",")
     gpus = {name.strip() for name in names if name.strip()}
-    asked = {name: call[name] for name in ("verified", "datacenter", "rented", "state")}
     found = []
     for row in as_rows(answer.get("locations")):
         state = state_of(row)
-        flags = {name: str(bool(row.get(name))).lower() for name in ("verified", "datacenter")}
-        facts = {**flags, "rented": str(state == "rented").lower(), "state": state}
-        passes = all(value in ("all", facts[name]) for name, value in asked.items())
+        facts = {**row, "rented": state == "rented"}
+        passes = call["state"] in ("all", state) and all(
+            call[name] in ("all", str(bool(facts.get(name))).lower())
+            for name in ("verified", "datacenter", "rented")
+        )
         if passes and (not gpus or as_text(row.get("gpu_name")) in gpus):
             found.append(row)
     return {**answer, "locations": found}
@@ -8239,7 +8234,7 @@ def run_list_machines(call: Call) -> list[Row]:
     others.
     """
     terms = {arg.name: call[arg.name] for arg in LISTING}
-    results: list[Row] = [{"id": id} for id in call["ids"]]
+    results = not_sent(call["ids"])
 
     def work(entry: Row) -> Row:
         def send(ids: list[Any]) -> Row:
@@ -14159,8 +14154,6 @@ class Listing:
     one row is a single thing rather than a list.  `hidden` are the headers that found no room.
     """
 
-    __slots__ = ("bright", "columns", "fields", "full", "hidden", "rows", "single")
-
     def __init__(
         self, rows: list[Row], columns: Iterable[Any], view: View, single: bool = False
     ) -> None:
@@ -14486,8 +14479,6 @@ class TableColumn:
     """One column of a table being laid out: its texts, which are the header and the cells, and the
     room that it gets.
     """
-
-    __slots__ = ("ascii", "form", "number", "rank", "room", "sizes", "texts")
 
     def __init__(self, column: Sequence[Any], rows: list[Row]) -> None:
         cells = format_cells(column, rows)
@@ -16442,27 +16433,23 @@ def complete(
     typed = TypedWords([] if helping else args_of_line(row), rest)
     if typed.closed:
         return []
-    service = {**(start or {}), **typed.whom_to_ask()}
-    if word.startswith("-") and not typed.literal:
-        found = complete_option(word, typed, row, service, pool)
-    else:
-        found = typed.value_words(row, service, pool)
-        if not typed.due and (stem or not row):
-            found = next_words(stem) + found
-        elif not word and not typed.next_arg():
-            found = list(typed.option_words(""))
-    return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
-
-
-def complete_option(
-    word: str, typed: TypedWords, row: Command | None, service: Row, pool: Pool | None
-) -> list[tuple[str, str]]:
-    """The options that begin with `word`, or the values of --name=…."""
     name, equals, _ = word.partition("=")
-    if not word.startswith("--") or not equals:
+    if typed.literal or not word.startswith("-"):
+        arg, prefix = typed.next_arg(), ""
+    elif equals and word.startswith("--"):
+        arg, prefix = typed.options.get(canonical(word)), f"{name}="
+    else:
         return list(typed.option_words(word))
-    values = value_words(typed.options.get(canonical(word)), row, service, pool)
-    return [(f"{name}={text}", meaning) for text, meaning in values]
+    service = {**(start or {}), **typed.whom_to_ask()}
+    values = value_words(arg, row, service, pool)
+    found = [(prefix + text, meaning) for text, meaning in values]
+    if not prefix and arg and arg.many:  # what its list has already is not offered again
+        found = [pair for pair in found if pair[0] not in rest]
+    if not prefix and not typed.due and (stem or not row):
+        found = next_words(stem) + found
+    elif not word and not arg:
+        found = list(typed.option_words(""))
+    return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
 
 
 def args_of_line(row: Command | None) -> list[Arg]:
@@ -16482,10 +16469,7 @@ class TypedWords:
     closed   all that follows belongs to another program
     """
 
-    __slots__ = ("alone", "args", "closed", "due", "literal", "loose", "options", "seen", "words")
-
     def __init__(self, args: list[Arg], words: list[str]) -> None:
-        self.words = words
         self.args = [arg for arg in args if arg.option]
         self.alone = [arg for arg in args if not arg.option]
         self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
@@ -16524,14 +16508,6 @@ class TypedWords:
         left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
         return next(left, None)
 
-    def value_words(
-        self, row: Command | None, given: Row, pool: Pool | None
-    ) -> list[tuple[str, str]]:
-        """The values that the next word can be, without those that its list has already."""
-        arg = self.next_arg()
-        there = self.words if arg and arg.many else []
-        return [pair for pair in value_words(arg, row, given, pool) if pair[0] not in there]
-
     def whom_to_ask(self) -> Row:
         """The options that say whom to ask for ids."""
         given = {arg.name: value for arg, value in self.seen.items()}
@@ -16543,8 +16519,8 @@ class TypedWords:
             if arg.hidden or (arg in self.seen and not arg.again):
                 continue
             for flag in (*arg.flags, *arg.shortcuts):
-                forms = (flag, canonical(flag), flag[:2] + flag[2:].replace("-", "_"))
-                form = next((form for form in forms if form.startswith(word)), "")
+                forms = filter(lambda form: form.startswith(word), spellings([flag]))
+                form = next(forms, "")
                 if form.startswith("--") or (form and form == word):
                     same = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else ""
                     yield form, same or arg.help
@@ -16703,8 +16679,6 @@ complete -c vastai.py -f -a '(__vastai_complete)'
 
 class KeptPool(Pool):
     """Connections that outlive the clients that use them."""
-
-    __slots__ = ()
 
     def close(self) -> None:
         pass
