@@ -4460,6 +4460,15 @@ class SelfTestTest(CommandCase):
                 self.assertEqual(result["phase"], "test")
                 self.assertEqual(set(self.box.market.tables["instances"]), self.before)
 
+    def test_odd_offers_and_ports(self):
+        for ports in (["x"], "x", {"5000/tcp": {"x": 1}}, {"5000/tcp": ["x"]}, {"5000/tcp": 5}):
+            self.outcome(code="progress_port_not_mapped", differs={"ports": ports})
+        offer = next(row for row in self.box.market.rows("offers") if row["machine_id"] == 5)
+        for name, value in (("gpu_total_ram", "x"), ("num_gpus", "2"), ("num_gpus", "x")):
+            offer[name] = value
+            self.outcome(code="progress_port_not_mapped", differs={"ports": []})
+        self.assertEqual(set(self.box.market.tables["instances"]), self.before)
+
     def test_a_page_that_goes_on_for_ever(self):
         lines = itertools.count()
         result = self.outcome(lambda faulty, sock, request: sock.sendall(reply(f"line {next(lines)}\n")),
@@ -5507,6 +5516,7 @@ class TestGivingBack(RentingCase):
                     got = self.run_here(f"create instance 7 --image x --url {server.url} --raw{words}")
                     error = json.loads(got[2])
                     self.assertEqual((got[0], error["found"], "destroy instance 501`" in error["msg"]), (7, 501, True))
+                    self.assertNotIn("its disk", error["msg"], "it may be running")
                     self.assertEqual(server.requests.pop()["method"], "PUT", "nothing is left to be looked for")
 
     def test_success_without_an_id(self):
@@ -5609,6 +5619,16 @@ class TestGivingBack(RentingCase):
                                               lambda: server.requests, signal.SIGTERM)
         self.assertEqual((status, out, "show instances" in err), (143, "", True))
 
+    def test_a_rental_that_is_looked_for(self):
+        """The answer was lost; an interruption of the search does not hide that."""
+        def route(request):
+            return reply({}, 504) if request["method"] == "PUT" else stall
+        for words in ("--confirm", "--label mine"):
+            with Faulty(route=route) as server:
+                status, out, err = self.signaled(f"create instance 7 --image x {words} --url {server.url}",
+                                                 lambda: len(server.requests) == 2, signal.SIGINT)
+            self.assertEqual((status, out, "was created is unknown; check with `vastai show instances`" in err), (130, "", True))
+
     def test_many_rentals_of_which_some_are_made(self):
         made = reply({"success": True, "new_contracts": list(range(501, 565))})
         ids = " ".join(map(str, range(1, 101)))
@@ -5627,6 +5647,17 @@ class TestGivingBack(RentingCase):
             self.assertEqual(status, expected, err)
             self.assertRegex(err, r"(?s)unknown: 1, 2, 3.* 64")
             self.assertEqual("instances 501, 502" in err, second is made)
+
+    def test_many_rentals_without_stdout(self):
+        """The results are lost, but not what was made."""
+        made = reply({"success": True, "new_contracts": list(range(501, 565))})
+        ids = " ".join(map(str, range(1, 301)))
+        for words in ("", "--raw", "--format csv", "-q"):
+            with Faulty(made, reply({"msg": "no " * 2000}, 400)) as server:
+                line = f"{sys.executable} {compiled()} create instances {ids} --image x --url {server.url} {words} >/dev/full"
+                done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, encoding="utf-8", timeout=30,
+                                      env={**self.environment, "PATH": os.environ["PATH"]})
+            self.assertIn("created: instances 501, 502", done.stderr, words)
 
     def test_many_rentals_that_are_refused_but_made(self):
         """What is not given back, or not yet, is named."""
@@ -6018,6 +6049,12 @@ class TestLaunch(RentingCase):
             self.assertEqual(self.run_here("launch instance --query num_gpus=77 -i a/b --tries 1")[0], 4)
         self.assertEqual((self.machines(), self.held), ([], []))
 
+    def test_bids_that_all_are_refused(self):
+        self.box.fail("PUT .*", 400, {"error": "invalid_price", "msg": "no"}, times=99)
+        with fast_clock():
+            status, _out, err = self.run_here("launch instance --query num_gpus=1 -i a/b")
+        self.assertEqual((status, "taken" in err, "nothing was rented" in err), (4, False, True))
+
     def test_taken_offers_do_not_count(self):
         self.box.fail("PUT /api/v0/asks/.*", 404, {"error": "no_such_ask", "msg": "gone"}, times=3)
         answer = self.launch("--tries 1 --raw")
@@ -6341,7 +6378,10 @@ while True:
     data = os.read(child.stdout.fileno(), min(7, cut - sent) if (cut or 0) > 0 else 65536)
     if not data:
         break
-    os.write(1, data if (cut or 0) >= 0 else b"")
+    try:
+        os.write(1, data if (cut or 0) >= 0 else b"")
+    except OSError:  # nobody reads, or the disk is full
+        sys.exit(255)
     sent += len(data)
     if cut and 0 < cut <= sent:
         child.kill()
@@ -6558,6 +6598,29 @@ class TestRun(RentingCase):
         err = self.job("--download nothing --download nowhere", "true", status=8)[1]
         self.assertRegex(err, "nothing could not be downloaded.* nowhere could not be downloaded")
 
+    def test_a_download_that_cannot_be_written(self):
+        """What ends here is no lost connection: nobody pays until --max-hours for tries that must fail."""
+        import resource
+        pathlib.Path(self.there, "f").mkdir(parents=True)
+        for name in ("d", "f/x"):
+            pathlib.Path(self.there, name).write_bytes(bytes(300000))
+        process = self.begin("run a/b --download d -- true", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999)))
+        err = process.communicate(timeout=30)[1]
+        self.assertEqual((process.returncode, len(self.held)), (8, 1), err)
+        self.assertIn("d could not be downloaded", err)
+        tar = pathlib.Path(self.bin, "tar")
+        tar.write_text(f'#!/bin/sh\ncase "$*" in *-xof*) exit 2;; esac\nexec {shutil.which("tar")} "$@"\n')
+        tar.chmod(0o755)
+        process = self.begin("run a/b --download f -- true")
+        err = process.communicate(timeout=30)[1]
+        self.assertEqual((process.returncode, len(self.held)), (8, 2), err)
+        self.assertIn("tar could not write f", err)
+
+    def test_a_download_until_the_time_is_over(self):
+        """The command did finish."""
+        self.happens("cut", 999, 999, *[0] * 999)
+        self.assertIn("the download did not finish within", self.job("--download d --max-hours 0.1", "true", status=9)[1])
+
     def test_an_upload_that_fails(self):
         pathlib.Path(self.here, "x").write_text("x")
         pathlib.Path(self.there).mkdir(parents=True)
@@ -6605,6 +6668,17 @@ class TestRun(RentingCase):
                               env={**self.environment, "PATH": os.environ["PATH"]})
         self.assertEqual((done.stdout, pathlib.Path(self.home, "status").read_text(), self.held), (b"y\ny\ny", "141\n", []))
         self.assertNotIn("destroyed", pathlib.Path(self.home, "err").read_text())
+
+    def test_a_program_whose_stdout_nobody_reads(self):
+        """Nothing of the job goes there."""
+        program = ("import vastai\nresult = vastai.VastAI().run('a/b', 'sleep 7; exit 3')\n"
+                   "import sys; sys.stderr.write(str(result['status']))")
+        reader, writer = os.pipe()
+        os.close(reader)
+        self.addCleanup(os.close, writer)
+        done = subprocess.run([sys.executable, "-c", program], cwd=HERE, stdout=writer, stderr=subprocess.PIPE, timeout=60,
+                              env={**self.environment, "PATH": os.environ["PATH"]})
+        self.assertEqual((done.stderr, self.held), (b"3", []))
 
     def test_an_output_that_is_lost(self):
         """Whatever becomes of stdout, stderr says what became of the instance."""

@@ -7050,20 +7050,28 @@ def run_create_instance(call: Call) -> Row:
     rented = rental(call, call["label"], call["confirm"])
     with call.signals_caught():  # the command line says what was rented
         try:
-            answer = rent(call, rented)
-            if call["wait"]:
-                goal = "exited" if call["target_state"] == "stopped" else "running"
-                answer["instance"] = row = wait_for(call, rented.id, goal)
-                check_disk(call, row)
-        except VastAIError as error:
-            if isinstance(error, OutcomeUnknownError) and rented.id == "?" and rented.name:
-                look_for_instance(error, rented)
-            error.found = error.details["found"] = error.found or rented.found
-            raise
+            return rent_and_wait(call, rented)
         except KeyboardInterrupt:
             tell(call, rented.still_costs())
             raise
-    return answer
+
+
+def rent_and_wait(call: Call, rented: Rented) -> Row:
+    """Sends a rental, with `wait` waits for its instance, and looks for one whose answer was
+    lost.
+    """
+    try:
+        answer = rent(call, rented)
+        if call["wait"]:
+            goal = "exited" if call["target_state"] == "stopped" else "running"
+            answer["instance"] = row = wait_for(call, rented.id, goal)
+            check_disk(call, row)
+        return answer
+    except VastAIError as error:
+        if isinstance(error, OutcomeUnknownError) and rented.id == "?" and rented.name:
+            look_for_instance(error, rented)
+        error.found = error.details["found"] = error.found or rented.found
+        raise
 
 
 def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
@@ -7122,6 +7130,7 @@ def refused_but_made(
     destroyed first.  Returns the ids that are left.
     """
     left = []
+    part = "" if is_lost(error) else " for its disk"  # what a refusal has made does not run
     for id in ids:
         rented = Rented(call, "instance", "")
         rented.id, rented.price, rented.began = id, price, time.monotonic()
@@ -7133,7 +7142,7 @@ def refused_but_made(
         left.append(id)
         if not rented.problem:
             error.msg += (
-                f"; but instance {id} exists and is billed for its disk until "
+                f"; but instance {id} exists and is billed{part} until "
                 f"`vastai destroy instance {id}` ends it"
             )
         else:
@@ -9405,7 +9414,7 @@ class Launch:
     def failure(self) -> VastAIError:
         """The error once no try is left, or no offer."""
         if not self.tries:
-            return NotFoundError("every offer that matches was taken; nothing was rented")
+            return NotFoundError("no offer that matches could be had; nothing was rented")
         lines = []
         for item in self.tries:
             place = f"offer {item['offer']}, machine {item['machine_id']}"
@@ -9668,7 +9677,8 @@ class RemoteJob:
 
     def over_error(self) -> WaitTimeoutError:
         hours = format_duration(self.limit * 3600)
-        return WaitTimeoutError(f"the command did not finish within {hours} (--max-hours)")
+        what = "command" if self.status is None else "download"
+        return WaitTimeoutError(f"the {what} did not finish within {hours} (--max-hours)")
 
     def ssh_words(self, command: str) -> list[str]:
         host, port = self.address
@@ -9784,7 +9794,7 @@ class RemoteJob:
                         raise VastAIError(f"the job is lost: instance {self.id} was restarted")
                     if name in self.arrived and number > 0:
                         self.pass_on(name, source, number)
-                    if name == "idle":
+                    if name == "idle" and self.call.cli:
                         check_reader(sys.stdout)
                     moved = MOVED
                 ssh.wait(5)
@@ -9841,12 +9851,15 @@ class RemoteJob:
                 done = self.command(
                     self.fill("tar -C @T -cf - .", T=source), left, stdout=tar.stdin
                 )
-            if done is not None and tar.returncode:
+                failed = bool(tar.poll())  # by itself, before the end of what it reads
+            if failed or (done is not None and tar.returncode):
                 raise VastAIError(f"tar could not write {printable(place)}")
             return done
         part = place if is_special(place) else f"{place}.part"
         with open(part, "wb") as file:
             done = self.command(self.fill("cat @T", T=source), left, stdout=file)
+            if done is None and part != place:
+                os.write(file.fileno(), b"x")  # a full disk ends ssh as a lost connection does
         if done is not None and part != place:
             os.replace(part, place)
         return done
@@ -10807,13 +10820,12 @@ class SelfTest:
         from http.client import HTTPException
         from urllib.request import urlopen
 
-        ip, ports = str(self.row.get("public_ipaddr") or "").strip(), self.row.get("ports") or {}
-        port = (ports.get("5000/tcp") or [{}])[0].get("HostPort")
-        if not ip:
+        ports = mapped_ports(self.row)
+        if not as_text(self.row.get("public_ipaddr")).strip():
             raise Unfit(
                 "missing_public_ip", "instance_network", "the instance has no public address"
             )
-        if not port:
+        if "5000/tcp" not in ports:
             raise Unfit(
                 "progress_port_not_mapped",
                 "instance_network",
@@ -10823,7 +10835,7 @@ class SelfTest:
         time.sleep(15)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their own certificates
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        heard, reached, page = time.monotonic(), False, f"https://{ip}:{port}/progress"
+        heard, reached, page = time.monotonic(), False, f"https://{ports['5000/tcp']}/progress"
 
         def look(left: float) -> bool | None:
             nonlocal heard, reached
@@ -10929,7 +10941,8 @@ class Unfit(Exception):
 
 def requirements(offer: Row) -> list[Row]:
     """What a machine must have to be verified, beside what it has."""
-    has = {name: value for name, value in offer.items() if value is not None}.get
+    numbers = {name: as_number(value) for name, value in offer.items()}
+    has = {name: value for name, value in numbers.items() if value is not None}.get
     gpus, ports = has("num_gpus") or 1, has("direct_port_count", 0)
     vram, ram = has("gpu_total_ram", 0), has("gpu_ram", 0)
     speed = min(500.0, max(100.0, 500 * vram / 1024 / 192))
@@ -16000,13 +16013,10 @@ def run_call(call: Call) -> int:
     except NothingSent:
         return 0
     except PartialError as error:
-        view, found = call.view, error.found
-        if view.quiet:
-            made = found if isinstance(found, list) else [found]
-            write_out("".join(f"{id}\n" for id in made if id is not None))
-        elif view.fields or view.format not in ("table", "json"):
-            write_out(WRITERS[view.format](Listing(error.results, (), view)))
-            error.results = []
+        try:
+            show_partial(call, error)
+        except OSError:
+            pass  # said when the command ends; the error must not be lost with stdout
         raise
     if result is None and row.path and row.returns not in ("none", "text"):
         raise gone_error(call)
@@ -16019,6 +16029,17 @@ def run_call(call: Call) -> int:
     if is_gone(sys.stdout):
         tell_result(call, result)
     return final_status(row, result)
+
+
+def show_partial(call: Call, error: PartialError) -> None:
+    """Prints the results of an error in the shape that was asked for, unless report() does."""
+    view, found = call.view, error.found
+    if view.quiet:
+        made = found if isinstance(found, list) else [found]
+        write_out("".join(f"{id}\n" for id in made if id is not None))
+    elif view.fields or view.format not in ("table", "json"):
+        results, error.results = error.results, []
+        write_out(WRITERS[view.format](Listing(results, (), view)))
 
 
 def final_status(row: Command, result: Any) -> int:
@@ -16917,9 +16938,7 @@ def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = 
 
 def report(error: VastAIError, words: Sequence[str]) -> int:
     """A failure on stderr, as text or, with --raw, as one JSON object; the exit status."""
-    if isinstance(error, PartialError) and error.results:
-        write_out(format_json(error.results) + "\n")
-    if error.msg:
+    if error.msg:  # first, as it must not be lost with stdout
         import json
 
         members = {"error": True, "status_code": error.status, "msg": error.msg}
@@ -16930,6 +16949,8 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
             write_err(json.dumps(members) + "\n")
         else:
             say(str(error))
+    if isinstance(error, PartialError) and error.results:
+        write_out(format_json(error.results) + "\n")
     return error.exit_status
 
 
