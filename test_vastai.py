@@ -4731,6 +4731,11 @@ class CostTest(CommandCase):
         self.assertEqual(self.client.cost()["unknown"], [f"instance {id}" for id in ids])
         self.assertEqual(self.run_here("cost")[0], 8)
         self.assertIn("3 instances, at least $0.0000/hr", self.run_here("show instances")[2])
+        for price in (-5, 1e300):  # takes nothing off the others, and is no sum
+            self.box.instance(ids[0], differs={"dph_total": price, "actual_status": "running"})
+            self.box.instance(ids[1], differs={"dph_total": 0.3, "actual_status": "running"})
+            cost = self.client.cost()
+            self.assertEqual((cost["hour"], cost["unknown"]), (0.3, [f"instance {ids[0]}", f"instance {ids[2]}"]))
 
     def test_all_that_fails_is_a_failure(self):
         self.box.fail(".*", 401, '{"success": false, "msg": "Invalid user key"}', times=99)
@@ -5139,6 +5144,9 @@ class JobPriceTest(CommandCase):
             row, = [row for row in self.client.search_offers(self.query, **options) if row["id"] == self.best]
             self.assertAlmostEqual(row["job_total"], price)
         self.assertNotIn("job_total", self.client.search_offers(self.query)[0])
+        self.box.market.tables["offers"][self.best]["inet_up_cost"] = -0.02
+        row, = [row for row in self.client.search_offers(self.query, up=5) if row["id"] == self.best]
+        self.assertIsNone(row["job_total"], "no price is below zero")
         untold, = [row for row in self.client.search_offers(self.query, hours=2) if row["id"] == self.untold]
         self.assertAlmostEqual(untold["job_total"], 0.4, msg="what costs nothing need not be known")
 

@@ -797,6 +797,12 @@ def as_whole(value: Any) -> int | None:
     return int(number) if number is not None and number == number // 1 else None
 
 
+def as_price(value: Any) -> float | int | None:
+    """Dollars, also from a text; None for what can be no price, such as one below zero."""
+    number = as_number(value)
+    return number if number is not None and 0 <= number < 1e9 else None
+
+
 def as_text(value: Any) -> str:
     """A text as it is, a number as text; "" for the rest."""
     if isinstance(value, str):
@@ -6995,10 +7001,10 @@ def job_total(call: Call, offer: Row) -> float | None:
     the traffic.  None if the offer lacks a price or a speed for that.
     """
     hours, down, up = (call[arg.name] or 0.0 for arg in JOB_OPTIONS)
-    price, speed = as_number(offer.get("dph_total")), as_number(offer.get("inet_down"))
+    price, speed = as_price(offer.get("dph_total")), as_number(offer.get("inet_down"))
     total = 0.0
     for size, name in ((down, "inet_down_cost"), (up, "inet_up_cost")):
-        cost = as_number(offer.get(name)) if size else 0.0
+        cost = as_price(offer.get(name)) if size else 0.0
         if cost is None:
             return None
         total += size * cost
@@ -9344,7 +9350,7 @@ class Launch:
                 self.call, self.rented.id, "running", limit=900 if limit is None else limit
             )
             self.rented.seen = True
-            self.rented.price = as_number(row.get("dph_total")) or self.rented.price
+            self.rented.price = as_price(row.get("dph_total")) or self.rented.price
             reason = self.mismatch(row) or (self.ready(row) if self.ready else "")
             if not reason:
                 return row
@@ -10019,9 +10025,9 @@ def hourly_cost(row: Row) -> float | None:
     if state == "offline":
         return 0.0
     if state == "running":
-        return as_number(row.get("dph_total"))
+        return as_price(row.get("dph_total"))
     price = row.get("storage_total_cost")
-    return as_number(get_path(row, "instance.diskHour") if price is None else price)
+    return as_price(get_path(row, "instance.diskHour") if price is None else price)
 
 
 def run_cost(call: Call) -> Row:
@@ -10150,7 +10156,7 @@ class Bill:
             if row.get("status") == "deleted":
                 continue
             why = None if row.get("instances") else "volume on nothing"
-            hour = as_number(row.get("storage_total_cost"))
+            hour = as_price(row.get("storage_total_cost"))
             self.add("volume", row, hour, state=row.get("status"), why=why)
 
     def result(self) -> Row:
@@ -10180,7 +10186,7 @@ def later_cost(row: Row) -> float | None:
     """What an instance that is being started will cost, $/hr; None for the others."""
     starting = row.get("actual_status") in ("loading", "created", None)
     return (
-        as_number(row.get("dph_total"))
+        as_price(row.get("dph_total"))
         if starting and row.get("intended_status") != "stopped"
         else None
     )
@@ -10264,7 +10270,7 @@ def volumes_footer(call: Call, answer: Row) -> list[str]:
     """On a terminal, which volumes of a destroyed instance stay, and what they cost."""
     lines = []
     for row in call["volumes"] or ():
-        id, price = row.get("id"), as_number(row.get("storage_total_cost"))
+        id, price = row.get("id"), as_price(row.get("storage_total_cost"))
         rate = "" if price is None else f" at {format_rate(price)}"
         lines.append(
             f"Volume {id} stays and is billed{rate}; stop paying with `vastai delete volume {id}`."
@@ -10482,7 +10488,7 @@ class OfferMonitor(Monitor):
         for row in offers_shown(
             call, run_search_offers(call.of(METHODS["search_offers"], **params))
         ):
-            price = as_number(row.get("dph_total"))
+            price = as_price(row.get("dph_total"))
             if call["below"] is None or (price is not None and price < call["below"]):
                 found.setdefault(str(row.get("machine_id") or f"offer {row.get('id')}"), row)
         return found
@@ -10519,7 +10525,7 @@ class InstanceMonitor(Monitor):
     def fetch(self) -> dict[Any, Row]:
         rows = {}
         for row in self.call.do("show_instances"):
-            key, price = str(row.get("id")), as_number(row.get("dph_total"))
+            key, price = str(row.get("id")), as_price(row.get("dph_total"))
             if price is None and key in self.rows:
                 row["dph_total"] = self.rows[key].get("dph_total")
             cheap = self.call["below"] is None or (price is not None and price < self.call["below"])
@@ -11162,7 +11168,7 @@ def run_benchmarks(call: Call) -> list[Row]:
             rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
             wanted.append((name, count))
-            prices.append(as_number(offers[0].get("dph_total")))
+            prices.append(as_price(offers[0].get("dph_total")))
         else:
             rows.append(benchmark(name, count, "skipped"))
             reason = why_no_offer(call, filters, gpu)
@@ -11374,8 +11380,8 @@ class Bench:
         done = worker.get("status") == "idle" and perf > 0  # else it is an estimate
         if rented and (done or rented.price is None):
             row = self.call.do("show_instance", id=id) or {}
-            rented.price = as_number(row.get("dph_total"))
-            price = as_number(row.get("dph_base")) or rented.price or 0
+            rented.price = as_price(row.get("dph_total"))
+            price = as_price(row.get("dph_base")) or rented.price or 0
             self.rows[spec] = benchmark(*spec, "ok", perf, price) if done else self.rows[spec]
 
     def give_back(self, specs: Iterable[tuple[str, int]] | None = None) -> None:
