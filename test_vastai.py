@@ -4463,6 +4463,7 @@ class SelfTestTest(CommandCase):
     def test_odd_offers_and_ports(self):
         for ports in (["x"], "x", {"5000/tcp": {"x": 1}}, {"5000/tcp": ["x"]}, {"5000/tcp": 5}):
             self.outcome(code="progress_port_not_mapped", differs={"ports": ports})
+        self.outcome(code="instance_start_timeout", differs={"intended_status": {}})
         offer = next(row for row in self.box.market.rows("offers") if row["machine_id"] == 5)
         for name, value in (("gpu_total_ram", "x"), ("num_gpus", "2"), ("num_gpus", "x")):
             offer[name] = value
@@ -9291,7 +9292,6 @@ class TestUnknownRental(FaultCase):
         server = self.serve(route=route)
         args = (6995713, "image") if call == "create_instance" else ("RTX_4090", "1", "image")
         error = self.error(getattr(self.client(server), call), *args, **given)
-        self.assertIs(type(error), vastai.OutcomeUnknownError)
         self.assertEqual(len(server.writes), 1)
         return error, server.requests
 
@@ -9304,6 +9304,11 @@ class TestUnknownRental(FaultCase):
             error, _ = self.rent(lambda label: [{"id": 4242, "label": label, "start_date": None}], call,
                                  fault=reply("", 504), label="train")
             self.assertEqual((error.found, error.status), (4242, 504))
+            self.assertIs(type(error), vastai.OutcomeUnknownError)
+        for fault in (reply("", 500), reply("[]"), reply("<html>"), reply("null")):  # nor does that deny it
+            error, _ = self.rent(lambda label: [{"id": 4242, "label": label}], fault=fault, confirm=True)
+            self.assertEqual(error.found, 4242)
+            self.assertIn("`vastai show instances` before you try again", str(error))
 
     def test_not_found(self):
         old = {"id": 1, "label": "train", "start_date": time.time() - 86400}

@@ -5848,7 +5848,8 @@ def http_error(
     elif lacks_credit(words):
         hint = hint or CREDIT_HINT
     elif status >= 500:
-        hint = hint or "The service has a problem; try again later."
+        again = "Try again later." if request.safe else look_first(row)
+        hint = hint or f"The service has a problem. {again}"
     return make_error(family, words, response=answer, hint=hint), asked
 
 
@@ -7074,7 +7075,7 @@ def rent_and_wait(call: Call, rented: Rented) -> Row:
             check_disk(call, row)
         return answer
     except VastAIError as error:
-        if isinstance(error, OutcomeUnknownError) and rented.id == "?" and rented.name:
+        if rented.id == "?" and rented.name:
             look_for_instance(error, rented)
         error.found = error.details["found"] = error.found or rented.found
         raise
@@ -10810,7 +10811,10 @@ class SelfTest:
                     code = "instance_offline_before_test"
                 reason = told or f"the instance was {state or 'stopped'} before the test"
                 raise Unfit(code, "startup", reason)
-            if {row.get("intended_status"), state} & {"stopped", "exited"}:
+            if any(
+                row.get(name) in ("stopped", "exited")
+                for name in ("intended_status", "actual_status")
+            ):
                 reason = f"the instance stopped before the test: {told or 'no reason given'}"
                 raise Unfit(code, "startup", reason)
             self.say(f"instance {self.rented.id}: {state or 'no state yet'} {told}")
