@@ -4487,6 +4487,11 @@ class SelfTestTest(CommandCase):
         self.assertIn("ERROR: NVML went away", log)
         self.assertNotIn(self.box.key.encode(), everything)
 
+    def test_what_is_denied_is_looked_at(self):
+        self.box.fail("DELETE /api/v0/instances/.*", 404)
+        self.outcome("DONE\n")
+        self.assertEqual(set(self.box.market.tables["instances"]), self.before)
+
     def test_what_cannot_be_removed_is_said(self):
         self.box.fail("DELETE /api/v0/instances/.*", times=99)
         with self.assertRaises(vastai.PartialError) as caught:
@@ -5874,6 +5879,8 @@ class TestLease(RentingCase):
                 self.assertEqual((status, out, self.box.requests), (2, "", []), (line, err))
         with self.assertRaises(vastai.UsageError):
             self.client.create_instance(7, image="a/b", max_hours=2, runtype="args")
+        with self.assertRaises(vastai.UsageError):
+            self.client.create_instance(7, template_hash="a1b2", max_hours=2, args_str="--model x")
         self.assertEqual(self.run_here("create instance 7 --image a/b --spot")[0], 2)
         self.assertIn("--bid_price", self.run_here("create instance 7 --image a/b --spot")[2])
 

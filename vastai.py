@@ -8931,15 +8931,17 @@ class Rented:
         """
         instance = self.kind == "instance"
         problem: VastAIError | None = None
+        confirmed = True
         try:
             answer = self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
             self.failed += as_list(as_dict(answer).get("failed_workers"))
         except VastAIError as error:
             gone = isinstance(error, NotFoundError) or "no such" in error.msg.lower()
             problem = error if not gone or self.is_new() else None
+            confirmed = False
         if problem:
             raise problem
-        if not self.looks:
+        if confirmed and not self.looks:
             return False
         if not instance:
             return any(row.get("id") == id for row in self.call.do(f"show_{self.kind}s"))
@@ -9064,7 +9066,8 @@ def with_lease(call: Call, body: Row) -> str:
     """
     from shlex import quote
 
-    if call["vm"] or "args" in body or body.get("runtype") == "args":
+    arguments = call["args_str"] or "args" in body or as_text(body.get("runtype")).strip() == "args"
+    if call["vm"] or arguments:
         raise UsageError(
             "--max-hours cannot be combined with --args, runtype args or --vm: "
             "nothing would destroy the instance"
