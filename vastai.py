@@ -11975,7 +11975,8 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
     import zlib
 
     member = zlib.decompressobj(31)
-    rest, done = b"", False
+    rest: list[bytes] = []  # the pieces of the line that has begun
+    size, done = 0, False
     while not done:
         done = incoming.done
         data, incoming.parts = b"".join(incoming.parts), []
@@ -11989,9 +11990,14 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
                     raise ConnectionError("the answer is not gzip") from None
                 packed = member.unused_data
         cut = done and incoming.zipped and incoming.begun and not member.eof
-        lines = (rest + data).split(b"\n")
-        rest = b"" if done and not cut else lines.pop()
-        if len(rest) > LARGEST_ANSWER:
+        rest.append(data)
+        size += len(data)
+        lines: list[bytes] = []
+        if done or b"\n" in data:
+            lines = b"".join(rest).split(b"\n")
+            rest = [] if done and not cut else [lines.pop()]
+            size = sum(map(len, rest))
+        if size > LARGEST_ANSWER:
             raise ConnectionError(TOO_LARGE)
         events = []
         for line in lines:
