@@ -11624,7 +11624,8 @@ class TestRequest(ServerlessCase):
         self.assertEqual(self.tell("--no-retry")[0], 6)
 
     def test_what_is_wrong(self):
-        for words, status in ((["--json", "[1]"], 2), (["--json", "{}", "-"], 2), (["-"], 2), (["--raw", "--out", "x"], 2)):
+        for words, status in ((["--json", "[1]"], 2), (["--json", "{}", "-"], 2), (["-"], 2), (["--raw", "--out", "x"], 2),
+                              (["--raw", "--text"], 2)):
             self.assertEqual(self.tell(*words)[0], status)
         self.assertEqual(self.run_here(self.server, "request", "others", "/work")[0], 4)
         self.assertEqual(self.sent("/work"), [])
@@ -11660,6 +11661,7 @@ class TestRequest(ServerlessCase):
         for step, words, out in (
                 (self.JSON, [], '{\n "n": 1\n}\n'), (reply("plain", Content_Type="text/plain"), [], "plain\n"),
                 (reply(chat), ["--text"], "Hello\n"), (reply({"choices": [{"text": "Paris"}]}), ["--text"], "Paris\n"),
+                (self.JSON, ["--text"], '{\n "n": 1\n}\n'),  # no model's answer: it is not lost
                 (chunked(*map(event, events)), ["--stream"], "".join(json.dumps(value) + "\n" for value in events)),
                 (chunked(*map(event, events)), ["--stream", "--text"], "Hello\n"),
                 (chunked(event(1), b"data: [DONE]\n\n"), ["--stream", "--raw"], "[\n 1\n]\n"),

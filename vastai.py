@@ -12131,10 +12131,9 @@ def run_request(call: Call) -> Any:
     client, console = call.client, call.client.server_url
     require_key(client, call.row)
     payload = read_payload(call)
-    if call.params.get("out") and call.view.format != "table":
-        raise UsageError(
-            "--out writes the response unchanged; it cannot be combined with --raw or --format"
-        )
+    for option in ("out", "text"):
+        if call.params.get(option) and call.view.format != "table":
+            raise UsageError(f"--{option} cannot be combined with --raw or --format")
 
     def send(ask: Ask) -> Answer:
         announce_ask(call, ask)
@@ -12226,7 +12225,7 @@ def show_response(call: Call, response: Any) -> None:
 
 def response_parts(call: Call, response: Any) -> Iterator[Any]:
     """A response as pieces of text, or bytes: a line of JSON for each event, or only what a model
-    says.
+    says, if it is an answer of one.
     """
     import json
 
@@ -12241,7 +12240,8 @@ def response_parts(call: Call, response: Any) -> Iterator[Any]:
             yield completion_text(event) if only_text else line
         yield "\n" if only_text else ""
     else:
-        yield (completion_text(response) if only_text else format_json(response)) + "\n"
+        said = only_text and as_dict(response).get("choices")
+        yield (completion_text(response) if said else format_json(response)) + "\n"
 
 
 def completion_text(event: Any) -> str:
