@@ -10997,7 +10997,8 @@ class TestRouter(ServerlessCase):
     def test_refusals(self):
         for step, words, tries in ((reply("no such endpoint", 404), "HTTP 404 - no such endpoint", 1),
                                    (reply({"error_msg": "invalid key"}), "invalid key", 1), (reply("<html>"), "route", 1),
-                                   (reply({"url": "ftp://x"}), "route", 1), (reply("oops", 502), "HTTP 502 - oops", 5),
+                                   (reply({"url": "ftp://x"}), "route", 1),
+                                   (reply({"url": "http://x\nError: y"}), r"x\nError: y", 1), (reply("oops", 502), "HTTP 502 - oops", 5),
                                    (hang_up, "closed", 5)):
             self.router, self.server.requests = [step], []
             error = self.error(self.ask)

@@ -11798,7 +11798,9 @@ class Job:
         )
         grant = parse_body(answer)
         url = as_dict(grant).get("url")
-        usable = not url or (isinstance(url, str) and url.startswith(("http://", "https://")))
+        usable = not url or (
+            isinstance(url, str) and url.isprintable() and url.startswith(("http://", "https://"))
+        )
         if not isinstance(grant, dict) or grant.get("error_msg") or not usable:
             raise refused_error(what, answer, key, lost=self.lost)
         self.number = grant.get("request_idx") or self.number
@@ -12502,8 +12504,9 @@ class Streams:
             both = await asyncio.open_connection(sock=sock, **options)
         else:
             near = place.proxy or place
-            if not is_address(near.host):  # its second address, if the first says nothing
-                options["happy_eyeballs_delay"] = 0.25  # seconds
+            if isinstance(self.loop, asyncio.BaseEventLoop) and not is_address(near.host):
+                # seconds until the next address is tried; uvloop does not know it
+                options["happy_eyeballs_delay"] = 0.25
             both = await asyncio.open_connection(near.host, near.port, **options)
         return Connection(place, *both)
 
