@@ -1208,26 +1208,24 @@ PLACE = NAME.called("PLACE", "files")
 # dph<0.5`
 OPERATORS = {
     spelling: name
-    for name, spellings in {
-        "gte": ">=, gte",
-        "gt": ">, gt",
-        "lte": "<=, lte",
-        "lt": "<, lt",
-        "eq": "=, ==, eq",
-        "neq": "!=, neq, noteq, not eq",
-        "in": "in",
-        "notin": "notin, not in, nin",
-    }.items()
+    for name, spellings in parse_table("""\
+gte: >=, gte
+gt: >, gt
+lte: <=, lte
+lt: <, lt
+eq: =, ==, eq
+neq: !=, neq, noteq, not eq
+in: in
+notin: notin, not in, nin""").items()
     for spelling in spellings.split(", ")
 }
 LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
-ALIASES = {
-    "cuda_vers": "cuda_max_good",
-    "display_active": "gpu_display_active",
-    "dlperf_usd": "dlperf_per_dphtotal",
-    "dph": "dph_total",
-    "flops_usd": "flops_per_dphtotal",
-}
+ALIASES = parse_table("""\
+cuda_vers: cuda_max_good
+display_active: gpu_display_active
+dlperf_usd: dlperf_per_dphtotal
+dph: dph_total
+flops_usd: flops_per_dphtotal""")
 MULTIPLIERS = {"cpu_ram": 1000.0, "gpu_ram": 1000.0, "gpu_total_ram": 1000.0, "duration": 86400.0}
 
 # Every field of a search with what its help says: "field: type, meaning".  The type decides
@@ -1390,6 +1388,20 @@ WORDS_ONLY = ("text", "name", "model", "country", "region")
 NO_NUMBER = (*WORDS_ONLY, "true/false", "date", "version")
 DIRECTIVES = {"georegion": "true/false", "chunked": "true/false"}  # in searches of offers
 ANYWHERE = {"driver_version": "version x.y.z"}  # also if `fields` does not describe it
+
+
+EXPECTED = parse_table("""\
+: a number
+number: a number
+text: text
+name: text
+model: text
+true/false: true or false
+country: a two-letter country code such as NO
+version: a version such as 22.04
+version x.y.z: three numbers such as 570.124.4
+0 to 1: a number from 0 to 1
+number x100: 100 times the number, such as 890 for 8.9""")
 
 
 class Condition:
@@ -1599,21 +1611,9 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
 
 def expected_of(type: str) -> str:
     """What a field of a type takes, in words."""
-    words = {
-        "": "a number",
-        "number": "a number",
-        "text": "text",
-        "name": "text",
-        "model": "text",
-        "true/false": "true or false",
-        "country": "a two-letter country code such as NO",
-        "region": f"a region ({', '.join(GEOREGIONS)}) or a two-letter country code",
-        "version": "a version such as 22.04",
-        "version x.y.z": "three numbers such as 570.124.4",
-        "0 to 1": "a number from 0 to 1",
-        "number x100": "100 times the number, such as 890 for 8.9",
-    }
-    return words.get(type, f"a number ({type})")
+    if type == "region":
+        return f"a region ({', '.join(GEOREGIONS)}) or a two-letter country code"
+    return EXPECTED.get(type, f"a number ({type})")
 
 
 def query_item(condition: Condition, text: str, quoted: bool) -> Any:
@@ -1793,13 +1793,12 @@ def parse_order(order: Any, aliases: dict[str, str], fields: str, tell: Tell) ->
 # options of `docker run`, with and without a value, which it has no place for.
 ENV_OPTIONS = {
     spelling: option
-    for option, spellings in {
-        "-e": "-e --env",
-        "-p": "-p --publish",
-        "-v": "-v --volume",
-        "-n": "-n --network --net",
-        "-h": "-h --hostname",
-    }.items()
+    for option, spellings in parse_table("""\
+-e: -e --env
+-p: -p --publish
+-v: -v --volume
+-n: -n --network --net
+-h: -h --hostname""").items()
     for spelling in spellings.split()
 }
 _HOST = r"(?:(?:[\d.]{7,15}|\[[\da-fA-F:]+\]):)?"
@@ -2028,31 +2027,27 @@ def _split_words(text: str) -> list[str]:
 # The countries of a region.  A query takes the short names (`geolocation=EU georegion=true`); each
 # ISO 3166 country is in one of them, as in UN M49 but for BM, CY, GE, GL, PM and XK.  `launch
 # instance --region` takes the long names, which the service's own client divides otherwise.
-GEOREGIONS = {
-    "AF": "AO BF BI BJ BW CD CF CG CI CM CV DJ DZ EG EH ER ET GA GH GM GN GQ GW IO KE KM LR LS "
-    "LY MA MG ML MR MU MW MZ NA NE NG RE RW SC SD SH SL SN SO SS ST SZ TD TF TG TN TZ UG "
-    "YT ZA ZM ZW",
-    "AS": "AE AF AM AZ BD BH BN BT CN HK ID IL IN IQ IR JO JP KG KH KP KR KW KZ LA LB LK MM MN "
-    "MO MV MY NP OM PH PK PS QA SA SG SY TH TJ TL TM TR TW UZ VN YE",
-    "EU": "AD AL AT AX BA BE BG BY CH CY CZ DE DK EE ES FI FO FR GB GE GG GI GL GR HR HU IE IM "
-    "IS IT JE LI LT LU LV MC MD ME MK MT NL NO PL PT RO RS RU SE SI SJ SK SM UA VA XK",
-    "LC": "AG AI AR AW BB BL BM BO BQ BR BS BV BZ CL CO CR CU CW DM DO EC FK GD GF GP GS GT GY HN "
-    "HT JM KN KY LC MF MQ MS MX NI PA PE PM PR PY SR SV SX TC TT UY VC VE VG VI",
-    "NA": "CA US",
-    "OC": "AQ AS AU CC CK CX FJ FM GU HM KI MH MP NC NF NR NU NZ PF PG PN PW SB TK TO TV UM VU "
-    "WF WS",
-}
-REGIONS = {
-    "North_America": "AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US",
-    "South_America": "AR BO BR CL CO EC FK GF GY PY PE SR UY VE",
-    "Europe": "AL AD AT BY BE BA BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT MD MC ME "
-    "NL MK NO PL PT RO RU SM RS SK SI ES SE CH UA GB VA XK",
-    "Asia": "AF AM AZ BH BD BT BN KH CN GE IN ID IR IQ IL JP JO KZ KW KG LA LB MY MV MN MM NP KP "
-    "OM PK PH QA SA SG KR LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO",
-    "Oceania": "AS AU CK FJ PF GU KI MH FM NR NC NZ NU MP PW PG PN WS SB TK TO TV VU WF",
-    "Africa": "DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR "
-    "LY MG MW ML MR MU MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW",
-}
+GEOREGIONS = parse_table("""\
+AF: AO BF BI BJ BW CD CF CG CI CM CV DJ DZ EG EH ER ET GA GH GM GN GQ GW IO KE KM LR LS LY MA MG \
+ML MR MU MW MZ NA NE NG RE RW SC SD SH SL SN SO SS ST SZ TD TF TG TN TZ UG YT ZA ZM ZW
+AS: AE AF AM AZ BD BH BN BT CN HK ID IL IN IQ IR JO JP KG KH KP KR KW KZ LA LB LK MM MN MO MV MY \
+NP OM PH PK PS QA SA SG SY TH TJ TL TM TR TW UZ VN YE
+EU: AD AL AT AX BA BE BG BY CH CY CZ DE DK EE ES FI FO FR GB GE GG GI GL GR HR HU IE IM IS IT JE \
+LI LT LU LV MC MD ME MK MT NL NO PL PT RO RS RU SE SI SJ SK SM UA VA XK
+LC: AG AI AR AW BB BL BM BO BQ BR BS BV BZ CL CO CR CU CW DM DO EC FK GD GF GP GS GT GY HN HT JM \
+KN KY LC MF MQ MS MX NI PA PE PM PR PY SR SV SX TC TT UY VC VE VG VI
+NA: CA US
+OC: AQ AS AU CC CK CX FJ FM GU HM KI MH MP NC NF NR NU NZ PF PG PN PW SB TK TO TV UM VU WF WS""")
+REGIONS = parse_table("""\
+North_America: AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US
+South_America: AR BO BR CL CO EC FK GF GY PY PE SR UY VE
+Europe: AL AD AT BY BE BA BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT MD MC ME NL MK \
+NO PL PT RO RU SM RS SK SI ES SE CH UA GB VA XK
+Asia: AF AM AZ BH BD BT BN KH CN GE IN ID IR IQ IL JP JO KZ KW KG LA LB MY MV MN MM NP KP OM PK PH \
+QA SA SG KR LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO
+Oceania: AS AU CK FJ PF GU KI MH FM NR NC NZ NU MP PW PG PN WS SB TK TO TV VU WF
+Africa: DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG \
+MW ML MR MU MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW""")
 DATE_FORMS = (
     "%Y-%m-%d|%m/%d/%Y|%Y%m%d|%d %B %Y|%d %b %Y|%B %d %Y|%b %d %Y|%Y/%m/%d|%m/%d/%y|%d-%b-%Y"
     "|%Y.%m.%d"
@@ -2215,7 +2210,12 @@ def write_err(text: str) -> None:
         pass
 
 
-PLAIN = {"…": "...", "↑": "^", "↓": "v", "→": "->", "×": "x"}
+PLAIN = parse_table("""\
+…: ...
+↑: ^
+↓: v
+→: ->
+×: x""")
 
 
 def encodable(text: str, stream: TextIO) -> str:
@@ -2352,12 +2352,11 @@ def page_out(text: str, full: bool) -> None:
             data = None
 
 
-COLORS = {
-    "+ running verified active": "32",
-    "$ * loading created unverified": "33",
-    "exited stopped": "2",
-    "! offline deverified error": "31",
-}
+COLORS = parse_table("""\
++ running verified active: 32
+$ * loading created unverified: 33
+exited stopped: 2
+! offline deverified error: 31""")
 
 
 def paint(text: str, form: str) -> str:
@@ -3484,13 +3483,22 @@ ITEM_OPTIONS = (
     Local("-p --only_credits", FLAG, "only payments"))
 EARNINGS = ("gpu_earn", "sto_earn", "bwu_earn", "bwd_earn")
 PDF = Local("--pdf", OUT_FILE, "also write the rows to this PDF file")
-INVOICE_TYPES = {
-    "transfers": "transfer", "stripe": "stripe_payments", "bitpay": "bitpay", "coinbase": "coinbase",
-    "crypto.com": "crypto.com", "reserved": "instance_prepay", "payout_paypal": "paypal_manual",
-    "payout_wise": "wise_manual"}
-CHARGE_TYPES = {
-    "instance": "instance", "volume": "volume", "serverless": "serverless",
-    "i": "instance", "v": "volume", "s": "serverless"}
+INVOICE_TYPES = parse_table("""\
+transfers: transfer
+stripe: stripe_payments
+bitpay: bitpay
+coinbase: coinbase
+crypto.com: crypto.com
+reserved: instance_prepay
+payout_paypal: paypal_manual
+payout_wise: wise_manual""")
+CHARGE_TYPES = parse_table("""\
+instance: instance
+volume: volume
+serverless: serverless
+i: instance
+v: volume
+s: serverless""")
 SCALER = Arg("--auto_instance", TEXT, "autoscaler to use", "prod", key="autoscaler_instance", hidden=True)
 
 
@@ -8565,34 +8573,14 @@ SETTLING = 10.0  # seconds after a start or restart in which the old state may s
 GIVE_BACK_TRIES, GIVE_BACK_PAUSE = 10, 10.0  # tries to destroy, and seconds between them
 MOVED = object()  # what a look of poll_until returns if something happened, but not yet the end
 
-FINAL_MESSAGES = {  # whose fault: parts of a `status_msg` after which an instance never runs
-    "image": (
-        "manifest unknown",
-        "unauthorized",
-        "pull access denied",
-        "access to the resource is denied",
-        "repository does not exist",
-        "no matching manifest",
-        "invalid reference format",
-    ),
-    "host": (
-        "error response from daemon",
-        "oci runtime",
-        "no space left on device",
-        "unexpected eof",
-        "failed to pull",
-        "failed to create",
-        "failed to start",
-        "failed to register layer",
-        "cannot connect to the docker daemon",
-        "could not select device driver",
-        "nvidia-container-cli",
-        "port is already allocated",
-        "tls handshake timeout",
-        "context deadline exceeded",
-        "toomanyrequests",
-    ),
-}
+# Whose fault it is that an instance never runs: parts of its `status_msg`, with commas between.
+FINAL_MESSAGES = parse_table("""\
+image: manifest unknown, unauthorized, pull access denied, access to the resource is denied, \
+repository does not exist, no matching manifest, invalid reference format
+host: error response from daemon, oci runtime, no space left on device, unexpected eof, \
+failed to pull, failed to create, failed to start, failed to register layer, \
+cannot connect to the docker daemon, could not select device driver, nvidia-container-cli, \
+port is already allocated, tls handshake timeout, context deadline exceeded, toomanyrequests""")
 
 
 def poll_until(
@@ -8645,7 +8633,7 @@ def fault_of(row: Row, exited_before: bool = False) -> tuple[str, str]:
     if state == "running":
         return "", ""
     for fault, signs in FINAL_MESSAGES.items():
-        if any(sign in told.lower() for sign in signs):
+        if any(sign in told.lower() for sign in signs.split(", ")):
             return fault, shown
     if told.lower().startswith("error"):
         return "host", shown
@@ -10183,7 +10171,12 @@ class Bill:
         }
 
 
-CHARGE_USES = {"gpu": "gpu", "disk": "disk", "volume": "disk", "bwd": "traffic", "bwu": "traffic"}
+CHARGE_USES = parse_table("""\
+gpu: gpu
+disk: disk
+volume: disk
+bwd: traffic
+bwu: traffic""")
 
 
 def later_cost(row: Row) -> float | None:
@@ -10332,7 +10325,7 @@ class Monitor:
     and --once, `columns` and `cells` the table for a terminal, `footer` the lines below it.
     """
 
-    columns: tuple[Any, ...] = ()
+    columns: Iterable[Any] = ()
     first, away, status = True, "", 0
     drawn = 0  # lines of the table on the terminal
 
@@ -10473,14 +10466,19 @@ class Monitor:
         self.drawn = text.count("\n")
 
 
-MARKS = {"new": "+", "price": "$", "state": "*", "outbid": "!", "disk": "!"}
-MARK = ("", "mark", "mark", 0)
+MARKS = parse_table("""\
+new: +
+price: $
+state: *
+outbid: !
+disk: !""")
+MARK = Columns(": mark mark 0")
 
 
 class OfferMonitor(Monitor):
     """Offers: the cheapest of each machine."""
 
-    columns = (MARK, *OFFER_COLUMNS)
+    columns = (*MARK, *OFFER_COLUMNS)
 
     def fetch(self) -> dict[Any, Row]:
         call = self.call
@@ -10508,18 +10506,19 @@ class OfferMonitor(Monitor):
 class InstanceMonitor(Monitor):
     """Your instances, with the use of their parts."""
 
-    columns = (
-        MARK,
-        *(column for column in INSTANCE_COLUMNS if column[1] in ("id", "actual_status", "label")),
-        ("GPU", "model", "", 1),
-        ("$/hr", "dph_total", ".4f", 0),
-        ("Age", "start_date", "age", 2),
-        ("GPU", "gpu_use", "", 0),
-        ("CPU", "cpu_use", "", 1),
-        ("Mem", "memory_use", "", 1),
-        ("Disk", "disk_use", "", 1),
-        ("GPU so far", "history", "", 2),
-    )
+    columns = Columns("""\
+: mark mark 0
+ID: id 0
+Status: actual_status state 0
+Label: label
+GPU: model
+$/hr: dph_total .4f 0
+Age: start_date age 2
+GPU: gpu_use 0
+CPU: cpu_use
+Mem: memory_use
+Disk: disk_use
+GPU so far: history 2""")
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
