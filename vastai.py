@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     Row = Dict[str, Any]  # one JSON object of the service
     Convert = Callable[[Any], Any]
     Tell = Callable[[str], None]
+    Pairs = List[tuple[str, str]]  # words, and what they mean
+    Tables = Iterator[tuple[str, List[Row], Any]]  # heading, rows and columns of each
+    Spec = tuple[str, int]  # a GPU, and how many of it
     Spans = Iterator[tuple[int, int]]  # (start, end) of parts of a text
 # fmt: on
 
@@ -1373,7 +1376,7 @@ refunded: true/false, the payment was refunded
 is_check: true/false, paid by check"""
 
 
-def field_help(fields: str) -> list[tuple[str, str]]:
+def field_help(fields: str) -> Pairs:
     """(name, meaning) of each field of one of the descriptions above."""
     pairs = (line.partition(": ") for line in fields.splitlines())
     return [(name, meaning) for name, _, meaning in pairs]
@@ -7272,7 +7275,7 @@ geolocation: location
 status_msg: msg""")
 
 
-def instance_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+def instance_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
     """The columns that --verbose or --cols ask for; volumes only if an instance has some."""
     if not call["cols"]:
         columns = [*INSTANCE_COLUMNS, *(INSTANCE_MORE if call["verbose"] else ())]
@@ -8518,7 +8521,7 @@ def notification_rows(call: Call, choices: Row) -> list[Row]:
     return rows
 
 
-def notification_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+def notification_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
     """The key, and a column for each way in which a notification can come."""
     names = dict.fromkeys(name for row in rows for name in row if name != "key")
     return (("Key", "key", "", 0), *((format_value(name), name, "exact", 0) for name in names))
@@ -10206,7 +10209,7 @@ def cost_words(cost: Row) -> str:
     return words[:1].upper() + words[1:]
 
 
-def cost_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+def cost_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
     """On a terminal, what something will cost later has a column only if there is something."""
     whole = not is_terminal(sys.stdout) or any(row["later"] is not None for row in rows)
     return tuple(column for column in COST_COLUMNS if whole or column[1] != "later")
@@ -11200,7 +11203,7 @@ GPU_WORDS = {
 }
 
 
-def gpu_specs(text: str, count: int | None, filters: Row) -> list[tuple[str, int]]:
+def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
     """(GPU, number) of `2x RTX_4090, rtx_3090`; without a text the usual ones, as many as the
     memory filter needs.
     """
@@ -11281,7 +11284,7 @@ def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
     return "no offer of it meets all filters of the template at once"
 
 
-def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
+def rent_and_measure(call: Call, specs: list[Spec]) -> list[Row]:
     """A serverless worker of each GPU measures itself, side by side, until all have or the time is
     over.
     """
@@ -11294,7 +11297,7 @@ def rent_and_measure(call: Call, specs: list[tuple[str, int]]) -> list[Row]:
 class Bench:
     """Benchmarks under way: what was measured, and all that was rented for it."""
 
-    def __init__(self, call: Call, specs: list[tuple[str, int]]) -> None:
+    def __init__(self, call: Call, specs: list[Spec]) -> None:
         self.call, self.watcher = call, call
         self.rows = {spec: benchmark(*spec, "timeout") for spec in specs}
         self.names = {
@@ -11325,7 +11328,7 @@ class Bench:
             self.make(spec, "workergroup", endpoint_id=self.endpoints[spec], **template)
         poll_until(self.look, self.call["timeout"], 10)
 
-    def make(self, spec: tuple[str, int], kind: str, **params: Any) -> Any:
+    def make(self, spec: Spec, kind: str, **params: Any) -> Any:
         """Makes an endpoint or workergroup; it may be there from the first line on, whatever
         becomes of the answer.
         """
@@ -11357,7 +11360,7 @@ class Bench:
         self.call.progress(measured, in_pipe=True)
         return True if len(done) == len(self.rows) else None
 
-    def list_workers(self, spec: tuple[str, int]) -> bool | None:
+    def list_workers(self, spec: Spec) -> bool | None:
         """One look at the workers of an endpoint; None if they could not be listed."""
         listed = None
         try:
@@ -11370,7 +11373,7 @@ class Bench:
             self.call.progress(f"{self.names[spec]}: {error}")
         return listed
 
-    def hold(self, spec: tuple[str, int], ids: list[Any]) -> None:
+    def hold(self, spec: Spec, ids: list[Any]) -> None:
         """Notes workers, which outlive their workergroup."""
         held = [rented for rented in self.rented[spec] if rented.kind == "instance"]
         known = {rented.id or rented.last for rented in held}
@@ -11379,7 +11382,7 @@ class Bench:
             rented.id = id
             self.rented[spec].append(rented)
 
-    def measure(self, spec: tuple[str, int], worker: Row) -> None:
+    def measure(self, spec: Spec, worker: Row) -> None:
         """Notes what a worker costs, and how fast it is once it has measured itself."""
         id, perf = as_whole(worker.get("id")), as_number(worker.get("measured_perf")) or 0
         rented = next((rented for rented in self.rented[spec] if rented.id == id), None)
@@ -11390,7 +11393,7 @@ class Bench:
             price = as_price(row.get("dph_base")) or rented.price or 0
             self.rows[spec] = benchmark(*spec, "ok", perf, price) if done else self.rows[spec]
 
-    def give_back(self, specs: Iterable[tuple[str, int]] | None = None) -> None:
+    def give_back(self, specs: Iterable[Spec] | None = None) -> None:
         for spec in self.rows if specs is None else specs:
             self.list_last_workers(spec)
             for rented in self.rented[spec]:  # last the workers, also those added meanwhile
@@ -11399,7 +11402,7 @@ class Bench:
                 if rented.kind == "workergroup":
                     self.list_last_workers(spec)  # one may have come up until then
 
-    def list_last_workers(self, spec: tuple[str, int]) -> None:
+    def list_last_workers(self, spec: Spec) -> None:
         """Lists the workers while the endpoint is there, in up to three looks."""
         things = [rented.found for rented in self.rented[spec] if rented.kind == "endpoint"]
         for endpoint in filter(None, things):
@@ -14322,7 +14325,7 @@ def present_table(call: Call, result: Any) -> None:
         remark(call, f"Hidden to fit: {', '.join(dict.fromkeys(hidden))}")
 
 
-def write_tables(call: Call, tables: Iterable[tuple[str, list[Row], Any]]) -> list[str]:
+def write_tables(call: Call, tables: Tables) -> list[str]:
     """Prints (heading, rows, columns) one after the other; the headers that found no room.  In a
     pipe the headings go to stderr.
     """
@@ -14860,7 +14863,7 @@ def offers_shown(call: Call, rows: Rows) -> list[Row]:
     return as_rows(rows.answer.get("offers"))
 
 
-def offer_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+def offer_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
     columns = tuple(RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS)
     if all(call[arg.name] is None for arg in JOB_OPTIONS):
         return columns
@@ -15013,7 +15016,7 @@ def next_page(call: Call, rows: Any) -> list[str]:
     return [f"Next page: --next-token {format_value(token)}"] if token else []
 
 
-def network_disk_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]]:
+def network_disk_tables(call: Call, answer: Row) -> Tables:
     """A table of disks and one of mounts for each cluster."""
     for cluster in as_rows(answer.get("data")):
         heading = f"Cluster {format_value(cluster.get('cluster_id'))}"
@@ -15023,7 +15026,7 @@ def network_disk_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row
         yield "", [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in ids], MOUNT_COLUMNS
 
 
-def backup_file_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]]:
+def backup_file_tables(call: Call, answer: Row) -> Tables:
     """The files, with the token in their addresses; an address is never cut."""
     from urllib.parse import quote, urlsplit
 
@@ -15075,7 +15078,7 @@ def trend_rows(call: Call, answer: Row) -> list[Row]:
     return [{"gpu": gpu, **row} for gpu, part in answer.items() for row in part["rows"]]
 
 
-def trend_tables(call: Call, answer: Row) -> Iterator[tuple[str, list[Row], Any]]:
+def trend_tables(call: Call, answer: Row) -> Tables:
     """A table for each GPU; of 40 points and more only about 20, unless --full is given."""
     stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
     for gpu, part in answer.items():
@@ -15123,7 +15126,7 @@ def trend_footer(call: Call, answer: Row) -> list[str]:
     ]
 
 
-def tfa_columns(call: Call, rows: list[Row]) -> tuple[Any, ...]:
+def tfa_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
     """Phone numbers are shown only if a method has one."""
     phones = any(row.get("method") == "sms" for row in rows)
     return tuple(column for column in TFA_COLUMNS if phones or column[1] != "phone_number")
@@ -16333,7 +16336,7 @@ def command_help(row: Command) -> str:
     blocks = [[wrap_text(usage_of(row), width, 7)], [wrap_text(summary, width)]]
     if row.note:
         blocks.append([wrap_text(row.note, width)])
-    sections: dict[str, list[tuple[str, str]]] = {}
+    sections: dict[str, Pairs] = {}
     for arg in mine:
         title = arg.group or "Options" if arg.option else "Arguments"
         pairs = sections.setdefault(title, [])
@@ -16458,9 +16461,7 @@ def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
 FILES = "FILE"
 
 
-def complete(
-    words: Sequence[str], start: Row | None = None, pool: Pool | None = None
-) -> list[tuple[str, str]]:
+def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None = None) -> Pairs:
     """What the last of `words` (a line without its `vastai`) can become, each with its meaning or
     "".
 
@@ -16568,7 +16569,7 @@ class TypedWords:
                     yield form, same or arg.help
 
 
-def next_words(stem: list[str]) -> list[tuple[str, str]]:
+def next_words(stem: list[str]) -> Pairs:
     """The words that go on from `stem` to the name of a command."""
     found: dict[str, str] = {}
     for row in COMMANDS.values():
@@ -16582,9 +16583,7 @@ def next_words(stem: list[str]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def value_words(
-    arg: Arg | None, row: Command | None, given: Row, pool: Pool | None
-) -> list[tuple[str, str]]:
+def value_words(arg: Arg | None, row: Command | None, given: Row, pool: Pool | None) -> Pairs:
     """The values that an argument can take, if they are known, each with its meaning."""
     if arg is None:
         return []
@@ -16597,11 +16596,11 @@ def value_words(
     return [("", FILES)] if arg.kind.completes == "files" else []
 
 
-def instance_ids(given: Row, pool: Pool | None) -> list[tuple[str, str]]:
+def instance_ids(given: Row, pool: Pool | None) -> Pairs:
     """Your instances: at most a minute old, asked for at most two seconds, none if that fails."""
     import threading
 
-    found: list[tuple[str, str]] = []
+    found: Pairs = []
 
     def ask() -> None:
         try:
@@ -16824,7 +16823,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
     except ImportError:
         return lambda line, words: None
     path = cache_file("history")
-    found: list[tuple[str, str]] = []
+    found: Pairs = []
 
     def lines_before() -> list[str]:
         try:
