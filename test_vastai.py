@@ -7801,6 +7801,11 @@ class TestRetryAfter(FaultCase):
                     pauses, result = self.waits(reply("", status, Retry_After=value), reply(USER))
                     self.assertEqual(result["id"], 7)
                     self.assertTrue(low <= pauses[0] <= high, pauses)
+        for skew in (-300, 300):  # the service's clock may be wrong
+            now = int(time.time()) + skew
+            there, later = (email.utils.formatdate(moment, usegmt=True) for moment in (now, now + 7))
+            pauses, _ = self.waits(reply("", 429, Retry_After=later, Date=there), reply(USER))
+            self.assertEqual(pauses, [7])
         code = "import vastai, sys; print(vastai.pause_asked(vastai.Answer(429, {'Retry-After': sys.argv[1]}, b'', '')))"
         for form in ("%a %b %d %H:%M:%S %Y", "%A, %d-%b-%y %H:%M:%S GMT", "%a, %d %b %Y %H:%M:%S -0000"):
             date = time.strftime(form, time.gmtime(time.time() + 3000))

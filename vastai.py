@@ -5960,14 +5960,20 @@ def pause_asked(answer: Answer) -> float | None:
         text = found.group(1) if found else ""
     try:
         seconds = _number(text)
+        return seconds if seconds >= 0 else None
     except ValueError:
-        from email.utils import mktime_tz, parsedate_tz
+        moment, now = http_date(text), http_date(answer.headers.get("Date"))  # of one clock
+        return None if moment is None else max(0.0, moment - (now or time.time()))
 
-        try:
-            seconds = max(0.0, mktime_tz(parsedate_tz(text)) - time.time())  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError, IndexError):
-            return None
-    return seconds if seconds >= 0 else None
+
+def http_date(text: str | None) -> float | None:
+    """Unix seconds of a date in a header; None if it is none."""
+    from email.utils import mktime_tz, parsedate_tz
+
+    try:
+        return mktime_tz(parsedate_tz(text))  # type: ignore[arg-type]
+    except (AttributeError, TypeError, ValueError, OverflowError, IndexError):
+        return None
 
 
 def send_following_redirects(client: VastAI, request: Request, timeout: float) -> Answer:
@@ -16363,8 +16369,8 @@ def command_help(row: Command) -> str:
 
 
 QUERY_HELP = (
-    "Operators: > >= < <= = != in notin. A list is [A,B]; write a text with spaces as A_B or "
-    '"A B". All conditions must hold.'
+    "Operators: > >= < <= = != in notin. A list is [A,B]; write a text with spaces as A_B or in "
+    "double quotes. All conditions must hold."
 )
 
 
