@@ -11689,6 +11689,7 @@ class TestRequest(ServerlessCase):
         media = b"\x89PNG\xff\x00"
         self.worker = [reply(media, Content_Type="image/png")]
         self.assertEqual(self.ask(), media)
+        self.assertEqual(vastai.free_name("/", "png"), "response-1.png")
         path = os.path.join(self.home, "a.png")
         status, out, err = self.tell("--out", path)
         with open(path, "rb") as file:
@@ -11704,6 +11705,13 @@ class TestRequest(ServerlessCase):
                 self.assertEqual(terminal.status(), 0)
             with open("work-1.png", "rb") as file:
                 self.assertEqual(file.read(), media)
+
+    def test_endpoint_without_a_key(self):
+        """The service refuses it, not we."""
+        found = {"success": True, "results": [dict(ENDPOINT, api_key=None)]}
+        self.server.route = lambda request: reply(found) if request["path"].startswith("/api/") else reply("no key", 401)
+        status, out, err = self.tell()
+        self.assertEqual((status, out, "no key" in err), (3, "", True))
 
     def test_files(self):
         """What fails after the job is not wrong use."""

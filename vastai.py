@@ -11788,7 +11788,7 @@ class Job:
 
     def ask_router(self) -> Steps:
         """Yields the question; returns a grant, or a status without url.  Raises for a refusal."""
-        name, key = self.endpoint.name, as_text(self.endpoint.api_key)
+        name, key = self.endpoint.name, self.endpoint.api_key
         check_key(key, f"endpoint {name}")
         body = {
             "endpoint": name,
@@ -12292,7 +12292,7 @@ def response_rows(call: Call, response: Any) -> list[Row]:
 
 def free_name(route: str, subtype: str) -> str:
     """A file in this folder that is not there yet, named after a route and a type of media."""
-    stem = "".join(c if c.isalnum() else "-" for c in route.strip("/"))
+    stem = "".join(c if c.isalnum() else "-" for c in route.strip("/")[:80]) or "response"
     ending = "".join(c if c.isalnum() else "-" for c in subtype)
     number = 1
     while os.path.exists(f"{stem}-{number}.{ending}"):
@@ -12663,7 +12663,7 @@ def read_endpoint(row: Row) -> EndpointData:
     known = EndpointConfig.__annotations__
     config = EndpointConfig(**{name: row[name] for name in known if name in row})
     own = {name: row[name] for name in EndpointData.__annotations__ if name in row}
-    return EndpointData(**{**own, "config": config})
+    return EndpointData(**{**own, "config": config, "api_key": as_text(row["api_key"])})
 
 
 @record
