@@ -11442,6 +11442,12 @@ class TestServerlessSessions(ServerlessCase):
         self.assertEqual(json.loads(self.sent("/work")[0]["body"])["auth_data"], grant)
         self.assertEqual(len(self.sent("/session/end")), 1)
 
+    def test_found_without_a_worker(self):
+        for found in ({}, {"auth_data": None}, {"auth_data": {"cost": 1}}):
+            self.worker = [reply(found)]
+            error = self.error(self.program, lambda client, endpoint: endpoint.get_session("s-1", {"url": self.server.url}))
+            self.assertIn("auth_data", str(error))
+
     def test_endings(self):
         for step, kind in ((reply({"error": "gone"}, 410), ValueError), (hang_up, ConnectionError)):
             self.worker, self.server.requests = [self.MADE, step], []

@@ -12835,10 +12835,10 @@ class Endpoint(Generic[R]):
         url = as_text(as_dict(session_auth).get("url"))
         answer = await self.client.ask_session("get", url, session_id, session_auth, timeout)
         grant = as_dict(answer.get("auth_data"))
-        if not grant:
-            text = f"session {session_id}: the answer has no 'auth_data'"
-            raise serverless_error(VastAIError, Exception, text)
         lifetime, url = as_number(answer.get("lifetime")) or 0, as_text(grant.get("url"))
+        if not url:
+            text = f"session {session_id}: the answer has no 'auth_data' with a 'url'"
+            raise serverless_error(VastAIError, Exception, text)
         return Session(self, session_id, lifetime, answer.get("expiration"), url, grant)
 
     async def get_workers(self) -> list[ServerlessWorker]:
