@@ -11365,7 +11365,7 @@ class TestServerless(ServerlessCase):
         async def program(client, endpoint):
             workers = [await endpoint.get_workers() for _ in range(2)]
             with self.assertRaisesRegex(RuntimeError, 'HTTP 429 - {"error": "slow down"') as caught:
-                await endpoint.get_workers()
+                await vastai.Endpoint(client, "chat - 8b", 321, ENDPOINT_KEY).get_workers()
             self.assertEqual(json.loads(str(caught.exception).split(" - ", 1)[1]), told)
             with self.assertRaises(ValueError):
                 await client.get_endpoint_workers("tests")

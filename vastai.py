@@ -13086,7 +13086,7 @@ class ServerlessClient(Generic[R]):
         """
         if not isinstance(endpoint, Endpoint):
             raise ValueError(f"expected an Endpoint, not {short_repr(endpoint)}")
-        what, key = f"cannot list the workers of endpoint {endpoint.name}", self.api_key
+        what, key = f"cannot list the workers of endpoint {endpoint.id}", self.api_key
         body = encode_json({"id": endpoint.id, "api_key": key})
         ask = Ask(f"{self.autoscaler_url}/get_endpoint_workers/", body, limit=CONSOLE_LIMIT)
         answer = await self.streams().drive(ask_service(what, ask, key, RuntimeError, 1))
