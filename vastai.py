@@ -46,6 +46,7 @@ TYPE_CHECKING: bool = False
 # fmt: off
 if TYPE_CHECKING:
     import ssl
+    from dataclasses import dataclass as record
     from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, NoReturn, Optional
     from typing import Sequence, TextIO, TypedDict
 
@@ -57,6 +58,40 @@ if TYPE_CHECKING:
     Spec = tuple[str, int]  # a GPU, and how many of it
     Spans = Iterator[tuple[int, int]]  # (start, end) of parts of a text
 # fmt: on
+else:
+
+    def record(cls):
+        """A class of attributes with defaults, as dataclasses makes it, whose import takes 13 ms."""
+        names = tuple(cls.__annotations__)
+        defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
+        wrap_up = getattr(cls, "__post_init__", None)
+
+        def __init__(self, *args, **given):
+            vars(self).update({**defaults, **dict(zip(names, args)), **given})
+            if len(args) > len(names) or vars(self).keys() != set(names):
+                raise TypeError(f"expected {cls.__name__}({', '.join(names)})")
+            if wrap_up:
+                wrap_up(self)
+
+        def __repr__(self):
+            members = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            return f"{cls.__name__}({members})"
+
+        def __eq__(self, other):
+            return vars(self) == vars(other) if type(other) is cls else NotImplemented
+
+        cls.__init__, cls.__repr__, cls.__eq__, cls.__hash__ = __init__, __repr__, __eq__, None
+        cls.__dataclass_fields__ = DataclassFields()
+        return cls
+
+    class DataclassFields:
+        """What asdict() and fields() of dataclasses look for in a class, made when they do."""
+
+        def __get__(self, instance, cls):
+            from dataclasses import dataclass
+
+            copy = type(cls.__name__, (), dict(vars(cls)))
+            return dataclass(copy).__dataclass_fields__
 
 if __name__ == "__main__":
     import gc
@@ -574,28 +609,24 @@ SECRET_NAME = (
     r"|host_port_range|(?<![a-z])aws_|(?<=[a-z_-])key(?<!monkey)(?![a-z])|(?<=api )key|signature"
     r"|(?:pass|pwd|(?<![a-z])(?:auth|sig))(?![a-z]))"
 )
-SECRET_RULES = (
-    ("authorization cookie", rf"(\w+{_ASSIGNED})(?:{_QUOTED}|[^\"'\r\n]+)"),
-    (
-        "key token secret pass pwd auth credential host_port_range aws_ sig",
-        rf"({SECRET_NAME}(?=([\w-]{{0,40}}))\2{_ASSIGNED}){_VALUE}",
-    ),
-    ("key token secret pass login", rf"((?:{SECRET_NAME}|login)[ \t]{{1,8}}){_AS_KEYS_LOOK}"),
-    ("--", rf"((?<![\w-])--[\w-]{{0,30}}?{SECRET_NAME}[ \t]{{1,8}})(?:{_QUOTED}|[^\s-]\S*)"),
-    ("-p", rf"((?<!\S)-p[ \t]{{1,8}}){_NO_PORT}(?:{_QUOTED}|[^\s-]\S*)"),
-    ("-u --user", r"((?<!\S)-[a-z-]+[ \t]{1,8}[\"']?[^\s:\"']{1,60}:)(?!\d+\b)[^\s\"']+"),
-    ("login mysql sshpass", r"(\w+[^\n]{0,60}?[ \t]-p)[^\s-]\S*"),
-    ("bearer", r"(bearer[ \t]{1,8})[\w.~+/=-]{8,}"),
-    ("eyj", r"(\b)eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*"),
-    (
-        "gho_ ghp_ ghr_ ghs_ ghu_ github_pat_ glpat- hf_ sk- npm_ pypi- dckr_pat_ nvapi- r8_",
-        r"(\b)[a-z0-9_]+[-_][\w-]{12,}",
-    ),
-    ("sk_live_ sk_test_ rk_live_ tskey-", r"(\b)[a-z]+[-_][\w-]{12,}"),
-    ("xoxa- xoxb- xoxp- xoxr- xoxs-", r"(\b)xox.-[\w-]{12,}"),
-    ("akia asia", r"(\b)[A-Z]{4}[0-9A-Z]{12,}"),
-    ("aiza", r"(\b)AIza[\w-]{30,}"),
-    (".slack.com/services/ /api/webhooks/", r"([\w.]*/(?:services|api/webhooks)/)\S+"),
+_WHOLE_NAME = rf"{SECRET_NAME}(?=([\w-]{{0,40}}))\2"
+SECRET_RULES = parse_table(
+    rf"""authorization cookie: (\w+{_ASSIGNED})(?:{_QUOTED}|[^\"'\r\n]+)
+key token secret pass pwd auth credential host_port_range aws_ sig: ({_WHOLE_NAME}{_ASSIGNED}){_VALUE}
+key token secret pass login: ((?:{SECRET_NAME}|login)[ \t]{{1,8}}){_AS_KEYS_LOOK}
+--: ((?<![\w-])--[\w-]{{0,30}}?{SECRET_NAME}[ \t]{{1,8}})(?:{_QUOTED}|[^\s-]\S*)
+-p: ((?<!\S)-p[ \t]{{1,8}}){_NO_PORT}(?:{_QUOTED}|[^\s-]\S*)
+-u --user: ((?<!\S)-[a-z-]+[ \t]{{1,8}}[\"']?[^\s:\"']{{1,60}}:)(?!\d+\b)[^\s\"']+
+login mysql sshpass: (\w+[^\n]{{0,60}}?[ \t]-p)[^\s-]\S*
+bearer: (bearer[ \t]{{1,8}})[\w.~+/=-]{{8,}}
+eyj: (\b)eyJ[\w-]{{8,}}\.[\w-]{{4,}}(?:\.[\w-]*)*
+gho_ ghp_ ghr_ ghs_ ghu_ github_pat_ glpat- hf_ sk-: (\b)[a-z0-9_]+[-_][\w-]{{12,}}
+npm_ pypi- dckr_pat_ nvapi- r8_: (\b)[a-z0-9_]+[-_][\w-]{{12,}}
+sk_live_ sk_test_ rk_live_ tskey-: (\b)[a-z]+[-_][\w-]{{12,}}
+xoxa- xoxb- xoxp- xoxr- xoxs-: (\b)xox.-[\w-]{{12,}}
+akia asia: (\b)[A-Z]{{4}}[0-9A-Z]{{12,}}
+aiza: (\b)AIza[\w-]{{30,}}
+.slack.com/services/ /api/webhooks/: ([\w.]*/(?:services|api/webhooks)/)\S+"""
 )
 LONGEST_KEY = 16_000  # characters of a private key whose end a log has lost
 
@@ -683,7 +714,7 @@ def _named_secrets(text: str) -> Spans:
     low = text.lower()
     if len(low) != len(text):  # a letter that is two when it is small
         low = text.replace("\u0130", "I").lower()
-    for hints, pattern in SECRET_RULES:
+    for hints, pattern in SECRET_RULES.items():
         match = re.compile(pattern, re.I).match
         for hint in hints.split():
             at = low.find(hint)
@@ -1407,6 +1438,7 @@ version x.y.z: three numbers such as 570.124.4
 number x100: 100 times the number, such as 890 for 8.9""")
 
 
+@record
 class Condition:
     """One condition of a query text, such as `gpu_ram>=24`.
 
@@ -1419,11 +1451,13 @@ class Condition:
     scale     what a number is multiplied with for the service; None if it goes as text
     """
 
-    type = ""
+    name: str
+    field: str
+    operator: str
+    raw: str
+    text: str
+    type: str = ""
     scale: float | None = None
-
-    def __init__(self, name: str, field: str, operator: str, raw: str, text: str) -> None:
-        self.name, self.field, self.operator, self.raw, self.text = name, field, operator, raw, text
 
     @property
     def takes_list(self) -> bool:
@@ -2643,8 +2677,9 @@ class Command:
     group = ""  # this and the next one are set by register()
     hosts = False
 
-    FUNCTIONS = ("asks", "build", "columns_for", "document", "each", "footer", "rows", "run",
-                 "says", "schedule", "show", "tables", "text")  # fmt: skip
+    FUNCTIONS = (
+        "asks build columns_for document each footer rows run says schedule show tables text"
+    )
 
     def __init__(
         self,
@@ -2739,7 +2774,7 @@ def resolve_table() -> None:
     """
     functions = globals()
     for row in COMMANDS.values():
-        for column in Command.FUNCTIONS:
+        for column in Command.FUNCTIONS.split():
             name = getattr(row, column)
             if name:
                 setattr(row, column, functions[name])
@@ -6045,6 +6080,7 @@ def key_may_go(old: Any, new: Any) -> bool:
     )
 
 
+@record
 class Ask:
     """One HTTP request, as it is sent.
 
@@ -6055,21 +6091,16 @@ class Ask:
     `root_url`.
     """
 
-    def __init__(
-        self,
-        url: str,
-        payload: bytes | None = None,
-        method: str = "POST",
-        key: str = "",
-        limit: float = FOREVER,
-        deadline: float = FOREVER,
-        safe: bool = True,
-        root_url: str = "",
-        stream: bool = False,
-    ) -> None:
-        self.url, self.payload, self.method, self.key = url, payload, method, key
-        self.limit, self.deadline, self.safe = limit, deadline, safe
-        self.root_url, self.root, self.stream = root_url, "", stream
+    url: str
+    payload: bytes | None = None
+    method: str = "POST"
+    key: str = ""
+    limit: float = FOREVER
+    deadline: float = FOREVER
+    safe: bool = True
+    root_url: str = ""
+    stream: bool = False
+    root: str = ""
 
     def ends(self) -> float:
         """The moment of time.monotonic() at which the exchange is over if it begins now."""
@@ -11446,7 +11477,6 @@ DAY = 86_400  # seconds; the root certificate is cached for one
 
 if TYPE_CHECKING:
     import asyncio
-    from dataclasses import dataclass as record
     from typing import Awaitable, Coroutine, Generator, Generic, TypeVar, Union
 
     R = TypeVar("R", bound=Awaitable[Any])
@@ -11471,44 +11501,13 @@ else:
         def __class_getitem__(cls, item):
             return cls
 
-    def record(cls):
-        """A class of attributes with defaults, as dataclasses makes it, whose import takes 13
-        ms.
-        """
-        names = tuple(cls.__annotations__)
-        defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
-        wrap_up = getattr(cls, "__post_init__", None)
-
-        def __init__(self, *args, **given):
-            vars(self).update({**defaults, **dict(zip(names, args)), **given})
-            if len(args) > len(names) or vars(self).keys() != set(names):
-                raise TypeError(f"expected {cls.__name__}({', '.join(names)})")
-            if wrap_up:
-                wrap_up(self)
-
-        def __repr__(self):
-            members = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-            return f"{cls.__name__}({members})"
-
-        def __eq__(self, other):
-            return vars(self) == vars(other) if type(other) is cls else NotImplemented
-
-        cls.__init__, cls.__repr__, cls.__eq__, cls.__hash__ = __init__, __repr__, __eq__, None
-        cls.__dataclass_fields__ = DataclassFields()
-        return cls
-
-    class DataclassFields:
-        """What asdict() and fields() of dataclasses look for in a class, made when they do."""
-
-        def __get__(self, instance, cls):
-            from dataclasses import dataclass
-
-            copy = type(cls.__name__, (), dict(vars(cls)))
-            return dataclass(copy).__dataclass_fields__
-
 
 def serverless_error(
-    family: type[VastAIError], kind: type[BaseException], text: str, lost: str = "", **details: Any
+    text: str,
+    kind: type[BaseException] = Exception,
+    family: type[VastAIError] = VastAIError,
+    lost: str = "",
+    **details: Any,
 ) -> VastAIError:
     """An error of `family` that is also a `kind` and has its name: the official client raises plain
     ones.  If a job was `lost`, which says how, the outcome is unknown, whatever came after.
@@ -11547,7 +11546,7 @@ def refused_error(
     if body is not None and len(answer.content) < LONGEST_TEXT:  # programs parse it
         words = json.dumps(redact_value(body, answer.secrets))
     status = "unusable answer" if succeeded(answer) else f"HTTP {answer.status_code}"
-    return serverless_error(family, kind, f"{what}: {status} - {words}", lost, **details)
+    return serverless_error(f"{what}: {status} - {words}", kind, family, lost, **details)
 
 
 def succeeded(answer: Answer) -> bool:
@@ -11631,7 +11630,7 @@ def ask_service(
                 kind = TimeoutError if _timed_out(problem.__cause__) else ConnectionError
             if not ask.safe and isinstance(problem, Unanswered):
                 lost = str(problem)
-            failure = serverless_error(NetworkError, kind, f"{what}: {problem}", lost)
+            failure = serverless_error(f"{what}: {problem}", kind, NetworkError, lost)
             again = ask.safe or not lost
         else:
             if succeeded(answer):
@@ -11676,8 +11675,7 @@ def find_endpoints(console: str, key: str, deadline: float = FOREVER) -> Steps:
     result = yield from ask_console(what, url, key, deadline=deadline)
     rows = result.get("results")
     if as_rows(rows) != rows:
-        text = f"{what}: the answer has no list 'results'"
-        raise serverless_error(VastAIError, Exception, text)
+        raise serverless_error(f"{what}: the answer has no list 'results'")
     return rows
 
 
@@ -11727,8 +11725,7 @@ class Job:
         except Exception as error:
             self.tracker.status = "Errored"
             if self.lost and isinstance(error, NetworkError):  # the client was closed
-                text = error.msg
-                raise serverless_error(NetworkError, RuntimeError, text, self.lost) from error
+                raise serverless_error(error.msg, RuntimeError, lost=self.lost) from error
             raise
 
     def run(self) -> Steps:
@@ -11852,8 +11849,8 @@ class Job:
         if self.session is not None:
             self.session.open = another = False
         if not another:
-            error = serverless_error(NetworkError, ConnectionError, self.reason, self.lost)
-            raise error from problem
+            kind, lost = ConnectionError, self.lost
+            raise serverless_error(self.reason, kind, NetworkError, lost) from problem
 
     def not_answered(self, worker: str, problem: Unanswered, another: bool) -> None:
         """Notes that the job left and no whole answer came.  Raises if it must not be repeated."""
@@ -11864,7 +11861,7 @@ class Job:
             self.session.open = another = False
         if not another:
             kind = TimeoutError if late else ConnectionError
-            raise serverless_error(OutcomeUnknownError, kind, "", self.lost) from problem
+            raise serverless_error("", kind, lost=self.lost) from problem
         self.warn(f"the job was sent to {worker}, but {problem}; sending it again")
 
     def time_is_up(self) -> bool:
@@ -11876,7 +11873,7 @@ class Job:
             text = f"no answer within {self.timeout:.15g} s"
             if self.reason:
                 text += f"; the last reason: {self.reason}"
-            raise serverless_error(WaitTimeoutError, TimeoutError, text, self.lost)
+            raise serverless_error(text, TimeoutError, WaitTimeoutError, self.lost)
 
     def sleep(self, seconds: float) -> Steps:
         """Yields a pause, but ends with the time of the whole request."""
@@ -11927,9 +11924,8 @@ class Job:
                 fault = fault or f"broken JSON: {printable(text[:120].strip(), 100)!r}"
         if fault:
             raise serverless_error(
-                VastAIError,
-                RuntimeError,
                 f"{worker} answered {self.route} with HTTP {answer.status_code} and {fault}",
+                RuntimeError,
                 response=answer,
                 hint="The job was done and is not repeated.",
             )
@@ -12028,7 +12024,7 @@ def stream_error(problem: BaseException) -> VastAIError:
     """The error of a stream that ends before its end."""
     kind = TimeoutError if _timed_out(problem) else ConnectionError
     text = f"the worker's stream ended early ({_reason(problem)})"
-    return serverless_error(OutcomeUnknownError, kind, text)
+    return serverless_error(text, kind, OutcomeUnknownError)
 
 
 # The root certificate of the workers, fetched when the first https worker comes.
@@ -12419,7 +12415,7 @@ class Streams:
 
     def check_open(self) -> None:
         if self.closed:
-            raise serverless_error(NetworkError, RuntimeError, "the client was closed")
+            raise serverless_error("the client was closed", RuntimeError, NetworkError)
 
     async def send(self, ask: Ask, fresh: bool = False) -> Answer:
         """The answer to an Ask, over a kept connection or a new one.  Raises Unsent or
@@ -12659,7 +12655,7 @@ def read_endpoint(row: Row) -> EndpointData:
     for name in ("id", "endpoint_name", "api_key", "user_id", "created_at"):
         if name not in row:
             text = f"the service describes an endpoint without {name!r}"
-            raise serverless_error(VastAIError, KeyError, text)
+            raise serverless_error(text, KeyError)
     known = EndpointConfig.__annotations__
     config = EndpointConfig(**{name: row[name] for name in known if name in row})
     own = {name: row[name] for name in EndpointData.__annotations__ if name in row}
@@ -12818,7 +12814,7 @@ class Endpoint(Generic[R]):
         if not result["ok"] or made.get("session_id") is None:
             status = "no session_id" if result["ok"] else f"HTTP {result['status']}"
             text = f"cannot create a session: {status} - {result['text'][:512]}"
-            raise serverless_error(VastAIError, Exception, text)
+            raise serverless_error(text)
         return Session(
             self,
             made["session_id"],
@@ -12838,7 +12834,7 @@ class Endpoint(Generic[R]):
         lifetime, url = as_number(answer.get("lifetime")) or 0, as_text(grant.get("url"))
         if not url:
             text = f"session {session_id}: the answer has no 'auth_data' with a 'url'"
-            raise serverless_error(VastAIError, Exception, text)
+            raise serverless_error(text)
         return Session(self, session_id, lifetime, answer.get("expiration"), url, grant)
 
     async def get_workers(self) -> list[ServerlessWorker]:
@@ -12935,7 +12931,7 @@ class Session:
     def check_open(self) -> None:
         if not self.open:
             text = f"session {self.session_id} is closed; create another"
-            raise serverless_error(NotFoundError, ValueError, text)
+            raise serverless_error(text, ValueError, NotFoundError)
 
 
 class ManagedEndpoint(Generic[R]):
@@ -13010,7 +13006,7 @@ class ServerlessClient(Generic[R]):
         key, _, origin = find_key(api_key, profile=profile)
         if not key:
             missing = no_key_error(profile)
-            raise serverless_error(AuthError, AttributeError, missing.msg, hint=missing.hint)
+            raise serverless_error(missing.msg, AttributeError, AuthError, hint=missing.hint)
         check_key(key, origin)
         routers = {
             "alpha": "https://run-alpha.vast.ai",
@@ -13078,7 +13074,7 @@ class ServerlessClient(Generic[R]):
             if endpoint.name == name:
                 return endpoint
         text = f"no endpoint {name!r}; see `vastai show endpoints`"
-        raise serverless_error(NotFoundError, Exception, text)
+        raise serverless_error(text, family=NotFoundError)
 
     async def get_endpoint_workers(self, endpoint: Endpoint[Any]) -> list[ServerlessWorker]:
         """An endpoint's workers; none while they are not ready to be asked for.  The service allows
@@ -13166,7 +13162,7 @@ class ServerlessClient(Generic[R]):
         number = as_whole(value)
         if number is None:
             text = "the answer has no id, so the outcome is unknown"
-            raise serverless_error(OutcomeUnknownError, KeyError, text)
+            raise serverless_error(text, KeyError, OutcomeUnknownError)
         return number
 
     def queue_endpoint_request(
