@@ -2580,7 +2580,7 @@ class Command:
 
     The request:
     query, body  members that are always sent
-    build        function (call, query, body): fills these in; may return another path
+    build        function (call, query of a GET or else body): fills it in; may return another path
     run          function (call) -> result, if one request is not enough
     schedule     function (call) -> result that makes a scheduled job; adds the options for that
     one_of       exactly one of these arguments must be given; several sets with a comma between
@@ -4879,7 +4879,8 @@ def build_request(call: Call, query: Row | None = None, body: Row | None = None)
                 slots[place][arg.key if place != "path" else arg.name] = value
         if arg.secret:
             hidden += list(value or ()) if arg.key == "*" else [arg.key]
-    path = row.build(call, slots["query"], slots["body"]) if row.build else None
+    filled = slots["query" if row.method == "GET" else "body"]
+    path = row.build(call, filled) if row.build else None
     slots["query"].update(query or {})
     slots["body"].update(body or {})
     sent = None
@@ -5075,7 +5076,7 @@ def search_body(call: Call, conditions: Row, fields: str, **more: Any) -> Row:
     return {**conditions, "order": order, "allocated_storage": call["storage"], **limit, **more}
 
 
-def build_filter_search(call: Call, query: Row, body: Row) -> None:
+def build_filter_search(call: Call, query: Row) -> None:
     """`select_filters` from a query: templates, invoices, benchmarks."""
     conditions = call["query"]
     if not isinstance(conditions, dict):
@@ -5084,13 +5085,13 @@ def build_filter_search(call: Call, query: Row, body: Row) -> None:
     query.update(select_cols=["*"], select_filters=conditions)
 
 
-def build_params(call: Call, query: Row, body: Row) -> None:
+def build_params(call: Call, query: Row) -> None:
     """The caller's own query, as it is."""
     query.pop("params", None)
     query.update(call["params"] or {})
 
 
-def build_instance(call: Call, query: Row, body: Row) -> None:
+def build_instance(call: Call, body: Row) -> None:
     """The body of create instance(s)."""
     body["price"] = call["bid_price"] if call["price"] is None else call["price"]
     start_up(call, body)
@@ -5119,7 +5120,7 @@ def environment_of(call: Call) -> dict[str, str]:
         raise UsageError(f"{label}: {error.msg}") from None
 
 
-def build_update_instance(call: Call, query: Row, body: Row) -> None:
+def build_update_instance(call: Call, body: Row) -> None:
     """The environment as an object."""
     if call["env"] is not None:
         body["env"] = environment_of(call)
@@ -5195,7 +5196,7 @@ def volume_of(call: Call) -> Row | None:
     return info
 
 
-def build_launch(call: Call, query: Row, body: Row) -> None:
+def build_launch(call: Call, body: Row) -> None:
     """The body of launch instance: the offers query and the instance in one."""
     own = {"type": "on-demand", "allocated_storage": call["disk"]}
     body["q"] = search_body(call, launch_conditions(call), OFFER_FIELDS, **own)
@@ -5318,12 +5319,12 @@ def template_members(call: Call) -> Row:
     }
 
 
-def build_template(call: Call, query: Row, body: Row) -> None:
+def build_template(call: Call, body: Row) -> None:
     """A new template: what the flags mean, unless Python gives the service's own members."""
     body.update({**template_members(call), **body})
 
 
-def build_template_change(call: Call, query: Row, body: Row) -> None:
+def build_template_change(call: Call, body: Row) -> None:
     """A changed template: only what is named, in the service's words."""
     made = template_members(call)
     for flags, members in TEMPLATE_FLAGS.items():
@@ -5338,12 +5339,12 @@ TEMPLATE_MEMBERS = (  # what an update sends of a template as it was
 )
 
 
-def build_delete_template(call: Call, query: Row, body: Row) -> None:
+def build_delete_template(call: Call, body: Row) -> None:
     """The hash takes precedence over the id."""
     body.pop("template_id" if call["hash_id"] else "hash_id", None)
 
 
-def build_volume_search(call: Call, query: Row, body: Row) -> None:
+def build_volume_search(call: Call, body: Row) -> None:
     """The body of a volume search; in the SDK a condition replaces the defaults on its field."""
     given, start = call["query"], {}
     if not call["no_default"]:
@@ -5357,7 +5358,7 @@ def build_volume_search(call: Call, query: Row, body: Row) -> None:
     body.update(search_body(call, found, VOLUME_FIELDS))
 
 
-def build_copy(call: Call, query: Row, body: Row) -> str | None:
+def build_copy(call: Call, body: Row) -> str | None:
     """Both sides of a copy; one without an id goes to another address of the service."""
     (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
     if {src, dst} <= {None, "local"}:
@@ -5396,7 +5397,7 @@ def on_drive(text: str) -> bool:
     return text[1:2] == ":" and text[:1].isalpha() and text[2:3] in ("/", "\\")
 
 
-def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
+def build_cloud_copy(call: Call, body: Row) -> None:
     if call["instance"] is None or call["connection"] is None:
         raise UsageError("give --instance and --connection")
     given, expected = call["transfer"], "'Instance to Cloud' or 'Cloud to Instance'"
@@ -5408,7 +5409,7 @@ def build_cloud_copy(call: Call, query: Row, body: Row) -> None:
     body.setdefault("flags", ["--" + name.replace("_", "-") for name in names if call[name]])
 
 
-def build_delete_deployment(call: Call, query: Row, body: Row) -> str | None:
+def build_delete_deployment(call: Call, body: Row) -> str | None:
     return None if call["name"] is None else "/deployments/"
 
 
@@ -5421,11 +5422,11 @@ def require_code(call: Call) -> None:
         raise UsageError("give either --method-type or --method-id")
 
 
-def build_code(call: Call, query: Row, body: Row) -> None:
+def build_code(call: Call, body: Row) -> None:
     require_code(call)
 
 
-def build_tfa_delete(call: Call, query: Row, body: Row) -> None:
+def build_tfa_delete(call: Call, body: Row) -> None:
     """A code by SMS or email is only good with its secret."""
     require_code(call)
     method = call["method_type"]
@@ -5435,7 +5436,7 @@ def build_tfa_delete(call: Call, query: Row, body: Row) -> None:
         )
 
 
-def build_market(call: Call, query: Row, body: Row) -> None:
+def build_market(call: Call, query: Row) -> None:
     """The filters of market metrics in the service's words."""
     verified = {"true": "yes", "false": "no", "all": "all"}
     hosting = {"true": "secure_cloud", "false": "community", "all": "all"}
@@ -5446,7 +5447,7 @@ def build_market(call: Call, query: Row, body: Row) -> None:
         query["gpu_name"] = call["name"].replace("_", " ")
 
 
-def build_overlay(call: Call, query: Row, body: Row) -> None:
+def build_overlay(call: Call, body: Row) -> None:
     """A whole number is an overlay's id, anything else its name."""
     overlay = call["overlay_identifier"]
     number = is_digits(overlay)
@@ -5462,7 +5463,7 @@ def check_period(start: float, end: float) -> None:
         )
 
 
-def build_billing(call: Call, query: Row, body: Row) -> str | None:
+def build_billing(call: Call, query: Row) -> str | None:
     """A page of invoices or of charges: the period, its types."""
     week, path = 7 * 86400, None
     when, kind, names, types = "when", "service", INVOICE_TYPES, call["invoice_type"]
@@ -5483,20 +5484,20 @@ def build_billing(call: Call, query: Row, body: Row) -> str | None:
     return path
 
 
-def build_workergroup(call: Call, query: Row, body: Row) -> None:
+def build_workergroup(call: Call, body: Row) -> None:
     """The search conditions of a new workergroup, as text."""
     parse_offers(call, call["search_params"], {})
     default = "" if call["no_default"] else " verified=True rentable=True rented=False"
     body["search_params"] = ((call["search_params"] or "") + default).strip()
 
 
-def build_workergroup_change(call: Call, query: Row, body: Row) -> None:
+def build_workergroup_change(call: Call, body: Row) -> None:
     """The search conditions of a workergroup stay unless new ones are given."""
     if call["search_params"] is not None or call["no_default"]:
-        build_workergroup(call, query, body)
+        build_workergroup(call, body)
 
 
-def build_earnings(call: Call, query: Row, body: Row) -> None:
+def build_earnings(call: Call, query: Row) -> None:
     """The period in days since 1970, with fractions; the service wants `machid` even when it is
     null.
     """
@@ -7996,7 +7997,7 @@ def failure_status(error: VastAIError) -> str:
 def run_search_benchmarks(call: Call) -> Rows:
     """The benchmarks of all pages, or of one."""
     query: Row = {}
-    build_filter_search(call, query, {})
+    build_filter_search(call, query)
     if call["order"] is not None:
         query["order_by"] = [
             part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
@@ -8530,7 +8531,7 @@ def transfer_question(call: Call) -> str:
     return f"Send ${amount:.2f} of your credit to {recipient}? This cannot be undone."
 
 
-def build_transfer(call: Call, query: Row, body: Row) -> None:
+def build_transfer(call: Call, body: Row) -> None:
     """On the command line recipient and amount may stand alone, too."""
     for name in ("recipient", "amount"):
         if call[name] is None:
