@@ -2615,7 +2615,7 @@ class Command:
     text         function (call, result) -> text for people, if that is not the result
     done         sentence after success; of several with | between, the first that can be filled
     says         function (call, result) -> that sentence
-    footer       function (call, result) -> remarks below a table, on stderr
+    footer       function (call, result) that yields remarks below a table, on stderr
     empty        what is said if there are no rows
     piped        what a pipe gets instead of the sentence, which then goes to stderr
     made         member with the id of what the command made, for --quiet
@@ -4628,6 +4628,11 @@ class Call:
         shown = self.view.format == "table" and not quiet
         return shown and is_terminal(sys.stdout) and is_terminal(sys.stderr)
 
+    def get(self, name: str, default: Any) -> Any:
+        """A parameter, or `default` if it is None."""
+        value = self.params.get(name)
+        return default if value is None else value
+
     def label(self, name: str) -> str:
         """How an error names an argument."""
         return next(arg for arg in self.row.args if arg.name == name).label(self.cli)
@@ -5093,7 +5098,7 @@ def build_params(call: Call, query: Row) -> None:
 
 def build_instance(call: Call, body: Row) -> None:
     """The body of create instance(s)."""
-    body["price"] = call["bid_price"] if call["price"] is None else call["price"]
+    body["price"] = call.get("price", call["bid_price"])
     start_up(call, body)
     portal = body["env"].get("PORTAL_CONFIG")
     runtype = "jupyter" if call["template_hash"] else ""  # a template may bring Jupyter
@@ -5154,7 +5159,7 @@ def runtype_of(call: Call) -> str | None:
     template or service.
     """
     runtype, ssh, direct = call["runtype"], call["ssh"], call["direct"]
-    args = call["args_str"] if call["args"] is None else call["args"]
+    args = call.get("args", call["args_str"])
     if call["template_hash"]:
         if ssh or call["jupyter"] or direct:
             call.warn("ssh, jupyter and direct have no effect: the template sets the access")
@@ -5273,8 +5278,8 @@ def schedule_of(call: Call, request: Request) -> Row:
         }
         raise UsageError(f"{frequency} needs {words[frequency]}")
     today = time.time() // 86400 * 86400
-    start = today if call["start_date"] is None else float(call["start_date"])
-    end = today + 7 * 86400 if call["end_date"] is None else float(call["end_date"])
+    start = float(call.get("start_date", today))
+    end = float(call.get("end_date", today + 7 * 86400))
     check_period(start, end)
     if start == end:
         raise UsageError("the --start_date and --end_date of a job must differ")
@@ -5287,7 +5292,7 @@ def schedule_of(call: Call, request: Request) -> Row:
         "day_of_the_week": day,
         "hour_of_the_day": hour,
         "frequency": frequency,
-        "instance_id": call["instance"] if call["id"] is None else call["id"],
+        "instance_id": call.get("id", call["instance"]),
     }
 
 
@@ -7019,8 +7024,7 @@ def run_search_offers(call: Call) -> Rows:
         call.params["limit"] = None
     if asked["order"] is None:
         call.params["order"] = "dph_total" if job else "score-"
-    if asked["storage"] is None:
-        call.params["storage"] = 5.0
+    call.params["storage"] = call.get("storage", 5.0)
     conditions, directives = offer_query(call)
     call.params["conditions"] = conditions  # the remark below the table names them
     kind = "bid" if call["type"] == "interruptible" else call["type"]
@@ -7270,7 +7274,7 @@ def all_pages(call: Call, query: Row, everything: bool, noun: str) -> Rows:
 def run_show_instances(call: Call) -> Rows:
     """All your instances, over all pages; with --limit or --next-token one page."""
     query = instance_filters(call)
-    query["limit"] = 25 if call["limit"] is None else min(25, max(1, call["limit"]))
+    query["limit"] = min(25, max(1, call.get("limit", 25)))
     if call["next_token"]:
         query["after_token"] = call["next_token"]
     if call["all"] and not call.view.columns_only:  # from the first page on
@@ -7388,7 +7392,7 @@ def stripped(value: Any) -> Any:
 def schedule_job(call: Call) -> Row:
     """Makes a scheduled job of a command instead of running it now."""
     request = build_request(call)
-    instance = call["instance"] if call["id"] is None else call["id"]
+    instance = call.get("id", call["instance"])
     request.body = {**(request.body or {}), "instance_id": instance}
     if "price" in call.params:
         request.body["price"] = call["price"]  # null asks for a bid that wins
@@ -7408,7 +7412,7 @@ def schedule_job(call: Call) -> Row:
 def schedule_cloud_copy(call: Call) -> Row:
     """Schedules a copy from an instance to the cloud, by default until the rental ends."""
     last = call["end_date"]
-    call.params["end_date"] = LAST_MOMENT if last is None else last
+    call.params["end_date"] = call.get("end_date", LAST_MOMENT)
     schedule_of(call, build_request(call))  # wrong times are told before anything is sent
     instance = call.do("show_instance", id=call["instance"])
     if instance is None:
@@ -8367,8 +8371,8 @@ def invoice_items(call: Call, **more: Any) -> Row:
 
 def invoice_period(call: Call) -> Row:
     """`sdate` and `edate` in unix seconds; the last day if no dates are given."""
-    end = time.time() if call["end_date"] is None else call["end_date"]
-    start = end - 86400 if call["start_date"] is None else call["start_date"]
+    end = call.get("end_date", time.time())
+    start = call.get("start_date", end - 86400)
     check_period(start, end)
     return {"sdate": start, "edate": end}
 
@@ -8385,8 +8389,7 @@ def with_label(call: Call, rows: list[Row]) -> list[Row]:
 
 def invoice_rows(call: Call, answer: Row) -> list[Row]:
     """The items that are not 0 and lie between the given dates."""
-    start = -FOREVER if call["start_date"] is None else call["start_date"]
-    end = FOREVER if call["end_date"] is None else call["end_date"]
+    start, end = call.get("start_date", -FOREVER), call.get("end_date", FOREVER)
     rows = []
     for row in as_rows(answer.get("invoices")):
         moment = as_number(row.get("timestamp")) or 0
@@ -8514,29 +8517,25 @@ def earning_rows(call: Call, answer: Row) -> list[Row]:
     return rows
 
 
-def earning_totals(call: Call, answer: Row) -> list[str]:
+def earning_totals(call: Call, answer: Row) -> Iterator[str]:
     """What each machine earned."""
-    lines = []
     for row in as_rows(answer.get("per_machine")):
         total = sum(as_number(row.get(name)) or 0 for name in EARNINGS)
-        lines.append(f"Machine {as_text(row.get('machine_id'))}: {format_money(total)}")
-    return lines
+        yield f"Machine {as_text(row.get('machine_id'))}: {format_money(total)}"
 
 
 def transfer_question(call: Call) -> str:
     if call["skip"]:
         return ""
     recipient = call["recipient"] or call["recipient_pos"]
-    amount = call["amount_pos"] if call["amount"] is None else call["amount"]
+    amount = call.get("amount", call["amount_pos"])
     return f"Send ${amount:.2f} of your credit to {recipient}? This cannot be undone."
 
 
 def build_transfer(call: Call, body: Row) -> None:
     """On the command line recipient and amount may stand alone, too."""
     for name in ("recipient", "amount"):
-        if call[name] is None:
-            call.params[name] = call[f"{name}_pos"]
-        body[name] = call[name]
+        body[name] = call.params[name] = call.get(name, call[f"{name}_pos"])
 
 
 def run_notifications(call: Call) -> Any:
@@ -14344,7 +14343,7 @@ def write_tables(call: Call, tables: Tables) -> list[str]:
 
 def write_footer(call: Call, result: Any) -> bool:
     """Prints the remarks below an answer; are there any?"""
-    lines = call.row.footer(call, result) if call.row.footer else []
+    lines = list(call.row.footer(call, result)) if call.row.footer else []
     for text in lines:
         remark(call, text)
     return bool(lines)
@@ -14973,27 +14972,22 @@ def as_typed(field: str, value: Any) -> str:
     return format_value(str(value).lower() if isinstance(value, bool) else value).replace(" ", "_")
 
 
-def instances_footer(call: Call, rows: Rows) -> list[str]:
+def instances_footer(call: Call, rows: Rows) -> Iterator[str]:
     """How many instances there are, what they cost now, and on a terminal how to see fewer."""
     total = as_whole(rows.answer.get("total_instances")) or len(rows)
-    lines = []
     if rows:
         costs = [hourly_cost(row) for row in rows]
         labels = as_dict(rows.answer.get("label_counts"))
         names = ", ".join(f"{name or '(none)'} {count}" for name, count in labels.items())
         at_least = "at least " if None in costs else ""
-        lines.append(
-            f"{len(rows)} of {total} instances, {at_least}${sum(filter(None, costs)):.4f}/hr"
-        )
-        if names:
-            lines[0] += f"; labels: {names}"
+        line = f"{len(rows)} of {total} instances, {at_least}${sum(filter(None, costs)):.4f}/hr"
+        yield f"{line}; labels: {names}" if names else line
     elif any(call[name] for name in ("status", "label", "gpu_name", "verification")):
-        lines.append("No instance meets these filters.")
-    if call.has_reader:
-        filters = filter_values(call)
-        if filters:
-            lines.append("Filter with " + " ".join(filters))
-    return lines + next_page(call, rows)
+        yield "No instance meets these filters."
+    filters = filter_values(call) if call.has_reader else []
+    if filters:
+        yield "Filter with " + " ".join(filters)
+    yield from next_page(call, rows)
 
 
 def filter_values(call: Call) -> list[str]:
@@ -15013,10 +15007,11 @@ def filter_values(call: Call) -> list[str]:
     return found
 
 
-def next_page(call: Call, rows: Any) -> list[str]:
+def next_page(call: Call, rows: Any) -> Iterator[str]:
     """How to ask for the next page, if there is one."""
     token = rows.next_token if isinstance(rows, Rows) else rows.get("next_token")
-    return [f"Next page: --next-token {format_value(token)}"] if token else []
+    if token:
+        yield f"Next page: --next-token {format_value(token)}"
 
 
 def network_disk_tables(call: Call, answer: Row) -> Tables:
@@ -15043,23 +15038,23 @@ def backup_file_tables(call: Call, answer: Row) -> Tables:
     yield "", rows, BACKUP_FILE_COLUMNS
 
 
-def backup_footer(call: Call, answer: Row) -> list[str]:
+def backup_footer(call: Call, answer: Row) -> Iterator[str]:
     """How long the addresses are good for, and whether there are more files."""
     token, seconds = (
         format_value(answer.get(name)) for name in ("authorization_token", "expires_in_sec")
     )
-    lines = [f"Token: {token}; it is part of the URLs and valid for {seconds} seconds."]
+    yield f"Token: {token}; it is part of the URLs and valid for {seconds} seconds."
     if answer.get("truncated"):
-        lines.append(
+        yield (
             "This list is truncated: the backup has more files. "
             f"`vastai copy vast.{call['contract_id']}:/ INSTANCE:/PATH` restores them all."
         )
-    return lines
 
 
-def truncated_footer(call: Call, answer: Row) -> list[str]:
+def truncated_footer(call: Call, answer: Row) -> Iterator[str]:
     """Says so if the service cut a list."""
-    return ["The service truncated the list: there are more."] if answer.get("truncated") else []
+    if answer.get("truncated"):
+        yield "The service truncated the list: there are more."
 
 
 def settled_sentence(call: Call, answer: Row) -> str:
@@ -15086,7 +15081,7 @@ def trend_tables(call: Call, answer: Row) -> Tables:
     stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
     for gpu, part in answer.items():
         facts = [f"{head} {format_value(part['stats'].get(name))}" for head, name in stats.items()]
-        step = trend_step(call, part)
+        step = trend_step(call, len(part["rows"]))
         heading = f"{format_value(gpu)}: {', '.join(facts)}{price_trend(part['rows'])}"
         yield (
             heading if part["rows"] else f"{heading}, no data",
@@ -15106,27 +15101,26 @@ def price_trend(rows: list[Row]) -> str:
     return ""
 
 
-def trend_step(call: Call, part: Row) -> int:
-    """Each how many-th point of a trend is shown."""
-    return 1 if call.view.full else max(1, len(part["rows"]) // 20)
+def trend_step(call: Call, count: int) -> int:
+    """Each how many-th of the points of a trend is shown."""
+    return 1 if call.view.full else max(1, count // 20)
 
 
-def host_footer(call: Call, answer: Row) -> list[str]:
+def host_footer(call: Call, answer: Row) -> Iterator[str]:
     """Says so if the service shows numbers only to owners of machines."""
-    return [FOR_HOSTS] if answer.get("needs_machine") else []
+    if answer.get("needs_machine"):
+        yield FOR_HOSTS
 
 
-def trend_footer(call: Call, answer: Row) -> list[str]:
+def trend_footer(call: Call, answer: Row) -> Iterator[str]:
     """Says so if points are left out."""
     if answer.get("needs_machine"):
-        return [FOR_HOSTS]
-    parts = answer.values()
-    longest = max(parts, key=lambda part: len(part["rows"]), default=None)
-    if longest is None or trend_step(call, longest) == 1:
-        return []
-    return [
-        f"One point in {trend_step(call, longest)} of {len(longest['rows'])}; --full shows all."
-    ]
+        yield FOR_HOSTS
+        return
+    most = max((len(part["rows"]) for part in answer.values()), default=0)
+    step = trend_step(call, most)
+    if step > 1:
+        yield f"One point in {step} of {most}; --full shows all."
 
 
 def tfa_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
@@ -15139,10 +15133,9 @@ def tfa_rows(call: Call, answer: Row) -> list[Row]:
     return objects(answer.get("methods") or [])
 
 
-def tfa_footer(call: Call, answer: Row) -> list[str]:
-    if not answer.get("methods"):
-        return []
-    return [f"Backup codes left: {format_value(answer.get('backup_codes_remaining'))}"]
+def tfa_footer(call: Call, answer: Row) -> Iterator[str]:
+    if answer.get("methods"):
+        yield f"Backup codes left: {format_value(answer.get('backup_codes_remaining'))}"
 
 
 CODES_LOST = "the new backup codes are lost, and the old ones no longer work"
@@ -15273,11 +15266,10 @@ def log_text(call: Call, answer: Row) -> str:
     return text if isinstance(text, str) else format_value(text) if text else ""
 
 
-def log_footer(call: Call, answer: Row) -> list[str]:
-    level = LEVELS[call["level"]]
-    return (
-        [] if log_text(call, answer) else [f"nothing was logged at level {call['level']} ({level})"]
-    )
+def log_footer(call: Call, answer: Row) -> Iterator[str]:
+    level = call["level"]
+    if not log_text(call, answer):
+        yield f"nothing was logged at level {level} ({LEVELS[level]})"
 
 
 def self_test_sentence(call: Call, answer: Row) -> str:
