@@ -12082,8 +12082,8 @@ class ScreenTest(ShellCase):
         self.assertEqual((status, "\\u" in text), (0, False), text)
 
     def test_ctrl_c_in_the_pager_is_the_pager_s(self):
-        pager = ("import signal, sys; signal.signal(2, lambda *_: print('CAUGHT', flush=True)); print('READY', flush=True);"
-                 "signal.pause(); sys.stdin.read(); print('DONE')")
+        pager = ("import sys, time\ntry:\n print('READY', flush=True)\n time.sleep(60)\n"
+                 "except KeyboardInterrupt:\n print('CAUGHT')\nsys.stdin.read()\nprint('DONE')")
         env = {**self.env, "PAGER": shlex.join([sys.executable, "-c", pager])}
         with Terminal([os.path.join(self.home, "vastai"), "search", "offers", "--limit", "60"], env) as terminal:
             terminal.expect("READY")

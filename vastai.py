@@ -4786,14 +4786,11 @@ def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
         value = arg.kind.convert(value)
     except UsageError as error:
         raise UsageError(f"{arg.label(cli)}: {error.msg}") from None
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ):
+    except RecursionError:
+        if not is_deep(value):  # the program's own calls are
+            raise
+        raise UsageError(f"{arg.label(cli)}: nested too deeply") from None
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
         if arg.kind is VARIABLE and isinstance(value, str):  # with the name may stand its value
             value = without_value(value)
         found = "" if arg.secret else f", not {short_repr(value)}{number_hint(arg.kind, value)}"
@@ -4852,7 +4849,7 @@ def encode_query(query: Row) -> str:
         for name, value in query.items():
             text = value if type(value) in (str, int) else json.dumps(value, allow_nan=False)
             pairs.append(f"{quote(name, safe='')}={quote(str(text), safe='')}")
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError):
         raise UsageError(UNSENDABLE) from None
     return "&".join(pairs)
 
@@ -4864,7 +4861,7 @@ def encode_json(body: Any) -> bytes:
     try:
         text = json.dumps(body, ensure_ascii=False, allow_nan=False)
         return text.encode("utf-8", "backslashreplace")  # half a character as its escape
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError):
         raise UsageError(UNSENDABLE) from None
 
 
@@ -5663,6 +5660,17 @@ def _may_be_deep(content: bytes) -> bool:
             return False
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
     return True
+
+
+def is_deep(value: Any) -> bool:
+    """Is a value, or the JSON in a text, nested too deeply to be sent?"""
+    if isinstance(value, str):
+        return _may_be_deep(value.encode("utf-8", "replace"))
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = (item.values() if isinstance(item, dict) else as_list(item) for item in level)
+        level = [item for items in inner for item in items][:1000]  # it may hold itself
+    return bool(level)
 
 
 def check_value(value: Any) -> None:
@@ -8561,7 +8569,7 @@ def notification_rows(call: Call, choices: Row) -> list[Row]:
 def notification_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
     """The key, and a column for each way in which a notification can come."""
     names = dict.fromkeys(name for row in rows for name in row if name != "key")
-    return (("Key", "key", "", 0), *((format_value(name), name, "exact", 0) for name in names))
+    return (("Key", "key", "", 0), *((format_value(name), name, "", 0) for name in names))
 
 
 def run_update(call: Call) -> None:
@@ -14635,7 +14643,7 @@ def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
 
 def column_values(name: str, rows: Sequence[Row]) -> list[Any]:
     """What the rows have under a field's name; of "a|b" the first that is there."""
-    if "|" not in name and "." not in name:
+    if any(name in row for row in rows):  # also a name that has a dot in it
         return [row.get(name) for row in rows]
     names = name.split("|")
     found = ((get_path(row, name) for name in names) for row in rows)
@@ -14827,7 +14835,6 @@ def rented_footer(call: Call, answer: Row) -> list[str]:
 FORMATS: dict[str, Callable[[Any], str]] = {  # a column's format -> the cell of a value
     "state": lambda value: format_value(value or "-"),
     "mark": lambda value: format_value(value or " "),
-    "exact": format_value,
     "unknown": lambda value: format_value(value or "unknown"),
     "_": lambda value: format_value(value or "-").replace(" ", "_"),
     "count": lambda value: str(len(value)) if isinstance(value, list) else "-",
