@@ -5633,6 +5633,26 @@ class TestGivingBack(RentingCase):
                                               lambda: server.requests, signal.SIGTERM)
         self.assertEqual((status, out, "show instances" in err), (143, "", True))
 
+    def test_a_rental_that_is_about_to_be_printed(self):
+        for words in ("--raw", "-q", ""):
+            with Faulty(reply({"success": True, "new_contract": 501})) as server:
+                reader, writer = os.pipe()
+                os.set_blocking(writer, False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        os.write(writer, bytes(512))  # stdout has no room
+                os.set_blocking(writer, True)
+                process = self.begin(f"create instance 7 --image x {words} --url {server.url}", stdout=writer)
+                self.until(lambda: server.requests)
+                time.sleep(0.5)
+                process.send_signal(signal.SIGTERM)
+                os.close(writer)
+                with open(reader, "rb") as file:
+                    file.read()
+                err = process.communicate(timeout=30)[1]
+            self.assertEqual(process.returncode, 143)
+            self.assertRegex(err, "'new_contract': 501|is unknown", "the second on a slow machine")
+
     def test_a_rental_that_is_looked_for(self):
         """The answer was lost; an interruption of the search does not hide that."""
         def route(request):

@@ -16034,8 +16034,14 @@ def run_call(call: Call) -> int:
         if row.build:
             build_request(call)  # what is wrong with the arguments shows before the question
         ask_before(call)
+    result: Any = None
     try:
-        result = perform(call)
+        with call.signals_caught(is_vital(row)):
+            result = perform(call)
+            if result is None and row.path and row.returns not in ("none", "text"):
+                raise gone_error(call)
+            present(call, result)
+            flush(sys.stdout)
     except NothingSent:
         return 0
     except PartialError as error:
@@ -16044,12 +16050,7 @@ def run_call(call: Call) -> int:
         except OSError:
             pass  # said when the command ends; the error must not be lost with stdout
         raise
-    if result is None and row.path and row.returns not in ("none", "text"):
-        raise gone_error(call)
-    try:
-        present(call, result)
-        flush(sys.stdout)
-    except OSError:
+    except (OSError, KeyboardInterrupt):
         tell_result(call, result)
         raise
     if is_gone(sys.stdout):
@@ -16138,16 +16139,20 @@ EXIT_STATUSES = parse_table("""\
 143: SIGTERM ended it""")
 
 
+def is_vital(row: Command) -> bool:
+    """Must its result reach the user, whatever comes?"""
+    return row.effect == SPENDS or row.only_copy
+
+
 def tell_result(call: Call, result: Any) -> None:
     """What a command spent money on, or the only copy of its answer, on stderr: it must not be lost
     with stdout.
     """
     row = call.row
-    vital = row.effect == SPENDS or row.only_copy
     said = row.status or (row.only_copy and row.show)  # by the row's own function
     if call.view.format == "table" and said:
         return
-    if vital and isinstance(result, dict):
+    if is_vital(row) and isinstance(result, dict):
         say(f"{row.name}: {printable(str(redact_value(result, call.secrets)), 2000)}")
 
 
