@@ -349,11 +349,6 @@ def refusal_error(body: Row, answer: Answer) -> VastAIError:
     return make_error(VastAIError, words, response=answer, hint=loss_hint(answer))
 
 
-def unconfirmed_error(row: Command, words: str, answer: Answer) -> VastAIError:
-    """The error of an answer that neither confirms nor refuses."""
-    return make_error(VastAIError, words, response=answer, hint=look_first(row))
-
-
 def one_line(text: str) -> str:
     """Words of the service, safe to show in one line."""
     return " ".join(printable(text, 500).split())
@@ -366,7 +361,7 @@ def loss_hint(answer: Answer) -> str:
     return "An earlier attempt got no answer; it may have succeeded."
 
 
-def no_key_error(profile: str = "") -> AuthError:
+def no_key_error(profile: str) -> AuthError:
     """The error of a command that needs an API key if none is found: says where it was looked for,
     and why what is there is no key.
     """
@@ -4991,12 +4986,19 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
             reason = f"the service confirmed it without {row.made!r}"
             raise outcome_unknown_error(row, reason, answer)
         if changes and not confirmed:
-            raise unconfirmed_error(row, "the service did not confirm it", answer)
+            raise make_error(
+                VastAIError, "the service did not confirm it", response=answer, hint=look_first(row)
+            )
     elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
         if spends:
             raise outcome_unknown_error(row, f"the service said {one_line(body)!r}", answer)
         said = f"said {one_line(body)!r}" if body else "sent an empty answer"
-        raise unconfirmed_error(row, f"the service {said}, which does not confirm it", answer)
+        raise make_error(
+            VastAIError,
+            f"the service {said}, which does not confirm it",
+            response=answer,
+            hint=look_first(row),
+        )
 
 
 def denies(body: Row) -> bool:
@@ -5606,8 +5608,6 @@ LONGEST_NUMBER = 100  # digits
 LARGE = 1 << 24  # bytes of JSON that can be parsed in any memory, whatever they hold
 MOST_MEMORY = 1 << 29  # bytes that a parsed answer may take
 
-_decoders: list[Any] = []  # json.JSONDecoder, once it is needed
-
 
 def parse_json(content: bytes) -> Any:
     """The value of a JSON text.  Raises ValueError, also for JSON that cannot be used: NaN,
@@ -5618,24 +5618,19 @@ def parse_json(content: bytes) -> Any:
 
     if len(content) > LARGE and _memory_of(content) > MOST_MEMORY:
         raise ValueError("larger than memory allows")
-    if not _decoders:
-        _decoders.append(json.JSONDecoder(parse_constant=_no_number))
-    decode = _decoders[0].decode
     # A look at each number takes as long as all the rest, so there is one only if the text may have
     # a large exponent or a long number in it.
     zeros = content.translate(DIGITS_AS_ZERO, b"+")
-    odd = b"0e000" in zeros
-    if b"0" * LONGEST_NUMBER in zeros:
-        odd = True
-        decode = json.JSONDecoder(parse_constant=_no_number, parse_int=_short_integer).decode
+    long = b"0" * LONGEST_NUMBER in zeros
+    integer: Convert = _short_integer if long else int
     text = content.decode("utf-8-sig" if content[:3] == b"\xef\xbb\xbf" else "utf-8")
     try:
-        value = decode(text)
+        value = json.loads(text, parse_constant=_no_number, parse_int=integer)
     except RecursionError:
         if not _may_be_deep(content):  # the program's own calls are
             raise
         raise ValueError("nested too deeply") from None
-    if odd or _may_be_deep(content):
+    if long or b"0e000" in zeros or _may_be_deep(content):
         check_value(value)
     return value
 
@@ -6621,7 +6616,9 @@ def dial(host: str, port: int, deadline: float) -> Any:
 
 def open_tunnel(connection: HttpConnection, proxy: Proxy) -> None:
     """Has the proxy at the other end connect to the place.  Raises OSError."""
-    connection.send(proxy.connect_message(connection.place))
+    name = connection.place.name
+    lines = [f"CONNECT {name} HTTP/1.1", f"Host: {name}", *proxy.headers, "", ""]
+    connection.send("\r\n".join(lines).encode("ascii"))
     incoming = Incoming(Ask("", method="CONNECT"))
     while incoming.status < 200:
         incoming.feed(connection.receive())
@@ -6698,11 +6695,6 @@ class Proxy:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             coded = b64encode(pair.encode()).decode()
             self.headers.append(f"Proxy-Authorization: Basic {coded}")
-
-    def connect_message(self, place: Place) -> bytes:
-        """The request to be connected with a place."""
-        lines = [f"CONNECT {place.name} HTTP/1.1", f"Host: {place.name}", *self.headers]
-        return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
 def find_proxy(scheme: str, host: str, port: int) -> Proxy | None:
@@ -8864,12 +8856,12 @@ class Rented:
         kind: str,
         name: str,
         made_up: bool = True,
-        ours: Callable[[Row], bool] | None = None,
+        ours: Callable[[Row], bool] = lambda row: True,
     ) -> None:
         client = call.client.varied(retry=1, timeout=min(call.client.timeout, 30.0))
         self.call = call.of(call.row, client)
         self.kind, self.name = kind, name
-        self.made_up, self.ours = made_up, ours or (lambda row: True)
+        self.made_up, self.ours = made_up, ours
         self.past: set[Any] = set()  # all its ids so far: one name may serve for several tries
         self.failed: list[Any] = []  # workers that its deletion has left behind
 
@@ -9100,26 +9092,28 @@ def with_lease(call: Call, body: Row) -> str:
     It needs only what the service gives a container: CONTAINER_ID and CONTAINER_API_KEY.  Raises
     UsageError if nothing would run it.
     """
-    from shlex import quote
-
     arguments = call["args_str"] or "args" in body or as_text(body.get("runtype")).strip() == "args"
     if call["vm"] or arguments:
         raise UsageError(
             "--max-hours cannot be combined with --args, runtype args or --vm: "
             "nothing would destroy the instance"
         )
-    values = {"@F": LEASE_FILE, "@S": str(max(1, round(call["max_hours"] * 3600)))}
-    values["@U"] = quote(call.client.server_url.rstrip("/"))
-    script = LEASE
-    for name, value in values.items():
-        script = script.replace(name, value)
-    script += body["onstart"] or ""
+    seconds, server = max(1, round(call["max_hours"] * 3600)), call.client.server_url.rstrip("/")
+    script = fill_script(LEASE, F=LEASE_FILE, S=seconds, U=server) + (body["onstart"] or "")
     if len(script) > LONGEST_ONSTART:
         raise UsageError(
             f"--max-hours: with its script the commands to run at the start are {len(script)} "
             f"characters; the service takes {LONGEST_ONSTART}"
         )
     return script
+
+
+def fill_script(script: str, **words: Any) -> str:
+    """A script for the shell in which each @X stands for a word, quoted."""
+    import re
+    from shlex import quote
+
+    return re.sub("@([A-Z])", lambda match: quote(str(words[match.group(1)])), script)
 
 
 def fetch_commands(call: Call) -> None:
@@ -9759,12 +9753,8 @@ class RemoteJob:
     # The steps
 
     def fill(self, script: str, **values: Any) -> str:
-        """A script in which each @X stands for a word, quoted."""
-        import re
-        from shlex import quote
-
-        words = {"D": self.folder, "W": WORKSPACE, "F": LEASE_FILE, **values}
-        return re.sub("@([A-Z])", lambda match: quote(str(words[match.group(1)])), script)
+        """As fill_script(), with the places that the scripts of a job have in common."""
+        return fill_script(script, D=self.folder, W=WORKSPACE, F=LEASE_FILE, **values)
 
     def upload(self, left: float, local: str, remote: str) -> bytes | None:
         import subprocess
@@ -10075,14 +10065,14 @@ def run_cost(call: Call) -> Row:
     included.
     """
     now = time.time()
-    parts: dict[str, Callable[[], Any]] = {
-        "user": lambda: call.do("show_user"),
-        "instances": lambda: call.do("show_instances"),
-        "volumes": lambda: call.do("show_volumes"),
-        "endpoints": lambda: call.do("show_endpoints"),
-        "charges": lambda: charges_between(call, now - 86400, now),
-    }
-    found = dict(zip(parts, at_once(call, lambda part: part(), parts.values())))
+    parts = ("user", "instances", "volumes", "endpoints", "charges")
+
+    def read(part: str) -> Any:
+        if part == "charges":
+            return charges_between(call, now - 86400, now)
+        return call.do(f"show_{part}")
+
+    found = dict(zip(parts, at_once(call, read, parts)))
     if all(isinstance(part, Exception) for part in found.values()):
         raise found["instances"]
     endpoints = as_rows(found["endpoints"])
@@ -13189,12 +13179,24 @@ class ServerlessClient(Generic[R]):
     ) -> R:
         """Endpoint.request() under its other name."""
         tracker = getattr(serverless_request, "tracker", serverless_request)
-        job = Job(endpoint, worker_route, worker_payload, self.autoscaler_url, cost, stream)
-        job.timeout, job.worker_timeout = timeout, worker_timeout
-        job.retry, job.max_retries = retry, max_retries
-        job.session, job.tracker = session, tracker or RequestStatus()
-        job.root_url, job.longest_pause = self.SSL_CERT_URL, self.max_poll_interval
-        job.warn, job.refresh = self.log, endpoint.refresh_if_old
+        job = Job(
+            endpoint,
+            worker_route,
+            worker_payload,
+            self.autoscaler_url,
+            cost,
+            stream,
+            timeout,
+            worker_timeout,
+            retry,
+            max_retries,
+            session,
+            tracker or RequestStatus(),
+            self.SSL_CERT_URL,
+            self.max_poll_interval,
+            self.log,
+            endpoint.refresh_if_old,
+        )
         return self.begin(job, serverless_request)
 
     if TYPE_CHECKING:
