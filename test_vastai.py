@@ -9068,6 +9068,7 @@ class TestLines(FaultCase):
                            ("show instances --sort id", "--order-by"), ("show user --json", "--raw")):
             status, out, err = self.run_here(None, *line.split())
             self.assertEqual((status, out, f"did you mean {told!r}?" in err), (2, "", True), err)
+        self.assertIn("takes no value", self.run_here(None, "show", "user", "-q=")[2])
         for flag in ("--gpu-name", "--gpu_name=A", "--num-gpus"):
             self.assertIn("write it as a condition: '", self.run_here(None, "search", "offers", flag)[2])
         for order in (["-o", "-dph"], ["--order", "-dph"], ["--order=-dph"], ["-o-dph"]):

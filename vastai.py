@@ -15851,7 +15851,10 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     """
     before, after, tail = split_line(row, words)
     parser = option_parser(row)
-    found, loose = parser.parse_known_args(before)
+    try:
+        found, loose = parser.parse_known_args(before)
+    except IndexError:  # Python 3.8 cannot read -q=
+        raise UsageError("a flag takes no value: leave out the =") from None
     for word in loose:
         if word[:1] == "-" and len(word) > 1 and not word[1].isdigit() and " " not in word:
             raise unknown_option_error(row, word, parser._option_string_actions)
