@@ -8300,6 +8300,8 @@ class TestTls(FaultCase):
         for missing in (os.path.join(self.home, "none.pem"), os.path.join(self.home, "key.pem")):
             with mock.patch.dict(os.environ, {"REQUESTS_CA_BUNDLE": missing}):
                 self.assertIn("REQUESTS_CA_BUNDLE", str(self.error(self.client(self.server).show_user)))
+        with mock.patch.dict(os.environ, {"SSLKEYLOGFILE": self.home, "SSL_CERT_DIR": self.home}):  # a folder, and of no use
+            self.assertNotIn("REQUESTS_CA_BUNDLE", str(self.error(self.client(self.server).show_user)))
         with mock.patch.dict(os.environ, {"SSL_CERT_DIR": folder,
                                           "SSL_CERT_FILE": os.path.join(self.home, "none.pem")}):
             self.assertIs(type(self.error(self.client(self.server).show_user)), vastai.NetworkError)
@@ -9865,6 +9867,8 @@ class TestSecrets(FaultCase):
                 os.umask(old_mask)
             self.assertEqual([stat.S_IMODE(os.stat(place).st_mode) for place in (os.path.dirname(folder), folder, os.path.join(folder, "vastai"))],
                              [0o700] * 3)
+            saved = os.path.join(folder, "vastai", "vast_api_key")
+            self.assertEqual(stat.S_IMODE(os.stat(saved).st_mode), 0o600)
         os.mkdir(os.path.join(self.home, ".vast_api_key"))  # is no key file, and in nobody's way
         self.assertEqual(self.save_key()[0], 0)
 
@@ -10624,6 +10628,8 @@ class TestProcesses(FaultCase):
         self.assertIn("Jos\\xe9", self.run_process("show", "ssh-keys", "--format", "csv", "--url", server.url,
                                                 env={"PYTHONIOENCODING": "ascii"})[1])
         self.assertEqual(self.run_process("show", "\u4e16", env={"PYTHONIOENCODING": "ascii"})[0], 2)
+        err = self.run_process("show", "user", "--url", self.serve(reply(USER)).url, env={"PYTHONIOENCODING": "ascii"}).stderr
+        self.assertIn("API key ending in ...", err)
 
     def test_debug(self):
         process = self.start_process("show", "instance", "x", env={**os.environ, "VASTAI_DEBUG": "1", "VAST_API_KEY": KEY})

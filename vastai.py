@@ -2226,7 +2226,8 @@ def write_out(text: str, plain: bool = False) -> None:
         return
     if plain and is_terminal(out):
         text = printable_lines(text.replace("\r\n", "\n").expandtabs())
-    text = encodable(text, out)
+    if is_terminal(out):
+        text = encodable(text, out)
     try:
         out.write(text)
     except UnicodeEncodeError:
@@ -2251,8 +2252,8 @@ PLAIN = parse_table("""\
 
 
 def encodable(text: str, stream: TextIO) -> str:
-    """`text` with plain signs for the few of ours that a terminal's encoding lacks."""
-    if text.isascii() or not is_terminal(stream):
+    """`text` with plain signs for the few of ours that the encoding of a stream lacks."""
+    if text.isascii():
         return text
     try:
         "".join(PLAIN).encode(stream.encoding or "utf-8")
@@ -6647,6 +6648,8 @@ def tls_context(root: str = "") -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(**place)  # type: ignore[arg-type]
         except OSError as error:
+            if not bundle:
+                raise
             raise OSError(
                 f"cannot read the certificates of REQUESTS_CA_BUNDLE: {error.strerror or error}"
             ) from None
@@ -6936,8 +6939,9 @@ def write_private(path: str, content: str | bytes, lasting: bool = False) -> Non
         make_private_folder(folder)
         if folder == os.path.dirname(config_file("vast_api_key")):
             os.chmod(folder, 0o700)  # it may have been there
-        handle, temporary = tempfile.mkstemp(dir=folder)  # made with mode 0600
+        handle, temporary = tempfile.mkstemp(dir=folder)
         try:
+            os.chmod(temporary, 0o600)  # whatever the umask
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
             os.replace(temporary, target)
@@ -7655,10 +7659,8 @@ def result_text(call: Call, url: str, max_wait: float) -> str:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError
     except ValueError:
-        raise VastAIError(
-            "the service sent as the address of the result: "
-            + printable(redact_text(url, call.secrets), 100)
-        ) from None
+        sent = truncate(redact_text(url, call.secrets), 100)
+        raise VastAIError(f"the service sent {sent!r} as the address of the result") from None
     url = parts.geturl()
     request = Request("GET", url, {}, None, SAFE, auth=False)
     if call.client.explain:
