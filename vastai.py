@@ -839,6 +839,21 @@ def as_text(value: Any) -> str:
     return "" if as_number(value) is None else str(value)
 
 
+def number_of(row: Any, name: str) -> float | int | None:
+    """A member of a row, as as_number() reads it."""
+    return as_number(row.get(name))
+
+
+def whole_of(row: Any, name: str) -> int | None:
+    """A member of a row, as as_whole() reads it."""
+    return as_whole(row.get(name))
+
+
+def text_of(row: Any, name: str) -> str:
+    """A member of a row, as as_text() reads it."""
+    return as_text(row.get(name))
+
+
 def as_list(value: Any) -> list[Any]:
     """A list as it is; an empty one for the rest."""
     return value if isinstance(value, list) else []
@@ -7059,7 +7074,7 @@ def job_total(call: Call, offer: Row) -> float | None:
     the traffic.  None if the offer lacks a price or a speed for that.
     """
     hours, down, up = (call[arg.name] or 0.0 for arg in JOB_OPTIONS)
-    price, speed = as_price(offer.get("dph_total")), as_number(offer.get("inet_down"))
+    price, speed = as_price(offer.get("dph_total")), number_of(offer, "inet_down")
     total = 0.0
     for size, name in ((down, "inet_down_cost"), (up, "inet_up_cost")):
         cost = as_price(offer.get(name)) if size else 0.0
@@ -7086,7 +7101,7 @@ def tell_of_job(call: Call, asked: Row, count: int) -> None:
 
 def with_region(row: Row) -> Row:
     """An offer whose `geolocation` names the region as well: "Sweden, SE, EU"."""
-    place = as_text(row.get("geolocation"))
+    place = text_of(row, "geolocation")
     region = next((code for code, all in GEOREGIONS.items() if place[-2:] in all.split()), None)
     return {**row, "geolocation": f"{place}, {region}"} if region else row
 
@@ -7096,13 +7111,13 @@ CHUNK = {"cpu_ram": 65536, "cpu_cores": 32, "min_bid": 0}  # MB, threads, $/hr
 
 def is_large(row: Row) -> bool:
     """Has an offer room for a chunk of the common size?"""
-    sizes = {name: as_number(row.get(name)) for name in CHUNK}
+    sizes = {name: number_of(row, name) for name in CHUNK}
     return all(size is None or size >= CHUNK[name] for name, size in sizes.items())
 
 
 def chunk(row: Row) -> Row:
     """An offer rounded down to a common size, so that many machines look alike."""
-    ram, disk = as_number(row.get("gpu_ram")) or 0, as_number(row.get("disk_space")) or 0
+    ram, disk = number_of(row, "gpu_ram") or 0, number_of(row, "disk_space") or 0
     return {**row, **CHUNK, "gpu_ram": int(ram) // 16 * 16, "disk_space": int(disk) // 64 * 64}
 
 
@@ -7148,7 +7163,7 @@ def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
     since = time.time() - 60  # seconds by which the service's clock may be behind
 
     def new(row: Row) -> bool:
-        return (as_number(row.get("start_date")) or since) >= since
+        return (number_of(row, "start_date") or since) >= since
 
     if label or not made_up:
         return Rented(call, "instance", label, made_up=False, ours=new)
@@ -7219,7 +7234,7 @@ def refused_but_made(
 def look_for_instance(error: VastAIError, rented: Rented) -> None:
     """Adds to an error of unknown outcome what one look at the instances of its label shows."""
     label, found = rented.name, rented.rows()
-    ids = [as_whole(row.get("id")) for row in found or ()]
+    ids = [whole_of(row, "id") for row in found or ()]
     if found is None:
         words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
     elif len(ids) == 1 and ids[0]:
@@ -7236,7 +7251,7 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
 
 def check_disk(call: Call, row: Row) -> None:
     """Warns if an instance has less disk than was ordered."""
-    size = as_number(row.get("disk_space"))
+    size = number_of(row, "disk_space")
     if size is not None and size < (call["disk"] or 0) * 0.99:
         call.warn(f"instance {row.get('id')} has {size:g} GB of disk, not {call['disk']:g} GB")
 
@@ -7369,7 +7384,7 @@ INSTANCE_STATES = "running, loading, exited, created"
 
 def tidy_instance(row: Row) -> Row:
     """Gives an instance or volume its age in seconds, and its environment as an object."""
-    started = as_number(row.get("start_date"))
+    started = number_of(row, "start_date")
     if started is not None:
         row["duration"] = time.time() - started
     if isinstance(row.get("extra_env"), list):
@@ -7421,7 +7436,7 @@ def schedule_cloud_copy(call: Call) -> Row:
     instance = call.do("show_instance", id=call["instance"])
     if instance is None:
         raise not_found_error("instance", call["instance"], "show instances")
-    price = as_number(instance.get("internet_up_cost_per_tb"))
+    price = number_of(instance, "internet_up_cost_per_tb")
     if price is not None:
         confirm(call, f"Each upload costs ${price:.2f} per TB. Schedule the copy?")
     call.params["end_date"] = instance.get("end_date") if last is None else last
@@ -7583,11 +7598,11 @@ def run_logs(call: Call) -> Any:
     if call["follow"] and call.view.format != "table":
         raise UsageError("--follow cannot be combined with --raw or --format")
     answer = call.send()
-    url = as_text(answer.get("result_url"))
+    url = text_of(answer, "result_url")
     if not url:
         hint = "" if call.row.safe else look_first(call.row)
         raise VastAIError("the service did not say where the result is", hint=hint)
-    call.params["folder"] = as_text(answer.get("writeable_path"))
+    call.params["folder"] = text_of(answer, "writeable_path")
     return result_text(call, url, call["max_wait"])
 
 
@@ -7882,7 +7897,7 @@ def rsync_place(answer: Row, side: str, id: Any, path: str) -> str:
     """The remote side of a copy in rsync's words.  Raises VastAIError if its address is
     unusable.
     """
-    port = as_whole(answer.get(f"{side}_port"))
+    port = whole_of(answer, f"{side}_port")
     try:
         host = safe_host(answer.get(f"{side}_addr"))
     except ValueError:
@@ -7976,7 +7991,7 @@ def pending_increases(call: Call) -> dict[Any, Any]:
     """{instance: id of its price increase}; the first one counts."""
     rows = call.do("show_pending_price_increases")["pending_price_increases"]
     return {
-        as_whole(row.get("contract_id")): as_whole(row.get("pending_price_increase_id"))
+        whole_of(row, "contract_id"): whole_of(row, "pending_price_increase_id")
         for row in reversed(rows)
     }
 
@@ -8059,14 +8074,14 @@ def run_gpu_locations(call: Call) -> Row:
             call[name] in ("all", str(bool(facts.get(name))).lower())
             for name in ("verified", "datacenter", "rented")
         )
-        if passes and (not gpus or as_text(row.get("gpu_name")) in gpus):
+        if passes and (not gpus or text_of(row, "gpu_name") in gpus):
             found.append(row)
     return {**answer, "locations": found}
 
 
 def state_of(row: Row) -> str:
     """The state of a GPU on the map, which older answers give as a flag."""
-    return as_text(row.get("state")) or ("rented" if row.get("rented") else "available")
+    return text_of(row, "state") or ("rented" if row.get("rented") else "available")
 
 
 def location_rows(call: Call, answer: Row) -> list[Row]:
@@ -8204,7 +8219,7 @@ def run_tfa_login(call: Call) -> Row:
             raise VastAIError(f"the code was right, but {error.msg}") from None
         if call.client.creds_source in ("CODE", "ENV"):
             call.warn("--api-key and VAST_API_KEY take precedence over the session's key")
-    left = as_whole(answer.get("backup_codes_remaining"))
+    left = whole_of(answer, "backup_codes_remaining")
     if left is not None and left <= 3:
         call.warn(f"{left} backup codes are left; create new ones with `vastai tfa regen-codes`")
     return answer
@@ -8214,7 +8229,7 @@ def session_sentence(call: Call, answer: Row) -> str:
     """Where the session's key is, and how many backup codes are left."""
     if not answer.get("session_key"):
         return "The code was right, but the service sent no new session key."
-    left = as_whole(answer.get("backup_codes_remaining"))
+    left = whole_of(answer, "backup_codes_remaining")
     more = "" if left is None else f" Backup codes left: {left}."
     if answer["session_key"] == call.client.api_key:
         return f"The key in use is that of a 2FA session already.{more}"
@@ -8243,7 +8258,7 @@ def run_tfa_auth_new(call: Call) -> Row:
             call["backup_code"] and answer.get("msg") == "Authorization successful."
         ):
             return answer
-        secret = as_text(answer.get("secret"))
+        secret = text_of(answer, "secret")
         if not secret:
             raise VastAIError("the service sent no secret for the second step; start again")
         code = ask_line(f"Secret: {secret}. Code:")
@@ -8381,9 +8396,7 @@ def invoice_period(call: Call) -> Row:
 
 def with_label(call: Call, rows: list[Row]) -> list[Row]:
     """The items of instances with the label that was asked for."""
-    ids = list(
-        dict.fromkeys(row["instance_id"] for row in rows if as_whole(row.get("instance_id")))
-    )
+    ids = list(dict.fromkeys(row["instance_id"] for row in rows if whole_of(row, "instance_id")))
     found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids)
     kept = {contract.get("id") for contract in found}
     return [row for row in rows if row.get("instance_id") in kept]
@@ -8394,8 +8407,8 @@ def invoice_rows(call: Call, answer: Row) -> list[Row]:
     start, end = call.get("start_date", -FOREVER), call.get("end_date", FOREVER)
     rows = []
     for row in as_rows(answer.get("invoices")):
-        moment = as_number(row.get("timestamp")) or 0
-        if as_number(row.get("amount")) != 0 and start <= moment <= end:
+        moment = number_of(row, "timestamp") or 0
+        if number_of(row, "amount") != 0 and start <= moment <= end:
             rows.append(row)
     return rows
 
@@ -8419,7 +8432,7 @@ def sums_of(rows: list[Row]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for row in rows:
         kind = "Payments" if row.get("type") == "payment" else "Charges"
-        sums[kind] = sums.get(kind, 0) + (as_number(row.get("amount")) or 0)
+        sums[kind] = sums.get(kind, 0) + (number_of(row, "amount") or 0)
     return sums
 
 
@@ -8457,7 +8470,7 @@ def bill_rows(call: Call, results: list[Row]) -> list[Row]:
     """
     rows = []
     for row in results:
-        amount = as_number(row.get("amount"))
+        amount = number_of(row, "amount")
         if amount == 0:
             continue
         row = {**row, "amount": row.get("amount") if amount is None else amount}
@@ -8513,8 +8526,8 @@ def earning_rows(call: Call, answer: Row) -> list[Row]:
     """What the machines earned, day by day, each part and their sum in dollars."""
     rows = []
     for row in as_rows(answer.get("per_day")):
-        parts = [as_number(row.get(name)) or 0 for name in EARNINGS]
-        day = as_number(row.get("day"))
+        parts = [number_of(row, name) or 0 for name in EARNINGS]
+        day = number_of(row, "day")
         rows.append({**row, "date": None if day is None else day * 86400, "total": sum(parts)})
     return rows
 
@@ -8522,7 +8535,7 @@ def earning_rows(call: Call, answer: Row) -> list[Row]:
 def earning_totals(call: Call, answer: Row) -> Iterator[str]:
     """What each machine earned."""
     for row in as_rows(answer.get("per_machine")):
-        total = sum(as_number(row.get(name)) or 0 for name in EARNINGS)
+        total = sum(number_of(row, name) or 0 for name in EARNINGS)
         yield f"Machine {as_text(row.get('machine_id'))}: {format_money(total)}"
 
 
@@ -8899,7 +8912,7 @@ class Rented:
             row
             for row in rows
             if self.name.strip() in (row.get("label"), row.get("endpoint_name"))
-            and as_whole(row.get("id")) not in self.past
+            and whole_of(row, "id") not in self.past
             and self.ours(row)
         ]
 
@@ -8912,7 +8925,7 @@ class Rented:
             rows = self.find()
             if rows is None:
                 return
-            ids = [as_whole(row.get("id")) for row in rows]
+            ids = [whole_of(row, "id") for row in rows]
             self.problem = self.doubt_about(rows)
             if not rows:
                 tell(self.call, self.still_costs())
@@ -8928,12 +8941,12 @@ class Rented:
         """Why these rows of our name cannot be deleted; "" if they are ours for certain."""
         if not rows:
             return "none has appeared so far"
-        ids = [as_whole(row.get("id")) for row in rows]
+        ids = [whole_of(row, "id") for row in rows]
         if None in ids:
             return "one has appeared without an id"
         if len(rows) > 1 and not self.made_up:
             return f"several have appeared: {', '.join(map(str, ids))}"
-        if not self.made_up and as_number(rows[0].get("start_date")) is None:
+        if not self.made_up and number_of(rows[0], "start_date") is None:
             return f"when {ids[0]} started is unknown"
         return ""
 
@@ -9059,7 +9072,7 @@ def bid_over(price: float, percent: float) -> float:
 
 def next_bid(row: Row) -> str:
     """What to bid for an interruptible instance that was outbid."""
-    prices = [as_number(row.get(name)) or 0 for name in ("min_bid", "dph_base")]
+    prices = [number_of(row, name) or 0 for name in ("min_bid", "dph_base")]
     return f"{bid_over(max(prices), 10):g}" if max(prices) > 0 else "PRICE"
 
 
@@ -9094,7 +9107,7 @@ def with_lease(call: Call, body: Row) -> str:
     It needs only what the service gives a container: CONTAINER_ID and CONTAINER_API_KEY.  Raises
     UsageError if nothing would run it.
     """
-    arguments = call["args_str"] or "args" in body or as_text(body.get("runtype")).strip() == "args"
+    arguments = call["args_str"] or "args" in body or text_of(body, "runtype").strip() == "args"
     if call["vm"] or arguments:
         raise UsageError(
             "--max-hours cannot be combined with --args, runtype args or --vm: "
@@ -9128,7 +9141,7 @@ def fetch_commands(call: Call) -> None:
     given = (call["onstart"], call["onstart_cmd"], call["entrypoint"])
     if call["template_hash"] and given == (None, None, None) and not call.client.curl:
         template = template_of(call, "hash_id", call["template_hash"])
-        call.params["onstart_cmd"] = as_text(template.get("onstart"))
+        call.params["onstart_cmd"] = text_of(template, "onstart")
         if template.get("runtype") == "args":
             raise UsageError(
                 "--max-hours: the template only runs args; nothing would destroy the instance"
@@ -9269,7 +9282,7 @@ class Launch:
 
     def bid_for(self, offer: Row) -> float | None:
         """Our bid, $/hr for the whole offer without its disk; None on demand."""
-        least = as_number(offer.get("min_bid"))
+        least = number_of(offer, "min_bid")
         given: float | None = self.call["bid"]
         if not self.spot or given is not None:
             return given
@@ -9280,7 +9293,7 @@ class Launch:
         """$/hr with our disk, and the disk's part of it; None if the offer names no price."""
         if not self.spot:
             return price_with_disk(offer, self.disk)
-        bid, storage = self.bid_for(offer), as_number(offer.get("storage_cost"))
+        bid, storage = self.bid_for(offer), number_of(offer, "storage_cost")
         disk = (storage or 0) * self.disk / HOURS_OF_MONTH
         return None if None in (bid, storage) or min(bid, disk) < 0 else bid + disk, disk
 
@@ -9289,12 +9302,12 @@ class Launch:
         price, disk = self.price_of(offer)
         bid = self.bid_for(offer)
         kind = "on demand" if bid is None else f"interruptible, bid {format_rate(bid)}"
-        up, down = (as_number(offer.get(name)) for name in ("inet_up_cost", "inet_down_cost"))
+        up, down = (number_of(offer, name) for name in ("inet_up_cost", "inet_down_cost"))
         trust = as_number(offer.get("reliability2", offer.get("reliability")))
-        end = as_number(offer.get("end_date"))
+        end = number_of(offer, "end_date")
         part = f"{format_rate(disk)} for " if disk else ""
-        gpu = as_text(offer.get("gpu_name")).replace(" ", "_")
-        place = as_text(offer.get("geolocation")) or "an unknown place"
+        gpu = text_of(offer, "gpu_name").replace(" ", "_")
+        place = text_of(offer, "geolocation") or "an unknown place"
         words = [
             f"Renting offer {offer.get('id')}, machine {offer.get('machine_id')}",
             f"{offer.get('num_gpus')}x {gpu} in {place}",
@@ -9361,7 +9374,7 @@ class Launch:
         """What the rental made whose answer was lost.  Raises OutcomeUnknownError."""
         tell(self.call, f"No usable answer ({error.msg}); checking whether the instance exists")
         rows = self.rented.find()
-        ids = [as_whole(row.get("id")) for row in rows or ()]
+        ids = [whole_of(row, "id") for row in rows or ()]
         if len(ids) == 1 and ids[0]:
             self.rented.id = ids[0]
             return {"success": True, "new_contract": self.rented.id}
@@ -9424,7 +9437,7 @@ class Launch:
 
     def mismatch(self, row: Row) -> str:
         """How an instance differs from the order; "" if it does not."""
-        disk, price = as_number(row.get("disk_space")), as_number(row.get("dph_total"))
+        disk, price = number_of(row, "disk_space"), number_of(row, "dph_total")
         if disk is not None and disk < self.disk * 0.99:
             return f"it has {disk:g} GB of disk, not {self.disk:g} GB"
         if self.is_above_cap(price):
@@ -9472,8 +9485,8 @@ class Launch:
 
 def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
     """$/hr on demand with so many GB of disk, and the disk's part; None if there is no price."""
-    total, base = as_number(offer.get("dph_total")), as_number(offer.get("dph_base"))
-    storage = as_number(offer.get("storage_cost"))
+    total, base = number_of(offer, "dph_total"), number_of(offer, "dph_base")
+    storage = number_of(offer, "storage_cost")
     disk = (storage or 0) * size / HOURS_OF_MONTH
     if min(total or 0, base or 0, disk) < 0 or (total is None and None in (base, storage)):
         return None, disk
@@ -9483,7 +9496,7 @@ def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
 def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
     """Adds a lower limit to conditions that may have one."""
     limits = conditions.setdefault(field, {})
-    limits[sign] = max(as_number(limits.get(sign)) or 0, least)
+    limits[sign] = max(number_of(limits, sign) or 0, least)
 
 
 def is_lost(error: VastAIError) -> bool:
@@ -10112,7 +10125,7 @@ class Bill:
         }
         instances = enumerate(as_rows(found["instances"]), 1)
         # one without an id is one of its own
-        self.instances = {as_whole(row.get("id")) or -nth: row for nth, row in instances}
+        self.instances = {whole_of(row, "id") or -nth: row for nth, row in instances}
         self.rows: list[Row] = []
         self.last_day: Row = dict.fromkeys(("gpu", "disk", "traffic", "total"))
         self.ran: set[str] = set()  # sources of charges for GPUs, such as "instance-7"
@@ -10122,16 +10135,16 @@ class Bill:
     def add_up_last_day(self, charges: list[Row]) -> None:
         self.last_day = dict.fromkeys(self.last_day, 0.0)
         for charge in charges:
-            self.last_day["total"] += as_number(charge.get("amount")) or 0
-            self.sort_charge(charge, as_text(charge.get("source")))
+            self.last_day["total"] += number_of(charge, "amount") or 0
+            self.sort_charge(charge, text_of(charge, "source"))
 
     def sort_charge(self, charge: Row, source: str) -> None:
         """Adds the parts of a charge to what they are for."""
         parts = as_rows(charge.get("items"))
         for part in parts:
-            self.sort_charge(part, as_text(part.get("source")) or source)
-        amount = as_number(charge.get("amount")) or 0
-        use = CHARGE_USES.get(as_text(charge.get("type")))
+            self.sort_charge(part, text_of(part, "source") or source)
+        amount = number_of(charge, "amount") or 0
+        use = CHARGE_USES.get(text_of(charge, "type"))
         if use and not parts:
             self.last_day[use] += amount
         if use == "gpu" and amount > 0:
@@ -10152,7 +10165,7 @@ class Bill:
         own.
         """
         for endpoint, workers in zip(endpoints, listings):
-            ids = {as_whole(worker.get("id")) for worker in as_rows(workers)}
+            ids = {whole_of(worker, "id") for worker in as_rows(workers)}
             mine = [self.instances.pop(id) for id in ids if id in self.instances]
             for row in mine:
                 if hourly_cost(row) is None:
@@ -10175,10 +10188,10 @@ class Bill:
         if state == "offline":
             return "offline"
         if state == "running":
-            idle = not row.get("label") and as_number(row.get("gpu_util")) == 0
+            idle = not row.get("label") and number_of(row, "gpu_util") == 0
             return "running, no label, GPU at 0 % now" if idle else None
         stopped = state in ("exited", "stopped") or row.get("intended_status") == "stopped"
-        begun = as_number(row.get("start_date"))
+        begun = number_of(row, "start_date")
         old = begun is not None and self.now - begun > 86400
         ran = "charges" in self.reasons or f"instance-{row.get('id')}" in self.ran
         return "stopped for over a day" if stopped and old and not ran else None
@@ -10605,8 +10618,8 @@ GPU so far: history 2""")
             format_value(row.get("num_gpus") or "?"),
             format_value(row.get("gpu_name") or "?"),
         )
-        cpu = as_number(row.get("cpu_util"))
-        memory = share_of(row.get("mem_usage"), as_number(row.get("mem_limit")) or 0)
+        cpu = number_of(row, "cpu_util")
+        memory = share_of(row.get("mem_usage"), number_of(row, "mem_limit") or 0)
         return {
             **row,
             "model": f"{count}x {model.replace(' ', '_')}",
@@ -10663,7 +10676,7 @@ def run_for_row(client: VastAI, words: list[str], row: Row) -> int:
     for name in ("VAST_API_KEY", "VASTAI_API_KEY"):
         values.pop(name, None)
     price = row.get("dph_total")
-    values["VAST_ID"] = as_text(row.get("id"))
+    values["VAST_ID"] = text_of(row, "id")
     values["VAST_PRICE"] = "" if price is None else format_value(price)
     flush(sys.stdout)
     out = None if is_terminal(sys.stdout) or sys.stderr is None else 2
@@ -10783,7 +10796,7 @@ class SelfTest:
             code = "api_permission_failed" if isinstance(error, AuthError) else code
         if not offers:
             raise Unfit(code, "select_offer", reason)
-        offer = max(offers, key=lambda row: as_number(row.get("dlperf")) or 0)
+        offer = max(offers, key=lambda row: number_of(row, "dlperf") or 0)
         self.result.update(offer=offer, checks=requirements(offer))
         missed = [
             f"{row['title']} {row['actual']:g}, "
@@ -10800,8 +10813,8 @@ class SelfTest:
         """Makes the instance, with the newest image that the machine can run."""
         offer = self.result["offer"]
         id = offer.get("id")
-        capability = as_number(offer.get("compute_cap")) or 0
-        cuda = as_number(offer.get("cuda_max_good")) or 0
+        capability = number_of(offer, "compute_cap") or 0
+        cuda = number_of(offer, "cuda_max_good") or 0
         if 0 < capability < 750:  # older GPUs, which newer CUDA no longer runs on
             cuda = min(cuda, 11.8 if capability < 700 else 12.8)
         newest = max((known for known in TEST_IMAGES if known <= cuda), default=TEST_IMAGES[0])
@@ -10844,7 +10857,7 @@ class SelfTest:
 
         def look(left: float) -> bool | None:
             row = self.look()
-            state, told = row.get("actual_status"), as_text(row.get("status_msg")).strip()
+            state, told = row.get("actual_status"), text_of(row, "status_msg").strip()
             code = "daemon_startup_failed"
             if told:
                 code = failure_of(told, STATUS_FAILURES, "instance_status_error")
@@ -10873,7 +10886,7 @@ class SelfTest:
         from urllib.request import urlopen
 
         ports = mapped_ports(self.row)
-        if not as_text(self.row.get("public_ipaddr")).strip():
+        if not text_of(self.row, "public_ipaddr").strip():
             raise Unfit(
                 "missing_public_ip", "instance_network", "the instance has no public address"
             )
@@ -11247,7 +11260,7 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
     import re
 
     limits = as_dict(filters.get("gpu_total_ram"))
-    over, least = as_number(limits.get("gt")), as_number(limits.get("gte"))
+    over, least = number_of(limits, "gt"), number_of(limits, "gte")
     least = (least or 0) - 1 if over is None else over  # MB; all cards must have more
     if least > MOST_MEMORY:
         raise VastAIError("the template asks for more GPU memory than any machine has")
@@ -11293,11 +11306,11 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
         if template.get(name):
             query[field] = {"eq": template[name]}
             for row in call.do("search_benchmarks", query=query, limit=100, order=order):
-                if (as_number(row.get("value")) or 0) > 0:
+                if (number_of(row, "value") or 0) > 0:
                     found[row.get("id")] = row
             del query[field]
     values = [as_number(row["value"]) or 0 for row in found.values()]
-    prices = [as_number(row.get("dph_base")) or 0 for row in found.values()]
+    prices = [number_of(row, "dph_base") or 0 for row in found.values()]
     return median(values or [0]), median([price for price in prices if price > 0] or [0])
 
 
@@ -11421,7 +11434,7 @@ class Bench:
 
     def measure(self, spec: Spec, worker: Row) -> None:
         """Notes what a worker costs, and how fast it is once it has measured itself."""
-        id, perf = as_whole(worker.get("id")), as_number(worker.get("measured_perf")) or 0
+        id, perf = whole_of(worker, "id"), number_of(worker, "measured_perf") or 0
         rented = next((rented for rented in self.rented[spec] if rented.id == id), None)
         done = worker.get("status") == "idle" and perf > 0  # else it is an estimate
         if rented and (done or rented.price is None):
@@ -11810,7 +11823,7 @@ class Job:
             raise refused_error(what, answer, key, lost=self.lost)
         self.number = grant.get("request_idx") or self.number
         if not url:
-            status = printable(as_text(grant.get("status")), 200)
+            status = printable(text_of(grant, "status"), 200)
             self.reason = f"the router: {status or 'no worker'}"
         return grant
 
@@ -12197,7 +12210,7 @@ def choose_endpoint(rows: list[Row], wanted: str) -> EndpointData:
     """An endpoint by its name, else by its id.  Raises NotFoundError."""
     for member in ("endpoint_name", "id"):
         for row in rows:
-            if as_text(row.get(member)) == wanted:
+            if text_of(row, member) == wanted:
                 return read_endpoint(row)
     raise not_found_error("endpoint", wanted, "show endpoints")
 
@@ -12255,7 +12268,7 @@ def completion_text(event: Any) -> str:
     texts = []
     for choice in as_rows(as_dict(event).get("choices")):
         said = as_dict(choice.get("delta")) or as_dict(choice.get("message"))
-        texts.append(as_text(choice.get("text")) or as_text(said.get("content")))
+        texts.append(text_of(choice, "text") or text_of(said, "content"))
     return "".join(texts)
 
 
@@ -12688,9 +12701,9 @@ ServerlessWorker.__name__ = ServerlessWorker.__qualname__ = "Worker"  # the offi
 def read_worker(row: Row) -> ServerlessWorker:
     """A worker from the router's row."""
     names = list(ServerlessWorker.__annotations__)[2:]
-    numbers: Row = {name: float(as_number(row.get(name)) or 0) for name in names}
+    numbers: Row = {name: float(number_of(row, name) or 0) for name in names}
     numbers["reqs_working"] = int(numbers["reqs_working"])
-    id, status = as_whole(row.get("id")) or 0, as_text(row.get("status"))
+    id, status = whole_of(row, "id") or 0, text_of(row, "status")
     return ServerlessWorker(id, status or "UNKNOWN", **numbers)
 
 
@@ -12831,7 +12844,7 @@ class Endpoint(Generic[R]):
         url = as_text(as_dict(session_auth).get("url"))
         answer = await self.client.ask_session("get", url, session_id, session_auth, timeout)
         grant = as_dict(answer.get("auth_data"))
-        lifetime, url = as_number(answer.get("lifetime")) or 0, as_text(grant.get("url"))
+        lifetime, url = number_of(answer, "lifetime") or 0, text_of(grant, "url")
         if not url:
             text = f"session {session_id}: the answer has no 'auth_data' with a 'url'"
             raise serverless_error(text)
@@ -13131,7 +13144,7 @@ class ServerlessClient(Generic[R]):
         result = await self.manage("list", "workergroup")
         for row in as_rows(result.get("results")):
             if row.get("endpoint_id") == endpoint_id:
-                return as_whole(row.get("id"))
+                return whole_of(row, "id")
         return None
 
     async def update_workers(self, workergroup_id: int) -> Row:
@@ -14432,7 +14445,7 @@ def sentence(call: Call, answer: Row) -> str:
             return fill(call, form, answer)
         except (LookupError, ValueError, TypeError):  # the answer lacks what this form needs
             continue
-    told = as_text(answer.get("msg"))
+    told = text_of(answer, "msg")
     return told if told and len(answer) <= 2 else format_json(answer)
 
 
@@ -14729,7 +14742,7 @@ def _join(value: Any) -> str:
 
 def _change(name: str, factor: float, digits: int = 4) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
-        old, new = as_number(row.get(f"old_{name}")), as_number(row.get(f"new_{name}"))
+        old, new = number_of(row, f"old_{name}"), number_of(row, f"new_{name}")
         if new is None:
             return "-"
         before = "?" if old is None else f"{old * factor:.{digits}f}"
@@ -14739,7 +14752,7 @@ def _change(name: str, factor: float, digits: int = 4) -> Callable[[Row], str]:
 
 
 def _gpu(row: Row) -> str:
-    use = as_number(row.get("gpu_util"))
+    use = number_of(row, "gpu_util")
     busy = "" if use is None else f" ({use:.0f}%)"
     model = format_value(row.get("gpu_name") or "?").replace(" ", "_")
     return f"{format_value(row.get('num_gpus') or '?')}x {model}{busy}"
@@ -14750,17 +14763,17 @@ def _usage(used: float | None, total: float) -> str:
 
 
 def _disk(row: Row) -> str:
-    total, part = as_number(row.get("disk_space")), as_number(row.get("disk_util"))
+    total, part = number_of(row, "disk_space"), number_of(row, "disk_util")
     if total is None:
         return "-"
     percent = "" if part is None or part < 0 else f" ({part * 100:.0f}%)"
-    return _usage(as_number(row.get("disk_usage")), total) + percent
+    return _usage(number_of(row, "disk_usage"), total) + percent
 
 
 def _volumes(row: Row) -> str:
     found = []
     for volume in as_rows(row.get("volume_info")):
-        total, free = as_number(volume.get("total_space")), as_number(volume.get("avail_space"))
+        total, free = number_of(volume, "total_space"), number_of(volume, "avail_space")
         found.append(f"#{volume.get('id')}")
         if total is not None and free is not None:
             found[-1] += f" {_usage(total - free, total)}"
@@ -14768,7 +14781,7 @@ def _volumes(row: Row) -> str:
 
 
 def _net(row: Row) -> str:
-    speeds = (as_number(row.get(name)) for name in ("inet_up", "inet_down"))
+    speeds = (number_of(row, name) for name in ("inet_up", "inet_down"))
     up, down = ("?" if speed is None else f"{speed:.0f}" for speed in speeds)
     return f"↑{up} ↓{down}"
 
@@ -14786,11 +14799,11 @@ def _ssh(row: Row) -> str:
 
 def mapped_ports(row: Row) -> dict[str, str]:
     """{"22/tcp": "203.0.113.45:40010"}: where the ports of an instance can be reached."""
-    host = as_text(row.get("public_ipaddr")).strip()
+    host = text_of(row, "public_ipaddr").strip()
     host = f"[{host}]" if ":" in host else host
     found = {}
     for inner, outer in as_dict(row.get("ports")).items():
-        port = next((as_text(place.get("HostPort")) for place in as_rows(outer)), "")
+        port = next((text_of(place, "HostPort") for place in as_rows(outer)), "")
         if host and port:
             found[inner] = f"{host}:{port}"
     return found
@@ -14802,12 +14815,12 @@ def _ports(row: Row) -> str:
 
 def jupyter_address(row: Row) -> str:
     """The URL of a running instance's Jupyter, with its token; "" if it has none."""
-    token, at = as_text(row.get("jupyter_token")), mapped_ports(row).get("8080/tcp")
-    runs = row.get("actual_status") == "running" and "jupyter" in as_text(row.get("image_runtype"))
+    token, at = text_of(row, "jupyter_token"), mapped_ports(row).get("8080/tcp")
+    runs = row.get("actual_status") == "running" and "jupyter" in text_of(row, "image_runtype")
     if not runs or not token:
         return ""
-    if not at or "jupyter_direc" not in as_text(row.get("image_runtype")):
-        index, port = as_text(row.get("ssh_idx")), as_text(row.get("ssh_port"))
+    if not at or "jupyter_direc" not in text_of(row, "image_runtype"):
+        index, port = text_of(row, "ssh_idx"), text_of(row, "ssh_port")
         at = f"jupyter.vast.ai/jm/{index}/{port}" if index and port else ""
     return f"https://{at}/?token={token}" if at else ""
 
@@ -14985,7 +14998,7 @@ def as_typed(field: str, value: Any) -> str:
 
 def instances_footer(call: Call, rows: Rows) -> Iterator[str]:
     """How many instances there are, what they cost now, and on a terminal how to see fewer."""
-    total = as_whole(rows.answer.get("total_instances")) or len(rows)
+    total = whole_of(rows.answer, "total_instances") or len(rows)
     if rows:
         costs = [hourly_cost(row) for row in rows]
         labels = as_dict(rows.answer.get("label_counts"))
@@ -15039,10 +15052,10 @@ def backup_file_tables(call: Call, answer: Row) -> Tables:
     """The files, with the token in their addresses; an address is never cut."""
     from urllib.parse import quote, urlsplit
 
-    token = as_text(answer.get("authorization_token"))
+    token = text_of(answer, "authorization_token")
     rows = [dict(row) for row in as_rows(answer.get("files"))]
     for row in rows:
-        url = as_text(row.get("url"))
+        url = text_of(row, "url")
         if url and token:
             mark = "&" if urlsplit(url).query else "?"
             row["url"] = f"{url}{mark}Authorization={quote(token, safe='')}"
@@ -15104,7 +15117,7 @@ def trend_tables(call: Call, answer: Row) -> Tables:
 def price_trend(rows: list[Row]) -> str:
     """The median price over time as a sparkline with its lowest and highest; "" without prices."""
     for name in ("avail_median", "rented_median"):
-        values = [as_number(row.get(name)) for row in rows]
+        values = [number_of(row, name) for row in rows]
         known = [value for value in values if value is not None]
         if known:
             line = sparkline(values[:: max(1, len(values) // 30)])
@@ -15263,7 +15276,7 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
             f"({start})" if start == end else f"({start} to {end})",
         ]
         yield "  " * depth + "  ".join(format_value(word) for word in words if word) + "\n"
-        whole = as_text(row.get("type")).lower() in ("instance", "volume")
+        whole = text_of(row, "type").lower() in ("instance", "volume")
         if row.get("items") and (call["verbose"] or not whole):
             yield from charge_lines(call, bill_rows(call, objects(row["items"])), depth + 1)
 
@@ -16020,8 +16033,8 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
         raise relabel_error(error, f"the label {first} cannot be looked up") from error
     found = {}
     for label in labels:
-        named_so = [row for row in rows if as_text(row.get("label")) == label.strip()]
-        ids = [as_whole(row.get("id")) for row in named_so]
+        named_so = [row for row in rows if text_of(row, "label") == label.strip()]
+        ids = [whole_of(row, "id") for row in named_so]
         named = f"labeled {printable(label, 60)!r}"
         if not ids:
             raise NotFoundError(f"no instance {named}; see `vastai show instances`")
@@ -16080,11 +16093,11 @@ def final_status(row: Command, result: Any) -> int:
     """The exit status of a result that was shown.  Raises VastAIError if it tells of a failure."""
     members = as_dict(result)
     if members.get("success") is False:  # found out in several steps, and shown in full
-        raise VastAIError(as_text(members.get("reason")) or reason_of(members))
+        raise VastAIError(text_of(members, "reason") or reason_of(members))
     if members.get(row.gaps):
         missing = ", ".join(members[row.gaps])
         raise PartialError(f"could not be read, and is not included: {missing}")
-    return as_whole(members.get(row.status)) or 0
+    return whole_of(members, row.status) or 0
 
 
 def ask_before(call: Call) -> None:
@@ -16649,7 +16662,7 @@ def completion_lines(rows: list[Row]) -> list[str]:
     instance and needs no quotes.
     """
     facts = ("actual_status", "num_gpus", "gpu_name", "label")
-    lines, labels = [], [as_text(row.get("label")) for row in rows]
+    lines, labels = [], [text_of(row, "label") for row in rows]
     for row, label in zip(rows, labels):
         id = str(_whole(row["id"]))
         meaning = " ".join(printable(str(row[name])) for name in facts if row.get(name))
