@@ -3985,6 +3985,24 @@ class DescriptionTest(CommandCase):
                 self.assertEqual(status, 0, err)
                 self.assertIn(said, out + err)
 
+    def test_ids_alone(self):
+        """--quiet prints ids or nothing, and what is shown only once on stderr."""
+        codes = {"success": True, "backup_codes": ["AAAA-1"]}
+        for line, answer, out, told in (
+                ("list machines 1 2 -g 1", {"success": True}, "", ""), ("list volume 1", {"success": True, "id": 9}, "9\n", ""),
+                ("show invoices-v1 -i", {"results": [{"metadata": {"invoice_id": 9}, "source": "x"}]}, "9\n", ""),
+                ("show invoices-v1 -c", {"results": [{"source": "instance-9"}]}, "instance-9\n", ""),
+                ("create api-key --name x", {"id": 9, "key": "K1"}, "9\n", "K1"), ("reset api-key", {"new_api_key": "K2"}, "", "K2"),
+                ("tfa send-email", {"success": True, "secret": "S1"}, "", "S1"),
+                ("tfa regen-codes -c 1 -y", codes, "Backup codes for Vast.ai; each works once. All earlier codes are void.\nAAAA-1\n", "3:"),
+                ("tfa activate 1 --secret s", {"success": True}, "", "")):
+            with self.subTest(line):
+                self.box.fail(".*", 200, answer, times=2)
+                got = self.run_here(line + " -q", stdin="3\ny\n")
+                self.box.failures.clear()
+                self.assertEqual((got[0], got[1]), (0, out), got[2])
+                self.assertIn(told, got[2])
+
     def test_wrong_use(self):
         for line in ("get endpt-logs", "get endpt-logs 7 --endpoint chat", "show earnings --last_days 3 -s 2026-01-01",
                      "schedule maint 7 --sdate soon --duration 2 -y", "schedule maint 7 --sdate=-5 --duration 2 -y",

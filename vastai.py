@@ -3869,11 +3869,11 @@ register("Volumes",
 register("Volumes (for hosts)",
     Command("list volume", "POST /volumes/", ONCE, SETS, "Offer a machine's disk space as volumes",
         Arg("id MACHINE", ID, "the machine", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
-        done="Offered volumes on machine {id} at ${price_disk}/GB/month as offer {answer[id]}."
+        made="id", done="Offered volumes on machine {id} at ${price_disk}/GB/month as offer {answer[id]}."
              "|Offered volumes on machine {id} at ${price_disk}/GB/month."),
     Command("list volumes", "POST /volumes/", ONCE, SETS, "Offer several machines' disk space as volumes",
         Arg("ids MACHINE", IDS, "the machines", key="machine"), VOLUME_SIZE, PRICE_DISK, OFFER_END,
-        done="Offered volumes on machines {ids} at ${price_disk}/GB/month as offer {id}."
+        made="id", done="Offered volumes on machines {ids} at ${price_disk}/GB/month as offer {id}."
              "|Offered volumes on machines {ids} at ${price_disk}/GB/month."),
     Command("unlist volume", "POST /volumes/unlist", SAFE, SETS, "Stop offering a volume",
         OFFER, done="Volume offer {id} is no longer listed."),
@@ -3881,7 +3881,7 @@ register("Volumes (for hosts)",
         Arg("disk_id DISK", ID, "the network disk, from show network-disks"),
         Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.15), VOLUME_SIZE, OFFER_END,
         look="search network-volumes",
-        done="Offered space on network disk {disk_id} at ${price_disk}/GB/month as offer {id}."
+        made="id", done="Offered space on network disk {disk_id} at ${price_disk}/GB/month as offer {id}."
              "|Offered space on network disk {disk_id} at ${price_disk}/GB/month."),
     Command("unlist network-volume", "POST /network_volumes/unlist/", SAFE, SETS, "Stop offering a network volume",
         OFFER, look="search network-volumes", done="Network volume offer {id} is no longer listed."),
@@ -4129,7 +4129,7 @@ register("Two-factor authentication",
         Secret("-s --secret", CODE, "secret that tfa send-sms printed", REQUIRED), PHONE,
         done="Sent the code again."),
     Command("tfa send-email", "POST /tfa/email/", ONCE, SETS, "Send a code by email",
-        done="Sent a code by email. Use it with --secret {secret} in `vastai tfa login -t email`."),
+        done="Sent a code by email. Use it with --secret {secret} in `vastai tfa login -t email`.", only_copy=True),
     Command("tfa activate", "POST /tfa/confirm-new/", ONCE, SETS, "Add a method using its first code",
         Secret("code", NAME, "code from the app or SMS"),
         Secret("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", REQUIRED),
@@ -14307,6 +14307,8 @@ def present(call: Call, result: Any) -> None:
     events = view.format == "jsonl" and call.params.get("stream")  # a line each, as they come
     if view.quiet and not is_text:
         write_out(format_ids(call, result))
+        if row.only_copy:
+            present_only_copy(call, result)
     elif row.show and plain and (view.format == "table" or events):
         row.show(call, result)
     elif isinstance(result, str):
@@ -14322,6 +14324,14 @@ def present(call: Call, result: Any) -> None:
         listing = Listing(whole if rows is None else rows, (), view, alone)
         warn_of_fields(call, listing)
         write_out(WRITERS[view.format](listing))
+
+
+def present_only_copy(call: Call, result: Row) -> None:
+    """With --quiet, what is shown only once, such as a new key: not on stdout, but not held back."""
+    if call.row.show:
+        call.row.show(call, result)
+    elif call.row.done:
+        tell(call, redact_sentence(sentence(call, result), call.secrets))
 
 
 def present_table(call: Call, result: Any) -> None:
@@ -14413,10 +14423,9 @@ def format_ids(call: Call, result: Any) -> str:
     row = call.row
     rows = None if is_refused(row, result) else rows_of(call, result)
     if rows is not None:
-        name = "id"
-        if row.columns and not any("id" in item for item in rows):
-            name = next(iter(row.columns))[1]
-        ids = [get_path(item, name) for item in rows]
+        names = ["id", "metadata.invoice_id", "source", *(column[1] for column in row.columns)][:4]
+        named = [name for name in names if any(get_path(item, name) is not None for item in rows)]
+        ids = [get_path(item, named[0]) for item in rows] if named else []
     else:
         made = get_path(result, row.made) if row.made else None
         ids = made if isinstance(made, list) else [] if made is None else [made]
@@ -15170,7 +15179,7 @@ def show_backup_codes(call: Call, answer: Row) -> None:
     """Shows or saves new backup codes; says so if they are lost on the way."""
     codes = as_list(answer.get("backup_codes"))
     if not codes:
-        return write_sentence(call, sentence(call, answer), answer)
+        return None if call.view.quiet else write_sentence(call, sentence(call, answer), answer)
     saved = ""
     try:
         saved = save_backup_codes(call, codes)
