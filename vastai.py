@@ -6893,7 +6893,9 @@ def read_key_file(path: str) -> tuple[str, str]:
 
 def key_fault(key: Any) -> str:
     """Why a text cannot be an API key, or "" if it can."""
-    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
+    if not isinstance(key, str):
+        return "is not text"
+    if not key.isascii() or not key.isprintable() or " " in key:
         return "contains a space, line break or other invalid character"
     if len(key) > LONGEST_API_KEY:
         return "is too long"
