@@ -4756,26 +4756,30 @@ def check_together(row: Command, params: Row, cli: bool) -> None:
     set of `one_of`, at most one of each of `either`, one of `needs`, and what an argument `needs`.
     """
     args = {arg.name: arg for arg in row.args}
-    face = "cli" if cli else "sdk"
     given = {name for name, value in params.items() if value is not None and value is not False}
     filled = {name for name in given if params[name] != []}
-    for choice in filter(None, row.one_of.split(", ")):
+    one_of = row.one_of.split(", ")
+    for choice in filter(None, one_of + row.either.split(", ")):
         names = choice.split()
-        due = all(args[name].face in ("", face) for name in names)
-        if due and len(given.intersection(names)) != 1:
-            raise UsageError(f"give either {labels_of(args, names, cli)}")
-    for choice in filter(None, row.either.split(", ")):
-        names = choice.split()
-        if len(filled.intersection(names)) > 1:
+        count = len(filled.intersection(names))
+        mine = [args[name] for name in names if args[name].face != ("sdk" if cli else "cli")]
+        due = choice in one_of and len(mine) == len(names)
+        if count > 1 or (due and not count):
             raise UsageError(f"give either {labels_of(args, names, cli)}")
     for arg in row.args:
         names = arg.needs.split()
         lacks = names and arg.name in filled and not filled.intersection(names)
         if lacks and (cli or str(params[arg.name]) != arg.default):
             raise UsageError(f"{arg.label(cli)} needs {labels_of(args, names, cli)}")
-    mine = [arg for arg in row.args_of(face) if arg.option and arg is not YES]
+    if row.needs:
+        check_needs(row, args, given, cli)
+
+
+def check_needs(row: Command, args: dict[str, Arg], given: set[str], cli: bool) -> None:
+    """Raises UsageError unless one of the arguments that a row `needs` is given."""
+    mine = [arg for arg in row.args_of("cli" if cli else "sdk") if arg.option and arg is not YES]
     names = row.needs.split() if row.needs != "*" else [arg.name for arg in mine]
-    if not names or given.intersection(names):
+    if given.intersection(names):
         return
     if len(names) == 1:
         raise missing_argument_error(row, args[names[0]], cli)
@@ -10863,7 +10867,7 @@ class SelfTest:
             code = "daemon_startup_failed"
             if told:
                 code = failure_of(told, STATUS_FAILURES, "instance_status_error")
-            if fault_of(row)[0] or any(sign in told.lower() for sign in STATUS_SIGNS):
+            if fault_of(row)[0] or failure_of(told, STATUS_SIGNS, ""):
                 if state == "offline":
                     code = "instance_offline_before_test"
                 reason = told or f"the instance was {state or 'stopped'} before the test"
@@ -11055,15 +11059,7 @@ STATUS_FAILURES = {
     "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|"
     "exited|mount|entrypoint",
 }
-STATUS_SIGNS = (
-    "error",
-    "failed",
-    "failure",
-    "exception",
-    "traceback",
-    "oci runtime",
-    "permission denied",
-)
+STATUS_SIGNS = {"fatal": "error|failed|failure|exception|traceback|oci runtime|permission denied"}
 TEST_FAILURES = parse_table("""\
 nvml_failed: nvml|nvidia-smi|driver/library version mismatch
 nccl_failed: nccl|unhandled system error|connection timed out|allreduce|peer access
@@ -11239,7 +11235,10 @@ def run_benchmarks(call: Call) -> list[Row]:
         known = [price for price in prices if price is not None]
         total = format_rate(sum(known)) if known == prices else "an unknown price"
         call.confirm(names=names, minutes=call["timeout"] / 60, rate=total)
-        rows += rent_and_measure(call, wanted)
+        bench = Bench(call, wanted)
+        with CleanupGuard(call, bench):
+            bench.run()
+        rows += bench.results
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
 
@@ -11336,56 +11335,75 @@ def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
     return "no offer of it meets all filters of the template at once"
 
 
-def rent_and_measure(call: Call, specs: list[Spec]) -> list[Row]:
-    """A serverless worker of each GPU measures itself, side by side, until all have or the time is
-    over.
-    """
-    bench = Bench(call, specs)
-    with CleanupGuard(call, bench):
-        bench.run()
-    return bench.results
-
-
 class Bench:
-    """Benchmarks under way: what was measured, and all that was rented for it."""
-
-    def __init__(self, call: Call, specs: list[Spec]) -> None:
-        self.call, self.watcher = call, call
-        self.rows = {spec: benchmark(*spec, "timeout") for spec in specs}
-        self.names = {
-            spec: f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}" for spec in specs
-        }
-        self.rented: dict[Any, list[Rented]] = {
-            spec: [] for spec in specs
-        }  # in the order to delete
-        self.endpoints: dict[Any, Any] = {}
-        self.unlisted: set[Any] = set()  # endpoints whose workers are not known
-        if call["autoscaler_url"]:
-            client = VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry)
-            self.watcher = Call(client, call.row, {}, call.view)
+    """Benchmarks under way: a serverless worker of each GPU measures itself, side by side, until
+    all have or the time is over.
+    """
 
     found = None  # endpoints and workergroups have ids as well
 
+    def __init__(self, call: Call, specs: list[Spec]) -> None:
+        watcher = call
+        if call["autoscaler_url"]:
+            client = VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry)
+            watcher = Call(client, call.row, {}, call.view)
+        self.call, self.parts = call, [Measurement(call, watcher, spec) for spec in specs]
+
     @property
     def results(self) -> list[Row]:
-        return list(self.rows.values())
+        return [part.row for part in self.parts]
 
     def run(self) -> None:
-        chosen = "template_hash" if self.call["template_id"] is None else "template_id"
-        for spec in self.rows:
-            limits = {"cold_workers": 1, "max_workers": 1, "min_load": 1.0}
-            self.endpoints[spec] = self.make(spec, "endpoint", **limits)
-            search = f"gpu_name={spec[0].replace(' ', '_')} num_gpus={spec[1]}"
-            template = {chosen: self.call[chosen], "search_params": search}
-            self.make(spec, "workergroup", endpoint_id=self.endpoints[spec], **template)
+        for part in self.parts:
+            part.start()
         poll_until(self.look, self.call["timeout"], 10)
 
-    def make(self, spec: Spec, kind: str, **params: Any) -> Any:
+    def look(self, left: float) -> bool | None:
+        """One look at all workers; those that have measured themselves are destroyed."""
+        for part in self.parts:
+            if part.row["status"] == "timeout":
+                part.list_workers()
+        done = [part for part in self.parts if part.row["status"] == "ok"]
+        for part in done:
+            part.give_back()
+        measured = f"{len(done)} of {len(self.parts)} have measured themselves …"
+        self.call.progress(measured, in_pipe=True)
+        return True if len(done) == len(self.parts) else None
+
+    def give_back(self) -> None:
+        for part in self.parts:
+            part.give_back()
+
+    def still_costs(self) -> str:
+        return "; ".join(filter(None, (words for part in self.parts for words in part.left())))
+
+
+class Measurement:
+    """The benchmark of one GPU: what was measured, and all that was rented for it, in the order in
+    which to delete it.
+    """
+
+    def __init__(self, call: Call, watcher: Call, spec: Spec) -> None:
+        self.call, self.watcher, self.spec = call, watcher, spec
+        self.row = benchmark(*spec, "timeout")
+        self.name = f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}"
+        self.rented: list[Rented] = []
+        self.endpoint: Any = None
+        self.unlisted = False  # its workers are not known
+
+    def start(self) -> None:
+        chosen = "template_hash" if self.call["template_id"] is None else "template_id"
+        self.endpoint = self.make("endpoint", cold_workers=1, max_workers=1, min_load=1.0)
+        search = f"gpu_name={self.spec[0].replace(' ', '_')} num_gpus={self.spec[1]}"
+        template = {chosen: self.call[chosen], "search_params": search}
+        self.make("workergroup", endpoint_id=self.endpoint, **template)
+
+    def make(self, kind: str, **params: Any) -> Any:
         """Makes an endpoint or workergroup; it may be there from the first line on, whatever
         becomes of the answer.
         """
-        rented = Rented(self.call, kind, self.names[spec])
-        self.rented[spec].insert(0, rented)
+        rented = Rented(self.call, kind, self.name)
+        self.rented.insert(0, rented)
         rented.id = "?"
         scaler = self.call["auto_instance"]
         try:
@@ -11401,74 +11419,60 @@ class Bench:
             raise outcome_unknown_error(row, f"the service confirmed it but named no {kind}")
         return rented.id
 
-    def look(self, left: float) -> bool | None:
-        """One look at all workers; those that have measured themselves are destroyed."""
-        for spec, row in self.rows.items():
-            if row["status"] == "timeout":
-                self.list_workers(spec)
-        done = [spec for spec, row in self.rows.items() if row["status"] == "ok"]
-        self.give_back(done)
-        measured = f"{len(done)} of {len(self.rows)} have measured themselves …"
-        self.call.progress(measured, in_pipe=True)
-        return True if len(done) == len(self.rows) else None
-
-    def list_workers(self, spec: Spec) -> bool | None:
-        """One look at the workers of an endpoint; None if they could not be listed."""
+    def list_workers(self) -> bool | None:
+        """One look at the workers of the endpoint; None if they could not be listed."""
         listed = None
         try:
-            workers = self.watcher.do("get_endpoint_workers", id=self.endpoints[spec])
-            self.hold(spec, [worker.get("id") for worker in workers])
+            workers = self.watcher.do("get_endpoint_workers", id=self.endpoint)
+            self.hold([worker.get("id") for worker in workers])
             listed = True
             for worker in workers:
-                self.measure(spec, worker)
+                self.measure(worker)
         except VastAIError as error:
-            self.call.progress(f"{self.names[spec]}: {error}")
+            self.call.progress(f"{self.name}: {error}")
         return listed
 
-    def hold(self, spec: Spec, ids: list[Any]) -> None:
+    def hold(self, ids: list[Any]) -> None:
         """Notes workers, which outlive their workergroup."""
-        held = [rented for rented in self.rented[spec] if rented.kind == "instance"]
+        held = [rented for rented in self.rented if rented.kind == "instance"]
         known = {rented.id or rented.last for rented in held}
         for id in {*map(as_whole, ids)} - known - {None, 0}:
             rented = Rented(self.call, "instance", "")
             rented.id = id
-            self.rented[spec].append(rented)
+            self.rented.append(rented)
 
-    def measure(self, spec: Spec, worker: Row) -> None:
+    def measure(self, worker: Row) -> None:
         """Notes what a worker costs, and how fast it is once it has measured itself."""
         id, perf = whole_of(worker, "id"), number_of(worker, "measured_perf") or 0
-        rented = next((rented for rented in self.rented[spec] if rented.id == id), None)
+        rented = next((rented for rented in self.rented if rented.id == id), None)
         done = worker.get("status") == "idle" and perf > 0  # else it is an estimate
         if rented and (done or rented.price is None):
             row = self.call.do("show_instance", id=id) or {}
             rented.price = as_price(row.get("dph_total"))
             price = as_price(row.get("dph_base")) or rented.price or 0
-            self.rows[spec] = benchmark(*spec, "ok", perf, price) if done else self.rows[spec]
+            self.row = benchmark(*self.spec, "ok", perf, price) if done else self.row
 
-    def give_back(self, specs: Iterable[Spec] | None = None) -> None:
-        for spec in self.rows if specs is None else specs:
-            self.list_last_workers(spec)
-            for rented in self.rented[spec]:  # last the workers, also those added meanwhile
-                rented.give_back()
-                self.hold(spec, rented.failed)
-                if rented.kind == "workergroup":
-                    self.list_last_workers(spec)  # one may have come up until then
+    def give_back(self) -> None:
+        self.list_last_workers()
+        for rented in self.rented:  # last the workers, also those added meanwhile
+            rented.give_back()
+            self.hold(rented.failed)
+            if rented.kind == "workergroup":
+                self.list_last_workers()  # one may have come up until then
 
-    def list_last_workers(self, spec: Spec) -> None:
+    def list_last_workers(self) -> None:
         """Lists the workers while the endpoint is there, in up to three looks."""
-        things = [rented.found for rented in self.rented[spec] if rented.kind == "endpoint"]
-        for endpoint in filter(None, things):
-            self.unlisted.add(endpoint)
-            if poll_until(lambda left: self.list_workers(spec), 15, 7, tries=3):
-                self.unlisted.discard(endpoint)
+        if any(rented.kind == "endpoint" and rented.found for rented in self.rented):
+            self.unlisted = True
+            self.unlisted = not poll_until(lambda left: self.list_workers(), 15, 7, tries=3)
 
-    def still_costs(self) -> str:
-        things = [rented for several in self.rented.values() for rented in several]
-        left = [rented.still_costs() for rented in things]
-        for endpoint in sorted(self.unlisted):
-            words = f"the workers of endpoint {endpoint} could not be listed"
+    def left(self) -> list[str]:
+        """Sentences on what may be left of it."""
+        left = [rented.still_costs() for rented in self.rented]
+        if self.unlisted:
+            words = f"the workers of endpoint {self.endpoint} could not be listed"
             left.append(f"{words}; check with `vastai show instances`")
-        return "; ".join(filter(None, left))
+        return left
 
 
 # --------------------------------------------------------------------------------------- serverless
@@ -16507,11 +16511,7 @@ def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None =
     as for run_line.
     """
     *before, word = words or [""]
-    helping = before[:1] == ["help"]
-    row, rest, stem = find_command(before[1:] if helping else before)
-    if row and before[-1] == row.name:
-        stem = [row.name]  # a command that is the first word of others, too
-    typed = TypedWords([] if helping else args_of_line(row), rest)
+    typed = TypedWords(before)
     if typed.closed:
         return []
     name, equals, _ = word.partition("=")
@@ -16522,12 +16522,12 @@ def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None =
     else:
         return list(typed.option_words(word))
     service = {**(start or {}), **typed.whom_to_ask()}
-    values = value_words(arg, row, service, pool)
+    values = value_words(arg, typed.row, service, pool)
     found = [(prefix + text, meaning) for text, meaning in values]
     if not prefix and arg and arg.many:  # what its list has already is not offered again
-        found = [pair for pair in found if pair[0] not in rest]
-    if not prefix and not typed.due and (stem or not row):
-        found = next_words(stem) + found
+        found = [pair for pair in found if pair[0] not in before]
+    if not prefix and not typed.due and (typed.stem or not typed.row):
+        found = next_words(typed.stem) + found
     elif not word and not arg:
         found = list(typed.option_words(""))
     return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
@@ -16543,6 +16543,8 @@ def args_of_line(row: Command | None) -> list[Arg]:
 class TypedWords:
     """What stands before the word that is being completed.
 
+    row      the command that it names, if it does
+    stem     the words of an incomplete name, or of a command that is the first word of others, too
     seen     options that are there, with their last value
     due      the option whose value comes next
     loose    how many words stand alone
@@ -16550,7 +16552,12 @@ class TypedWords:
     closed   all that follows belongs to another program
     """
 
-    def __init__(self, args: list[Arg], words: list[str]) -> None:
+    def __init__(self, before: list[str]) -> None:
+        helping = before[:1] == ["help"]
+        self.row, words, self.stem = find_command(before[1:] if helping else before)
+        if self.row and before[-1] == self.row.name:
+            self.stem = [self.row.name]
+        args = [] if helping else args_of_line(self.row)
         self.args = [arg for arg in args if arg.option]
         self.alone = [arg for arg in args if not arg.option]
         self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
