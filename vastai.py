@@ -650,7 +650,7 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
         return value
     for secret in secrets:
         value = value.replace(secret, "REDACTED")
-    parts: list[str] = []
+    parts = []
     done = 0
     for start, end in sorted([*_private_keys(value), *_passwords(value), *_named_secrets(value)]):
         if start >= done:
@@ -1813,7 +1813,7 @@ def parse_order(order: Any, aliases: dict[str, str], fields: str, tell: Tell) ->
         return [["score", "desc"]]
     import re
 
-    result: list[Any] = []
+    result = []
     if not isinstance(order, str):
         for part in order:
             named = isinstance(part, str)
@@ -2049,7 +2049,7 @@ def _split_words(text: str) -> list[str]:
     """Words between spaces outside quotes; the quotes stay in place.  A quote opens at the
     start of a word or after a sign such as =, not in the middle of don't.  Raises UsageError.
     """
-    words: list[str] = []
+    words = []
     word: list[str] = []
     quote = ""
     before = " "
@@ -2346,7 +2346,7 @@ def ask_secret(question: str) -> str:
     """Asks for a secret at a terminal, which does not show what is typed; elsewhere takes a line of
     stdin.  Raises UsageError for an empty one.
     """
-    secret: str | None = None
+    secret = None
     if is_terminal(sys.stdin):
         import getpass
 
@@ -4883,7 +4883,7 @@ def encode_json(body: Any) -> bytes:
 def build_request(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
     """The request of a call, from its row and parameters alone; what is None is left out."""
     row, client = call.row, call.client
-    slots: dict[str, Row] = {"query": dict(row.query), "body": dict(row.body), "path": {}}
+    slots = {"query": dict(row.query), "body": dict(row.body), "path": {}}
     nullable = {*row.body, *(body or ())}  # members that go out even as null
     hidden = ["api_key"] if KEY in row.body.values() else []
     for arg in row.args:
@@ -5155,8 +5155,7 @@ def start_commands(call: Call) -> str | None:
     given = [name for name in ("onstart", "onstart_cmd", "entrypoint") if call[name] is not None]
     for name in given[1:]:
         call.warn(f"{call.label(given[0])} takes precedence over {call.label(name)}")
-    commands: str | None = call[given[0]] if given else None
-    return commands
+    return call[given[0]] if given else None
 
 
 def start_up(call: Call, body: Row) -> None:
@@ -5252,7 +5251,7 @@ def launch_query(call: Call) -> Row:
         raise UsageError(f"--num-gpus: expected 1, 2, 4, 8, 12 or 14, not {printable(number)!r}")
     if not is_digits(number):
         raise UsageError(f"num_gpus: expected a whole number, not {printable(number)!r}")
-    conditions: Row = {**OFFER_DEFAULTS, "rented": {"eq": False}, "num_gpus": {"eq": number}}
+    conditions = {**OFFER_DEFAULTS, "rented": {"eq": False}, "num_gpus": {"eq": number}}
     model = call["gpu_name"].strip("\"' ").replace("_", " ")
     if not model or any(c in "\"'=<>![]{},;|&" or not c.isprintable() for c in model):
         raise UsageError(
@@ -5376,7 +5375,7 @@ def build_volume_search(call: Call, body: Row) -> None:
     if isinstance(given, dict):
         found = {**start, **given}
     else:
-        first: Row = start if call.cli else {name: {} for name in start}
+        first = start if call.cli else {name: {} for name in start}
         found = parse_query(given, first, VOLUME_FIELDS, None, MULTIPLIERS, call.warn)
     found = {name: conditions or start.get(name, {}) for name, conditions in found.items()}
     body.update(search_body(call, found, VOLUME_FIELDS))
@@ -5642,7 +5641,7 @@ def parse_json(content: bytes) -> Any:
     # a large exponent or a long number in it.
     zeros = content.translate(DIGITS_AS_ZERO, b"+")
     long = b"0" * LONGEST_NUMBER in zeros
-    integer: Convert = _short_integer if long else int
+    integer = _short_integer if long else int
     text = content.decode("utf-8-sig" if content[:3] == b"\xef\xbb\xbf" else "utf-8")
     try:
         value = json.loads(text, parse_constant=_no_number, parse_int=integer)
@@ -5810,7 +5809,7 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     attempt, lost = 0, False  # lost: an earlier attempt was sent, and got no answer
     while True:
         attempt += 1
-        asked: float | None = None
+        asked = None
         require_key(client, row)
         try:
             with call.signals_caught(vital):
@@ -6618,7 +6617,7 @@ def dial(host: str, port: int, deadline: float) -> Any:
     addresses = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     problem = OSError("the host has no address")
     for tried, (family, kind, protocol, _, address) in enumerate(addresses):
-        sock: Any = None
+        sock = None
         try:
             sock = socket.socket(family, kind, protocol)  # fails for IPv6 where that is off
             sock.settimeout(seconds_left(deadline) / (len(addresses) - tried))
@@ -7060,7 +7059,7 @@ def run_search_offers(call: Call) -> Rows:
         body = {"select_cols": ["*"], "q": body}
     found: Rows = call.of(search, **call.params).send(body=body)
     call.params["limit"] = limit
-    offers: list[Row] = found
+    offers = found
     if "georegion" in directives:
         offers = [with_region(row) for row in offers]
     if "chunked" in directives:
@@ -7971,7 +7970,7 @@ def run_price_increase(call: Call) -> Row:
         except KeyboardInterrupt:
             tell(call, f"interrupted; {partial(entries).msg}")
             raise
-    results: list[Row] = []
+    results = []
     failed = []
     for entry, answer in zip(entries, answers):
         id = entry["id"]
@@ -8069,7 +8068,7 @@ def trend_of(part: Row) -> Row:
 
 def run_gpu_locations(call: Call) -> Row:
     """The places that the filters let through; the service knows no filters here."""
-    answer: Row = call.send()
+    answer = call.send()
     names = (call["gpu"] or "").replace("_", " ").split(",")
     gpus = {name.strip() for name in names if name.strip()}
     found = []
@@ -8903,12 +8902,12 @@ class Rented:
             looked = rows is not None
             return rows or None
 
-        found: list[Row] | None = poll_until(look, 15, 7, tries=3)
+        found = poll_until(look, 15, 7, tries=3)
         return found or ([] if looked else None)
 
     def rows(self) -> list[Row] | None:
         """One look at our rows of this name; None if it failed."""
-        params: Row = {"label": [self.name]} if self.kind == "instance" else {}
+        params = {"label": [self.name]} if self.kind == "instance" else {}
         try:
             rows = self.call.do(f"show_{self.kind}s", **params)
         except VastAIError as error:
@@ -8979,7 +8978,7 @@ class Rented:
         Raises VastAIError if it may be there though it is not shown.
         """
         instance = self.kind == "instance"
-        problem: VastAIError | None = None
+        problem = None
         confirmed = True
         try:
             answer = self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
@@ -9399,7 +9398,7 @@ class Launch:
         Raises PartialError if that is not certain, VastAIError if no other machine does better.
         """
         limit = self.call["start_timeout"]
-        stop: VastAIError | None = None
+        stop = None
         try:
             row = wait_for(
                 self.call, self.rented.id, "running", limit=900 if limit is None else limit
@@ -10041,7 +10040,7 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
 
     if len(tasks) < 2 or call.client.curl or call.client.explain:  # these print: in order, please
         return [outcome(task) for task in tasks]
-    first: list[Any] = []
+    first = []
     while tasks and call.row.effect != READS:
         first.append(outcome(tasks.pop(0)))
         if not isinstance(first[-1], VastAIError):
@@ -11212,7 +11211,7 @@ def run_benchmarks(call: Call) -> list[Row]:
     except (ValueError, RecursionError):  # without them, machines of any kind would be rented
         raise VastAIError("the conditions of the template cannot be read") from None
     rows, wanted = [], []
-    prices: list[float | None] = []
+    prices = []
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
         call.progress(f"{count}x {name} …")
         gpu = {"gpu_name": {"eq": name}, "num_gpus": {"eq": count}}
@@ -11300,7 +11299,7 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
     """The medians of what was measured: performance and $/hr; 0 if nothing was."""
     from statistics import median
 
-    found: Row = {}
+    found = {}
     query = {"type": {"eq": "perf"}, **gpu, "last_update": {"gte": time.time() - 30 * 86400}}
     order = [{"col": "last_update", "dir": "desc"}]
     for field, name in (("template_hash", "hash_id"), ("template_id", "id")):
@@ -11961,7 +11960,7 @@ def parse_body(answer: Answer) -> Any:
 
 def media_type(answer: Answer) -> str:
     """The declared type of a body, without its parameters; "" if there is none."""
-    kind: str = answer.headers.get("Content-Type") or ""
+    kind = answer.headers.get("Content-Type") or ""
     return kind.partition(";")[0].strip().lower()
 
 
@@ -12000,7 +11999,7 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
     import zlib
 
     member = zlib.decompressobj(31)
-    rest: list[bytes] = []  # the pieces of the line that has begun
+    rest = []  # the pieces of the line that has begun
     size, done = 0, False
     while not done:
         done = incoming.done
@@ -12017,7 +12016,7 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
         cut = done and incoming.zipped and incoming.begun and not member.eof
         rest.append(data)
         size += len(data)
-        lines: list[bytes] = []
+        lines = []
         if done or b"\n" in data:
             lines = b"".join(rest).split(b"\n")
             rest = [] if done and not cut else [lines.pop()]
@@ -12117,8 +12116,8 @@ def drive(
     """Runs a generator of Asks and pauses to its end; returns its result.  `pausing` is called
     before each pause.
     """
-    answer: Answer | None = None
-    problem: NoAnswer | None = None
+    answer = None
+    problem = None
     try:
         while True:
             step = steps.throw(problem) if problem else steps.send(answer)
@@ -12203,7 +12202,7 @@ def read_payload(call: Call) -> Row:
     if given != ["stdin"]:
         return call[given[0]] if given else payload
     # not in the terminal's encoding; what a program put in its place may have no buffer
-    source: Any = getattr(sys.stdin, "buffer", sys.stdin)
+    source = getattr(sys.stdin, "buffer", sys.stdin)
     data = source.read() if source else ""
     try:
         payload = OBJECT.convert(decode_file(data) if isinstance(data, bytes) else data)
@@ -12414,8 +12413,8 @@ class Streams:
         """Runs a generator of Asks and pauses to its end; returns its result."""
         import asyncio
 
-        answer: Answer | None = None
-        problem: Exception | None = None
+        answer = None
+        problem = None
         try:
             while True:
                 step = steps.throw(problem) if problem else steps.send(answer)
@@ -12446,8 +12445,8 @@ class Streams:
         except TimeoutError as error:
             raise Unsent("all connections are in use", ask.url) from error
         ends, incoming = ask.ends(), Incoming(ask)
-        connection: Any = None
-        reused: Any = None
+        connection = None
+        reused = None
         try:
             with TimeLimit(ends):
                 place, target = self.pool.find_place(ask.url, ask.root)
@@ -14326,7 +14325,7 @@ def present(call: Call, result: Any) -> None:
         write_out(format_json(list(document) if isinstance(document, Rows) else document) + "\n")
     else:
         rows, alone = rows_of(call, result), is_single(row, result)
-        whole: list[Any] = [result]
+        whole = [result]
         listing = Listing(whole if rows is None else rows, (), view, alone)
         warn_of_fields(call, listing)
         write_out(WRITERS[view.format](listing))
@@ -14352,7 +14351,7 @@ def present_table(call: Call, result: Any) -> None:
         write_footer(call, result)
         return
     rows = None if is_refused(row, result) else rows_of(call, result)
-    hidden: list[str] = []
+    hidden = []
     if row.tables and rows:
         hidden = write_tables(call, row.tables(call, result))
     elif rows is not None and (row.columns or row.columns_for or not row.says):
@@ -15899,7 +15898,7 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
 
 def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
     """Assigns the words without a dash to the positional arguments, in order."""
-    given: Row = {}
+    given = {}
     for at, arg in enumerate(args):
         later = sum(other.default is REQUIRED for other in args[at + 1 :])
         many = arg.many or arg.rest
@@ -16069,7 +16068,7 @@ def run_call(call: Call) -> int:
         if row.build:
             build_request(call)  # what is wrong with the arguments shows before the question
         ask_before(call)
-    result: Any = None
+    result = None
     try:
         with call.signals_caught(is_vital(row)):
             result = perform(call)
@@ -16616,7 +16615,7 @@ class TypedWords:
 
 def next_words(stem: list[str]) -> Pairs:
     """The words that go on from `stem` to the name of a command."""
-    found: dict[str, str] = {}
+    found = {}
     for row in COMMANDS.values():
         parts = row.name.split()
         if row.face != "sdk" and parts[: len(stem)] == stem and len(parts) > len(stem):
