@@ -6751,6 +6751,12 @@ class TestRun(RentingCase):
         self.assertEqual((result["status"], sorted(result), out.getvalue(), err.getvalue(), self.held),
                          (7, ["cost", "hours", "instance", "status", "tries"], "", "", []))
 
+    def test_refused_in_python(self):
+        """A refusal of the rental is no result of a run."""
+        self.box.fail("PUT .*", 200, {"success": False, "error": "insufficient_credit", "msg": "no credit"})
+        with fast_clock(), self.assertRaisesRegex(vastai.VastAIError, "no credit"):
+            self.client.run("a/b", "true")
+
     def test_as_json(self):
         out, err = self.job("--raw", "sh", "-c", "echo out; exit 6", status=6)
         self.assertEqual((json.loads(out)["status"], "out\n" in err), (6, True))

@@ -13607,6 +13607,7 @@ class VastAI:
                     error.status != 200
                     or get_path(error.body, "success") is not False
                     or row.is_list
+                    or not row.path  # it is the answer of another row
                     or row.returns in ("text", "any")
                     or (row.strict and "error" in error.body)
                 ):
