@@ -7059,7 +7059,7 @@ def run_search_offers(call: Call) -> Rows:
         body = {"select_cols": ["*"], "q": body}
     found: Rows = call.of(search, **call.params).send(body=body)
     call.params["limit"] = limit
-    offers = found
+    offers: list[Row] = found
     if "georegion" in directives:
         offers = [with_region(row) for row in offers]
     if "chunked" in directives:
