@@ -1058,10 +1058,7 @@ def _read_file(path: str) -> str:
 def _script_or_text(value: Any) -> str:
     """The text of the file of that name if there is one, else the text itself."""
     text = _text(value)
-    try:
-        is_file = len(text) < 4096 and os.path.isfile(os.path.expanduser(text))
-    except ValueError:
-        is_file = False
+    is_file = len(text) < 4096 and os.path.isfile(os.path.expanduser(text))
     return _read_file(text) if is_file else text
 
 
@@ -4626,6 +4623,11 @@ class Call:
     def of(self, row: Command, client: VastAI | None = None, /, **params: Any) -> Call:
         """A call of another row or by another client, from the same face and with the same view."""
         return Call(client or self.client, row, params, self.view, self.cli)
+
+    def hurried(self, most: float = FOREVER) -> Call:
+        """This call with one try a request, which takes at most so many seconds."""
+        client = self.client.varied(retry=1, timeout=min(self.client.timeout, most))
+        return self.of(self.row, client)
 
     @property
     def at_terminal(self) -> bool:
@@ -8714,8 +8716,8 @@ class Watch:
     odd = 0  # looks in a row whose answer made no sense
 
     def __init__(self, call: Call, id: int) -> None:
-        client = call.client.varied(retry=1)  # one try a look: who looks repeats it anyway
-        self.call, self.id, self.begun = call.of(call.row, client), id, time.monotonic()
+        self.call = call.hurried()  # one try a look: who looks repeats it anyway
+        self.id, self.begun = id, time.monotonic()
         self.row: Row = {}
 
     def look(self, left: float, patient: bool = True) -> Row | None:
@@ -8878,8 +8880,7 @@ class Rented:
         made_up: bool = True,
         ours: Callable[[Row], bool] = lambda row: True,
     ) -> None:
-        client = call.client.varied(retry=1, timeout=min(call.client.timeout, 30.0))
-        self.call = call.of(call.row, client)
+        self.call = call.hurried(30.0)
         self.kind, self.name = kind, name
         self.made_up, self.ours = made_up, ours
         self.past: set[Any] = set()  # all its ids so far: one name may serve for several tries
@@ -9455,8 +9456,7 @@ class Launch:
         """The last lines that the container wrote, on stderr."""
         if not self.call.cli:
             return
-        client = self.call.client.varied(retry=1, timeout=min(10.0, self.call.client.timeout))
-        call = self.call.of(self.call.row, client)
+        call = self.call.hurried(10.0)
         try:
             text = call.do("logs", instance_id=self.rented.id, tail="20", max_wait=10)
         except VastAIError:
@@ -10405,6 +10405,10 @@ class Monitor:
         def fetch(self) -> dict[Any, Row]: ...
         def is_match(self, event: str) -> bool: ...
 
+    def is_cheap(self, row: Row) -> bool:
+        price, below = as_price(row.get("dph_total")), self.call["below"]
+        return below is None or (price is not None and price < below)
+
     def events(self, old: Row, new: Row) -> list[str]:
         return ["price"] if old.get("dph_total") != new.get("dph_total") else []
 
@@ -10548,8 +10552,7 @@ class OfferMonitor(Monitor):
         for row in offers_shown(
             call, run_search_offers(call.of(METHODS["search_offers"], **params))
         ):
-            price = as_price(row.get("dph_total"))
-            if call["below"] is None or (price is not None and price < call["below"]):
+            if self.is_cheap(row):
                 found.setdefault(str(row.get("machine_id") or f"offer {row.get('id')}"), row)
         return found
 
@@ -10586,11 +10589,11 @@ GPU so far: history 2""")
     def fetch(self) -> dict[Any, Row]:
         rows = {}
         for row in self.call.do("show_instances"):
-            key, price = str(row.get("id")), as_price(row.get("dph_total"))
-            if price is None and key in self.rows:
+            key = str(row.get("id"))
+            if as_price(row.get("dph_total")) is None and key in self.rows:
                 row["dph_total"] = self.rows[key].get("dph_total")
-            cheap = self.call["below"] is None or (price is not None and price < self.call["below"])
-            if cheap or key in self.rows:  # a higher price does not mean that it is gone
+            # a higher price does not mean that it is gone
+            if self.is_cheap(row) or key in self.rows:
                 rows[key] = row
         self.history = {key: self.history.get(key, []) for key in rows}
         for key, row in rows.items():
@@ -11487,6 +11490,10 @@ class Measurement:
 # A worker is paid by the job, so a job is sent at most once unless the caller lets it be repeated.
 
 ROOT_URL = f"{SERVER}/static/jvastai_root.cer"  # signs the certificates of workers
+ROUTERS = parse_table("""\
+alpha: https://run-alpha.vast.ai
+candidate: https://run-candidate.vast.ai
+local: http://localhost:8080""")
 ROUTE_LIMIT = 10.0  # seconds for one question to the router
 CONSOLE_LIMIT = 30.0  # seconds for one request to the console
 PATIENCE = 5  # tries in a row that the console and the router get
@@ -12104,7 +12111,12 @@ def cached_root(url: str, age: float) -> str:
 
 def root_file(url: str) -> str:
     """The cache file of a root certificate."""
-    return cache_file("root-" + "".join(c if c.isalnum() else "-" for c in url[-80:]) + ".cer")
+    return cache_file(f"root-{plain_name(url[-80:])}.cer")
+
+
+def plain_name(text: str) -> str:
+    """A text as a part of the name of a file: letters, digits and dashes."""
+    return "".join(c if c.isalnum() else "-" for c in text)
 
 
 # The driver over this module's transport, and the command `request`.
@@ -12306,8 +12318,7 @@ def response_rows(call: Call, response: Any) -> list[Row]:
 
 def free_name(route: str, subtype: str) -> str:
     """A file in this folder that is not there yet, named after a route and a type of media."""
-    stem = "".join(c if c.isalnum() else "-" for c in route.strip("/")[:80]) or "response"
-    ending = "".join(c if c.isalnum() else "-" for c in subtype)
+    stem, ending = plain_name(route.strip("/")[:80]) or "response", plain_name(subtype)
     number = 1
     while os.path.exists(f"{stem}-{number}.{ending}"):
         number += 1
@@ -13026,13 +13037,8 @@ class ServerlessClient(Generic[R]):
             missing = no_key_error(profile)
             raise serverless_error(missing.msg, AttributeError, AuthError, hint=missing.hint)
         check_key(key, origin)
-        routers = {
-            "alpha": "https://run-alpha.vast.ai",
-            "candidate": "https://run-candidate.vast.ai",
-            "local": "http://localhost:8080",
-        }
         self.api_key, self.vast_web_url = key, webserver_url
-        self.autoscaler_url = autoscaler_url or routers.get(instance, SERVERLESS)
+        self.autoscaler_url = autoscaler_url or ROUTERS.get(instance, SERVERLESS)
         self.debug, self.connection_limit = debug, connection_limit
         self.default_request_timeout = float(default_request_timeout)
         self.max_poll_interval = float(max_poll_interval)
