@@ -9079,6 +9079,12 @@ class TestLines(FaultCase):
         server = self.serve(*[reply({"results": [row]}) for _ in range(3)])
         text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "csv")[1]
         self.assertEqual(text, 'a,b,c,d,e,f,g\n"x\ry","say ""hi"", you",null \0,,"{""k"": [1]}",1.5,True\n')
+        nested = self.serve(reply({"results": [{"id": {"b": None}, "a.b": 5}, {}]}))
+        for form, expected in (("table", "id.b  a.b\n-       5\n-       -\n"), ("csv", "id.b,a.b\n,5\n,\n")):
+            words = ["show", "invoices-v1", "-i", "--format", form, "--fields"]
+            self.assertEqual(self.run_here(nested, *words, "id.b,a.b")[:3], (0, expected, ""))
+            self.assertEqual(self.run_here(nested, *words, "id.c,ID").stderr,
+                             "--fields: no row has 'id.c'\n--fields: no row has 'ID'; did you mean 'id'?\n")
         status, out, err = self.run_here(server, "show", "invoices-v1", "-i", "--fields", " , ")
         self.assertEqual((status, out, "expected field names" in err), (2, "", True), err)
         text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "tsv", "--fields", "a,b")[1]

@@ -513,12 +513,12 @@ def suggest(word: str, words: Iterable[str], least: float = 0.7) -> str:
     """'; did you mean X?' for a slightly misspelled word, or nothing; `least`: how much of it is
     right.
     """
-    bare = {name.lstrip("-"): name for name in words}
+    bare = {name.lstrip("-").lower(): name for name in words}
     if len(word) > 60:
         return ""
     import difflib
 
-    close = difflib.get_close_matches(word.lstrip("-"), bare, 1, least)
+    close = difflib.get_close_matches(word.lstrip("-").lower(), bare, 1, least)
     return f"; did you mean {bare[close[0]]!r}?" if close else ""
 
 
@@ -874,6 +874,12 @@ def get_path(row: Any, path: str) -> Any:
     for name in path.split("."):
         row = row.get(name) if isinstance(row, dict) else None
     return row
+
+
+def has_path(row: Row, path: str) -> bool:
+    """Is there something, if only null, under "a.b" or in the "b" of "a"?"""
+    name, _, rest = path.partition(".")
+    return path in row or (isinstance(row.get(name), dict) and has_path(row[name], rest))
 
 
 # -------------------------------------------------------------------------------------------- kinds
@@ -14244,7 +14250,8 @@ class Listing:
         """The rows with nothing but the fields that were asked for."""
         if not self.fields:
             return self.rows
-        return [{name: get_path(row, name) for name in self.fields} for row in self.rows]
+        values = [column_values(name, self.rows) for name in self.fields]
+        return [dict(zip(self.fields, found)) for found in zip(*values)]
 
 
 def write_json(listing: Listing) -> str:
@@ -14509,7 +14516,7 @@ def warn_of_fields(call: Call, listing: Listing) -> None:
     """Names each field of --fields that no row has, with the nearest one."""
     known = {name for row in listing.rows for name in row}
     for name in listing.fields:
-        if known and name.partition(".")[0] not in known:
+        if known and not any(has_path(row, name) for row in listing.rows):
             remark(call, f"--fields: no row has {printable(name)!r}{suggest(name, known)}")
 
 
