@@ -5281,14 +5281,11 @@ def launch_countries(region: str) -> list[str]:
     places = known.get(name) or region.replace('"', " ").replace(",", " ").strip("[] ")
     codes = {code for codes in GEOREGIONS.values() for code in codes.split()}
     countries = [place.upper() for place in places.split()]
-    for country in countries:
-        if country not in codes:
-            raise UsageError(
-                f"--region: expected one of {', '.join(REGIONS)}, or countries such as [US,CA], "
-                f"not {printable(region)!r}{suggest(region, REGIONS)}"
-            )
-    if not countries:
-        raise UsageError(f"--region: {region!r} names no country; write [US,CA] or Europe")
+    if not countries or not codes.issuperset(countries):
+        raise UsageError(
+            f"--region: expected one of {', '.join(REGIONS)}, or countries such as [US,CA], "
+            f"not {printable(region)!r}{suggest(region, REGIONS)}"
+        )
     return countries
 
 
@@ -8336,11 +8333,9 @@ def run_list_machines(call: Call) -> list[Row]:
     results = not_sent(call["ids"])
 
     def work(entry: Row) -> Row:
-        def send(ids: list[Any]) -> Row:
-            answer: Row = call.do("list_machine", id=ids[0], **terms)
-            return answer
-
-        answer: Row = send_for([entry], call.row, send)
+        answer: Row = send_for(
+            [entry], call.row, lambda ids: call.do("list_machine", id=ids[0], **terms)
+        )
         entry.update({**answer, **entry})
         return answer
 
@@ -15907,7 +15902,8 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     if tail is not None:
         given["args"] = tail
     given.update(positionals(row, [arg for arg in mine if not arg.option], loose + after))
-    return given, check_params(GLOBAL_ARGS, {**(start or {}), **common}, cli=True)
+    asked = {**(start or {}), **common}
+    return given, {**asked, **check_params(GLOBAL_ARGS, asked, cli=True)}
 
 
 def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
@@ -15929,11 +15925,11 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
     return given
 
 
-def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
+def run_line(argv: list[str], start: Row | None = None) -> int:
     """Runs one command line; returns its exit status or raises VastAIError.
 
-    A prompt hands in the global options that hold unless the line says otherwise, and the
-    connections that it keeps.
+    A prompt hands in `start`: the global options that hold unless the line says otherwise, and the
+    `pool` of connections that it keeps.
     """
     if argv[:1] == ["__complete"]:
         for word, meaning in complete(argv[1:]):
@@ -15964,7 +15960,7 @@ def run_line(argv: list[str], start: Row | None = None, pool: Pool | None = None
         if common["help"] or common["version"]:
             write_out(command_help(row) if common["help"] else f"{__version__}\n")
             return 0
-        return run_row(row, given, common, pool)
+        return run_row(row, given, common)
 
 
 def ask_for_secrets(row: Command, given: Row) -> None:
@@ -15977,7 +15973,7 @@ def ask_for_secrets(row: Command, given: Row) -> None:
             given[arg.name] = words if arg.again else words[0]
 
 
-def run_row(row: Command, given: Row, common: Row, pool: Pool | None) -> int:
+def run_row(row: Command, given: Row, common: Row) -> int:
     """Runs a command with the parameters and global options of its line; as run_line."""
     own = next((arg.choices for arg in row.args if arg.name == "format"), ())
     if given.get("format") in set(WRITERS).difference(own):
@@ -15995,7 +15991,7 @@ def run_row(row: Command, given: Row, common: Row, pool: Pool | None) -> int:
 
     changed = map_labels(row, given, id_of)
     params = check_params(row, changed if ids else given, cli=True)
-    with client_of(common, pool) as client:
+    with client_of(common) as client:
         if ids:
             ids.update(look_up_labels(client, list(ids)))
             params = check_params(row, map_labels(row, given, id_of), cli=True)
@@ -16269,9 +16265,9 @@ def run_repl(call: Call) -> None:
         raise ProgramError("", exit_status=status)
 
 
-def client_of(common: Row, pool: Pool | None = None) -> VastAI:
-    """The client that global options ask for, over connections of its own or over those of
-    `pool`.
+def client_of(common: Row) -> VastAI:
+    """The client that global options ask for, over connections of its own unless there is a `pool`
+    among them.
     """
     names = ("api_key", "retry", "explain", "quiet", "curl", "timeout")
     client = VastAI(server_url=common["url"], **{name: common[name] for name in names})
@@ -16279,7 +16275,7 @@ def client_of(common: Row, pool: Pool | None = None) -> VastAI:
     if client.creds_source in ("FILE", "NONE"):
         found = find_key(None, session=True, profile=client.profile)
         client.api_key, client.creds_source, client.key_origin = found
-    client.pool = pool or client.pool
+    client.pool = common.get("pool") or client.pool
     return client
 
 
@@ -16516,12 +16512,12 @@ def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
 FILES = "FILE"
 
 
-def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None = None) -> Pairs:
+def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
     """What the last of `words` (a line without its `vastai`) can become, each with its meaning or
     "".
 
-    If files are due there is one pair, of what stands before the name and FILES.  `start`, `pool`:
-    as for run_line.
+    If files are due there is one pair, of what stands before the name and FILES.  `start`: as for
+    run_line.
     """
     *before, word = words or [""]
     typed = TypedWords(before)
@@ -16535,7 +16531,7 @@ def complete(words: Sequence[str], start: Row | None = None, pool: Pool | None =
     else:
         return list(typed.option_words(word))
     service = {**(start or {}), **typed.whom_to_ask()}
-    values = value_words(arg, typed.row, service, pool)
+    values = value_words(arg, typed.row, service)
     found = [(prefix + text, meaning) for text, meaning in values]
     if not prefix and arg and arg.many:  # what its list has already is not offered again
         found = [pair for pair in found if pair[0] not in before]
@@ -16641,7 +16637,7 @@ def next_words(stem: list[str]) -> Pairs:
     return list(found.items())
 
 
-def value_words(arg: Arg | None, row: Command | None, given: Row, pool: Pool | None) -> Pairs:
+def value_words(arg: Arg | None, row: Command | None, given: Row) -> Pairs:
     """The values that an argument can take, if they are known, each with its meaning."""
     if arg is None:
         return []
@@ -16650,11 +16646,11 @@ def value_words(arg: Arg | None, row: Command | None, given: Row, pool: Pool | N
     if row and row.fields and arg.kind in (QUERY, ORDER):
         return field_help(row.fields)
     if arg.kind.completes == "instances":
-        return instance_ids(given, pool)
+        return instance_ids(given)
     return [("", FILES)] if arg.kind.completes == "files" else []
 
 
-def instance_ids(given: Row, pool: Pool | None) -> Pairs:
+def instance_ids(given: Row) -> Pairs:
     """Your instances: at most a minute old, asked for at most two seconds, none if that fails."""
     import threading
 
@@ -16663,7 +16659,7 @@ def instance_ids(given: Row, pool: Pool | None) -> Pairs:
     def ask() -> None:
         try:
             given.update(retry=1, timeout=2, explain=False, curl=False)
-            client = client_of(check_params(GLOBAL_ARGS, given, cli=True), pool)
+            client = client_of({**given, **check_params(GLOBAL_ARGS, given, cli=True)})
             from hashlib import sha256
 
             whose = sha256(f"{client.server_url} {client.api_key}".encode()).hexdigest()[:24]
@@ -16788,9 +16784,10 @@ def repl(start: Row) -> int:
 
     At a terminal the answer is 0; of a script it is the status of the last command that failed.
     """
-    talking, pool, status, failed = is_terminal(sys.stdin), KeptPool(), 0, 0
+    talking, status, failed = is_terminal(sys.stdin), 0, 0
+    start["pool"] = pool = KeptPool()
     editing = talking and is_terminal(sys.stdout)
-    remember = line_editor(start, pool) if editing else lambda line, words: None
+    remember = line_editor(start) if editing else lambda line, words: None
 
     def tell(text: str) -> None:
         if talking:
@@ -16818,7 +16815,7 @@ def repl(start: Row) -> int:
         if not words:
             continue
         remember(line.rstrip("\n"), words)
-        status = run_guarded(words, start, pool)
+        status = run_guarded(words, start)
         failed = status or failed
         if status == 130:
             if not talking:
@@ -16870,7 +16867,7 @@ def shell_words(line: str) -> list[str]:
     return list(map("".join, words))
 
 
-def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
+def line_editor(start: Row) -> Callable[[str, list[str]], None]:
     """Gives input() editing, completion and a history if Python has readline; returns the function
     that remembers a line.
     """
@@ -16896,7 +16893,7 @@ def line_editor(start: Row, pool: Pool) -> Callable[[str, list[str]], None]:
         if not state:
             try:
                 words = line_words(readline.get_line_buffer()[: readline.get_begidx()])
-                found[:] = complete([*words, text], start, pool)
+                found[:] = complete([*words, text], start)
             except Exception:  # noqa: BLE001 - an open quote; nothing may be said amid a line
                 found.clear()
             if found and found[0][1] == FILES:
@@ -16977,13 +16974,13 @@ def program() -> NoReturn:
     os._exit(status)
 
 
-def run_guarded(words: list[str], start: Row | None = None, pool: Pool | None = None) -> int:
+def run_guarded(words: list[str], start: Row | None = None) -> int:
     """Runs a command line as run_line does and says what went wrong; returns the exit status."""
     debug, status = os.environ.get("VASTAI_DEBUG"), 0
     said_as = ["--raw"] if start and start["format"] == "json" else words
     try:
         try:
-            status = run_line(words, start, pool)
+            status = run_line(words, start)
         except VastAIError as error:
             if debug:
                 raise
