@@ -7363,6 +7363,7 @@ class PureTest(unittest.TestCase):
         for text, expected in (
                 ("rentable=TRUE verified=False", {"rentable": {"eq": True}, "verified": {"eq": False}}),
                 ("verified in [true,false]", {"verified": {"in": ["true", "false"]}}),
+                ("cluster_id notin [null]", {"cluster_id": {"notin": ["null"]}}), ("cluster_id!=null", {"cluster_id": {"neq": None}}),
                 ("geolocation=us", {"geolocation": {"eq": "US"}}), ("geolocation notin [CN RU]", {"geolocation": {"notin": ["CN", "RU"]}}),
                 ("geolocation=EU georegion=true", {"geolocation": {"in": europe}, "georegion": {"eq": True}}),
                 ("georegion=True geolocation in [EU,NA]", {"geolocation": {"in": [*europe, "CA", "US"]}, "georegion": {"eq": True}}),

@@ -1618,7 +1618,7 @@ def query_value(condition: Condition) -> Any:
         if text in ("null", "None") and not quoted:
             if ordered:
                 raise UsageError(f"{name}: {text} works only with = and !=")
-            values.append(None)
+            values.append(text if takes_list else None)  # items of a list stay text
         elif region and text.upper() in GEOREGIONS:
             values += GEOREGIONS[text.upper()].split()
         else:
@@ -1673,7 +1673,7 @@ def query_item(condition: Condition, text: str, quoted: bool) -> Any:
         return plain if condition.takes_list else LITERALS.get(plain, plain)
     if type == "true/false":
         flag = query_flag(condition, text)
-        return text if condition.takes_list else flag  # items of a list stay text
+        return text if condition.takes_list else flag
     if type in ("country", "region"):
         return query_country(condition, text)
     if type == "date":
