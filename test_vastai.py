@@ -7366,6 +7366,7 @@ class PureTest(unittest.TestCase):
                 ("cluster_id notin [null]", {"cluster_id": {"notin": ["null"]}}), ("cluster_id!=null", {"cluster_id": {"neq": None}}),
                 ("geolocation=us", {"geolocation": {"eq": "US"}}), ("geolocation notin [CN RU]", {"geolocation": {"notin": ["CN", "RU"]}}),
                 ("geolocation=EU georegion=true", {"geolocation": {"in": europe}, "georegion": {"eq": True}}),
+                ("geolocation=US georegion=true", {"geolocation": {"eq": "US"}, "georegion": {"eq": True}}),
                 ("georegion=True geolocation in [EU,NA]", {"geolocation": {"in": [*europe, "CA", "US"]}, "georegion": {"eq": True}}),
                 ("geolocation!=eu georegion=true", {"geolocation": {"notin": europe}, "georegion": {"eq": True}}),
                 ("num_gpus>=2 \\\n  dph<1 \\\r\n gpu_name=A100", {

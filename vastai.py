@@ -1623,7 +1623,7 @@ def query_value(condition: Condition) -> Any:
             values += GEOREGIONS[text.upper()].split()
         else:
             values.append(query_item(condition, text, quoted))
-    if region:
+    if len(values) > len(items):
         condition.operator = {"eq": "in", "neq": "notin"}.get(operator, operator)
     return values if condition.takes_list else values[0]
 
