@@ -9180,11 +9180,11 @@ class Launch:
     needs_credit = False  # is there no sense in a search without any?
     last_sent = -RENTAL_PAUSE
 
-    def __init__(self, call: Call, ready: Callable[[Row], str] | None = None) -> None:
+    def __init__(self, call: Call, ready: Callable[[Row], str] = lambda row: "") -> None:
         self.call, self.ready = call, ready
         self.spot, self.cap, self.disk = call["spot"], call["max_price"], call["disk"]
         self.excluded: list[Any] = list(call["exclude_machine"] or ())
-        self.most: int = 3 if call["tries"] is None else call["tries"]
+        self.most: int = call.get("tries", 3)
         self.rented = rental(call, call["label"])
         self.rental_call = self.call_of_a_rental()
         self.tries: list[Row] = []
@@ -9250,9 +9250,9 @@ class Launch:
     def search(self) -> list[Row]:
         """The offers to try, one for each machine, best first.  Raises NotFoundError."""
         call, conditions, order = self.call, self.conditions, self.order
-        narrow(conditions, "disk_space", "gte", self.disk)
+        narrow(conditions, "disk_space", self.disk)
         if call["max_hours"] is not None:
-            narrow(conditions, "duration", "gte", call["max_hours"] * 3600)
+            narrow(conditions, "duration", call["max_hours"] * 3600)
         if self.excluded:
             machines: Row = conditions.setdefault("machine_id", {})
             known = machines.get("notin", [])
@@ -9293,8 +9293,7 @@ class Launch:
         given: float | None = self.call["bid"]
         if not self.spot or given is not None:
             return given
-        over = self.call["bid_over"]
-        return None if least is None else bid_over(least, 10 if over is None else over)
+        return None if least is None else bid_over(least, self.call.get("bid_over", 10))
 
     def price_of(self, offer: Row) -> tuple[float | None, float]:
         """$/hr with our disk, and the disk's part of it; None if the offer names no price."""
@@ -9399,23 +9398,18 @@ class Launch:
 
         Raises PartialError if that is not certain, VastAIError if no other machine does better.
         """
-        limit = self.call["start_timeout"]
-        stop = None
+        limit, stop, gone = self.call.get("start_timeout", 900), None, False
         try:
-            row = wait_for(
-                self.call, self.rented.id, "running", limit=900 if limit is None else limit
-            )
+            row = wait_for(self.call, self.rented.id, "running", limit=limit)
             self.rented.seen = True
             self.rented.price = as_price(row.get("dph_total")) or self.rented.price
-            reason = self.mismatch(row) or (self.ready(row) if self.ready else "")
+            reason = self.mismatch(row) or self.ready(row)
             if not reason:
                 return row
         except VastAIError as error:
             reason, stop = error.msg, self.fatal(error)
             gone = isinstance(error, NotFoundError)
             self.rented.seen = self.rented.seen or gone
-        else:
-            gone = False
         known = f"instance {self.rented.id}"
         tell(self.call, f"{'' if known in reason else known + ': '}{reason}; destroying it")
         if not gone:
@@ -9499,10 +9493,10 @@ def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
     return max((base or 0) + disk, total or 0), disk
 
 
-def narrow(conditions: Row, field: str, sign: str, least: float) -> None:
+def narrow(conditions: Row, field: str, least: float) -> None:
     """Adds a lower limit to conditions that may have one."""
     limits = conditions.setdefault(field, {})
-    limits[sign] = max(number_of(limits, sign) or 0, least)
+    limits["gte"] = max(number_of(limits, "gte") or 0, least)
 
 
 def is_lost(error: VastAIError) -> bool:
@@ -9604,7 +9598,8 @@ class RemoteJob:
         import threading
 
         self.call = call
-        self.limit: float = HOURS_OF_A_JOB if call["max_hours"] is None else call["max_hours"]
+        self.limit: float = call.get("max_hours", HOURS_OF_A_JOB)
+        self.hours = format_duration(self.limit * 3600)
         self.uploads = [split_pair("--upload", text, here=True) for text in call["upload"] or ()]
         self.downloads = [split_pair("--download", text) for text in call["download"] or ()]
         call.params.update(max_hours=self.limit, ssh=True, direct=True, query=job_query(call))
@@ -9642,8 +9637,7 @@ class RemoteJob:
 
     def run(self) -> None:
         """The job to its end; what it leaves behind is decided by `rented` and `problem`."""
-        hours = format_duration(self.limit * 3600)
-        tell(self.call, f"The instance destroys itself after {hours} (--max-hours)")
+        tell(self.call, f"The instance destroys itself after {self.hours} (--max-hours)")
         answer = self.launch.run()
         self.row = answer["instance"]
         for local, remote in self.uploads:
@@ -9675,7 +9669,7 @@ class RemoteJob:
         self.id, self.row = self.rented.id, row
         self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
-        limit = self.call["start_timeout"]
+        limit = self.call.get("start_timeout", 900)
         begun, alive, first_denied = time.monotonic(), False, FOREVER
 
         def look(left: float) -> str | None:
@@ -9700,7 +9694,7 @@ class RemoteJob:
             late = now - begun >= SILENCE
             return f"ssh did not answer for {SILENCE:g} s" if late and not alive else None
 
-        found = poll_until(look, 900 if limit is None else limit, 1.0, 10.0) or "ssh cannot log in"
+        found = poll_until(look, limit, 1.0, 10.0) or "ssh cannot log in"
         return "" if found == "connected" else found
 
     def check(self) -> None:
@@ -9737,9 +9731,8 @@ class RemoteJob:
         return result
 
     def over_error(self) -> WaitTimeoutError:
-        hours = format_duration(self.limit * 3600)
         what = "command" if self.status is None else "download"
-        return WaitTimeoutError(f"the {what} did not finish within {hours} (--max-hours)")
+        return WaitTimeoutError(f"the {what} did not finish within {self.hours} (--max-hours)")
 
     def ssh_words(self, command: str) -> list[str]:
         host, port = self.address
@@ -9925,8 +9918,7 @@ class RemoteJob:
         """Leaves the instance one more hour to fetch the result from; a sentence about that."""
         status = self.ssh(self.fill(SHORTEN), 30.0)[0]
         if status:
-            hours = format_duration(self.limit * 3600)
-            return f"Instance {self.id} stays and destroys itself {hours} after its start"
+            return f"Instance {self.id} stays and destroys itself {self.hours} after its start"
         return f"Instance {self.id} stays for one more hour"
 
     # What it came to
@@ -10423,11 +10415,10 @@ class Monitor:
         """Raises WaitTimeoutError at the end of --max-wait, ProgramError with the status of
         --exec.
         """
-        most = self.call["max_wait"]
-        limit = FOREVER if most is None else most
+        limit = self.call.get("max_wait", FOREVER)
         self.end = time.monotonic() + limit
         if poll_until(self.look, limit, self.call["interval"], sleep=self.sleep) is None:
-            raise WaitTimeoutError(f"timed out after {most:g} s (--max-wait)")
+            raise WaitTimeoutError(f"timed out after {limit:g} s (--max-wait)")
         if self.status:
             raise ProgramError("", exit_status=self.status)
 
