@@ -1853,16 +1853,19 @@ ENV_OPTIONS = {
 }
 _HOST = r"(?:(?:[\d.]{7,15}|\[[\da-fA-F:]+\]):)?"
 _PORTS = r"\d{1,5}(?:-\d{1,5})?"
-ENV_FORMS = {  # what a value looks like, and an example
-    "-e": (r"[^=]+=.*", "NAME=VALUE"),
-    "-p": (
-        rf"{_HOST}(?:(?:{_PORTS})?:)?{_PORTS}(?:/(?:tcp|udp|sctp))?",
-        "8080:8080, 8000-8010:8000-8010 or 53:53/udp",
-    ),
-    "-v": (r"[\w./:~@+,=-]+", "/data:/data"),
-    "-n": (r"[\w.-]+", "NAME"),
-    "-h": (r"[\w.-]+", "NAME"),
-}
+ENV_PATTERNS = parse_table(  # what a value looks like
+    rf"""-e: [^=]+=.*
+-p: {_HOST}(?:(?:{_PORTS})?:)?{_PORTS}(?:/(?:tcp|udp|sctp))?
+-v: [\w./:~@+,=-]+
+-n: [\w.-]+
+-h: [\w.-]+"""
+)
+ENV_EXAMPLES = parse_table("""\
+-e: NAME=VALUE
+-p: 8080:8080, 8000-8010:8000-8010 or 53:53/udp
+-v: /data:/data
+-n: NAME
+-h: NAME""")
 DOCKER_VALUES = (
     "--shm-size --ipc --gpus --ulimit --cpus --memory -m --memory-swap --name --user -u --workdir "
     "-w --entrypoint --restart --cap-add --cap-drop --device --security-opt --label -l --log-driver "
@@ -1892,7 +1895,7 @@ def parse_env(
     result: dict[str, str] = {}
     for text in [env] if isinstance(env, str) else env or ():
         for option, value in _env_words(text):
-            if option not in ENV_FORMS:
+            if option not in ENV_PATTERNS:
                 tell(f"the service does not support docker's {option}; ignoring it")
                 continue
             key = option
@@ -1996,7 +1999,7 @@ def _env_words(env: str | Row) -> Iterator[tuple[str, str]]:
             option, value, joined = "-e", word, "="
         if not joined:
             if not words:
-                example = ENV_FORMS[option][1] if option else "VALUE"
+                example = ENV_EXAMPLES[option] if option else "VALUE"
                 raise UsageError(f"{name} needs a value; write {name} {example}")
             value = words.pop()
         yield option or name, _env_value(option, value)
@@ -2015,9 +2018,9 @@ def _env_value(option: str, value: str) -> str:
             name = key.rstrip("…") if sign or key[:1].isalpha() else "NAME"
             raise UsageError(f"cannot read -e {key}; write -e {name or 'NAME'}=VALUE")
         return f"{key}={_unquote(text)}"
-    if option and not re.fullmatch(ENV_FORMS[option][0], value):
+    if option and not re.fullmatch(ENV_PATTERNS[option], value):
         raise UsageError(
-            f"cannot read {option} {printable(value)!r}; write {option} {ENV_FORMS[option][1]}"
+            f"cannot read {option} {printable(value)!r}; write {option} {ENV_EXAMPLES[option]}"
         )
     return value
 
@@ -10672,9 +10675,11 @@ def run_for_row(client: VastAI, words: list[str], row: Row) -> int:
     import json
     import subprocess
 
-    values = {name: value for name, value in os.environ.items() if value != client.api_key}
-    for name in ("VAST_API_KEY", "VASTAI_API_KEY"):
-        values.pop(name, None)
+    values = {
+        name: value
+        for name, value in os.environ.items()
+        if value != client.api_key and name not in ("VAST_API_KEY", "VASTAI_API_KEY")
+    }
     price = row.get("dph_total")
     values["VAST_ID"] = text_of(row, "id")
     values["VAST_PRICE"] = "" if price is None else format_value(price)
