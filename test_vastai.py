@@ -8925,6 +8925,23 @@ class TestLines(FaultCase):
             self.assertEqual(self.run_here(server, *words)[0], 2, words)
         self.assertEqual(server.requests, [])
 
+    def test_direct_alone(self):
+        """It changes the access that a template has, and is not dropped without a word where there is none."""
+        server = self.serve(reply({"success": True, "new_contract": 7, "template": {"id": 5, "hash_id": "h"}}))
+        for line in ("create instance 7 --image a/b --direct", "create template --name x --image a/b --direct"):
+            status, _, err = self.run_here(server, *line.split())
+            self.assertEqual((status, "direct has no effect" in err), (0, True), err)
+        for present, sent in (("ssh", {"runtype": "ssh", "use_ssh": True, "ssh_direct": True, "jup_direct": False}),
+                              ("jupyter", {"runtype": "jupyter", "use_ssh": True, "ssh_direct": False, "jup_direct": True})):
+            rows = [{"id": 5, "hash_id": "h", "runtype": present, "use_ssh": True}]
+            server = self.serve(reply({"templates": rows}), reply({"success": True, "template": {"id": 5, "hash_id": "i"}}))
+            status, _, err = self.run_here(server, *"update template h --direct".split())
+            self.assertEqual((status, err), (0, ""))
+            body = json.loads(server.requests[-1]["body"])
+            self.assertEqual({name: body.get(name) for name in sent}, sent)
+        server = self.serve(reply({"templates": [{"id": 5, "hash_id": "h", "runtype": "args"}]}))
+        self.assertEqual(self.run_here(server, *"update template h --direct".split())[0], 2)
+
     def test_what_runs_at_the_start(self):
         """A file wins over --onstart-cmd, that over --entrypoint; what has no effect is named."""
         script = os.path.join(self.home, "on.sh")

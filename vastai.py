@@ -3832,7 +3832,8 @@ register("Templates",
         Arg("hash_id HASH", NAME, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
         build="build_template_change", run="run_update_template", needs="*",
         done="Replaced template {template[id]}; its hash is now {template[hash_id]}.",
-        note="Options that you leave out stay unchanged. --ssh, --jupyter and --direct replace the access type together."),
+        note="Options that you leave out stay unchanged. --ssh, --jupyter and --direct replace the access type together; "
+             "--direct alone keeps SSH or Jupyter."),
     Command("delete template", "DELETE /template/", SAFE, DELETES, "Delete one of your templates",
         Arg("--template-id", ID, "id of the template"),
         Arg("--hash-id HASH", NAME, "hash of the template; takes precedence over the id"),
@@ -5183,6 +5184,9 @@ def start_up(call: Call, body: Row) -> None:
         body["onstart"] = with_lease(call, body)
 
 
+ONLY_DIRECT = "direct has no effect without ssh or jupyter"
+
+
 def runtype_of(call: Call) -> str | None:
     """The kind of access that the flags ask for, in the service's words; None leaves it to the
     template or service.
@@ -5205,10 +5209,12 @@ def runtype_of(call: Call) -> str | None:
         return "jupyter_direc ssh_direc ssh_proxy" if direct else "jupyter_proxy ssh_proxy"
     if ssh:
         return "ssh_direc ssh_proxy" if direct else "ssh_proxy"
+    if direct and not call.cli:
+        raise UsageError("direct needs ssh or jupyter")
+    if direct:
+        call.warn(ONLY_DIRECT)
     if call.cli:
         return "ssh" if args is None else "args"
-    if direct:
-        raise UsageError("direct needs ssh or jupyter")
     return None if args is None else "args"
 
 
@@ -5352,6 +5358,8 @@ def template_members(call: Call) -> Row:
 
 def build_template(call: Call, body: Row) -> None:
     """A new template: what the flags mean, unless Python gives the service's own members."""
+    if call["direct"] and not (call["ssh"] or call["jupyter"]):
+        call.warn(ONLY_DIRECT)
     body.update({**template_members(call), **body})
 
 
@@ -7852,8 +7860,15 @@ def run_show_template(call: Call) -> Row:
 
 def run_update_template(call: Call) -> Row:
     """Fetches the template and sends all of it, with the members that were named replaced."""
-    named = build_request(call).body or {}
+    build_request(call)  # what is wrong with the arguments is said before anything is sent
     template = template_of(call, "hash_id", call["hash_id"])
+    if call["direct"] and not (call["ssh"] or call["jupyter"] or call["runtype"]):
+        present = as_text(template.get("runtype"))
+        kind = next((kind for kind in ("jupyter", "ssh") if kind in present), "")
+        if not kind:
+            raise UsageError("--direct needs --ssh or --jupyter; the template has neither")
+        call.params[kind] = True
+    named = build_request(call).body or {}
     body = {name: template.get(name) for name in TEMPLATE_MEMBERS.split()}
     if isinstance(body["extra_filters"], str):
         body["extra_filters"] = parse_filters(body["extra_filters"])
