@@ -4104,7 +4104,8 @@ register("Environment variables",
 
 register("Two-factor authentication",
     Command("tfa login", "POST /tfa/", ONCE, SETS, "Start a 2FA session on this computer",
-        *TFA_PROOF, run="run_tfa_login", says="session_sentence",
+        *TFA_PROOF, run="run_tfa_login",
+        done="{said} Backup codes left: {backup_codes_remaining}.|{said}|The code was right, but no key of a session was saved.",
         note="The session key is saved beside the API key and replaces it until it expires. To get a code by SMS or "
              "email, run `vastai tfa send-sms` or `vastai tfa send-email`.",
         examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
@@ -8239,30 +8240,21 @@ def run_tfa_login(call: Call) -> Row:
     key = answer.get("session_key")
     if not call.cli or not key:
         return answer
+    call.params["said"] = "The key in use is that of a 2FA session already."
     if key != call.client.api_key:
+        path = profile_file("vast_tfa_key", call.client.profile)
         try:
             check_key(key, "the service")
-            write_private(profile_file("vast_tfa_key", call.client.profile), key, lasting=True)
+            write_private(path, key, lasting=True)
         except UsageError as error:
             raise VastAIError(f"the code was right, but {error.msg}") from None
+        call.params["said"] = f"2FA session started; its key is in {path}."
         if call.client.creds_source in ("CODE", "ENV"):
             call.warn("--api-key and VAST_API_KEY take precedence over the session's key")
     left = whole_of(answer, "backup_codes_remaining")
     if left is not None and left <= 3:
         call.warn(f"{left} backup codes are left; create new ones with `vastai tfa regen-codes`")
     return answer
-
-
-def session_sentence(call: Call, answer: Row) -> str:
-    """Where the session's key is, and how many backup codes are left."""
-    if not answer.get("session_key"):
-        return "The code was right, but the service sent no new session key."
-    left = whole_of(answer, "backup_codes_remaining")
-    more = "" if left is None else f" Backup codes left: {left}."
-    if answer["session_key"] == call.client.api_key:
-        return f"The key in use is that of a 2FA session already.{more}"
-    path = profile_file("vast_tfa_key", call.client.profile)
-    return f"2FA session started; its key is in {path}.{more}"
 
 
 def run_tfa_logout(call: Call) -> Row:
@@ -11026,45 +11018,33 @@ class Unfit(Exception):
 
 def requirements(offer: Row) -> list[Row]:
     """What a machine must have to be verified, beside what it has."""
-    numbers = {name: as_number(value) for name, value in offer.items()}
-    has = {name: value for name, value in numbers.items() if value is not None}.get
-    gpus, ports = has("num_gpus") or 1, has("direct_port_count", 0)
-    vram, ram = has("gpu_total_ram", 0), has("gpu_ram", 0)
+    has = {name: as_number(value) or 0 for name, value in offer.items()}
+    gpus, vram, ram = has.get("num_gpus") or 1, has.get("gpu_total_ram", 0), has.get("gpu_ram", 0)
+    has["memory"] = vram / gpus / 1024 or ram / (1024 if ram >= 1024 else 1)
     speed = min(500.0, max(100.0, 500 * vram / 1024 / 192))
     rows = [
-        ("CUDA version", has("cuda_max_good", 0), ">=", 11.8, "CUDA"),
-        ("Reliability", has("reliability", 0), ">", 0.9, "ratio"),
-        ("Open ports", ports, ">=", 3 * gpus, "ports"),
-        ("PCIe bandwidth", has("pcie_bw", 0), ">", 2.85, "GB/s"),
-        ("Download", has("inet_down", 0), ">=", speed, "Mb/s"),
-        ("Upload", has("inet_up", 0), ">=", speed, "Mb/s"),
-        (
-            "Memory of each GPU",
-            vram / gpus / 1024 or ram / (1024 if ram >= 1024 else 1),
-            ">",
-            7,
-            "GiB",
-        ),
-        ("Main memory", has("cpu_ram", 0), ">=", min(0.95 * vram, 2_000_000), "MiB"),
-        ("CPU cores", has("cpu_cores", 0), ">=", 2 * gpus, "cores"),
+        ("CUDA version", "cuda_max_good", ">=", 11.8, "CUDA"),
+        ("Reliability", "reliability", ">", 0.9, "ratio"),
+        ("Open ports", "direct_port_count", ">=", 3 * gpus, "ports"),
+        ("PCIe bandwidth", "pcie_bw", ">", 2.85, "GB/s"),
+        ("Download", "inet_down", ">=", speed, "Mb/s"),
+        ("Upload", "inet_up", ">=", speed, "Mb/s"),
+        ("Memory of each GPU", "memory", ">", 7, "GiB"),
+        ("Main memory", "cpu_ram", ">=", min(0.95 * vram, 2_000_000), "MiB"),
+        ("CPU cores", "cpu_cores", ">=", 2 * gpus, "cores"),
+        ("Ports that are of use", "direct_port_count", "<=", 64 * gpus, "ports"),
     ]
-    if ports > 64 * gpus:
-        rows.append(("Ports that are of use", ports, "<=", 64 * gpus, "ports"))
-    return [
-        {
-            "title": title,
-            "actual": round(value, 3),
-            "operator": sign,
-            "required": round(due, 3),
-            "unit": unit,
-            "status": "info"
-            if sign == "<="
-            else "pass"
-            if value > due or (value, sign) == (due, ">=")
-            else "fail",
-        }
-        for title, value, sign, due, unit in rows
-    ]
+    checks = []
+    for title, name, sign, due, unit in rows:
+        value = has.get(name, 0)
+        passes = value > due or (value, sign) == (due, ">=")
+        check = {"title": title, "actual": round(value, 3), "operator": sign, "unit": unit}
+        check.update(required=round(due, 3), status="pass" if passes else "fail")
+        if sign != "<=":
+            checks.append(check)
+        elif passes:  # more than is of use
+            checks.append({**check, "status": "info"})
+    return checks
 
 
 STATUS_FAILURES = {
