@@ -8705,9 +8705,9 @@ def fault_of(row: Row, exited_before: bool = False) -> tuple[str, str]:
         return "stopped", f"{shown} (outbid, stopped or out of credit)"
     if state == "running":
         return "", ""
-    for fault, signs in FINAL_MESSAGES.items():
-        if any(sign in told.lower() for sign in signs.split(", ")):
-            return fault, shown
+    fault = failure_of(told, FINAL_MESSAGES)
+    if fault:
+        return fault, shown
     if told.lower().startswith("error"):
         return "host", shown
     if state == "exited" and states[0] == "stopped":
@@ -10873,7 +10873,7 @@ class SelfTest:
             code = "daemon_startup_failed"
             if told:
                 code = failure_of(told, STATUS_FAILURES, "instance_status_error")
-            if fault_of(row)[0] or failure_of(told, STATUS_SIGNS, ""):
+            if fault_of(row)[0] or failure_of(told, STATUS_SIGNS):
                 if state == "offline":
                     code = "instance_offline_before_test"
                 reason = told or f"the instance was {state or 'stopped'} before the test"
@@ -11047,25 +11047,26 @@ def requirements(offer: Row) -> list[Row]:
     return checks
 
 
-STATUS_FAILURES = {
-    "docker_pull_failed": "pull|manifest|not found|unauthorized|denied|"
-    "repository does not exist|no such image",
-    "daemon_startup_failed": "daemon|container|startup|failed to start|oci runtime|runc|docker|"
-    "exited|mount|entrypoint",
+STATUS_FAILURES = parse_table("""\
+docker_pull_failed: pull, manifest, not found, unauthorized, denied, repository does not exist, \
+no such image
+daemon_startup_failed: daemon, container, startup, failed to start, oci runtime, runc, docker, \
+exited, mount, entrypoint""")
+STATUS_SIGNS = {
+    "fatal": "error, failed, failure, exception, traceback, oci runtime, permission denied"
 }
-STATUS_SIGNS = {"fatal": "error|failed|failure|exception|traceback|oci runtime|permission denied"}
 TEST_FAILURES = parse_table("""\
-nvml_failed: nvml|nvidia-smi|driver/library version mismatch
-nccl_failed: nccl|unhandled system error|connection timed out|allreduce|peer access
-ecc_failed: ecc|volatile double bit|aggregate single bit
-stress_gpu_burn_failed: stress|gpu-burn|xid|thermal|power limit|burn-in|hardware error
-resnet_failed: resnet|torch|out of memory|outofmemory|cudnn|cublas|cuda error|runtimeerror""")
+nvml_failed: nvml, nvidia-smi, driver/library version mismatch
+nccl_failed: nccl, unhandled system error, connection timed out, allreduce, peer access
+ecc_failed: ecc, volatile double bit, aggregate single bit
+stress_gpu_burn_failed: stress, gpu-burn, xid, thermal, power limit, burn-in, hardware error
+resnet_failed: resnet, torch, out of memory, outofmemory, cudnn, cublas, cuda error, runtimeerror""")
 
 
-def failure_of(text: str, table: dict[str, str], otherwise: str) -> str:
-    """The failure code of which a message has a word."""
+def failure_of(text: str, table: dict[str, str], otherwise: str = "") -> str:
+    """The entry of a table of which a message has a word."""
     for code, words in table.items():
-        if any(word in text.lower() for word in words.split("|")):
+        if any(word in text.lower() for word in words.split(", ")):
             return code
     return otherwise
 
@@ -14148,7 +14149,7 @@ def other_name(name: str) -> Any:
         return {"offers_fields": fields, "offers_alias": ALIASES, "offers_mult": MULTIPLIERS}.get(
             name
         )
-    if any(name in module.split(".") for module in OFFICIAL_MODULES):
+    if any(name in module.split(".") for module in OFFICIAL_MODULES.split()):
         return sys.modules[__name__]
     if name in {row.of for row in COMMANDS.values() if row.of}:
         return dict
@@ -14183,30 +14184,16 @@ OFFICIAL_ONLY = {
     "AsyncClient": "use VastAI in a thread (asyncio.to_thread), and Serverless for endpoints",
 }
 OFFICIAL_MODULES = (
-    "sdk",
-    "vastai_sdk",
-    "utils",
-    "api",
-    "api.query",
-    "cli",
-    "cli.main",
-    "data",
-    "data.endpoint",
-    "data.workergroup",
-    "serverless",
-    "serverless.client",
-    "serverless.client.client",
-    "serverless.client.endpoint",
-    "serverless.client.managed",
-    "serverless.client.request_status",
-    "serverless.client.session",
-    "serverless.client.worker",
+    "sdk vastai_sdk utils api api.query cli cli.main data data.endpoint data.workergroup "
+    "serverless serverless.client serverless.client.client serverless.client.endpoint "
+    "serverless.client.managed serverless.client.request_status serverless.client.session "
+    "serverless.client.worker"
 )
 
 # not by its name: type checkers would take every misspelled name for good
 globals()["__getattr__"] = other_name
 if __name__ == "vastai":  # the official package's modules: this one answers for them
-    for module in OFFICIAL_MODULES:
+    for module in OFFICIAL_MODULES.split():
         sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
 
 
