@@ -6524,6 +6524,17 @@ class TestRun(RentingCase):
         self.assertEqual(len(ids), 2)
         self.assertRegex(err.splitlines()[-1], f"^  instance {ids[1]} destroyed after")
 
+    def test_a_computer_that_slept(self):
+        """The instance went on, though one clock here did not."""
+        serve, clock, slept = self.box.answer, time.time, [0.0]
+
+        def answer(call):
+            slept[0] += 7200 * (call.method == "DELETE")
+            return serve(call)
+        self.box.answer = answer
+        with mock.patch("time.time", lambda: clock() + slept[0]):
+            self.assertRegex(self.job("", "true")[1], r"destroyed after 2\.0\d h; about \$0\.(?!00)")
+
     def test_the_cost_is_that_of_all_tries(self):
         """Also if the next rental is refused."""
         machines = dict.fromkeys(row["machine_id"] for row in self.client.search_offers("num_gpus=1", order="dph_total,id"))

@@ -7194,7 +7194,8 @@ def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id, rented.seen, rented.began = "?", False, time.monotonic()
+    rented.id, rented.seen = "?", False
+    rented.began, rented.began_at = time.monotonic(), time.time()
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
     except VastAIError as error:
@@ -8879,6 +8880,7 @@ class Rented:
     problem = ""  # why it could not be destroyed
     given_up = False  # after ten tries
     began = -FOREVER  # time.monotonic() of the rental
+    began_at = FOREVER  # time.time() of it: a computer that sleeps stops the other clock
     seen = False  # by a look at it since then
     hours = 0.0  # of the last one
     cost = 0.0  # $ of all of this name, without traffic
@@ -9016,7 +9018,8 @@ class Rented:
 
     def end(self, id: Any) -> None:
         """Notes the last id, and what it has come to."""
-        self.last, self.hours = id, (time.monotonic() - self.began) / 3600
+        seconds = max(time.monotonic() - self.began, time.time() - self.began_at)
+        self.last, self.hours = id, seconds / 3600
         self.cost += self.hours * (self.price or 0)
 
     def still_costs(self) -> str:
