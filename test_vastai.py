@@ -6169,6 +6169,11 @@ class TestLaunch(RentingCase):
         self.box.lose("PUT /api/v0/asks/.*", 500, "oh")
         answer = self.launch("--label mine --raw")
         self.assertEqual(self.held, [twin, answer["new_contract"]])
+        self.box.machine(None, differs={"start_date": None}, status="offline")  # it may have been there for long
+        self.box.lose("PUT /api/v0/asks/.*", 500, "oh")
+        self.launch("--label mine", status=7)
+        self.assertEqual(self.held[:2], [twin, answer["new_contract"]])
+        self.assertEqual(self.sent("DELETE .*"), [])
 
     def test_a_blank_label(self):
         """It is none, for an instance without a label is somebody else's."""

@@ -9394,13 +9394,13 @@ class Launch:
         tell(self.call, f"No usable answer ({error.msg}); checking whether the instance exists")
         rows = self.rented.find()
         ids = [whole_of(row, "id") for row in rows or ()]
-        if len(ids) == 1 and ids[0]:
+        if len(ids) == 1 and not self.rented.doubt_about(rows or []):
             self.rented.id = ids[0]
             return {"success": True, "new_contract": self.rented.id}
         self.rented.id = None  # nothing that could be destroyed
         found = "could not be searched for" if rows is None else "has not appeared so far"
         if rows:
-            found = f"may be one of {', '.join(map(str, ids))}" if all(ids) else "has no id"
+            found = f"may be {' or '.join(map(str, ids))}" if all(ids) else "has no id"
         label = self.rented.name
         raise outcome_unknown_error(
             self.rental_call.row, f"{error.msg}; the instance labeled {label!r} {found}"
