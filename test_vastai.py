@@ -5865,6 +5865,16 @@ class TestGivingBack(RentingCase):
             if not seen:
                 self.assertEqual((self.held, rented.id, len(self.sent("DELETE .*"))), ([], None, 2))
 
+    def test_an_id_that_is_a_text(self):
+        def route(request):
+            return reply({"success": True, "results": [{"id": "7"}]})
+        with Faulty(route=route) as server, mock.patch.object(time, "sleep"):
+            client = vastai.VastAI("key-123456", server.url)
+            rented = vastai.Rented(vastai.Call(client, vastai.METHODS["create_endpoint"], {}, vastai.View()), "endpoint", "x")
+            rented.id = 7
+            rented.give_back()
+        self.assertEqual(rented.id, 7)
+
     def test_what_cannot_be_given_back_is_said(self):
         id = self.rented()
         rented = vastai.Rented(vastai.Call(self.client, vastai.METHODS["create_instance"], {}, vastai.View()), "instance", "")
@@ -6327,6 +6337,30 @@ class TestLaunchInterrupted(RentingCase):
             count = len(self.sent("GET /api/v0/instances/.*"))
             got = self.signaled(line, lambda count=count: len(self.sent("GET /api/v0/instances/.*")) > count, number)
             self.assertEqual((got[:2], self.held), ((expected, ""), []), got[2])
+
+    def test_in_a_script(self):
+        """What is told to end rents nothing more."""
+        script = os.path.join(self.home, "script")
+        pathlib.Path(script).write_text("launch instance --query num_gpus=1 -i a/b --tries 2\n"
+                                        f"create instance {self.cheapest()} --image a/b\n")
+        self.box.machine(None, starts=False)
+        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            count = len(self.sent("GET /api/v0/instances/.*"))
+            with open(script) as file:
+                got = self.signaled("repl", lambda count=count: len(self.sent("GET /api/v0/instances/.*")) > count, number, stdin=file)
+            self.assertEqual((got[:2], self.held), ((expected, ""), []), got[2])
+
+    def test_in_a_script_whose_output_is_lost(self):
+        """The first line says on stderr what it rented, and no other follows."""
+        offers = [row["id"] for row in self.client.search_offers("num_gpus=1")]
+        for at, lost in enumerate(("| true", ">/dev/full")):
+            first, second = offers[2 * at:2 * at + 2]
+            line = (f"(sleep 0.5; echo create instance {first} --image a/b; echo create instance {second} --image a/b)"
+                    f" | {sys.executable} {compiled()} repl {lost}")
+            done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, encoding="utf-8", timeout=30,
+                                  env={**self.environment, "PATH": os.environ["PATH"]})
+            self.assertEqual(len(self.held), at + 1, done.stderr)
+            self.assertIn(str(self.held[-1]), done.stderr)
 
     def test_while_the_answer_is_under_way(self):
         answered, release = threading.Event(), threading.Event()
