@@ -16972,16 +16972,16 @@ def run_guarded(words: list[str], start: Row | None = None) -> int:
     except KeyboardInterrupt as signal:
         if is_terminal(sys.stderr):
             write_err(CLEAR if erasable(sys.stderr) else "\n")
-        if pool and isinstance(signal, Interrupted):
+        if start and isinstance(signal, Interrupted):
             raise  # it ends the prompt, too, and the lines of a script that follow
         return getattr(signal, "exit_status", 130)
     except BrokenPipeError:  # the reader has closed the pipe
-        if pool:
+        if start:
             raise  # nobody would see what the next lines bring
         discard(sys.stdout)
         return status
     except Exception as error:  # no traceback for a user; VASTAI_DEBUG=1 shows it
-        if debug or (pool and isinstance(error, OSError) and not error.filename):
+        if debug or (start and isinstance(error, OSError) and not error.filename):
             raise
         if isinstance(error, OSError):
             name = printable(str(error.filename or "stdout"), 300)
