@@ -9068,7 +9068,7 @@ class TestLines(FaultCase):
         with mock.patch.dict(os.environ, COLUMNS="60"):
             example = vastai.command_help(vastai.COMMANDS["create template"]).partition("Examples:\n")[2].partition("\n\n")[0]
         words = shlex.split(example.replace("\\\n", " "))
-        self.assertEqual(words[1:], ["create", "template", *shlex.split(vastai.COMMANDS["create template"].examples[0])])
+        self.assertEqual(words[1:], ["create", "template", *shlex.split(vastai.COMMANDS["create template"].examples.split("\n")[0])])
 
     def test_docstrings_speak_of_parameters(self):
         for row in vastai.METHODS.values():

@@ -2647,7 +2647,7 @@ class Command:
     methods      other names in Python, with blanks between
     face         "cli" or "sdk" for a command of one face only
     note         a paragraph of the help
-    examples     arguments of example lines
+    examples     arguments of example lines, one a line
     fields       the fields of its query language
     """
 
@@ -2689,7 +2689,7 @@ class Command:
     look = ""
     face = ""
     note = ""
-    examples: tuple[str, ...] = ()
+    examples = ""
     fields = ""
     group = ""  # this and the next one are set by register()
     hosts = False
@@ -3371,8 +3371,15 @@ CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
 CONFIRM = Local("--confirm", FLAG, "Waiting | if no label is given, add one, so that the instance can be found if the answer is lost")
 DEMAND = ("on-demand", "bid", "reserved", "interruptible")
 RENTAL_TYPE = Local("-t --type KIND", TEXT, "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
-    shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
-    "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"})
+    shortcuts=parse_table("""\
+-i: bid
+--interruptible: bid
+-b: bid
+--bid: bid
+-r: reserved
+--reserved: reserved
+-d: on-demand
+--on-demand: on-demand"""))
 SEARCH_OPTIONS = (
     Local("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-"),
     Local("--limit", COUNT, "maximum number of rows; 0 for all that the service returns"),
@@ -3606,22 +3613,24 @@ register("Search and rent",
         note="Default conditions: verified=true external=false rentable=true. FIELD=any drops one of them; --no-default "
              "drops all. With --hours, --down or --up, each offer shows the price of the whole job, including traffic and the "
              "time to fetch the data, and the cheapest come first.",
-        examples=("'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph",
-                  "'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5",
-                  "gpu_name=RTX_4090 --hours 6 --down 80 --up 5 --storage 120",
-                  "--interruptible 'num_gpus>=4 inet_down>500'")),
+        examples="""\
+'gpu_name=RTX_4090 num_gpus=1 reliability>0.99' -o dph
+'gpu_ram>=40 dph<2 geolocation in [US,CA]' --limit 5
+gpu_name=RTX_4090 --hours 6 --down 80 --up 5 --storage 120
+--interruptible 'num_gpus>=4 inet_down>500'"""),
     Command("watch offers", "-> none", SAFE, READS, "Watch for new offers that match",
         CONDITIONS, RENTAL_TYPE, *OFFER_SEARCH_OPTIONS[2:], *watch_options(60),
         run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
         note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer. Offers found by the first check count as matches.",
-        examples=("'gpu_name=RTX_4090 num_gpus=1' --below 0.30",
-                  "gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …")),
+        examples="""\
+'gpu_name=RTX_4090 num_gpus=1' --below 0.30
+gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …"""),
     Command("watch instances", "-> none", SAFE, READS, "Watch your instances and their use",
         *watch_options(10),
         run="run_watch_instances", face="cli", look="show instances",
         note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90% full). A match is any change after the first "
              "check.",
-        examples=("", "--raw | jq -r .event", "--exec 'notify-send vastai' --interval 30")),
+        examples="\n--raw | jq -r .event\n--exec 'notify-send vastai' --interval 30"),
     Command("search offers-new", "PUT /search/asks/ -> offers[]", SAFE, READS, "Search GPU offers with the newer service",
         Local("query", QUERY, "conditions as for search offers", None),
         Local("--type KIND", TEXT, "rental type", "on-demand", choices=DEMAND),
@@ -3629,11 +3638,11 @@ register("Search and rent",
         of="Offer", columns=OFFER_COLUMNS, run="run_search_offers", rows="offers_shown", auth=False, face="sdk"),
     Command("search templates", "GET /template/ -> templates[]", SAFE, READS, "Search templates to start instances from",
         CONDITIONS, of="Template", columns=TEMPLATE_COLUMNS, build="build_filter_search", fields=TEMPLATE_FIELDS,
-        examples=("'count_created>100'", "'name=vLLM recommended=true'")),
+        examples="'count_created>100'\n'name=vLLM recommended=true'"),
     Command("show template", "GET /template/", SAFE, READS, "Show one template in full",
         Local("id TEMPLATE", TEXT_ID, "hash or id of the template, from search templates"), of="Template",
         columns=TEMPLATE_CARD, run="run_show_template", look="search templates",
-        examples=("88201", "631aeada9627e5cc9ce0e9a3d36b1113")),
+        examples="88201\n631aeada9627e5cc9ce0e9a3d36b1113"),
     Command("create instance", "PUT /asks/{id}/", ONCE, SPENDS, "Rent an offer as a new instance",
         Arg("id OFFER", ID, "the offer, from search offers", old="ID"),
         *CREATE_OPTIONS, *WAIT, CONFIRM, MAX_HOURS, SPOT_ON_CREATE,
@@ -3644,9 +3653,10 @@ register("Search and rent",
         note="Billing starts immediately and runs until `vastai destroy instance INSTANCE`. The instance is not running yet when the "
              "service answers: wait with --wait or `vastai wait instance INSTANCE`, then open a shell with "
              "`vastai ssh INSTANCE`. " + LEASE_NOTE,
-        examples=("6995713 --image pytorch/pytorch --disk 40 --ssh --direct",
-                  "6995713 --template_hash 661d064bbda1f2a1 --label train",
-                  "6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B")),
+        examples="""\
+6995713 --image pytorch/pytorch --disk 40 --ssh --direct
+6995713 --template_hash 661d064bbda1f2a1 --label train
+6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B"""),
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
         Local("ids OFFER", IDS, "the offers, from search offers"),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
@@ -3654,7 +3664,7 @@ register("Search and rent",
         build="build_instance", run="run_bulk", made="new_contracts",
         done="Renting offers {ids} as instances {new_contracts}. Stop paying with `vastai destroy instances IDS`.",
         note=LEASE_NOTE,
-        examples=("6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train",)),
+        examples="6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train"),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
         Local("-g --gpu-name GPU", NAME, "Offer | GPU model, such as RTX_4090"),
         Local("-n --num-gpus N", TEXT, "Offer | number of GPUs: 1, 2, 4, 8, 12 or 14"),
@@ -3674,9 +3684,10 @@ register("Search and rent",
         says="rented_sentence",
         note="With --query or an option such as --max-price, it first says what it will rent and at what price, waits until "
              "the instance runs as ordered, and destroys any that does not before trying the next machine. " + LEASE_NOTE,
-        examples=("-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct",
-                  "-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200",
-                  "--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8")),
+        examples="""\
+-g RTX_4090 -n 1 -i pytorch/pytorch --ssh --direct
+-g H100_SXM -n 8 -i vllm/vllm-openai -r Europe -d 200
+--query 'gpu_name=RTX_4090 reliability>0.98' -i pytorch/pytorch --max-price 0.45 --max-hours 8"""),
     Command("run", "", ONCE, SPENDS, "Run a command on a rented machine",
         Arg("image", IMAGE, "Docker image"),
         Arg("command COMMAND", WORDS, "command and its arguments, after --", many=True),
@@ -3699,8 +3710,9 @@ register("Search and rent",
         note="The command's own exit status is the result. The instance is destroyed at the end or when you interrupt the run. If "
              "this computer disconnects or shuts down, the command continues, and the instance destroys itself after --max-hours "
              "(default 24). If a download fails, the instance stays for one more hour. " + LEASE_NOTE,
-        examples=("pytorch/pytorch --gpu RTX_4090 --upload src --download out -- python src/train.py",
-                  "ubuntu:24.04 --max-price 0.2 -- nvidia-smi")),
+        examples="""\
+pytorch/pytorch --gpu RTX_4090 --upload src --download out -- python src/train.py
+ubuntu:24.04 --max-price 0.2 -- nvidia-smi"""),
     look="show instances")
 
 register("Instances",
@@ -3721,7 +3733,10 @@ register("Instances",
         of="Instance", columns=INSTANCE_COLUMNS, run="run_show_instances",
         columns_for="instance_columns", document="page_document", footer="instances_footer",
         aliases="show instances-v1",
-        examples=("--status running", "--label train --order-by 'dph_total desc'", "--raw | jq '.[].ssh_host'")),
+        examples="""\
+--status running
+--label train --order-by 'dph_total desc'
+--raw | jq '.[].ssh_host'"""),
     Command("show instances-v1", "GET /api/v1/instances/", SAFE, READS, "Get one page of instances as received",
         Local("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None),
         build="build_params", face="sdk"),
@@ -3731,17 +3746,20 @@ register("Instances",
     Command("show instance", "GET /instances/{id}/ -> instances", SAFE, READS, "Show one instance in full",
         Arg("id", INSTANCE_ID, "the instance", old="ID INSTANCE_ID"),
         query=OWNER, of="Instance", each="tidy_instance", columns=INSTANCE_CARD,
-        look="show instances", examples=("4242", "4242 --fields id,ssh_host,ssh_port", "4242 --raw")),
+        look="show instances", examples="""\
+4242
+4242 --fields id,ssh_host,ssh_port
+4242 --raw"""),
     Command("start instance", "PUT /instances/{id}/", SAFE, SPENDS, "Start a stopped instance",
         INSTANCE, *WAIT, body={"state": "running"}, run="run_change_state",
-        done=CHANGED + "Starting instance {id}.", examples=("4242", "4242 --wait")),
+        done=CHANGED + "Starting instance {id}.", examples="4242\n4242 --wait"),
     Command("stop instance", "PUT /instances/{id}/", SAFE, SETS, "Stop an instance; its disk is still billed",
         INSTANCE, *WAIT_STOPPED, body={"state": "stopped"}, run="run_change_state",
         done=CHANGED + "Stopping instance {id}.", footer="stopped_footer"),
     Command("destroy instance", "DELETE /instances/{id}/", SAFE, DELETES, "Destroy an instance and delete its data",
         INSTANCE, *WAIT_GONE,
         ask="Destroy instance {id} and all its data?", run="run_destroy_instance", done="Destroyed instance {id}.",
-        footer="volumes_footer", examples=("4242", "4242 --yes --wait")),
+        footer="volumes_footer", examples="4242\n4242 --yes --wait"),
     Command("start instances", "PUT /instances/", SAFE, SPENDS, "Start several stopped instances",
         INSTANCES,
         body={"state": "running"}, run="run_bulk", done="Starting instances {ids}."),
@@ -3760,7 +3778,7 @@ register("Instances",
         ask="Recreate the container of instance {id}? All data outside volumes is lost.", ask_when="terminal"),
     Command("label instance", "PUT /instances/{id}/", SAFE, SETS, "Set or clear an instance's label",
         INSTANCE, Arg("label", TEXT, "label; '' removes it"),
-        done="Labeled instance {id} {label!r}.", examples=("4242 train", "4242 ''")),
+        done="Labeled instance {id} {label!r}.", examples="4242 train\n4242 ''"),
     Command("update instance", "PUT /instances/update_template/{id}/", SAFE, SETS,
         "Change an instance's template, image or startup",
         Arg("id", INSTANCE_ID, "the instance", old="ID", to="path body"),
@@ -3782,11 +3800,15 @@ register("Instances",
         Arg("--price", PRICE, "new bid, $/hr (default: a bid that wins now)"),
         body=CLIENT, schedule="schedule_job", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to change the bid of instance {id}.|The bid for instance {id} is now "
-             "${price}/hr.|Changed the bid for instance {id}.", examples=("4242 --price 0.35", "4242")),
+             "${price}/hr.|Changed the bid for instance {id}.", examples="""\
+4242 --price 0.35
+4242"""),
     Command("execute", "PUT /instances/command/{id}/ -> text", ONCE, SETS, "Run ls, rm or du on an instance",
         INSTANCE, Arg("command", NAME, "command as one quoted argument: 'ls -l'", old="COMMAND"), RESULT_WAIT,
         run="run_logs", text="without_folder", schedule="schedule_job", made="scheduled_job_id",
-        done="Scheduled job {scheduled_job_id} to run the command on instance {id}.", examples=("4242 'ls -l /workspace'", "4242 'du -d2 -h'")),
+        done="Scheduled job {scheduled_job_id} to run the command on instance {id}.", examples="""\
+4242 'ls -l /workspace'
+4242 'du -d2 -h'"""),
     Command("logs", "PUT /instances/request_logs/{instance_id}/ -> text", SAFE, READS, "Print an instance's logs",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id ID INSTANCE_ID"),
         Arg("--tail", LINES, "number of lines from the end", sent=lambda lines: lines or None),
@@ -3795,7 +3817,7 @@ register("Instances",
             sent=lambda on: "true" if on else None), RESULT_WAIT,
         CliArg("-f --follow", FLAG, "keep printing new lines until the instance stops"),
         run="run_logs", text="without_blank_lines", show="show_logs", look="show instances",
-        examples=("4242 --tail 100", "4242 --filter 'ERROR|WARN'", "4242 -f")),
+        examples="4242 --tail 100\n4242 --filter 'ERROR|WARN'\n4242 -f"),
     Command("wait instance", "", SAFE, READS, "Wait until an instance reaches a state",
         INSTANCE,
         Arg("--status STATE", TEXT, "state to wait for", "running",
@@ -3803,21 +3825,25 @@ register("Instances",
         MAX_WAIT, Arg("--poll", SECONDS, "polling interval, seconds; grows up to threefold", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
         note="Fails at once if the state can no longer be reached. On timeout, the exit status is 9.",
-        examples=("4242", "4242 --status exited --max-wait 3600", "4242 && vastai ssh 4242")),
+        examples="4242\n4242 --status exited --max-wait 3600\n4242 && vastai ssh 4242"),
     Command("ssh", "-> none", ONCE, SETS, "Open an instance's shell or run a command",
         INSTANCE, Arg("command", TEXTS, "rest of the line, passed to ssh unchanged: ssh options and a command", None, rest=True), IDENTITY,
         run="run_ssh", face="cli",
         note="Connects directly to the machine if it answers, otherwise through the proxy. Put vastai's own options before INSTANCE.",
-        examples=("4242", "4242 ls -la /workspace", "4242 -L 8080:localhost:8080", "-i ~/.ssh/id_ed25519 4242")),
+        examples="""\
+4242
+4242 ls -la /workspace
+4242 -L 8080:localhost:8080
+-i ~/.ssh/id_ed25519 4242"""),
     Command("scp", "-> none", ONCE, SETS, "Copy files to or from an instance",
         Arg("source", PLACE, "INSTANCE:PATH or a local path"),
         Arg("target", PLACE, "INSTANCE:PATH or a local path"), IDENTITY,
         Arg("-r --recursive", FLAG, "copy whole folders"),
         run="run_scp", face="cli",
-        examples=("4242:/workspace/model.pt .", "-r data 4242:/workspace/")),
+        examples="4242:/workspace/model.pt .\n-r data 4242:/workspace/"),
     Command("ssh-url", "-> text", SAFE, READS, "Print an instance's ssh:// address",
         INSTANCE, CliArg("--all", FLAG, "also print the proxy's address"),
-        run="run_address", look="show instances", examples=("4242", "4242 --all")),
+        run="run_address", look="show instances", examples="4242\n4242 --all"),
     Command("scp-url", "-> text", SAFE, READS, "Print an instance's scp:// address",
         INSTANCE, CliArg("--all", FLAG, "also print the proxy's address"),
         run="run_address", look="show instances"),
@@ -3827,7 +3853,7 @@ register("Templates",
     Command("create template", "POST /template/", ONCE, SETS, "Save an image with options as a template",
         *TEMPLATE_OPTIONS, build="build_template", made="template.id",
         done="Created template {template[id]} with hash {template[hash_id]}.",
-        examples=("--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'",)),
+        examples="--name vllm --image vllm/vllm-openai --env '-p 8000:8000' --ssh --search_params 'gpu_ram>=24'"),
     Command("update template", "PUT /api/v1/template/", SAFE, SETS, "Replace a template; its hash changes",
         Arg("hash_id HASH", NAME, "hash of the template", old="HASH_ID"), *TEMPLATE_OPTIONS,
         build="build_template_change", run="run_update_template", needs="*",
@@ -3845,20 +3871,22 @@ register("Volumes",
         CONDITIONS, *SEARCH_OPTIONS,
         columns=VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
-        examples=("'disk_space>=100 geolocation in [SE,NO]' -o storage_cost", "machine_id=36683")),
+        examples="""\
+'disk_space>=100 geolocation in [SE,NO]' -o storage_cost
+machine_id=36683"""),
     Command("search network-volumes", "POST /network_volumes/search/ -> offers[]", SAFE, READS,
         "Search network volume offers in clusters",
         CONDITIONS, *SEARCH_OPTIONS,
         columns=NETWORK_VOLUME_OFFER_COLUMNS, build="build_volume_search", auth=False, fields=VOLUME_FIELDS,
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
-        examples=("'nw_disk_avg_bw>=1000' -o storage_cost",)),
+        examples="'nw_disk_avg_bw>=1000' -o storage_cost"),
     Command("show volumes", "GET /volumes -> volumes[]", SAFE, READS, "List your volumes",
         Arg("-t --type KIND", TEXT, "kind of volumes to list", "all", choices=("all", "local", "network"),
             sent=lambda kind: f"{kind}_volume"),
         of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query=OWNER),
     Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
         Arg("id OFFER", ID, "the offer, from search volumes"), VOLUME_SIZE, VOLUME_NAME,
-        made="volume_name", rents=True, done="Rented volume {volume_name}.", examples=("555001 --size 100 --name data",)),
+        made="volume_name", rents=True, done="Rented volume {volume_name}.", examples="555001 --size 100 --name data"),
     Command("create network-volume", "PUT /network_volumes/", ONCE, SPENDS, "Rent a network volume in a cluster",
         Arg("id OFFER", ID, "the offer, from search network-volumes"), VOLUME_SIZE, VOLUME_NAME,
         made="volume_name", rents=True, done="Rented network volume {volume_name}."),
@@ -3914,8 +3942,11 @@ register("Copies and backups",
         note="SRC and DST are INSTANCE:PATH or C.INSTANCE:PATH, V.VOLUME:PATH, s3.ID:PATH, drive.ID:PATH … (a "
              "connection, from show connections), vast.ID:PATH (a backup), local:PATH or PATH (this computer; needs "
              "rsync and ssh). Do not copy to / or /root of an instance: its SSH keys are there.",
-        examples=("6003036:/workspace/ 6003038:/workspace/", "local:data C.6003036:/workspace/data --exclude '*.tmp'",
-                  "6003036:/workspace/out results", "s3.101:/data/ 6003036:/workspace/")),
+        examples="""\
+6003036:/workspace/ 6003038:/workspace/
+local:data C.6003036:/workspace/data --exclude '*.tmp'
+6003036:/workspace/out results
+s3.101:/data/ 6003036:/workspace/"""),
     Command("cancel copy", "DELETE /commands/copy_direct/", SAFE, SETS, "Cancel all copies to an instance",
         DESTINATION,
         body=CLIENT, done="Canceled the copies to instance {dst_id}."),
@@ -3939,9 +3970,10 @@ register("Copies and backups",
         done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instance {instance}`.",
         note="A scheduled job copies from the instance to the cloud until --end_date, by default until the rental ends.",
-        examples=("--src /workspace/out --dst backups --instance 6003036 --connection 1001",
-                  "--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'",
-                  "--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3")),
+        examples="""\
+--src /workspace/out --dst backups --instance 6003036 --connection 1001
+--src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'
+--src /data --dst saved --instance 6003036 --connection 1001 --schedule DAILY --day '*' --hour 3"""),
     Command("show connections", "GET /users/cloud_integrations/ -> []", SAFE, READS, "List your cloud storage connections",
         columns=CONNECTION_COLUMNS),
     Command("take snapshot", "POST /instances/take_snapshot/{instance_id}/", ONCE, SPENDS,
@@ -4009,7 +4041,7 @@ register("Benchmarks",
         Local("-a --all", FLAG, "get all pages, even with --limit", name="all_pages"),
         columns=BENCHMARK_COLUMNS, run="run_search_benchmarks", document="benchmark_document",
         footer="next_page", fields=BENCHMARK_FIELDS, strict=True,
-        examples=("'gpu_name=RTX_4090 value>100'", "'last_update>=2026-01-15' --limit 20")),
+        examples="'gpu_name=RTX_4090 value>100'\n'last_update>=2026-01-15' --limit 20"),
     Command("search benchmarks-v1", "GET /benchmarks", SAFE, READS, "Get one page of benchmarks as received",
         Local("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None),
         build="build_params", face="sdk"))
@@ -4026,7 +4058,9 @@ register("Market (for hosts)",
         Arg("--step", COUNT, "time between points, seconds"),
         build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="trend_footer",
         empty="No data.", columns=GPU_TRENDS_COLUMNS, aliases="metrics gpu-trends",
-        examples=("RTX_5090 --verified true", "all --start 2026-03-12 --end 2026-03-18 --step 3600 --raw")),
+        examples="""\
+RTX_5090 --verified true
+all --start 2026-03-12 --end 2026-03-18 --step 3600 --raw"""),
     Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, READS, "List where the GPUs are",
         *MARKET_OPTIONS,
         Local("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=EITHER),
@@ -4038,7 +4072,7 @@ register("Market (for hosts)",
 register("Keys",
     Command("set api-key", "-> none", SAFE, SETS, "Save your API key to a file",
         Secret("new_api_key API-KEY", NAME, "API key; asked for if left out", None, name="api_key", old="new_api_key"),
-        run="run_set_api_key", done="API key saved to {path}|This client uses the API key.", auth=False, examples=("- < key.txt",),
+        run="run_set_api_key", done="API key saved to {path}|This client uses the API key.", auth=False, examples="- < key.txt",
         note="Create a key at https://cloud.vast.ai/manage-keys/. With - on the command line, the key stays out of the shell's history."),
     Command("show ssh-keys", "GET /ssh/ -> []", SAFE, READS, "List your account's SSH keys",
         columns=SSH_KEY_COLUMNS),
@@ -4046,11 +4080,11 @@ register("Keys",
         Arg("ssh_key", PUBLIC_KEY, "public key or its file (default: a new key made by ssh-keygen)", None), YES,
         Local("--name", TEXT, "accepted for programs for the SDK before 1.0; no effect", face="sdk", hidden=True),
         run="run_create_ssh_key", made="key.id", done="Added SSH key {key[id]} to your account.|Added the SSH key to your account.",
-        examples=("~/.ssh/id_ed25519.pub", "")),
+        examples="~/.ssh/id_ed25519.pub\n"),
     Command("attach ssh", "POST /instances/{instance_id}/ssh/", SAFE, SETS, "Add an SSH key to an instance",
         Arg("instance_id", INSTANCE_ID, "the instance", old="id"), Arg("ssh_key", PUBLIC_KEY, "public key or its file"),
         run="run_ssh_key", done="Added the SSH key to instance {instance_id}.", look="show instances",
-        examples=("4242 ~/.ssh/id_ed25519.pub",)),
+        examples="4242 ~/.ssh/id_ed25519.pub"),
     Command("show instance-ssh-keys", "GET /instances/{id}/ssh/ -> any", SAFE, READS, "List an instance's SSH keys",
         Arg("id", INSTANCE_ID, "the instance", old="ID instance_id INSTANCE_ID"), of="list[dict[str, Any]]",
         columns=SSH_KEY_COLUMNS, run="run_instance_ssh_keys", look="show instances"),
@@ -4077,7 +4111,7 @@ register("Keys",
         made="id", done="Created API key {id}: {key}", look="show api-keys", only_copy=True,
         note='The key is shown only once. A file with {"api": {"misc": {}, "user_read": {}, "instance_read": {}}} '
              "allows it only to read your instances.",
-        examples=("--name ci --permission_file permissions.json",)),
+        examples="--name ci --permission_file permissions.json"),
     Command("delete api-key", "DELETE /auth/apikeys/{id}/", SAFE, DELETES, "Revoke an API key",
         Arg("id KEY", ID, "the key, from show api-keys"), sentence=True, done="Revoked API key {id}.", look="show api-keys",
         ask="Revoke API key {id}? Programs that use it lose access.", ask_when="terminal"),
@@ -4108,7 +4142,7 @@ register("Two-factor authentication",
         done="{said} Backup codes left: {backup_codes_remaining}.|{said}|The code was right, but no key of a session was saved.",
         note="The session key is saved beside the API key and replaces it until it expires. To get a code by SMS or "
              "email, run `vastai tfa send-sms` or `vastai tfa send-email`.",
-        examples=("-t totp -c 123456", "-t sms -c 123456 -s SECRET", "-bc ABCD-EFGH-IJKL")),
+        examples="-t totp -c 123456\n-t sms -c 123456 -s SECRET\n-bc ABCD-EFGH-IJKL"),
     Command("tfa logout", "", SAFE, SETS, "End the 2FA session on this computer",
         run="run_tfa_logout", auth=False, done="{msg}",
         note="Deletes the session key from this computer; the API key is used again. The service is not notified."),
@@ -4125,7 +4159,7 @@ register("Two-factor authentication",
         done="You can add a method now: run `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
         note="The first step sends a code and prints a secret; the second step takes both. The command line asks for the "
              "code. With --secret and --code, only the second step runs.",
-        examples=("-t totp", "--secret SECRET --code 123456")),
+        examples="-t totp\n--secret SECRET --code 123456"),
     Command("tfa totp-setup", "POST /tfa/totp-setup/", ONCE, SETS, "Get a secret for an authenticator app",
         columns=TOTP_CARD, only_copy=True,
         note="Enter the secret in the app, or show it the URI as a QR code. Then run `vastai tfa activate CODE --secret SECRET`."),
@@ -4148,7 +4182,9 @@ register("Two-factor authentication",
         show="show_backup_codes", done="Activated the method.", only_copy=True,
         note="Run `vastai tfa auth-new` first. Your first method comes with backup codes; you are asked where to "
              "save them.",
-        examples=("123456 --secret SECRET", "123456 -t sms --secret SECRET --phone-number +12025550123 -l work")),
+        examples="""\
+123456 --secret SECRET
+123456 -t sms --secret SECRET --phone-number +12025550123 -l work"""),
     Command("tfa update", "PUT /tfa/update/", SAFE, SETS, "Rename a method or make it primary",
         Arg("method_id METHOD", ID, "the method, from tfa status", key="tfa_method_id"),
         Arg("-l --label NAME", TEXT, "new name"),
@@ -4160,7 +4196,9 @@ register("Two-factor authentication",
         Arg("-id --id-to-delete", ID, "method to delete, from tfa status", key="target_id"),
         ask="Delete this method of two-factor authentication?", build="build_tfa_delete",
         done="Deleted the method; methods left: {remaining_methods}.|Deleted the method.",
-        examples=("--id-to-delete 123 -t totp -c 456789", "-id 123 -t email -s SECRET -c 456789")),
+        examples="""\
+--id-to-delete 123 -t totp -c 456789
+-id 123 -t email -s SECRET -c 456789"""),
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "Replace your backup codes",
         *TFA_PROOF,
         ask="Replace your backup codes? The old ones stop working.", build="build_code", show="show_backup_codes", only_copy=True,
@@ -4211,7 +4249,9 @@ register("Machines (for hosts)",
         says="listing_sentence", done="Machine {id} is listed",
         note="Test the machine first: if it fails while rented, its reliability drops permanently. Current rentals "
              "continue after the end date.",
-        examples=("1234 -g 0.45 -s 0.15 -m 1 -e 2027-12-31", "1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0")),
+        examples="""\
+1234 -g 0.45 -s 0.15 -m 1 -e 2027-12-31
+1234 -g 0.45 -b 0.2 -l '3 weeks' -v 0"""),
     Command("list machines", "PUT /machines/create_asks/ -> []", SAFE, SETS, "Offer several machines on the same terms",
         Local("ids MACHINE", IDS, "the machines"), *LISTING,
         run="run_list_machines", says="listing_sentence", done="Machine {id} is listed"),
@@ -4235,7 +4275,7 @@ register("Machines (for hosts)",
         Arg("--image", IMAGE, "Docker image"),
         Arg("--args", WORDS, "arguments for the image's entrypoint: the rest of the line", rest=True),
         needs="*", says="listing_sentence", done="The default job of machine {id} is set",
-        examples=("1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1",)),
+        examples="1234 --price_gpu 0.05 --image miner/xmr --args --donate-level 1"),
     Command("remove defjob", "DELETE /machines/{id}/defjob/", SAFE, DELETES, "Remove a machine's default job",
         MACHINE, done="Removed the default job of machine {id}."),
     Command("show maints", "GET /machines/maintenances -> []", SAFE, READS, "List your machines' maintenance windows",
@@ -4248,7 +4288,7 @@ register("Machines (for hosts)",
         Arg("--maintenance_category", TEXT, "category: power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
         body=CLIENT, look="show maints",
-        examples=("1234 --sdate 2030-03-15T14:00 --duration 0.5 --maintenance_category power",),
+        examples="1234 --sdate 2030-03-15T14:00 --duration 0.5 --maintenance_category power",
         ask="Notify all renters of machine {id} that it will be down for {duration:g} hours from {sdate} UTC?",
         done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
     Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "Cancel a machine's maintenance",
@@ -4297,7 +4337,7 @@ register("Account",
         note="A stopped instance is billed for its disk; an endpoint's cost is that of its workers. The last "
              "column says why something looks forgotten. If a part cannot be read, `unknown` names it, the sum is "
              "too low, and the exit status is 8.",
-        examples=("", "--raw | jq .hours_left")),
+        examples="\n--raw | jq .hours_left"),
     Command("show audit-logs", "GET /audit_logs/ -> []", SAFE, READS, "List what was done with your account",
         columns=AUDIT_COLUMNS),
     Command("set user", "PUT /users/", SAFE, SETS, "Change your account's details",
@@ -4305,7 +4345,7 @@ register("Account",
         done="Changed the account.",
         note="The members include ssh_key, fullname, billaddress_line1, billaddress_city, billaddress_zip, billaddress_country, "
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold and phone_number.",
-        examples=("--file account.json",)),
+        examples="--file account.json"),
     Command("show subaccounts", "GET /subaccounts -> users[]", SAFE, READS, "List your subaccounts",
         NO_QUIET, query=OWNER, columns=SUBACCOUNT_COLUMNS),
     Command("create subaccount", "POST /users/", ONCE, SETS, "Create a subaccount",
@@ -4326,7 +4366,9 @@ register("Billing",
         query=OWNER, either="only_charges only_credits", columns=ITEM_COLUMNS, run="run_show_invoices", rows="invoice_rows",
         document="invoice_rows", footer="invoice_totals",
         note="Without dates, it covers the last day. `vastai show invoices-v1` is newer and has pages.",
-        examples=("-s 2026-01-01 -e 2026-02-01 --only_charges", "-s 2026-01-01 --pdf january.pdf")),
+        examples="""\
+-s 2026-01-01 -e 2026-02-01 --only_charges
+-s 2026-01-01 --pdf january.pdf"""),
     Command("show invoices-v1", "GET /api/v1/invoices/", SAFE, READS, "List invoices or charges, page by page",
         CliArg("-i --invoices", FLAG, "list payments, transfers and payouts"),
         Local("-c --charges", FLAG, "list what instances, volumes and endpoints cost"),
@@ -4343,15 +4385,17 @@ register("Billing",
         one_of="invoices charges", either="invoice_type charges", member="results", build="build_billing", run="run_show_invoices_v1",
         show="show_billing",
         note="Without dates, it covers the last 7 days; with one date, the 7 days after or before it. Days are UTC.",
-        examples=("-i -s 2026-01-01 -e 2026-01-31", "-c --charge-type instance volume --format tree -v",
-                  "-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf")),
+        examples="""\
+-i -s 2026-01-01 -e 2026-01-31
+-c --charge-type instance volume --format tree -v
+-i -s 2026-01-01 -e 2026-01-31 --pdf january.pdf"""),
     Command("generate pdf-invoices", "GET /users/me/invoices -> text", SAFE, SETS, "Write a period's items to a PDF",
         *ITEM_OPTIONS, PDF, query=OWNER, either="only_charges only_credits", run="run_pdf_invoices", face="sdk",
         note="Returns the path. Without `pdf` the file is invoice_NUMBER….pdf in the current folder, named by month, dates and kind."),
     Command("search invoices", "GET /invoices -> []", SAFE, READS, "Search your invoices",
         CONDITIONS,
         of="Invoice", columns=INVOICE_COLUMNS, build="build_filter_search", fields=INVOICE_FIELDS,
-        examples=("'amount_cents>3000 when>=2026-01-01'", "'is_credit=true'")),
+        examples="'amount_cents>3000 when>=2026-01-01'\n'is_credit=true'"),
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
         Local("-s --start_date", DATE, "first day, UTC (default: yesterday)"),
         Local("-e --end_date", DATE, "last day, UTC"),
@@ -4359,7 +4403,7 @@ register("Billing",
         Arg("--last_days", COUNT, "number of past days, instead of the dates"),
         Arg("--user_id", GIVEN_ID, "account id; me is your own", "me"),
         query=OWNER, either="last_days start_date, last_days end_date", rows="earning_rows", columns=EARNING_COLUMNS,
-        footer="earning_totals", build="build_earnings", examples=("-s 2026-01-01 -e 2026-01-31 -m 4242",)),
+        footer="earning_totals", build="build_earnings", examples="-s 2026-01-01 -e 2026-01-31 -m 4242"),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
         Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
         query=OWNER, columns=DEPOSIT_CARD, look="show instances"),
@@ -4371,7 +4415,7 @@ register("Billing",
         CliArg("--skip", FLAG, "do not ask for confirmation"),
         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
         one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
-        examples=("ada@example.com 25", "-r ada@example.com -a 25 --yes")),
+        examples="ada@example.com 25\n-r ada@example.com -a 25 --yes"),
     Command("fetch contracts", "POST /contracts/fetch/ -> contracts[]", SAFE, READS, "Get contracts by label and id",
         Arg("label", TEXT, "only contracts with this label", None), Arg("contract_ids", ANY_IDS, "only contracts with these ids", None),
         face="sdk"))
@@ -4412,13 +4456,13 @@ register("Serverless",
         drops="api_key auto_delete_in_seconds auto_delete_due_24h"),
     Command("create endpoint", "POST /endptjobs/", ONCE, SPENDS, "Create a serverless endpoint",
         *endpoint_options(0.0, 0.9, 2.5, 5, 20), body=CLIENT, made="result", rents=True,
-        done="Created endpoint {result}.", examples=("--endpoint_name chat --cold_workers 2 --max_workers 10",)),
+        done="Created endpoint {result}.", examples="--endpoint_name chat --cold_workers 2 --max_workers 10"),
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "Change a serverless endpoint",
         ENDPOINT,
         *endpoint_options(),
         Arg("--endpoint_state", TEXT, "state to set", choices=("active", "suspended", "stopped")),
         body=CLIENT, needs="*", done="Changed endpoint {id}.",
-        examples=("4242 --max_workers 5", "4242 --endpoint_state suspended")),
+        examples="4242 --max_workers 5\n4242 --endpoint_state suspended"),
     Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, DELETES, "Delete an endpoint and its workergroups",
         ENDPOINT, body=CLIENT, done="Deleted endpoint {id}.",
         ask="Delete endpoint {id} and its workergroups?", ask_when="terminal"),
@@ -4426,7 +4470,7 @@ register("Serverless",
         Arg("id ENDPOINT", ID, "the endpoint", None), *LOG_OPTIONS,
         Arg("--endpoint", NAME, "name of the endpoint, instead of the id"),
         body={"api_key": KEY}, strict=True, one_of="id endpoint", text="log_text", footer="log_footer", look="show endpoints",
-        examples=("4242 --level 3 --tail 200",)),
+        examples="4242 --level 3 --tail 200"),
     Command("get endpt-workers", "POST run:/get_endpoint_workers/ -> workers[]", SAFE, READS, "List an endpoint's workers",
         Arg("id ENDPOINT", ID, "the endpoint"), columns=WORKER_COLUMNS, strict=True, look="show endpoints",
         methods="get_endpoint_workers"),
@@ -4436,7 +4480,9 @@ register("Serverless",
         *WORKERGROUP_OPTIONS, SCALER,
         body=CLIENT, build="build_workergroup", made="id", rents=True, done="Created workergroup {id}.", look="show workergroups",
         methods="create_autogroup create_autoscaler",
-        examples=("--endpoint_name chat --template_hash 661d064bbda1f2a1", "--endpoint_id 4242 --template_id 77")),
+        examples="""\
+--endpoint_name chat --template_hash 661d064bbda1f2a1
+--endpoint_id 4242 --template_id 77"""),
     Command("update workergroup", "PUT /autojobs/{id}/", SAFE, SPENDS, "Change a workergroup",
         WORKERGROUP, *WORKERGROUP_OPTIONS,
         body=CLIENT, build="build_workergroup_change", needs="*", done="Changed workergroup {id}.",
@@ -4448,7 +4494,7 @@ register("Serverless",
     Command("get wrkgrp-logs", "POST run:/get_autogroup_logs/", SAFE, READS, "Print a workergroup's logs",
         Arg("id WORKERGROUP", ID, "the workergroup"), *LOG_OPTIONS,
         body={"api_key": KEY}, strict=True, text="log_text", footer="log_footer", look="show workergroups",
-        examples=("8001 --tail 200",)),
+        examples="8001 --tail 200"),
     Command("get wrkgrp-workers", "POST run:/get_workergroup_workers/ -> workers[]", SAFE, READS, "List a workergroup's workers",
         Arg("id WORKERGROUP", ID, "the workergroup"), columns=WORKER_COLUMNS, strict=True,
         look="show workergroups", methods="get_workergroup_workers"),
@@ -4461,7 +4507,7 @@ register("Serverless",
     Command("route", "POST run:/route/", ONCE, SETS, "Get the address of a free worker",
         Arg("endpoint", NAME, "name of the endpoint"),
         Arg("cost", NUMBER, "load of the request in the endpoint's units, such as tokens"),
-        columns=ROUTE_CARD, strict=True, examples=("chat 242",)),
+        columns=ROUTE_CARD, strict=True, examples="chat 242"),
     Command("request", "-> any", ONCE, SPENDS, "Send a request to an endpoint's worker",
         Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
@@ -4480,7 +4526,7 @@ register("Serverless",
         run="run_request", show="show_response", document="document_response", rows="response_rows",
         note="A job may be billed each time it runs; limit that with --no-retry or --max-retries. "
              "If the answer is lost and the job is not repeated, the exit status is 7.",
-        examples=("chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16",)),
+        examples="chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16"),
     look="show endpoints")
 
 register("Notifications",
@@ -4505,7 +4551,7 @@ register("Notifications",
         Arg("event_types", TEXTS, "event types, from show notification-types, such as client:low_credit"),
         Arg("--name", TEXT, "name for the webhook"),
         made="webhook.id", done=WEBHOOK_SECRET, only_copy=True,
-        examples=("https://example.com/hook client:low_credit client:outbid",)),
+        examples="https://example.com/hook client:low_credit client:outbid"),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
         WEBHOOK, Arg("--webhook_url URL", TEXT, "new URL"),
         Arg("--event_types", TEXTS, "new event types, replacing the old ones"), Arg("--name", TEXT, "new name"),
@@ -4533,7 +4579,7 @@ register("Diagnostics",
         Arg("--instance-id", INSTANCE_ID, "instance whose logs to include"),
         Arg("--output-dir PATH", NAME, "folder for the archive", "/tmp"),
         Arg("--include-local-host-artifacts", FLAG, "include logs and settings of this computer; only on the host"),
-        run="run_dump_logs", says="bundle_sentence", look="show machines", examples=("4242 --instance-id 7000",),
+        run="run_dump_logs", says="bundle_sentence", look="show machines", examples="4242 --instance-id 7000",
         note="Keys, passwords and other secrets that can be recognized are left out of the archive."),
     Command("run benchmarks", "-> []", ONCE, SPENDS, "Benchmark a template on several GPUs",
         Arg("--template_hash HASH", NAME, "hash of the template"),
@@ -4549,7 +4595,9 @@ register("Diagnostics",
         columns=MEASUREMENT_COLUMNS,
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
              "Perf/$ is performance per $/hr.",
-        examples=("--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'", "--template_id 88201 --no-cache -y")),
+        examples="""\
+--template_hash 79ebdd2ebfb9d42c --gpus '2x RTX_4090, L40S'
+--template_id 88201 --no-cache -y"""),
     look="show instances")
 
 register("Tools",
@@ -4561,17 +4609,17 @@ register("Tools",
         Arg("command", TEXTS, "command, or its first word", None), run="run_help", text="help_text",
         member="commands", columns=Columns("Command: name 0"), face="cli", auth=False,
         note="With --raw it describes the commands for programs: names, effects, arguments, exit statuses.",
-        examples=("show instances", "--raw | jq '.commands[].name'")),
+        examples="show instances\n--raw | jq '.commands[].name'"),
     Command("repl", "-> none", SAFE, SETS, "Run commands from a prompt or script",
         run="run_repl", face="cli", auth=False,
         note="Global options given here apply to all commands. `exit`, `quit` or Ctrl-D ends the session.",
-        examples=("--raw < commands.txt",)),
+        examples="--raw < commands.txt"),
     Command("completion", "-> text", SAFE, READS, "Print a shell completion script",
         Arg("shell", TEXT, "bash, zsh or fish", choices=("bash", "zsh", "fish")),
         run="run_completion", face="cli", auth=False,
         note='To enable it permanently, add eval "$(vastai completion bash)" to ~/.bashrc, eval "$(vastai completion zsh)" to '
              "~/.zshrc, or vastai completion fish | source to ~/.config/fish/config.fish.",
-        examples=("bash",)))
+        examples="bash"))
 # fmt: on
 
 
@@ -16385,7 +16433,7 @@ def command_help(row: Command) -> str:
     if row.aliases:
         blocks.append([wrap_text(f"Other name: vastai {', vastai '.join(row.aliases)}", width)])
     if row.examples:
-        lines = [f"vastai {row.name} {example}".rstrip() for example in row.examples]
+        lines = [f"vastai {row.name} {words}".rstrip() for words in row.examples.split("\n")]
         blocks.append(["Examples:", *(format_example(line, width) for line in lines)])
     everywhere = " ".join(arg.flags[-1] for arg in GLOBAL_ARGS.args)
     blocks.append([wrap_text(f"Options of every command: {everywhere}", width, 2)])
