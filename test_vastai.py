@@ -4488,6 +4488,14 @@ class SelfTestTest(CommandCase):
             self.outcome(code="progress_port_not_mapped", differs={"ports": []})
         self.assertEqual(set(self.box.market.tables["instances"]), self.before)
 
+    def test_a_page_that_does_not_end(self):
+        """What came of it counts."""
+        def lines(faulty, sock, request):
+            sock.sendall(reply("Starting\nDONE\n", Content_Length=99))
+            faulty.over.wait(12)  # longer than anybody waits for more
+        self.outcome(lines)
+        self.assertEqual(set(self.box.market.tables["instances"]), self.before)
+
     def test_a_page_that_goes_on_for_ever(self):
         lines = itertools.count()
         result = self.outcome(lambda faulty, sock, request: sock.sendall(reply(f"line {next(lines)}\n")),

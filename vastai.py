@@ -10974,13 +10974,16 @@ class SelfTest:
                     "runtime",
                     "the instance went offline during the test",
                 )
-            text = problem = ""
+            data, problem, end = b"", "", time.monotonic() + 10
             try:
                 with urlopen(page, timeout=10, context=context) as response:
-                    text, reached = response.read(1 << 20).decode("utf-8", "replace"), True
+                    reached, part = True, b"\n"
+                    while part and len(data) < 1 << 20 and time.monotonic() < end:
+                        data += part  # what has come counts, though the page may never end
+                        part = response.read1(1 << 16)
             except (OSError, ValueError, HTTPException) as error:
                 problem = str(error) or type(error).__name__
-            for line in filter(None, map(str.strip, text.splitlines())):
+            for line in filter(None, map(str.strip, data.decode("utf-8", "replace").splitlines())):
                 heard = time.monotonic()
                 if line not in self.lines:
                     self.say(line)
