@@ -10774,6 +10774,7 @@ def run_self_test(call: Call) -> Row:
     return test.result
 
 
+PAGE_WAIT = 10.0  # seconds for the page of a test
 TEST_IMAGES = (11.8, 12.8, 13.0, 13.3)  # the versions of CUDA that there are test images for
 
 
@@ -10974,9 +10975,9 @@ class SelfTest:
                     "runtime",
                     "the instance went offline during the test",
                 )
-            data, problem, end = b"", "", time.monotonic() + 10
+            data, problem, end = b"", "", time.monotonic() + PAGE_WAIT
             try:
-                with urlopen(page, timeout=10, context=context) as response:
+                with urlopen(page, timeout=PAGE_WAIT, context=context) as response:
                     reached, part = True, b"\n"
                     while part and len(data) < 1 << 20 and time.monotonic() < end:
                         data += part  # what has come counts, though the page may never end
