@@ -11606,6 +11606,9 @@ class TestServerlessSessions(ServerlessCase):
                 await asyncio.sleep(0.01)
             with self.assertRaises(asyncio.TimeoutError):
                 await session.request("/work", {}, timeout=0.2)
+            with self.assertRaises(asyncio.TimeoutError):
+                await endpoint.get_session("s-1", {"url": self.server.url}, timeout=0.2)
+            self.assertEqual(self.sent("/session/get"), [])
             other.cancel()
             return session.open
         self.assertTrue(self.program(program, connection_limit=1))

@@ -13174,7 +13174,7 @@ class ServerlessClient(Generic[R]):
             raise ValueError("expected the auth_data of a session, which has a url")
         body = encode_json({"session_id": session_id, "session_auth": grant})
         ask = Ask(f"{url.rstrip('/')}/session/{verb}", body, root_url=self.SSL_CERT_URL)
-        ask.limit = timeout or FOREVER
+        ask.deadline = time.monotonic() + (timeout or FOREVER)  # the wait for a connection included
         steps = ask_service(f"session {session_id}", ask, self.api_key, tries=1)
         return as_dict(parse_object(await self.streams().drive(steps)))
 
