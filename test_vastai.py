@@ -3106,7 +3106,7 @@ class DocumentTest(CommandCase):
         self.assertEqual((disk["type"], disk["default"], disk["unit"], disk["flags"], disk["required"]),
                          ("float", 10, "GB", ["--disk"], False))
         kind = {arg["name"]: arg for arg in rows["search offers"]["arguments"]}["type"]
-        self.assertEqual(kind["choices"], list(vastai.DEMAND))
+        self.assertEqual(kind["choices"], vastai.DEMAND.split())
         self.assertEqual((rows["create instance"]["method"], rows["ssh"]["method"]), ("create_instance", None))
         self.assertEqual(rows["show instances"]["returns"], "list[Instance]")
         self.assertEqual(set(document["exit_statuses"]), {*map(str, range(10)), "129", "130", "141", "143"})

@@ -2475,7 +2475,7 @@ class Arg:
     old        other keywords that programs use
     face       "cli" or "sdk" for an argument of one face only
     cli        the command line's default, if that differs
-    choices    the values that are allowed
+    choices    the values that are allowed; a tuple, or a text with blanks between them
     many       takes several words of the line
     rest       takes the rest of the line as it is
     needs      other arguments of which one must be given with this one
@@ -2491,7 +2491,7 @@ class Arg:
     to = "auto"
     face = ""
     needs = ""
-    choices: tuple[Any, ...] = ()
+    choices: Any = ()
     rest = False
     again = False
     shortcuts: dict[str, str] = {}
@@ -2521,6 +2521,8 @@ class Arg:
             default = REQUIRED if not self.option else False if kind is FLAG else None
         self.default = self.cli = default
         set_columns(self, flags, columns)
+        if isinstance(self.choices, str):
+            self.choices = tuple(self.choices.split())
 
     @property
     def annotation(self) -> str:
@@ -2573,7 +2575,7 @@ def set_columns(row: Arg | Command, name: str, columns: Row) -> None:
 YES = CliArg("-y --yes", FLAG, "do not ask for confirmation")
 # fmt: off
 SCHEDULE = (
-    Local("--schedule", TEXT, "Schedule | create a scheduled job instead of acting now", choices=("HOURLY", "DAILY", "WEEKLY")),
+    Local("--schedule", TEXT, "Schedule | create a scheduled job instead of acting now", choices="HOURLY DAILY WEEKLY"),
     Local("--start_date", DATE, "Schedule | first day of the job, UTC (default: today)", needs="schedule"),
     Local("--end_date", DATE, "Schedule | last day of the job, UTC (default: a week from now)", needs="schedule"),
     Local("--day", DAY_SLOT, "Schedule | day of the week, 0 (Sunday) to 6, or * for every day", "0", needs="schedule"),
@@ -3369,7 +3371,7 @@ WAIT, WAIT_STOPPED, WAIT_GONE = (
     (Local("--wait", FLAG, f"Waiting | wait until the instance {state}"), MAX_WAIT) for state in ("runs", "has stopped", "is gone"))
 CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
 CONFIRM = Local("--confirm", FLAG, "Waiting | if no label is given, add one, so that the instance can be found if the answer is lost")
-DEMAND = ("on-demand", "bid", "reserved", "interruptible")
+DEMAND = "on-demand bid reserved interruptible"
 RENTAL_TYPE = Local("-t --type KIND", TEXT, "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
     shortcuts=parse_table("""\
 -i: bid
@@ -3452,7 +3454,7 @@ CREATE_OPTIONS = (
     Local("--mount-path PATH", TEXT, "Disk and volumes | mount point of the volume", needs="create_volume link_volume"),
     Local("--volume-label NAME", TEXT, "Disk and volumes | label for the new volume", needs="create_volume link_volume"),
     *ONSTART_OPTIONS,
-    Arg("--target_state", TEXT, "Price and time | state to start in", choices=("running", "stopped")),
+    Arg("--target_state", TEXT, "Price and time | state to start in", choices="running stopped"),
     Local("--vm", FLAG, "Image | rent a virtual machine; the image is a VM image"),
     Arg("--args_str", TEXT, "Image | arguments for the image's entrypoint as one string, instead of --args"))
 MAX_HOURS = Local("--max-hours", HOURS, "Price and time | lifetime, hours: the instance destroys itself this long after its first start")
@@ -3507,14 +3509,14 @@ VOLUME_NAME = Arg("-n --name", NAME, "name for the volume")
 PRICE_DISK = Arg("-p --price_disk", PRICE, "price, $/GB/month", 0.10)
 OFFER_END = Arg("-e --end_date", COMING,
     "end of the offer, UTC (default: chosen by the service)")
-EITHER = ("true", "false", "all")
+EITHER = "true false all"
 MARKET_OPTIONS = (
     Local("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=EITHER),
     Local("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=EITHER))
 MARKET_SIZE = Local("--num-gpus N", TEXT, "only machines with this many GPUs", "all",
-    choices=("all", "1", "2", "4", "8", "other"))
+    choices="all 1 2 4 8 other")
 FOR_HOSTS = "Nothing to show. These numbers are only for hosts with a machine."
-TFA_METHODS = ("email", "sms", "totp")
+TFA_METHODS = "email sms totp"
 TFA_PROOF = (
     Secret("-c --code", CODE, "code from the app, SMS or email"),
     Secret("-bc --backup-code", CODE, "one of your backup codes, instead of a code"),
@@ -3721,7 +3723,7 @@ register("Instances",
         Local("--label", TEXTS, "Filters | only these labels; '' for instances without a label"),
         Local("--gpu-name GPU", TEXTS, "Filters | only these models"),
         Local("--verification", TEXTS, "Filters | only machines with this verification",
-            choices=("verified", "unverified", "deverified")),
+            choices="verified unverified deverified"),
         Local("--order-by COLUMN", TEXTS, "Pages | sort by 'COLUMN' or 'COLUMN desc'; can be repeated", again=True),
         Local("-l --limit", WHOLE, "Pages | page size, 1 to 25; prints one page"),
         Local("-t --next-token TOKEN", TEXT, "Pages | token of the next page"),
@@ -3821,7 +3823,7 @@ register("Instances",
     Command("wait instance", "", SAFE, READS, "Wait until an instance reaches a state",
         INSTANCE,
         Arg("--status STATE", TEXT, "state to wait for", "running",
-            choices=("running", "loading", "exited", "destroyed")),
+            choices="running loading exited destroyed"),
         MAX_WAIT, Arg("--poll", SECONDS, "polling interval, seconds; grows up to threefold", 5),
         of="Instance", columns=INSTANCE_CARD, run="run_wait", look="show instances",
         note="Fails at once if the state can no longer be reached. On timeout, the exit status is 9.",
@@ -3881,7 +3883,7 @@ machine_id=36683"""),
         note="Default conditions: verified=true external=false disk_space>=1. --no-default drops them.",
         examples="'nw_disk_avg_bw>=1000' -o storage_cost"),
     Command("show volumes", "GET /volumes -> volumes[]", SAFE, READS, "List your volumes",
-        Arg("-t --type KIND", TEXT, "kind of volumes to list", "all", choices=("all", "local", "network"),
+        Arg("-t --type KIND", TEXT, "kind of volumes to list", "all", choices="all local network",
             sent=lambda kind: f"{kind}_volume"),
         of="Volume", each="tidy_volume", columns=VOLUME_COLUMNS, query=OWNER),
     Command("create volume", "PUT /volumes/", ONCE, SPENDS, "Rent a volume on one machine",
@@ -4064,7 +4066,7 @@ all --start 2026-03-12 --end 2026-03-18 --step 3600 --raw"""),
     Command("show gpu-locations", "GET /metrics/gpu/locations/", SAFE, READS, "List where the GPUs are",
         *MARKET_OPTIONS,
         Local("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=EITHER),
-        Local("--state", TEXT, "only GPUs in this state", "all", choices=("all", "rented", "available", "unavailable")),
+        Local("--state", TEXT, "only GPUs in this state", "all", choices="all rented available unavailable"),
         Local("--gpu GPU", TEXT, "only these models, such as RTX_4090,H100_SXM"),
         rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
         aliases="metrics gpu-locations"), hosts=True)
@@ -4120,7 +4122,7 @@ register("Keys",
         note="Save the new key with `vastai set api-key`.",
         ask="Replace your main API key? The old one is revoked at once.", ask_when="terminal"),
     Command("set role", "-> none", SAFE, SETS, "Choose which commands --help lists",
-        Arg("role", TEXT, "host: list all commands; client: hide those for hosts", choices=("host", "client")),
+        Arg("role", TEXT, "host: list all commands; client: hide those for hosts", choices="host client"),
         run="run_set_role", done="`vastai --help` now lists the commands for a {role}.", auth=False),
     look="show ssh-keys")
 
@@ -4175,7 +4177,7 @@ register("Two-factor authentication",
     Command("tfa activate", "POST /tfa/confirm-new/", ONCE, SETS, "Add a method using its first code",
         Secret("code", NAME, "code from the app or SMS"),
         Secret("--secret", CODE, "secret from tfa totp-setup or tfa send-sms", REQUIRED),
-        Arg("-t --method-type", TEXT, "method type", "totp", key="tfa_method", choices=("sms", "totp")),
+        Arg("-t --method-type", TEXT, "method type", "totp", key="tfa_method", choices="sms totp"),
         Arg("--phone-number NUMBER", TEXT, "phone number for sms, such as +12025550123"),
         Arg("-l --label NAME", TEXT, "name for the method"),
         SdkArg("--method-id", GIVEN_ID, "id of the method", key="tfa_method_id"),
@@ -4378,7 +4380,7 @@ register("Billing",
         Arg("-t --next-token TOKEN", TEXT, "token of the next page", key="after_token", sent=lambda token: token or None),
         Arg("--latest-first", FLAG, "list newest first"),
         Local("-ct --charge-type", TEXTS, "only these charges", choices=tuple(CHARGE_TYPES), needs="charges"),
-        Local("-f --format SHAPE", TEXT, "how to display charges", "table", choices=("table", "tree")),
+        Local("-f --format SHAPE", TEXT, "how to display charges", "table", choices="table tree"),
         Local("-it --invoice-type", TEXTS, "only these invoices", choices=tuple(INVOICE_TYPES)),
         CliArg("-v --verbose", FLAG, "in a tree, also show the parts of instances and volumes"),
         PDF,
@@ -4460,7 +4462,7 @@ register("Serverless",
     Command("update endpoint", "PUT /endptjobs/{id}/", SAFE, SPENDS, "Change a serverless endpoint",
         ENDPOINT,
         *endpoint_options(),
-        Arg("--endpoint_state", TEXT, "state to set", choices=("active", "suspended", "stopped")),
+        Arg("--endpoint_state", TEXT, "state to set", choices="active suspended stopped"),
         body=CLIENT, needs="*", done="Changed endpoint {id}.",
         examples="4242 --max_workers 5\n4242 --endpoint_state suspended"),
     Command("delete endpoint", "DELETE /endptjobs/{id}/", SAFE, DELETES, "Delete an endpoint and its workergroups",
@@ -4512,7 +4514,7 @@ register("Serverless",
         Arg("endpoint", NAME, "name or id of the endpoint"),
         Arg("route", NAME, "path on the worker, such as /v1/completions"),
         Arg("--json", OBJECT, "JSON object to send to the worker", name="payload"),
-        CliArg("stdin", TEXT, "- reads the JSON object from stdin", None, choices=("-",)),
+        CliArg("stdin", TEXT, "- reads the JSON object from stdin", None, choices="-"),
         CliArg("--file", FILE_OBJECT, "file with the JSON object"),
         Arg("--cost", NUMBER, "expected load in the endpoint's units, such as tokens", 100),
         Arg("--stream", FLAG, "print the events of the answer as they arrive"),
@@ -4615,7 +4617,7 @@ register("Tools",
         note="Global options given here apply to all commands. `exit`, `quit` or Ctrl-D ends the session.",
         examples="--raw < commands.txt"),
     Command("completion", "-> text", SAFE, READS, "Print a shell completion script",
-        Arg("shell", TEXT, "bash, zsh or fish", choices=("bash", "zsh", "fish")),
+        Arg("shell", TEXT, "bash, zsh or fish", choices="bash zsh fish"),
         run="run_completion", face="cli", auth=False,
         note='To enable it permanently, add eval "$(vastai completion bash)" to ~/.bashrc, eval "$(vastai completion zsh)" to '
              "~/.zshrc, or vastai completion fish | source to ~/.config/fish/config.fish.",
