@@ -7373,8 +7373,7 @@ def run_show_instances(call: Call) -> Rows:
         query["limit"] = 25
         query.pop("after_token", None)
     if call.view.columns_only and not call.view.raw:
-        shown = instance_columns(call, [])
-        more = call["verbose"] or set(shown).intersection(INSTANCE_MORE)
+        more = set(instance_columns(call, [])).intersection(INSTANCE_MORE)
         query["select_cols"] = SUMMARY_COLS.split() + (DETAIL_COLS.split() if more else [])
         if not call.view.quiet:
             query["select_cols"].append("storage_total_cost")  # for the sum below the table
@@ -7617,8 +7616,8 @@ class Bulk:
             raise self.failures[0]
         if not self.answers:
             raise NothingSent
-        merged = dict(self.answers[0])
-        for answer in self.answers[1:]:
+        merged: Row = {}
+        for answer in self.answers:
             for name, value in answer.items():
                 both = isinstance(value, list) and isinstance(merged.get(name), list)
                 merged[name] = merged[name] + value if both else value
@@ -10808,6 +10807,7 @@ class SelfTest:
             if call["ignore_requirements"]
             else None,
         }
+        self.results = [self.result]
 
     def say(self, text: str) -> None:
         self.lines.append(text)
@@ -11043,9 +11043,6 @@ class SelfTest:
     def still_costs(self) -> str:
         return self.rented.still_costs()
 
-    @property
-    def results(self) -> list[Row]:
-        return [self.result]
 
     @property
     def found(self) -> Any:
@@ -14857,8 +14854,7 @@ def _ssh(row: Row) -> str:
 
 def mapped_ports(row: Row) -> dict[str, str]:
     """{"22/tcp": "203.0.113.45:40010"}: where the ports of an instance can be reached."""
-    host = text_of(row, "public_ipaddr").strip()
-    host = f"[{host}]" if ":" in host else host
+    host = bracketed(text_of(row, "public_ipaddr").strip())
     found = {}
     for inner, outer in as_dict(row.get("ports")).items():
         port = next((text_of(place, "HostPort") for place in as_rows(outer)), "")
@@ -16962,14 +16958,15 @@ def line_editor(start: Row) -> Callable[[str, list[str]], None]:
 def may_tell_secret(words: list[str]) -> bool:
     """Is a secret among the arguments of a line?  One that cannot be read counts as if."""
     row, rest, _ = find_command(words)
+    if not row:
+        return True
     try:
-        given, common = parse_line(row, rest) if row else ({}, {})
+        given, common = parse_line(row, rest)
     except UsageError:
         return True
     values = {**common, **given}
-    return not row or any(
-        arg.secret and values.get(arg.name) is not None for arg in (*GLOBAL_ARGS.args, *row.args)
-    )
+    args = (*GLOBAL_ARGS.args, *row.args)
+    return any(arg.secret and values.get(arg.name) is not None for arg in args)
 
 
 # --------------------------------------------------------------------------------------------- main
