@@ -4640,12 +4640,8 @@ class View:
         confirmed: bool = True,
         common: Row | None = None,
     ) -> None:
-        self.format, self.quiet, self.confirmed, self.common = (
-            format,
-            quiet,
-            confirmed,
-            common or {},
-        )
+        self.format, self.quiet, self.confirmed = format, quiet, confirmed
+        self.common = common or {}
         self.fields, self.color = self.common.get("fields", ""), not self.common.get("no_color")
         self.full, self.raw = self.common.get("full", False), self.common.get("raw", False)
         self.warned: set[str] = set()  # what was warned of: a request may be built several times
@@ -5058,30 +5054,23 @@ def promised_part(row: Command, body: Any) -> Any:
 def check_accepted(row: Command, body: Any, answer: Answer) -> None:
     """Raises the service's refusal, if the answer is one."""
     changes, spends = row.effect != READS, row.effect == SPENDS and not row.safe
+    doubt = ""
     if isinstance(body, dict):
         yes = body.get("success") in (True, "true")
         if denies(body) or (has_failed(body) and (row.strict or (changes and not yes))):
             raise refusal_error(body, answer)
         confirmed = yes or (body and "success" not in body)
-        if spends and not confirmed:
-            raise outcome_unknown_error(row, "the service confirmed nothing", answer)
-        if row.rents and get_path(body, row.made) in (None, ""):
-            reason = f"the service confirmed it without {row.made!r}"
-            raise outcome_unknown_error(row, reason, answer)
         if changes and not confirmed:
-            raise make_error(
-                VastAIError, "the service did not confirm it", response=answer, hint=look_first(row)
-            )
+            doubt = "the service did not confirm it"
+        elif row.rents and get_path(body, row.made) in (None, ""):
+            doubt = f"the service confirmed it without {row.made!r}"
     elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
-        if spends:
-            raise outcome_unknown_error(row, f"the service said {one_line(body)!r}", answer)
         said = f"said {one_line(body)!r}" if body else "sent an empty answer"
-        raise make_error(
-            VastAIError,
-            f"the service {said}, which does not confirm it",
-            response=answer,
-            hint=look_first(row),
-        )
+        doubt = f"the service {said}, which does not confirm it"
+    if doubt and spends:
+        raise outcome_unknown_error(row, doubt, answer)
+    if doubt:
+        raise make_error(VastAIError, doubt, response=answer, hint=look_first(row))
 
 
 def denies(body: Row) -> bool:
@@ -5561,11 +5550,8 @@ def build_billing(call: Call, query: Row) -> str | None:
         path = "/charges/"
         when, kind, names, types = "day", "type", CHARGE_TYPES, call["charge_type"]
         query["format"] = call["format"]
-    start, end = call["start_date"], call["end_date"]
-    if start is None:
-        end = int(time.time()) if end is None else end
-        start = end - week
-    end = start + week if end is None else end
+    start = call.get("start_date", call.get("end_date", int(time.time())) - week)
+    end = call.get("end_date", start + week)
     check_period(start, end)
     query["select_filters"] = {when: {"gte": start, "lte": end}}
     if types:
@@ -7088,7 +7074,7 @@ def perform(call: Call) -> Any:
     """What a command returns in the SDK; both faces come through here."""
     row = call.row
     try:
-        if call["schedule"] is not None and row.schedule:
+        if call["schedule"] is not None:
             return row.schedule(call)
         return row.run(call) if row.run else call.send()
     except VastAIError as error:
@@ -11042,7 +11028,6 @@ class SelfTest:
 
     def still_costs(self) -> str:
         return self.rented.still_costs()
-
 
     @property
     def found(self) -> Any:
