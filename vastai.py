@@ -2486,17 +2486,11 @@ class Arg:
     sent       function that turns the value into what is sent; None is left out
     """
 
-    name = ""
-    key = ""
+    name = key = face = needs = ""
     to = "auto"
-    face = ""
-    needs = ""
     choices: Any = ()
-    rest = False
-    again = False
     shortcuts: dict[str, str] = {}
-    secret = False
-    hidden = False
+    rest = again = secret = hidden = False
     sent: Convert | None = None
 
     def __init__(
@@ -2583,6 +2577,9 @@ SCHEDULE = (
 # fmt: on
 
 
+NO_FUNCTION: Any = ""
+
+
 class Command:
     """One command: its names, its request, and what becomes of the answer.
 
@@ -2655,46 +2652,14 @@ class Command:
 
     query: Row = {}
     body: Row = {}
-    build: Any = ""
-    run: Any = ""
-    schedule: Any = ""
-    one_of = ""
-    either = ""
-    needs = ""
-    auth = True
-    strict = False
-    only_copy = False
-    sentence = False
-    rents = False
-    ask = ""
-    asks: Any = ""
-    ask_when = "always"
-    of = ""
-    each: Any = ""
-    drops = ""
     columns: Iterable[Any] = ()
-    columns_for: Any = ""
-    member = ""
-    rows: Any = ""
-    tables: Any = ""
-    document: Any = ""
-    text: Any = ""
-    done = ""
-    says: Any = ""
-    footer: Any = ""
-    empty = ""
-    piped = ""
-    made = ""
-    gaps = ""
-    status = ""
-    show: Any = ""
-    look = ""
-    face = ""
-    note = ""
-    examples = ""
-    fields = ""
-    group = ""  # this and the next one are set by register()
-    hosts = False
+    auth = True
+    strict = only_copy = sentence = rents = hosts = False  # `hosts` and `group` are register()'s
+    ask_when = "always"
+    one_of = either = needs = ask = of = drops = member = done = empty = piped = made = gaps = ""
+    status = look = face = note = examples = fields = group = ""
+    asks = build = columns_for = document = each = footer = rows = run = says = NO_FUNCTION
+    schedule = show = tables = text = NO_FUNCTION
 
     FUNCTIONS = (
         "asks build columns_for document each footer rows run says schedule show tables text"
