@@ -11850,6 +11850,14 @@ class TestRequest(ServerlessCase):
             with open("work-1.png", "rb") as file:
                 self.assertEqual(file.read(), media)
 
+    def test_half_characters(self):
+        """A file gets their escapes, as stdout does."""
+        path = os.path.join(self.home, "events")
+        self.worker = [chunked(event({"a": "\ud800"}))]
+        self.assertEqual(self.tell("--stream", "--out", path)[0], 0)
+        with open(path, encoding="ascii") as file:
+            self.assertEqual(json.loads(file.read()), {"a": "\ud800"})
+
     def test_endpoint_without_a_key(self):
         """The service refuses it, not we."""
         found = {"success": True, "results": [dict(ENDPOINT, api_key=None)]}

@@ -12328,7 +12328,7 @@ def save_response(call: Call, response: Any, path: str) -> None:
     try:
         with open(os.path.expanduser(path), "wb") as file:
             for part in parts:
-                data = part if isinstance(part, bytes) else part.encode("utf-8", "replace")
+                data = part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
                 size += file.write(data)
     except OSError as error:
         if isinstance(error, VastAIError):  # of the worker
