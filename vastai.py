@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 else:
 
     def record(cls):
-        """A class of attributes with defaults, as dataclasses makes it, whose import takes 13 ms."""
+        """A class of attributes with defaults; to import dataclasses for that would take 13 ms."""
         names = tuple(cls.__annotations__)
         defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
         wrap_up = getattr(cls, "__post_init__", None)
@@ -604,10 +604,10 @@ SECRET_NAME = (
     r"|host_port_range|(?<![a-z])aws_|(?<=[a-z_-])key(?<!monkey)(?![a-z])|(?<=api )key|signature"
     r"|(?:pass|pwd|(?<![a-z])(?:auth|sig))(?![a-z]))"
 )
-_WHOLE_NAME = rf"{SECRET_NAME}(?=([\w-]{{0,40}}))\2"
+_NAME = rf"{SECRET_NAME}(?=([\w-]{{0,40}}))\2"
 SECRET_RULES = parse_table(
     rf"""authorization cookie: (\w+{_ASSIGNED})(?:{_QUOTED}|[^\"'\r\n]+)
-key token secret pass pwd auth credential host_port_range aws_ sig: ({_WHOLE_NAME}{_ASSIGNED}){_VALUE}
+key token secret pass pwd auth credential host_port_range aws_ sig: ({_NAME}{_ASSIGNED}){_VALUE}
 key token secret pass login: ((?:{SECRET_NAME}|login)[ \t]{{1,8}}){_AS_KEYS_LOOK}
 --: ((?<![\w-])--[\w-]{{0,30}}?{SECRET_NAME}[ \t]{{1,8}})(?:{_QUOTED}|[^\s-]\S*)
 -p: ((?<!\S)-p[ \t]{{1,8}}){_NO_PORT}(?:{_QUOTED}|[^\s-]\S*)
@@ -4685,6 +4685,13 @@ class Call:
         if self.cli:
             remark(self, text)
 
+    def tell(self, text: str) -> None:
+        """A line on stderr about what is rented, tried or destroyed; never held back, as it is
+        about money.  Methods print nothing.
+        """
+        if self.cli and text:
+            say(text)
+
     def warn(self, text: str) -> None:
         """Warns of something in the input: on stderr, or with warnings.warn() in a program."""
         text = redact_sentence(text, self.secrets)
@@ -5834,7 +5841,7 @@ def send_with_retries(call: Call, request: Request) -> Answer:
                 answer = send_following_redirects(client, request, client.timeout)
         except KeyboardInterrupt:
             if vital:
-                tell(call, f"Was `vastai {row.name}` carried out? {look_first(row)}")
+                call.tell(f"Was `vastai {row.name}` carried out? {look_first(row)}")
             raise
         except NoAnswer as problem:
             failure = UNSENT if isinstance(problem, Unsent) else UNANSWERED
@@ -7154,7 +7161,7 @@ def run_create_instance(call: Call) -> Row:
         try:
             return rent_and_wait(call, rented)
         except KeyboardInterrupt:
-            tell(call, rented.still_costs())
+            call.tell(rented.still_costs())
             raise
 
 
@@ -7499,7 +7506,7 @@ def run_bulk(call: Call) -> Row:
         try:
             bulk.send()
         except KeyboardInterrupt:
-            tell(call, bulk.interrupted())
+            call.tell(bulk.interrupted())
             raise
     return bulk.result()
 
@@ -7993,7 +8000,7 @@ def run_price_increase(call: Call) -> Row:
         try:
             answers = at_once(call, work, entries)
         except KeyboardInterrupt:
-            tell(call, f"interrupted; {partial(entries).msg}")
+            call.tell(f"interrupted; {partial(entries).msg}")
             raise
     results = []
     failed = []
@@ -8947,7 +8954,7 @@ class Rented:
             ids = [whole_of(row, "id") for row in rows]
             self.problem = self.doubt_about(rows)
             if not rows:
-                tell(self.call, self.still_costs())
+                self.call.tell(self.still_costs())
             elif self.problem:
                 return
         left = [id for id in ids if not self.remove(id)]
@@ -9059,12 +9066,12 @@ class CleanupGuard(SignalGuard):
             while True:
                 try:
                     if signal is not None and self.rented.still_costs():
-                        tell(self.call, "Cleaning up; another signal stops the cleanup")
+                        self.call.tell("Cleaning up; another signal stops the cleanup")
                     self.rented.give_back()
                     break
                 except KeyboardInterrupt as another:
                     if signal is not None:
-                        tell(self.call, self.rented.still_costs())
+                        self.call.tell(self.rented.still_costs())
                         raise signal from None
                     signal = another
         finally:
@@ -9094,14 +9101,6 @@ def next_bid(row: Row) -> str:
     """What to bid for an interruptible instance that was outbid."""
     prices = [number_of(row, name) or 0 for name in ("min_bid", "dph_base")]
     return f"{bid_over(max(prices), 10):g}" if max(prices) > 0 else "PRICE"
-
-
-def tell(call: Call, text: str) -> None:
-    """A line on stderr about what is rented, tried or destroyed; never held back, as it is about
-    money.  Methods print nothing.
-    """
-    if call.cli and text:
-        say(text)
 
 
 # ------------------------------------------------------------------------------------------ renting
@@ -9243,7 +9242,7 @@ class Launch:
         try:
             self.credit = as_number(self.call.do("show_user").get("credit"))
         except VastAIError as error:
-            tell(self.call, f"cannot read your credit: {error.msg}")
+            self.call.tell(f"cannot read your credit: {error.msg}")
 
     def note_those_there(self) -> None:
         """Remembers who has the caller's label already: those are not ours, whatever comes.
@@ -9336,10 +9335,10 @@ class Launch:
             f"traffic {format_traffic(up)} up and {format_traffic(down)} down",
             f"until {format_utc(end)} UTC" if end else "without a known end",
         ]
-        tell(self.call, ", ".join(words))
+        self.call.tell(", ".join(words))
         if price and self.credit is not None and self.credit < price * SHORT_OF_CREDIT:
             hours = format_duration(max(0, self.credit) / price * 3600)
-            tell(self.call, f"Your credit of ${self.credit:.2f} lasts {hours} at that price")
+            self.call.tell(f"Your credit of ${self.credit:.2f} lasts {hours} at that price")
 
     def rent(self, offer: Row) -> Row | None:
         """The answer of the rental; None if this offer cannot be had, but another may.
@@ -9377,21 +9376,21 @@ class Launch:
         except VastAIError as error:
             words = f"{get_path(error.body, 'error')} {error.msg}".lower()
             if contracts_of(error.body):  # rent() has destroyed it
-                tell(self.call, f"Offer {offer['id']}: {error.msg}")
+                self.call.tell(f"Offer {offer['id']}: {error.msg}")
                 self.give_up(offer, error.msg)
             elif is_lost(error):
                 return self.find(error)
             elif isinstance(error, NotFoundError) or "no_such_ask" in words:
-                tell(self.call, f"Offer {offer['id']} was taken by someone else")
+                self.call.tell(f"Offer {offer['id']} was taken by someone else")
             elif "invalid_price" in words or "bid_too_low" in words:
-                tell(self.call, f"Offer {offer['id']}: {error.msg}")
+                self.call.tell(f"Offer {offer['id']}: {error.msg}")
             else:
                 raise
         return None
 
     def find(self, error: VastAIError) -> Row:
         """What the rental made whose answer was lost.  Raises OutcomeUnknownError."""
-        tell(self.call, f"No usable answer ({error.msg}); checking whether the instance exists")
+        self.call.tell(f"No usable answer ({error.msg}); checking whether the instance exists")
         rows = self.rented.find()
         ids = [whole_of(row, "id") for row in rows or ()]
         if len(ids) == 1 and not self.rented.doubt_about(rows or []):
@@ -9424,7 +9423,7 @@ class Launch:
             gone = isinstance(error, NotFoundError)
             self.rented.seen = self.rented.seen or gone
         known = f"instance {self.rented.id}"
-        tell(self.call, f"{'' if known in reason else known + ': '}{reason}; destroying it")
+        self.call.tell(f"{'' if known in reason else known + ': '}{reason}; destroying it")
         if not gone:
             self.show_logs()
         self.rented.give_back()
@@ -9471,7 +9470,7 @@ class Launch:
             return  # it has written nothing yet, or nobody knows
         lines = text.splitlines() if isinstance(text, str) else []
         for line in lines[-20:]:
-            tell(self.call, f"  {line}")
+            self.call.tell(f"  {line}")
 
     def give_up(self, offer: Row, reason: str) -> None:
         """Notes a try that failed, and never takes that machine again."""
@@ -9579,11 +9578,11 @@ def run_job(call: Call) -> Row:
         raise
     except BaseException:  # also a stdout that is full
         if job.rented.id is None:  # else a second signal came, and what is left has been told
-            tell(call, job.last_words())
+            call.tell(job.last_words())
         raise
     if job.problem:
         raise PartialError(f"{job.problem}\n  {job.last_words()}", results=[])
-    tell(call, job.last_words())
+    call.tell(job.last_words())
     return {
         "status": job.status,
         "instance": job.id,
@@ -9650,7 +9649,7 @@ class RemoteJob:
 
     def run(self) -> None:
         """The job to its end; what it leaves behind is decided by `rented` and `problem`."""
-        tell(self.call, f"The instance destroys itself after {self.hours} (--max-hours)")
+        self.call.tell(f"The instance destroys itself after {self.hours} (--max-hours)")
         answer = self.launch.run()
         self.row = answer["instance"]
         for local, remote in self.uploads:
@@ -10763,7 +10762,7 @@ class SelfTest:
     def say(self, text: str) -> None:
         self.lines.append(text)
         if self.call["debugging"]:
-            tell(self.call, f"vastai: {printable(text, 500)}")
+            self.call.tell(f"vastai: {printable(text, 500)}")
         else:
             self.call.progress(printable(text, 500))
 
@@ -14327,7 +14326,7 @@ def present_only_copy(call: Call, result: Row) -> None:
     if call.row.show:
         call.row.show(call, result)
     elif call.row.done:
-        tell(call, redact_sentence(sentence(call, result), call.secrets))
+        call.tell(redact_sentence(sentence(call, result), call.secrets))
 
 
 def present_table(call: Call, result: Any) -> None:
@@ -15182,7 +15181,7 @@ def show_backup_codes(call: Call, answer: Row) -> None:
         flush(sys.stdout)
     except (KeyboardInterrupt, OSError):
         if " saved to " not in saved:
-            tell(call, f"{CODES_LOST}. {NEW_CODES}")
+            call.tell(f"{CODES_LOST}. {NEW_CODES}")
         raise
 
 
