@@ -10708,6 +10708,11 @@ class TestProcesses(FaultCase):
         closed.close()
         with mock.patch.multiple(sys, stdout=closed, stderr=closed, stdin=closed):
             self.assertEqual(vastai.main(["show", "nothing"]), 2)
+        parts = []
+        least = types.SimpleNamespace(write=parts.append)  # all that some programs put there
+        with mock.patch.multiple(sys, stdout=least, stderr=least, stdin=None):
+            self.assertEqual([vastai.main(words) for words in (["--version"], ["show", "nothing"])], [0, 2])
+        self.assertTrue("".join(parts).startswith(f"{vastai.__version__}\nno command 'show nothing'"), parts)
 
     def test_homes(self):
         server = self.serve(reply(USER))

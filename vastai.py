@@ -2181,7 +2181,7 @@ def _date_seconds(value: str) -> float:
 def is_terminal(stream: TextIO | None) -> bool:
     try:
         return stream is not None and stream.isatty()
-    except ValueError:  # closed
+    except (ValueError, AttributeError):  # closed, or no more than a write()
         return False
 
 
@@ -2224,7 +2224,7 @@ def flush(stream: TextIO | None) -> None:
     """Flushes a stream.  Raises OSError if that fails; one that is missing or closed
     has nothing to write.
     """
-    if not is_gone(stream):
+    if not is_gone(stream) and hasattr(stream, "flush"):
         stream.flush()  # type: ignore[union-attr]
 
 
@@ -2277,7 +2277,7 @@ def encodable(text: str, stream: TextIO) -> str:
     if text.isascii():
         return text
     try:
-        "".join(PLAIN).encode(stream.encoding or "utf-8")
+        "".join(PLAIN).encode(getattr(stream, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):
         for sign, plain in PLAIN.items():
             text = text.replace(sign, plain)
