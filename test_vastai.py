@@ -11489,12 +11489,14 @@ class TestServerless(ServerlessCase):
         self.assertEqual(self.server.requests, [])
 
     def test_creations_are_not_repeated(self):
-        self.server.route = lambda request: hang_up
+        """Nor do they go over a connection that may be closed meanwhile."""
+        self.server.route = lambda request: hang_up if request["method"] == "POST" else self.step(request)
 
         async def program(client, endpoint):
+            await client.get_endpoints()
             await client.create_endpoint(vastai.EndpointConfig("new"))
         self.assertIsInstance(self.error(self.program, program), vastai.OutcomeUnknownError)
-        self.assertEqual(len(self.server.requests), 1)
+        self.assertEqual((len(self.server.requests), self.server.connections), (2, 2))
 
     def test_workers(self):
         told = {"error": "slow down", "more": "\u2028" * 2000}

@@ -12458,6 +12458,8 @@ class Streams:
             with TimeLimit(ends):
                 place, target = self.pool.find_place(ask.url, ask.root)
                 message = place.build_message(ask, target, self.client.user_agent)
+                # what creates something never goes over an idle connection, a job may
+                fresh = fresh or not (ask.safe or ask.root_url)
                 reused = None if fresh else self.pool.waiting(place)
                 connection = reused or await self.connect(place, ends)
                 self.use(connection)
