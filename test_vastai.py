@@ -11497,6 +11497,15 @@ class TestServerless(ServerlessCase):
             await client.create_endpoint(vastai.EndpointConfig("new"))
         self.assertIsInstance(self.error(self.program, program), vastai.OutcomeUnknownError)
         self.assertEqual((len(self.server.requests), self.server.connections), (2, 2))
+        for answer in (reply("bad gateway", 502), reply("<html>")):  # nor are these a refusal
+            self.server.route = lambda request, answer=answer: answer if request["method"] == "POST" else self.step(request)
+            self.assertIsInstance(self.error(self.program, program), vastai.OutcomeUnknownError)
+
+    def test_refusals_with_status_200(self):
+        for told in ({"success": "false"}, {"error": "no such endpoint"}, {"status": "error", "msg": "no"}):
+            self.server.route = lambda request, told=told: reply(told)
+            error = self.error(self.program, lambda client, endpoint: client.delete_endpoint(7))
+            self.assertEqual(error.body, told)
 
     def test_workers(self):
         told = {"error": "slow down", "more": "\u2028" * 2000}

@@ -11656,6 +11656,8 @@ def ask_service(
         else:
             if succeeded(answer):
                 break
+            if not ask.safe and failure_kind(answer.status_code) == UNANSWERED:
+                lost = f"HTTP {answer.status_code}"
             failure = refused_error(what, answer, key, kind, lost)
             again = may_pass(answer.status_code) and (ask.safe or answer.status_code == 429)
             again = again and (pause_asked(answer) or 0.0) <= LONGEST_PAUSE
@@ -11683,9 +11685,12 @@ def ask_console(
     if method == "DELETE" and not answer.content:
         return {}
     result = parse_body(answer)
-    if not isinstance(result, dict) or result.get("success") is False:
-        raise refused_error(what, answer, key, Exception)
-    return result
+    body = as_dict(result)
+    failed = method != "GET" and has_failed(body) and body.get("success") not in (True, "true")
+    lost = "" if ask.safe or isinstance(result, dict) else "the answer cannot be read"
+    if result != body or denies(body) or failed:
+        raise refused_error(what, answer, key, Exception, lost)
+    return body
 
 
 def find_endpoints(console: str, key: str, deadline: float = FOREVER) -> Steps:
