@@ -1251,6 +1251,31 @@ PLACE = NAME.called("PLACE", "files")
 
 # --------------------------------------------------------------------- queries, environments, dates
 
+# The countries of a region.  A query takes the short names (`geolocation=EU georegion=true`); each
+# ISO 3166 country is in one of them, as in UN M49 but for BM, CY, GE, GL, PM and XK.  `launch
+# instance --region` takes the long names, which the service's own client divides otherwise.
+GEOREGIONS = parse_table("""\
+AF: AO BF BI BJ BW CD CF CG CI CM CV DJ DZ EG EH ER ET GA GH GM GN GQ GW IO KE KM LR LS LY MA MG \
+ML MR MU MW MZ NA NE NG RE RW SC SD SH SL SN SO SS ST SZ TD TF TG TN TZ UG YT ZA ZM ZW
+AS: AE AF AM AZ BD BH BN BT CN HK ID IL IN IQ IR JO JP KG KH KP KR KW KZ LA LB LK MM MN MO MV MY \
+NP OM PH PK PS QA SA SG SY TH TJ TL TM TR TW UZ VN YE
+EU: AD AL AT AX BA BE BG BY CH CY CZ DE DK EE ES FI FO FR GB GE GG GI GL GR HR HU IE IM IS IT JE \
+LI LT LU LV MC MD ME MK MT NL NO PL PT RO RS RU SE SI SJ SK SM UA VA XK
+LC: AG AI AR AW BB BL BM BO BQ BR BS BV BZ CL CO CR CU CW DM DO EC FK GD GF GP GS GT GY HN HT JM \
+KN KY LC MF MQ MS MX NI PA PE PM PR PY SR SV SX TC TT UY VC VE VG VI
+NA: CA US
+OC: AQ AS AU CC CK CX FJ FM GU HM KI MH MP NC NF NR NU NZ PF PG PN PW SB TK TO TV UM VU WF WS""")
+REGIONS = parse_table("""\
+North_America: AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US
+South_America: AR BO BR CL CO EC FK GF GY PY PE SR UY VE
+Europe: AL AD AT BY BE BA BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT MD MC ME NL MK \
+NO PL PT RO RU SM RS SK SI ES SE CH UA GB VA XK
+Asia: AF AM AZ BH BD BT BN KH CN GE IN ID IR IQ IL JP JO KZ KW KG LA LB MY MV MN MM NP KP OM PK PH \
+QA SA SG KR LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO
+Oceania: AS AU CK FJ PF GU KI MH FM NR NC NZ NU MP PW PG PN WS SB TK TO TV VU WF
+Africa: DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG \
+MW ML MR MU MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW""")
+
 # The query language: `num_gpus>=2 gpu_name in ["RTX 4090",RTX_3090] geolocation notin [CN,VN]
 # dph<0.5`
 OPERATORS = {
@@ -1437,7 +1462,7 @@ DIRECTIVES = {"georegion": "true/false", "chunked": "true/false"}  # in searches
 ANYWHERE = {"driver_version": "version x.y.z"}  # also if `fields` does not describe it
 
 
-EXPECTED = parse_table("""\
+EXPECTED = parse_table(f"""\
 : a number
 number: a number
 text: text
@@ -1445,6 +1470,7 @@ name: text
 model: text
 true/false: true or false
 country: a two-letter country code such as NO
+region: a region ({", ".join(GEOREGIONS)}) or a two-letter country code
 version: a version such as 22.04
 version x.y.z: three numbers such as 570.124.4
 0 to 1: a number from 0 to 1
@@ -1478,7 +1504,7 @@ class Condition:
 
     def error(self, given: str, form: str = "", expects: str = "") -> UsageError:
         """The error of a value; `form` is what was probably meant."""
-        expects = expects or expected_of(self.type)
+        expects = expects or EXPECTED.get(self.type, f"a number ({self.type})")
         hint = f"; write {form}" if form else ""
         return UsageError(f"{self.name}: expected {expects}, not {printable(given)!r}{hint}")
 
@@ -1657,13 +1683,6 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
         elif text:
             items.append((text.strip('"'), False))
     return items
-
-
-def expected_of(type: str) -> str:
-    """What a field of a type takes, in words."""
-    if type == "region":
-        return f"a region ({', '.join(GEOREGIONS)}) or a two-letter country code"
-    return EXPECTED.get(type, f"a number ({type})")
 
 
 def query_item(condition: Condition, text: str, quoted: bool) -> Any:
@@ -2077,30 +2096,6 @@ def _split_words(text: str) -> list[str]:
     return [w for w in [*words, "".join(word)] if w]
 
 
-# The countries of a region.  A query takes the short names (`geolocation=EU georegion=true`); each
-# ISO 3166 country is in one of them, as in UN M49 but for BM, CY, GE, GL, PM and XK.  `launch
-# instance --region` takes the long names, which the service's own client divides otherwise.
-GEOREGIONS = parse_table("""\
-AF: AO BF BI BJ BW CD CF CG CI CM CV DJ DZ EG EH ER ET GA GH GM GN GQ GW IO KE KM LR LS LY MA MG \
-ML MR MU MW MZ NA NE NG RE RW SC SD SH SL SN SO SS ST SZ TD TF TG TN TZ UG YT ZA ZM ZW
-AS: AE AF AM AZ BD BH BN BT CN HK ID IL IN IQ IR JO JP KG KH KP KR KW KZ LA LB LK MM MN MO MV MY \
-NP OM PH PK PS QA SA SG SY TH TJ TL TM TR TW UZ VN YE
-EU: AD AL AT AX BA BE BG BY CH CY CZ DE DK EE ES FI FO FR GB GE GG GI GL GR HR HU IE IM IS IT JE \
-LI LT LU LV MC MD ME MK MT NL NO PL PT RO RS RU SE SI SJ SK SM UA VA XK
-LC: AG AI AR AW BB BL BM BO BQ BR BS BV BZ CL CO CR CU CW DM DO EC FK GD GF GP GS GT GY HN HT JM \
-KN KY LC MF MQ MS MX NI PA PE PM PR PY SR SV SX TC TT UY VC VE VG VI
-NA: CA US
-OC: AQ AS AU CC CK CX FJ FM GU HM KI MH MP NC NF NR NU NZ PF PG PN PW SB TK TO TV UM VU WF WS""")
-REGIONS = parse_table("""\
-North_America: AG BS BB BZ CA CR CU DM DO SV GD GT HT HN JM MX NI PA KN LC VC TT US
-South_America: AR BO BR CL CO EC FK GF GY PY PE SR UY VE
-Europe: AL AD AT BY BE BA BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT MD MC ME NL MK \
-NO PL PT RO RU SM RS SK SI ES SE CH UA GB VA XK
-Asia: AF AM AZ BH BD BT BN KH CN GE IN ID IR IQ IL JP JO KZ KW KG LA LB MY MV MN MM NP KP OM PK PH \
-QA SA SG KR LK SY TW TJ TH TL TR TM AE UZ VN YE HK MO
-Oceania: AS AU CK FJ PF GU KI MH FM NR NC NZ NU MP PW PG PN WS SB TK TO TV VU WF
-Africa: DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG \
-MW ML MR MU MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW""")
 DATE_FORMS = (
     "%Y-%m-%d|%m/%d/%Y|%Y%m%d|%d %B %Y|%d %b %Y|%B %d %Y|%b %d %Y|%Y/%m/%d|%m/%d/%y|%d-%b-%Y"
     "|%Y.%m.%d"
