@@ -5551,6 +5551,10 @@ class TestGivingBack(RentingCase):
                 self.assertIn("is billed for its disk", " ".join(err.split()))
                 err = self.run_here(line + " --raw")[2]
                 self.assertEqual(json.loads(err)["found"], found)
+        with Faulty(reply({"success": False, "msg": "no", "new_contract": 501})) as server:
+            result = vastai.VastAI("key-123456", server.url).create_instance(7, image="x")
+            self.assertEqual((result["success"], result["new_contract"]), (False, 501))
+            self.assertIn("`vastai destroy instance 501` ends it", result["msg"], "a program may look at nothing else")
         for status in (408, 503):
             with Faulty(reply({"success": False, "msg": "no", "new_contract": 501}, status)) as server:
                 for words in ("", " --label mine", " --confirm"):

@@ -13617,6 +13617,8 @@ class VastAI:
                 ):
                     raise
                 answer = error.body  # for `if result.get("success"): …`
+                if contracts_of(answer):
+                    answer["msg"] = error.msg  # it says what became of the instance
             finally:
                 if client.api_key != key:  # set_api_key is meant for this client
                     self.api_key = client.api_key
