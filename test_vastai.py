@@ -8354,7 +8354,7 @@ class TestProxies(FaultCase):
         self.assertIn("https://run.vast.ai", str(self.error(vastai.VastAI(KEY, retry=1).get_endpt_workers, 1)))
 
     def test_no_proxy_at_all(self):
-        for proxy in ("http://user:se/same@127.0.0.1:1", "http://[::1", "http://h:sesame", "socks5://127.0.0.1:9",
+        for proxy in ("http://user:se/same@127.0.0.1:1", "http://u:x@sesame/y@127.0.0.1:1", "http://[::1", "http://h:sesame", "socks5://127.0.0.1:9",
                       "http://", "ftp://x", "http:///x"):
             self.use(ALL_PROXY=proxy)
             for url in ("http://service.example", "https://service.example"):

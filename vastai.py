@@ -6713,7 +6713,8 @@ class Proxy:
         from urllib.parse import unquote, urlsplit
 
         url = url if "://" in url else f"http://{url}"
-        scheme = url.partition("://")[0].lower()
+        scheme, _, rest = url.partition("://")
+        scheme = scheme.lower()
         try:
             parts = urlsplit(url)
             self.host, self.port = parts.hostname or "", parts.port or 80
@@ -6724,6 +6725,8 @@ class Proxy:
             problem = f"names a SOCKS proxy ({printable(scheme, 20)}://), which is not supported"
         elif scheme == "https":
             problem = "names an https proxy (https://), which is not supported"
+        elif "@" in rest[len(parts.netloc) :]:  # what looks like the host is of the password
+            problem = "has a / # or ? in its password: write %2F, %23 or %3F"
         elif scheme != "http" or not self.host or not self.host.isascii():
             problem = "is not the URL of a proxy"
         if problem:
