@@ -53,7 +53,10 @@ if TYPE_CHECKING:
     Row = Dict[str, Any]  # one JSON object of the service
     Convert = Callable[[Any], Any]
     Tell = Callable[[str], None]
-    Pairs = List[tuple[str, str]]  # words, and what they mean
+    Pair = tuple[str, str]
+    Pairs = List[Pair]  # words, and what they mean
+    Keyed = Dict[Any, Row]  # rows by what makes them the same
+    Changes = List[tuple[Any, str, Row]]  # the key, the event and the row of each
     Tables = Iterator[tuple[str, List[Row], Any]]  # heading, rows and columns of each
     Spec = tuple[str, int]  # a GPU, and how many of it
     Spans = Iterator[tuple[int, int]]  # (start, end) of parts of a text
@@ -736,7 +739,7 @@ def indented(values: Sequence[Any], pad: str) -> list[str]:
     import json
 
     inner, mark = pad + " ", int.from_bytes(os.urandom(16), "big")  # too long to be met by chance
-    ends: dict[type, tuple[str, str]] = {dict: ("{", "}"), list: ("[", "]")}
+    ends: dict[type, Pair] = {dict: ("{", "}"), list: ("[", "]")}
     made: dict[type, Iterator[str]] = {}
     for kind, (left, right) in ends.items():
         flat: list[Any] = []
@@ -1976,7 +1979,7 @@ def _in_docker_form(text: str) -> bool:
     return text.strip()[:1] != "{"
 
 
-def _env_object(env: Row) -> Iterator[tuple[str, str]]:
+def _env_object(env: Row) -> Iterator[Pair]:
     """The options that an object of names and values stands for."""
     import json
 
@@ -1992,7 +1995,7 @@ def _env_object(env: Row) -> Iterator[tuple[str, str]]:
             yield "-e", f"{key}={text}"
 
 
-def _env_words(env: str | Row) -> Iterator[tuple[str, str]]:
+def _env_words(env: str | Row) -> Iterator[Pair]:
     """(option, value) for each option of an environment; -e, -p, -v, -n, -h are checked."""
     if isinstance(env, dict) or env.strip()[:1] == "{":
         try:
@@ -6899,7 +6902,7 @@ def read_key(path: str) -> str:
     return read_key_file(path)[0]
 
 
-def read_key_file(path: str) -> tuple[str, str]:
+def read_key_file(path: str) -> Pair:
     """The key that a file holds, stripped, and why it has none although it is there ("" for a
     file that is not there).
     """
@@ -8627,7 +8630,7 @@ def run_uninstall(call: Call) -> None:
     run_program([sys.executable, "-m", "pip", "uninstall", "--yes", "vastai"], "")
 
 
-def installation() -> tuple[str, str]:
+def installation() -> Pair:
     """How this copy came here ("pip" or "file"), and where it is."""
     from importlib.metadata import PackageNotFoundError, distribution
 
@@ -8698,7 +8701,7 @@ def poll_until(
         pause = min(pause * 1.25, max(most, first))
 
 
-def fault_of(row: Row, exited_before: bool = False) -> tuple[str, str]:
+def fault_of(row: Row, exited_before: bool = False) -> Pair:
     """Why an instance can never run, as (whose fault, what it shows); two empty texts while it may.
 
     The fault is the "host"'s, the "image"'s, or it is "stopped".  A restart passes through
@@ -8765,7 +8768,7 @@ class Watch:
         self.exited = self.exited + 1 if row.get("actual_status") == "exited" else 0
         return row
 
-    def fault(self) -> tuple[str, str]:
+    def fault(self) -> Pair:
         return fault_of(self.row, self.exited > 1)
 
     def dead_error(self, wanted: str) -> VastAIError | None:
@@ -9280,7 +9283,7 @@ class Launch:
             raise NotFoundError(
                 "no offer matches the conditions; nothing was rented", hint=model_hint(conditions)
             )
-        best: dict[Any, Row] = {}
+        best: Keyed = {}
         for offer in offers:
             price = self.price_of(offer)[0]
             machine = offer.get("machine_id")
@@ -9973,7 +9976,7 @@ def job_query(call: Call) -> str:
     return f"gpu_name={name.replace(' ', '_')} num_gpus={int(count or 1)}"
 
 
-def split_pair(flag: str, text: str, here: bool = False) -> tuple[str, str]:
+def split_pair(flag: str, text: str, here: bool = False) -> Pair:
     """FROM[:TO]; `here` means that FROM is a path of this computer, which may hold a colon."""
     drive = text[:2] if here and text[1:2] == ":" and os.name == "nt" else ""
     source, _, target = text[len(drive) :].partition(":")
@@ -10398,14 +10401,14 @@ class Monitor:
                 "the service limits requests"
             )
         self.words = split_command(call["exec"])
-        self.rows: dict[Any, Row] = {}
+        self.rows: Keyed = {}
         self.pause = call["interval"]
         shown = call.view.format == "table" and not call.view.quiet
         self.live = shown and erasable(sys.stdout)
 
     if TYPE_CHECKING:
 
-        def fetch(self) -> dict[Any, Row]: ...
+        def fetch(self) -> Keyed: ...
         def is_match(self, event: str) -> bool: ...
 
     def is_cheap(self, row: Row) -> bool:
@@ -10471,7 +10474,7 @@ class Monitor:
                 break
         return self.act([row for _, event, row in found if self.is_match(event)])
 
-    def compare(self, rows: dict[Any, Row]) -> list[tuple[Any, str, Row]]:
+    def compare(self, rows: Keyed) -> Changes:
         """What has changed since the last look: (key, event, row)."""
         found = []
         for key, row in rows.items():
@@ -10544,9 +10547,9 @@ class OfferMonitor(Monitor):
 
     columns = (*MARK, *OFFER_COLUMNS)
 
-    def fetch(self) -> dict[Any, Row]:
+    def fetch(self) -> Keyed:
         call = self.call
-        found: dict[Any, Row] = {}
+        found: Keyed = {}
         params = {
             "order": "dph_total",
             **{name: call[name] for name in ("query", "type", "storage", "no_default")},
@@ -10588,7 +10591,7 @@ GPU so far: history 2""")
         self.history: dict[Any, list[float | None]] = {}
         self.cost, self.cost_read = "", -FOREVER
 
-    def fetch(self) -> dict[Any, Row]:
+    def fetch(self) -> Keyed:
         rows = {}
         for row in self.call.do("show_instances"):
             key = str(row.get("id"))
@@ -10620,7 +10623,7 @@ GPU so far: history 2""")
     def is_match(self, event: str) -> bool:
         return True
 
-    def compare(self, rows: dict[Any, Row]) -> list[tuple[Any, str, Row]]:
+    def compare(self, rows: Keyed) -> Changes:
         return [] if self.first else super().compare(rows)
 
     def cells(self, key: Any, row: Row) -> Row:
@@ -15371,7 +15374,7 @@ def invoice_pdf(
     title: str = "Invoice",
     number: str = "",
     period: str = "",
-    totals: Sequence[tuple[str, str]] = (),
+    totals: Sequence[Pair] = (),
 ) -> bytes:
     """An invoice as the bytes of a PDF file; the same arguments give the same bytes.
 
@@ -16484,7 +16487,7 @@ def _few(arg: Arg) -> bool:
     return bool(arg.choices) and len(str(arg.choices)) < 40
 
 
-def short_ways(arg: Arg) -> Iterator[tuple[str, str]]:
+def short_ways(arg: Arg) -> Iterator[Pair]:
     """The flags that stand for a value of an option, and what they stand for."""
     for value in dict.fromkeys(arg.shortcuts.values()):
         flags = [flag for flag, meant in arg.shortcuts.items() if meant == value]
@@ -16597,7 +16600,7 @@ class TypedWords:
         given = {arg.name: value for arg, value in self.seen.items()}
         return {name: given[name] for name in ("api_key", "profile", "url") if name in given}
 
-    def option_words(self, word: str) -> Iterator[tuple[str, str]]:
+    def option_words(self, word: str) -> Iterator[Pair]:
         """The options that begin with `word` and can still be given, with their meanings."""
         for arg in self.args:
             if arg.hidden or (arg in self.seen and not arg.again):
