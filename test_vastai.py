@@ -11510,6 +11510,9 @@ class TestServerless(ServerlessCase):
             self.server.route = lambda request, told=told: reply(told)
             error = self.error(self.program, lambda client, endpoint: client.delete_endpoint(7))
             self.assertEqual(error.body, told)
+        self.server.route = lambda request: reply({"success": True})  # nor is this an account without workergroups
+        self.assertIn("results", str(self.error(self.program, lambda client, endpoint:
+                                                client.find_workergroup_for_endpoint(7))))
 
     def test_workers(self):
         told = {"error": "slow down", "more": "\u2028" * 2000}

@@ -11698,7 +11698,12 @@ def find_endpoints(console: str, key: str, deadline: float = FOREVER) -> Steps:
     """Yields what to ask the console; returns the rows of the account's endpoints, keys
     included.
     """
-    what, url = "cannot list the endpoints", f"{console}/api/v0/endptjobs/?client_id=me"
+    url = f"{console}/api/v0/endptjobs/?client_id=me"
+    return find_rows("cannot list the endpoints", url, key, deadline)
+
+
+def find_rows(what: str, url: str, key: str, deadline: float = FOREVER) -> Steps:
+    """Yields what to ask the console; returns the rows of its answer."""
     result = yield from ask_console(what, url, key, deadline=deadline)
     rows = result.get("results")
     if as_rows(rows) != rows:
@@ -13156,8 +13161,9 @@ class ServerlessClient(Generic[R]):
 
     async def find_workergroup_for_endpoint(self, endpoint_id: int) -> int | None:
         """The id of the endpoint's first workergroup, or None."""
-        result = await self.manage("list", "workergroup")
-        for row in as_rows(result.get("results")):
+        url = f"{self.vast_web_url}/api/v0/workergroups/"
+        steps = find_rows("cannot list the workergroups", url, self.api_key)
+        for row in await self.streams().drive(steps):
             if row.get("endpoint_id") == endpoint_id:
                 return whole_of(row, "id")
         return None
