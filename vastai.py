@@ -10771,7 +10771,8 @@ class SelfTest:
         """The test; how it ends is in `result`."""
         result, steps = self.result, (self.choose, self.rent, self.wait, self.watch)
         try:
-            for result["phase"], step in zip(("preflight", "rental", "wait", "test"), steps):
+            for phase, step in zip(("preflight", "rental", "wait", "test"), steps):
+                result["phase"] = phase
                 step()
             result.update(phase="complete", stage="complete", success=True)
         except Unfit as failure:
