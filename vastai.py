@@ -4785,30 +4785,34 @@ def check_together(row: Command, params: Row, cli: bool) -> None:
     set of `one_of`, at most one of each of `either`, one of `needs`, and what an argument `needs`.
     """
     args = {arg.name: arg for arg in row.args}
-    given = {name for name, value in params.items() if value is not None and value is not False}
-    filled = {name for name in given if params[name] != []}
-    one_of = row.one_of.split(", ")
-    for choice in filter(None, one_of + row.either.split(", ")):
+    given = {
+        name
+        for name, value in params.items()
+        if value is not None and value is not False and value != []
+    }
+    one_of = row.one_of.split(", ") if row.one_of else []
+    for choice in one_of + row.either.split(", ") if row.either else one_of:
         names = choice.split()
-        count = len(filled.intersection(names))
+        count = len(given.intersection(names))
         mine = [args[name] for name in names if args[name].face != ("sdk" if cli else "cli")]
         due = choice in one_of and len(mine) == len(names)
         if count > 1 or (due and not count):
             raise UsageError(f"give either {labels_of(args, names, cli)}")
     for arg in row.args:
-        names = arg.needs.split()
-        lacks = names and arg.name in filled and not filled.intersection(names)
+        names = arg.needs.split() if arg.needs and arg.name in given else []
+        lacks = names and not given.intersection(names)
         if lacks and (cli or str(params[arg.name]) != arg.default):
             raise UsageError(f"{arg.label(cli)} needs {labels_of(args, names, cli)}")
     if row.needs:
-        check_needs(row, args, given, cli)
+        check_needs(row, args, params, cli)
 
 
-def check_needs(row: Command, args: dict[str, Arg], given: set[str], cli: bool) -> None:
+def check_needs(row: Command, args: dict[str, Arg], params: Row, cli: bool) -> None:
     """Raises UsageError unless one of the arguments that a row `needs` is given."""
     mine = [arg for arg in row.args_of("cli" if cli else "sdk") if arg.option and arg is not YES]
     names = row.needs.split() if row.needs != "*" else [arg.name for arg in mine]
-    if given.intersection(names):
+    values = (params.get(name) for name in names)
+    if any(value is not None and value is not False for value in values):
         return
     if len(names) == 1:
         raise missing_argument_error(row, args[names[0]], cli)
@@ -14681,7 +14685,7 @@ def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
 
 def column_values(name: str, rows: Sequence[Row]) -> list[Any]:
     """What the rows have under a field's name; of "a|b" the first that is there."""
-    if any(name in row for row in rows):  # also a name that has a dot in it
+    if {"|", "."}.isdisjoint(name) or any(name in row for row in rows):  # its own name has a dot
         return [row.get(name) for row in rows]
     names = name.split("|")
     found = ((get_path(row, name) for name in names) for row in rows)
@@ -15347,10 +15351,11 @@ def bundle_sentence(call: Call, bundle: Row) -> str:
 # Advance widths in 1/1000 of the font size, from Adobe's metrics files: each letter stands for one
 # code of WinAnsiEncoding (cp1252), 32 to 255, and counts from "0" into the list of all widths that
 # occur.
-_PDF_ADVANCES = (
+_PDF_SIZES = (
     "191 222 238 260 278 280 333 334 350 355 365 370 389 400 469 474 500 537 556 584 611 667 "
     "722 737 778 833 834 889 944 975 1000 1015"
 )
+_PDF_ADVANCES = tuple(map(int, _PDF_SIZES.split()))
 _PDF_WIDTHS = (
     "449BBKE066<C4644BBBBBBBBBB44CCCBOEEFFEDHF4@EBIFHEHFEDFELEED444>B6BB@BB4BB11@1IBBBB6@4B@F@@@737C8B81B6NBB6NE6N8D88"
     "11668BN6N@6L8@E46BBBB3B6G;BC6G6=C666BA466:BJJJDEEEEEENFEEEE4444FFHHHHHCHFFFFEEDBBBBBBK@BBBB4444BBBBBBBCDBBBB@B@"
@@ -15576,9 +15581,8 @@ def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
 
 def _pdf_width(text: bytes, style: str) -> float:
     """How many points wide a text is."""
-    advances = _PDF_ADVANCES.split()
-    width = sum(int(advances[ord(_PDF_WIDTHS[code - 32]) - 48]) for code in text)
-    return width * _PDF_STYLES[style][1] / 1000
+    advances = sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text)
+    return advances * _PDF_STYLES[style][1] / 1000
 
 
 def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
