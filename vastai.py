@@ -16608,8 +16608,8 @@ class TypedWords:
 
     def whom_to_ask(self) -> Row:
         """The options that say whom to ask for ids."""
-        given = {arg.name: value for arg, value in self.seen.items()}
-        return {name: given[name] for name in ("api_key", "profile", "url") if name in given}
+        names = ("api_key", "profile", "url")
+        return {arg.name: value for arg, value in self.seen.items() if arg.name in names}
 
     def option_words(self, word: str) -> Iterator[Pair]:
         """The options that begin with `word` and can still be given, with their meanings."""
