@@ -11505,6 +11505,12 @@ class TestServerless(ServerlessCase):
             self.server.route = lambda request, answer=answer: answer if request["method"] == "POST" else self.step(request)
             self.assertIsInstance(self.error(self.program, program), vastai.OutcomeUnknownError)
 
+    def test_ids_that_are_none(self):
+        for wrong in (None, "", "7/../8"):
+            self.assertIsInstance(self.error(self.program, lambda client, endpoint, wrong=wrong: client.delete_endpoint(wrong)),
+                                  vastai.UsageError)
+        self.assertEqual(self.server.requests, [])
+
     def test_refusals_with_status_200(self):
         for told in ({"success": "false"}, {"error": "no such endpoint"}, {"status": "error", "msg": "no"}):
             self.server.route = lambda request, told=told: reply(told)

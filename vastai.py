@@ -13190,8 +13190,11 @@ class ServerlessClient(Generic[R]):
         path = {"endpoint": "endptjobs/", "workergroup": "workergroups/"}[thing]
         url = f"{self.vast_web_url}/api/v0/{path}"
         body = None if config is None else config.to_dict()
-        if id is not None:
-            url += f"{id}/"
+        if config is None:
+            number = as_whole(id)
+            if number is None:
+                raise UsageError(f"expected the id of the {thing}, not {short_repr(id)}")
+            url += f"{number}/"
         steps = ask_console(f"cannot {verb} the {thing}", url, self.api_key, method, body)
         result: Row = await self.streams().drive(steps)
         return result
