@@ -5942,8 +5942,9 @@ class TestLease(RentingCase):
             self.client.create_instance(7, image="a/b", max_hours=2, runtype="args")
         with self.assertRaises(vastai.UsageError):
             self.client.create_instance(7, template_hash="a1b2", max_hours=2, args_str="--model x")
-        self.assertEqual(self.run_here("create instance 7 --image a/b --spot")[0], 2)
-        self.assertIn("--bid_price", self.run_here("create instance 7 --image a/b --spot")[2])
+        for line in ("create instance 7", "create instances 7 8"):
+            status, _, err = self.run_here(line + " --image a/b --spot")
+            self.assertEqual((status, "--bid_price" in err), (2, True), err)
 
     def shell(self, script, **environment):
         """Runs commands as a container does, where a minute is a moment; returns the process of the shell."""

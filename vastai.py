@@ -7156,10 +7156,15 @@ def chunk(row: Row) -> Row:
     return {**row, **CHUNK, "gpu_ram": int(ram) // 16 * 16, "disk_space": int(disk) // 64 * 64}
 
 
-def run_create_instance(call: Call) -> Row:
-    """One rental; with `wait` the instance that came of it stands under "instance"."""
+def refuse_spot(call: Call) -> None:
+    """Only `launch instance` chooses a bid itself; without one the rental would be on demand."""
     if call["spot"]:
         raise UsageError("--spot is an option of launch instance; bid with --bid_price here")
+
+
+def run_create_instance(call: Call) -> Row:
+    """One rental; with `wait` the instance that came of it stands under "instance"."""
+    refuse_spot(call)
     fetch_commands(call)
     rented = rental(call, call["label"], call["confirm"])
     with call.signals_caught():  # the command line says what was rented
@@ -7505,6 +7510,7 @@ def run_wait(call: Call) -> Row:
 
 def run_bulk(call: Call) -> Row:
     """One request for each 64 ids; a part that fails does not stop the others."""
+    refuse_spot(call)
     fetch_commands(call)
     bulk = Bulk(call)
     with call.signals_caught():
