@@ -525,6 +525,11 @@ def suggest(word: str, words: Iterable[str], least: float = 0.7) -> str:
     return f"; did you mean {bare[close[0]]!r}?" if close else ""
 
 
+def mentions(text: str, signs: str) -> bool:
+    """Does a text hold one of some signs, small and with commas between them?"""
+    return any(sign in text.lower() for sign in signs.split(", "))
+
+
 def parse_table(text: str) -> dict[str, str]:
     """A dict from a text with a line `name: what it stands for` for each."""
     return dict(line.split(": ", 1) for line in text.split("\n"))
@@ -5961,9 +5966,8 @@ CREDIT_HINT = (
 
 def lacks_credit(words: str) -> bool:
     """Do the service's words say that there is too little credit?"""
-    words = words.lower().replace("_", " ")
-    signs = ("insufficient", "lack", "not enough", "no credit", "out of credit", "more credit")
-    return ("credit" in words or "balance" in words) and any(sign in words for sign in signs)
+    lack = "insufficient, lack, not enough, no credit, out of credit, more credit"
+    return mentions(words, "credit, balance") and mentions(words.replace("_", " "), lack)
 
 
 def quota_error(answer: Answer, words: str) -> VastAIError:
@@ -5977,9 +5981,7 @@ def quota_error(answer: Answer, words: str) -> VastAIError:
 
 def key_refused(words: str) -> bool:
     """Do the service's words say that the key, or the 2FA session, is no good?"""
-    return any(
-        sign in words.lower() for sign in ("invalid user key", "session expired", "invalid api key")
-    )
+    return mentions(words, "invalid user key, session expired, invalid api key")
 
 
 def code_hint(answer: Answer) -> str:
@@ -9540,7 +9542,10 @@ def format_traffic(price: float | None) -> str:
 WORKSPACE = "/workspace"  # folder of the instance that paths are relative to
 HOURS_OF_A_JOB = 24.0  # --max-hours, if it is not given
 SILENCE = 60.0  # seconds of nothing but failures after which ssh is not waited for
-UNREACHABLE_SIGNS = ("timed out", "no route to host", "unreachable", "could not resolve")
+SSH_OF_A_JOB = (
+    "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+)
+UNREACHABLE_SIGNS = "timed out, no route to host, unreachable, could not resolve"
 UPLOAD_FOLDER = "mkdir -p @T && tar -C @T -xof -"
 UPLOAD_FILE = "mkdir -p @P @D.up && tar -C @D.up -xof - && mv -f @D.up/@N @T"
 KIND_OF = "if [ -d @T ]; then echo folder; elif [ -e @T ]; then echo file; fi"
@@ -9706,7 +9711,7 @@ class RemoteJob:
                 if status == 0:
                     return "connected"
                 denied = denied or "permission denied" in told.lower()
-                alive = alive or not any(sign in told.lower() for sign in UNREACHABLE_SIGNS)
+                alive = alive or not mentions(told, UNREACHABLE_SIGNS)
             now = time.monotonic()
             first_denied = min(first_denied, now) if denied else FOREVER
             if now - first_denied >= SILENCE:
@@ -9759,9 +9764,7 @@ class RemoteJob:
 
     def ssh_words(self, command: str) -> list[str]:
         host, port = self.address
-        alive = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
-        quiet = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
-        options = [*ssh_options(self.call, self.id), *quiet, *alive]
+        options = [*ssh_options(self.call, self.id), *SSH_OF_A_JOB.split()]
         return ["ssh", "-p", str(port), *options, f"root@{host}", command]
 
     def ssh(self, command: str, limit: float, **streams: Any) -> tuple[int, bytes, str]:
@@ -11081,7 +11084,7 @@ resnet_failed: resnet, torch, out of memory, outofmemory, cudnn, cublas, cuda er
 def failure_of(text: str, table: dict[str, str], otherwise: str = "") -> str:
     """The entry of a table of which a message has a word."""
     for code, words in table.items():
-        if any(word in text.lower() for word in words.split(", ")):
+        if mentions(text, words):
             return code
     return otherwise
 
@@ -11174,7 +11177,7 @@ def write_bundle(
 
 
 LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
-DMESG_WORDS = ("warn", "err", "fail", "fault", "crit", "panic", "oops", "bug")
+DMESG_WORDS = "warn, err, fail, fault, crit, panic, oops, bug"
 LOCAL_ARTIFACTS = parse_table("""\
 dmesg-filtered.log: dmesg -T
 nvidia-smi.txt: nvidia-smi
@@ -11203,8 +11206,8 @@ def output_of(line: str) -> str:
         raise OSError(f"{line}: status {done.returncode}: {' '.join(lines)[:300]}")
     if line.startswith("ss "):  # the other columns name processes
         return "\n".join(" ".join(text.split()[:5]) for text in lines)
-    words = DMESG_WORDS if line.startswith("dmesg") else ("",)
-    return "\n".join(text for text in lines if any(word in text.lower() for word in words))
+    words = DMESG_WORDS if line.startswith("dmesg") else ""
+    return "\n".join(text for text in lines if mentions(text, words))
 
 
 def run_benchmarks(call: Call) -> list[Row]:
