@@ -4514,10 +4514,14 @@ class SelfTestTest(CommandCase):
         self.assertIn("ERROR: NVML went away", log)
         self.assertNotIn(self.box.key.encode(), everything)
 
-    def test_what_is_denied_is_looked_at(self):
-        self.box.fail("DELETE /api/v0/instances/.*", 404)
-        self.outcome("DONE\n")
-        self.assertEqual(set(self.box.market.tables["instances"]), self.before)
+    def test_what_is_denied_is_removed(self):
+        """Once is not enough to forget what was seen."""
+        for method in ("DELETE", "GET"):
+            def page(faulty, sock, request, method=method):
+                sock.sendall(reply("DONE\n"))
+                self.box.fail(method + " /api/v0/instances/.*", 404)
+            self.outcome(page)
+            self.assertEqual(set(self.box.market.tables["instances"]), self.before)
 
     def test_what_cannot_be_removed_is_said(self):
         self.box.fail("DELETE /api/v0/instances/.*", times=99)

@@ -10983,17 +10983,13 @@ class SelfTest:
         id = self.rented.id
         if id is None:
             return
+        row = {}
         try:
-            row = {} if id == "?" else self.call.do("show_instance", id=id)
-        except NotFoundError:
-            row = None
+            row = {} if id == "?" else self.call.do("show_instance", id=id) or {}
         except Exception as error:  # noqa: BLE001 (what is not seen is not gone)
-            row = {}
             self.say(f"instance {id}: {error}")
-        gone = row is None and not self.rented.is_new()
-        row = row or {}
         state = row.get("intended_status") or row.get("actual_status")
-        if gone or state in ("destroyed", "terminated"):
+        if state in ("destroyed", "terminated"):
             self.rented.id = None
             return
         try:
