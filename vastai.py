@@ -10983,7 +10983,7 @@ class SelfTest:
         id = self.rented.id
         if id is None:
             return
-        row = {}
+        row: Row = {}
         try:
             row = {} if id == "?" else self.call.do("show_instance", id=id) or {}
         except Exception as error:  # noqa: BLE001 (what is not seen is not gone)
