@@ -14503,8 +14503,9 @@ def fill(call: Call, text: str, answer: Row) -> str:
 
     Raises LookupError, ValueError or TypeError if one of them is not there.
     """
-    words = {"answer": answer, **answer}
-    words.update((name, value) for name, value in call.params.items() if value is not None)
+    words: Row = {}
+    for source in ({"answer": answer}, answer, call.params):
+        words.update((name, value) for name, value in source.items() if value is not None)
     for name, value in words.items():
         if isinstance(value, list):
             words[name] = ", ".join(map(str, value))
@@ -14514,7 +14515,7 @@ def fill(call: Call, text: str, answer: Row) -> str:
             words[name] = format_utc(value)
         elif name in ("price", "price_disk"):
             words[name] = format_rate(value)[1:-3]  # 0.30, 0.3547
-    return text.format_map({name: value for name, value in words.items() if value is not None})
+    return text.format_map(words)
 
 
 def warn_of_fields(call: Call, listing: Listing) -> None:
