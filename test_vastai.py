@@ -5086,7 +5086,7 @@ class TestWatch(FaultCase):
         done = self.watch(looks, "instances")
         self.assertEqual(self.told(), [("state", 7), ("outbid", 8), ("disk", 7), ("price", 8), ("state", 8), ("new", 9),
                                        ("gone", 8), ("gone", 9)])
-        self.assertIn("`vastai change bid 8 --price 0.22`", done.stderr)
+        self.assertIn("is outbid or stopped; to raise the bid: `vastai change bid 8 --price 0.22`", done.stderr)
         self.assertEqual({request["path"] for request in self.server.requests}, {"/api/v1/instances/"})
 
     def test_instances_below_a_price(self):

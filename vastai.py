@@ -10624,7 +10624,7 @@ GPU so far: history 2""")
         if is_outbid(new) and not is_outbid(old):
             id = format_value(new.get("id"))
             self.say(
-                f"instance {id} is outbid; raise the bid: "
+                f"instance {id} is outbid or stopped; to raise the bid: "
                 f"`vastai change bid {id} --price {next_bid(new)}`"
             )
             found.append("outbid")
