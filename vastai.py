@@ -6778,7 +6778,7 @@ def is_exempt(exempt: str, host: str, port: int) -> bool:
             continue
         name = name.strip("[]")
         name = name[1:] if name.startswith("*.") else name
-        if host == name.lstrip(".") or host.endswith("." + name.lstrip(".")):
+        if f".{host}".endswith(f".{name.lstrip('.')}"):
             return True
     return False
 
