@@ -10229,7 +10229,7 @@ class Bill:
             self.add("volume", row, hour, state=row.get("status"), why=why)
 
     def result(self) -> Row:
-        self.rows.sort(key=lambda row: ("instance", "volume", "endpoint").index(row["kind"]))
+        self.rows.sort(key=lambda row: row["kind"] == "endpoint")  # at the end
         hour = sum((row["hour"] or 0.0 for row in self.rows), 0.0)
         credit = as_number(as_dict(self.found["user"]).get("credit"))
         left = None if credit is None or hour <= 0 else max(0.0, credit) / hour
