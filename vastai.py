@@ -12043,8 +12043,8 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
         lines = []
         if done or b"\n" in data:
             lines = b"".join(rest).split(b"\n")
-            rest = [] if done and not cut else [lines.pop()]
-            size = sum(map(len, rest))
+            tail = b"" if done and not cut else lines.pop()
+            rest, size = [tail], len(tail)
         if size > LARGEST_ANSWER:
             raise ConnectionError(TOO_LARGE)
         events = []
