@@ -11718,6 +11718,27 @@ class TestServerlessTls(ServerlessCase):
             return found
         self.assertEqual(self.program(program), [1, 2])
 
+    def test_reset_while_it_is_idle(self):
+        """A kept connection that the worker resets costs no job."""
+        reset_now, gone = threading.Event(), threading.Event()
+
+        def once(faulty, sock, request):
+            sock.sendall(reply({"n": 2}))
+            reset_now.wait(5)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(sock.detach())
+            gone.set()
+        self.far.route = lambda request: once
+
+        async def program(client, endpoint):
+            await endpoint.request("/work", {}, retry=False)
+            reset_now.set()
+            while not gone.is_set():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            return (await endpoint.request("/work", {}, retry=False))["response"]
+        self.assertEqual(self.program(program), {"n": 2})
+
     def test_strangers(self):
         self.server.route = lambda request: (reply("nothing here", 404) if request["path"].startswith("/static")
                                              else self.step(request))

@@ -12402,7 +12402,8 @@ class Connection:
     def is_quiet(self) -> bool:
         # What has come meanwhile is no longer in the socket: the event loop has read it.
         spoilt = self.transport.is_closing() or self.reader.at_eof() or self.reader._buffer
-        quiet = not spoilt and is_quiet(self.transport.get_extra_info("socket"))
+        sock = self.transport.get_extra_info("socket")  # before 3.11 None if it was reset under TLS
+        quiet = sock is not None and not spoilt and is_quiet(sock)
         # of a request that was answered early, the rest may still be on its way
         return quiet and not self.transport.get_write_buffer_size()
 
