@@ -4613,7 +4613,7 @@ class KnownBenchmarksTest(CommandCase):
         line = f"run benchmarks --template_id {self.template['id']} --gpus RTX_4090 --no-cache"
         status, _, err = self.run_here(line, stdin="n\n")
         self.assertEqual((status, self.writes()), (2, []))
-        self.assertRegex(err, r"Rent 1x RTX 4090 for up to 30 minutes, at \$0\.\d+/hr together\?")
+        self.assertRegex(err, r"Rent 1x RTX 4090 for up to 30 minutes, at about \$0\.\d+/hr together\?")
         self.box.fail("POST /api/v0/bundles/", 200, json.dumps({"offers": [{"id": 1}]}))
         self.assertIn("at an unknown price together?", self.run_here(line, stdin="n\n")[2])
 

@@ -11242,7 +11242,8 @@ def run_benchmarks(call: Call) -> list[Row]:
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
         known = [price for price in prices if price is not None]
-        total = format_rate(sum(known)) if known == prices else "an unknown price"
+        # the service chooses the offers
+        total = f"about {format_rate(sum(known))}" if known == prices else "an unknown price"
         call.confirm(names=names, minutes=call["timeout"] / 60, rate=total)
         bench = Bench(call, wanted)
         with CleanupGuard(call, bench):
