@@ -11718,6 +11718,20 @@ class TestServerlessTls(ServerlessCase):
             return found
         self.assertEqual(self.program(program), [1, 2])
 
+    def test_left_with_much_to_read(self):
+        """The end of a stream whose client was closed is told as that, however much of it had come."""
+        self.far.route = lambda request: chunked(*[event("x" * 60_000)] * 20, end=False)
+
+        async def program(client, endpoint):
+            events = (await endpoint.request("/work", {}, stream=True))["response"]
+            (used,) = client.streams().used
+            while not used.reader._paused:
+                await asyncio.sleep(0.01)
+            await client.close()
+            with self.assertRaises(ConnectionError):
+                [value async for value in events]
+        self.program(program)
+
     def test_reset_while_it_is_idle(self):
         """A kept connection that the worker resets costs no job."""
         reset_now, gone = threading.Event(), threading.Event()

@@ -12408,6 +12408,14 @@ class Connection:
         # of a request that was answered early, the rest may still be on its way
         return quiet and not self.transport.get_write_buffer_size()
 
+    async def receive(self) -> bytes:
+        """Some bytes; none at the end of the connection."""
+        try:
+            data: bytes = await self.reader.read(1 << 16)
+        except AttributeError:  # before 3.11, of TLS that was closed while much was still to read
+            raise ConnectionError("the connection was closed") from None
+        return data
+
     def free_slot(self) -> None:
         slot, self.slot = self.slot, None
         if slot:
@@ -12488,7 +12496,7 @@ class Streams:
                 self.use(connection)
                 connection.writer.write(message)
                 while not (incoming.done or incoming.streamed):
-                    incoming.feed(await connection.reader.read(1 << 16))
+                    incoming.feed(await connection.receive())
             events = self.events(connection, incoming) if incoming.streamed else None
             answer = incoming.answer(events)
         except BaseException as error:
@@ -12515,7 +12523,7 @@ class Streams:
                     yield event
                 if not incoming.done:
                     with TimeLimit(incoming.piece_ends()):
-                        incoming.feed(await connection.reader.read(1 << 16))
+                        incoming.feed(await connection.receive())
         except OSError as error:
             raise stream_error(error) from error
         finally:
