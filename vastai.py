@@ -8435,7 +8435,7 @@ def invoice_period(call: Call) -> Row:
 
 def with_label(call: Call, rows: list[Row]) -> list[Row]:
     """The items of instances with the label that was asked for."""
-    ids = list(dict.fromkeys(row["instance_id"] for row in rows if whole_of(row, "instance_id")))
+    ids = list({row["instance_id"] for row in rows if whole_of(row, "instance_id")})
     found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids)
     kept = {contract.get("id") for contract in found}
     return [row for row in rows if row.get("instance_id") in kept]
