@@ -9626,6 +9626,7 @@ class RemoteJob:
         import threading
 
         self.call = call
+        self.prints = call.cli  # in Python, what the job writes goes nowhere
         self.limit: float = call.get("max_hours", HOURS_OF_A_JOB)
         self.hours = format_duration(self.limit * 3600)
         self.uploads = [split_pair("--upload", text, here=True) for text in call["upload"] or ()]
@@ -9870,7 +9871,7 @@ class RemoteJob:
                         raise VastAIError(f"the job is lost: instance {self.id} was restarted")
                     if name in self.arrived and number > 0:
                         self.pass_on(name, source, number)
-                    if name == "idle" and self.call.cli:
+                    if name == "idle" and self.prints:
                         check_reader(sys.stdout)
                     moved = MOVED
                 ssh.wait(5)
@@ -9895,7 +9896,7 @@ class RemoteJob:
             self.heard.set()
             if plain and name == "out":
                 write_bytes(sys.stdout, data)
-            elif plain or self.call.cli:
+            elif self.prints:
                 try:
                     write_bytes(sys.stderr, data)
                 except OSError:  # a terminal that is gone is no reason to end the job
