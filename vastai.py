@@ -9298,9 +9298,8 @@ class Launch:
         best: Keyed = {}
         for offer in offers:
             price = self.price_of(offer)[0]
-            machine = offer.get("machine_id")
-            if None not in (price, offer.get("id")) and not self.is_above_cap(price):
-                best.setdefault(machine, offer)
+            if None not in (price, whole_of(offer, "id")) and not self.is_above_cap(price):
+                best.setdefault(whole_of(offer, "machine_id"), offer)
         found = [offer for id, offer in best.items() if id not in self.excluded]
         if not found:
             cap = "" if self.cap is None else f" for {format_rate(self.cap)} or less"
