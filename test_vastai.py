@@ -4380,6 +4380,11 @@ class RentalTest(CommandCase):
         self.ok(f"change bid {id} --price 0.5 --schedule DAILY --day '*' --hour 3")
         self.assertFalse([request for request in self.box.requests if "bid_price" in request["path"]])
         self.assertEqual(self.client.show_scheduled_jobs()[0]["hour_of_the_day"], 3)
+        again = f"change bid {id} --price 0.6 --schedule DAILY --day '*' --hour 3"
+        self.box.fail("POST /api/v0/commands/schedule_job/", 422, {"success": False, "scheduled_job_id": 1}, times=2)
+        self.assertEqual(self.run_here(again, stdin="n\n")[0], 2)
+        self.run_here(again + " --yes")
+        self.assertEqual(self.box.requests[-1]["method"], "PUT", "the question says that --yes skips it")
         status, _, err = self.run_here(f"reboot instance {id} --schedule DAILY --hour 25")
         self.assertEqual(status, 2)
         self.assertIn("--hour", err)
@@ -13112,6 +13117,7 @@ reboot instance
     --end_date:DATE=None
     --day:DAY='0'
     --hour:HOUR='0'
+    -y,--yes:TEXT=False(cli)
     -> dict[str, Any] ONCE
 recycle instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
 label instance id:INSTANCE/ID label:TEXT -> dict[str, Any]
@@ -13133,6 +13139,7 @@ change bid
     --end_date:DATE=None
     --day:DAY='0'
     --hour:HOUR='0'
+    -y,--yes:TEXT=False(cli)
     -> dict[str, Any]
 execute
     id:INSTANCE/ID
@@ -13143,6 +13150,7 @@ execute
     --end_date:DATE=None
     --day:DAY='0'
     --hour:HOUR='0'
+    -y,--yes:TEXT=False(cli)
     -> str ONCE
 logs
     instance_id:INSTANCE/id/ID/INSTANCE_ID
@@ -13275,12 +13283,12 @@ cloud copy
     --update:TEXT=False
     --delete-excluded:TEXT=False
     --flags:TEXT+=None(sdk)
-    -y,--yes:TEXT=False(cli)
     --schedule:TEXT{HOURLY,DAILY,WEEKLY}=None
     --start_date:DATE=None
     --end_date:DATE=None
     --day:DAY='0'
     --hour:HOUR='0'
+    -y,--yes:TEXT=False(cli)
     -> dict[str, Any] ONCE
 show connections -> list[dict[str, Any]]
 take snapshot

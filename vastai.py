@@ -2576,7 +2576,8 @@ SCHEDULE = (
     Local("--start_date", DATE, "Schedule | first day of the job, UTC (default: today)", needs="schedule"),
     Local("--end_date", DATE, "Schedule | last day of the job, UTC (default: a week from now)", needs="schedule"),
     Local("--day", DAY_SLOT, "Schedule | day of the week, 0 (Sunday) to 6, or * for every day", "0", needs="schedule"),
-    Local("--hour", HOUR_SLOT, "Schedule | hour of the day in UTC, 0 to 23, or * for every hour", "0", needs="schedule"))
+    Local("--hour", HOUR_SLOT, "Schedule | hour of the day in UTC, 0 to 23, or * for every hour", "0", needs="schedule"),
+    YES)  # to replace a job that does the same
 # fmt: on
 
 
@@ -3935,7 +3936,6 @@ s3.101:/data/ 6003036:/workspace/"""),
         Local("--update", FLAG, "skip files that are newer at the destination"),
         Local("--delete-excluded", FLAG, "delete excluded files at the destination"),
         SdkArg("--flags", TEXTS, "rclone options, instead of the five above"),
-        YES,
         build="build_cloud_copy", schedule="schedule_cloud_copy", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instance {instance}`.",
