@@ -6270,7 +6270,7 @@ class TestLaunch(RentingCase):
         """What has no price is not rented; numbers may be texts, and what is for people may be missing."""
         plain = {"id": self.offers[1]["id"], "machine_id": 12, "dph_base": "0.3", "storage_cost": "0.15", "dph_total": None}
         rows = [{"id": self.offers[0]["id"], "machine_id": 11}, plain, dict(plain, id=1), {"id": None},
-                dict(plain, id={}), dict(plain, machine_id={}, dph_base=9)]
+                dict(plain, id={}), dict(plain, machine_id={})]
         self.box.fail("POST /api/v0/bundles/", 200, {"offers": rows})
         err = self.launch("--max-price 0.31")
         self.assertEqual(self.machines(), [12])
