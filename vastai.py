@@ -5869,7 +5869,16 @@ def send_with_retries(call: Call, request: Request) -> Answer:
         if pause is None:
             raise error
         lost = lost or failure == UNANSWERED
-        time.sleep(pause)
+        sleep(pause)
+
+
+def sleep(seconds: float) -> None:
+    """time.sleep() a second at a time: a signal that comes just before it begins ends none, and is
+    seen only after it.
+    """
+    for _ in range(int(seconds)):
+        time.sleep(1.0)
+    time.sleep(seconds % 1)
 
 
 def announce_request(call: Call, request: Request) -> None:
@@ -8685,7 +8694,7 @@ def poll_until(
     *,
     tries: int = 0,
     clock: Callable[[], float] | None = None,
-    sleep: Callable[[float], None] | None = None,
+    sleep: Callable[[float], None] = sleep,
 ) -> Any:
     """What `look(seconds left)` returns, once that is not None; None after `limit` seconds or
     `tries` looks.
@@ -8694,7 +8703,7 @@ def poll_until(
     `most`; after a look that returns MOVED they begin again.  A look that meets the rate limit is
     repeated after the pause that the service asks for.
     """
-    clock, sleep = clock or time.monotonic, sleep or time.sleep
+    clock = clock or time.monotonic
     end, first, looks = clock() + limit, pause, 0
     while True:
         asked = 0.0
@@ -9365,7 +9374,7 @@ class Launch:
 
         def send(left: float) -> Row | None:
             nonlocal problem
-            time.sleep(max(0.0, self.last_sent + RENTAL_PAUSE - time.monotonic()))
+            sleep(max(0.0, self.last_sent + RENTAL_PAUSE - time.monotonic()))
             self.last_sent = time.monotonic()
             try:
                 return rent(call, self.rented)
@@ -10452,7 +10461,7 @@ class Monitor:
         """Waits until the next look, longer after a refusal, but never beyond --max-wait."""
         flush(sys.stdout)
         left = self.end - time.monotonic()
-        time.sleep(max(0.0, min(max(seconds, self.pause), left)))
+        sleep(max(0.0, min(max(seconds, self.pause), left)))
 
     def look(self, left: float) -> bool | None:
         """One look; True if it is the last one."""
@@ -10928,7 +10937,7 @@ class SelfTest:
                 "port 5000 of the instance cannot be reached from outside, only: "
                 f"{', '.join(ports) or 'none'}",
             )
-        time.sleep(15)
+        sleep(15)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their own certificates
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         heard, reached, page = time.monotonic(), False, f"https://{ports['5000/tcp']}/progress"
@@ -12157,7 +12166,7 @@ def drive(
                     answer = send(step)
                 else:
                     pausing()
-                    time.sleep(step)
+                    sleep(step)
             except NoAnswer as error:
                 problem = error
     except StopIteration as end:
