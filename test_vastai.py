@@ -7902,14 +7902,17 @@ class TestLostAnswers(FaultCase):
 class TestRetryAfter(FaultCase):
     def waits(self, *answers, call=None):
         """How long a safe call waits between its attempts, and what became of it."""
-        pauses, server = [], self.serve(*answers)
+        pauses, server = collections.Counter(), self.serve(*answers)
         client = self.client(server)
-        with mock.patch.object(time, "sleep", lambda seconds: pauses.append(seconds)):
+
+        def sleep(seconds):  # a pause is slept a second at a time
+            pauses[len(server.requests)] += seconds
+        with mock.patch.object(time, "sleep", sleep):
             try:
                 result = (call or vastai.VastAI.show_user)(client)
             except vastai.VastAIError as error:
                 result = error
-        return pauses, result
+        return list(pauses.values()), result
 
     def test_honoured(self):
         date = email.utils.formatdate(time.time() + 30, usegmt=True)
