@@ -3342,15 +3342,8 @@ CHANGED = "Instance {id} is {instance[actual_status]}.|"  # after --wait
 CONFIRM = Local("--confirm", FLAG, "Waiting | if no label is given, add one, so that the instance can be found if the answer is lost")
 DEMAND = "on-demand bid reserved interruptible"
 RENTAL_TYPE = Local("-t --type KIND", TEXT, "rental type; interruptible is the same as bid", "on-demand", choices=DEMAND,
-    shortcuts=parse_table("""\
--i: bid
---interruptible: bid
--b: bid
---bid: bid
--r: reserved
---reserved: reserved
--d: on-demand
---on-demand: on-demand"""))
+    shortcuts={"-i": "bid", "--interruptible": "bid", "-b": "bid", "--bid": "bid", "-r": "reserved",
+    "--reserved": "reserved", "-d": "on-demand", "--on-demand": "on-demand"})
 SEARCH_OPTIONS = (
     Local("-o --order", ORDER, "sort by these fields; append `-` for descending", "score-"),
     Local("--limit", COUNT, "maximum number of rows; 0 for all that the service returns"),
@@ -10120,7 +10113,7 @@ def run_cost(call: Call) -> Row:
             return charges_between(call, now - 86400, now)
         return call.do(f"show_{part}")
 
-    found = dict(zip(parts, at_once(call, read, parts)))
+    found: Row = dict(zip(parts, at_once(call, read, parts)))
     if all(isinstance(part, Exception) for part in found.values()):
         raise found["instances"]
     endpoints = as_rows(found["endpoints"])
@@ -14363,13 +14356,13 @@ def present(call: Call, result: Any) -> None:
         write_out(format_json(list(document) if isinstance(document, Rows) else document) + "\n")
     else:
         rows, alone = rows_of(call, result), is_single(row, result)
-        whole = [result]
+        whole: list[Any] = [result]
         listing = Listing(whole if rows is None else rows, (), view, alone)
         warn_of_fields(call, listing)
         write_out(WRITERS[view.format](listing))
 
 
-def present_only_copy(call: Call, result: Row) -> None:
+def present_only_copy(call: Call, result: Any) -> None:
     """With --quiet, what is shown only once, such as a new key: not on stdout, but not held back."""
     if call.row.show:
         call.row.show(call, result)
