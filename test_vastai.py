@@ -5959,9 +5959,10 @@ class TestLease(RentingCase):
         """Runs commands as a container does, where a minute is a moment; returns the process of the shell."""
         folder = os.path.join(self.home, "bin")
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "sleep"), "w") as file:
-            file.write(f"#!/bin/sh\nexec {shutil.which('sleep')} 0.05\n")
-        os.chmod(file.name, 0o755)
+        program = pathlib.Path(folder, "sleep")
+        if not program.exists():  # else an earlier script may be about to run it: "Text file busy"
+            program.write_text(f"#!/bin/sh\nexec {shutil.which('sleep')} 0.05\n")
+            program.chmod(0o755)
         environment = {"PATH": folder + os.pathsep + os.environ["PATH"], **environment}
         process = subprocess.Popen(["/bin/sh", "-c", script], env=environment, start_new_session=True,
                                    stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
