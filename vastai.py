@@ -4788,8 +4788,8 @@ def check_together(row: Command, params: Row, cli: bool) -> None:
         for name, value in params.items()
         if value is not None and value is not False and value != []
     }
-    one_of = row.one_of.split(", ") if row.one_of else []
-    for choice in one_of + row.either.split(", ") if row.either else one_of:
+    one_of, either = ([*filter(None, sets.split(", "))] for sets in (row.one_of, row.either))
+    for choice in one_of + either:
         names = choice.split()
         count = len(given.intersection(names))
         mine = [args[name] for name in names if args[name].face != ("sdk" if cli else "cli")]
