@@ -7195,6 +7195,16 @@ class CompatTest(CommandCase):
 class PureTest(unittest.TestCase):
     """What needs no service: queries, environments, orders, dates, places, tables."""
 
+    def test_no_name_stands_for_two_things(self):
+        """The later one would take the place of the other, wherever that is used."""
+        seen = collections.Counter()
+        for node in ast.parse(pathlib.Path(HERE, "vastai.py").read_text(encoding="utf-8")).body:
+            targets = getattr(node, "targets", [node.target] if isinstance(node, ast.AnnAssign) else [])
+            stored = [part.id for target in targets for part in ast.walk(target)
+                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
+            seen.update({*stored, getattr(node, "name", None)} - {None})
+        self.assertEqual([name for name, count in seen.items() if count > 1], [])
+
     def test_what_may_be_sent_again_and_when(self):
         def top(low, high):
             return high
@@ -7255,6 +7265,7 @@ class PureTest(unittest.TestCase):
                     self.assertEqual(vastai.parse_json((text + pad).encode()), json.loads((text + pad).encode("utf-8")))
         with self.assertRaises(ValueError) as caught:
             vastai.parse_json(b"[" + b"[]," * 6_000_000 + b"[]]")
+        self.assertEqual(len(vastai.parse_json(b'"' + b"x" * (40 << 20) + b'"')), 40 << 20)
         self.assertIn("memory", str(caught.exception))
         self.assertRaises(ValueError, vastai.parse_json, b"9" * 3_000_000)  # at once, without counting its digits
 
@@ -9657,6 +9668,11 @@ atexit.register(lambda: print(len(client.list_machines([1, 2, 3]))))
             except RecursionError:
                 ended.append(False)
         self.assertEqual(set(ended), {True, False})
+        tuples = functools.reduce(lambda inner, _: (inner,), range(50_000), ())
+        for deep in (NESTED, tuples):  # that of an argument is, wherever it stands
+            for call in (lambda deep=deep: client.search_offers(order=[{"a": deep}]),
+                         lambda deep=deep: client.create_instance(8, "a/b", env={"A": deep})):
+                self.assertRaises(vastai.UsageError, call)
 
     @unittest.skipUnless(hasattr(os, "fork"), "no fork here")
     def test_fork_during_the_first_call(self):

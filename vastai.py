@@ -4895,8 +4895,8 @@ def encode_query(query: Row) -> str:
         for name, value in query.items():
             text = value if type(value) in (str, int) else json.dumps(value, allow_nan=False)
             pairs.append(f"{quote(name, safe='')}={quote(str(text), safe='')}")
-    except (TypeError, ValueError):
-        raise UsageError(UNSENDABLE) from None
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise unsendable(problem, query) from None
     return "&".join(pairs)
 
 
@@ -4907,8 +4907,14 @@ def encode_json(body: Any) -> bytes:
     try:
         text = json.dumps(body, ensure_ascii=False, allow_nan=False)
         return text.encode("utf-8", "backslashreplace")  # half a character as its escape
-    except (TypeError, ValueError):
-        raise UsageError(UNSENDABLE) from None
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise unsendable(problem, body) from None
+
+
+def unsendable(problem: Exception, value: Any) -> Exception:
+    """The error of a value that JSON cannot hold; a full stack of the program's own stays itself."""
+    own = isinstance(problem, RecursionError) and not is_deep(value)
+    return problem if own else UsageError(UNSENDABLE)
 
 
 def build_request(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
@@ -5707,7 +5713,8 @@ def is_deep(value: Any) -> bool:
         return _may_be_deep(value.encode("utf-8", "replace"))
     level = [value]
     for _ in range(DEEPEST):
-        inner = (item.values() if isinstance(item, dict) else as_list(item) for item in level)
+        holders = [item for item in level if isinstance(item, (dict, list, tuple))]
+        inner = (item.values() if isinstance(item, dict) else item for item in holders)
         level = [item for items in inner for item in items][:1000]  # it may hold itself
     return bool(level)
 
@@ -10007,7 +10014,7 @@ def remote_path(path: str) -> str:
 
 
 def check_reader(stream: TextIO | None) -> None:
-    """Raises BrokenPipeError if nobody reads what we write to a pipe any more."""
+    """Raises BrokenPipeError if nobody reads what we write to a pipe anymore."""
     import select
 
     try:
@@ -11254,7 +11261,7 @@ def run_benchmarks(call: Call) -> list[Row]:
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
 
-MOST_MEMORY = 1 << 25  # MB of all cards of a machine
+MOST_GPU_MEMORY = 1 << 25  # MB of all cards of a machine
 SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
 GPU_WORDS = {
     "ti": "Ti",
@@ -11275,7 +11282,7 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
     limits = as_dict(filters.get("gpu_total_ram"))
     over, least = number_of(limits, "gt"), number_of(limits, "gte")
     least = (least or 0) - 1 if over is None else over  # MB; all cards must have more
-    if least > MOST_MEMORY:
+    if least > MOST_GPU_MEMORY:
         raise VastAIError("the template asks for more GPU memory than any machine has")
     specs = [
         (name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
@@ -12532,7 +12539,7 @@ class Streams:
             self.release(connection, incoming.done and incoming.keep)
 
     def use(self, connection: Connection) -> None:
-        """Takes a connection for a request; one that was idle does not end by itself any more."""
+        """Takes a connection for a request; one that was idle does not end by itself anymore."""
         self.used.add(connection)
         connection.slot = self.slots
         if connection.timer:
@@ -14470,7 +14477,8 @@ def format_ids(call: Call, result: Any) -> str:
 
 def write_text(call: Call, text: str) -> None:
     """Prints a result that is a text; --raw prints an address alone, and what was logged or
-    printed in an instance as JSON, as recorded calls have it."""
+    printed in an instance as JSON, as recorded calls have it.
+    """
     if call.view.format == "json" and (call.row.text or not call.view.raw):
         return write_out(format_json(str(text)) + "\n")
     if call.row.text and call.row.returns == "text":
@@ -16201,7 +16209,7 @@ EXIT_STATUSES = parse_table("""\
 9: a wait ran out of time
 129: SIGHUP ended it
 130: interrupted
-141: nobody reads its output any more
+141: nobody reads its output anymore
 143: SIGTERM ended it""")
 
 
@@ -16579,7 +16587,7 @@ class TypedWords:
     seen     options that are there, with their last value
     due      the option whose value comes next
     loose    how many words stand alone
-    literal  no word is an option any more
+    literal  no word is an option anymore
     closed   all that follows belongs to another program
     """
 
