@@ -8910,7 +8910,7 @@ class TestOutcomes(FaultCase):
         pending = [{"contract_id": id, "pending_price_increase_id": id} for id in (1, 2)]
         status, out, err = self.run_here(self.serve(reply({"pending_price_increases": pending}), reply({"msg": "no"}, 400),
                                                reply({}, 504)), "accept", "price-increase", "1", "2", "-y")
-        self.assertEqual((status, [row["status"] for row in json.loads(out)], "2 (unknown)" in err),
+        self.assertEqual((status, [row["status"] for row in json.loads(out)], "unknown: 2" in err),
                          (8, ["failed", "unknown"], True))
 
     def test_a_label_with_blanks(self):

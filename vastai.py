@@ -8016,9 +8016,7 @@ def run_price_increase(call: Call) -> Row:
     if call["ids"] is None:
         return settle(call, call["instance_id"], pending_increases(call))
     numbers = pending_increases(call)
-    verb = call.row.name.split()[0]
     entries = not_sent(dict.fromkeys(call["ids"]))
-    count = len(entries)
 
     def work(entry: Row) -> Any:
         return send_for([entry], call.row, lambda ids: settle(call, ids[0], numbers))
@@ -8029,24 +8027,21 @@ def run_price_increase(call: Call) -> Row:
         except KeyboardInterrupt:
             call.tell(f"interrupted; {partial(entries).msg}")
             raise
+    if len(entries) == 1 and isinstance(answers[0], VastAIError):
+        raise answers[0]
     results = []
-    failed = []
     for entry, answer in zip(entries, answers):
         id = entry["id"]
         result = {"instance_id": id, "contract_id": id}
         result["pending_price_increase_id"] = numbers.get(id)
+        if isinstance(answer, VastAIError):
+            result.update(status=failure_status(answer), error=answer.msg)
+        else:
+            result.update(status=f"{call.row.name.split()[0]}ed", response=answer)
         results.append(result)
-        if not isinstance(answer, VastAIError):
-            result.update(status=f"{verb}ed", response=answer)
-            continue
-        if count == 1:
-            raise answer
-        status = failure_status(answer)
-        result.update(status=status, error=answer.msg)
-        failed.append(f"{id} (unknown)" if status == "unknown" else str(id))
-    if failed:
-        words = f"{len(failed)} of {count} failed: {', '.join(failed[:20])}"
-        raise PartialError(words, results=results)
+    if not all(entry["success"] for entry in entries):
+        raise PartialError(partial(entries).msg, results=results)
+    count = len(entries)
     counts = {"requested": count, "acted": count, "stale": 0, "failed": 0}
     return {"success": True, "exit_code": 0, **counts, "results": results}
 
@@ -8387,11 +8382,9 @@ def run_list_machines(call: Call) -> list[Row]:
     call.progress(f"{len(results)} machines …")
     found = at_once(call, work, results)
     call.progress("")
-    first = found[0]
-    bad_key = isinstance(first, AuthError) and first.status != 403
     failed = any(isinstance(answer, VastAIError) for answer in found)
-    if isinstance(first, NothingSent) or bad_key or (failed and len(found) == 1):
-        raise first
+    if isinstance(found[0], NothingSent) or (failed and len(found) == 1):
+        raise found[0]
     if failed:
         raise partial(results)
     return found
@@ -10062,6 +10055,9 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
     import threading
 
     tasks, stopped = list(items), threading.Event()
+    # These print, or belong to a program that is ending, which starts no more threads.
+    in_order = call.client.curl or call.client.explain or not threading.main_thread().is_alive()
+    changes = call.row.effect != READS
 
     def outcome(task: Any) -> Any:
         if stopped.is_set():
@@ -10071,30 +10067,25 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
         except (VastAIError, NothingSent) as error:
             return error
 
-    if len(tasks) < 2 or call.client.curl or call.client.explain:  # these print: in order, please
-        return [outcome(task) for task in tasks]
-    first = []
-    while tasks and call.row.effect != READS:
-        first.append(outcome(tasks.pop(0)))
-        if not isinstance(first[-1], VastAIError):
+    done: list[Any] = []
+    while tasks and (changes or in_order or len(tasks) == 1):
+        done.append(outcome(tasks.pop(0)))
+        first = done[0]
+        if changes and isinstance(first, AuthError) and first.status != 403:
+            raise first
+        if not in_order and not isinstance(done[-1], VastAIError):
             break
-        if len(first) == 1 and isinstance(first[0], AuthError) and first[0].status != 403:
-            raise first[0]
     if not tasks:
-        return first
-    try:
-        from concurrent.futures import ThreadPoolExecutor
+        return done
+    from concurrent.futures import ThreadPoolExecutor
 
-        pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
-        pool.submit(int)
-    except RuntimeError:  # a program that is ending starts no more threads
-        return first + [outcome(task) for task in tasks]
+    pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
     started = []
     try:
         for task in tasks:
             started.append(pool.submit(outcome, task))
-            time.sleep(APART if first else 0)
-        return first + [one.result() for one in started]
+            time.sleep(APART if changes else 0)
+        return done + [one.result() for one in started]
     finally:
         stopped.set()  # an interruption waits for no answer, and sends nothing more
         pool.shutdown(wait=False)
