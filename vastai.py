@@ -7235,16 +7235,8 @@ def rent(call: Call, rented: Rented, **params: Any) -> Row:
     except VastAIError as error:
         made = contracts_of(error.body)
         if made or not is_lost(error):
-            rented.id = made[0] if made else None
-            if made and not is_lost(error):  # what a refusal has made does not run
-                rented.price = rented.disk_price or None
-            left = refused_but_made(call, error, made, rented.price)
-            rented.past.update(made)
-            rented.id = left[0] if left else None
-            rented.given_up = bool(left and call["cancel_unavail"])
-            if left and call["cancel_unavail"]:
-                raise PartialError(error.msg, **error.details) from error
-        raise
+            rented.id = None
+        refused_but_made(call, error, made, [], rented)
     ids = contracts_of(answer)
     if not ids:
         raise outcome_unknown_error(call.row, "the service confirmed it but named no instance")
@@ -7260,49 +7252,44 @@ def contracts_of(answer: Any) -> list[int]:
 
 
 def refused_but_made(
-    call: Call, error: VastAIError, ids: list[int], price: float | None = None
-) -> list[int]:
-    """Adds to a refusal which instances were made all the same; with `cancel_unavail` they are
-    destroyed first.  Returns the ids that are left.
+    call: Call, error: VastAIError, ids: list[int], left: list[int], first: Rented | None = None
+) -> NoReturn:
+    """Raises a refusal, with the instances that were made all the same; with `cancel_unavail` they
+    are destroyed before, and PartialError is raised if one cannot be.
+
+    `left` holds those of them that may be there, at any time; `first` is what stands for the first.
     """
-    left = []
-    part = "" if is_lost(error) else " for its disk"  # what a refusal has made does not run
+    left += ids
     for id in ids:
-        rented = Rented(call, "instance", "")
-        rented.id, rented.price, rented.began = id, price, time.monotonic()
+        rented = first or Rented(call, "instance", "")
+        first = None
+        rented.id, rented.began = id, time.monotonic()
+        if not is_lost(error):  # what a refusal has made does not run
+            rented.runs, rented.price = False, rented.disk_price or None
         if call["cancel_unavail"]:
             rented.give_back()
-        if rented.id is None:
-            error.msg += f"; it created instance {id} anyway, which was destroyed"
-            continue
-        left.append(id)
-        if not rented.problem:
-            error.msg += (
-                f"; but instance {id} exists and is billed{part} until "
-                f"`vastai destroy instance {id}` ends it"
-            )
-        else:
-            error.msg += f"; but {rented.still_costs()}"
-    if left:
-        error.found = error.details["found"] = left[0] if len(left) == 1 else left
-    return left
+        told = rented.still_costs()
+        if not told:
+            left.remove(id)
+            told = f"it created instance {id} anyway, which was destroyed"
+        error.msg += f"; {told}"
+    found = [id for id in ids if id in left]
+    if found:
+        error.found = error.details["found"] = found[0] if len(found) == 1 else found
+    if found and call["cancel_unavail"]:
+        raise PartialError(error.msg, **error.details) from error
+    raise error
 
 
 def look_for_instance(error: VastAIError, rented: Rented) -> None:
     """Adds to an error of unknown outcome what one look at the instances of its label shows."""
-    label, found = rented.name, rented.rows()
-    ids = [whole_of(row, "id") for row in found or ()]
-    if found is None:
-        words = f"The instances labeled {label!r} could not be listed: {rented.problem}."
-    elif len(ids) == 1 and ids[0]:
+    ids = rented.find(tries=1) or [None]
+    named = f"labeled {rented.name!r}"
+    words = f"Of the instances {named}, {rented.problem or ids}."
+    if len(ids) == 1 and ids[0]:
         rented.id = error.found = error.details["found"] = ids[0]
         likely = "probably" if rented.made_up else "maybe"
-        words = f"Instance {ids[0]}, labeled {label!r}, appeared after the request; {likely} yours."
-    elif ids:
-        named = ", ".join(str(id or "one without an id") for id in ids[:20])
-        words = f"There are {len(ids)} new instances labeled {label!r}: {named}."
-    else:
-        words = f"No instance labeled {label!r} has appeared so far."
+        words = f"Instance {ids[0]}, {named}, appeared after the request; {likely} yours."
     error.hint = f"{printable(words, 1000)}\n  {error.hint}"
 
 
@@ -7571,13 +7558,7 @@ class Bulk:
         try:
             answer: Row = self.call.send(body={self.key: ids})
         except VastAIError as error:
-            made = contracts_of(error.body)
-            self.made += made  # an interruption while they are given back names them
-            left = refused_but_made(self.call, error, made)
-            self.made = [id for id in self.made if id in left or id not in made]
-            if left and self.call["cancel_unavail"]:
-                raise PartialError(error.msg, **error.details) from error
-            raise
+            refused_but_made(self.call, error, contracts_of(error.body), self.made)
         made = contracts_of(answer) if self.rents else []
         self.made += made
         if made:
@@ -8909,6 +8890,7 @@ class Rented:
     began = -FOREVER  # time.monotonic() of the rental
     began_at = FOREVER  # time.time() of it: a computer that sleeps stops the other clock
     seen = False  # by a look at it since then
+    runs = True  # else its disk alone is billed
     hours = 0.0  # of the last one
     cost = 0.0  # $ of all of this name, without traffic
 
@@ -8931,28 +8913,32 @@ class Rented:
         """The id, if it is known."""
         return None if self.id == "?" else self.id
 
-    def find(self) -> list[Row] | None:
-        """Our rows of this name: three looks within 15 s, until there are some.  None if the last
-        look failed.
+    def find(self, tries: int = 3) -> list[Any] | None:
+        """The ids of our rows of this name: three looks within 15 s, until there are some.  None if
+        the last look failed.  `problem` says why they cannot be deleted, "" if they can.
         """
-        looked = False
-
-        def look(left: float) -> list[Row] | None:
-            nonlocal looked
-            rows = self.rows()
-            looked = rows is not None
-            return rows or None
-
-        found = poll_until(look, 15, 7, tries=3)
-        return found or ([] if looked else None)
+        rows = poll_until(lambda left: self.rows() or None, 15, 7, tries=tries) or []
+        if self.problem:
+            return None
+        ids = [whole_of(row, "id") for row in rows]
+        if not ids:
+            self.problem = "none has appeared so far"
+        elif None in ids:
+            self.problem = "one has appeared without an id"
+        elif len(ids) > 1 and not self.made_up:
+            self.problem = f"several have appeared: {', '.join(map(str, ids))}"
+        elif not self.made_up and number_of(rows[0], "start_date") is None:
+            self.problem = f"when {ids[0]} started is unknown"
+        return ids
 
     def rows(self) -> list[Row] | None:
-        """One look at our rows of this name; None if it failed."""
+        """One look at our rows of this name; None if it failed, then `problem` says why."""
+        self.problem = ""
         params = {"label": [self.name]} if self.kind == "instance" else {}
         try:
             rows = self.call.do(f"show_{self.kind}s", **params)
         except VastAIError as error:
-            self.problem = error.msg
+            self.problem = f"{self.kind}s could not be listed: {error.msg}"
             return None
         return [
             row
@@ -8968,33 +8954,17 @@ class Rented:
             return
         ids = [self.id]
         if self.id == "?":
-            rows = self.find()
-            if rows is None:
+            found = self.find()
+            if found is None or (found and self.problem):
                 return
-            ids = [whole_of(row, "id") for row in rows]
-            self.problem = self.doubt_about(rows)
-            if not rows:
+            if not found:
                 self.call.tell(self.still_costs())
-            elif self.problem:
-                return
+            ids = found
         left = [id for id in ids if not self.remove(id)]
         self.id, self.given_up = left[0] if left else None, bool(left)
         self.past.update(ids)
         if ids:
             self.end(ids[-1])
-
-    def doubt_about(self, rows: list[Row]) -> str:
-        """Why these rows of our name cannot be deleted; "" if they are ours for certain."""
-        if not rows:
-            return "none has appeared so far"
-        ids = [whole_of(row, "id") for row in rows]
-        if None in ids:
-            return "one has appeared without an id"
-        if len(rows) > 1 and not self.made_up:
-            return f"several have appeared: {', '.join(map(str, ids))}"
-        if not self.made_up and number_of(rows[0], "start_date") is None:
-            return f"when {ids[0]} started is unknown"
-        return ""
 
     def remove(self, id: Any) -> bool:
         """Deletes what has this id, in up to ten tries, 10 s apart.  Is it seen to be gone?"""
@@ -9019,19 +8989,15 @@ class Rented:
         Raises VastAIError if it may be there though it is not shown.
         """
         instance = self.kind == "instance"
-        problem = None
-        confirmed = True
         try:
             answer = self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
             self.failed += as_list(as_dict(answer).get("failed_workers"))
+            if not self.looks:
+                return False
         except VastAIError as error:
             gone = isinstance(error, NotFoundError) or "no such" in error.msg.lower()
-            problem = error if not gone or self.is_new() else None
-            confirmed = False
-        if problem:
-            raise problem
-        if confirmed and not self.looks:
-            return False
+            if not gone or self.is_new():
+                raise
         if not instance:
             return any(whole_of(row, "id") == id for row in self.call.do(f"show_{self.kind}s"))
         try:
@@ -9061,8 +9027,11 @@ class Rented:
                 f"check with `vastai show {self.kind}s`"
             )
         verb = "destroy" if self.kind == "instance" else "delete"
-        state = f"could not be destroyed{reason}" if reason else "is rented"
+        state = "is rented" if self.runs else "exists"
+        if reason:
+            state = f"could not be destroyed{reason}"
         rate = f" {format_rate(self.price)}" if as_number(self.price) is not None else ""
+        rate += "" if self.runs else " for its disk"
         return (
             f"{self.kind} {self.id} {state} and is billed{rate} until "
             f"`vastai {verb} {self.kind} {self.id}` ends it"
@@ -9210,7 +9179,7 @@ class Launch:
 
     credit: float | None = None
     needs_credit = False  # is there no sense in a search without any?
-    last_sent = -RENTAL_PAUSE
+    next_rental = 0.0  # time.monotonic() before which none is sent
 
     def __init__(self, call: Call, ready: Callable[[Row], str] = lambda row: "") -> None:
         self.call, self.ready = call, ready
@@ -9368,61 +9337,41 @@ class Launch:
         call = self.rental_call
         call.params.update(id=offer["id"], price=self.bid_for(offer))
         self.rented.price, self.rented.disk_price = self.price_of(offer)
-        problem: VastAIError | None = None
-
-        def send(left: float) -> Row | None:
-            nonlocal problem
-            sleep(max(0.0, self.last_sent + RENTAL_PAUSE - time.monotonic()))
-            self.last_sent = time.monotonic()
+        for tries_left in reversed(range(8)):
+            sleep(max(0.0, self.next_rental - time.monotonic()))
+            self.next_rental = time.monotonic() + RENTAL_PAUSE
             try:
                 return rent(call, self.rented)
-            except (RateLimitError, NetworkError) as error:  # it was refused, or never sent
-                problem, self.rented.id = error, None
-                if isinstance(error, RateLimitError):
-                    error.retry_after = max(RENTAL_PAUSE, error.retry_after or 0)
-                    if error.retry_after <= LONGEST_PAUSE and not contracts_of(error.body):
-                        raise
-                    return {}
-                return None
-
-        try:
-            answer: Row | None = poll_until(send, 600, RENTAL_PAUSE, tries=8)
-            if not answer and problem:
-                raise problem
-            return answer
-        except PartialError:
-            raise  # what it made could not be destroyed
-        except VastAIError as error:
-            words = f"{get_path(error.body, 'error')} {error.msg}".lower()
-            if contracts_of(error.body):  # rent() has destroyed it
+            except PartialError:
+                raise  # what it made could not be destroyed
+            except VastAIError as error:
+                words = f"{get_path(error.body, 'error')} {error.msg}".lower()
+                pause = getattr(error, "retry_after", None) or 0.0
+                if contracts_of(error.body):  # rent() has destroyed it
+                    self.give_up(offer, error.msg)
+                elif isinstance(error, RateLimitError) and tries_left and pause <= LONGEST_PAUSE:
+                    self.next_rental = max(self.next_rental, time.monotonic() + pause)
+                    continue
+                elif is_lost(error):
+                    return self.find(error)
+                elif isinstance(error, NotFoundError) or "no_such_ask" in words:
+                    error.msg = "it was taken by someone else"
+                elif "invalid_price" not in words and "bid_too_low" not in words:
+                    raise
                 self.call.tell(f"Offer {offer['id']}: {error.msg}")
-                self.give_up(offer, error.msg)
-            elif is_lost(error):
-                return self.find(error)
-            elif isinstance(error, NotFoundError) or "no_such_ask" in words:
-                self.call.tell(f"Offer {offer['id']} was taken by someone else")
-            elif "invalid_price" in words or "bid_too_low" in words:
-                self.call.tell(f"Offer {offer['id']}: {error.msg}")
-            else:
-                raise
+                break
         return None
 
     def find(self, error: VastAIError) -> Row:
         """What the rental made whose answer was lost.  Raises OutcomeUnknownError."""
         self.call.tell(f"No usable answer ({error.msg}); checking whether the instance exists")
-        rows = self.rented.find()
-        ids = [whole_of(row, "id") for row in rows or ()]
-        if len(ids) == 1 and not self.rented.doubt_about(rows or []):
+        ids = self.rented.find()
+        if ids and len(ids) == 1 and not self.rented.problem:
             self.rented.id = ids[0]
             return {"success": True, "new_contract": self.rented.id}
         self.rented.id = None  # nothing that could be destroyed
-        found = "could not be searched for" if rows is None else "has not appeared so far"
-        if rows:
-            found = f"may be {' or '.join(map(str, ids))}" if all(ids) else "has no id"
-        label = self.rented.name
-        raise outcome_unknown_error(
-            self.rental_call.row, f"{error.msg}; the instance labeled {label!r} {found}"
-        ) from error
+        found = f"of the instances labeled {self.rented.name!r}, {self.rented.problem or ids}"
+        raise outcome_unknown_error(self.rental_call.row, f"{error.msg}; {found}") from error
 
     def start(self, offer: Row) -> Row | None:
         """The instance once it works as ordered; None once it is destroyed because it does not.
@@ -9441,8 +9390,7 @@ class Launch:
             reason, stop = error.msg, self.fatal(error)
             gone = isinstance(error, NotFoundError)
             self.rented.seen = self.rented.seen or gone
-        known = f"instance {self.rented.id}"
-        self.call.tell(f"{'' if known in reason else known + ': '}{reason}; destroying it")
+        self.call.tell(f"{reason}; destroying instance {self.rented.id}")
         if not gone:
             self.show_logs()
         self.rented.give_back()
