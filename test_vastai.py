@@ -5107,11 +5107,12 @@ class TestWatch(FaultCase):
         self.assertEqual((done.returncode, self.told(), len(self.server.requests)), (0, [("new", 8)], 3))
 
     def test_too_many_requests_double_the_pause(self):
-        refused, pauses, sleep = reply({}, 429), [], vastai.Monitor.sleep
+        refused, moments, look = reply({}, 429), [], vastai.Monitor.look
         looks = [self.offers(), *[refused] * 4, self.offers()]
-        with mock.patch.object(vastai.Monitor, "sleep", lambda monitor, seconds: (
-                pauses.append(monitor.pause), sleep(monitor, seconds))):
+        with mock.patch.object(vastai.Monitor, "look", lambda monitor, left: (
+                moments.append(time.monotonic()), look(monitor, left))[1]):
             self.watch(looks, "offers", wait="1050")
+        pauses = [round((late - early) / 10) * 10 for early, late in zip(moments, moments[1:])]
         self.assertEqual(pauses[:6], [60, 120, 240, 300, 300, 60])
 
     def test_a_network_that_is_away_is_said_once(self):

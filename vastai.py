@@ -7404,22 +7404,20 @@ def instance_filters(call: Call) -> Row:
         "gpu_name": [name.replace("_", " ") for name in call["gpu_name"] or ()],
         "verification": call["verification"],
     }
-    order = []
-    for text in call["order_by"] or ():
-        column, _, direction = text.strip().partition(" ")
-        direction = direction.strip().lower() or "asc"
-        if not column or direction not in ("asc", "desc"):
-            raise UsageError(
-                f"--order-by: expected 'COLUMN' or 'COLUMN desc', not {printable(text)!r}"
-            )
-        order.append({"col": column, "dir": direction})
-    if all(part["col"] != "id" for part in order):
+    order = order_columns(call["order_by"] or [], "", lambda text: None)
+    if all(part.get("col") != "id" for part in order):
         order.append({"col": "id", "dir": "asc"})
     for state in call["status"] or ():
         if state not in INSTANCE_STATES.split(", "):
             call.warn(f"unknown state {printable(state)!r}; the states are {INSTANCE_STATES}")
     chosen = {name: {"in": values} for name, values in filters.items() if values}
     return {"select_filters": chosen, "order_by": order}
+
+
+def order_columns(order: Any, fields: str, tell: Tell) -> list[Row]:
+    """An order as a listing takes it: an object for each column.  As parse_order()."""
+    parts = parse_order(order, {}, fields, tell)
+    return [part if isinstance(part, dict) else dict(zip(("col", "dir"), part)) for part in parts]
 
 
 INSTANCE_STATES = "running, loading, exited, created"
@@ -7662,31 +7660,28 @@ def show_logs(call: Call, text: Any) -> None:
     if not call["follow"]:
         return write_text(call, text)
     last: list[str] = []
-    over = False
+    ended = False
 
     def look(left: float) -> Any:
-        nonlocal last, over, text
+        nonlocal last, ended, text
         lines = text.splitlines()
         fresh = new_lines(last, lines)
         if fresh:
             write_out("\n".join(fresh) + "\n", plain=True)
             flush(sys.stdout)
             last = lines
-        if over:
-            return True
         try:
-            row = call.do("show_instance", id=call["instance_id"])
+            row = None if ended else call.do("show_instance", id=call["instance_id"])
         except NotFoundError:
             row = None
         if row is None:
             return True
-        over = row.get("actual_status") == "exited"  # before the log, so that its end is not lost
+        ended = row.get("actual_status") == "exited"  # before the log, so that its end is not lost
         url = call.send(tail=call["tail"] or "1000").get("result_url")
         text = result_text(call, str(url), call["max_wait"]) if url else text
         return MOVED if fresh else None
 
     poll_until(look, FOREVER, 2.0, 15.0)
-    return None
 
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
@@ -8060,10 +8055,7 @@ def run_search_benchmarks(call: Call) -> Rows:
     query: Row = {}
     build_filter_search(call, query)
     if call["order"] is not None:
-        query["order_by"] = [
-            part if isinstance(part, dict) else {"col": part[0], "dir": part[1]}
-            for part in parse_order(call["order"], {}, BENCHMARK_FIELDS, call.warn)
-        ]
+        query["order_by"] = order_columns(call["order"], BENCHMARK_FIELDS, call.warn)
     for name in ("limit", "after_token"):
         if call[name] not in (None, ""):
             query[name] = call[name]
@@ -8672,6 +8664,7 @@ def poll_until(
     most: float = 0,
     *,
     tries: int = 0,
+    longest: float = LONGEST_PAUSE,
     clock: Callable[[], float] | None = None,
     sleep: Callable[[float], None] = sleep,
 ) -> Any:
@@ -8680,7 +8673,7 @@ def poll_until(
 
     The pauses between two looks begin at `pause` seconds and grow by a quarter each time, up to
     `most`; after a look that returns MOVED they begin again.  A look that meets the rate limit is
-    repeated after the pause that the service asks for.
+    repeated after the pause that the service asks for, but `longest` at most.
     """
     clock = clock or time.monotonic
     end, first, looks = clock() + limit, pause, 0
@@ -8689,7 +8682,7 @@ def poll_until(
         try:
             result = look(max(0.0, end - clock()))
         except RateLimitError as error:
-            result, asked = None, min(error.retry_after or 0.0, LONGEST_PAUSE)
+            result, asked = None, min(error.retry_after or 0.0, longest)
         if result is not None and result is not MOVED:
             return result
         looks += 1
@@ -9653,10 +9646,11 @@ class RemoteJob:
         self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
         limit = self.call.get("start_timeout", 900)
-        begun, alive, first_denied = time.monotonic(), False, FOREVER
+        begun = admitted = time.monotonic()  # when ssh was last not denied
+        alive = False
 
         def look(left: float) -> str | None:
-            nonlocal alive, first_denied
+            nonlocal alive, admitted
             denied = False
             self.call.progress(f"instance {self.id}: waiting for ssh", in_pipe=True)
             self.check()
@@ -9668,8 +9662,8 @@ class RemoteJob:
                 denied = denied or "permission denied" in told.lower()
                 alive = alive or not mentions(told, UNREACHABLE_SIGNS)
             now = time.monotonic()
-            first_denied = min(first_denied, now) if denied else FOREVER
-            if now - first_denied >= SILENCE:
+            admitted = admitted if denied else now
+            if now - admitted >= SILENCE:
                 raise VastAIError(
                     f"instance {self.id} refuses the SSH key of this computer",
                     hint="With -i, give the private key of one of `vastai show ssh-keys`.",
@@ -9763,15 +9757,14 @@ class RemoteJob:
             words, script = ["tar", "-C", folder, "-cf", "-", f"./{name}"], UPLOAD_FILE
         target = remote_path(remote or name)
         parent = target.rpartition("/")[0] or "/"
+        script = self.fill(script, T=target, P=parent, N=name)
+        done = None
         with subprocess.Popen(words, stdout=subprocess.PIPE) as tar:
             try:
-                script = self.fill(script, T=target, P=parent, N=name)
                 done = self.command(script, left, stdin=tar.stdout)
-            except BaseException:
-                tar.kill()
-                raise
-            if done is None:
-                tar.kill()
+            finally:
+                if done is None:
+                    tar.kill()
         if done is not None and tar.returncode:
             raise VastAIError(f"tar could not read {printable(local)}")
         return done
@@ -10104,14 +10097,10 @@ class Bill:
         # one without an id is one of its own
         self.instances = {whole_of(row, "id") or -nth: row for nth, row in instances}
         self.rows: list[Row] = []
-        self.last_day: Row = dict.fromkeys(("gpu", "disk", "traffic", "total"))
         self.ran: set[str] = set()  # sources of charges for GPUs, such as "instance-7"
-        if "charges" not in self.reasons:
-            self.add_up_last_day(as_rows(found["charges"]))
-
-    def add_up_last_day(self, charges: list[Row]) -> None:
-        self.last_day = dict.fromkeys(self.last_day, 0.0)
-        for charge in charges:
+        nothing = None if "charges" in self.reasons else 0.0
+        self.last_day: Row = dict.fromkeys(("gpu", "disk", "traffic", "total"), nothing)
+        for charge in as_rows(found["charges"]):
             self.last_day["total"] += number_of(charge, "amount") or 0
             self.sort_charge(charge, text_of(charge, "source"))
 
@@ -10331,13 +10320,13 @@ def sparkline(values: Sequence[Any], low: float | None = None, high: float | Non
     """Numbers as a line of eight heights, from the lowest to the highest unless told otherwise; a
     blank for what is no number.
     """
-    numbers = [number for number in map(as_number, values) if number is not None]
-    if not numbers:
+    heights = [as_number(value) for value in values]
+    known = [height for height in heights if height is not None]
+    if not known:
         return ""
-    low = min(numbers) if low is None else low
-    span = ((max(numbers) if high is None else high) - low) or 1.0
-    known = (as_number(value) for value in values)
-    return "".join(" " if value is None else level((value - low) / span) for value in known)
+    low = min(known) if low is None else low
+    span = ((max(known) if high is None else high) - low) or 1.0
+    return "".join(" " if height is None else level((height - low) / span) for height in heights)
 
 
 def format_use(share: float | None) -> str:
@@ -10395,17 +10384,10 @@ class Monitor:
         --exec.
         """
         limit = self.call.get("max_wait", FOREVER)
-        self.end = time.monotonic() + limit
-        if poll_until(self.look, limit, self.call["interval"], sleep=self.sleep) is None:
+        if poll_until(self.look, limit, self.call["interval"], longest=FOREVER) is None:
             raise WaitTimeoutError(f"timed out after {limit:g} s (--max-wait)")
         if self.status:
             raise ProgramError("", exit_status=self.status)
-
-    def sleep(self, seconds: float) -> None:
-        """Waits until the next look, longer after a refusal, but never beyond --max-wait."""
-        flush(sys.stdout)
-        left = self.end - time.monotonic()
-        sleep(max(0.0, min(max(seconds, self.pause), left)))
 
     def look(self, left: float) -> bool | None:
         """One look; True if it is the last one."""
@@ -10416,8 +10398,8 @@ class Monitor:
             rows = self.fetch()
         except RateLimitError as error:
             pause = max(self.pause * 2, error.retry_after or 0.0)
-            self.pause = min(pause, max(LONGEST_WATCH_PAUSE, self.call["interval"]))
-            return None
+            error.retry_after = self.pause = min(pause, LONGEST_WATCH_PAUSE)
+            raise
         except VastAIError as error:
             refused = error.status >= 400 and not may_pass(error.status)
             if refused or isinstance(error, (AuthError, UsageError)):
