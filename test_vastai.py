@@ -5111,7 +5111,7 @@ class TestWatch(FaultCase):
         looks = [self.offers(), *[refused] * 4, self.offers()]
         with mock.patch.object(vastai.Monitor, "look", lambda monitor, left: (
                 moments.append(time.monotonic()), look(monitor, left))[1]):
-            self.watch(looks, "offers", wait="1050")
+            self.watch(looks, "offers", wait="1200")
         pauses = [round((late - early) / 10) * 10 for early, late in zip(moments, moments[1:])]
         self.assertEqual(pauses[:6], [60, 120, 240, 300, 300, 60])
 
