@@ -7682,6 +7682,7 @@ def show_logs(call: Call, text: Any) -> None:
         return MOVED if fresh else None
 
     poll_until(look, FOREVER, 2.0, 15.0)
+    return None
 
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
