@@ -3322,7 +3322,7 @@ Changed: updated_at minute 2""")
 # fmt: off
 CONDITIONS = Local("query", QUERY, "conditions on the fields listed below", None, cli="")
 INSTANCE = Arg("id", INSTANCE_ID, "the instance", old="ID")
-INSTANCES = Local("ids", INSTANCE_IDS, "the instances")
+INSTANCES = Arg("ids", INSTANCE_IDS, "the instances")
 DESTINATION = Arg("dst", GIVEN_INSTANCE_ID, "destination instance of the copies", name="dst_id", old="dst")
 MACHINE = Arg("id MACHINE", ID, "the machine", old="machine_id")
 LISTED_MACHINE = Arg("id MACHINE", ID, "the machine", key="machine", old="machine_id")
@@ -3627,7 +3627,7 @@ gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …"""),
 6995713 --template_hash 661d064bbda1f2a1 --label train
 6995713 --image vllm/vllm-openai --env '-p 8000:8000' --args --model Qwen/Qwen3-8B"""),
     Command("create instances", "POST /asks/bulk/", ONCE, SPENDS, "Rent several offers with the same options",
-        Local("ids OFFER", IDS, "the offers, from search offers"),
+        Arg("ids OFFER", IDS, "the offers, from search offers"),
         *CREATE_OPTIONS, MAX_HOURS, SPOT_ON_CREATE,
         body=CLIENT, needs="image template_hash", either="price bid_price, create_volume link_volume",
         build="build_instance", run="run_bulk", made="new_contracts",
@@ -3736,7 +3736,7 @@ register("Instances",
         INSTANCES,
         body={"state": "stopped"}, run="run_bulk", done="Stopping instances {ids}."),
     Command("destroy instances", "DELETE /instances/", SAFE, DELETES, "Destroy several instances and delete their data",
-        Local("ids", INSTANCE_IDS, "the instances", key="instance_ids"),
+        Arg("ids", INSTANCE_IDS, "the instances", key="instance_ids"),
         ask="Destroy instances {ids} and all their data?", run="run_bulk", done="Destroyed instances {ids}."),
     Command("reboot instance", "PUT /instances/reboot/{id}/", ONCE, SETS, "Restart the container and keep its GPU",
         INSTANCE, *WAIT, run="run_change_state",
@@ -4677,9 +4677,13 @@ class Call:
         """Does the user of the command line say yes?  A program is not asked, and does not."""
         return self.cli and agreed(question)
 
-    def signals_caught(self, wanted: bool = True) -> SignalGuard:
-        """A block in which signals interrupt as Ctrl-C does; those of a program are its own."""
-        return SignalGuard(off=not (self.cli and wanted))
+    def signals_caught(self, wanted: bool = True, tells: Callable[[], str] = str) -> Any:
+        """A block in which signals interrupt as Ctrl-C does, and what it then `tells` is said on
+        stderr; signals of a program are its own.
+        """
+        import contextlib
+
+        return SignalGuard(tells) if self.cli and wanted else contextlib.nullcontext()
 
     def remark(self, text: str) -> None:
         """Tells the user of the command line something, unless --quiet is given."""
@@ -5849,12 +5853,10 @@ def send_with_retries(call: Call, request: Request) -> Answer:
         asked = None
         require_key(client, row)
         try:
-            with call.signals_caught(vital):
+            with call.signals_caught(
+                vital, lambda: f"Was `vastai {row.name}` carried out? {look_first(row)}"
+            ):
                 answer = send_following_redirects(client, request, client.timeout)
-        except KeyboardInterrupt:
-            if vital:
-                call.tell(f"Was `vastai {row.name}` carried out? {look_first(row)}")
-            raise
         except NoAnswer as problem:
             failure = UNSENT if isinstance(problem, Unsent) else UNANSWERED
             error = no_answer_error(row, request, problem)
@@ -7183,30 +7185,20 @@ def run_create_instance(call: Call) -> Row:
     refuse_spot(call)
     fetch_commands(call)
     rented = rental(call, call["label"], call["confirm"])
-    with call.signals_caught():  # the command line says what was rented
+    # the command line says what was rented, also if its search is interrupted
+    with call.signals_caught(tells=rented.still_costs):
         try:
-            return rent_and_wait(call, rented)
-        except KeyboardInterrupt:
-            call.tell(rented.still_costs())
+            answer = rent(call, rented)
+            if call["wait"]:
+                goal = "exited" if call["target_state"] == "stopped" else "running"
+                answer["instance"] = row = wait_for(call, rented.id, goal)
+                check_disk(call, row)
+            return answer
+        except VastAIError as error:
+            if rented.id == "?" and rented.name:
+                look_for_instance(error, rented)
+            error.found = error.details["found"] = error.found or rented.found
             raise
-
-
-def rent_and_wait(call: Call, rented: Rented) -> Row:
-    """Sends a rental, with `wait` waits for its instance, and looks for one whose answer was
-    lost.
-    """
-    try:
-        answer = rent(call, rented)
-        if call["wait"]:
-            goal = "exited" if call["target_state"] == "stopped" else "running"
-            answer["instance"] = row = wait_for(call, rented.id, goal)
-            check_disk(call, row)
-        return answer
-    except VastAIError as error:
-        if rented.id == "?" and rented.name:
-            look_for_instance(error, rented)
-        error.found = error.details["found"] = error.found or rented.found
-        raise
 
 
 def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
@@ -7486,7 +7478,13 @@ def schedule_cloud_copy(call: Call) -> Row:
 
 def run_destroy_instance(call: Call) -> Row:
     if call.has_reader:  # the service lists its volumes only while it exists
-        call.params["volumes"] = volumes_of(call, call["id"])
+        try:
+            volumes = call.do("show_volumes")
+        except VastAIError:
+            volumes = []
+        call.params["volumes"] = [
+            row for row in volumes if call["id"] in map(as_whole, as_list(row.get("instances")))
+        ]
     answer: Row = call.send()
     if call["wait"]:
         wait_for(call, call["id"], "destroyed")
@@ -7514,12 +7512,8 @@ def run_bulk(call: Call) -> Row:
     refuse_spot(call)
     fetch_commands(call)
     bulk = Bulk(call)
-    with call.signals_caught():
-        try:
-            bulk.send()
-        except KeyboardInterrupt:
-            call.tell(bulk.interrupted())
-            raise
+    with call.signals_caught(tells=bulk.interrupted):
+        bulk.send()
     return bulk.result()
 
 
@@ -7530,8 +7524,6 @@ class Bulk:
 
     def __init__(self, call: Call) -> None:
         self.call, self.results = call, not_sent(call["ids"])
-        self.key = next(arg.key for arg in call.row.args if arg.name == "ids")
-        self.rents = bool(call.row.made)
         self.answers: list[Row] = []
         self.failures: list[VastAIError] = []
         self.made: list[int] = []
@@ -7554,16 +7546,17 @@ class Bulk:
     def send_part(self, ids: list[Any]) -> list[int]:
         """The instances that one request made."""
         try:
-            answer: Row = self.call.send(body={self.key: ids})
+            answer: Row = self.call.send(ids=ids)
         except VastAIError as error:
             refused_but_made(self.call, error, contracts_of(error.body), self.made)
-        made = contracts_of(answer) if self.rents else []
-        self.made += made
-        if made:
+        made = []
+        if self.call.row.made:
+            made = contracts_of(answer)
+            self.made += made
             answer["new_contracts"] = made  # the service may name a single one otherwise
-        if self.rents and len(made) < len(ids):
-            reason = f"the service confirmed it but named {len(made)} of {len(ids)} instances"
-            raise outcome_unknown_error(self.call.row, reason)
+            if len(made) < len(ids):
+                reason = f"the service confirmed it but named {len(made)} of {len(ids)} instances"
+                raise outcome_unknown_error(self.call.row, reason)
         self.answers.append(answer)
         return made
 
@@ -7998,12 +7991,8 @@ def run_price_increase(call: Call) -> Row:
     def work(entry: Row) -> Any:
         return send_for([entry], call.row, lambda ids: settle(call, ids[0], numbers))
 
-    with call.signals_caught():
-        try:
-            answers = at_once(call, work, entries)
-        except KeyboardInterrupt:
-            call.tell(f"interrupted; {partial(entries).msg}")
-            raise
+    with call.signals_caught(tells=lambda: f"interrupted; {partial(entries).msg}"):
+        answers = at_once(call, work, entries)
     if len(entries) == 1 and isinstance(answers[0], VastAIError):
         raise answers[0]
     results = []
@@ -8830,19 +8819,18 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SignalGuard:
-    """In its block SIGTERM, SIGHUP and SIGBREAK interrupt as Ctrl-C does, unless it is `off`.
+    """In its block SIGTERM, SIGHUP and SIGBREAK interrupt as Ctrl-C does; what it then `tells` is
+    said on stderr.
 
     Only in the main thread, and only those whose handler is the default one: nohup, and a program's
     own handlers, stay in force.
     """
 
-    def __init__(self, off: bool = False) -> None:
-        self.off = off
+    def __init__(self, tells: Callable[[], str] = str) -> None:
+        self.tells = tells
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
-        if self.off:
-            return self
         import signal
         import threading
 
@@ -8857,10 +8845,11 @@ class SignalGuard:
         raise Interrupted(number)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self.off:
-            return
         import signal
 
+        words = self.tells() if isinstance(error, KeyboardInterrupt) else ""
+        if words:
+            say(words)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
@@ -9150,13 +9139,14 @@ def fetch_commands(call: Call) -> None:
             )
 
 
-SUPERVISED = [arg.name for arg in MACHINE_OPTIONS]
-
-
 def run_launch(call: Call) -> Row:
-    """Rents the best offer: the service's choice, or with one of SUPERVISED ours, until it runs."""
-    given = [call[name] for name in SUPERVISED if call[name] is not None]
-    if not isinstance(call["query"], str) and not any(value is not False for value in given):
+    """Rents the best offer: the service's choice, or with one of MACHINE_OPTIONS ours, until it
+    runs.
+    """
+    given = [call[arg.name] for arg in MACHINE_OPTIONS]
+    if not isinstance(call["query"], str) and all(
+        value is None or value is False for value in given
+    ):
         return run_create_instance(call)
     launch = Launch(call)
     with CleanupGuard(call, launch.rented):
@@ -9257,7 +9247,7 @@ class Launch:
             query=conditions,
             no_default=True,
             type="bid" if self.spot else "on-demand",
-            order=order if "id" in [field for field, _ in order] else [*order, ["id", "asc"]],
+            order=[*order, ["id", "asc"]],
             storage=self.disk,
             limit=max(64, 8 * self.most, call["limit"] or 0),
         )
@@ -9267,16 +9257,16 @@ class Launch:
             )
         best: Keyed = {}
         for offer in offers:
-            price = self.price_of(offer)[0]
-            if None not in (price, whole_of(offer, "id")) and not self.is_above_cap(price):
-                best.setdefault(whole_of(offer, "machine_id"), offer)
-        found = [offer for id, offer in best.items() if id not in self.excluded]
-        if not found:
+            price, machine = self.price_of(offer)[0], whole_of(offer, "machine_id")
+            good = None not in (price, whole_of(offer, "id")) and machine not in self.excluded
+            if good and not self.is_above_cap(price):
+                best.setdefault(machine, offer)
+        if not best:
             cap = "" if self.cap is None else f" for {format_rate(self.cap)} or less"
             raise NotFoundError(
                 f"none of {len(offers)} offers is available{cap}; nothing was rented"
             )
-        return found
+        return list(best.values())
 
     def is_above_cap(self, price: float | None) -> bool:
         return None not in (price, self.cap) and price > self.cap + 1e-6  # floats are a little off
@@ -9372,7 +9362,7 @@ class Launch:
 
         Raises PartialError if that is not certain, VastAIError if no other machine does better.
         """
-        limit, stop, gone = self.call.get("start_timeout", 900), None, False
+        limit, stop = self.call.get("start_timeout", 900), None
         try:
             row = wait_for(self.call, self.rented.id, "running", limit=limit)
             self.rented.seen = True
@@ -9382,11 +9372,10 @@ class Launch:
                 return row
         except VastAIError as error:
             reason, stop = error.msg, self.fatal(error)
-            gone = isinstance(error, NotFoundError)
-            self.rented.seen = self.rented.seen or gone
+            if isinstance(error, NotFoundError):
+                self.rented.seen = True  # and it is gone
         self.call.tell(f"{reason}; destroying instance {self.rented.id}")
-        if not gone:
-            self.show_logs()
+        self.show_logs()
         self.rented.give_back()
         if self.rented.id is not None:
             words = f"{self.rented.still_costs()}; before that: {reason}"
@@ -9615,8 +9604,7 @@ class RemoteJob:
     def run(self) -> None:
         """The job to its end; what it leaves behind is decided by `rented` and `problem`."""
         self.call.tell(f"The instance destroys itself after {self.hours} (--max-hours)")
-        answer = self.launch.run()
-        self.row = answer["instance"]
+        self.launch.run()
         for local, remote in self.uploads:
             self.insist(self.upload, local, remote)
         self.insist(self.start)
@@ -9928,14 +9916,13 @@ def job_query(call: Call) -> str:
         return str(call["query"])
     if call["gpu"] is None:
         return "num_gpus=1"
-    name, colon, count = call["gpu"].partition(":")
-    if not name or not name.replace("_", "").replace("-", "").replace(" ", "").isalnum():
-        raise UsageError(
-            f"--gpu: expected a model such as RTX_4090, not {printable(call['gpu'])!r}"
-        )
-    if colon and not (is_digits(count) and len(count) < 9 and int(count)):
-        raise UsageError(f"--gpu: expected NAME:NUMBER, not {printable(call['gpu'])!r}")
-    return f"gpu_name={name.replace(' ', '_')} num_gpus={int(count or 1)}"
+    import re
+
+    match = re.fullmatch(r"([\w -]+)(?::([1-9][0-9]{0,8}))?", call["gpu"])
+    if not match:
+        given = printable(call["gpu"])
+        raise UsageError(f"--gpu: expected NAME or NAME:NUMBER, as in RTX_4090:2, not {given!r}")
+    return f"gpu_name={match[1].replace(' ', '_')} num_gpus={match[2] or 1}"
 
 
 def split_pair(flag: str, text: str, here: bool = False) -> Pair:
@@ -10274,15 +10261,6 @@ def stopped_footer(call: Call, answer: Row) -> list[str]:
     return [f"Its disk is still billed: {format_rate(price)}, ${month:.2f}/month; {end}."]
 
 
-def volumes_of(call: Call, instance: int) -> list[Row]:
-    """The volumes that are attached to an instance; none if the service does not tell."""
-    try:
-        volumes: list[Row] = call.do("show_volumes")
-    except VastAIError:
-        return []
-    return [row for row in volumes if instance in map(as_whole, as_list(row.get("instances")))]
-
-
 def volumes_footer(call: Call, answer: Row) -> list[str]:
     """On a terminal, which volumes of a destroyed instance stay, and what they cost."""
     lines = []
@@ -10341,11 +10319,12 @@ class Monitor:
     """`watch`: the rows as they were at the last look, and what is done when they change.
 
     Subclasses say what is looked at: `fetch` the rows that count, by what makes them the same,
-    `events` the names of what has changed in one of them, `is_match` which events count for --exec
-    and --once, `columns` and `cells` the table for a terminal, `footer` the lines below it.
+    `events` the names of what has changed in one of them, `match` the one event that counts for
+    --exec and --once ("": each), `columns` and `cells` the table for a terminal, `footer` the lines below it.
     """
 
     columns: Iterable[Any] = ()
+    match = ""
     first, away, status = True, "", 0
     drawn = 0  # lines of the table on the terminal
 
@@ -10365,7 +10344,6 @@ class Monitor:
     if TYPE_CHECKING:
 
         def fetch(self) -> Keyed: ...
-        def is_match(self, event: str) -> bool: ...
 
     def is_cheap(self, row: Row) -> bool:
         price, below = as_price(row.get("dph_total")), self.call["below"]
@@ -10419,9 +10397,9 @@ class Monitor:
         for _, event, row in found:
             if not self.live:
                 self.write(event, row)
-            if self.call["once"] and self.is_match(event):
+            if self.call["once"] and self.match in ("", event):
                 break
-        return self.act([row for _, event, row in found if self.is_match(event)])
+        return self.act([row for _, event, row in found if self.match in ("", event)])
 
     def compare(self, rows: Keyed) -> Changes:
         """What has changed since the last look: (key, event, row)."""
@@ -10495,6 +10473,7 @@ class OfferMonitor(Monitor):
     """Offers: the cheapest of each machine."""
 
     columns = (*MARK, *OFFER_COLUMNS)
+    match = "new"
 
     def fetch(self) -> Keyed:
         call = self.call
@@ -10509,9 +10488,6 @@ class OfferMonitor(Monitor):
             if self.is_cheap(row):
                 found.setdefault(str(row.get("machine_id") or f"offer {row.get('id')}"), row)
         return found
-
-    def is_match(self, event: str) -> bool:
-        return event == "new"
 
     def footer(self, changed: bool) -> list[str]:
         count = len(self.rows)
@@ -10569,22 +10545,15 @@ GPU so far: history 2""")
         disks = [share_of(row.get("disk_util"), 1) or 0.0 for row in (old, new)]
         return found + ["disk"] * (disks[0] <= 0.9 < disks[1])
 
-    def is_match(self, event: str) -> bool:
-        return True
-
     def compare(self, rows: Keyed) -> Changes:
         return [] if self.first else super().compare(rows)
 
     def cells(self, key: Any, row: Row) -> Row:
-        count, model = (
-            format_value(row.get("num_gpus") or "?"),
-            format_value(row.get("gpu_name") or "?"),
-        )
         cpu = number_of(row, "cpu_util")
         memory = share_of(row.get("mem_usage"), number_of(row, "mem_limit") or 0)
         return {
             **row,
-            "model": f"{count}x {model.replace(' ', '_')}",
+            "model": _gpu({**row, "gpu_util": None}),
             "gpu_use": format_use(self.history[key][-1]),
             "cpu_use": format_use(share_of(cpu, 100 if cpu and cpu > 1 else 1)),
             "memory_use": format_use(memory),
