@@ -8705,6 +8705,12 @@ class TestOddAnswers(FaultCase):
         words = ["create", "instance", "5", "--image", "x", "--env", "-e PYTHONUNBUFFERED=True"]
         self.assertEqual(self.run_here(self.serve(reply(RENTED)), *words).stdout, f"Started. {RENTED}\n")
 
+    def test_what_only_reads_asks_for_no_confirmation(self):
+        for text, expected in (('""', "sent an empty answer"), ('"no such endpoint"', "said 'no such endpoint'")):
+            for words in (["search", "benchmarks"], ["get", "endpt-logs", "5"]):
+                status, out, err = self.run_here(self.serve(reply(text)), *words)
+                self.assertEqual((status, out, err), (1, "", f"{' '.join(words[:2])}: the service {expected}\n"))
+
     def test_what_confirms_that_something_was_done(self):
         """No bare sentence, but where nothing else comes, no success that is not true, and no volume without a name."""
         said, done = '"machine offline"', {"success": True}
@@ -9256,6 +9262,8 @@ class TestLines(FaultCase):
     def test_a_curl_line_without_its_secret_says_so(self):
         status, out, err = self.run_here(self.serve(reply()), "create", "env-var", "A", "b", "--curl")
         self.assertEqual((status, '"value": "***"' in out, "***" in err), (0, True, True))
+        words = ("create", "instance", "7", "--image", "i", "--env", "-p 8080:80", "--curl")
+        self.assertEqual(self.run_here(self.serve(reply()), *words)[2], "")
 
 
 class TestArguments(FaultCase):

@@ -5053,11 +5053,12 @@ def check_accepted(row: Command, body: Any, answer: Answer) -> None:
             doubt = f"the service confirmed it without {row.made!r}"
     elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
         said = f"said {one_line(body)!r}" if body else "sent an empty answer"
-        doubt = f"the service {said}, which does not confirm it"
+        doubt = f"the service {said}{', which does not confirm it' if changes else ''}"
     if doubt and spends:
         raise outcome_unknown_error(row, doubt, answer)
     if doubt:
-        raise make_error(VastAIError, doubt, response=answer, hint=look_first(row))
+        hint = look_first(row) if changes else ""
+        raise make_error(VastAIError, doubt, response=answer, hint=hint)
 
 
 def denies(body: Row) -> bool:
@@ -5894,8 +5895,9 @@ def announce_request(call: Call, request: Request) -> None:
     if client.explain:
         explain_request(client, request)
     if client.curl:
-        write_out(format_curl(request) + "\n")
-        if any((request.body or {}).get(name) for name in request.hidden if name != "api_key"):
+        line = format_curl(request)
+        write_out(line + "\n")
+        if "***" in line:
             call.warn("Replace *** with the secret before running this line")
         raise NothingSent
 
