@@ -4694,6 +4694,13 @@ class CostTest(CommandCase):
             with self.subTest(**differs):
                 self.assertEqual(self.line_of(self.instance(**differs)), line)
 
+    def test_what_was_never_started(self):
+        """As a low bid leaves it."""
+        for intended in ("stopped", "running"):
+            id = self.instance(actual_status=None, intended_status=intended)
+            row, = [row for row in self.client.cost()["rows"] if row["id"] == id]
+            self.assertEqual(row["state"], "stopped" if intended == "stopped" else "created")
+
     def test_instances_without_an_id(self):
         for _ in range(2):
             self.instance(id=None, actual_status="running")

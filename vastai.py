@@ -10135,7 +10135,8 @@ class Bill:
 
     def add_instances(self) -> None:
         for row in self.instances.values():
-            state = row.get("actual_status") or "created"
+            unstarted = "stopped" if row.get("intended_status") == "stopped" else "created"
+            state = row.get("actual_status") or unstarted
             why, later = self.why_orphan(row, state), later_cost(row)
             self.add("instance", row, hourly_cost(row), state=state, later=later, why=why)
 
