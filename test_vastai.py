@@ -4545,8 +4545,10 @@ class SelfTestTest(CommandCase):
         self.assertIs(self.last("/api/v0/asks/.*")["body"]["cancel_unavail"], False)
 
     def test_a_lost_answer(self):
-        """Other tests of the machine stay: the one that has come since is removed, or nothing."""
-        for age in (1800, 300):
+        """Other tests of the machine stay: the one that has come since is removed, or nothing; also if the service's
+        clock is behind.
+        """
+        for age in (1800, 1200):
             id = self.client.create_instance(self.box.offer()["id"], image="a/b",
                                              label="vast-self-test-machine-5")["new_contract"]
             self.box.instance(id, differs={"start_date": time.time() - age})
@@ -4557,7 +4559,8 @@ class SelfTestTest(CommandCase):
             self.outcome()
         self.assertEqual(set(self.box.market.tables["instances"]), self.before)
         for prepare in (self.box.fail, self.box.lose):
-            for status in (None, 500, 503):
+            for status, behind in ((None, 0), (500, 0), (503, 0), (None, 300)):
+                self.box.market.now = lambda behind=behind: time.time() - behind
                 prepare("PUT /api/v0/asks/.*", status)
                 self.outcome(code="instance_create_failed" if status else "instance_create_missing_contract")
                 self.assertEqual(set(self.box.market.tables["instances"]), self.before)

@@ -7203,14 +7203,15 @@ def run_create_instance(call: Call) -> Row:
             raise
 
 
-def rental(call: Call, label: str | None, made_up: bool = True) -> Rented:
+def rental(call: Call, label: str | None, made_up: bool = True, behind: float = 60) -> Rented:
     """The rental to come, labeled by the caller or, with `made_up`, uniquely by us.
 
-    With the caller's label, only instances that started after this count as ours.  A blank one is
-    none: instances of others may have no label either.
+    With the caller's label, only instances that started after this count as ours; the service's
+    clock may be `behind` by so many seconds.  A blank label is none: instances of others may have
+    no label either.
     """
     label = label if label and label.strip() else ""
-    since = time.time() - 60  # seconds by which the service's clock may be behind
+    since = time.time() - behind
 
     def new(row: Row) -> bool:
         return (number_of(row, "start_date") or since) >= since
@@ -10658,7 +10659,8 @@ class SelfTest:
 
     def __init__(self, call: Call) -> None:
         self.call, self.machine = call, str(call["machine_id"])
-        self.rented = rental(call, f"vast-self-test-machine-{self.machine}")
+        # the label is known to the service; a machine that is being tested cannot be rented twice
+        self.rented = rental(call, f"vast-self-test-machine-{self.machine}", behind=600)
         self.rented.looks = False  # as the official client, whose calls are recorded
         self.lines: list[str] = []
         self.row: Row = {}  # the instance as it was seen last
