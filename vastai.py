@@ -4491,7 +4491,7 @@ register("Serverless",
         Arg("--max-retries", COUNT, "maximum number of tries"),
         CliArg("--text", FLAG, "print only the model's text"),
         CliArg("--out", OUT_FILE, "file for the response"),
-        run="run_request", show="show_response", document="document_response", rows="response_rows",
+        either="payload file stdin", run="run_request", show="show_response", document="document_response", rows="response_rows",
         note="A job may be billed each time it runs; limit that with --no-retry or --max-retries. "
              "If the answer is lost and the job is not repeated, the exit status is 7.",
         examples="chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16"),
@@ -10662,6 +10662,7 @@ class SelfTest:
         # the label is known to the service; a machine that is being tested cannot be rented twice
         self.rented = rental(call, f"vast-self-test-machine-{self.machine}", behind=600)
         self.rented.looks = False  # as the official client, whose calls are recorded
+        self.still_costs = self.rented.still_costs
         self.lines: list[str] = []
         self.row: Row = {}  # the instance as it was seen last
         self.result: Row = {
@@ -10799,19 +10800,14 @@ class SelfTest:
         def look(left: float) -> bool | None:
             row = self.look()
             state, told = row.get("actual_status"), text_of(row, "status_msg").strip()
-            code = "daemon_startup_failed"
-            if told:
-                code = failure_of(told, STATUS_FAILURES, "instance_status_error")
-            if fault_of(row)[0] or failure_of(told, STATUS_SIGNS):
+            ended = any(end in (state, row.get("intended_status")) for end in ("stopped", "exited"))
+            if ended or fault_of(row)[0] or mentions(told, STATUS_SIGNS):
+                code = "daemon_startup_failed"
                 if state == "offline":
                     code = "instance_offline_before_test"
+                elif told:
+                    code = failure_of(told, STATUS_FAILURES, "instance_status_error")
                 reason = told or f"the instance was {state or 'stopped'} before the test"
-                raise Unfit(code, "startup", reason)
-            if any(
-                row.get(name) in ("stopped", "exited")
-                for name in ("intended_status", "actual_status")
-            ):
-                reason = f"the instance stopped before the test: {told or 'no reason given'}"
                 raise Unfit(code, "startup", reason)
             self.say(f"instance {self.rented.id}: {state or 'no state yet'} {told}")
             return True if state == row.get("intended_status") == "running" else None
@@ -10890,29 +10886,22 @@ class SelfTest:
         """Removes the instance unless it is gone; after a failure its diagnostics are written
         before.
         """
-        id = self.rented.id
-        if id is None:
-            return
-        row: Row = {}
-        try:
-            row = {} if id == "?" else self.call.do("show_instance", id=id) or {}
-        except Exception as error:  # noqa: BLE001 (what is not seen is not gone)
-            self.say(f"instance {id}: {error}")
-        state = row.get("intended_status") or row.get("actual_status")
-        if state in ("destroyed", "terminated"):
-            self.rented.id = None
+        rented = self.rented
+        if rented.id is None:
             return
         try:
-            self.save(None if id == "?" else id)
+            row = self.look() if rented.found else {}
+            state = row.get("intended_status") or row.get("actual_status")
+            if state in ("destroyed", "terminated"):
+                rented.id = None
+            else:
+                self.save(rented.found)
+                self.say(f"removing instance {rented.id}")
         finally:
-            self.say(f"removing instance {id}")
-            self.rented.give_back()
-            if self.rented.id is not None:
-                reason = f"{self.rented.still_costs()}. {self.result['reason']}"
+            rented.give_back()
+            if rented.id is not None:
+                reason = f"{rented.still_costs()}. {self.result['reason']}"
                 self.fail("cleanup_failed", "cleanup", reason)
-
-    def still_costs(self) -> str:
-        return self.rented.still_costs()
 
     @property
     def found(self) -> Any:
@@ -10976,9 +10965,7 @@ docker_pull_failed: pull, manifest, not found, unauthorized, denied, repository 
 no such image
 daemon_startup_failed: daemon, container, startup, failed to start, oci runtime, runc, docker, \
 exited, mount, entrypoint""")
-STATUS_SIGNS = {
-    "fatal": "error, failed, failure, exception, traceback, oci runtime, permission denied"
-}
+STATUS_SIGNS = "error, failed, failure, exception, traceback, oci runtime, permission denied"
 TEST_FAILURES = parse_table("""\
 nvml_failed: nvml, nvidia-smi, driver/library version mismatch
 nccl_failed: nccl, unhandled system error, connection timed out, allreduce, peer access
@@ -11164,14 +11151,6 @@ def run_benchmarks(call: Call) -> list[Row]:
 
 MOST_GPU_MEMORY = 1 << 25  # MB of all cards of a machine
 SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
-GPU_WORDS = {
-    "ti": "Ti",
-    "laptop": "laptop",
-    "tesla": "Tesla",
-    "titan": "Titan",
-    "quadro": "Quadro",
-    "radeon": "Radeon",
-}
 
 
 def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
@@ -11180,6 +11159,7 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
     """
     import re
 
+    models = {model.lower(): model for model in MODELS.split()}
     limits = as_dict(filters.get("gpu_total_ram"))
     over, least = number_of(limits, "gt"), number_of(limits, "gte")
     least = (least or 0) - 1 if over is None else over  # MB; all cards must have more
@@ -11191,14 +11171,10 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
         if not text
     ]
     for times, name in re.findall(r"(?i)[ _]*(?:(\d{1,4})[ _]*x[ _]*)?([^,]+)", text):
-        words = [
-            GPU_WORDS.get(word.lower())
-            or (word.upper() if word.islower() or word.istitle() else word)
-            for word in name.replace("_", " ").split()
-        ]
-        specs += (
-            [(" ".join(words).replace("ADA", "Ada"), int(times or count or 1))] if words else []
-        )
+        name = "_".join(name.replace("_", " ").split())
+        if name:
+            name = models.get(name.lower(), name).replace("_", " ")
+            specs.append((name, int(times or count or 1)))
     if not specs:
         raise UsageError("--gpus: expected names such as '2x RTX_4090, RTX_3090'")
     return list(dict.fromkeys(specs))
@@ -11513,31 +11489,25 @@ def reach(ask: Ask) -> Steps:
     """
     from urllib.parse import urlsplit
 
-    left = 5
-    while True:
+    for _ in range(6):
         try:
             parts = urlsplit(ask.url)
             signed = parts.scheme == "https" and is_address(parts.hostname or "")
         except ValueError as error:
             raise Unsent(str(error), ask.url) from error
-        ask.root = ""
+        old = ask.root = ""
         if signed and ask.root_url:
-            ask.root = yield from find_root(ask, DAY)
+            old = ask.root = yield from find_root(ask, DAY)
         try:
             answer = yield ask
         except Unsent as problem:
-            ssl = sys.modules.get("ssl")
-            refused = ssl and isinstance(problem.__cause__, ssl.SSLCertVerificationError)
-            old = ask.root
-            if not (refused and old):
-                raise
-            ask.root = yield from find_root(ask, 60)
+            if old and type(problem.__cause__).__name__ == "SSLCertVerificationError":
+                ask.root = yield from find_root(ask, 60)
             if ask.root == old:
                 raise
             answer = yield ask
-        if not (answer.redirect and left):
+        if not answer.redirect:
             break
-        left -= 1
         try:
             url, same = redirect_target(ask.method, ask.url, answer.status_code, answer.redirect)
         except ValueError:
@@ -11698,14 +11668,13 @@ class Job:
             another = self.max_retries is None or tries < self.max_retries
             try:
                 answer = yield from reach(self.ask_worker(worker, grant))
-            except Unsent as problem:
-                unreached += 1
-                pause = backoff(unreached - 1, self.longest_pause) if unreached > 1 else 0.0
-                self.not_reached(worker, problem, another and (self.retry or unreached < PATIENCE))
-            except Unanswered as problem:
-                unreached = 0
-                pause = backoff(tries, self.longest_pause)
-                self.not_answered(worker, problem, another and self.retry)
+            except NoAnswer as problem:
+                sent = isinstance(problem, Unanswered)
+                unreached = 0 if sent else unreached + 1
+                pause = backoff(tries if sent else unreached - 1, self.longest_pause)
+                pause = 0.0 if unreached == 1 else pause
+                repeats = self.retry or 0 < unreached < PATIENCE
+                self.note_failure(worker, problem, sent, another and repeats)
             else:
                 unreached = 0
                 if not (self.retry and another and may_pass(answer.status_code)):
@@ -11793,29 +11762,25 @@ class Job:
         ask.deadline = self.deadline
         return ask
 
-    def not_reached(self, worker: str, problem: Unsent, another: bool) -> None:
-        """Notes that the job did not leave.  Raises if there is no other try."""
+    def note_failure(self, worker: str, problem: NoAnswer, sent: bool, another: bool) -> None:
+        """Notes why a job that may have been `sent` brought no answer.  Raises if there must not be
+        another try.
+        """
+        late = sent and _timed_out(problem.__cause__)
+        if sent:
+            self.lost = f"{worker}: {problem}"
         # A try that our own deadline cuts short says less than the one before it.
-        if not (self.reason and self.time_is_up()):
+        elif not (self.reason and self.time_is_up()):
             self.reason = f"cannot reach the worker {worker}: {problem}"
-        self.check_time()
-        if self.session is not None:
-            self.session.open = another = False
-        if not another:
-            kind, lost = ConnectionError, self.lost
-            raise serverless_error(self.reason, kind, NetworkError, lost) from problem
-
-    def not_answered(self, worker: str, problem: Unanswered, another: bool) -> None:
-        """Notes that the job left and no whole answer came.  Raises if it must not be repeated."""
-        late = _timed_out(problem.__cause__)
-        self.lost = f"{worker}: {problem}"
         self.check_time()
         if self.session is not None and not late:
             self.session.open = another = False
         if not another:
             kind = TimeoutError if late else ConnectionError
-            raise serverless_error("", kind, lost=self.lost) from problem
-        self.warn(f"the job was sent to {worker}, but {problem}; sending it again")
+            text = "" if sent else self.reason
+            raise serverless_error(text, kind, NetworkError, self.lost) from problem
+        if sent:
+            self.warn(f"the job was sent to {worker}, but {problem}; sending it again")
 
     def time_is_up(self) -> bool:
         return time.monotonic() > self.deadline - 0.001
@@ -12135,12 +12100,9 @@ class Media(bytes):
 
 def read_payload(call: Call) -> Row:
     """What the worker is sent: the object of --json, of --file or from stdin."""
-    given = [name for name in ("payload", "file", "stdin") if call.params.get(name) is not None]
-    if len(given) > 1:
-        raise UsageError("give only one of --json, --file and -")
-    payload: Row = {}
-    if given != ["stdin"]:
-        return call[given[0]] if given else payload
+    payload: Row = call["payload"] or call.params.get("file") or {}
+    if not call.params.get("stdin"):
+        return payload
     # not in the terminal's encoding; what a program put in its place may have no buffer
     source = getattr(sys.stdin, "buffer", sys.stdin)
     data = source.read() if source else ""
@@ -13199,7 +13161,7 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
     def begin(self, job: Job, request: Tracker) -> ServerlessRequest:
         import asyncio
 
-        kind = make_request_class() if "ServerlessRequest" not in globals() else ServerlessRequest
+        kind: Any = sys.modules[__name__].ServerlessRequest  # made when it is first asked for
         future = request if isinstance(request, kind) else kind(job.tracker)
         tasks = self.streams().tasks
         task = asyncio.ensure_future(self.run(job))
@@ -14883,7 +14845,13 @@ MODELS = (  # common ones, as a query has them
     "RTX_2080 GTX_1080_Ti GTX_1080 RTX_PRO_6000_WS RTX_PRO_6000_S RTX_6000Ada RTX_5000Ada "
     "RTX_4000Ada RTX_A6000 RTX_A5000 RTX_A4500 RTX_A4000 A100_SXM4 A100_PCIE A40 A10 A30 L40S "
     "L40 L4 H100_SXM H100_PCIE H100_NVL H200 H200_NVL B200 B300 GH200_SXM Tesla_V100 Tesla_T4 "
-    "Tesla_P100"
+    "Tesla_P100 Tesla_P40 Tesla_P4 Tesla_M40 Tesla_K80 A10g A16 A100X RTX_PRO_6000 RTX_PRO_5000 "
+    "RTX_PRO_4500 RTX_PRO_4000 RTX_5880Ada RTX_4500Ada RTX_2000Ada RTX_A2000 RTX_3050 RTX_2080S "
+    "RTX_2070S RTX_2070 RTX_2060S RTX_2060 GTX_1660_Ti GTX_1660_S GTX_1660 GTX_1650_Ti GTX_1650_S "
+    "GTX_1650 GTX_1070_Ti GTX_1070 GTX_1060 GTX_1050_Ti GTX_1050 GTX_TITAN_X Titan_RTX Titan_V "
+    "Titan_Xp Q_RTX_8000 Q_RTX_6000 Q_RTX_5000 Q_RTX_4000 Quadro_GV100 Quadro_P6000 Quadro_P5000 "
+    "Quadro_P4000 Quadro_P2000 RTX_4080_laptop RTX_4070_laptop RTX_4060_laptop RTX_3070_laptop "
+    "RTX_3060_laptop RX_7900_XTX RX_7900_XT RX_6900_XT RX_6800_XT Radeon_VII"
 )
 
 
