@@ -6545,6 +6545,9 @@ class Pool:
         self.most = most
         self.reset()
 
+    def __reduce__(self) -> Any:
+        return Pool, (self.most,)  # a copied or pickled client gets a pool of its own
+
     def reset(self) -> None:
         """Forgets all connections without closing them."""
         self.idle: dict[Place, list[Any]] = {}
@@ -13192,15 +13195,8 @@ class Method:
     when asked.
     """
 
-    __slots__ = ("__dict__", "name", "row")  # __dict__, so that decorators may leave their marks
-
     def __init__(self, name: str, row: Command) -> None:
-        self.name, self.row = name, row
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("__name__", "__qualname__"):
-            return self.name if name == "__name__" else f"VastAI.{self.name}"
-        raise AttributeError(name)
+        self.__name__, self.__qualname__, self.row = name, f"VastAI.{name}", row
 
     def __get__(self, client: VastAI | None, owner: Any = None) -> Any:
         if client is None:
@@ -13212,14 +13208,14 @@ class Method:
     def __call__(self, *args: Any, **given: Any) -> Any:
         # no parameter has a name: unittest.mock would ask callers of a stand-in for it
         if not args:
-            raise TypeError(f"{self.name}() missing 1 required positional argument: 'self'")
+            raise TypeError(f"{self.__name__}() missing 1 required positional argument: 'self'")
         return args[0]._call(self.row, args[1:], given)
 
     def __reduce__(self) -> str:
-        return f"VastAI.{self.name}"  # found by its name
+        return self.__qualname__  # found by its name
 
     def __repr__(self) -> str:
-        return f"<function VastAI.{self.name}>"
+        return f"<function {self.__qualname__}>"
 
     __doc__ = property(lambda self: docstring(self.row))
     __signature__ = property(lambda self: signature(self.row))
@@ -13309,7 +13305,9 @@ def for_python(text: str, row: Command) -> str:
         text = text.replace(part, "")
 
     def method(found: Any) -> str:
-        command = COMMANDS.get(found.group(2))
+        quoted = found.group(1) == "`"
+        name = found.group(2)
+        command = find_command(name.split())[0] if quoted else COMMANDS.get(name)
         if command is None or command.face == "cli":
             return str(found.group())
         return f"{found.group(1)}{command.methods[0]}()"
@@ -13318,13 +13316,7 @@ def for_python(text: str, row: Command) -> str:
     kinds: list[type[VastAIError]] = [VastAIError, *VastAIError.__subclasses__()]
     for kind in kinds:
         text = text.replace(f"the exit status is {kind.exit_status}", f"it raises {kind.__name__}")
-    parts = text.split("`")
-    for at in range(1, len(parts), 2):
-        words = parts[at].split()
-        command = find_command(words[1:])[0] if words[:1] == ["vastai"] else None
-        if command and command.face != "cli":
-            parts[at] = f"{command.methods[0]}()"
-    return "`".join(parts)
+    return re.sub(r"(`)vastai ([^`]+)", method, text)
 
 
 # fmt: off
@@ -13476,12 +13468,6 @@ class VastAI:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-    def __getstate__(self) -> Row:
-        return {name: value for name, value in self.__dict__.items() if name != "pool"}
-
-    def __setstate__(self, state: Row) -> None:
-        self.__dict__.update(state, pool=Pool())
 
     def close(self) -> None:
         """Closes the connections that are kept for the next call; the object can be used again."""
