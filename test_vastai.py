@@ -12717,7 +12717,7 @@ class PdfTest(unittest.TestCase):
                 ("caf\u00e9 \u20ac \u2026", "caf\u00e9 \u20ac \u2026"), ("e\u0301", "\u00e9"), ("\u0107\ufb01", "cfi"),
                 ("\u0141\u00f3d\u017a", "?\u00f3dz"), ("\u4e2d\U0001f600", "??"), ("\u2153", "?"), ("\u0301", "?"),
                 ("a\nb\r\nc\td", "a b c d"), ("a\u2003b", "a b"), ("a\x00\x1b\x7f\x81b", "a????b"),
-                ("a\u200b\u202e\u00ad\u2028\u2029b", "a?????b"), ("\udc80", "?"), ("(\\) \\n \\", "(\\) \\n \\")):
+                ("a\u200b\u202e\u00ad\u2028\u2029b", "a??? b"), ("\udc80", "?"), ("(\\) \\n \\", "(\\) \\n \\")):
             with self.subTest(value=value):
                 self.assertEqual([shown], self.description(value))
 

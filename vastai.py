@@ -15232,18 +15232,20 @@ def bundle_sentence(call: Call, bundle: Row) -> str:
 # Letter pages in the two Helvetica faces that every viewer brings along, so nothing is embedded.
 # Bold text is measured as if it were regular, which holds for digits.
 
-# Advance widths in 1/1000 of the font size, from Adobe's metrics files: each letter stands for one
-# code of WinAnsiEncoding (cp1252), 32 to 255, and counts from "0" into the list of all widths that
-# occur.
-_PDF_SIZES = (
-    "191 222 238 260 278 280 333 334 350 355 365 370 389 400 469 474 500 537 556 584 611 667 "
-    "722 737 778 833 834 889 944 975 1000 1015"
-)
-_PDF_ADVANCES = tuple(map(int, _PDF_SIZES.split()))
-_PDF_WIDTHS = (
-    "449BBKE066<C4644BBBBBBBBBB44CCCBOEEFFEDHF4@EBIFHEHFEDFELEED444>B6BB@BB4BB11@1IBBBB6@4B@F@@@737C8B81B6NBB6NE6N8D88"
-    "11668BN6N@6L8@E46BBBB3B6G;BC6G6=C666BA466:BJJJDEEEEEENFEEEE4444FFHHHHHCHFFFFEEDBBBBBBK@BBBB4444BBBBBBBCDBBBB@B@"
-)
+# Advance widths in 1/1000 of the font size, from Adobe's metrics files, of the codes 32 to 255 of
+# WinAnsiEncoding (cp1252).
+_PDF_WIDTHS_AS_TEXT = """\
+278 278 355 556 556 889 667 191 333 333 389 584 278 333 278 278 556 556 556 556 556 556 556 556 556
+556 278 278 584 584 584 556 1015 667 667 722 722 667 611 778 722 278 500 667 556 833 722 778 667
+778 722 667 611 722 667 944 667 667 611 278 278 278 469 556 333 556 556 500 556 556 278 556 556 222
+222 500 222 833 556 556 556 556 333 500 278 556 500 722 500 500 500 334 260 334 584 350 556 350 222
+556 333 1000 556 556 333 1000 667 333 1000 350 611 350 350 222 222 333 333 350 556 1000 333 1000
+500 333 944 350 500 667 278 333 556 556 556 556 260 556 333 737 370 556 584 333 737 333 400 584 333
+333 333 556 537 278 333 333 365 556 834 834 834 611 667 667 667 667 667 667 1000 722 667 667 667
+667 278 278 278 278 722 722 778 778 778 778 778 584 778 722 722 722 722 667 667 611 556 556 556 556
+556 556 889 500 556 556 556 556 278 278 278 278 556 556 556 556 556 556 556 584 611 556 556 556 556
+500 556 500"""
+_PDF_WIDTHS = tuple(map(int, _PDF_WIDTHS_AS_TEXT.split()))
 _PDF_STYLES = {  # font, size, color
     "brand": (b"F2", 22, b"0.06 0.20 0.38 rg"),
     "title": (b"F1", 22, b"0.50 g"),
@@ -15287,23 +15289,19 @@ def invoice_pdf(
     pages.write(_PDF_RIGHT, _pdf_text(title), "title", 380, right=True)
     pages.rule(0.3, 16, 26)
     city = (field("billaddress_city") + b" " + field("billaddress_zip")).strip()
+    billed = [
+        field("fullname") or field("username"),
+        field("billaddress_line1"),
+        field("billaddress_line2"),
+        city,
+        field("billaddress_country"),
+    ]
+    account = dict.fromkeys((field("username"), field("email")))
     pages.y = -18 + min(
-        pages.block(
-            _PDF_LEFT,
-            170,
-            (
-                b"BILLED TO",
-                [
-                    field("fullname") or field("username"),
-                    field("billaddress_line1"),
-                    field("billaddress_line2"),
-                    city,
-                    field("billaddress_country"),
-                ],
-            ),
-        ),
-        pages.block(240, 170, (b"ACCOUNT", dict.fromkeys((field("username"), field("email"))))),
-        pages.block(424, 134, (b"NUMBER", [_pdf_text(number)]), (b"PERIOD", [_pdf_text(period)])),
+        pages.block(_PDF_LEFT, 150, b"BILLED TO", billed),
+        pages.block(214, 140, b"ACCOUNT", account),
+        pages.block(364, 70, b"NUMBER", [_pdf_text(number)]),
+        pages.block(444, 114, b"PERIOD", [_pdf_text(period)]),
     )
     pages.headings()
     left, right = _PDF_COLUMNS[1][1:]
@@ -15375,16 +15373,15 @@ class _PdfPages:
             self.y -= 30
             self.headings()
 
-    def block(self, left: float, room: float, *parts: tuple[bytes, Iterable[bytes]]) -> float:
-        """Writes labels, each over its lines if it has any, and puts the pen back; tells how low it
+    def block(self, left: float, room: float, label: bytes, texts: Iterable[bytes]) -> float:
+        """Writes a label over its lines, if it has any, and puts the pen back; tells how low it
         was.
         """
         top = self.y
-        for label, texts in parts:
-            lines = [line for text in texts if text for line in _pdf_wrap(text, room)]
-            for index, line in enumerate([label, *lines, b""] if lines else []):
-                self.write(left, line, "body" if index else "label")
-                self.y -= 13 if line else 6
+        lines = [line for text in texts if text for line in _pdf_wrap(text, room)]
+        for index, line in enumerate([label, *lines] if lines else []):
+            self.write(left, line, "body" if index else "label")
+            self.y -= 13
         self.y, low = top, self.y
         return low
 
@@ -15430,20 +15427,19 @@ def _pdf_text(value: Any, limit: int = 80) -> bytes:
     """At most `limit` characters of any value as a line of cp1252; for letters that it lacks, their
     base or `?`.
     """
-    from unicodedata import category, combining, normalize
+    from unicodedata import combining, normalize
 
     def known(c: str) -> str:
-        if category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\t\n\r":
-            return "?"  # it would leave no trace on paper
-        for text in (c, "".join(base for base in normalize("NFKD", c) if not combining(base))):
+        base = "".join(part for part in normalize("NFKD", c) if not combining(part))
+        for text in (c, base) if c.isprintable() else ():  # the rest would leave no trace on paper
             if text and text.encode("cp1252", "ignore").decode("cp1252") == text:
                 return text
         return "-" if c == "\u2212" else "?"  # a minus sign must not get lost
 
     text = "" if value is None else str(value)
     text = normalize("NFC", text if len(text) <= limit else text[: limit - 1] + "\u2026")
-    odd = {ord(c): known(c) for c in set(text) if not " " <= c <= "~"}
-    return b" ".join(text.translate(odd).encode("cp1252").split())
+    text = " ".join(text.split())
+    return "".join(c if " " <= c <= "~" else known(c) for c in text).encode("cp1252")
 
 
 def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
@@ -15465,8 +15461,7 @@ def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
 
 def _pdf_width(text: bytes, style: str) -> float:
     """How many points wide a text is."""
-    advances = sum(_PDF_ADVANCES[ord(_PDF_WIDTHS[code - 32]) - 48] for code in text)
-    return advances * _PDF_STYLES[style][1] / 1000
+    return sum(_PDF_WIDTHS[code - 32] for code in text) * _PDF_STYLES[style][1] / 1000
 
 
 def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
