@@ -11152,7 +11152,6 @@ def run_benchmarks(call: Call) -> list[Row]:
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
 
-MOST_GPU_MEMORY = 1 << 25  # MB of all cards of a machine
 SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
 
 
@@ -11166,10 +11165,8 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
     limits = as_dict(filters.get("gpu_total_ram"))
     over, least = number_of(limits, "gt"), number_of(limits, "gte")
     least = (least or 0) - 1 if over is None else over  # MB; all cards must have more
-    if least > MOST_GPU_MEMORY:
-        raise VastAIError("the template asks for more GPU memory than any machine has")
     specs = [
-        (name, count or next((n for n in (1, 2, 4, 8) if n * size > least), int(least // size) + 1))
+        (name, count or next((n for n in (1, 2, 4) if n * size > least), 8))
         for name, size in SWEEP.items()
         if not text
     ]
@@ -15246,15 +15243,15 @@ _PDF_WIDTHS_AS_TEXT = """\
 556 556 889 500 556 556 556 556 278 278 278 278 556 556 556 556 556 556 556 584 611 556 556 556 556
 500 556 500"""
 _PDF_WIDTHS = tuple(map(int, _PDF_WIDTHS_AS_TEXT.split()))
-_PDF_STYLES = {  # font, size, color
-    "brand": (b"F2", 22, b"0.06 0.20 0.38 rg"),
-    "title": (b"F1", 22, b"0.50 g"),
-    "label": (b"F2", 7, b"0.50 g"),
-    "body": (b"F1", 9, b"0.13 g"),
-    "strong": (b"F2", 10, b"0.06 0.20 0.38 rg"),
-    "note": (b"F1", 8, b"0.45 g"),
-    "credit": (b"F1", 9, b"0.05 0.43 0.25 rg"),
-}
+# Font, size, color.
+_PDF_STYLES = parse_table("""\
+brand: F2 22 0.06 0.20 0.38 rg
+title: F1 22 0.50 g
+label: F2 7 0.50 g
+body: F1 9 0.13 g
+strong: F2 10 0.06 0.20 0.38 rg
+note: F1 8 0.45 g
+credit: F1 9 0.05 0.43 0.25 rg""")
 # points, from the bottom left corner
 _PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM = 54, 558, 730, 68
 _PDF_COLUMNS = (
@@ -15343,11 +15340,12 @@ class _PdfPages:
         """Writes a text, cut to its room, at the height of the pen: from `x` on or, with `right`,
         up to it.
         """
-        (font, size, color), text = _PDF_STYLES[style], _pdf_cut(text, style, room)
+        text = _pdf_cut(text, style, room)
+        font, size, color = _PDF_STYLES[style].encode().split(b" ", 2)
         x = x - _pdf_width(text, style) if right else x
         text = text.replace(b"\\", b"\\\\").replace(b"(", b"\\(").replace(b")", b"\\)")
         self.page.append(
-            b"BT /%b %d Tf %b %.2f %.2f Td (%b) Tj ET" % (font, size, color, x, self.y, text)
+            b"BT /%b %b Tf %b %.2f %.2f Td (%b) Tj ET" % (font, size, color, x, self.y, text)
         )
 
     def rule(self, gray: float, above: float, below: float) -> None:
@@ -15461,7 +15459,8 @@ def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
 
 def _pdf_width(text: bytes, style: str) -> float:
     """How many points wide a text is."""
-    return sum(_PDF_WIDTHS[code - 32] for code in text) * _PDF_STYLES[style][1] / 1000
+    size = int(_PDF_STYLES[style].split()[1])
+    return sum(_PDF_WIDTHS[code - 32] for code in text) * size / 1000
 
 
 def _pdf_cut(text: bytes, style: str, room: float, mark: bytes = b"\x85") -> bytes:
