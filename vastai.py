@@ -4830,9 +4830,8 @@ def check_needs(row: Command, args: dict[str, Arg], params: Row, cli: bool) -> N
 
 
 def labels_of(args: dict[str, Arg], names: Iterable[str], cli: bool) -> str:
-    """The arguments of these names as an error lists them: --a, --b or --c."""
-    words = [args[name].label(cli) for name in names if not args[name].hidden]
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    """The arguments of these names as an error lists them: --a or --b."""
+    return " or ".join(args[name].label(cli) for name in names)
 
 
 def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
@@ -6091,8 +6090,7 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
     for a redirect that is not followed.
     """
     url, trusted, body = request.target, request.auth, request.body
-    left = 5
-    while True:
+    for _ in range(6):
         data = None if body is None else encode_json(body)
         key = client.api_key if trusted else None
         ask = Ask(url, data, request.method, key or "", safe=request.safe, limit=timeout)
@@ -6111,10 +6109,8 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
             if any(body.get(name) is not None for name in request.hidden):
                 reason = f"to {url}, which must not see this request's secrets"
                 break
-        if not left:
-            reason = f"more than 5 times, the last time to {url}"
-            break
-        left -= 1
+    else:
+        reason = f"more than 5 times, the last time to {url}"
     answer.secrets = request.secrets + client.secrets
     words = printable(redact_text(reason, answer.secrets), 300)
     raise make_error(VastAIError, f"the service redirects {words}; not followed", response=answer)
@@ -6330,19 +6326,19 @@ class Incoming:
 
     def take_head(self) -> bool:
         """Takes a head out of the buffer, if it has come whole."""
+        import re
+
         data = self.buffer
-        end = data.find(b"\n\r\n")
-        bare = data.find(b"\n\n", 0, end if end >= 0 else len(data))
-        if bare >= 0:
-            end = bare
-        if end >= 0:
-            self.buffer = data[end + (2 if bare >= 0 else 3) :]
-            self.read_head(data[:end].decode("latin-1"))
+        end = re.search(rb"\n\r?\n", data)
+        if end:
+            self.buffer = data[end.end() :]
+            lines = re.sub(rb"\n[ \t]+", b" ", data[: end.start()])  # one may go on in the next
+            self.read_head(lines.decode("latin-1"))
         elif data[:5] != b"HTTP/"[: len(data)]:
             raise not_http_error(data.decode("latin-1"))
         elif len(data) > 1 << 17:
             raise ConnectionError("the answer's headers do not end")
-        return end >= 0
+        return bool(end)
 
     def read_head(self, text: str) -> None:
         """Reads the status line and the headers."""
@@ -6353,11 +6349,7 @@ class Incoming:
             raise not_http_error(first)
         self.status = int(code)
         self.headers = headers = Headers()
-        name = ""
         for line in lines:
-            if line[:1] in (" ", "\t") and name:  # the line before goes on
-                headers[name] += f" {line.strip()}"
-                continue
             name, colon, value = line.partition(":")
             if colon:
                 name, value = name.strip().lower(), value.strip()
@@ -15563,7 +15555,7 @@ class Line:
     options  each spelling of an option: the option, and the value that it stands for (None: the
              next word is its value)
     alone    the arguments that are no options
-    given    the options that are there, with their values
+    given    the values of options, by their names
     loose    the words that are neither
     due      the option that the next word is a value of, if it is none; `bare` without one it has
              none yet
@@ -15580,7 +15572,7 @@ class Line:
             if arg.option
             for spelling in spellings(flag)
         }
-        self.given: dict[Arg, Any] = {}
+        self.given: Row = {}
         self.loose: list[str] = []
         self.due: Arg | None = None
         self.bare = self.literal = False
@@ -15606,6 +15598,15 @@ class Line:
         self.loose.append(word)
         following = self.next_arg()
         self.literal = self.literal or bool(following and following.rest)
+
+    def read_what_can_be(self, words: Iterable[str]) -> Row:
+        """Takes words that may be wrong or incomplete; returns the values of options so far."""
+        for word in words:
+            try:
+                self.read(word)
+            except UsageError:
+                pass
+        return self.given
 
     def end(self) -> None:
         """Raises UsageError if an option lacks its value at the end of a line, or before another."""
@@ -15649,22 +15650,22 @@ class Line:
         if value is not None:
             if rest and not rest[0].isalpha():
                 raise UsageError(f"{flag} takes no value")
-            self.given[arg] = value
+            self.given[arg.name] = value
             if rest:  # several short ones in one word
                 self.read(f"-{rest}")
             return
         self.due, self.bare, self.literal = arg, not arg.rest, arg.rest
         if arg.several:
-            self.given[arg] = self.given.get(arg, []) if arg.again else []
+            self.given[arg.name] = self.given.get(arg.name, []) if arg.again else []
         if rest:
             self.read_value(arg, rest[1:] if rest[0] == "=" else rest)
 
     def read_value(self, arg: Arg, word: str) -> None:
         self.bare = False
         if arg.several:
-            self.given[arg].append(word)
+            self.given[arg.name].append(word)
         else:
-            self.given[arg] = word
+            self.given[arg.name] = word
         if arg.again or not (arg.many or arg.rest):
             self.due = None
 
@@ -15776,9 +15777,8 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     for word in words:
         line.read(word)
     line.end()
-    mine = row.args_of("cli")
-    given = {arg.name: value for arg, value in line.given.items() if arg in mine}
-    common = {arg.name: value for arg, value in line.given.items() if arg not in mine}
+    mine, common = row.args_of("cli"), line.given
+    given = {arg.name: common.pop(arg.name) for arg in mine if arg.name in common}
     given.update(positionals(row, line.alone, line.loose))
     asked = {**(start or {}), **common}
     return given, {**asked, **check_params(GLOBAL_ARGS, asked, cli=True)}
@@ -16176,19 +16176,18 @@ def suggest_command(words: list[str]) -> str:
     verbs = [first, *VERBS.get(first, "").split()] if others else ["show", "search"]
     things = [thing for word in others or [first] for thing in (word, word + "s", word.rstrip("s"))]
     likely = [f"{verb} {thing}" for verb in verbs for thing in things]
-    likely += HABITS.get(words[0].lower(), "").split("|")
-    for name in likely:
+    for name in [*likely, HABITS.get(words[0].lower(), "")]:
         if name in NAMES or name.startswith("--"):
             return f"; did you mean {name!r}?"
     own = commands_of_verb(words[0])
     verb = "" if own else suggest(words[0], {n.split()[0] for n in NAMES})
     # the verb that they share makes any two names alike
-    unlike = {
+    names = [
         name
-        for name, thing in ((name, name.partition(" ")[2]) for name in own)
-        if not thing.startswith(words[-1]) and not suggest(words[-1], [thing], 0.6)
-    }
-    return suggest(" ".join(words), sorted(NAMES.keys() - unlike)) or verb
+        for name, thing in ((name, name.partition(" ")[2]) for name in sorted(NAMES))
+        if name not in own or thing.startswith(words[-1]) or suggest(words[-1], [thing], 0.6)
+    ]
+    return suggest(" ".join(words), names) or verb
 
 
 USAGE = "usage: vastai COMMAND [argument …] [option …]"
@@ -16215,7 +16214,7 @@ def start_page() -> str:
 def profile_of(words: list[str]) -> str:
     """The profile that a line without a command chooses; "" if it cannot be told."""
     try:
-        return profile_name(parse_line(GLOBAL_ARGS, words)[0].get("profile"))
+        return profile_name(Line(None).read_what_can_be(words).get("profile"))
     except UsageError:
         return ""
 
@@ -16405,11 +16404,7 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
     line = Line(row)
     if helping:
         line.args, line.alone, line.options = [], [], {}
-    for typed in rest:
-        try:
-            line.read(typed)
-        except UsageError:
-            pass
+    line.read_what_can_be(rest)
     name, equals, _ = word.partition("=")
     if line.literal or not word.startswith("-"):
         arg, prefix = line.next_arg(), ""
@@ -16419,9 +16414,8 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
         return list(option_words(line, word))
     if arg and arg.rest:  # all that follows belongs to another program
         return []
-    names = ("api_key", "profile", "url")
-    whom = {arg.name: value for arg, value in line.given.items() if arg.name in names}
-    values = value_words(arg, row, {**(start or {}), **whom})
+    names = {"api_key", "profile", "url"}.intersection(line.given)
+    values = value_words(arg, row, {**(start or {}), **{name: line.given[name] for name in names}})
     found = [(prefix + text, meaning) for text, meaning in values]
     if not prefix and arg and arg.many:  # what its list has already is not offered again
         found = [pair for pair in found if pair[0] not in before]
@@ -16435,7 +16429,7 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
 def option_words(line: Line, word: str) -> Iterator[Pair]:
     """The options that begin with `word` and can still be given, with their meanings."""
     for arg in line.args:
-        if not arg.option or arg.hidden or (arg in line.given and not arg.again):
+        if not arg.option or arg.hidden or (arg.name in line.given and not arg.again):
             continue
         for flag in (*arg.flags, *arg.shortcuts):
             form = next((form for form in spellings(flag) if form.startswith(word)), "")
@@ -16858,13 +16852,8 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
 def wants_json(words: Sequence[str]) -> bool:
     """Does a line ask for JSON?  Also one that cannot be parsed."""
     row, rest, _ = find_command(list(words))
-    try:
-        given, common = parse_line(row or GLOBAL_ARGS, rest)
-        values = {**common, **given}
-        return values["raw"] or "json" in (values["format"], common["format"])
-    except Exception:  # noqa: BLE001 (a defect of ours is reported as well)
-        line = " ".join(words).replace("=", " ") + " "
-    return any(f"{flag} " in line for flag in ("--raw", "--ra", "--format json", "--form json"))
+    given = Line(row).read_what_can_be(rest)
+    return "raw" in given or given.get("format") == "json"
 
 
 # `import vastai.cli.main`: in the official package that is a module.
