@@ -4106,7 +4106,7 @@ register("Environment variables",
 
 register("Two-factor authentication",
     Command("tfa login", "POST /tfa/", ONCE, SETS, "Start a 2FA session on this computer",
-        *TFA_PROOF, run="run_tfa_login",
+        *TFA_PROOF, either="code backup_code", build="build_code", run="run_tfa_login",
         done="{said} Backup codes left: {backup_codes_remaining}.|{said}|The code was right, but no key of a session was saved.",
         note="The session key is saved beside the API key and replaces it until it expires. To get a code by SMS or "
              "email, run `vastai tfa send-sms` or `vastai tfa send-email`.",
@@ -4162,14 +4162,15 @@ register("Two-factor authentication",
         *TFA_PROOF[:4],
         Arg("--method-id", GIVEN_ID, "id of the method, if you have several of one kind", key="tfa_method_id"),
         Arg("-id --id-to-delete", ID, "method to delete, from tfa status", key="target_id"),
-        ask="Delete this method of two-factor authentication?", build="build_tfa_delete",
+        ask="Delete this method of two-factor authentication?", one_of="code backup_code", build="build_tfa_delete",
         done="Deleted the method; methods left: {remaining_methods}.|Deleted the method.",
         examples="""\
 --id-to-delete 123 -t totp -c 456789
 -id 123 -t email -s SECRET -c 456789"""),
     Command("tfa regen-codes", "PUT /tfa/regen-backup-codes/", ONCE, SETS, "Replace your backup codes",
         *TFA_PROOF,
-        ask="Replace your backup codes? The old ones stop working.", build="build_code", show="show_backup_codes", only_copy=True,
+        ask="Replace your backup codes? The old ones stop working.", one_of="code backup_code", build="build_code",
+        show="show_backup_codes", only_copy=True,
         done="The old backup codes no longer work, but the service sent no new ones."),
     look="tfa status")
 
@@ -5479,22 +5480,15 @@ def build_delete_deployment(call: Call, body: Row) -> str | None:
     return None if call["name"] is None else "/deployments/"
 
 
-def require_code(call: Call) -> None:
-    """Raises UsageError unless there is what proves who is asking: a code, and of which method."""
-    method = call["method_type"]
-    if (call["code"] is None) == (call["backup_code"] is None):
-        raise UsageError("give either --code or --backup-code")
-    if call.cli and method and call["method_id"]:
-        raise UsageError("give either --method-type or --method-id")
-
-
 def build_code(call: Call, body: Row) -> None:
-    require_code(call)
+    """A command line names a method in one way; published programs give its type as well."""
+    if call.cli and call["method_type"] and call["method_id"]:
+        raise UsageError("give either --method-type or --method-id")
 
 
 def build_tfa_delete(call: Call, body: Row) -> None:
     """A code by SMS or email is only good with its secret."""
-    require_code(call)
+    build_code(call, body)
     method = call["method_type"]
     if method in ("sms", "email") and not call["secret"]:
         raise UsageError(
@@ -8223,10 +8217,10 @@ def env_rows(call: Call, values: Row) -> list[Row]:
 
 def run_tfa_login(call: Call) -> Row:
     """Proves who is there; the command line saves the key of the session that this starts."""
-    missing = call["code"] is None and call["backup_code"] is None
-    if missing and call.at_terminal and not call.client.curl:
+    if call["code"] is None and call["backup_code"] is None:
+        if not call.at_terminal or call.client.curl:
+            raise UsageError("give either --code or --backup-code")
         call.params["code"] = ask_secret("Code")
-    require_code(call)
     answer: Row = call.send()
     key = answer.get("session_key")
     if not call.cli or not key:
