@@ -3613,7 +3613,7 @@ def uses(at, folder):
         sdk.schedule_maint(machine, at.born, 2)
 
     def session(sdk, market):
-        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.own_file("config", "vast_tfa_key"), "session-key")
 
     def scheduled(sdk, market):
         sdk.create_scheduled_job(**job)
@@ -8614,9 +8614,9 @@ class TestSessions(FaultCase):
 
     def test_a_newer_session_is_used(self):
         """Another process has begun a session meanwhile: its key is taken, not deleted."""
-        path = vastai.config_file("vast_tfa_key")
+        path = vastai.own_file("config", "vast_tfa_key")
         vastai.write_private(path, "old-session")
-        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+        vastai.write_private(vastai.own_file("config", "vast_api_key"), KEY)
 
         def answers(request):
             if request["headers"]["authorization"] == "Bearer old-session":
@@ -8630,8 +8630,8 @@ class TestSessions(FaultCase):
                          (0, "Bearer new-session", "new-session"))
 
     def test_a_rental_is_not_made_twice(self):
-        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
-        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+        vastai.write_private(vastai.own_file("config", "vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.own_file("config", "vast_api_key"), KEY)
 
         def answers(request):
             if request["method"] == "PUT":
@@ -8646,11 +8646,11 @@ class TestSessions(FaultCase):
         self.assertEqual((status, [request["method"] for request in server.requests]), (0, ["PUT", "GET", "GET"]))
         self.assertEqual(server.requests[-1]["headers"]["authorization"], f"Bearer {KEY}")
         self.assertIn("session has ended", err.getvalue())
-        self.assertFalse(os.path.exists(vastai.config_file("vast_tfa_key")))
+        self.assertFalse(os.path.exists(vastai.own_file("config", "vast_tfa_key")))
 
     def test_no_key_but_that_of_the_session(self):
         """Nothing goes out without a key, and nobody is told that it does."""
-        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.own_file("config", "vast_tfa_key"), "session-key")
         server = self.serve(reply({"msg": "Invalid user key"}, 401))
         with contextlib.redirect_stderr(io.StringIO()) as err:
             status = vastai.main(["--url", server.url, "show", "user"])
@@ -8659,8 +8659,8 @@ class TestSessions(FaultCase):
         self.assertIn("No API key found", err.getvalue())
 
     def test_the_next_key_is_masked_too(self):
-        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
-        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+        vastai.write_private(vastai.own_file("config", "vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.own_file("config", "vast_api_key"), KEY)
 
         def answers(request):
             if request["headers"]["authorization"] == "Bearer session-key":
@@ -8673,8 +8673,8 @@ class TestSessions(FaultCase):
         self.assertNotIn(KEY, err.getvalue())
 
     def test_only_what_was_refused_goes_again(self):
-        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
-        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+        vastai.write_private(vastai.own_file("config", "vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.own_file("config", "vast_api_key"), KEY)
         for status in (400, 500):
             server = self.serve(reply({"msg": "session expired"}, status))
             with contextlib.redirect_stderr(io.StringIO()):
@@ -8682,8 +8682,8 @@ class TestSessions(FaultCase):
             self.assertEqual(len(server.requests), 1)
 
     def test_a_wait_goes_on_with_the_key(self):
-        vastai.write_private(vastai.config_file("vast_tfa_key"), "session-key")
-        vastai.write_private(vastai.config_file("vast_api_key"), KEY)
+        vastai.write_private(vastai.own_file("config", "vast_tfa_key"), "session-key")
+        vastai.write_private(vastai.own_file("config", "vast_api_key"), KEY)
         states = iter(["loading", "loading", "running"])
 
         def answers(request):
@@ -9947,7 +9947,7 @@ class TestSecrets(FaultCase):
         self.assertEqual(vastai.VastAI(server_url="http://[::1]:80/sub/api/v0").server_url, "http://[::1]:80/sub")
 
     def key_file(self, data):
-        path = vastai.config_file("vast_api_key")
+        path = vastai.own_file("config", "vast_api_key")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
             file.write(data)

@@ -378,7 +378,7 @@ def no_key_error(profile: str) -> AuthError:
         problem = read_key_file(path)[1]
         place = "~/.vast_api_key" if path == old_key_file() else path
         places.append(f"{place} ({problem})" if problem else place)
-    if not config_file(""):
+    if not own_file("config", ""):
         places.append(f"the configuration folder ({folder_problem()})")
     hint = "Create one at https://cloud.vast.ai/manage-keys/ and save it with `vastai set api-key`."
     if os.environ.get("VASTAI_API_KEY", "").strip():
@@ -2749,16 +2749,15 @@ def register(group: str, *rows: Command, look: str = "", hosts: bool = False) ->
         row.group, row.hosts = group, hosts
         if row.effect != READS:
             row.look = row.look or look
-        spellings = [(COMMANDS, [row.name])]
+        spellings = [(COMMANDS, row.name)]
         if row.face != "sdk":
-            spellings.append((NAMES, [row.name, *row.aliases]))
+            spellings += [(NAMES, name) for name in (row.name, *row.aliases)]
         if row.face != "cli":
-            spellings.append((METHODS, row.methods))
-        for index, names in spellings:
-            for name in names:
-                if name in index:
-                    raise ValueError(f"two commands are called {name!r}")
-                index[name] = row
+            spellings += [(METHODS, name) for name in row.methods]
+        for index, name in spellings:
+            if name in index:
+                raise ValueError(f"two commands are called {name!r}")
+            index[name] = row
 
 
 def resolve_table() -> None:
@@ -4860,6 +4859,7 @@ def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
     return value
 
 
+@record
 class Request:
     """A request in the service's terms: method, URL, query and JSON body.
 
@@ -4867,19 +4867,17 @@ class Request:
     the row's.  `auth` is False if the key must not go along, as with the address of a result.
     """
 
-    def __init__(
-        self,
-        method: str,
-        url: str,
-        query: Row,
-        body: Row | None,
-        safe: bool,
-        auth: bool = True,
-        hidden: Sequence[str] = (),
-    ) -> None:
-        self.method, self.url, self.query, self.body, self.safe = method, url, query, body, safe
-        self.auth, self.hidden = auth, hidden
-        self.secrets = [text for name in hidden for text in _texts((body or {}).get(name))]
+    method: str
+    url: str
+    query: Row
+    body: Row | None
+    safe: bool
+    auth: bool = True
+    hidden: Sequence[str] = ()
+
+    @property
+    def secrets(self) -> list[str]:
+        return [text for name in self.hidden for text in _texts((self.body or {}).get(name))]
 
     @property
     def target(self) -> str:
@@ -5331,12 +5329,10 @@ def schedule_of(call: Call, request: Request) -> Row:
     frequency = call["schedule"]
     day, hour = (None if call[name] is None else int(call[name]) for name in ("day", "hour"))
     if (day is not None, hour is not None) != (frequency == "WEEKLY", frequency != "HOURLY"):
-        words = {
-            "HOURLY": "--day '*' --hour '*'",
-            "DAILY": "--day '*' and an --hour",
-            "WEEKLY": "a --day and an --hour",
-        }
-        raise UsageError(f"{frequency} needs {words[frequency]}")
+        raise UsageError(
+            f"{frequency}: expected --day '*' --hour '*' for HOURLY, --day '*' and an --hour for "
+            "DAILY, a --day and an --hour for WEEKLY"
+        )
     today = time.time() // 86400 * 86400
     start = float(call.get("start_date", today))
     end = float(call.get("end_date", today + 7 * 86400))
@@ -6729,25 +6725,21 @@ class Proxy:
         from urllib.parse import unquote, urlsplit
 
         url = url if "://" in url else f"http://{url}"
-        scheme, _, rest = url.partition("://")
-        scheme = scheme.lower()
+        scheme = url.partition("://")[0].lower()
+        kind = "a SOCKS" if scheme.startswith("socks") else "an https" if scheme == "https" else ""
         try:
             parts = urlsplit(url)
             self.host, self.port = parts.hostname or "", parts.port or 80
+            usable = scheme == "http" and self.host and self.host.isascii()
+            if not usable or "@" in f"{parts.path}{parts.query}{parts.fragment}":
+                raise ValueError("no host, or one that is a part of the password")
         except ValueError:
-            parts, self.host, self.port = urlsplit(""), "", 0
-        problem = ""
-        if scheme.startswith("socks"):
-            problem = f"names a SOCKS proxy ({printable(scheme, 20)}://), which is not supported"
-        elif scheme == "https":
-            problem = "names an https proxy (https://), which is not supported"
-        elif "@" in rest[len(parts.netloc) :]:  # what looks like the host is of the password
-            problem = "has a / # or ? in its password: write %2F, %23 or %3F"
-        elif scheme != "http" or not self.host or not self.host.isascii():
             problem = "is not the URL of a proxy"
-        if problem:
+            if kind:
+                problem = f"names {kind} proxy ({printable(scheme, 20)}://), which is not supported"
             wanted = "expected a URL such as http://user:password@host:port"
-            raise make_error(NetworkError, f"{variable} {problem}; {wanted}")
+            coded = "write / # ? in the password as %2F %23 %3F"
+            raise make_error(NetworkError, f"{variable} {problem}; {wanted}; {coded}") from None
         self.headers: list[str] = []
         if parts.username:
             from base64 import b64encode
@@ -6840,18 +6832,12 @@ def format_curl(request: Request) -> str:
 # Its files, its other programs, and the person at the terminal.
 
 
-def config_file(name: str) -> str:
-    """A file in this client's configuration folder; "" if that folder is relative or unknown."""
-    return _own_file("XDG_CONFIG_HOME", ".config", name)
-
-
-def cache_file(name: str) -> str:
-    """A file in this client's cache folder; "" if that folder is relative or unknown."""
-    return _own_file("XDG_CACHE_HOME", ".cache", name)
-
-
-def _own_file(variable: str, usual: str, name: str) -> str:
-    base = os.environ.get(variable) or os.path.join(os.path.expanduser("~"), usual)
+def own_file(kind: str, name: str) -> str:
+    """A file in this client's folder of a kind, "config" or "cache"; "" if that folder is relative
+    or unknown.
+    """
+    usual = os.path.join(os.path.expanduser("~"), f".{kind}")
+    base = os.environ.get(f"XDG_{kind.upper()}_HOME") or usual
     return os.path.join(base, "vastai", name) if os.path.isabs(base) else ""
 
 
@@ -6880,8 +6866,8 @@ def profile_name(given: str | None = None) -> str:
 
 
 def profile_file(name: str, profile: str) -> str:
-    """A file in the configuration folder that each profile has its own of; as config_file()."""
-    return config_file(f"{name}.{profile}" if profile else name)
+    """A file in the configuration folder that each profile has its own of; as own_file()."""
+    return own_file("config", f"{name}.{profile}" if profile else name)
 
 
 def key_files(session: bool = False, profile: str = "") -> list[str]:
@@ -6996,7 +6982,7 @@ def write_private(path: str, content: str | bytes, lasting: bool = False) -> Non
                 file.write(data)
             return
         make_private_folder(folder)
-        if folder == os.path.dirname(config_file("vast_api_key")):
+        if folder == os.path.dirname(own_file("config", "x")):
             os.chmod(folder, 0o700)  # it may have been there
         handle, temporary = tempfile.mkstemp(dir=folder)
         try:
@@ -8595,7 +8581,7 @@ def uninstall_question(call: Call) -> str:
     if how == "file":
         raise VastAIError(
             f"pip did not install this copy; to remove it, delete {place}; to remove your keys, "
-            f"delete {os.path.dirname(config_file('x'))}"
+            f"delete {os.path.dirname(own_file('config', 'x'))}"
         )
     return f"Uninstall {place} with pip?"
 
@@ -11990,7 +11976,7 @@ def cached_root(url: str, age: float) -> str:
 
 def root_file(url: str) -> str:
     """The cache file of a root certificate."""
-    return cache_file(f"root-{plain_name(url[-80:])}.cer")
+    return own_file("cache", f"root-{plain_name(url[-80:])}.cer")
 
 
 def plain_name(text: str) -> str:
@@ -15783,11 +15769,11 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
     given = {}
     for at, arg in enumerate(args):
         later = sum(other.default is REQUIRED for other in args[at + 1 :])
-        many = arg.many or arg.rest
-        count = max(len(words) - later, arg.default is REQUIRED) if many else 1
-        if len(words) > (0 if arg.default is REQUIRED else later):
-            given[arg.name] = words[:count] if many else words[0]
-            words = words[count:]
+        count = max(len(words) - later, arg.default is REQUIRED)
+        mine = words[: count if arg.several else min(count, 1)]
+        if mine:
+            given[arg.name] = mine if arg.several else mine[0]
+        words = words[len(mine) :]
     if words and any(arg.secret for arg in row.args):
         raise UsageError("unexpected words; quote a value that contains spaces", hint=usage_of(row))
     if words:
@@ -16472,7 +16458,7 @@ def instance_ids(given: Row) -> Pairs:
             from hashlib import sha256
 
             whose = sha256(f"{client.server_url} {client.api_key}".encode()).hexdigest()[:24]
-            path = cache_file(f"instances-{whose}")
+            path = own_file("cache", f"instances-{whose}")
             cached = os.path.exists(path) and 0 <= time.time() - os.stat(path).st_mtime < 60
             if cached:
                 lines = _read_file(path).splitlines()
@@ -16686,7 +16672,7 @@ def line_editor(start: Row) -> Callable[[str, list[str]], None]:
         import readline
     except ImportError:
         return lambda line, words: None
-    path = cache_file("history")
+    path = own_file("cache", "history")
     found: Pairs = []
 
     def lines_before() -> list[str]:
