@@ -17,7 +17,7 @@ The file in order:
      routes: hosts | routes: serverless | routes: the account | routes that need no function of their own |
      the market: state and routes together | HTTP server
   2. WHAT THE TESTS SHARE: in this process and as a process | a server that does what a script says |
-     believable arguments forevery row | terminals and shells
+     believable arguments for every row | terminals and shells
   3. TESTS: the table | the sandbox | every command, once in both faces | searching, renting and destroying |
      hosts: self-test | benchmarks, charges, copies, second factors | renting: clean up for certain |
      renting: the lease | renting: a machine that works | renting: a command on a machine |
@@ -57,6 +57,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import difflib
 import email.utils
 import faulthandler
 import functools
@@ -86,6 +87,7 @@ import socketserver
 import ssl
 import stat
 import statistics
+import string
 import struct
 import subprocess
 import sys
@@ -2830,7 +2832,7 @@ def server_context(folder):
     return context
 
 
-# --------------------------------------------------------------- believable arguments forevery row
+# --------------------------------------------------------------- believable arguments for every row
 
 BELIEVABLE = {  # parameters whose kind does not say all that the command wants
     "ssh_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ test", "frequency": "DAILY", "src": "7:/a", "dst": "8:/b",
@@ -2982,6 +2984,88 @@ class ShellCase(unittest.TestCase):
 # ---------------------------------------------------------------------------------------- the table
 
 
+FACES = ("", "cli", "sdk")
+
+
+def faults_of(row):
+    """What is wrong with a row of the table, and what should be there."""
+    look = "look=, here or in register(): the command that shows whether what goes out ONCE was carried out"
+    path = {arg.name for arg in row.args if "path" in row.places(arg)}
+    spoken = row.columns or row.says or (not row.is_list and (row.returns or row.done or row.text or row.show))
+    for wrong, fault in (
+            (type(row.safe) is not bool, f"SAFE or ONCE as the third, not {row.safe!r}"),
+            (row.effect not in (vastai.READS, vastai.SETS, vastai.SPENDS, vastai.DELETES),
+             f"READS, SETS, SPENDS or DELETES as the fourth, not {row.effect!r}"),
+            (row.path and row.method not in ("GET", "POST", "PUT", "DELETE"), f"no method {row.method!r}"),
+            (row.method == "GET" and not row.safe, "a GET is SAFE to repeat"),
+            (not row.summary or row.summary.endswith("."), "a summary, without a full stop"),
+            (row.look and row.look not in vastai.NAMES, f"look={row.look!r} is no command"),
+            (not (row.safe or row.look or row.face == "cli"), look),
+            (row.face not in FACES, f"face={row.face!r}"),
+            (row.ask_when not in ("always", "terminal", "within"), f"ask_when={row.ask_when!r}"),
+            (row.ask_when != "always" and not row.ask, f"ask_when={row.ask_when!r} without ask="),
+            (row.path and braces(row.path) != path,
+             f"the braces of {row.path} are the names of arguments; these go into the path: {', '.join(path) or 'none'}"),
+            (not (spoken or row.face == "sdk"), "columns=, done= or says=: what the command line shows of the result")):
+        if wrong:
+            yield fault
+    for column in ("one_of", "either", "needs"):
+        yield from strangers(row, column, getattr(row, column).replace(",", "").split())
+    yield from strangers(row, "ask", braces(row.ask if row.ask_when != "within" else ""))
+    for column in filter(lambda column: getattr(row, column), vastai.Command.FUNCTIONS.split()):
+        takes = re.search(rf"^ +{column} +function (\(.*?\))", vastai.Command.__doc__, re.MULTILINE).group(1)
+        try:
+            inspect.signature(getattr(row, column)).bind(*takes.split(","))
+        except TypeError:
+            yield f"{column}= is a function {takes}, not {getattr(row, column)!r}"
+    yield from column_faults(row.columns)
+    yield from argument_faults(row)
+
+
+def argument_faults(row):
+    required = []
+    for arg in row.args:
+        for wrong, fault in (
+                (not arg.help and not arg.hidden, "no help"), (arg.name != arg.name.lower(), "capitals"),
+                (not {"path", "query", "body", "auto"}.issuperset(arg.to.split()), f"to={arg.to!r}"),
+                (arg.face not in FACES, f"face={arg.face!r}")):
+            if wrong:
+                yield f"{arg.name}: {fault}"
+        yield from strangers(row, f"{arg.name}: needs", arg.needs.split())
+        for value in (arg.default, arg.cli, *arg.shortcuts.values()):
+            if value not in (vastai.REQUIRED, None):
+                try:
+                    vastai.convert_value(arg, value, False)
+                except vastai.UsageError as error:
+                    yield str(error)
+        if not arg.option and arg.face != "sdk":
+            required.append(arg.cli is vastai.REQUIRED)
+    if required != sorted(required, reverse=True):
+        yield "an argument that is REQUIRED comes after one that is not"
+
+
+def column_faults(columns):
+    for line in columns.text.split("\n") if isinstance(columns, vastai.Columns) else ():
+        try:
+            (_, _, form, _), = vastai.Columns(line)
+        except ValueError:
+            form = "?"
+        if not (form in vastai.FORMATS or form in vastai.ROW_FORMATS or re.fullmatch(r"(.*{}.*|\.\d[fg])?([*/]\d+)?", form)):
+            yield f"{line!r} is not `Header: field format rank`, with a format that Columns explains"
+    if isinstance(columns, str):
+        yield f"columns=Columns(...), not {columns!r}"
+
+
+def strangers(row, column, names):
+    known = {arg.name for arg in row.args} | {"*"}
+    return [f"{column} names {name!r}, which is no argument" for name in sorted(names) if name not in known]
+
+
+def braces(text):
+    """The names in the braces of a text."""
+    return {re.match(r"\w*", name).group() for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
 class TableTest(unittest.TestCase):
     """The table is complete, and what is written from it is fresh."""
 
@@ -2990,8 +3074,9 @@ class TableTest(unittest.TestCase):
     def test_generated_blocks_are_fresh(self):
         for name in BLOCKS:
             with self.subTest(name):
-                found, due = block(name)
-                self.assertEqual(found, due, f"{name} in {BLOCKS[name][0]}: run `python3 test_vastai.py write`")
+                changes = list(difflib.unified_diff(*map(str.splitlines, block(name)), n=0, lineterm=""))
+                if changes:
+                    self.fail("\n".join([f"{name} in {BLOCKS[name][0]}: run `python3 test_vastai.py write`", *changes[2:]]))
 
     def test_no_command_appears_or_vanishes_unseen(self):
         heads = re.findall(r"^[a-z].*?(?= -> | \S+:|$)", SURFACE, re.MULTILINE)
@@ -3003,26 +3088,62 @@ class TableTest(unittest.TestCase):
     def test_every_row_is_complete(self):
         for row in vastai.COMMANDS.values():
             with self.subTest(row.name):
-                self.assertIs(type(row.safe), bool)
-                self.assertTrue(row.summary and not row.summary.endswith("."), row.summary)
-                self.assertTrue(row.safe or row.look or row.face == "cli", "an ONCE row says where the outcome shows")
-                for column in vastai.Command.FUNCTIONS.split():
-                    self.assertTrue(not getattr(row, column) or callable(getattr(row, column)), column)
-                self.assertIn(row.effect, (vastai.READS, vastai.SETS, vastai.SPENDS, vastai.DELETES))
-                if row.method == "GET":
-                    self.assertTrue(row.safe, "a GET is safe to repeat")
-                if row.path:
-                    named = {arg.name for arg in row.args if "path" in row.places(arg)}
-                    self.assertEqual(set(re.findall(r"{(\w+)}", row.path)), named)
-                for arg in row.args:
-                    self.assertTrue(arg.help or arg.hidden, f"{arg.name} has no help")
-                    self.assertEqual(arg.name, arg.name.lower())
-                    if arg.default not in (vastai.REQUIRED, None):
-                        vastai.convert_value(arg, arg.default, False)
-                if row.is_list and row.face != "sdk":
-                    self.assertTrue(row.columns or row.says, "a list has columns")
-                elif not row.returns and row.face != "sdk":
-                    self.assertTrue(row.columns or row.done or row.says or row.text or row.show, "a command says something when done")
+                self.assertEqual(list(faults_of(row)), [])
+
+    def test_every_table_has_columns_that_can_be_shown(self):
+        for name, columns in vars(vastai).items():
+            if isinstance(columns, vastai.Columns):
+                self.assertEqual(list(column_faults(columns)), [], name)
+
+    def test_what_is_wrong_with_a_row_is_told(self):
+        number, name = vastai.Arg("id", vastai.ID, "the thing"), vastai.Arg("--name", vastai.NAME, "its name")
+
+        def row(*args, call="PUT /things/{id}/", safe=True, effect="sets", **columns):
+            columns = {"done": "Changed thing {id}.", **columns}
+            return vastai.Command("change thing", call, safe, effect, "Change a thing", *args or [number, name], **columns)
+
+        def arg(*args, **columns):
+            return row(number, vastai.Arg(*args, **columns))
+
+        def table(text):
+            return row(columns=vastai.Columns(text))
+
+        self.assertEqual(list(faults_of(row())), [])
+        for wrong, told in (
+                (row(safe="sets"), "SAFE or ONCE"), (row(effect="set"), "READS, SETS"), (row(call="PUTS /things/{id}/"), "'PUTS'"),
+                (row(call="GET /things/{id}/", safe=False), "a GET is SAFE"), (row(done=""), "done="),
+                (row(call="PUT /things/{id}/ -> things[]"), "columns="), (row(look="show things"), "look='show things'"),
+                (row(safe=False), "look="), (row(face="all"), "face='all'"), (row(name), "{id}"),
+                (row(one_of="name title"), "one_of names 'title'"),
+                (row(needs="nam"), "needs names 'nam'"), (row(ask="Change {thing}?"), "ask names 'thing'"),
+                (row(ask="?", ask_when="terminals"), "ask_when='terminals'"), (row(ask_when="within"), "without ask="),
+                (row(columns="ID: id"), "Columns("), (table("ID: id 0\nName name"), "'Name name'"), (table("ID: id 0\n"), "''"),
+                (table("Since: start minutes"), "minutes"), (row(rows=len), "rows= is a function (call, result)"),
+                (arg("--name"), "name: no help"), (arg("--name", help="x", to="bodys"), "name: to='bodys'"),
+                (arg("--name", help="x", needs="title"), "name: needs names 'title'"),
+                (arg("--name", help="x", face="CLI"), "name: face='CLI'"), (arg("--n", vastai.PRICE, "x", "low"), "expected a price"),
+                (arg("--kind", help="x", choices="a b", shortcuts={"-c": "c"}), "kind: expected one of a, b"),
+                (row(vastai.Arg("at", help="x", default=None), number), "REQUIRED comes after")):
+            with self.subTest(told):
+                self.assertIn(told, " | ".join(faults_of(wrong)))
+        with mock.patch.dict(vastai.COMMANDS, {"change thing": row(run="run_things")}, clear=True):
+            self.assertRaisesRegex(ValueError, "'change thing': run='run_things' is no function", vastai.resolve_table)
+        self.assertRaisesRegex(ValueError, "'change thing': expected 'METHOD /path/ -> result'", row, call="PUT/things/")
+        self.assertRaisesRegex(TypeError, "'change thing': there is no column 'ru'", row, ru="run_things")
+
+    def test_functions_name_methods_and_parameters_that_exist(self):
+        """call["label"] of a name that nobody gives is None, and call.do() passes over one that its row does not have."""
+        source = pathlib.Path(HERE, "vastai.py").read_text(encoding="utf-8")
+        known = {arg.name for row in vastai.COMMANDS.values() for arg in row.args}
+        known.update(re.findall(r"\bparams\[\"(\w+)\"\] =", source))
+        known.update(re.findall(r"(\w+)=", " ".join(re.findall(r"\bparams\.update\(.*\)", source))))
+        self.assertEqual(set(re.findall(r"\bcall\[\"(\w+)\"\]", source)) - known, set(), "no argument, and never set in call.params")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "do" and isinstance(node.args[0], ast.Constant):
+                name, given = node.args[0].value, {keyword.arg for keyword in node.keywords}
+                self.assertIn(name, vastai.METHODS, f"call.do() in line {node.lineno}")
+                strange = given - {arg.name for arg in vastai.METHODS[name].args} - {None}
+                self.assertEqual(strange, set(), f"no arguments of call.do({name!r}) in line {node.lineno}")
 
     def test_no_keyword_means_two_things(self):
         for row in vastai.COMMANDS.values():
@@ -3109,7 +3230,7 @@ class DocumentTest(CommandCase):
         self.assertEqual(kind["choices"], vastai.DEMAND.split())
         self.assertEqual((rows["create instance"]["method"], rows["ssh"]["method"]), ("create_instance", None))
         self.assertEqual(rows["show instances"]["returns"], "list[Instance]")
-        self.assertEqual(set(document["exit_statuses"]), {*map(str, range(10)), "129", "130", "141", "143"})
+        self.assertEqual([row["effect"] for row in rows.values()], [row.effect for row in vastai.COMMANDS.values()])
         for name, statuses in (("create instance", {129, 130, 143}), ("launch instance", {129, 130, 143}),
                                ("run", {129, 130, 141, 143}), ("self-test machine", {129, 130, 143}), ("cost", {130})):
             self.assertEqual({status for status in rows[name]["exit_statuses"] if status > 99}, statuses, name)
@@ -3120,6 +3241,17 @@ class DocumentTest(CommandCase):
             self.assertEqual(set(rows[name]["exit_statuses"]) & {7, 8, 9}, statuses, name)
         self.assertEqual(self.box.requests, [])
 
+    def test_every_kind_of_error_is_explained(self):
+        readme = pathlib.Path(HERE, "README.md").read_text(encoding="utf-8")
+        for family in (vastai.VastAIError, *vastai.VastAIError.__subclasses__()):
+            name, status = family.__name__, str(family.exit_status)
+            if family.__module__ == "vastai" and family is not vastai.ProgramError:
+                self.assertIn(name, vastai.__all__)
+                self.assertIn(status, vastai.EXIT_STATUSES, f"EXIT_STATUSES lacks that of {name}")
+                self.assertRegex(readme, rf"(?m)^\| {status} \| .* `{name}`", f"{name} is not in the README's exit statuses")
+        signals = {"0", "129", "130", "141", "143"}
+        self.assertEqual(vastai.EXIT_STATUSES.keys() - signals, {str(status) for status in range(1, 10)})
+
     def test_parts_of_it(self):
         self.assertEqual([row["name"] for row in self.raw("help show instance")["commands"]], ["show instance"])
         verbs = {row["name"].split()[0] for row in self.raw("help tfa")["commands"]}
@@ -3127,52 +3259,6 @@ class DocumentTest(CommandCase):
         self.assertIn("usage: vastai show instance", self.ok("help show instance"))
         self.assertIn("tfa login", self.ok("help tfa"))
         self.assertEqual(self.run_here("help nonsense --raw")[0], 2)
-
-    def test_the_effect_of_each_command(self):
-        found = {}
-        for row in self.raw("help")["commands"]:
-            found.setdefault(row["effect"], set()).add(row["name"])
-        for effect, names in EFFECTS.items():
-            self.assertEqual(found[effect] ^ set(names.split(", ")), set(), effect)
-
-
-EFFECTS = {
-    "spends":
-        "create instance, create instances, launch instance, start instance, start instances, prepay instance, "
-        "change bid, create volume, create network-volume, clone volume, take snapshot, start deployment, accept "
-        "price-increase, create team, transfer credit, create scheduled-job, update scheduled-job, create "
-        "endpoint, update endpoint, create workergroup, update workergroup, self-test machine, run benchmarks, request, run",
-    "deletes":
-        "destroy instance, destroy instances, delete template, delete volume, delete deployment, delete ssh-key, "
-        "delete api-key, delete env-var, tfa delete, destroy team, remove member, remove team-role, delete "
-        "machine, cleanup machine, remove defjob, delete cluster, delete overlay, delete scheduled-job, delete "
-        "endpoint, delete workergroup, delete webhook",
-    "sets":
-        "stop instance, stop instances, reboot instance, recycle instance, label instance, update instance, "
-        "execute, ssh, scp, create template, update template, list volume, list volumes, unlist volume, list "
-        "network-volume, unlist network-volume, add network-disk, copy, cancel copy, cancel sync, cloud copy, stop "
-        "deployment, reject price-increase, set api-key, create ssh-key, attach ssh, detach ssh, update ssh-key, "
-        "create api-key, reset api-key, set role, create env-var, update env-var, tfa login, tfa logout, tfa "
-        "auth-new, tfa totp-setup, tfa send-sms, tfa resend-sms, tfa send-email, tfa activate, tfa update, tfa "
-        "regen-codes, invite member, create team-role, update team-role, list machine, list machines, unlist "
-        "machine, defrag machines, set min-bid, set defjob, schedule maint, cancel maint, create cluster, join "
-        "cluster, remove-machine-from-cluster, create overlay, join overlay, set user, create subaccount, generate "
-        "pdf-invoices, update workers, route, set notifications, create webhook, update webhook, rotate "
-        "webhook-secret, test webhook, uninstall, repl",
-    "reads":
-        "search offers, watch offers, watch instances, search offers-new, search templates, show template, show instances, show instances-v1, "
-        "show instance-filters, show instance, logs, wait instance, ssh-url, scp-url, search volumes, search "
-        "network-volumes, show volumes, show network-disks, show connections, show instance-backups, show "
-        "instance-backup-files, show deployments, show deployment, show deployment-versions, show "
-        "pending-price-increases, search benchmarks, search benchmarks-v1, show gpu-metrics, show gpu-trends, show "
-        "gpu-locations, show ssh-keys, show instance-ssh-keys, show api-keys, show api-key, show env-vars, tfa "
-        "status, show members, show team-roles, show team-role, show machines, show machine, show maints, reports, "
-        "show clusters, show overlays, show user, cost, show audit-logs, show subaccounts, show ipaddrs, show "
-        "invoices, show invoices-v1, search invoices, show earnings, show deposit, fetch contracts, show "
-        "scheduled-jobs, show endpoints, get endpt-logs, get endpt-workers, show workergroups, get wrkgrp-logs, "
-        "get wrkgrp-workers, show notification-types, show notifications, show webhooks, dump-logs, update, help, "
-        "completion",
-}
 
 
 class WordsTest(unittest.TestCase):
@@ -3268,7 +3354,7 @@ class WordsTest(unittest.TestCase):
                 words = row.summary.split()
                 self.assertLessEqual(len(words), 8, row.summary)
                 self.assertFalse(row.summary.endswith((".", "!", "…")), row.summary)
-                self.assertIn(words[0], self.VERBS, row.summary)
+                self.assertTrue(words[0] in self.VERBS, f"{row.summary}: begin with one of VERBS, or add a verb there")
                 self.assertLessEqual(len(row.summary), 54, "it has to stand in a list: " + row.summary)
 
     def test_the_help_of_an_argument_is_a_phrase(self):
@@ -3841,7 +3927,8 @@ class EveryCommandTest(CommandCase):
         return self.box.market
 
     def use_of(self, name):
-        self.assertIn(name, self.uses, f"no use of `{name}` yet: add one to uses()")
+        if name not in self.uses:
+            self.skipTest(f"no use of `{name}` yet")  # told by the next test
         return self.uses[name]
 
     def ready(self, use):
@@ -3850,7 +3937,7 @@ class EveryCommandTest(CommandCase):
             use.before(self.client, market)
 
     def test_every_command_has_a_use(self):
-        self.assertEqual(set(vastai.COMMANDS) - set(self.uses) - ELSEWHERE, set(), "commands without an entry in uses()")
+        self.assertEqual(set(vastai.COMMANDS) - set(self.uses) - ELSEWHERE, set(), "commands without an entry in uses(): add one")
         self.assertEqual(set(self.uses) - set(vastai.COMMANDS), set(), "entries in uses() without a command")
 
     def test_every_command(self):
@@ -3859,6 +3946,18 @@ class EveryCommandTest(CommandCase):
                 continue
             with self.subTest(name):
                 self.check_command(row, self.use_of(name))
+
+    def test_what_asks_sends_nothing_without_a_yes(self):
+        for name, row in vastai.COMMANDS.items():
+            use = self.uses.get(name)
+            if use and not use.exit and (row.ask or row.asks) and row.ask_when != "terminal":
+                with self.subTest(name):
+                    self.ready(use)
+                    before = len(self.box.requests)
+                    status, _, err = self.run_here(f"{name} {use.line.replace(' -y', '')}")
+                    self.assertEqual((status, "not confirmed" in err), (2, True), err)
+                    sent = [request["method"] for request in self.box.requests[before:]]
+                    self.assertLessEqual(set(sent), {"GET", "POST"} if row.ask_when == "within" else set())
 
     def test_every_list_in_every_format(self):
         for name, row in vastai.COMMANDS.items():
@@ -3930,7 +4029,7 @@ class EveryCommandTest(CommandCase):
             self.assertIn(row.name, err)
         elif result is not ANY:
             self.assertTrue(out.strip(), "a reader gets something to read")
-        self.assertEqual(out.startswith(("{", "[")), use.json, out)
+        self.assertEqual(out.startswith(("{", "[")), use.json, "a reader gets JSON: `done` or `columns` lack what they name")
 
     def check_shape(self, row, result, exit):
         if row.is_list:
@@ -12868,7 +12967,9 @@ def reference_block():
 
 
 def surface_of(row):
-    """A command with everything that a caller can give it: in one line, or else in a line for each argument."""
+    """A command with everything that a caller can give it and what it may do: in one line, or else in a line for each
+    argument.
+    """
     head = [row.name, *(f"/{alias}" for alias in row.aliases), *(f"/{name}()" for name in row.methods[1:])]
     head += {"sdk": ["(sdk)"], "cli": ["(cli)"]}.get(row.face, [])
     words = []
@@ -12880,7 +12981,9 @@ def surface_of(row):
         choices = "{" + ",".join(map(str, arg.choices)) + "}" if arg.choices else ""
         name = "" if arg.name == arg.flags[-1].lstrip("-").replace("-", "_") else f"->{arg.name}"
         words.append(f"{flags}{name}:{arg.kind.metavar}{'+' * arg.many}{choices}{default}{marks}")
-    words.append(f"-> {row.annotation}" + ("" if row.safe else " ONCE"))
+    marks = ["" if row.safe else "ONCE", "" if row.effect == vastai.READS else row.effect]
+    marks.append({"terminal": "asks(terminal)"}.get(row.ask_when, "asks") if row.ask or row.asks else "")
+    words.append(" ".join(["->", row.annotation, *filter(None, marks)]))
     line = " ".join(head + words)
     return line if len(line) <= 120 else "\n    ".join([" ".join(head), *words])
 
@@ -13024,7 +13127,7 @@ create instance
     --confirm:TEXT=False
     --max-hours:HOURS=None
     --spot:TEXT=False(cli)
-    -> CreatedInstance ONCE
+    -> CreatedInstance ONCE spends
 create instances
     ids:OFFER+
     --image:IMAGE=None
@@ -13062,7 +13165,7 @@ create instances
     --args_str:TEXT=None
     --max-hours:HOURS=None
     --spot:TEXT=False(cli)
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE spends
 launch instance
     -g,--gpu-name:GPU=None
     -n,--num-gpus:N=None
@@ -13101,7 +13204,7 @@ launch instance
     --wait:TEXT=False
     --max-wait:SECONDS=600
     --confirm:TEXT=False
-    -> CreatedInstance ONCE
+    -> CreatedInstance ONCE spends
 run
     image:IMAGE
     command:COMMAND+
@@ -13124,7 +13227,7 @@ run
     --download:REMOTE[:LOCAL]+=None
     --keep:TEXT=False
     -i,--identity:FILE=None
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE spends
 show instances /show instances-v1
     -s,--status:STATE+=None
     --label:TEXT+=None
@@ -13141,12 +13244,17 @@ show instances /show instances-v1
 show instances-v1 (sdk) params:JSON=None -> dict[str, Any]
 show instance-filters (sdk) -> list[dict[str, Any]]
 show instance id:INSTANCE/ID/INSTANCE_ID -> Instance | Any
-start instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -> dict[str, Any]
-stop instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -> dict[str, Any]
-destroy instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any]
-start instances ids:INSTANCE+ -> dict[str, Any]
-stop instances ids:INSTANCE+ -> dict[str, Any]
-destroy instances ids:INSTANCE+ -y,--yes:TEXT=False(cli) -> dict[str, Any]
+start instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -> dict[str, Any] spends
+stop instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -> dict[str, Any] sets
+destroy instance
+    id:INSTANCE/ID
+    --wait:TEXT=False
+    --max-wait:SECONDS=600
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] deletes asks
+start instances ids:INSTANCE+ -> dict[str, Any] spends
+stop instances ids:INSTANCE+ -> dict[str, Any] sets
+destroy instances ids:INSTANCE+ -y,--yes:TEXT=False(cli) -> dict[str, Any] deletes asks
 reboot instance
     id:INSTANCE/ID
     --wait:TEXT=False
@@ -13157,9 +13265,14 @@ reboot instance
     --day:DAY='0'
     --hour:HOUR='0'
     -y,--yes:TEXT=False(cli)
-    -> dict[str, Any] ONCE
-recycle instance id:INSTANCE/ID --wait:TEXT=False --max-wait:SECONDS=600 -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-label instance id:INSTANCE/ID label:TEXT -> dict[str, Any]
+    -> dict[str, Any] ONCE sets
+recycle instance
+    id:INSTANCE/ID
+    --wait:TEXT=False
+    --max-wait:SECONDS=600
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] ONCE sets asks(terminal)
+label instance id:INSTANCE/ID label:TEXT -> dict[str, Any] sets
 update instance
     id:INSTANCE/ID
     --template_id:ID=None
@@ -13168,8 +13281,8 @@ update instance
     --args:TEXT=None
     --env:ENV=None
     --onstart:FILE=None
-    -> dict[str, Any]
-prepay instance id:INSTANCE/ID amount:USD -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+    -> dict[str, Any] sets
+prepay instance id:INSTANCE/ID amount:USD -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE spends asks(terminal)
 change bid
     id:INSTANCE/ID
     --price:USD=None
@@ -13179,7 +13292,7 @@ change bid
     --day:DAY='0'
     --hour:HOUR='0'
     -y,--yes:TEXT=False(cli)
-    -> dict[str, Any]
+    -> dict[str, Any] spends
 execute
     id:INSTANCE/ID
     command:NAME/COMMAND
@@ -13190,7 +13303,7 @@ execute
     --day:DAY='0'
     --hour:HOUR='0'
     -y,--yes:TEXT=False(cli)
-    -> str ONCE
+    -> str ONCE sets
 logs
     instance_id:INSTANCE/id/ID/INSTANCE_ID
     --tail:N=None
@@ -13205,8 +13318,8 @@ wait instance
     --max-wait:SECONDS=600
     --poll:SECONDS=5
     -> Instance
-ssh (cli) id:INSTANCE/ID command:TEXT+=None -i,--identity:FILE=None -> None ONCE
-scp (cli) source:PLACE target:PLACE -i,--identity:FILE=None -r,--recursive:TEXT=False -> None ONCE
+ssh (cli) id:INSTANCE/ID command:TEXT+=None -i,--identity:FILE=None -> None ONCE sets
+scp (cli) source:PLACE target:PLACE -i,--identity:FILE=None -r,--recursive:TEXT=False -> None ONCE sets
 ssh-url id:INSTANCE/ID --all:TEXT=False(cli) -> str
 scp-url id:INSTANCE/ID --all:TEXT=False(cli) -> str
 create template
@@ -13243,7 +13356,7 @@ create template
     --docker_login_pass:TEXT=None(sdk)
     --args_str:TEXT=None(sdk)
     --volume_info:JSON=None(sdk)
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE sets
 update template
     hash_id:HASH/HASH_ID
     --name:TEXT=None
@@ -13279,8 +13392,8 @@ update template
     --docker_login_pass:TEXT=None(sdk)
     --args_str:TEXT=None(sdk)
     --volume_info:JSON=None(sdk)
-    -> dict[str, Any]
-delete template --template-id:ID=None --hash-id:HASH=None -> dict[str, Any]
+    -> dict[str, Any] sets
+delete template --template-id:ID=None --hash-id:HASH=None -> dict[str, Any] deletes
 search volumes
     query:QUERY+=None|''
     -o,--order:FIELDS='score-'
@@ -13296,20 +13409,30 @@ search network-volumes
     -n,--no-default:TEXT=False
     -> list[dict[str, Any]]
 show volumes -t,--type:KIND{all,local,network}='all' -> list[Volume]
-create volume id:OFFER -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
-create network-volume id:OFFER -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE
-clone volume source:VOLUME dest:OFFER -s,--size:GB=None -d,--disable_compression:TEXT=False -> dict[str, Any] ONCE
-delete volume id:VOLUME -y,--yes:TEXT=False(cli) -> dict[str, Any]
-list volume id:MACHINE -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
-list volumes ids:MACHINE+ -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE
-unlist volume id:OFFER -> dict[str, Any]
-list network-volume disk_id:DISK -p,--price_disk:USD=0.15 -s,--size:GB=15 -e,--end_date:DATE=None -> dict[str, Any] ONCE
-unlist network-volume id:OFFER -> dict[str, Any]
+create volume id:OFFER -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE spends
+create network-volume id:OFFER -s,--size:GB=15 -n,--name:NAME=None -> dict[str, Any] ONCE spends
+clone volume
+    source:VOLUME
+    dest:OFFER
+    -s,--size:GB=None
+    -d,--disable_compression:TEXT=False
+    -> dict[str, Any] ONCE spends
+delete volume id:VOLUME -y,--yes:TEXT=False(cli) -> dict[str, Any] deletes asks(terminal)
+list volume id:MACHINE -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE sets
+list volumes ids:MACHINE+ -s,--size:GB=15 -p,--price_disk:USD=0.1 -e,--end_date:DATE=None -> dict[str, Any] ONCE sets
+unlist volume id:OFFER -> dict[str, Any] sets
+list network-volume
+    disk_id:DISK
+    -p,--price_disk:USD=0.15
+    -s,--size:GB=15
+    -e,--end_date:DATE=None
+    -> dict[str, Any] ONCE sets
+unlist network-volume id:OFFER -> dict[str, Any] sets
 show network-disks -> dict[str, Any]
-add network-disk machines:MACHINE+ mount_point:NAME -d,--disk_id:ID=None -> dict[str, Any] ONCE
-copy src:PLACE dst:PLACE -i,--identity:FILE=None(cli) --exclude:PATTERN+=None(cli) -> dict[str, Any] ONCE
-cancel copy dst->dst_id:INSTANCE/dst -> dict[str, Any]
-cancel sync dst->dst_id:INSTANCE/dst -> dict[str, Any]
+add network-disk machines:MACHINE+ mount_point:NAME -d,--disk_id:ID=None -> dict[str, Any] ONCE sets
+copy src:PLACE dst:PLACE -i,--identity:FILE=None(cli) --exclude:PATTERN+=None(cli) -> dict[str, Any] ONCE sets
+cancel copy dst->dst_id:INSTANCE/dst -> dict[str, Any] sets
+cancel sync dst->dst_id:INSTANCE/dst -> dict[str, Any] sets
 cloud copy
     --src:PATH
     --dst:PATH='/workspace'
@@ -13328,7 +13451,7 @@ cloud copy
     --day:DAY='0'
     --hour:HOUR='0'
     -y,--yes:TEXT=False(cli)
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE sets
 show connections -> list[dict[str, Any]]
 take snapshot
     instance_id:INSTANCE/id
@@ -13337,18 +13460,26 @@ take snapshot
     --docker_login_user:USER=None
     --docker_login_pass:TEXT=None
     --pause:true|false=True
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE spends
 show instance-backups --contract-id:INSTANCE=None -> list[dict[str, Any]]
 show instance-backup-files /instance_backup_files() contract_id:INSTANCE -> dict[str, Any]
 show deployments -> list[dict[str, Any]]
 show deployment id:DEPLOYMENT -> dict[str, Any] | Any
 show deployment-versions id:DEPLOYMENT -> list[dict[str, Any]]
-start deployment id:DEPLOYMENT -> dict[str, Any]
-stop deployment id:DEPLOYMENT -> dict[str, Any]
-delete deployment id:DEPLOYMENT=None --name:NAME=None --tag:TEXT=None -> dict[str, Any]
+start deployment id:DEPLOYMENT -> dict[str, Any] spends
+stop deployment id:DEPLOYMENT -> dict[str, Any] sets
+delete deployment id:DEPLOYMENT=None --name:NAME=None --tag:TEXT=None -> dict[str, Any] deletes
 show pending-price-increases -> dict[str, Any]
-accept price-increase ids:INSTANCE+(cli) instance_id:INSTANCE(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-reject price-increase ids:INSTANCE+(cli) instance_id:INSTANCE(sdk) -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
+accept price-increase
+    ids:INSTANCE+(cli)
+    instance_id:INSTANCE(sdk)
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] ONCE spends asks
+reject price-increase
+    ids:INSTANCE+(cli)
+    instance_id:INSTANCE(sdk)
+    -y,--yes:TEXT=False(cli)
+    -> dict[str, Any] ONCE sets asks
 search benchmarks
     query:QUERY+=None|''
     -o,--order:FIELDS=None
@@ -13378,36 +13509,36 @@ show gpu-locations /metrics gpu-locations
     --state:TEXT{all,rented,available,unavailable}='all'
     --gpu:GPU=None
     -> dict[str, Any]
-set api-key new_api_key->api_key:API-KEY=None/new_api_key -> None
+set api-key new_api_key->api_key:API-KEY=None/new_api_key -> None sets
 show ssh-keys -> list[dict[str, Any]]
-create ssh-key ssh_key:KEY=None -y,--yes:TEXT=False(cli) --name:TEXT=None(sdk) -> dict[str, Any] ONCE
-attach ssh instance_id:INSTANCE/id ssh_key:KEY -> dict[str, Any]
+create ssh-key ssh_key:KEY=None -y,--yes:TEXT=False(cli) --name:TEXT=None(sdk) -> dict[str, Any] ONCE sets
+attach ssh instance_id:INSTANCE/id ssh_key:KEY -> dict[str, Any] sets
 show instance-ssh-keys id:INSTANCE/ID/instance_id/INSTANCE_ID -> list[dict[str, Any]]
-detach ssh instance_id:INSTANCE/id ssh_key_id:KEY -> dict[str, Any]
-update ssh-key id:KEY/ssh_key_id ssh_key:KEY -> dict[str, Any]
-delete ssh-key id:KEY/ssh_key_id -> dict[str, Any]
+detach ssh instance_id:INSTANCE/id ssh_key_id:KEY -> dict[str, Any] sets
+update ssh-key id:KEY/ssh_key_id ssh_key:KEY -> dict[str, Any] sets
+delete ssh-key id:KEY/ssh_key_id -> dict[str, Any] deletes
 show api-keys -> list[dict[str, Any]]
 show api-key id:KEY -> dict[str, Any]
 create api-key
     --name:NAME
     --permission_file->permissions:FILE=None/permission_file
     --key_params:JSON=None
-    -> dict[str, Any] ONCE
-delete api-key id:KEY -y,--yes:TEXT=False(cli) -> dict[str, Any]
-reset api-key -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE
-set role role:TEXT{host,client} -> None
+    -> dict[str, Any] ONCE sets
+delete api-key id:KEY -y,--yes:TEXT=False(cli) -> dict[str, Any] deletes asks(terminal)
+reset api-key -y,--yes:TEXT=False(cli) -> dict[str, Any] ONCE sets asks(terminal)
+set role role:TEXT{host,client} -> None sets
 show env-vars -s,--show-values:TEXT=False -> dict[str, Any] | Any
-create env-var name:NAME value:TEXT -> dict[str, Any] ONCE
-update env-var name:NAME value:TEXT -> dict[str, Any]
-delete env-var name:NAME -> dict[str, Any]
+create env-var name:NAME value:TEXT -> dict[str, Any] ONCE sets
+update env-var name:NAME value:TEXT -> dict[str, Any] sets
+delete env-var name:NAME -> dict[str, Any] deletes
 tfa login
     -c,--code:CODE=None
     -bc,--backup-code:CODE=None
     -t,--method-type:TEXT{email,sms,totp}=None
     -s,--secret:CODE=None
     -id,--method-id:ID=None
-    -> dict[str, Any] ONCE
-tfa logout -> dict[str, Any]
+    -> dict[str, Any] ONCE sets
+tfa logout -> dict[str, Any] sets
 tfa status -> dict[str, Any]
 tfa auth-new
     -c,--code:CODE=None
@@ -13415,11 +13546,11 @@ tfa auth-new
     -bc,--backup-code:CODE=None
     -t,--method-type:TEXT{email,sms,totp}=None
     -id,--method-id:ID=None
-    -> dict[str, Any] ONCE
-tfa totp-setup -> dict[str, Any] ONCE
-tfa send-sms -p,--phone-number:NUMBER=None -> dict[str, Any] ONCE
-tfa resend-sms -s,--secret:CODE -p,--phone-number:NUMBER=None -> dict[str, Any] ONCE
-tfa send-email -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE sets
+tfa totp-setup -> dict[str, Any] ONCE sets
+tfa send-sms -p,--phone-number:NUMBER=None -> dict[str, Any] ONCE sets
+tfa resend-sms -s,--secret:CODE -p,--phone-number:NUMBER=None -> dict[str, Any] ONCE sets
+tfa send-email -> dict[str, Any] ONCE sets
 tfa activate
     code:NAME
     --secret:CODE
@@ -13427,8 +13558,8 @@ tfa activate
     --phone-number:NUMBER=None
     -l,--label:NAME=None
     --method-id:ID=None(sdk)
-    -> dict[str, Any] ONCE
-tfa update method_id:METHOD -l,--label:NAME=None -p,--set-primary:true|false=None -> dict[str, Any]
+    -> dict[str, Any] ONCE sets
+tfa update method_id:METHOD -l,--label:NAME=None -p,--set-primary:true|false=None -> dict[str, Any] sets
 tfa delete
     -c,--code:CODE=None
     -bc,--backup-code:CODE=None
@@ -13437,7 +13568,7 @@ tfa delete
     --method-id:ID=None
     -id,--id-to-delete:ID=None
     -y,--yes:TEXT=False(cli)
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE deletes asks
 tfa regen-codes
     -c,--code:CODE=None
     -bc,--backup-code:CODE=None
@@ -13445,17 +13576,17 @@ tfa regen-codes
     -s,--secret:CODE=None
     -id,--method-id:ID=None
     -y,--yes:TEXT=False(cli)
-    -> dict[str, Any] ONCE
-create team --team-name:NAME --transfer-credit:USD=0 -> dict[str, Any] ONCE
-destroy team -y,--yes:TEXT=False(cli) -> dict[str, Any]
+    -> dict[str, Any] ONCE sets asks
+create team --team-name:NAME --transfer-credit:USD=0 -> dict[str, Any] ONCE spends
+destroy team -y,--yes:TEXT=False(cli) -> dict[str, Any] deletes asks(terminal)
 show members /show team-members /show_team_members() -> list[dict[str, Any]]
-invite member /invite team-member /invite_team_member() --email:EMAIL --role:NAME -> dict[str, Any] ONCE
-remove member /remove team-member /remove_team_member() id:MEMBER/ID -> dict[str, Any]
+invite member /invite team-member /invite_team_member() --email:EMAIL --role:NAME -> dict[str, Any] ONCE sets
+remove member /remove team-member /remove_team_member() id:MEMBER/ID -> dict[str, Any] deletes
 show team-roles -> list[dict[str, Any]]
 show team-role name:NAME/NAME -> dict[str, Any]
-create team-role --name:NAME/NAME --permissions:FILE -> dict[str, Any] ONCE
-update team-role id:ROLE/ID --name:NAME=None --permissions:FILE=None -> dict[str, Any]
-remove team-role name:NAME/NAME -> dict[str, Any]
+create team-role --name:NAME/NAME --permissions:FILE -> dict[str, Any] ONCE sets
+update team-role id:ROLE/ID --name:NAME=None --permissions:FILE=None -> dict[str, Any] sets
+remove team-role name:NAME/NAME -> dict[str, Any] deletes
 show machines -> list[Machine]
 show machine id:MACHINE/Machine/machine_id -> Machine
 list machine
@@ -13471,7 +13602,7 @@ list machine
     -l,--duration:SPAN=None
     -v,--vol_size:GB=None
     -z,--vol_price:USD=None
-    -> dict[str, Any]
+    -> dict[str, Any] sets
 list machines
     ids:MACHINE+
     -g,--price_gpu:USD=None
@@ -13485,12 +13616,12 @@ list machines
     -l,--duration:SPAN=None
     -v,--vol_size:GB=None
     -z,--vol_price:USD=None
-    -> list[dict[str, Any]]
-unlist machine id:MACHINE/machine_id -> dict[str, Any]
-delete machine id:MACHINE/machine_id -> dict[str, Any]
-cleanup machine id:MACHINE/machine_id -> dict[str, Any]
-defrag machines ids:MACHINE+/IDs/machine_ids -> dict[str, Any]
-set min-bid id:MACHINE/machine_id --price:USD=None -> dict[str, Any]
+    -> list[dict[str, Any]] sets
+unlist machine id:MACHINE/machine_id -> dict[str, Any] sets
+delete machine id:MACHINE/machine_id -> dict[str, Any] deletes
+cleanup machine id:MACHINE/machine_id -> dict[str, Any] deletes
+defrag machines ids:MACHINE+/IDs/machine_ids -> dict[str, Any] sets
+set min-bid id:MACHINE/machine_id --price:USD=None -> dict[str, Any] sets
 set defjob
     id:MACHINE/machine_id
     --price_gpu:USD=None
@@ -13498,8 +13629,8 @@ set defjob
     --price_inetd:USD=None
     --image:IMAGE=None
     --args:TEXT=None
-    -> dict[str, Any]
-remove defjob id:MACHINE/machine_id -> dict[str, Any]
+    -> dict[str, Any] sets
+remove defjob id:MACHINE/machine_id -> dict[str, Any] deletes
 show maints -i,--ids:MACHINE/machine_ids -> list[dict[str, Any]]
 schedule maint
     id:MACHINE/machine_id
@@ -13507,24 +13638,24 @@ schedule maint
     --duration:N
     --maintenance_category->category:TEXT='not provided'/maintenance_category
     -y,--yes:TEXT=False(cli)
-    -> dict[str, Any] ONCE
-cancel maint id:MACHINE/machine_id -y,--yes:TEXT=False(cli) -> dict[str, Any]
+    -> dict[str, Any] ONCE sets asks
+cancel maint id:MACHINE/machine_id -y,--yes:TEXT=False(cli) -> dict[str, Any] sets asks
 reports id:MACHINE/machine_id -> list[dict[str, Any]]
 show clusters -> dict[str, Any]
-create cluster subnet:NAME manager_id:MACHINE -> dict[str, Any] ONCE
-delete cluster cluster_id:CLUSTER/id -> dict[str, Any]
-join cluster cluster_id:CLUSTER/id machine_ids:MACHINE+ -> dict[str, Any]
-remove-machine-from-cluster cluster_id:CLUSTER machine_id:MACHINE new_manager_id:MACHINE=None -> dict[str, Any]
+create cluster subnet:NAME manager_id:MACHINE -> dict[str, Any] ONCE sets
+delete cluster cluster_id:CLUSTER/id -> dict[str, Any] deletes
+join cluster cluster_id:CLUSTER/id machine_ids:MACHINE+ -> dict[str, Any] sets
+remove-machine-from-cluster cluster_id:CLUSTER machine_id:MACHINE new_manager_id:MACHINE=None -> dict[str, Any] sets
 show overlays -> list[dict[str, Any]]
-create overlay cluster_id:CLUSTER name:NAME -> dict[str, Any] ONCE
-join overlay name:NAME instance_id:INSTANCE/INSTANCE_ID -> dict[str, Any]
-delete overlay overlay_identifier:OVERLAY/overlay_id/overlay_name -> dict[str, Any]
+create overlay cluster_id:CLUSTER name:NAME -> dict[str, Any] ONCE sets
+join overlay name:NAME instance_id:INSTANCE/INSTANCE_ID -> dict[str, Any] sets
+delete overlay overlay_identifier:OVERLAY/overlay_id/overlay_name -> dict[str, Any] deletes
 show user -q,--quiet:TEXT=False(cli) -> User
 cost -> Cost
 show audit-logs -> list[dict[str, Any]]
-set user --file->params:FILE/file -> dict[str, Any]
+set user --file->params:FILE/file -> dict[str, Any] sets
 show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
-create subaccount --email:EMAIL --username:USER --password:PASSWORD --type:KIND=None -> dict[str, Any] ONCE
+create subaccount --email:EMAIL --username:USER --password:PASSWORD --type:KIND=None -> dict[str, Any] ONCE sets
 show ipaddrs -> list[dict[str, Any]]
 show invoices
     -s,--start_date:DATE=None
@@ -13554,7 +13685,7 @@ generate pdf-invoices (sdk)
     -c,--only_charges:TEXT=False
     -p,--only_credits:TEXT=False
     --pdf:FILE=None
-    -> str
+    -> str sets
 search invoices query:QUERY+=None|'' -> list[Invoice]
 show earnings
     -s,--start_date:DATE=None
@@ -13572,10 +13703,10 @@ transfer credit
     -a,--amount:USD|None
     --skip:TEXT=False(cli)
     -y,--yes:TEXT=False(cli)
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE spends asks
 fetch contracts (sdk) label:TEXT=None contract_ids:ID=None -> list[dict[str, Any]]
 show scheduled-jobs -> list[dict[str, Any]]
-delete scheduled-job id:JOB -> dict[str, Any]
+delete scheduled-job id:JOB -> dict[str, Any] deletes
 create scheduled-job (sdk)
     start_time:DATE
     end_time:DATE
@@ -13586,7 +13717,7 @@ create scheduled-job (sdk)
     instance_id:INSTANCE
     day_of_the_week:N=None
     hour_of_the_day:N=None
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE spends
 update scheduled-job (sdk)
     id:JOB
     request_body:JSON
@@ -13598,7 +13729,7 @@ update scheduled-job (sdk)
     instance_id:INSTANCE=None
     day_of_the_week:N=None
     hour_of_the_day:N=None
-    -> dict[str, Any]
+    -> dict[str, Any] spends
 show endpoints -> list[EndpointRow]
 create endpoint
     --min_load:N=0.0
@@ -13612,7 +13743,7 @@ create endpoint
     --target_queue_time:N=None
     --inactivity_timeout:N=None
     --auto_instance:TEXT='prod'
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE spends
 update endpoint
     id:ENDPOINT
     --min_load:N=None
@@ -13627,8 +13758,8 @@ update endpoint
     --inactivity_timeout:N=None
     --auto_instance:TEXT='prod'
     --endpoint_state:TEXT{active,suspended,stopped}=None
-    -> dict[str, Any]
-delete endpoint id:ENDPOINT -y,--yes:TEXT=False(cli) -> dict[str, Any]
+    -> dict[str, Any] spends
+delete endpoint id:ENDPOINT -y,--yes:TEXT=False(cli) -> dict[str, Any] deletes asks(terminal)
 get endpt-logs id:ENDPOINT=None --level:N{0,1,2,3}=1 --tail:N=None --endpoint:NAME=None -> dict[str, Any]
 get endpt-workers /get_endpoint_workers() id:ENDPOINT -> list[dict[str, Any]]
 show workergroups /show_autogroups() /show_autoscalers() -> list[Workergroup]
@@ -13648,7 +13779,7 @@ create workergroup /create_autogroup() /create_autoscaler()
     --max_workers:N=None
     --test_workers:N=None
     --auto_instance:TEXT='prod'
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE spends
 update workergroup /update_autogroup() /update_autoscaler()
     id:WORKERGROUP
     --template_hash:HASH=None
@@ -13665,12 +13796,12 @@ update workergroup /update_autogroup() /update_autoscaler()
     --cold_workers:N=None
     --max_workers:N=None
     --test_workers:N=None
-    -> dict[str, Any]
-delete workergroup /delete_autogroup() /delete_autoscaler() id:WORKERGROUP -> dict[str, Any]
+    -> dict[str, Any] spends
+delete workergroup /delete_autogroup() /delete_autoscaler() id:WORKERGROUP -> dict[str, Any] deletes
 get wrkgrp-logs id:WORKERGROUP --level:N{0,1,2,3}=1 --tail:N=None -> dict[str, Any]
 get wrkgrp-workers /get_workergroup_workers() id:WORKERGROUP -> list[dict[str, Any]]
-update workers id:WORKERGROUP --cancel:TEXT=False -> dict[str, Any] ONCE
-route endpoint:NAME cost:N -> dict[str, Any] ONCE
+update workers id:WORKERGROUP --cancel:TEXT=False -> dict[str, Any] ONCE sets
+route endpoint:NAME cost:N -> dict[str, Any] ONCE sets
 request
     endpoint:NAME
     route:NAME
@@ -13686,16 +13817,16 @@ request
     --max-retries:N=None
     --text:TEXT=False(cli)
     --out:FILE=None(cli)
-    -> Any ONCE
+    -> Any ONCE spends
 show notification-types -> list[dict[str, Any]]
 show notifications --user_id:ID=None -> dict[str, Any] | Any
-set notifications notification_preferences:JSON --user_id:ID=None -> dict[str, Any] | Any
+set notifications notification_preferences:JSON --user_id:ID=None -> dict[str, Any] | Any sets
 show webhooks -> list[dict[str, Any]]
-create webhook webhook_url:NAME event_types:TEXT+ --name:TEXT=None -> dict[str, Any] ONCE
-update webhook id:WEBHOOK --webhook_url:URL=None --event_types:TEXT+=None --name:TEXT=None -> dict[str, Any]
-delete webhook id:WEBHOOK -> dict[str, Any]
-rotate webhook-secret id:WEBHOOK -> dict[str, Any] ONCE
-test webhook id:WEBHOOK -> dict[str, Any] ONCE
+create webhook webhook_url:NAME event_types:TEXT+ --name:TEXT=None -> dict[str, Any] ONCE sets
+update webhook id:WEBHOOK --webhook_url:URL=None --event_types:TEXT+=None --name:TEXT=None -> dict[str, Any] sets
+delete webhook id:WEBHOOK -> dict[str, Any] deletes
+rotate webhook-secret id:WEBHOOK -> dict[str, Any] ONCE sets
+test webhook id:WEBHOOK -> dict[str, Any] ONCE sets
 self-test machine
     machine_id:MACHINE/id
     --debugging:TEXT=False
@@ -13703,7 +13834,7 @@ self-test machine
     --test-image:IMAGE=None
     --support-bundle-dir:PATH=None
     --no-support-bundle:TEXT=False
-    -> dict[str, Any] ONCE
+    -> dict[str, Any] ONCE spends
 dump-logs
     machine_id:MACHINE
     --instance-id:INSTANCE=None
@@ -13720,11 +13851,11 @@ run benchmarks
     --auto_instance:TEXT=None
     --autoscaler_url:TEXT=None
     -y,--yes:TEXT=False(cli)
-    -> list[dict[str, Any]] ONCE
+    -> list[dict[str, Any]] ONCE spends asks
 update (cli) --check:TEXT=False -> None
-uninstall (cli) -y,--yes:TEXT=False(cli) -> None
+uninstall (cli) -y,--yes:TEXT=False(cli) -> None sets asks
 help (cli) command:TEXT+=None -> dict[str, Any]
-repl (cli) -> None
+repl (cli) -> None sets
 completion (cli) shell:TEXT{bash,zsh,fish} -> str
 '''
 # surface: end

@@ -2688,7 +2688,10 @@ class Command:
     ) -> None:
         self.name, self.safe, self.effect, self.summary = name, safe, effect, summary
         request, _, self.returns = call.partition("-> ")
-        self.method, self.path = request.split() or ("", "")
+        try:
+            self.method, self.path = request.split() or ("", "")
+        except ValueError:
+            raise ValueError(f"{name!r}: expected 'METHOD /path/ -> result', not {call!r}") from None
         self.aliases = aliases.split(", ") if aliases else []
         self.methods = [name.replace(" ", "_").replace("-", "_"), *methods.split()]
         set_columns(self, name, columns)
@@ -2761,15 +2764,18 @@ def register(group: str, *rows: Command, look: str = "", hosts: bool = False) ->
 
 
 def resolve_table() -> None:
-    """Replaces the names of functions by the functions.  Raises KeyError for an unknown name,
-    and ValueError for a row with neither a path nor a function.
+    """Replaces the names of functions by the functions.  Raises ValueError for a name that is none,
+    and for a row with neither a path nor a function.
     """
     functions = globals()
     for row in COMMANDS.values():
         for column in Command.FUNCTIONS.split():
             name = getattr(row, column)
-            if name:
-                setattr(row, column, functions[name])
+            if not name:
+                continue
+            if not callable(functions.get(name)):
+                raise ValueError(f"{row.name!r}: {column}={name!r} is no function of this file")
+            setattr(row, column, functions[name])
         if not row.path and not row.run:
             raise ValueError(f"{row.name!r} has neither a path nor a function")
 
