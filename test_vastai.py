@@ -3128,7 +3128,7 @@ class TableTest(unittest.TestCase):
                 self.assertIn(told, " | ".join(faults_of(wrong)))
         with mock.patch.dict(vastai.COMMANDS, {"change thing": row(run="run_things")}, clear=True):
             self.assertRaisesRegex(ValueError, "'change thing': run='run_things' is no function", vastai.resolve_table)
-        self.assertRaisesRegex(ValueError, "'change thing': expected 'METHOD /path/ -> result'", row, call="PUT/things/")
+        self.assertRaisesRegex(ValueError, "'change thing': 'PUT/things/' is not METHOD", row, call="PUT/things/")
         self.assertRaisesRegex(TypeError, "'change thing': there is no column 'ru'", row, ru="run_things")
 
     def test_functions_name_methods_and_parameters_that_exist(self):
@@ -3964,7 +3964,7 @@ class EveryCommandTest(CommandCase):
             if row.is_list and row.face != "sdk":
                 with self.subTest(name):
                     use, printed = self.use_of(name), {}
-                    for option in ("--format jsonl", "--format csv", "--format tsv", "-q"):
+                    for option in (*(f"--format {form}" for form in vastai.WRITERS), "-q"):
                         self.ready(use)
                         printed[option] = self.ok(f"{option} {name} {use.line}")
                     rows = [json.loads(line) for line in printed["--format jsonl"].splitlines()]
@@ -7048,6 +7048,9 @@ class ReadmeTest(CommandCase):
             if shows and kind == "list":
                 self.assertRegex(name, r"^show_\w+s$|^search_|_keys$", "a list has a plural name")
         self.assertEqual(named, due)
+
+    def test_every_format_is_named(self):
+        self.assertIn("--format " + r"\|".join(vastai.WRITERS), pathlib.Path(HERE, "README.md").read_text("utf-8"))
 
     def test_it_is_for_any_machine(self):
         text = pathlib.Path(HERE, "README.md").read_text("utf-8")
@@ -12244,7 +12247,7 @@ class CompleteTest(unittest.TestCase):
     def test_values(self):
         self.assertEqual(["bid"], self.words("search offers --type b"))
         self.assertEqual(["--type=bid"], self.words("search offers --type=b"))
-        self.assertEqual(["table", "json", "jsonl", "csv", "tsv"], self.words("--format "))
+        self.assertEqual(list(vastai.WRITERS), self.words("--format "))
         self.assertEqual(["bash", "zsh", "fish"], self.words("completion "))
         self.assertEqual([], self.words("completion bash x"))
         self.assertEqual([], self.words("search offers --limit "))

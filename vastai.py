@@ -138,7 +138,7 @@ class VastAIError(Exception):
     that has appeared with its label since; a list if there are several.
     """
 
-    exit_status = 1
+    exit_status = 1  # EXIT_STATUSES explains it, exit_statuses() says which rows can end with it
     found: Any = None
 
     def __init__(
@@ -1310,7 +1310,8 @@ MULTIPLIERS = {"cpu_ram": 1000.0, "gpu_ram": 1000.0, "gpu_total_ram": 1000.0, "d
 
 # Every field of a search with what its help says: "field: type, meaning".  The type decides
 # what values a query may give it: text, name (`_` is a blank unless in quotes), model (`_` is
-# always a blank), country, true/false, date and version; anything else is a number, in that unit.
+# always a blank), country, true/false, date and version; anything else is a number, in that unit,
+# which MULTIPLIERS turns into the service's.  OFFER_COLUMNS shows fields, Offer types them.
 OFFER_FIELDS = """\
 bw_nvlink: GB/s, NVLink bandwidth
 compute_cap: number x100, CUDA compute capability (890 is 8.9)
@@ -2620,7 +2621,9 @@ class Command:
     The question before:
     ask          its text, with parameters in braces; `ask` and `asks` add --yes
     asks         function (call) -> its text, or "" for none
-    ask_when     "always", "terminal" (only at one), or "within": `run` calls call.confirm()
+    ask_when     "always"; "terminal": only at one, for what the official client never asks, so that
+                 scripts made for that go on; "within": `run` calls call.confirm(), with what it has
+                 found for the braces
 
     The result:
     returns      the part of the answer that is the result, as `call` says: "" all of it (a dict),
@@ -2691,7 +2694,7 @@ class Command:
         try:
             self.method, self.path = request.split() or ("", "")
         except ValueError:
-            raise ValueError(f"{name!r}: expected 'METHOD /path/ -> result', not {call!r}") from None
+            raise ValueError(f"{name!r}: {call!r} is not METHOD /path/ -> returns") from None
         self.aliases = aliases.split(", ") if aliases else []
         self.methods = [name.replace(" ", "_").replace("-", "_"), *methods.split()]
         set_columns(self, name, columns)
@@ -5573,8 +5576,8 @@ def build_earnings(call: Call, query: Row) -> None:
 
 
 # ---------------------------------------------------------------------------------------- transport
-# One request, one answer.  What may be repeated is decided in `send_with_retries`, and nowhere
-# else.
+# One request, one answer.  What may be repeated is decided by `failure_kind` and `retry_pause`, and
+# nowhere else but for serverless, which has `ask_service` and `Job`.
 
 
 class Headers(dict):  # type: ignore[type-arg]
@@ -6527,7 +6530,9 @@ class Place:
 
 
 class Pool:
-    """Connections that wait for their next request, up to `most` a place.  Threads share it."""
+    """Connections that wait for their next request, up to `most` a place.  Threads share it: each
+    takes one out for a request and gives it back.
+    """
 
     def __init__(self, most: int = 64) -> None:
         self.most = most
@@ -14080,8 +14085,9 @@ if __name__ == "vastai":  # the official package's modules: this one answers for
 class Listing:
     """Rows on their way to stdout.
 
-    `columns` are those of a table, `fields` the names that --fields chose, `single` says that the
-    one row is a single thing rather than a list.  `hidden` are the headers that found no room.
+    `columns` are those of a table; the other formats get none, but all members or the `fields` that
+    --fields chose.  `single` says that the one row is a single thing rather than a list.  `hidden`
+    are the headers that found no room.
     """
 
     def __init__(
