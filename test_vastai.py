@@ -3012,7 +3012,7 @@ def faults_of(row):
     for column in ("one_of", "either", "needs"):
         yield from strangers(row, column, getattr(row, column).replace(",", "").split())
     yield from strangers(row, "ask", braces(row.ask if row.ask_when != "within" else ""))
-    for column in filter(lambda column: getattr(row, column), vastai.Command.FUNCTIONS.split()):
+    for column in filter(lambda column: getattr(row, column), vastai.Command.FUNCTIONS):
         takes = re.search(rf"^ +{column} +function (\(.*?\))", vastai.Command.__doc__, re.MULTILINE).group(1)
         try:
             inspect.signature(getattr(row, column)).bind(*takes.split(","))
@@ -14143,9 +14143,11 @@ def bench_rows(measure, python, official, port, slow, secure):
     def official_code(code):
         return official and [os.path.join(official, "bin", "python"), "-c", code]
 
-    ours, plain = [python, "-m", "vastai"], [python, "-c", "pass"]
-    script = [python, "-c", "import sys; sys.argv[1:] = ['--version']; from vastai import program; program()"]
-    process = {"floor": [python, "-c", FLOOR_REQUEST.format(port=port)], "ours": [*ours, "show", "instances", "--raw"],
+    # What .pth files of this machine's site-packages load would count for both, and hide what ours takes.
+    bare = [python, "-S"]
+    ours, plain = [*bare, "-m", "vastai"], [*bare, "-c", "pass"]
+    script = [*bare, "-c", "import sys; sys.argv[1:] = ['--version']; from vastai import program; program()"]
+    process = {"floor": [*bare, "-c", FLOOR_REQUEST.format(port=port)], "ours": [*ours, "show", "instances", "--raw"],
                "official": official_cli("show", "instances", "--raw")}
     call = (f"from vastai import VastAI\nclient = VastAI('bench-key', 'http://127.0.0.1:{port}')\n"
             "call = lambda: client.show_instances_v1({'limit': 25})")
@@ -14157,13 +14159,13 @@ def bench_rows(measure, python, official, port, slow, secure):
     measure("--version, vastai script", "ms", "1.35 x floor", {
         "floor": plain, "ours": script, "official": official_cli("--version")}, milliseconds)
     measure("--version, python -m", "ms", "", {
-        "floor": [python, "-m", "empty"], "ours": [*ours, "--version"]}, milliseconds)
+        "floor": [*bare, "-m", "empty"], "ours": [*ours, "--version"]}, milliseconds)
     measure("--version, python vastai.py, compiled each time", "ms", "0.7 x before", {
-        "floor": plain, "ours": [python, "vastai.py", "--version"]}, milliseconds)
+        "floor": plain, "ours": [*bare, "vastai.py", "--version"]}, milliseconds)
     measure("--help, python -m", "ms", "1.35 x floor", {
         "floor": plain, "ours": [*ours, "--help"], "official": official_cli("--help")}, milliseconds)
     measure("from vastai import VastAI; the floor is import json, http.client", "ms", "0.6 x floor", {
-        "floor": [python, "-c", "import json, http.client"], "ours": [python, "-c", "from vastai import VastAI"],
+        "floor": [*bare, "-c", "import json, http.client"], "ours": [*bare, "-c", "from vastai import VastAI"],
         "official": official_code("from vastai import VastAI")}, milliseconds)
     measure("one call, kept-alive", "ms", "1.25 x floor", {
         "floor": [python, "-c", CALLS.format(setup=FLOOR_CALL.format(port=port))],
@@ -14179,7 +14181,7 @@ def bench_rows(measure, python, official, port, slow, secure):
     for what, words, show, most in (("table", [], table, 0.17), ("JSON", ["--raw"], FLOOR_JSON, 0.2)):
         measure(f"search offers, 5,000 rows, {what}", "ms", f"{most:.2f} x official", {
             "floor": [python, "-c", FLOOR_SEARCH.format(port=port, show=show)],
-            "ours": [*ours, "search", "offers", *words], "official": official_cli("search", "offers", *words)},
+            "ours": [python, "-m", "vastai", "search", "offers", *words], "official": official_cli("search", "offers", *words)},
             milliseconds)
 
 

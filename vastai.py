@@ -33,8 +33,9 @@ from __future__ import annotations
 # Only what the interpreter has loaded anyway is imported here, all else by the functions that need
 # it.  That saves the others, in ms on a machine where Python starts in 9: importlib.metadata 35,
 # urllib.request 34, http.client 27, ssl 15, inspect 13, subprocess 11, tempfile 10, tarfile 10,
-# statistics 9, urllib.parse 8, json 7, socket 7, glob 6, difflib 6, shlex 5, re 5, threading 3,
-# getpass 3, hashlib 3, datetime 2, random 1.
+# statistics 9, urllib.parse 8, argparse 7, json 7, socket 7, glob 6, difflib 6, shlex 5, re 5,
+# threading 3, getpass 3, hashlib 3, datetime 2, random 1.
+import gc
 import io
 import os
 import sys
@@ -96,11 +97,9 @@ else:
             copy = type(cls.__name__, (), dict(vars(cls)))
             return dataclass(copy).__dataclass_fields__
 
-if __name__ == "__main__":
-    import gc
-
-    # Looking for garbage among the rows, which stay, would take a tenth of a short process.
-    gc.set_threshold(100_000)
+# Looking for garbage among what this file makes, which stays, would take a tenth of its start.
+collecting = gc.isenabled()
+gc.disable()
 
 __version__ = "1.0.0"
 # fmt: off
@@ -731,7 +730,12 @@ def _named_secrets(text: str) -> Spans:
 
 def format_json(value: Any) -> str:
     """json.dumps(value, indent=1, sort_keys=True), but faster for many rows."""
-    return indented([value], "\n")[0]
+    if type(value) is not list or not value:
+        return indented([value], "\n")[0]
+    texts: list[str] = []
+    for start in range(0, len(value), 100):  # more would take memory and no less time
+        texts += indented(value[start : start + 100], "\n ")
+    return "[\n " + ",\n ".join(texts) + "\n]"
 
 
 def indented(values: Sequence[Any], pad: str) -> list[str]:
@@ -2673,8 +2677,8 @@ class Command:
     asks = build = columns_for = document = each = footer = rows = run = says = NO_FUNCTION
     schedule = show = tables = text = NO_FUNCTION
 
-    FUNCTIONS = (
-        "asks build columns_for document each footer rows run says schedule show tables text"
+    FUNCTIONS = tuple(
+        "asks build columns_for document each footer rows run says schedule show tables text".split()
     )
 
     def __init__(
@@ -2772,7 +2776,7 @@ def resolve_table() -> None:
     """
     functions = globals()
     for row in COMMANDS.values():
-        for column in Command.FUNCTIONS.split():
+        for column in Command.FUNCTIONS:
             name = getattr(row, column)
             if not name:
                 continue
@@ -5705,8 +5709,6 @@ def _short_integer(word: str) -> int:
 
 def _may_be_deep(content: bytes) -> bool:
     """False for all JSON of up to DEEPEST levels that has no odd brackets in its texts."""
-    if content.count(b"[") + content.count(b"{") <= DEEPEST:
-        return False
     brackets = content.translate(None, NO_BRACKETS)
     for _ in range(DEEPEST):  # each round takes the innermost level away
         if not brackets:
@@ -7106,8 +7108,9 @@ def run_search_offers(call: Call) -> Rows:
     if by_job:
         offers.sort(key=lambda row: (row["job_total"] is None, row["job_total"]))
         offers = offers[: limit or None]
-    answer = {**found.answer, "offers": offers}
-    return Rows([{**row, "datacenter": row.get("hosting_type") == 1} for row in offers], answer)
+    for row in offers:
+        row["datacenter"] = row.get("hosting_type") == 1
+    return Rows(offers, found.answer)
 
 
 def job_total(call: Call, offer: Row) -> float | None:
@@ -14415,8 +14418,8 @@ def format_table(
             strip.fill_blanks(strip is every[-1])
     else:
         strips = fit_columns(every, width)
-    parts = [strip.lay_out(bright, strip is strips[0], strip is strips[-1]) for strip in strips]
-    lines = ["  ".join(cells) for cells in zip(*parts)]
+    forms = [strip.lay_out(bright, strip is strips[0], strip is strips[-1]) for strip in strips]
+    lines = list(map("  ".join(forms).__mod__, zip(*(strip.texts for strip in strips))))
     if bright:
         lines[0] = f"\033[1m{lines[0]}\033[0m"
     hidden = sorted(set(every).difference(strips), key=lambda strip: strip.rank)
@@ -14446,12 +14449,12 @@ class TableColumn:
         """Puts _ for each blank of the header, and of the cells unless they are the `last` of their
         lines.
         """
-        header, *cells = self.texts
-        if not self.number:
+        self.texts[0] = without_blanks(self.texts[0])
+        cells = self.texts[1:]
+        if not self.number and (" " in "".join(cells) or not self.ascii):
             cells = cells if last else list(map(without_blanks, cells))
-            cells = [cell if cell.strip() else "-" for cell in cells]
-        self.texts = [without_blanks(header), *cells]
-        self.measure()
+            self.texts[1:] = [cell if cell.strip() else "-" for cell in cells]
+            self.measure()
 
     @property
     def least(self) -> int:
@@ -14467,20 +14470,19 @@ class TableColumn:
             self.texts = [truncate(text, self.room) for text in self.texts]
             self.measure()
 
-    def lay_out(self, bright: bool, first: bool, last: bool) -> list[str]:
-        """The texts with their blanks and colors."""
+    def lay_out(self, bright: bool, first: bool, last: bool) -> str:
+        """How % writes a text in its line; colors, and blanks that % would miscount, are put in."""
         right = self.number and not first
         room = self.room if right or not last else 0
-        if self.ascii:
-            padded = f"%{'' if right else '-'}{room}s"
-            texts = list(map(padded.__mod__, self.texts))
-        else:
-            pad = str.rjust if right else str.ljust
-            sized = zip(self.texts, self.sizes)  # len() need not tell how wide a text is
-            texts = [pad(text, room + len(text) - size) for text, size in sized]
-        if bright and self.form in ("state", "mark"):
-            return [paint(text, "state") for text in texts]
-        return texts
+        colored = bright and self.form in ("state", "mark")
+        if self.ascii and not colored:
+            return f"%{'' if right else '-'}{room}s"
+        pad = str.rjust if right else str.ljust
+        sized = zip(self.texts, self.sizes)  # len() need not tell how wide a text is
+        self.texts = [pad(text, room + len(text) - size) for text, size in sized]
+        if colored:
+            self.texts = [paint(text, "state") for text in self.texts]
+        return "%s"
 
 
 def without_blanks(text: str) -> str:
@@ -14523,23 +14525,26 @@ def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
     if form in ROW_FORMATS:
         return [ROW_FORMATS[form](row) or "-" for row in rows]
     values = column_values(name, rows)
-    if form in FORMATS:
-        return [FORMATS[form](value) or "-" for value in values]
-    form, times, factor = form.partition("*")
-    form, over, divisor = form.partition("/")
-    scale = float(factor) if times else 1 / float(divisor) if over else 1
-    shape = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
-    if {int, float}.issuperset(map(type, values)):
-        return list(map(shape.__mod__, values if scale == 1 else [v * scale for v in values]))
-    cells = []
-    for value in values:
-        if type(value) is str and form[-1:] == "f":  # the service has some numbers as text
-            value = value if as_number(value) is None else as_number(value)
-        if type(value) is float or type(value) is int:
-            cells.append(shape % (value * scale))
-        else:
-            cells.append("-" if value is None or value == "" else format_value(value))
-    return cells
+    make = FORMATS.get(form)
+    if not make:
+        form, times, factor = form.partition("*")
+        form, over, divisor = form.partition("/")
+        scale = float(factor) if times else 1 / float(divisor) if over else 1
+        shape = form.replace("{}", "%s") if "{" in form else f"%{form or 's'}"
+        if {int, float}.issuperset(map(type, values)):
+            return list(map(shape.__mod__, values if scale == 1 else [v * scale for v in values]))
+
+        def make(value: Any) -> str:
+            if type(value) is str and form[-1:] == "f":  # the service has some numbers as text
+                value = value if as_number(value) is None else as_number(value)
+            if type(value) is float or type(value) is int:
+                return shape % (value * scale)
+            return format_value(value)
+
+    if {str}.issuperset(map(type, values)):  # names and states: each stands in many rows
+        cells = {value: make(value) for value in set(values)}
+        return [cells[value] or "-" for value in values]
+    return [make(value) or "-" for value in values]
 
 
 def column_values(name: str, rows: Sequence[Row]) -> list[Any]:
@@ -14769,7 +14774,9 @@ ROW_FORMATS: dict[str, Callable[[Row], str]] = {  # the same, of a row
 
 def offers_shown(call: Call, rows: Rows) -> list[Row]:
     """The offers as the service sent them, without what Python programs get on top."""
-    return as_rows(rows.answer.get("offers"))
+    for row in rows:
+        del row["datacenter"]
+    return rows
 
 
 def offer_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
@@ -16204,7 +16211,9 @@ def start_page() -> str:
 
 
 def profile_of(words: list[str]) -> str:
-    """The profile that a line without a command chooses; "" if it cannot be told."""
+    """The profile that a line without a command chooses; "" if it cannot be told.  A single word,
+    --help as a rule, chooses none, and loads no argparse.
+    """
     try:
         return profile_name(Line(None).read_what_can_be(words).get("profile"))
     except UsageError:
@@ -16776,6 +16785,7 @@ def program() -> NoReturn:
 
     That cleanup takes a tenth of a short run.  Profilers need it: VASTAI_DEBUG=1 keeps it.
     """
+    gc.set_threshold(100_000)  # what a short process makes is hardly ever garbage
     status = main()
     if os.environ.get("VASTAI_DEBUG"):
         sys.exit(status)
@@ -16852,6 +16862,8 @@ def wants_json(words: Sequence[str]) -> bool:
 main.main = main  # type: ignore[attr-defined]
 
 resolve_table()
+if collecting:
+    gc.enable()
 
 if __name__ == "__main__":
     program()
