@@ -15548,144 +15548,129 @@ def places_of_words(argv: list[str]) -> dict[int, bool]:
     return places
 
 
-class Line:
-    """The words of a line without those of its command's name, read one after the other.
+def option_parser(row: Command) -> Any:
+    """The argparse parser of a command's options and of those of every command.
 
-    options  each spelling of an option: the option, and the value that it stands for (None: the
-             next word is its value)
-    alone    the arguments that are no options
-    given    the values of options, by their names
-    loose    the words that are neither
-    due      the option that the next word is a value of, if it is none; `bare` without one it has
-             none yet
-    literal  no word is an option anymore
+    What goes wrong is said in our words, which repeat no value: it may be a secret.
     """
+    import argparse
 
-    def __init__(self, row: Command | None) -> None:
-        self.row, self.args = row or GLOBAL_ARGS, args_of_line(row)
-        self.alone = [arg for arg in self.args if not arg.option]
-        self.options = {
-            spelling: (arg, arg.shortcuts.get(flag, arg.kind is FLAG or None))
-            for arg in self.args
-            for flag in (*arg.flags, *arg.shortcuts)
-            if arg.option
-            for spelling in spellings(flag)
-        }
-        self.given: Row = {}
-        self.loose: list[str] = []
-        self.due: Arg | None = None
-        self.bare = self.literal = False
+    args = [arg for arg in args_of_line(row) if arg.option]
 
-    def read(self, word: str) -> None:
-        """Takes the next word.  Raises UsageError, which repeats no value: it may be a secret."""
-        if word == "--" and not self.literal:
-            self.end()
-            self.literal, self.due = True, None
-            return
-        if is_dashed(word) and not self.literal and not self.begins_value(word):
-            flag, rest = self.match(word)
-            if flag:
-                self.end()
-                self.read_option(flag, rest)
-                return
-            if word[1] not in "0123456789." and " " not in word:
-                self.end()
-                raise unknown_option_error(self.row, word, self.options)
-        if self.due:
-            self.read_value(self.due, word)
-            return
-        self.loose.append(word)
-        following = self.next_arg()
-        self.literal = self.literal or bool(following and following.rest)
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            problem = sys.exc_info()[1]
+            flag = (getattr(problem, "argument_name", None) or "").split("/")[0]
+            arg = next((arg for arg in args if flag in (*arg.flags, *arg.shortcuts)), None)
+            if arg is None:
+                raise UsageError(message)
+            if "expected" in message:
+                raise missing_value_error(arg, arg.flags[-1])
+            raise UsageError(f"{flag} takes no value")
 
-    def read_what_can_be(self, words: Iterable[str]) -> Row:
-        """Takes words that may be wrong or incomplete; returns the values of options so far."""
-        for word in words:
-            try:
-                self.read(word)
-            except UsageError:
-                pass
-        return self.given
+        def _get_option_tuples(self, option_string: str) -> Any:
+            """The options that a prefix can mean; two spellings of one are no ambiguity."""
+            found = super()._get_option_tuples(option_string)
+            meant = {
+                (option[0].dest, getattr(option[0], "const", None)): option for option in found
+            }
+            if len(meant) > 1:
+                several = ", ".join(option[1] for option in meant.values())
+                prefix = printable(option_string.partition("=")[0])
+                raise UsageError(f"{prefix} is ambiguous: it can mean {several}")
+            return found[:1]
 
-    def end(self) -> None:
-        """Raises UsageError if an option lacks its value at the end of a line, or before another."""
-        if self.due and self.bare:
-            flag, kind = self.due.flags[-1], self.due.kind
-            expected = "a value" if kind.expects.startswith("text") else kind.expects
-            hint = f"write {flag} {kind.metavar}, or {flag}=-… for a value that begins with -"
-            raise UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
-
-    def begins_value(self, word: str) -> bool:
-        """Does a word that looks like an option belong to the option before it?  An environment may
-        begin with -eNAME=VALUE, and an order with -FIELD.
-        """
-        if not self.due or word in self.options:
-            return False
-        if self.due.kind is ORDER:
-            return word[1] != "-"
-        return self.due.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
-
-    def match(self, word: str) -> Pair:
-        """The option that a word spells, perhaps by its first letters, and what follows it in the
-        word: =VALUE, the value of a short one, or nothing.  "" for no option.
-        """
-        name, equals, value = word.partition("=")
-        if name in self.options:
-            return name, equals + value
-        meant: dict[Any, str] = {}
-        for flag, option in self.options.items():
-            if flag.startswith(name) or flag == word[:2]:
-                meant.setdefault(option, flag)
-        flags = list(meant.values())
-        if len(flags) > 1:  # two spellings of one are no ambiguity
-            raise UsageError(f"{printable(name)} is ambiguous: it can mean {', '.join(flags)}")
-        if flags == [word[:2]]:
-            return word[:2], word[2:]
-        return (flags[0], equals + value) if flags else ("", "")
-
-    def read_option(self, flag: str, rest: str) -> None:
-        arg, value = self.options[flag]
-        self.due = None
-        if value is not None:
-            if rest and not rest[0].isalpha():
-                raise UsageError(f"{flag} takes no value")
-            self.given[arg.name] = value
-            if rest:  # several short ones in one word
-                self.read(f"-{rest}")
-            return
-        self.due, self.bare, self.literal = arg, not arg.rest, arg.rest
-        if arg.several:
-            self.given[arg.name] = self.given.get(arg.name, []) if arg.again else []
-        if rest:
-            self.read_value(arg, rest[1:] if rest[0] == "=" else rest)
-
-    def read_value(self, arg: Arg, word: str) -> None:
-        self.bare = False
-        if arg.several:
-            self.given[arg.name].append(word)
-        else:
-            self.given[arg.name] = word
-        if arg.again or not (arg.many or arg.rest):
-            self.due = None
-
-    def next_arg(self) -> Arg | None:
-        """What the next word is for, if it is no option."""
-        left = (arg for at, arg in enumerate(self.alone) if at == len(self.loose) or arg.many)
-        return self.due or next(left, None)
+    parser = Parser(
+        prog="vastai",
+        usage="",
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+        # Without a width, argparse asks for the terminal's at each option.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
+    )
+    for arg in args:
+        how: dict[str, Any] = {}
+        if arg.kind is FLAG:
+            how["action"] = "store_true"
+        elif arg.again:
+            how["action"] = "append"
+        elif arg.many:
+            how["nargs"] = "+"
+        parser.add_argument(*spellings(arg.flags), dest=arg.name, **how)
+        for flag, value in arg.shortcuts.items():
+            parser.add_argument(
+                *spellings([flag]), dest=arg.name, action="store_const", const=value
+            )
+    return parser
 
 
-def args_of_line(row: Command | None) -> list[Arg]:
-    """The arguments that a command line can have: the command's and those of every command."""
-    mine = row.args_of("cli") if row else []
-    taken = {flag for arg in mine for flag in arg.flags if arg.option}
-    return mine + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
+def spellings(flags: Iterable[str]) -> list[str]:
+    """The flags of an option; --some_option and --some-option are the same."""
+    found = {}
+    for flag in flags:
+        name = flag[2:]
+        for spelling in (
+            flag,
+            flag[:2] + name.replace("_", "-"),
+            flag[:2] + name.replace("-", "_"),
+        ):
+            found[spelling] = True
+    return list(found)
 
 
-def spellings(flag: str) -> list[str]:
-    """The flags that mean the same: --some_option and --some-option."""
-    start, name = flag[:2], flag[2:]
-    dashed, scored = name.replace("_", "-"), name.replace("-", "_")
-    return list(dict.fromkeys([flag, start + dashed, start + scored]))
+def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], list[str] | None]:
+    """The words that may be options, those that are none, and those after --args, if it is there.
+
+    After `--` nothing is an option, nor in what a command hands to another program.
+    """
+    args = {
+        spelling: arg
+        for arg in args_of_line(row)
+        if arg.option
+        for spelling in spellings(arg.flags)
+    }
+    alone = [arg for arg in row.args_of("cli") if not arg.option]
+    waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
+    before: list[str] = []
+    at = 0
+    while at < len(words) and waiting:
+        word, following = words[at], words[at + 1 : at + 2]
+        arg = args.get(word)
+        at += 1
+        if word == "--":
+            return before, words[at:], None
+        if arg and arg.rest:
+            return before, [], words[at:]
+        if arg and arg.kind is not FLAG and following:
+            if begins_value(arg, following[0], args):
+                word += ("=" if word.startswith("--") else "") + following[0]
+                at += 1
+            elif not arg.many:
+                before.append(word)
+                word = following[0]
+                at += 1
+        elif not is_dashed(word):
+            waiting -= 1
+        before.append(word)
+    return before, words[at:], None
+
+
+def begins_value(arg: Arg, word: str, args: dict[str, Arg]) -> bool:
+    """Does a word that looks like an option belong to the option before it?  An environment may
+    begin with -eNAME=VALUE, and an order with -FIELD.
+    """
+    if word[:1] != "-" or word in args:
+        return False
+    if arg.kind is ORDER:
+        return word[1:2] != "-"
+    return arg.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
+
+
+def missing_value_error(arg: Arg, flag: str) -> UsageError:
+    """The error of an option at the end of a line, or before another option."""
+    expected = "a value" if arg.kind.expects.startswith("text") else arg.kind.expects
+    hint = f"write {flag} {arg.kind.metavar}, or {flag}=-… for a value that begins with -"
+    return UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
 
 
 def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> UsageError:
@@ -15772,13 +15757,21 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     """The parameters of a command and the global options, from the words of a line.  Raises
     UsageError.
     """
-    line = Line(row)
-    for word in words:
-        line.read(word)
-    line.end()
-    mine, common = row.args_of("cli"), line.given
+    before, after, tail = split_line(row, words)
+    parser = option_parser(row)
+    try:
+        found, loose = parser.parse_known_args(before)
+    except IndexError:  # Python 3.8 cannot read -q=
+        raise UsageError("a flag takes no value: leave out the =") from None
+    for word in loose:
+        if word[:1] == "-" and len(word) > 1 and not word[1].isdigit() and " " not in word:
+            raise unknown_option_error(row, word, parser._option_string_actions)
+    mine = row.args_of("cli")
+    common = vars(found)
     given = {arg.name: common.pop(arg.name) for arg in mine if arg.name in common}
-    given.update(positionals(row, line.alone, line.loose))
+    if tail is not None:
+        given["args"] = tail
+    given.update(positionals(row, [arg for arg in mine if not arg.option], loose + after))
     asked = {**(start or {}), **common}
     return given, {**asked, **check_params(GLOBAL_ARGS, asked, cli=True)}
 
@@ -16211,11 +16204,12 @@ def start_page() -> str:
 
 
 def profile_of(words: list[str]) -> str:
-    """The profile that a line without a command chooses; "" if it cannot be told.  A single word,
-    --help as a rule, chooses none, and loads no argparse.
-    """
+    """The profile that a line without a command chooses; "" if it cannot be told."""
     try:
-        return profile_name(Line(None).read_what_can_be(words).get("profile"))
+        asked = (
+            parse_line(GLOBAL_ARGS, words)[0] if len(words) > 1 else {}
+        )  # no argparse for --help
+        return profile_name(asked.get("profile"))
     except UsageError:
         return ""
 
@@ -16398,45 +16392,107 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
     run_line.
     """
     *before, word = words or [""]
-    helping = before[:1] == ["help"]
-    row, rest, stem = find_command(before[1:] if helping else before)
-    if row and before[-1] == row.name:  # it may be the first word of others, too
-        stem = [row.name]
-    line = Line(row)
-    if helping:
-        line.args, line.alone, line.options = [], [], {}
-    line.read_what_can_be(rest)
-    name, equals, _ = word.partition("=")
-    if line.literal or not word.startswith("-"):
-        arg, prefix = line.next_arg(), ""
-    elif equals and word.startswith("--"):
-        arg, prefix = line.options.get(name, (None,))[0], f"{name}="
-    else:
-        return list(option_words(line, word))
-    if arg and arg.rest:  # all that follows belongs to another program
+    typed = TypedWords(before)
+    if typed.closed:
         return []
-    names = {"api_key", "profile", "url"}.intersection(line.given)
-    values = value_words(arg, row, {**(start or {}), **{name: line.given[name] for name in names}})
+    name, equals, _ = word.partition("=")
+    if typed.literal or not word.startswith("-"):
+        arg, prefix = typed.next_arg(), ""
+    elif equals and word.startswith("--"):
+        arg, prefix = typed.options.get(canonical(word)), f"{name}="
+    else:
+        return list(typed.option_words(word))
+    service = {**(start or {}), **typed.whom_to_ask()}
+    values = value_words(arg, typed.row, service)
     found = [(prefix + text, meaning) for text, meaning in values]
     if not prefix and arg and arg.many:  # what its list has already is not offered again
         found = [pair for pair in found if pair[0] not in before]
-    if not prefix and not line.due and (stem or not row):
-        found = next_words(stem) + found
+    if not prefix and not typed.due and (typed.stem or not typed.row):
+        found = next_words(typed.stem) + found
     elif not word and not arg:
-        found = list(option_words(line, ""))
+        found = list(typed.option_words(""))
     return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
 
 
-def option_words(line: Line, word: str) -> Iterator[Pair]:
-    """The options that begin with `word` and can still be given, with their meanings."""
-    for arg in line.args:
-        if not arg.option or arg.hidden or (arg.name in line.given and not arg.again):
-            continue
-        for flag in (*arg.flags, *arg.shortcuts):
-            form = next((form for form in spellings(flag) if form.startswith(word)), "")
-            if form.startswith("--") or (form and form == word):
-                same = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else ""
-                yield form, same or arg.help
+def args_of_line(row: Command | None) -> list[Arg]:
+    """The arguments that a command line can have: the command's and those of every command."""
+    mine = row.args_of("cli") if row else []
+    taken = {flag for arg in mine for flag in arg.flags if arg.option}
+    return mine + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
+
+
+class TypedWords:
+    """What stands before the word that is being completed.
+
+    row      the command that it names, if it does
+    stem     the words of an incomplete name, or of a command that is the first word of others, too
+    seen     options that are there, with their last value
+    due      the option whose value comes next
+    loose    how many words stand alone
+    literal  no word is an option anymore
+    closed   all that follows belongs to another program
+    """
+
+    def __init__(self, before: list[str]) -> None:
+        helping = before[:1] == ["help"]
+        self.row, words, self.stem = find_command(before[1:] if helping else before)
+        if self.row and before[-1] == self.row.name:
+            self.stem = [self.row.name]
+        args = [] if helping else args_of_line(self.row)
+        self.args = [arg for arg in args if arg.option]
+        self.alone = [arg for arg in args if not arg.option]
+        self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
+        self.seen: dict[Arg, str] = {}
+        self.due: Arg | None = None
+        self.loose, self.literal, self.closed = 0, False, False
+        for word in words:
+            if is_dashed(word) and not self.literal:
+                self.read_option(word)
+            else:
+                self.read_value(word)
+
+    def read_option(self, word: str) -> None:
+        self.literal = word == "--"
+        self.due = arg = self.options.get(canonical(word))
+        if arg:
+            self.seen[arg] = word.partition("=")[2]
+            self.closed = self.closed or arg.rest
+            if arg.kind is FLAG or "=" in word:
+                self.due = None
+
+    def read_value(self, word: str) -> None:
+        if not self.due:
+            self.loose += 1
+            following = self.next_arg()
+            self.closed = self.closed or bool(following and following.rest)
+            return
+        self.seen[self.due] = word
+        if not self.due.many or self.due.again:
+            self.due = None
+
+    def next_arg(self) -> Arg | None:
+        """What the next word is for, if it is no option."""
+        if self.due:
+            return self.due
+        left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
+        return next(left, None)
+
+    def whom_to_ask(self) -> Row:
+        """The options that say whom to ask for ids."""
+        names = ("api_key", "profile", "url")
+        return {arg.name: value for arg, value in self.seen.items() if arg.name in names}
+
+    def option_words(self, word: str) -> Iterator[Pair]:
+        """The options that begin with `word` and can still be given, with their meanings."""
+        for arg in self.args:
+            if arg.hidden or (arg in self.seen and not arg.again):
+                continue
+            for flag in (*arg.flags, *arg.shortcuts):
+                forms = filter(lambda form: form.startswith(word), spellings([flag]))
+                form = next(forms, "")
+                if form.startswith("--") or (form and form == word):
+                    same = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else ""
+                    yield form, same or arg.help
 
 
 def next_words(stem: list[str]) -> Pairs:
@@ -16854,8 +16910,13 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
 def wants_json(words: Sequence[str]) -> bool:
     """Does a line ask for JSON?  Also one that cannot be parsed."""
     row, rest, _ = find_command(list(words))
-    given = Line(row).read_what_can_be(rest)
-    return "raw" in given or given.get("format") == "json"
+    try:
+        given, common = parse_line(row or GLOBAL_ARGS, rest)
+        values = {**common, **given}
+        return values["raw"] or "json" in (values["format"], common["format"])
+    except Exception:  # noqa: BLE001 (a defect of ours is reported as well)
+        line = " ".join(words).replace("=", " ") + " "
+    return any(f"{flag} " in line for flag in ("--raw", "--ra", "--format json", "--form json"))
 
 
 # `import vastai.cli.main`: in the official package that is a module.
