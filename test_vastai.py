@@ -3012,7 +3012,7 @@ def faults_of(row):
     for column in ("one_of", "either", "needs"):
         yield from strangers(row, column, getattr(row, column).replace(",", "").split())
     yield from strangers(row, "ask", braces(row.ask if row.ask_when != "within" else ""))
-    for column in filter(lambda column: getattr(row, column), vastai.Command.FUNCTIONS):
+    for column in filter(lambda column: getattr(row, column), vastai.Command.FUNCTIONS.split()):
         takes = re.search(rf"^ +{column} +function (\(.*?\))", vastai.Command.__doc__, re.MULTILINE).group(1)
         try:
             inspect.signature(getattr(row, column)).bind(*takes.split(","))

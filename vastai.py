@@ -2677,8 +2677,8 @@ class Command:
     asks = build = columns_for = document = each = footer = rows = run = says = NO_FUNCTION
     schedule = show = tables = text = NO_FUNCTION
 
-    FUNCTIONS = tuple(
-        "asks build columns_for document each footer rows run says schedule show tables text".split()
+    FUNCTIONS = (
+        "asks build columns_for document each footer rows run says schedule show tables text"
     )
 
     def __init__(
@@ -2774,9 +2774,9 @@ def resolve_table() -> None:
     """Replaces the names of functions by the functions.  Raises ValueError for a name that is none,
     and for a row with neither a path nor a function.
     """
-    functions = globals()
+    functions, columns = globals(), Command.FUNCTIONS.split()
     for row in COMMANDS.values():
-        for column in Command.FUNCTIONS:
+        for column in columns:
             name = getattr(row, column)
             if not name:
                 continue
