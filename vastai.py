@@ -4036,7 +4036,7 @@ register("Market (for hosts)",
         Arg("--start", DATE, "start, UTC (default: a day before the end)"),
         Arg("--end", DATE, "end, UTC (default: now)"),
         Arg("--step", COUNT, "time between points, seconds"),
-        build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="trend_footer",
+        build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="host_footer",
         empty="No data.", columns=GPU_TRENDS_COLUMNS, aliases="metrics gpu-trends",
         examples="""\
 RTX_5090 --verified true
@@ -10690,9 +10690,6 @@ class SelfTest:
             result.update(phase="complete", stage="complete", success=True)
         except Unfit as failure:
             self.fail(*failure.args)
-            late = result["failure_code"] == "instance_start_timeout"
-            if result["stage"] == "startup" and not late:
-                self.give_back()  # at once; that it is gone is checked later
 
     def fail(self, code: str, stage: str, reason: str) -> None:
         self.say(f"{code}: {reason}")
@@ -12568,7 +12565,7 @@ def read_endpoint(row: Row) -> EndpointData:
     """An endpoint from the console's row.  Raises an error that is also a KeyError if that lacks
     what an endpoint has.
     """
-    for name in ("id", "endpoint_name", "api_key", "user_id", "created_at"):
+    for name in "id endpoint_name api_key user_id created_at".split():
         if name not in row:
             text = f"the service describes an endpoint without {name!r}"
             raise serverless_error(text, KeyError)
@@ -12745,13 +12742,16 @@ class Endpoint(Generic[R]):
     async def get_session(self, session_id: str, session_auth: Row, timeout: float = 10) -> Session:
         """A session that was created earlier, by its id and `auth_data`."""
         url = as_text(as_dict(session_auth).get("url"))
-        answer = await self.client.ask_session("get", url, session_id, session_auth, timeout)
-        grant = as_dict(answer.get("auth_data"))
-        lifetime, url = number_of(answer, "lifetime") or 0, text_of(grant, "url")
-        if not url:
+        session = Session(self, session_id, 0, None, url, session_auth)
+        answer = await session.ask("get", timeout)
+        session.lifetime = number_of(answer, "lifetime") or 0
+        session.expiration = answer.get("expiration")
+        session.auth_data = as_dict(answer.get("auth_data"))
+        session.url = text_of(session.auth_data, "url")
+        if not session.url:
             text = f"session {session_id}: the answer has no 'auth_data' with a 'url'"
             raise serverless_error(text)
-        return Session(self, session_id, lifetime, answer.get("expiration"), url, grant)
+        return session
 
     async def get_workers(self) -> list[ServerlessWorker]:
         """The endpoint's workers; none while they are not ready to be asked for."""
@@ -12791,9 +12791,16 @@ class Session:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def ask(self, verb: str) -> None:
+    async def ask(self, verb: str, timeout: float = 10) -> Row:
+        """The JSON object that the worker answers to /session/VERB."""
+        if not self.url:
+            raise ValueError("expected the auth_data of a session, which has a url")
         client = self.endpoint.client
-        await client.ask_session(verb, self.url, self.session_id, self.auth_data, 10)
+        body = encode_json({"session_id": self.session_id, "session_auth": self.auth_data})
+        ask = Ask(f"{self.url.rstrip('/')}/session/{verb}", body, root_url=client.SSL_CERT_URL)
+        ask.deadline = time.monotonic() + (timeout or FOREVER)  # the wait for a connection included
+        steps = ask_service(f"session {self.session_id}", ask, client.api_key, tries=1)
+        return as_dict(parse_object(await client.streams().drive(steps)))
 
     async def is_open(self) -> bool:
         """Asks the worker.  Raises if it cannot tell now."""
@@ -13005,18 +13012,6 @@ class ServerlessClient(Generic[R]):
             raise refused_error(what, answer, key)
         return [read_worker(row) for row in rows]
 
-    async def ask_session(
-        self, verb: str, url: str, session_id: str, grant: Row, timeout: float
-    ) -> Row:
-        """The JSON object that a session's worker at `url` answers to /session/VERB."""
-        if not url:
-            raise ValueError("expected the auth_data of a session, which has a url")
-        body = encode_json({"session_id": session_id, "session_auth": grant})
-        ask = Ask(f"{url.rstrip('/')}/session/{verb}", body, root_url=self.SSL_CERT_URL)
-        ask.deadline = time.monotonic() + (timeout or FOREVER)  # the wait for a connection included
-        steps = ask_service(f"session {session_id}", ask, self.api_key, tries=1)
-        return as_dict(parse_object(await self.streams().drive(steps)))
-
     async def fetch_endpoint(self, endpoint_id: int) -> EndpointData:
         """An endpoint's data by its id."""
         result = await self.manage("fetch", "endpoint", endpoint_id)
@@ -13148,7 +13143,7 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
         import asyncio
 
         kind: Any = sys.modules[__name__].ServerlessRequest  # made when it is first asked for
-        future = request if isinstance(request, kind) else kind(job.tracker)
+        future: ServerlessRequest = request if isinstance(request, kind) else kind(job.tracker)
         tasks = self.streams().tasks
         task = asyncio.ensure_future(self.run(job))
         tasks.add(task)
@@ -13470,8 +13465,8 @@ class VastAI:
             for name in ("raw", "explain", "quiet", "curl")
             if name in given.keys() - taken
         }
-        client, key = self.varied(**now) if now.keys() - {"raw"} else self, self.api_key
-        view = View("json" if now.get("raw", self.raw) else "table")
+        client, key = self.varied(**now) if now else self, self.api_key
+        view = View("json" if client.raw else "table")
         with row:
             call = Call(
                 client, row, check_params(row, bind_params(row, args, given), cli=False), view
@@ -13996,10 +13991,8 @@ def checked_url(url: str) -> str:
 
     wanted = f"the server must be a URL such as {SERVER}"
     text = str(url)
-    if "@" in text:
-        raise UsageError(f"{wanted}, without a user or a password")
-    if "?" in text or "#" in text:
-        raise UsageError(f"{wanted}, without a query")
+    if not set("@?#").isdisjoint(text):
+        raise UsageError(f"{wanted}, without a user, a password or a query")
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -14008,11 +14001,8 @@ def checked_url(url: str) -> str:
         good = False
     if not good:
         raise UsageError(f"{wanted}, not {short_repr(url)}")
-    url = url.rstrip("/")
-    for tail in ("/api/v0", "/api/v1"):
-        if url.endswith(tail):
-            url = url[: -len(tail)].rstrip("/")
-    return url
+    base, _, version = url.rstrip("/").rpartition("/api/")
+    return (base if version in ("v0", "v1") else url).rstrip("/")
 
 
 for method, command in METHODS.items():
@@ -14059,8 +14049,7 @@ _WORKER_SIDE = (
 )
 OFFICIAL_ONLY = {
     **dict.fromkeys(
-        ("Worker", "WorkerConfig", "HandlerConfig", "LogActionConfig", "BenchmarkConfig"),
-        _WORKER_SIDE,
+        "Worker WorkerConfig HandlerConfig LogActionConfig BenchmarkConfig".split(), _WORKER_SIDE
     ),
     "Deployment": f"{_WORKER_SIDE}; deploy from an environment that has it: pip install vastai",
     "SyncClient": "use VastAI, which has the same calls: search_offers, create_instance, …",
@@ -14602,7 +14591,7 @@ def seconds_of(text: str) -> float | None:
 def _weekday(value: Any) -> str:
     if value is None:
         return "Everyday"
-    days = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+    days = "Sunday Monday Tuesday Wednesday Thursday Friday Saturday".split()
     day = as_whole(value)
     return days[day] if day is not None and 0 <= day < 7 else format_value(value)
 
@@ -14946,14 +14935,14 @@ def network_disk_tables(call: Call, answer: Row) -> Tables:
 
 def backup_file_tables(call: Call, answer: Row) -> Tables:
     """The files, with the token in their addresses; an address is never cut."""
-    from urllib.parse import quote, urlsplit
+    from urllib.parse import quote
 
     token = text_of(answer, "authorization_token")
     rows = [dict(row) for row in as_rows(answer.get("files"))]
     for row in rows:
         url = text_of(row, "url")
         if url and token:
-            mark = "&" if urlsplit(url).query else "?"
+            mark = "&" if "?" in url else "?"
             row["url"] = f"{url}{mark}Authorization={quote(token, safe='')}"
     yield "", rows, BACKUP_FILE_COLUMNS
 
@@ -15001,13 +14990,12 @@ def trend_tables(call: Call, answer: Row) -> Tables:
     stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
     for gpu, part in answer.items():
         facts = [f"{head} {format_value(part['stats'].get(name))}" for head, name in stats.items()]
-        step = trend_step(call, len(part["rows"]))
-        heading = f"{format_value(gpu)}: {', '.join(facts)}{price_trend(part['rows'])}"
-        yield (
-            heading if part["rows"] else f"{heading}, no data",
-            part["rows"][::step],
-            GPU_TRENDS_COLUMNS,
-        )
+        rows = part["rows"]
+        step = 1 if call.view.full else max(1, len(rows) // 20)
+        heading = f"{format_value(gpu)}: {', '.join(facts)}{price_trend(rows)}"
+        if step > 1:
+            heading += f"; one point in {step} of {len(rows)}, --full shows all"
+        yield heading if rows else f"{heading}, no data", rows[::step], GPU_TRENDS_COLUMNS
 
 
 def price_trend(rows: list[Row]) -> str:
@@ -15021,26 +15009,10 @@ def price_trend(rows: list[Row]) -> str:
     return ""
 
 
-def trend_step(call: Call, count: int) -> int:
-    """Each how many-th of the points of a trend is shown."""
-    return 1 if call.view.full else max(1, count // 20)
-
-
 def host_footer(call: Call, answer: Row) -> Iterator[str]:
     """Says so if the service shows numbers only to owners of machines."""
     if answer.get("needs_machine"):
         yield FOR_HOSTS
-
-
-def trend_footer(call: Call, answer: Row) -> Iterator[str]:
-    """Says so if points are left out."""
-    if answer.get("needs_machine"):
-        yield FOR_HOSTS
-        return
-    most = max((len(part["rows"]) for part in answer.values()), default=0)
-    step = trend_step(call, most)
-    if step > 1:
-        yield f"One point in {step} of {most}; --full shows all."
 
 
 def tfa_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
