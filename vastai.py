@@ -14994,7 +14994,7 @@ def trend_tables(call: Call, answer: Row) -> Tables:
         step = 1 if call.view.full else max(1, len(rows) // 20)
         heading = f"{format_value(gpu)}: {', '.join(facts)}{price_trend(rows)}"
         if step > 1:
-            heading += f"; one point in {step} of {len(rows)}, --full shows all"
+            heading += f"; 1 point in {step} (--full shows all)"
         yield heading if rows else f"{heading}, no data", rows[::step], GPU_TRENDS_COLUMNS
 
 
