@@ -12565,7 +12565,7 @@ def read_endpoint(row: Row) -> EndpointData:
     """An endpoint from the console's row.  Raises an error that is also a KeyError if that lacks
     what an endpoint has.
     """
-    for name in "id endpoint_name api_key user_id created_at".split():
+    for name in ("id", "endpoint_name", "api_key", "user_id", "created_at"):
         if name not in row:
             text = f"the service describes an endpoint without {name!r}"
             raise serverless_error(text, KeyError)
@@ -14049,7 +14049,8 @@ _WORKER_SIDE = (
 )
 OFFICIAL_ONLY = {
     **dict.fromkeys(
-        "Worker WorkerConfig HandlerConfig LogActionConfig BenchmarkConfig".split(), _WORKER_SIDE
+        ("Worker", "WorkerConfig", "HandlerConfig", "LogActionConfig", "BenchmarkConfig"),
+        _WORKER_SIDE,
     ),
     "Deployment": f"{_WORKER_SIDE}; deploy from an environment that has it: pip install vastai",
     "SyncClient": "use VastAI, which has the same calls: search_offers, create_instance, …",
@@ -14591,7 +14592,7 @@ def seconds_of(text: str) -> float | None:
 def _weekday(value: Any) -> str:
     if value is None:
         return "Everyday"
-    days = "Sunday Monday Tuesday Wednesday Thursday Friday Saturday".split()
+    days = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
     day = as_whole(value)
     return days[day] if day is not None and 0 <= day < 7 else format_value(value)
 
