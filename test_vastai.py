@@ -8846,6 +8846,15 @@ class TestOddAnswers(FaultCase):
                     self.assertIn("machine offline", err)
         self.error(self.client(self.serve(reply({"success": None}))).destroy_instance, 7)
 
+    def test_an_answer_without_content(self):
+        """204 confirms what was to be set or deleted; it is neither what a read promises nor the id of what was made."""
+        for line, expected in (("destroy instance 7 -y", 0), ("label instance 7 x", 0), ("show user", 1), ("create api-key --name x", 1),
+                               ("show gpu-locations", 1), ("show invoices-v1 --invoices", 1), ("accept price-increase 7 -y", 1)):
+            with self.subTest(line):
+                status, out, err = self.run_here(self.serve(reply("", 204)), *line.split())
+                self.assertEqual((status, bool(out), "empty answer" in err), (expected, not expected, bool(expected)), err)
+        self.error(self.client(self.serve(reply({}))).show_gpu_locations)
+
     def test_members_of_another_type(self):
         for words, answer in (
                 (["show", "instances"], {"instances": [{"id": 1}], "label_counts": [1]}),
@@ -10065,15 +10074,15 @@ class TestSecrets(FaultCase):
         return err.getvalue()
 
     def test_forms_of_a_key_file(self):
-        for data in (b"\xef\xbb\xbf" + KEY.encode(), (KEY + "\r\n").encode("utf-16"), KEY.encode() + b"\r\n", f"\n {KEY}\n\n".encode()):
+        for data in (b"\xef\xbb\xbf" + KEY.encode(), (KEY + "\r\n").encode("utf-16"), KEY.encode("utf-16-le"), KEY.encode() + b"\r\n", f"\n {KEY}\n\n".encode()):
             self.key_file(data)
             self.assertEqual((vastai.VastAI().api_key, vastai.VastAI().creds_source), (KEY, "FILE"))
-        for data, words in ((b"\xff\x00\xff", "is not a text file"), (b" \n", "is empty")):
-            path = self.key_file(data)
-            self.assertIn(f"{path} ({words})", self.refusal())
+        self.assertIn(f"{self.key_file(b' ')} (is empty)", self.refusal())
+        path = self.key_file(b"\xff\xfe\xff")
+        self.assertIn(f"the API key file {path} is not a text file", self.refusal())
         os.unlink(path)
         os.mkdir(path)
-        self.assertRegex(self.refusal(), "vast_api_key [(]cannot be read: Is a directory[)] and ~/.vast_api_key")
+        self.assertIn(f"the API key file {path} cannot be read: Is a directory", self.refusal())
         os.rmdir(path)
         if hasattr(os, "mkfifo"):
             os.mkfifo(path)

@@ -375,6 +375,9 @@ def no_key_error(profile: str) -> AuthError:
     places = ["--api-key (api_key=)", "VAST_API_KEY"]
     for path in key_files():
         problem = read_key_file(path)[1]
+        if problem and problem != EMPTY_KEY_FILE:
+            hint = "Make it readable, or replace it with `vastai set api-key`."
+            return AuthError(f"the API key file {path} {problem}", hint=hint)
         place = "~/.vast_api_key" if path == old_key_file() else path
         places.append(f"{place} ({problem})" if problem else place)
     if not own_file("config", ""):
@@ -1050,10 +1053,10 @@ BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")  # UTF-16, UTF-8
 
 
 def decode_file(data: bytes) -> str:
-    """The text of a file: UTF-8, or UTF-16 with a byte-order mark; without that mark and with LF at
-    the ends of lines.  Raises UnicodeError.
+    """The text of a file, UTF-8 or UTF-16, without a byte-order mark and with LF at the ends of
+    lines.  Raises UnicodeError.
     """
-    wide = data[:2] in BYTE_ORDER_MARKS
+    wide = data[:2] in BYTE_ORDER_MARKS or data[1:2] == b"\0"
     text = data.decode("utf-16" if wide else "utf-8-sig")
     return text.replace("\r\n", "\n")
 
@@ -4046,7 +4049,7 @@ all --start 2026-03-12 --end 2026-03-18 --step 3600 --raw"""),
         Local("--rented", TEXT, "only rented GPUs (true) or only others (false)", "all", choices=EITHER),
         Local("--state", TEXT, "only GPUs in this state", "all", choices="all rented available unavailable"),
         Local("--gpu GPU", TEXT, "only these models, such as RTX_4090,H100_SXM"),
-        rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
+        member="locations", rows="location_rows", columns=GPU_LOCATION_COLUMNS, run="run_gpu_locations", footer="host_footer",
         aliases="metrics gpu-locations"), hosts=True)
 
 register("Keys",
@@ -5010,8 +5013,9 @@ def extract_result(call: Call, answer: Answer) -> Any:
 
 def result_of(row: Command, answer: Answer) -> Any:
     """As extract_result(), before the row's changes to each object."""
-    if answer.status_code == 204 and not answer.content and not row.is_list:
-        return {}
+    promises = row.is_list or row.made or row.member or row.effect == READS
+    if answer.status_code == 204 and not answer.content and not promises:
+        return {}  # "done", without more
     try:
         body = answer.json()
     except ValueError as problem:
@@ -6909,6 +6913,9 @@ def find_key(
     return None, "NONE", "nowhere"
 
 
+EMPTY_KEY_FILE = "is empty"
+
+
 def read_key(path: str) -> str:
     """The key that a file holds; "" if there is none that can be read."""
     return read_key_file(path)[0]
@@ -6923,7 +6930,7 @@ def read_key_file(path: str) -> Pair:
     try:
         with open(path, "rb") as file:
             key = decode_file(file.read(4 * LONGEST_API_KEY)).strip()
-        return key, "" if key else "is empty"
+        return key, "" if key else EMPTY_KEY_FILE
     except (FileNotFoundError, NotADirectoryError):
         return "", ""
     except OSError as error:
