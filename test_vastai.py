@@ -8637,6 +8637,8 @@ class TestExitStatuses(FaultCase):
                           error.response.headers["content-length"]),
                          (400, False, "e", "57"))
         self.assertIn("label instance: HTTP 400: in their words", str(error))
+        client = self.client(self.serve(reply({"error": "busy", "msg": "in their words"}, 503)))
+        self.assertIn("HTTP 503: the request was sent, but its outcome is unknown (in their words)", str(self.error(client.create_team, "t")))
 
     def test_success_false(self):
         body = {"success": False, "msg": "not today"}

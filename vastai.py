@@ -5957,7 +5957,7 @@ def http_error(
     if status == 429 and "search_quota_exceeded" in answer.text:
         return quota_error(answer, words), float("inf")
     if failure_kind(status) == UNANSWERED and not request.safe:
-        return outcome_unknown_error(row, "", answer), None
+        return outcome_unknown_error(row, words, answer), None
     if asked is not None and (status == 429 or (status >= 500 and asked > LONGEST_PAUSE)):
         pause = f"{round(asked, 1):.15g} s"
         if asked >= 120:
@@ -6059,7 +6059,7 @@ def service_words(answer: Answer) -> str:
     try:
         return HTTPStatus(answer.status_code).phrase
     except ValueError:
-        return "the service refused"
+        return "the service gave no reason"
 
 
 def pause_asked(answer: Answer) -> float | None:
