@@ -6059,7 +6059,7 @@ def service_words(answer: Answer) -> str:
     try:
         return HTTPStatus(answer.status_code).phrase
     except ValueError:
-        return "the service gave no reason"
+        return "no reason given"
 
 
 def pause_asked(answer: Answer) -> float | None:
