@@ -7125,14 +7125,14 @@ def job_total(call: Call, offer: Row) -> float | None:
     the traffic.  None if the offer lacks a price or a speed for that.
     """
     hours, down, up = (call[arg.name] or 0.0 for arg in JOB_OPTIONS)
-    price, speed = as_price(offer.get("dph_total")), number_of(offer, "inet_down")
+    price, speed = as_price(offer.get("dph_total")), as_price(offer.get("inet_down"))
     total = 0.0
     for size, name in ((down, "inet_down_cost"), (up, "inet_up_cost")):
         cost = as_price(offer.get(name)) if size else 0.0
         if cost is None:
             return None
         total += size * cost
-    if price is None or (down and (speed is None or speed <= 0)):
+    if price is None or (down and not speed):
         return None
     if down and speed:
         hours += down * 8000 / speed / 3600  # GB, at Mbit/s
@@ -7744,11 +7744,11 @@ def run_scp(call: Call) -> None:
     """scp with ID:PATH replaced by the address of the instance."""
     places = [call["source"], call["target"]]
     ids = [instance_of_place(place) for place in places]
-    if None not in ids:
-        raise UsageError("both places are instances; copy between them with `vastai copy`")
-    id = ids[0] if ids[1] is None else ids[1]
-    if id is None:
-        raise UsageError("neither place is an instance; write one of them as INSTANCE:PATH")
+    id = next(filter(None, ids), None)
+    if id is None or None not in ids:
+        raise UsageError(
+            "write one of the places as INSTANCE:PATH; `vastai copy` copies between instances"
+        )
     for place in places:
         if place.startswith("-"):
             raise UsageError(f"a path must not begin with -: write ./{printable(place)}")
@@ -7836,24 +7836,18 @@ def ssh_addresses(row: Row) -> list[tuple[str, int]]:
     found = [(row.get("public_ipaddr"), place.get("HostPort"), 0) for place in mapped]
     found.append((row.get("ssh_host"), row.get("ssh_port"), behind))
     good = []
-    for host, port, more in found:
-        try:
-            if 0 < _whole(port) < 65536:
-                good.append((safe_host(host), _whole(port) + more))
-        except (ValueError, AttributeError):
-            continue
+    for host, place, more in found:
+        name, port = safe_host(host), as_whole(place) or 0
+        if name and 0 < port < 65536:
+            good.append((name, port + more))
     return good
 
 
 def safe_host(host: Any) -> str:
-    """A host from the service as it may stand in a command, if it is not an option.  Raises
-    ValueError.
-    """
-    name = str(host or "").strip()
+    """A host from the service as it may stand in a command, if it is not an option; else ""."""
+    name = as_text(host).strip()
     plain = name.isascii() and name.translate(dict.fromkeys(map(ord, ".-:"), "a")).isalnum()
-    if not plain or name[0] == "-":
-        raise ValueError(name)
-    return name
+    return name if plain and name[0] != "-" else ""
 
 
 def run_show_template(call: Call) -> Row:
@@ -7930,12 +7924,8 @@ def rsync_place(answer: Row, side: str, id: Any, path: str) -> str:
     """The remote side of a copy in rsync's words.  Raises VastAIError if its address is
     unusable.
     """
-    port = whole_of(answer, f"{side}_port")
-    try:
-        host = safe_host(answer.get(f"{side}_addr"))
-    except ValueError:
-        host = ""
-    if not host or port is None or not 0 < port < 65536:
+    host, port = safe_host(answer.get(f"{side}_addr")), whole_of(answer, f"{side}_port") or 0
+    if not host or not 0 < port < 65536:
         raise VastAIError("the service sent no usable address for rsync")
     return f"vastai_kaalia@{bracketed(host)}::{id}/{path}"
 
@@ -10048,9 +10038,8 @@ def run_cost(call: Call) -> Row:
     if all(isinstance(part, Exception) for part in found.values()):
         raise found["instances"]
     endpoints = as_rows(found["endpoints"])
-    names = [f"workers of endpoint {row.get('id')}" for row in endpoints]
     listings = at_once(call, lambda row: call.do("get_endpt_workers", id=row.get("id")), endpoints)
-    bill = Bill(found, dict(zip(names, listings)), now)
+    bill = Bill(found, now)
     bill.add_endpoints(endpoints, listings)
     bill.add_instances()
     bill.add_volumes()
@@ -10074,11 +10063,10 @@ class Bill:
     `found` holds the answers, `reasons` what is not included and why.
     """
 
-    def __init__(self, found: Row, listings: Row, now: float) -> None:
+    def __init__(self, found: Row, now: float) -> None:
         self.found, self.now = found, now
-        every = {**found, **listings}
         self.reasons = {
-            name: part.msg for name, part in every.items() if isinstance(part, VastAIError)
+            name: part.msg for name, part in found.items() if isinstance(part, VastAIError)
         }
         instances = enumerate(as_rows(found["instances"]), 1)
         # one without an id is one of its own
@@ -10103,14 +10091,13 @@ class Bill:
         if use == "gpu" and amount > 0:
             self.ran.add(source)
 
-    def add(
-        self, kind: str, row: Row, hour: float | None, label: str = "label", **more: Any
-    ) -> None:
+    def add(self, kind: str, row: Row, hour: float | None, **more: Any) -> None:
         """Adds a line; without a price it is not in the sum."""
         id = row.get("id")
         if hour is None and kind != "endpoint":
             self.reasons[f"{kind} {id}"] = "the service names no price"
-        line = {"kind": kind, "id": id, "label": row.get(label) or None, "hour": hour}
+        label = row.get("endpoint_name" if kind == "endpoint" else "label") or None
+        line = {"kind": kind, "id": id, "label": label, "hour": hour}
         self.rows.append({**line, "later": None, "why": None, **more})
 
     def add_endpoints(self, endpoints: list[Row], listings: list[Any]) -> None:
@@ -10118,6 +10105,8 @@ class Bill:
         own.
         """
         for endpoint, workers in zip(endpoints, listings):
+            if isinstance(workers, VastAIError):
+                self.reasons[f"workers of endpoint {endpoint.get('id')}"] = workers.msg
             ids = {whole_of(worker, "id") for worker in as_rows(workers)}
             mine = [self.instances.pop(id) for id in ids if id in self.instances]
             for row in mine:
@@ -10128,7 +10117,7 @@ class Bill:
             later = sum(later_cost(row) or hourly_cost(row) or 0.0 for row in mine)
             state = endpoint.get("endpoint_state")
             more = {"later": later if any(map(later_cost, mine)) else None, "state": state}
-            self.add("endpoint", endpoint, hour, "endpoint_name", **more)
+            self.add("endpoint", endpoint, hour, **more)
 
     def add_instances(self) -> None:
         for row in self.instances.values():
@@ -10447,13 +10436,13 @@ class Monitor:
         ]
         now, pause = time.strftime("%H:%M:%S"), f"{self.call['interval']:g} s"
         clock = f"{now}; refreshes every {pause}; Ctrl-C to stop"
-        footer = [wrap_line(line, width) for line in [*self.footer(changed), clock]]
-        room = max(1, height - 3 - sum(line.count("\n") + 1 for line in footer))
+        footer = "\n".join(wrap_line(line, width) for line in [*self.footer(changed), clock])
+        room = max(1, height - 4 - footer.count("\n"))
         if len(shown) > room:
-            footer.insert(0, f"… {len(shown) - room} more")
+            footer = f"… {len(shown) - room} more\n{footer}"
         bright = self.call.view.color and colored()
         lines = format_table(shown[:room], self.columns, width, bright)[0] if shown else []
-        text = "\n".join([*lines, *footer]) + "\n"
+        text = "\n".join([*lines, footer]) + "\n"
         back = f"\033[{self.drawn}F\033[J" if self.drawn else ""
         write_out(back + text)
         flush(sys.stdout)
