@@ -7581,8 +7581,9 @@ class Bulk:
 
     def named(self, error: VastAIError) -> VastAIError:
         """The error with what is known of each id, and with the instances that were made."""
-        error.details.update(results=self.results, found=self.made or None)
-        error.results, error.found = self.results, self.made or None
+        known = {"results": self.results, "found": self.made or None}
+        error.details.update(known)
+        vars(error).update(known)
         error.msg += self.made_words()
         if not error.hint and any(entry["success"] is None for entry in self.results):
             error.hint = look_first(self.call.row)
@@ -8080,10 +8081,10 @@ def run_gpu_locations(call: Call) -> Row:
     found = []
     for row in as_rows(answer.get("locations")):
         state = state_of(row)
-        facts = {**row, "rented": state == "rented"}
+        facts = {name: bool(row.get(name)) for name in ("verified", "datacenter")}
+        facts.update(rented=state == "rented")
         passes = call["state"] in ("all", state) and all(
-            call[name] in ("all", str(bool(facts.get(name))).lower())
-            for name in ("verified", "datacenter", "rented")
+            call[name] in ("all", str(fact).lower()) for name, fact in facts.items()
         )
         if passes and (not gpus or text_of(row, "gpu_name") in gpus):
             found.append(row)
@@ -9270,11 +9271,9 @@ class Launch:
 
     def price_of(self, offer: Row) -> tuple[float | None, float]:
         """$/hr with our disk, and the disk's part of it; None if the offer names no price."""
-        if not self.spot:
-            return price_with_disk(offer, self.disk)
-        bid, storage = self.bid_for(offer), number_of(offer, "storage_cost")
-        disk = (storage or 0) * self.disk / HOURS_OF_MONTH
-        return None if None in (bid, storage) or min(bid, disk) < 0 else bid + disk, disk
+        if self.spot:
+            offer = {**offer, "dph_total": None, "dph_base": self.bid_for(offer)}
+        return price_with_disk(offer, self.disk)
 
     def announce(self, offer: Row) -> None:
         """Says what is about to be rented, and what it costs."""
@@ -9407,8 +9406,7 @@ class Launch:
             text = call.do("logs", instance_id=self.rented.id, tail="20", max_wait=10)
         except VastAIError:
             return  # it has written nothing yet, or nobody knows
-        lines = text.splitlines() if isinstance(text, str) else []
-        for line in lines[-20:]:
+        for line in text.splitlines()[-20:]:
             self.call.tell(f"  {line}")
 
     def give_up(self, offer: Row, reason: str) -> None:
@@ -9435,7 +9433,7 @@ class Launch:
 
 
 def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
-    """$/hr on demand with so many GB of disk, and the disk's part; None if there is no price."""
+    """$/hr with so many GB of disk, and the disk's part; None if there is no price."""
     total, base = number_of(offer, "dph_total"), number_of(offer, "dph_base")
     storage = number_of(offer, "storage_cost")
     disk = (storage or 0) * size / HOURS_OF_MONTH
@@ -9568,7 +9566,7 @@ class RemoteJob:
         self.launch.needs_credit = True
         self.folder = f"/tmp/vastai-run-{os.urandom(6).hex()}"
         self.arrived = {"out": 0, "err": 0}  # bytes
-        self.last = {"out": b"\n", "err": b"\n"}  # the last one of each
+        self.last = b"\n"  # the last one that ours may follow in a line
         self.heard = threading.Event()  # something came while it was followed
         self.watch = Watch(call, 0)
         self.row: Row = {}
@@ -9600,7 +9598,7 @@ class RemoteJob:
         try:
             self.status = self.insist(self.follow)
         finally:
-            if self.line_is_open():
+            if self.last != b"\n":
                 write_err("\n")
         for remote, local in self.downloads:
             try:
@@ -9675,7 +9673,7 @@ class RemoteJob:
             result = attempt(left, *args)
             if result is None or result is MOVED:
                 self.check()
-                if not self.line_is_open():
+                if self.last == b"\n":
                     words = f"instance {self.id}: connection lost, trying again"
                     self.call.progress(words, in_pipe=True)
             return result
@@ -9827,13 +9825,9 @@ class RemoteJob:
                 except OSError:  # a terminal that is gone is no reason to end the job
                     pass
             self.arrived[name] += len(data)
-            self.last[name] = data[-1:]
+            if name == "err" or is_terminal(sys.stdout):
+                self.last = data[-1:]
             count -= len(data)
-
-    def line_is_open(self) -> bool:
-        """Did the command leave a line unfinished that ours would be glued to?"""
-        shared = is_terminal(sys.stdout) and is_terminal(sys.stderr)
-        return self.last["err"] != b"\n" or (shared and self.last["out"] != b"\n")
 
     def download(self, left: float, remote: str, local: str) -> bytes | None:
         import subprocess
