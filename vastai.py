@@ -8155,11 +8155,8 @@ def run_create_ssh_key(call: Call) -> Any:
     public = [os.path.join(folder, f"{name}.pub") for name in KEY_NAMES]
     existing = next(filter(os.path.isfile, public), None)
     if existing:
-        if call.view.confirmed or agreed(f"Add the existing key {existing}?"):
-            return call.send(ssh_key=_read_file(existing).strip())
-        raise UsageError(
-            f"not confirmed; nothing was sent. Name another key: vastai {call.row.name} FILE"
-        )
+        confirm(call, f"Add the existing key {existing}?")
+        return call.send(ssh_key=_read_file(existing).strip())
     return call.send(ssh_key=_read_file(make_ssh_key(os.path.join(folder, KEY_NAMES[0]))).strip())
 
 
@@ -8245,10 +8242,10 @@ def run_tfa_logout(call: Call) -> Row:
     path = profile_file("vast_tfa_key", call.client.profile)
     try:
         os.unlink(path)
-    except OSError as error:
-        if os.path.exists(path):
-            raise VastAIError(f"cannot delete {path}: {error.strerror}") from None
+    except (FileNotFoundError, NotADirectoryError):
         return {"success": True, "msg": "There was no 2FA session."}
+    except OSError as error:
+        raise VastAIError(f"cannot delete {path}: {error.strerror}") from None
     return {"success": True, "msg": f"2FA session ended: {path} deleted."}
 
 
@@ -9423,8 +9420,7 @@ class Launch:
         for item in self.tries:
             place = f"offer {item['offer']}, machine {item['machine_id']}"
             lines.append(f"  {place}: {printable(item['reason'], 300)}")
-        known = [id for id in self.excluded if id is not None]
-        options = " ".join(f"--exclude-machine {id}" for id in known)
+        options = " ".join(f"--exclude-machine {id}" for id in self.excluded if id is not None)
         return VastAIError(
             "\n".join(["no machine worked; all that was rented is destroyed:", *lines]),
             hint=options and f"For the next run: {options}",
@@ -9434,10 +9430,10 @@ class Launch:
 
 def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
     """$/hr with so many GB of disk, and the disk's part; None if there is no price."""
-    total, base = number_of(offer, "dph_total"), number_of(offer, "dph_base")
-    storage = number_of(offer, "storage_cost")
+    names = ("dph_total", "dph_base", "storage_cost")
+    total, base, storage = (as_price(offer.get(name)) for name in names)
     disk = (storage or 0) * size / HOURS_OF_MONTH
-    if min(total or 0, base or 0, disk) < 0 or (total is None and None in (base, storage)):
+    if total is None and None in (base, storage):
         return None, disk
     return max((base or 0) + disk, total or 0), disk
 
@@ -9539,6 +9535,7 @@ class RemoteJob:
     folder.  After a lost connection, reading resumes at the last byte received.
     """
 
+    watch: Watch
     address = ("", 0)
     id: Any = None
     status: int | None = None
@@ -9568,8 +9565,6 @@ class RemoteJob:
         self.arrived = {"out": 0, "err": 0}  # bytes
         self.last = b"\n"  # the last one that ours may follow in a line
         self.heard = threading.Event()  # something came while it was followed
-        self.watch = Watch(call, 0)
-        self.row: Row = {}
 
     def look_here(self) -> None:
         """Before any money: are the programs and the files here, and is there a key for ssh?"""
@@ -9618,7 +9613,7 @@ class RemoteJob:
 
     def connect(self, row: Row) -> str:
         """Waits until ssh answers; returns why this machine is no good, or ""."""
-        self.id, self.row = self.rented.id, row
+        self.id = self.rented.id
         self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
         limit = self.call.get("start_timeout", 900)
@@ -9884,7 +9879,7 @@ class RemoteJob:
         elif self.rented.id is not None:
             words = self.rented.still_costs()
         if self.status:
-            machine = self.row.get("machine_id")
+            machine = self.watch.row.get("machine_id")
             words = f"the command exited with status {self.status} on machine {machine}; {words}"
         return f"{words}; {cost}"
 
@@ -10508,10 +10503,10 @@ GPU so far: history 2""")
             # a higher price does not mean that it is gone
             if self.is_cheap(row) or key in self.rows:
                 rows[key] = row
-        self.history = {key: self.history.get(key, []) for key in rows}
-        for key, row in rows.items():
-            use = share_of(row.get("gpu_util"), 100)
-            self.history[key] = [*self.history[key], use][-SAMPLES:]
+        self.history = {
+            key: [*self.history.get(key, []), share_of(row.get("gpu_util"), 100)][-SAMPLES:]
+            for key, row in rows.items()
+        }
         return rows
 
     def events(self, old: Row, new: Row) -> list[str]:
