@@ -9067,7 +9067,7 @@ class TestOutcomes(FaultCase):
         """If it is known which one that is: the only one that has come since."""
         offers = reply({"offers": [{"id": 5, "machine_id": 3}]})
         lost = (reply("<html>"), reply("null"), reply({"success": True}), reply({}, 504), reply({}, 500))
-        for step, age in [*zip(lost, [300] * 5), (hang_up, 0)]:
+        for step, age in [*zip(lost, [1200] * 5), (hang_up, 0)]:
             def answers(request, step=step, age=age):
                 if request["method"] == "PUT":
                     return step
