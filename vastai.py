@@ -4813,16 +4813,16 @@ def check_together(row: Command, params: Row, cli: bool) -> None:
         for name, value in params.items()
         if value is not None and value is not False and value != []
     }
-    one_of, either = ([*filter(None, sets.split(", "))] for sets in (row.one_of, row.either))
-    for choice in one_of + either:
+    mine = {arg.name for arg in row.args_of("cli" if cli else "sdk")}
+    one_of = row.one_of.split(", ")
+    for choice in one_of + row.either.split(", "):
         names = choice.split()
         count = len(given.intersection(names))
-        mine = [args[name] for name in names if args[name].face != ("sdk" if cli else "cli")]
-        due = choice in one_of and len(mine) == len(names)
+        due = names and choice in one_of and mine.issuperset(names)
         if count > 1 or (due and not count):
             raise UsageError(f"give either {labels_of(args, names, cli)}")
     for arg in row.args:
-        names = arg.needs.split() if arg.needs and arg.name in given else []
+        names = arg.needs.split() if arg.name in given else []
         lacks = names and not given.intersection(names)
         if lacks and (cli or str(params[arg.name]) != arg.default):
             raise UsageError(f"{arg.label(cli)} needs {labels_of(args, names, cli)}")
@@ -5236,12 +5236,13 @@ def runtype_of(call: Call) -> str | None:
     """
     runtype, ssh, direct = call["runtype"], call["ssh"], call["direct"]
     args = call.get("args", call["args_str"])
+    asked = ssh or call["jupyter"] or direct
     if call["template_hash"]:
-        if ssh or call["jupyter"] or direct:
+        if asked:
             call.warn("ssh, jupyter and direct have no effect: the template sets the access")
         return runtype or None
     if runtype:
-        if ssh or call["jupyter"] or direct:
+        if asked:
             raise UsageError("runtype cannot be combined with ssh, jupyter or direct")
         return str(runtype)
     if call["jupyter"] or call["jupyter_lab"] or call["jupyter_dir"]:
@@ -5256,9 +5257,9 @@ def runtype_of(call: Call) -> str | None:
         raise UsageError("direct needs ssh or jupyter")
     if direct:
         call.warn(ONLY_DIRECT)
-    if call.cli:
-        return "ssh" if args is None else "args"
-    return None if args is None else "args"
+    if args is not None:
+        return "args"
+    return "ssh" if call.cli else None
 
 
 def volume_of(call: Call) -> Row | None:
@@ -5307,10 +5308,10 @@ def launch_conditions(call: Call) -> Row:
 def launch_query(call: Call) -> Row:
     """The conditions that the options of launch instance stand for."""
     number = str(call["num_gpus"]).strip()
-    if call.cli and number not in ("1", "2", "4", "8", "12", "14"):
-        raise UsageError(f"--num-gpus: expected 1, 2, 4, 8, 12 or 14, not {printable(number)!r}")
-    if not is_digits(number):
-        raise UsageError(f"num_gpus: expected a whole number, not {printable(number)!r}")
+    usual = number in ("1", "2", "4", "8", "12", "14")
+    if not usual and (call.cli or not is_digits(number)):
+        label = call.label("num_gpus")
+        raise UsageError(f"{label}: expected 1, 2, 4, 8, 12 or 14, not {printable(number)!r}")
     conditions = {**OFFER_DEFAULTS, "rented": {"eq": False}, "num_gpus": {"eq": number}}
     model = call["gpu_name"].strip("\"' ").replace("_", " ")
     if not model or any(c in "\"'=<>![]{},;|&" or not c.isprintable() for c in model):
@@ -6784,17 +6785,14 @@ def is_exempt(exempt: str, host: str, port: int) -> bool:
     `*.example.com`, also without the dot), addresses and CIDR ranges; all but the ranges may have a
     port.
     """
+    import re
+
     for entry in exempt.lower().replace(",", " ").split():
         if entry == "*" or (is_address(host) and _is_in_range(host, entry)):
             return True
-        name, _, digits = entry.rpartition(":")
-        if not name or not is_digits(digits) or (":" in name and not name.endswith("]")):
-            name, digits = entry, ""  # no port, or an IPv6 address
-        if digits and digits != str(port):
-            continue
-        name = name.strip("[]")
-        name = name[1:] if name.startswith("*.") else name
-        if f".{host}".endswith(f".{name.lstrip('.')}"):
+        found = re.fullmatch(r"(\[.+\]|[^:]+):([0-9]+)", entry)
+        name, its_port = found.groups() if found else (entry, str(port))
+        if its_port == str(port) and f".{host}".endswith("." + name.strip("[]").lstrip("*.")):
             return True
     return False
 
@@ -15638,9 +15636,9 @@ def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> Usa
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     hidden = any(arg.secret and not arg.option for arg in row.args)
     for arg in (*row.args, *GLOBAL_ARGS.args):
-        flags = arg.flags if arg.secret else ()
-        glued = [flag for flag in flags if canonical(name).startswith(canonical(flag))]
-        name = (glued or [name])[0]
+        for flag in arg.flags if arg.secret else ():
+            if canonical(name).startswith(canonical(flag)):
+                name = flag
     close = suggest_option(row, name, options)
     if hidden:
         close += "; write -- before a value that begins with -"
@@ -16154,11 +16152,19 @@ COMMAND --help: explain a command, with examples
 
 def start_page() -> str:
     """What `vastai` alone prints."""
-    width = min(terminal_width(), 120)
     pairs = [(f"vastai {line}", meaning) for line, meaning in START_PAGE.items()]
-    lines = [USAGE, "", "Rent GPUs at Vast.ai:", ""]
-    lines += [two_columns(line, meaning, 54, width) for line, meaning in pairs]
-    return "\n".join(lines) + "\n"
+    width = min(terminal_width(), 120)
+    return join_blocks([USAGE, *help_sections({"Rent GPUs at Vast.ai": pairs}, 54, width)])
+
+
+def help_sections(sections: dict[str, Pairs], wide: int, width: int) -> Iterator[str]:
+    """The sections of a help text by their titles: names, and what they mean."""
+    for title, pairs in sections.items():
+        yield "\n".join([f"{title}:", *(two_columns(*pair, wide, width) for pair in pairs)])
+
+
+def join_blocks(blocks: Iterable[str]) -> str:
+    return "\n\n".join(blocks) + "\n"
 
 
 def profile_of(words: list[str]) -> str:
@@ -16182,20 +16188,14 @@ def overview(verb: str = "", profile: str = "") -> str:
         rows = [row for row in rows if not row.hosts]
     width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
     about = "Rent GPUs at Vast.ai. `vastai COMMAND --help` explains a command."
-    lines = [] if verb else [USAGE, "", wrap_text(about, width), ""]
-    group = ""
+    sections: dict[str, Pairs] = {}
     for row in rows:
-        if row.group != group:
-            group = row.group
-            lines += ([""] if lines and lines[-1] else []) + [group + ":"]
-        lines.append(two_columns(row.name, row.summary, wide, width))
+        sections.setdefault(row.group, []).append((row.name, row.summary))
     if not verb:
-        lines += ["", "Options of every command:"]
-        lines += [
-            two_columns(format_flags(arg), format_meaning(arg), wide, width)
-            for arg in GLOBAL_ARGS.args
-        ]
-    return "\n".join(lines) + "\n"
+        options = [(format_flags(arg), format_meaning(arg)) for arg in GLOBAL_ARGS.args]
+        sections["Options of every command"] = options
+    head = [] if verb else [USAGE, wrap_text(about, width)]
+    return join_blocks([*head, *help_sections(sections, wide, width)])
 
 
 LAST_GROUPS = (
@@ -16214,9 +16214,9 @@ def command_help(row: Command) -> str:
     width = min(terminal_width(), 120)
     mine = [arg for arg in row.args_of("cli") if not arg.hidden]
     summary = f"{row.summary[:1].upper()}{row.summary[1:]}."
-    blocks = [[wrap_text(usage_of(row), width, 7)], [wrap_text(summary, width)]]
+    blocks = [wrap_text(usage_of(row), width, 7), wrap_text(summary, width)]
     if row.note:
-        blocks.append([wrap_text(row.note, width)])
+        blocks.append(wrap_text(row.note, width))
     sections: dict[str, Pairs] = {}
     for arg in mine:
         title = arg.group or "Options" if arg.option else "Arguments"
@@ -16227,20 +16227,19 @@ def command_help(row: Command) -> str:
             sections[title] = sections.pop(title)
     if row.fields:
         sections["Fields of the query"] = field_help(row.fields)
-    for title, pairs in sections.items():
-        blocks.append([f"{title}:", *(two_columns(name, text, 28, width) for name, text in pairs)])
+    blocks += help_sections(sections, 28, width)
     if row.fields:
-        blocks.append([wrap_text(QUERY_HELP, width)])
+        blocks.append(wrap_text(QUERY_HELP, width))
     if row.aliases:
-        blocks.append([wrap_text(f"Other name: vastai {', vastai '.join(row.aliases)}", width)])
+        blocks.append(wrap_text(f"Other name: vastai {', vastai '.join(row.aliases)}", width))
     if row.examples:
         lines = [f"vastai {row.name} {words}".rstrip() for words in row.examples.split("\n")]
-        blocks.append(["Examples:", *(format_example(line, width) for line in lines)])
+        blocks.append("\n".join(["Examples:", *(format_example(line, width) for line in lines)]))
     everywhere = " ".join(arg.flags[-1] for arg in GLOBAL_ARGS.args)
-    blocks.append([wrap_text(f"Options of every command: {everywhere}", width, 2)])
+    blocks.append(wrap_text(f"Options of every command: {everywhere}", width, 2))
     if row.face != "cli":
-        blocks[-1].append(f"In Python: VastAI().{row.methods[0]}(…)")
-    return "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
+        blocks[-1] += f"\nIn Python: VastAI().{row.methods[0]}(…)"
+    return join_blocks(blocks)
 
 
 QUERY_HELP = (
@@ -16776,14 +16775,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="surrogateescape")  # as in sys.argv
-    except ValueError:  # it is closed, or the program has read from it
-        pass
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
-            stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        # surrogateescape: as in sys.argv
+        errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
+        try:
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=errors)
+        except ValueError:  # it is closed, or the program has read from it
+            pass
     status = run_guarded(words)
     for stream in (sys.stdout, sys.stderr):
         try:
