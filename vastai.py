@@ -7188,7 +7188,9 @@ def run_create_instance(call: Call) -> Row:
             if call["wait"]:
                 goal = "exited" if call["target_state"] == "stopped" else "running"
                 answer["instance"] = row = wait_for(call, rented.id, goal)
-                check_disk(call, row)
+                lack = lack_of_disk(row, call.get("disk", 0.0))
+                if lack:
+                    call.warn(f"instance {rented.id}: {lack}")
             return answer
         except VastAIError as error:
             if rented.id == "?" and rented.name:
@@ -7217,13 +7219,13 @@ def rental(call: Call, label: str | None, made_up: bool = True, behind: float = 
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id, rented.seen = "?", False
+    rented.id, rented.seen, rented.runs = "?", False, True
     rented.began, rented.began_at = time.monotonic(), time.time()
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
     except VastAIError as error:
         made = contracts_of(error.body)
-        if made or not is_lost(error):
+        if not made and not is_lost(error):
             rented.id = None
         refused_but_made(call, error, made, [], rented)
     ids = contracts_of(answer)
@@ -7282,11 +7284,11 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
     error.hint = f"{printable(words, 1000)}\n  {error.hint}"
 
 
-def check_disk(call: Call, row: Row) -> None:
-    """Warns if an instance has less disk than was ordered."""
-    size = number_of(row, "disk_space")
-    if size is not None and size < (call["disk"] or 0) * 0.99:
-        call.warn(f"instance {row.get('id')} has {size:g} GB of disk, not {call['disk']:g} GB")
+def lack_of_disk(row: Row, size: float) -> str:
+    """How much less disk an instance has than was ordered; "" if it has enough."""
+    disk = number_of(row, "disk_space")
+    enough = disk is None or disk >= size * 0.99
+    return "" if enough else f"it has {disk:g} GB of disk, not {size:g} GB"
 
 
 def pages(call: Call, query: Row, everything: bool) -> Iterator[Rows]:
@@ -8941,11 +8943,10 @@ class Rented:
             try:
                 self.problem = "the service still shows it"
                 return None if self.delete(id) else True
-            except RateLimitError as error:
-                self.problem = error.msg
-                raise
-            except Exception as error:  # noqa: BLE001 (whatever comes, the clean-up goes on)
+            except Exception as error:  # whatever comes, the clean-up goes on
                 self.problem = getattr(error, "msg", "") or f"{type(error).__name__}: {error}"
+                if isinstance(error, RateLimitError):
+                    raise
                 self.call.progress(f"{self.kind} {id}: {self.problem}; trying again …")
                 return None
 
@@ -9383,9 +9384,9 @@ class Launch:
 
     def mismatch(self, row: Row) -> str:
         """How an instance differs from the order; "" if it does not."""
-        disk, price = number_of(row, "disk_space"), number_of(row, "dph_total")
-        if disk is not None and disk < self.disk * 0.99:
-            return f"it has {disk:g} GB of disk, not {self.disk:g} GB"
+        price, lack = number_of(row, "dph_total"), lack_of_disk(row, self.disk)
+        if lack:
+            return lack
         if self.is_above_cap(price):
             return f"it costs {format_rate(price)}, more than {format_rate(self.cap)}"
         if self.spot and row.get("is_bid") is not None and not row["is_bid"]:
@@ -9602,7 +9603,10 @@ class RemoteJob:
                     raise  # there is nothing left to fetch it from
                 self.problem += f"{remote} could not be downloaded: {error}. "
         if self.problem:
-            self.problem += self.shorten_lease()
+            left = "for one more hour"
+            if self.ssh(self.fill(SHORTEN), 30.0)[0]:
+                left = f"and destroys itself {self.hours} after its start"
+            self.problem += f"Instance {self.id} stays {left}"
         if self.problem or self.call["keep"]:
             self.rented.end(self.id)
             self.kept, self.rented.id = True, None  # not to be destroyed
@@ -9852,13 +9856,6 @@ class RemoteJob:
         if done is not None and part != place:
             os.replace(part, place)
         return done
-
-    def shorten_lease(self) -> str:
-        """Leaves the instance one more hour to fetch the result from; a sentence about that."""
-        status = self.ssh(self.fill(SHORTEN), 30.0)[0]
-        if status:
-            return f"Instance {self.id} stays and destroys itself {self.hours} after its start"
-        return f"Instance {self.id} stays for one more hour"
 
     # What it came to
 
