@@ -7988,8 +7988,8 @@ def run_price_increase(call: Call) -> Row:
     results = []
     for entry, answer in zip(entries, answers):
         id = entry["id"]
-        result = {"instance_id": id, "contract_id": id}
-        result["pending_price_increase_id"] = numbers.get(id)
+        number = numbers.get(id)
+        result = {"instance_id": id, "contract_id": id, "pending_price_increase_id": number}
         if isinstance(answer, VastAIError):
             result.update(status=failure_status(answer), error=answer.msg)
         else:
@@ -8116,24 +8116,18 @@ def run_set_api_key(call: Call) -> None:
 
 def run_ssh_key(call: Call) -> Any:
     """Sends a public key; on the command line it may stand in a file."""
-    text = call["ssh_key"] or ""
-    if call.cli:
-        text = read_public_key(text)
+    word = text = call["ssh_key"] or ""
+    if call.cli and os.path.exists(os.path.expanduser(word)):
+        text = _read_file(word)
     if "PRIVATE KEY" in text:
         raise UsageError(
             "this is a private key; give the public one, from the file that ends in .pub"
         )
+    if call.cli and not text.strip().startswith(("ssh-", "ecdsa-", "sk-")):
+        raise UsageError(
+            f"{printable(word, 60)!r} is neither a public SSH key nor a file that holds one"
+        )
     return call.send(ssh_key=text)
-
-
-def read_public_key(word: str) -> str:
-    """A public key from a word of the command line, which may name a file.  Raises UsageError."""
-    text = _read_file(word) if os.path.exists(os.path.expanduser(word)) else word
-    if text.strip().startswith(("ssh-", "ecdsa-", "sk-")) or "PRIVATE KEY" in text:
-        return text
-    raise UsageError(
-        f"{printable(word, 60)!r} is neither a public SSH key nor a file that holds one"
-    )
 
 
 KEY_NAMES = ("id_ed25519", "id_ecdsa", "id_rsa")
@@ -8311,8 +8305,12 @@ def benchmark_document(call: Call, rows: Rows) -> Any:
     """A page of benchmarks with its token if one was asked for, else the rows."""
     if wants_all_benchmarks(call):
         return rows
-    found = {"benchmarks_found": len(rows), "benchmarks": list(rows)}
-    return {"success": True, **found, "next_token": rows.answer.get("next_token")}
+    return {
+        "success": True,
+        "benchmarks_found": len(rows),
+        "benchmarks": list(rows),
+        "next_token": rows.answer.get("next_token"),
+    }
 
 
 def run_list_machines(call: Call) -> list[Row]:
@@ -8401,12 +8399,11 @@ def with_label(call: Call, rows: list[Row]) -> list[Row]:
 def invoice_rows(call: Call, answer: Row) -> list[Row]:
     """The items that are not 0 and lie between the given dates."""
     start, end = call.get("start_date", -FOREVER), call.get("end_date", FOREVER)
-    rows = []
-    for row in as_rows(answer.get("invoices")):
-        moment = number_of(row, "timestamp") or 0
-        if number_of(row, "amount") != 0 and start <= moment <= end:
-            rows.append(row)
-    return rows
+    return [
+        row
+        for row in as_rows(answer.get("invoices"))
+        if number_of(row, "amount") != 0 and start <= (number_of(row, "timestamp") or 0) <= end
+    ]
 
 
 def invoice_totals(call: Call, answer: Row) -> list[str]:
