@@ -8484,8 +8484,8 @@ def run_pdf_invoices(call: Call) -> str:
     for letter, date in (("S", call["start_date"]), ("E", call["end_date"])):
         if date is not None:
             name += f"-{letter}:{format_utc(date, '%Y-%m-%dT%H:%M:%S')}"
-    if call["only_charges"] or call["only_credits"]:
-        name += "-only_charges" if call["only_charges"] else "-only_credits"
+    for flag in ("only_charges", "only_credits"):
+        name += f"-{flag}" if call[flag] else ""
     if os.name == "nt":
         name = name.replace(":", ".")
     path = call["pdf"] or f"{name}.pdf"
@@ -8735,12 +8735,9 @@ class Watch:
         self.exited = self.exited + 1 if row.get("actual_status") == "exited" else 0
         return row
 
-    def fault(self) -> Pair:
-        return fault_of(self.row, self.exited > 1)
-
-    def dead_error(self, wanted: str) -> VastAIError | None:
-        """The error to raise if the instance can never be `wanted`; `fault` says whose fault."""
-        fault, shown = self.fault()
+    def dead_error(self, words: str) -> VastAIError | None:
+        """The error to raise if the instance can never run; `fault` says whose fault."""
+        fault, shown = fault_of(self.row, self.exited > 1)
         hint = f"`vastai logs {self.id}` may say why; it is billed until it is destroyed."
         if fault == "stopped":
             hint = (
@@ -8749,8 +8746,8 @@ class Watch:
             )
         if fault == "stopped" and self.row.get("is_bid"):
             hint = f"Raise the bid with `vastai change bid {self.id} --price {next_bid(self.row)}`."
-        words = f"instance {self.id} cannot become {wanted}: {printable(shown, 400)}"
-        return VastAIError(words, hint=hint, fault=fault) if fault else None
+        told = f"instance {self.id} {words}: {printable(shown, 400)}"
+        return VastAIError(told, hint=hint, fault=fault) if fault else None
 
 
 def wait_for(
@@ -8773,7 +8770,8 @@ def wait_for(
             raise not_found_error("instance", id, "show instances")
         state, elapsed = row.get("actual_status"), time.monotonic() - watch.begun
         changed = changed or (row != {} and state != stale) or elapsed > SETTLING
-        dead = watch.dead_error(status) if row and status in ("running", "loading") else None
+        runs = row and status in ("running", "loading")
+        dead = watch.dead_error(f"cannot become {status}") if runs else None
         if dead and changed:
             raise dead
         if state == status and changed:
@@ -9652,10 +9650,9 @@ class RemoteJob:
             raise self.over_error()  # its lease was faster than we
         if row is None:
             raise VastAIError(f"instance {self.id} is gone", fault="host")
-        dead = watch.dead_error("running") if row else None
+        dead = watch.dead_error("is lost") if row else None
         if dead:
             dead.hint = dead.hint if is_outbid(watch.row) else ""  # it is about to be destroyed
-            dead.msg = f"instance {self.id} is lost: {printable(watch.fault()[1], 300)}"
             raise dead
 
     def insist(self, attempt: Callable[..., Any], *args: str) -> Any:
