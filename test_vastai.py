@@ -3103,6 +3103,15 @@ class TableTest(unittest.TestCase):
                 if faults:
                     self.fail("\n".join([f"the row of `{row.name}`:", *faults]))
 
+    def test_every_column_is_explained(self):
+        for kind, others in ((vastai.Arg, set()), (vastai.Command, {"FUNCTIONS", "group", "hosts"})):
+            columns = {name for name, value in vars(kind).items() if name[0] != "_" and not callable(value)}
+            columns -= {name for name in columns if isinstance(vars(kind)[name], property)}
+            words = re.findall(r"^    (\w+(?:, \w+)*)  ", kind.__doc__, re.MULTILINE)
+            self.assertEqual(columns - others - set(", ".join(words).split(", ")), set(), kind.__name__)
+        functions = set(re.findall(r"^    (\w+) +function \(", vastai.Command.__doc__, re.MULTILINE))
+        self.assertEqual(functions, set(vastai.Command.FUNCTIONS.split()))
+
     def test_every_table_has_columns_that_can_be_shown(self):
         for name, columns in vars(vastai).items():
             if isinstance(columns, vastai.Columns):
