@@ -2998,7 +2998,7 @@ def faults_of(row):
              f"READS, SETS, SPENDS or DELETES as the fourth, not {row.effect!r}"),
             (row.path and row.method not in ("GET", "POST", "PUT", "DELETE"), f"no method {row.method!r}"),
             (row.method == "GET" and not row.safe, "a GET is SAFE to repeat"),
-            (not row.summary or row.summary.endswith("."), "a summary, without a full stop"),
+            (not isinstance(row.summary, str) or row.summary[-1:] in ("", "."), f"a summary without a full stop as the fifth, not {row.summary!r}"),
             (row.look and row.look not in vastai.NAMES, f"look={row.look!r} is no command"),
             (not (row.safe or row.look or row.face == "cli"), look),
             (row.face not in FACES, f"face={row.face!r}"),
@@ -3120,9 +3120,9 @@ class TableTest(unittest.TestCase):
     def test_what_is_wrong_with_a_row_is_told(self):
         number, name = vastai.Arg("id", vastai.ID, "the thing"), vastai.Arg("--name", vastai.NAME, "its name")
 
-        def row(*args, call="PUT /things/{id}/", safe=True, effect="sets", **columns):
+        def row(*args, call="PUT /things/{id}/", safe=True, effect="sets", summary="Change a thing", **columns):
             columns = {"done": "Changed thing {id}.", **columns}
-            return vastai.Command("change thing", call, safe, effect, "Change a thing", *args or [number, name], **columns)
+            return vastai.Command("change thing", call, safe, effect, summary, *args or [number, name], **columns)
 
         def arg(*args, **columns):
             return row(number, vastai.Arg(*args, **columns))
@@ -3132,7 +3132,7 @@ class TableTest(unittest.TestCase):
 
         self.assertEqual(list(faults_of(row())), [])
         for wrong, told in (
-                (row(safe="sets"), "SAFE or ONCE"), (row(effect="set"), "READS, SETS"), (row(call="PUTS /things/{id}/"), "'PUTS'"),
+                (row(safe="sets"), "SAFE or ONCE"), (row(effect="set"), "READS, SETS"), (row(summary=number), "as the fifth"), (row(call="PUTS /things/{id}/"), "'PUTS'"),
                 (row(call="GET /things/{id}/", safe=False), "a GET is SAFE"), (row(done=""), "done="),
                 (row(call="PUT /things/{id}/ -> things[]"), "columns="), (row(look="show things"), "look='show things'"),
                 (row(safe=False), "look="), (row(face="all"), "face='all'"), (row(name), "{id}"),
