@@ -15506,14 +15506,11 @@ def option_parser(row: Command) -> Any:
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            problem = sys.exc_info()[1]
-            flag = (getattr(problem, "argument_name", None) or "").split("/")[0]
-            arg = next((arg for arg in args if flag in (*arg.flags, *arg.shortcuts)), None)
-            if arg is None:
-                raise UsageError(message)
-            if "expected" in message:
-                raise missing_value_error(arg, arg.flags[-1])
-            raise UsageError(f"{flag} takes no value")
+            problem: Any = sys.exc_info()[1]  # an ArgumentError
+            flag = problem.argument_name.split("/")[0]
+            if "expected" not in message:
+                raise UsageError(f"{flag} takes no value")
+            raise missing_value_error(next(arg for arg in args if flag in arg.flags))
 
         def _get_option_tuples(self, option_string: str) -> Any:
             """The options that a prefix can mean; two spellings of one are no ambiguity."""
@@ -15529,7 +15526,6 @@ def option_parser(row: Command) -> Any:
 
     parser = Parser(
         prog="vastai",
-        usage="",
         add_help=False,
         argument_default=argparse.SUPPRESS,
         # Without a width, argparse asks for the terminal's at each option.
@@ -15543,26 +15539,20 @@ def option_parser(row: Command) -> Any:
             how["action"] = "append"
         elif arg.many:
             how["nargs"] = "+"
-        parser.add_argument(*spellings(arg.flags), dest=arg.name, **how)
+        parser.add_argument(*spellings(*arg.flags), dest=arg.name, **how)
+        how = {"dest": arg.name, "action": "store_const"}
         for flag, value in arg.shortcuts.items():
-            parser.add_argument(
-                *spellings([flag]), dest=arg.name, action="store_const", const=value
-            )
+            parser.add_argument(*spellings(flag), const=value, **how)
     return parser
 
 
-def spellings(flags: Iterable[str]) -> list[str]:
+def spellings(*flags: str) -> dict[str, None]:
     """The flags of an option; --some_option and --some-option are the same."""
-    found = {}
+    found = []
     for flag in flags:
-        name = flag[2:]
-        for spelling in (
-            flag,
-            flag[:2] + name.replace("_", "-"),
-            flag[:2] + name.replace("-", "_"),
-        ):
-            found[spelling] = True
-    return list(found)
+        start, name = flag[:2], flag[2:]
+        found += [flag, start + name.replace("_", "-"), start + name.replace("-", "_")]
+    return dict.fromkeys(found)
 
 
 def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], list[str] | None]:
@@ -15570,12 +15560,7 @@ def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], li
 
     After `--` nothing is an option, nor in what a command hands to another program.
     """
-    args = {
-        spelling: arg
-        for arg in args_of_line(row)
-        if arg.option
-        for spelling in spellings(arg.flags)
-    }
+    args = {flag: arg for arg in args_of_line(row) if arg.option for flag in spellings(*arg.flags)}
     alone = [arg for arg in row.args_of("cli") if not arg.option]
     waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
     before: list[str] = []
@@ -15613,8 +15598,9 @@ def begins_value(arg: Arg, word: str, args: dict[str, Arg]) -> bool:
     return arg.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
 
 
-def missing_value_error(arg: Arg, flag: str) -> UsageError:
+def missing_value_error(arg: Arg) -> UsageError:
     """The error of an option at the end of a line, or before another option."""
+    flag = arg.flags[-1]
     expected = "a value" if arg.kind.expects.startswith("text") else arg.kind.expects
     hint = f"write {flag} {arg.kind.metavar}, or {flag}=-… for a value that begins with -"
     return UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
@@ -15806,8 +15792,7 @@ def run_row(row: Command, given: Row, common: Row) -> int:
     def id_of(label: str) -> str:
         return str(ids.setdefault(label, 0))
 
-    changed = map_labels(row, given, id_of)
-    params = check_params(row, changed if ids else given, cli=True)
+    params = check_params(row, map_labels(row, given, id_of), cli=True)
     with client_of(common) as client:
         if ids:
             ids.update(look_up_labels(client, list(ids)))
@@ -15826,16 +15811,18 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
         if value is None or (arg.kind.completes != "instances" and arg.kind is not PLACE):
             continue
         words = value if isinstance(value, list) else [value]
-        if arg.kind is PLACE:
-            parts = [word.partition(":") for word in words]
-            heads = [change(part[0]) if is_label_of_place(*part) else part[0] for part in parts]
-            words = [head + colon + path for head, (_, colon, path) in zip(heads, parts)]
-        else:
-            if arg.kind.many:
-                words = [part.strip() for word in words for part in word.strip(", ").split(",")]
-            words = [change(word) if is_label(word, arg.kind) else word for word in words]
+        if arg.kind.many:
+            words = [part.strip() for word in words for part in word.strip(", ").split(",")]
+        words = [map_label(word, arg.kind, change) for word in words]
         result[arg.name] = words if isinstance(value, list) else words[0]
     return result
+
+
+def map_label(word: str, kind: Kind, change: Callable[[str], str]) -> str:
+    """A word that stands for an instance or a place, with the label in it changed, if there is."""
+    head, colon, path = word.partition(":") if kind is PLACE else (word, "", "")
+    named = is_label_of_place(head, colon, path) if kind is PLACE else is_label(word, kind)
+    return change(head) + colon + path if named else word
 
 
 def is_label(word: str, kind: Kind) -> bool:
@@ -15875,15 +15862,13 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
     found = {}
     for label in labels:
         named_so = [row for row in rows if text_of(row, "label") == label.strip()]
-        ids = [whole_of(row, "id") for row in named_so]
+        ids = [id for id in (whole_of(row, "id") for row in named_so) if id is not None]
         named = f"labeled {printable(label, 60)!r}"
         if not ids:
             raise NotFoundError(f"no instance {named}; see `vastai show instances`")
         if len(ids) > 1:
             several = ", ".join(map(str, ids[:20]))
             raise UsageError(f"{len(ids)} instances are {named}: {several}; give the id")
-        if ids[0] is None:
-            raise VastAIError(f"the service sent no id of the instance {named}")
         found[label] = ids[0]
     return found
 
@@ -16161,9 +16146,8 @@ def join_blocks(blocks: Iterable[str]) -> str:
 def profile_of(words: list[str]) -> str:
     """The profile that a line without a command chooses; "" if it cannot be told."""
     try:
-        asked = (
-            parse_line(GLOBAL_ARGS, words)[0] if len(words) > 1 else {}
-        )  # no argparse for --help
+        # --help alone needs no argparse
+        asked = parse_line(GLOBAL_ARGS, words)[0] if len(words) > 1 else {}
         return profile_name(asked.get("profile"))
     except UsageError:
         return ""
@@ -16436,8 +16420,7 @@ class TypedWords:
             if arg.hidden or (arg in self.seen and not arg.again):
                 continue
             for flag in (*arg.flags, *arg.shortcuts):
-                forms = filter(lambda form: form.startswith(word), spellings([flag]))
-                form = next(forms, "")
+                form = next((form for form in spellings(flag) if form.startswith(word)), "")
                 if form.startswith("--") or (form and form == word):
                     same = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else ""
                     yield form, same or arg.help
