@@ -15555,47 +15555,86 @@ def spellings(*flags: str) -> dict[str, None]:
     return dict.fromkeys(found)
 
 
-def split_line(row: Command, words: list[str]) -> tuple[list[str], list[str], list[str] | None]:
-    """The words that may be options, those that are none, and those after --args, if it is there.
+def args_of_line(row: Command | None) -> list[Arg]:
+    """The arguments that a command line can have: the command's and those of every command."""
+    mine = row.args_of("cli") if row else []
+    taken = {flag for arg in mine for flag in arg.flags if arg.option}
+    return mine + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
 
-    After `--` nothing is an option, nor in what a command hands to another program.
+
+class TypedWords:
+    """The words of a line that may be incomplete, without those of its command's name.
+
+    alone    the arguments that are no options
+    options  the options, by their flags with dashes
+    before   the words that may be options, and the values of those
+    after    the words behind them, after `--` or in what goes to another program as it is
+    seen     options that are there, with their last value
+    due      the option whose value comes next
+    loose    how many words stand alone
+    literal  no word is an option anymore
     """
-    args = {flag: arg for arg in args_of_line(row) if arg.option for flag in spellings(*arg.flags)}
-    alone = [arg for arg in row.args_of("cli") if not arg.option]
-    waiting = len(alone) - 1 if alone and alone[-1].rest else LONGEST_TEXT
-    before: list[str] = []
-    at = 0
-    while at < len(words) and waiting:
-        word, following = words[at], words[at + 1 : at + 2]
-        arg = args.get(word)
-        at += 1
-        if word == "--":
-            return before, words[at:], None
-        if arg and arg.rest:
-            return before, [], words[at:]
-        if arg and arg.kind is not FLAG and following:
-            if begins_value(arg, following[0], args):
-                word += ("=" if word.startswith("--") else "") + following[0]
-                at += 1
-            elif not arg.many:
-                before.append(word)
-                word = following[0]
-                at += 1
-        elif not is_dashed(word):
-            waiting -= 1
-        before.append(word)
-    return before, words[at:], None
 
+    def __init__(self, args: list[Arg], words: list[str]) -> None:
+        self.args = [arg for arg in args if arg.option]
+        self.alone = [arg for arg in args if not arg.option]
+        self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
+        self.before: list[str] = []
+        self.after: list[str] = []
+        self.seen: dict[Arg, str] = {}
+        self.due: Arg | None = None
+        self.loose, self.literal = 0, False
+        for word in words:
+            if self.literal:
+                self.after.append(word)
+                self.read_value(word)
+            elif word == "--":
+                self.literal, self.due = True, None
+            elif self.begins_value(word):
+                self.before[-1] += ("=" if self.before[-1].startswith("--") else "") + word
+                self.read_value(word)
+            else:
+                self.read_word(word)
 
-def begins_value(arg: Arg, word: str, args: dict[str, Arg]) -> bool:
-    """Does a word that looks like an option belong to the option before it?  An environment may
-    begin with -eNAME=VALUE, and an order with -FIELD.
-    """
-    if word[:1] != "-" or word in args:
-        return False
-    if arg.kind is ORDER:
-        return word[1:2] != "-"
-    return arg.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
+    def begins_value(self, word: str) -> bool:
+        """Does a word that looks like an option belong to the option before it?  An environment may
+        begin with -eNAME=VALUE, and an order with -FIELD.
+        """
+        if not self.due or word[:1] != "-" or word in self.options:
+            return False
+        if self.due.kind is ORDER:
+            return word[1:2] != "-"
+        return self.due.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
+
+    def read_word(self, word: str) -> None:
+        if not is_dashed(word):
+            self.before.append(word)
+            self.read_value(word)
+            return
+        self.due = arg = self.options.get(canonical(word))
+        if arg:
+            self.seen[arg] = word.partition("=")[2]
+            if arg.kind is FLAG or "=" in word:
+                self.due = None
+        if self.due and self.due.rest:
+            self.literal = True
+        else:
+            self.before.append(word)
+
+    def read_value(self, word: str) -> None:
+        if self.due:
+            self.seen[self.due] = word
+            if self.due.again or not (self.due.many or self.due.rest):
+                self.due = None
+            return
+        self.loose += 1
+        following = self.next_arg()
+        self.literal = self.literal or bool(following and following.rest)
+
+    def next_arg(self) -> Arg | None:
+        """What the next word is for, if it is no option."""
+        left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
+        return self.due or next(left, None)
 
 
 def missing_value_error(arg: Arg) -> UsageError:
@@ -15690,10 +15729,10 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     """The parameters of a command and the global options, from the words of a line.  Raises
     UsageError.
     """
-    before, after, tail = split_line(row, words)
+    typed = TypedWords(args_of_line(row), words)
     parser = option_parser(row)
     try:
-        found, loose = parser.parse_known_args(before)
+        found, loose = parser.parse_known_args(typed.before)
     except IndexError:  # Python 3.8 cannot read -q=
         raise UsageError("a flag takes no value: leave out the =") from None
     for word in loose:
@@ -15702,9 +15741,9 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     mine = row.args_of("cli")
     common = vars(found)
     given = {arg.name: common.pop(arg.name) for arg in mine if arg.name in common}
-    if tail is not None:
-        given["args"] = tail
-    given.update(positionals(row, [arg for arg in mine if not arg.option], loose + after))
+    if typed.due and typed.due.rest:
+        given[typed.due.name], typed.after = typed.after, []
+    given.update(positionals(row, typed.alone, loose + typed.after))
     asked = {**(start or {}), **common}
     return given, {**asked, **check_params(GLOBAL_ARGS, asked, cli=True)}
 
@@ -16324,106 +16363,42 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
     run_line.
     """
     *before, word = words or [""]
-    typed = TypedWords(before)
-    if typed.closed:
+    helping = before[:1] == ["help"]
+    row, others, stem = find_command(before[1:] if helping else before)
+    if row and before[-1] == row.name:  # it may be the first word of others, too
+        stem = [row.name]
+    typed = TypedWords([] if helping else args_of_line(row), others)
+    arg, prefix = typed.next_arg(), ""
+    if arg and arg.rest:  # all that follows belongs to another program
         return []
-    name, equals, _ = word.partition("=")
-    if typed.literal or not word.startswith("-"):
-        arg, prefix = typed.next_arg(), ""
-    elif equals and word.startswith("--"):
+    if not typed.literal and word.startswith("-"):
+        name, equals, _ = word.partition("=")
+        if not equals or not word.startswith("--"):
+            return list(option_words(typed, word))
         arg, prefix = typed.options.get(canonical(word)), f"{name}="
-    else:
-        return list(typed.option_words(word))
-    service = {**(start or {}), **typed.whom_to_ask()}
-    values = value_words(arg, typed.row, service)
+    names = ("api_key", "profile", "url")
+    whom = {arg.name: value for arg, value in typed.seen.items() if arg.name in names}
+    values = value_words(arg, row, {**(start or {}), **whom})
     found = [(prefix + text, meaning) for text, meaning in values]
     if not prefix and arg and arg.many:  # what its list has already is not offered again
         found = [pair for pair in found if pair[0] not in before]
-    if not prefix and not typed.due and (typed.stem or not typed.row):
-        found = next_words(typed.stem) + found
+    if not prefix and not typed.due and (stem or not row):
+        found = next_words(stem) + found
     elif not word and not arg:
-        found = list(typed.option_words(""))
+        found = list(option_words(typed, ""))
     return [pair for pair in found if FILES in pair or pair[0].startswith(word)]
 
 
-def args_of_line(row: Command | None) -> list[Arg]:
-    """The arguments that a command line can have: the command's and those of every command."""
-    mine = row.args_of("cli") if row else []
-    taken = {flag for arg in mine for flag in arg.flags if arg.option}
-    return mine + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
-
-
-class TypedWords:
-    """What stands before the word that is being completed.
-
-    row      the command that it names, if it does
-    stem     the words of an incomplete name, or of a command that is the first word of others, too
-    seen     options that are there, with their last value
-    due      the option whose value comes next
-    loose    how many words stand alone
-    literal  no word is an option anymore
-    closed   all that follows belongs to another program
-    """
-
-    def __init__(self, before: list[str]) -> None:
-        helping = before[:1] == ["help"]
-        self.row, words, self.stem = find_command(before[1:] if helping else before)
-        if self.row and before[-1] == self.row.name:
-            self.stem = [self.row.name]
-        args = [] if helping else args_of_line(self.row)
-        self.args = [arg for arg in args if arg.option]
-        self.alone = [arg for arg in args if not arg.option]
-        self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
-        self.seen: dict[Arg, str] = {}
-        self.due: Arg | None = None
-        self.loose, self.literal, self.closed = 0, False, False
-        for word in words:
-            if is_dashed(word) and not self.literal:
-                self.read_option(word)
-            else:
-                self.read_value(word)
-
-    def read_option(self, word: str) -> None:
-        self.literal = word == "--"
-        self.due = arg = self.options.get(canonical(word))
-        if arg:
-            self.seen[arg] = word.partition("=")[2]
-            self.closed = self.closed or arg.rest
-            if arg.kind is FLAG or "=" in word:
-                self.due = None
-
-    def read_value(self, word: str) -> None:
-        if not self.due:
-            self.loose += 1
-            following = self.next_arg()
-            self.closed = self.closed or bool(following and following.rest)
-            return
-        self.seen[self.due] = word
-        if not self.due.many or self.due.again:
-            self.due = None
-
-    def next_arg(self) -> Arg | None:
-        """What the next word is for, if it is no option."""
-        if self.due:
-            return self.due
-        left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
-        return next(left, None)
-
-    def whom_to_ask(self) -> Row:
-        """The options that say whom to ask for ids."""
-        names = ("api_key", "profile", "url")
-        return {arg.name: value for arg, value in self.seen.items() if arg.name in names}
-
-    def option_words(self, word: str) -> Iterator[Pair]:
-        """The options that begin with `word` and can still be given, with their meanings."""
-        for arg in self.args:
-            if arg.hidden or (arg in self.seen and not arg.again):
-                continue
-            for flag in (*arg.flags, *arg.shortcuts):
-                form = next((form for form in spellings(flag) if form.startswith(word)), "")
-                if form.startswith("--") or (form and form == word):
-                    same = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else ""
-                    yield form, same or arg.help
+def option_words(typed: TypedWords, word: str) -> Iterator[Pair]:
+    """The options that begin with `word` and can still be given, with their meanings."""
+    for arg in typed.args:
+        if arg.hidden or (arg in typed.seen and not arg.again):
+            continue
+        for flag in (*arg.flags, *arg.shortcuts):
+            form = next((form for form in spellings(flag) if form.startswith(word)), "")
+            if form.startswith("--") or (form and form == word):
+                same = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else ""
+                yield form, same or arg.help
 
 
 def next_words(stem: list[str]) -> Pairs:
