@@ -615,6 +615,8 @@ SECRET_NAME = (
     r"|(?:pass|pwd|(?<![a-z])(?:auth|sig))(?![a-z]))"
 )
 _NAME = rf"{SECRET_NAME}(?=([\w-]{{0,40}}))\2"
+# A log may have lost the end of a private key.
+_PRIVATE_KEY = r"(?s:.{0,38}?PRIVATE KEY(?:.{0,16000}?-----END (?:.{0,66}?-----)?|.{0,16000}))"
 SECRET_RULES = parse_table(
     rf"""authorization cookie: (\w+{_ASSIGNED})(?:{_QUOTED}|[^\"'\r\n]+)
 key token secret pass pwd auth credential host_port_range aws_ sig: ({_NAME}{_ASSIGNED}){_VALUE}
@@ -624,6 +626,7 @@ key token secret pass login: ((?:{SECRET_NAME}|login)[ \t]{{1,8}}){_AS_KEYS_LOOK
 -u --user: ((?<!\S)-[a-z-]+[ \t]{{1,8}}[\"']?[^\s:\"']{{1,60}}:)(?!\d+\b)[^\s\"']+
 login mysql sshpass: (\w+[^\n]{{0,60}}?[ \t]-p)[^\s-]\S*
 bearer: (bearer[ \t]{{1,8}})[\w.~+/=-]{{8,}}
+-----begin: ()-----BEGIN {_PRIVATE_KEY}
 eyj: (\b)eyJ[\w-]{{8,}}\.[\w-]{{4,}}(?:\.[\w-]*)*
 gho_ ghp_ ghr_ ghs_ ghu_ github_pat_ glpat- hf_ sk-: (\b)[a-z0-9_]+[-_][\w-]{{12,}}
 npm_ pypi- dckr_pat_ nvapi- r8_: (\b)[a-z0-9_]+[-_][\w-]{{12,}}
@@ -633,7 +636,13 @@ akia asia: (\b)[A-Z]{{4}}[0-9A-Z]{{12,}}
 aiza: (\b)AIza[\w-]{{30,}}
 .slack.com/services/ /api/webhooks/: ([\w.]*/(?:services|api/webhooks)/)\S+"""
 )
-LONGEST_KEY = 16_000  # characters of a private key whose end a log has lost
+
+_WORD = r"[^\s\"'<>(,;@"  # a character of the words around an @, but none of:
+PASSWORD = (  # in `user:PASSWORD@host` and in `https://TOKEN@host`, after the first group
+    rf"(://(?:{_WORD}:]{{0,400}}:(?!\d+/)|(?={_WORD}:/]{{12,400}}@))"
+    rf"|(?<!{_WORD}]){_WORD}:]{{1,400}}:(?={_WORD}/]+@))"
+    rf"{_WORD}]{{1,400}}(?:@{_WORD}/]+)*(?=@(?!sha256:))"
+)
 
 
 def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
@@ -662,72 +671,29 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
         value = value.replace(secret, "REDACTED")
     parts = []
     done = 0
-    for start, end in sorted([*_private_keys(value), *_passwords(value), *_named_secrets(value)]):
+    for start, end in sorted(_secrets(value)):
         if start >= done:
             parts += [value[done:start], "REDACTED"]
         done = max(done, end)
     return "".join([*parts, value[done:]])
 
 
-def _private_keys(text: str) -> Spans:
-    """(start, end) of each private key in PEM form."""
+def _secrets(text: str) -> Spans:
+    """(start, end) of each password, value of a name such as token, and token known by its looks."""
     import re
 
-    first_line = re.compile(r"-----BEGIN .{0,38}?PRIVATE KEY", re.S)
-    last_line = re.compile("-----END (?:.{0,66}?-----)?", re.S)
-    begin = first_line.search(text)
-    while begin:
-        end = last_line.search(text, begin.start())
-        after = end.end() if end else begin.start() + LONGEST_KEY
-        yield begin.start(), after
-        begin = first_line.search(text, after)
-
-
-def _passwords(text: str) -> Spans:
-    """(start, end) of each password in `user:PASSWORD@host`, in a URL or alone."""
-    import re
-
-    last = -1  # the place after an @ that may itself be a part of a password
-    done = 0
-    for sign in re.finditer("@", text):
-        at = sign.start()
-        word = text[max(done, at - 400) : at]
-        follows = done == last
-        done = at + 1
-        if not word:  # a run of them
-            continue
-        if len(word.split(None, 1)) > 1 or word[0].isspace():
-            word = "" if word[-1].isspace() else word.split()[-1]
-        elif follows and "/" not in word:
-            yield last, at
-            last = done
-        word = re.split("[\"'<>(,;]", word)[-1]
-        _, scheme, rest = word.rpartition("://")
-        user, _, password = rest.partition(":")
-        if scheme and len(rest) > 11 and not password and "/" not in rest:  # https://TOKEN@host
-            user, password = "", rest
-        path = "/" in password and (not scheme or password.partition("/")[0].isdigit())
-        if password and not path and (user or scheme) and not text.startswith("sha256:", done):
-            yield at - len(password), at
-            last = done
-
-
-def _named_secrets(text: str) -> Spans:
-    """(start, end) of each value of a name such as token, and of tokens known by their looks."""
-    import re
-
-    low = text.lower()
-    if len(low) != len(text):  # a letter that is two when it is small
-        low = text.replace("\u0130", "I").lower()
+    for found in re.finditer(PASSWORD, text):
+        yield found.end(1), found.end()
+    low = text.replace("\u0130", "I").lower()  # that letter is two when it is small
     for hints, pattern in SECRET_RULES.items():
         match = re.compile(pattern, re.I).match
         for hint in hints.split():
             at = low.find(hint)
             while at >= 0:
-                found = match(text, at)
-                end = found.end() if found else at + len(hint)
-                if found:
-                    yield found.end(1), end
+                named = match(text, at)
+                end = named.end() if named else at + len(hint)
+                if named:
+                    yield named.end(1), end
                 at = low.find(hint, end)
 
 
@@ -901,6 +867,7 @@ def has_path(row: Row, path: str) -> bool:
 # The types of arguments, and their converters.
 
 
+@record
 class Kind:
     """A type of argument.
 
@@ -912,17 +879,12 @@ class Kind:
     many        takes several words of the command line
     """
 
-    def __init__(
-        self,
-        annotation: str,
-        convert: Convert,
-        expects: str,
-        metavar: str = "TEXT",
-        completes: str = "",
-        many: bool = False,
-    ) -> None:
-        self.annotation, self.convert, self.expects = annotation, convert, expects
-        self.metavar, self.completes, self.many = metavar, completes, many
+    annotation: str
+    convert: Convert
+    expects: str
+    metavar: str = "TEXT"
+    completes: str = ""
+    many: bool = False
 
     def called(self, metavar: str, completes: str = "") -> Kind:
         """The same type with another name in the help, and perhaps another completion."""
