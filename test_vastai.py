@@ -7509,10 +7509,10 @@ class PureTest(unittest.TestCase):
                 for words, part in zip(told, left_out):
                     self.assertIn(part, words)
         for text, words in (
-                ("FOO hunter2", "cannot read 'FOO'; write -e FOO=VALUE"), ("FOO", "-e FOO=VALUE"), ("-e FOO", "-e FOO=VALUE"),
+                ("FOO hunter2", "cannot read 'FOO'; write -e FOO=VALUE"), ("FOO", "-e FOO=VALUE"), ("-e FOO", "'FOO'; write -e NAME=VALUE"),
                 ("-e", "-e needs a value"), ("-e -p 80:80", "cannot read -e"), ("-p", "-p needs"), ("-p web:80", "write -p 8080:8080"),
                 ("-p 80;reboot", "cannot read -p"), ("-v $(x):/y", "cannot read -v"), ("-n 'a b'", "cannot read -n"),
-                ("-e TOKEN=hunter 2", "-e TOKEN='…'"), ("--sudo -e A=1", "'--sudo'"), ("-x", "'-x'"), ("-e A='b", "not closed"),
+                ("-e TOKEN=hunter 2", "after TOKEN is no option; quote"), ("--sudo -e A=1", "'--sudo'"), ("-x", "'-x'"), ("-e A='b", "not closed"),
                 ("{A:1}", "cannot read the JSON"), ('{"A": null}', "'A'"), ('{"A": {}}', "'A'"), ("-e =x", "-e NAME=VALUE"),
                 ("-e 'a b=c'", "cannot read -e")):
             with self.subTest(text), self.assertRaises(vastai.UsageError) as caught:

@@ -1255,19 +1255,26 @@ MW ML MR MU MA MZ NA NE NG RW ST SN SC SL SO ZA SS SD TZ TG TN UG ZM ZW""")
 
 # The query language: `num_gpus>=2 gpu_name in ["RTX 4090",RTX_3090] geolocation notin [CN,VN]
 # dph<0.5`
-OPERATORS = {
-    spelling: name
-    for name, spellings in parse_table("""\
-gte: >=, gte
-gt: >, gt
-lte: <=, lte
-lt: <, lt
-eq: =, ==, eq
-neq: !=, neq, noteq, not eq
+OPERATORS = parse_table("""\
+>=: gte
+gte: gte
+>: gt
+gt: gt
+<=: lte
+lte: lte
+<: lt
+lt: lt
+=: eq
+==: eq
+eq: eq
+!=: neq
+neq: neq
+noteq: neq
+not eq: neq
 in: in
-notin: notin, not in, nin""").items()
-    for spelling in spellings.split(", ")
-}
+notin: notin
+not in: notin
+nin: notin""")
 LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 ALIASES = parse_table("""\
 cuda_vers: cuda_max_good
@@ -1838,20 +1845,22 @@ def parse_order(order: Any, aliases: dict[str, str], fields: str, tell: Tell) ->
 
 # What an environment text may hold: docker's spellings of what the service stores, and the other
 # options of `docker run`, with and without a value, which it has no place for.
-ENV_OPTIONS = {
-    spelling: option
-    for option, spellings in parse_table("""\
--e: -e --env
--p: -p --publish
--v: -v --volume
--n: -n --network --net
--h: -h --hostname""").items()
-    for spelling in spellings.split()
-}
+ENV_OPTIONS = parse_table("""\
+-e: -e
+--env: -e
+-p: -p
+--publish: -p
+-v: -v
+--volume: -v
+-n: -n
+--network: -n
+--net: -n
+-h: -h
+--hostname: -h""")
 _HOST = r"(?:(?:[\d.]{7,15}|\[[\da-fA-F:]+\]):)?"
 _PORTS = r"\d{1,5}(?:-\d{1,5})?"
 ENV_PATTERNS = parse_table(  # what a value looks like
-    rf"""-e: [^=]+=.*
+    rf"""-e: [^=\s'\"-][^=\s'\"]*=.*
 -p: {_HOST}(?:(?:{_PORTS})?:)?{_PORTS}(?:/(?:tcp|udp|sctp))?
 -v: [\w./:~@+,=-]+
 -n: [\w.-]+
@@ -1913,51 +1922,45 @@ def format_env(env: str | Sequence[str] | dict[str, str]) -> str:
     """
     parts = []
     for part in [env] if isinstance(env, (str, dict)) else env:
-        words = list(_env_words(part))
-        if isinstance(part, str) and _in_docker_form(part):
-            parts.append(part)
-            continue
-        for option, value in words:
-            if option == "-e":
-                parts.append(_env_text(*value.split("=", 1)))
-            elif value:
-                parts.append(f"{option} {value}")
-            else:
-                parts.append(option if option in DOCKER_FLAGS.split() else f"{option}=")
+        options = list(_env_words(part))
+        if _is_object(part):
+            parts += [_env_text(option, value) for option, value in options]
+        else:
+            words = _docker_words(part)
+            parts.append(part if words == _split_words(part) else " ".join(words))
     return " ".join(parts)
 
 
-def _env_text(key: str, value: str) -> str:
-    """`-e KEY=VALUE`, in quotes if the value needs them.  Raises UsageError if none will do."""
-    escaped = value.replace('"', '\\"')
-    plain = all(c.isalnum() or c in "_./:@%+,=-" for c in value)
-    for text in (value if plain else f"'{value}'", f"'{value}'", f'"{escaped}"'):
-        whole = f"-e {key}={text}"
-        try:
-            if list(_env_words(whole)) == [("-e", f"{key}={value}")]:
-                return whole
-        except UsageError:
-            pass
-    raise UsageError(
-        f"cannot write the value of {printable(key)} as one word; leave out quotes or a backslash "
-        "at its end"
-    )
+def _env_text(option: str, value: str) -> str:
+    """An option with its value, in quotes if it needs them.  Raises UsageError if none will do."""
+    import shlex
+
+    if option != "-e":
+        return f"{option} {value}"
+    key, _, text = value.partition("=")
+    escaped = text.replace('"', '\\"')
+    whole = f'-e {key}="{escaped}"' if "'" in text else f"-e {key}={shlex.quote(text)}"
+    if list(_env_words(whole)) != [(option, value)]:
+        raise UsageError(f"cannot write {printable(key)} as one word; leave out quotes or spaces")
+    return whole
 
 
-def _in_docker_form(text: str) -> bool:
-    """Does each value of an environment text have its option?  K=V alone has not, nor has JSON."""
-    words = _split_words(text)
-    for before, word in zip(["", *words], words):
-        takes_value = before in ENV_OPTIONS or before in DOCKER_VALUES.split()
-        if "=" in word and word[0] != "-" and not takes_value:
-            return False
-    return text.strip()[:1] != "{"
+def _is_object(env: str | Row) -> bool:
+    """Is an environment an object of names and values, and no text of options?"""
+    return isinstance(env, dict) or env.strip()[:1] == "{"
 
 
-def _env_object(env: Row) -> Iterator[Pair]:
-    """The options that an object of names and values stands for."""
+def _env_words(env: str | Row) -> Iterator[Pair]:
+    """(option, value) for each option of an environment; -e, -p, -v, -n, -h are checked."""
     import json
 
+    if isinstance(env, str) and not _is_object(env):
+        yield from _env_options(env)
+        return
+    try:
+        env = _json_object(env)
+    except (ValueError, RecursionError):
+        raise UsageError('cannot read the JSON object; write \'{"KEY": "VALUE"}\'') from None
     for key, value in env.items():
         if not isinstance(value, (str, int, float)) or not key:
             raise UsageError(f"cannot read the value of {printable(key)!r}; write text")
@@ -1970,37 +1973,28 @@ def _env_object(env: Row) -> Iterator[Pair]:
             yield "-e", f"{key}={text}"
 
 
-def _env_words(env: str | Row) -> Iterator[Pair]:
-    """(option, value) for each option of an environment; -e, -p, -v, -n, -h are checked."""
-    if isinstance(env, dict) or env.strip()[:1] == "{":
-        try:
-            env = _json_object(env)
-        except (ValueError, RecursionError):
-            raise UsageError('cannot read the JSON object; write \'{"KEY": "VALUE"}\'') from None
-        yield from _env_object(env)
-        return
-    words = _split_words(env)[::-1]
-    variable = ""  # the one whose value has just been read
+def _env_options(env: str) -> Iterator[Pair]:
+    """(option, value) for each option of an environment text."""
+    import re
+
+    words = _docker_words(env)[::-1]
+    before = ""  # the value that has just been read
     while words:
         word = words.pop()
-        name, joined, value = word.partition("=") if word[:2] == "--" else (word, "", "")
-        if word[:2] in ("-e", "-p", "-v", "-h") and len(word) > 2:
-            name, joined, value = word[:2], "=", word[3:] if word[2] == "=" else word[2:]
+        name, sign, value = re.findall(r"(?s)(-[epvh](?=.)|[^=]*)(=?)(.*)", word)[0]
+        option = ENV_OPTIONS.get(name, name)
         if name in DOCKER_FLAGS.split():
             yield name, ""
             continue
-        option = ENV_OPTIONS.get(name, "")
-        if not option and name not in DOCKER_VALUES.split():
-            if word[0] == "-" or "=" not in word:
-                raise _unreadable_env(word, variable)
-            option, value, joined = "-e", word, "="
-        if not joined:
+        if option not in ENV_PATTERNS and name not in DOCKER_VALUES.split():
+            raise _unreadable_env(word, before)
+        if not sign and not value:
             if not words:
-                example = ENV_EXAMPLES[option] if option else "VALUE"
+                example = ENV_EXAMPLES.get(option, "VALUE")
                 raise UsageError(f"{name} needs a value; write {name} {example}")
             value = words.pop()
-        yield option or name, _env_value(option, value)
-        variable = value.lstrip("'\"").partition("=")[0] if option == "-e" else ""
+        before = _env_value(option, value)
+        yield option, before
 
 
 def _env_value(option: str, value: str) -> str:
@@ -2008,70 +2002,66 @@ def _env_value(option: str, value: str) -> str:
     import re
 
     value = _unquote(value)
-    if option == "-e":
-        key, sign, text = value.partition("=")
-        if not sign or not key or key[0] == "-" or any(c.isspace() or c in "'\"" for c in key):
-            key = without_value(key)
-            name = key.rstrip("…") if sign or key[:1].isalpha() else "NAME"
-            raise UsageError(f"cannot read -e {key}; write -e {name or 'NAME'}=VALUE")
-        return f"{key}={_unquote(text)}"
-    if option and not re.fullmatch(ENV_PATTERNS[option], value):
-        raise UsageError(
-            f"cannot read {option} {printable(value)!r}; write {option} {ENV_EXAMPLES[option]}"
-        )
-    return value
+    if not re.fullmatch(ENV_PATTERNS.get(option, ".*"), value, re.S):
+        given = without_value(value) if option == "-e" else printable(value)
+        raise UsageError(f"cannot read {option} {given!r}; write {option} {ENV_EXAMPLES[option]}")
+    key, sign, text = value.partition("=")
+    return f"{key}={_unquote(text)}" if option == "-e" else value
 
 
-def _unreadable_env(word: str, variable: str) -> UsageError:
-    """The error of a word that is no option; it may be a part of the value of `variable`."""
-    if word[0] == "-":
-        name = word.partition("=")[0]
-        return UsageError(f"cannot read {printable(name)!r}; write -e, -p, -v, -n or -h")
-    if variable:
-        variable = printable(variable)
-        return UsageError(
-            f"a word after the value of {variable} is no option; "
-            f"quote a value that contains spaces: -e {variable}='…'"
-        )
+def _unreadable_env(word: str, before: str) -> UsageError:
+    """The error of a word that is no option; it may be a part of the value `before` it."""
     name = without_value(word)
+    if word[0] == "-":
+        return UsageError(f"cannot read {name!r}; write -e, -p, -v, -n or -h")
+    if before:
+        key = printable(before.partition("=")[0])
+        return UsageError(f"a word after {key} is no option; quote a value that contains spaces")
     return UsageError(f"cannot read {name!r}; write -e {name.rstrip('…') or 'NAME'}=VALUE")
 
 
 def _unquote(text: str) -> str:
     """A text without the pair of quotes around it, if it is one quoted piece."""
-    quote = text[:1]
-    inner = text[1:-1]
-    if quote not in ("'", '"') or len(text) < 2 or text[-1] != quote:
+    import re
+
+    if not re.fullmatch(r"""'[^']*'|"(?:\\"|[^"])*\"""", text):
         return text
-    if quote == '"':
-        return text if '"' in inner.replace('\\"', "") else inner.replace('\\"', '"')
-    return text if quote in inner else inner
+    return text[1:-1].replace('\\"', '"') if text[0] == '"' else text[1:-1]
+
+
+def _docker_words(text: str) -> list[str]:
+    """The words of an environment text, with -e before each K=V that has no option."""
+    words = []
+    takes_value = False
+    for word in _split_words(text):
+        if "=" in word and word[0] != "-" and not takes_value:
+            words.append("-e")
+        words.append(word)
+        is_option = word in ENV_OPTIONS or word in DOCKER_VALUES.split()
+        takes_value = is_option and not takes_value
+    return words
+
+
+# A quote opens at the start of a word or after a sign such as =, not in the middle of don't.
+_ENV_WORD = r"""(?xs)
+((?:
+    (?<![^\W_]) (?: "(?:[^"]|(?<=\\)")*(?<!\\)" | '[^']*' )
+    | [^\s'"]
+    | (?<=[^\W_]) ['"]
+)+)
+| (['"].*)  # is not closed"""
 
 
 def _split_words(text: str) -> list[str]:
-    """Words between spaces outside quotes; the quotes stay in place.  A quote opens at the
-    start of a word or after a sign such as =, not in the middle of don't.  Raises UsageError.
-    """
+    """Words between spaces outside quotes; the quotes stay in place.  Raises UsageError."""
+    import re
+
     words = []
-    word: list[str] = []
-    quote = ""
-    before = " "
-    for c in text:
-        if quote:
-            if c == quote and not (c == '"' and before == "\\"):
-                quote = ""
-        elif c.isspace():
-            words.append("".join(word))
-            word = []
-            before = c
-            continue
-        elif c in "'\"" and not before.isalnum():
-            quote = c
-        word.append(c)
-        before = c
-    if quote:
-        raise UsageError(f"the quote {quote} is not closed; write -e NAME='VALUE'")
-    return [w for w in [*words, "".join(word)] if w]
+    for word, unclosed in re.findall(_ENV_WORD, text):
+        if unclosed:
+            raise UsageError(f"the quote {unclosed[0]} is not closed; write -e NAME='VALUE'")
+        words.append(word)
+    return words
 
 
 DATE_FORMS = (
