@@ -1275,7 +1275,6 @@ in: in
 notin: notin
 not in: notin
 nin: notin""")
-LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 ALIASES = parse_table("""\
 cuda_vers: cuda_max_good
 display_active: gpu_display_active
@@ -1512,8 +1511,9 @@ def parse_query(
     """The conditions of a query text on top of `start`: {field: {operator: value}}.  Raises
     UsageError for what cannot be read and for values that the type of their field cannot have.
 
-    `tell` is called with fields that `fields` does not describe, which are sent all the same, and
-    of conditions that a later one replaces; without it that is a warning on stderr.
+    Several != on a field become one notin, as do several notin.  `tell` is called with fields that
+    `fields` does not describe, which are sent all the same, and of conditions that a later one
+    replaces; without it that is a warning on stderr.
     """
     tell = tell or warn
     aliases = aliases or {}
@@ -1541,33 +1541,26 @@ def parse_query(
             result.pop(field, None)
             continue
         value = query_value(condition)
+        operator = condition.operator
         present, earlier = result.setdefault(field, {}), given.setdefault(field, {})
-        replaced = add_condition(present, earlier, condition, value)
-        if replaced:
-            tell(f"{printable(condition.text)} replaces {printable(replaced)} in the query")
+        before = present.get(operator, value)
+        if operator in earlier and before != value:
+            if operator in ("neq", "notin"):
+                value = unite(before, value)
+            else:
+                replaced = printable(earlier[operator].text)
+                tell(f"{printable(condition.text)} replaces {replaced} in the query")
+        present[operator], earlier[operator] = value, condition
+    for present in result.values():
+        if isinstance(present.get("neq"), list):
+            present["notin"] = unite(present.pop("neq"), present.get("notin", []))
     return result
 
 
-def add_condition(
-    present: Row, given: dict[str, Condition], condition: Condition, value: Any
-) -> str:
-    """Adds a condition to those that its field has, {operator: value}, and to `given`, those of the
-    query; the text of the one that it replaces, or "".  Several != become one notin, as do several
-    notin.
-    """
-    operator, values = condition.operator, value if isinstance(value, list) else [value]
-    earlier = present.get("neq", "")
-    repeated = operator in given and earlier != value
-    if operator == "neq" and repeated and None not in (value, earlier):
-        operator, values = "notin", [present.pop("neq", value), value]
-        given.setdefault("notin", condition)
-    if operator == "notin" and operator in given:
-        present["notin"] = list(dict.fromkeys([*present.get("notin", ()), *values]))
-        return ""
-    replaced = given[operator].text if operator in given and present[operator] != value else ""
-    present[operator] = value
-    given[operator] = condition
-    return replaced
+def unite(*values: Any) -> list[Any]:
+    """The items of some values, which are lists or one item each, without repetition."""
+    lists = (value if isinstance(value, list) else [value] for value in values)
+    return list(dict.fromkeys(item for items in lists for item in items))
 
 
 def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> list[Condition]:
@@ -1578,7 +1571,7 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
     text = re.sub(r"\\[ \t]*\r?\n", " ", text).strip()  # a shell's way to go on in the next line
     condition = re.compile(
         r"(\w+)(?:\s*([=!<>]+)(?![=!<>])\s*|\s+(not\s+in|not\s+eq|[a-z]+)\s+)"
-        r'(\[[^][]*\]|"[^"]*"|\'[^\']*\'|\S+)\s*',
+        r'(\[[^][]*\]|"[^"]*"|\'[^\']*\'|(?:(?![,;&|]+\w+[=!<>])\S)+)\s*',
         re.ASCII,
     )
     found: list[Condition] = []
@@ -1586,13 +1579,11 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
     while at < len(text):
         match = condition.match(text, at)
         if not match:
-            form = "num_gpus>=2 gpu_name=RTX_4090 geolocation in [US,CA]"
-            hint = f"write conditions such as {form}, separated by spaces"
-            if found and re.match(r"(?:and|or|&+|\|+|,)\s", text[at:]):
-                hint = "write conditions side by side: all must hold"
-            elif found and re.match(r"[\w.]+(?:\s|$)", text[at:]):
-                hint = "quote a value that contains spaces, and write a list as [A,B]"
-            raise UsageError(f"cannot parse the query at {printable(text[at:], 60)!r}; {hint}")
+            raise UsageError(
+                f"cannot parse the query at {printable(text[at:], 60)!r}; write conditions such as "
+                "num_gpus>=2 geolocation in [US,CA], separated by spaces, and quote a value that "
+                "contains spaces"
+            )
         name, sign, word, value = match.groups()
         operator = OPERATORS.get(sign or " ".join(word.split()))
         if operator is None:
@@ -1612,12 +1603,14 @@ def query_value(condition: Condition) -> Any:
     """
     name, operator, takes_list = condition.name, condition.operator, condition.takes_list
     items = query_items(condition)
-    if not items and takes_list:
-        raise UsageError(f"{name}: the list is empty; write {name} {operator} [A,B]")
     if not items or not all(text.strip() for text, _ in items):
         raise UsageError(f"{name}: the value is empty")
     if len(items) > 1 and not takes_list:
-        items = [(number_with_commas(condition), False)]
+        given = condition.raw.strip("[]")
+        if condition.type in WORDS_ONLY or not meant_number(given, condition.type):
+            word = "notin" if operator == "neq" else "in"
+            raise condition.error(given, f"{name} {word} [{given}]", "one value")
+        items = [(given, False)]  # such as 1,000
     ordered = operator in ("gt", "gte", "lt", "lte")
     if ordered and condition.type in (*WORDS_ONLY, "true/false"):
         raise UsageError(
@@ -1626,9 +1619,7 @@ def query_value(condition: Condition) -> Any:
     region = condition.type == "region"  # stands for a list of countries
     values: list[Any] = []
     for text, quoted in items:
-        if text in ("null", "None") and not quoted:
-            if ordered:
-                raise UsageError(f"{name}: {text} works only with = and !=")
+        if text in ("null", "None") and not quoted and not ordered:
             values.append(text if takes_list else None)  # items of a list stay text
         elif region and text.upper() in GEOREGIONS:
             values += GEOREGIONS[text.upper()].split()
@@ -1639,30 +1630,16 @@ def query_value(condition: Condition) -> Any:
     return values if condition.takes_list else values[0]
 
 
-def number_with_commas(condition: Condition) -> str:
-    """The value of a condition that takes one, if its commas are in a number such as 1,000."""
-    given = condition.raw.strip("[]")
-    if condition.type not in WORDS_ONLY:
-        if any(sign in given for sign in "=<>"):
-            raise condition.error(given, condition.form(given).replace(",", " "))
-        if meant_number(given, condition.type):
-            return given
-    word = "notin" if condition.operator == "neq" else "in"
-    raise condition.error(given, f"{condition.name} {word} [{given}]", "one value")
-
-
 def query_items(condition: Condition) -> list[tuple[str, bool]]:
     """The items of a value, one or several with commas between: (text, was it in quotes?)."""
     import re
 
-    raw = condition.raw
-    if raw[0] == "[" and raw[-1] == "]":
-        raw = raw[1:-1]
     items = []
-    for item in re.findall(r'"[^"]*"|\'[^\']*\'|[^,]+', raw):
-        text = item.strip(" \t\r\n[]")
-        if text[:1] in ("'", '"') and text[-1] == text[0] and len(text) > 1:
-            items.append((text[1:-1], True))
+    raw = condition.raw.strip("[]")
+    for double, single, plain in re.findall(r'\s*(?:"([^"]*)"|\'([^\']*)\'|([^,]+))', raw):
+        text = plain.strip(" \t\r\n[]")
+        if not plain:
+            items.append((double or single, True))
         elif condition.type in ("country", "region"):
             items += [(word, False) for word in text.split()]
         elif text:
@@ -1673,18 +1650,15 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
 def query_item(condition: Condition, text: str, quoted: bool) -> Any:
     """One item of a value, which is no null, as it is sent.  Raises UsageError."""
     type, plain = condition.type, text.replace("_", " ")
-    if not type and condition.scale is None:  # not known: as the service's own client does
-        return plain if condition.takes_list else LITERALS.get(plain, plain)
-    if type == "true/false":
-        flag = query_flag(condition, text)
-        return text if condition.takes_list else flag
+    known = type or condition.scale is not None
+    if type == "true/false" or (not known and text.lower() in ("true", "false")):
+        return query_flag(condition, text)
+    if not known:  # as the service's own client does
+        return plain
     if type in ("country", "region"):
         return query_country(condition, text)
     if type == "date":
-        try:
-            return parse_when(plain)
-        except UsageError as error:
-            raise UsageError(f"{condition.name}: {error.msg}") from None
+        return parse_when(plain)
     if type == "version x.y.z" and "." in text:
         return version_number(condition, text)
     if type == "version":
@@ -1701,43 +1675,31 @@ def query_item(condition: Condition, text: str, quoted: bool) -> Any:
 def check_words(condition: Condition, text: str) -> None:
     """Refuses text without quotes that is probably no text, or more than one."""
     if text.lower() in ("true", "false"):
-        raise condition.error(text, condition.form(f'"{text}"') + " if you mean that text")
+        raise condition.error(text, condition.form(f'"{text}"'))
     words = text.split()
     if len(words) > 1 and sum(any(c.isdigit() for c in word) for word in words) != 1:
         form = f"[{','.join(words)}], or quote a text that contains spaces"
         raise condition.error(text, form, "items separated by commas")
-    for sign in ";&|":
-        if any(c in text.partition(sign)[2] for c in "=<>"):
-            raise condition.error(text, condition.form(text).replace(sign, " "))
 
 
-def query_flag(condition: Condition, text: str) -> bool:
-    """True or False."""
+def query_flag(condition: Condition, text: str) -> Any:
+    """True or False; an item of a list stays text."""
     given = text.strip().lower()
     if given in ("true", "false"):
-        return given == "true"
+        return text if condition.takes_list else given == "true"
+    form = f"{condition.form('true')} or {condition.form('false')}"
     if condition.field == "georegion":
-        region = text.upper() if text.upper() in GEOREGIONS else "EU"
-        raise condition.error(text, f"geolocation={region} georegion=true", "true")
-    if given in ("1", "yes", "y", "on"):
-        form = condition.form("true")
-    elif given in ("0", "no", "n", "off"):
-        form = condition.form("false")
-    else:
-        form = f"{condition.form('true')} or {condition.name}=any"
+        form = "geolocation=EU georegion=true"
     raise condition.error(text, form)
 
 
 def query_country(condition: Condition, text: str) -> str:
     """A country's code."""
-    code, form = text.upper(), ""
-    if len(code) == 2 and any(code in codes.split() for codes in GEOREGIONS.values()):
+    code = text.upper()
+    if any(code in codes.split() for codes in GEOREGIONS.values()):
         return code
-    if code == "UK":
-        form = condition.form("GB")
-    elif code in GEOREGIONS:
-        form = f"geolocation={code} georegion=true"
-    raise condition.error(text, form)
+    form = f"geolocation={code} georegion=true" if code in GEOREGIONS else ""
+    raise condition.error(text, condition.form("GB") if code == "UK" else form)
 
 
 def query_number(condition: Condition, text: str) -> Any:
@@ -1762,42 +1724,37 @@ def query_number(condition: Condition, text: str) -> Any:
 
 
 def meant_number(text: str, unit: str) -> str:
-    """The number, in `unit`, in a text such as $0.5, 1,000, 24GB or 99%; "" if there is none."""
+    """The number in a text such as $0.5, 1,000, 24GB or 99%, if it is in `unit`; else ""."""
     import re
 
     match = re.fullmatch(
-        r"\$?\s*((?:\d{1,3}(?:[, _]\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*([a-z$/][\w/$]{0,9}|%)?",
+        r"\$?\s*((?:\d{1,3}(?:[, _]\d{3}){1,9}|\d{1,99})(?:\.\d+)?|\.\d+)\s*([a-z$/][\w/$]{0,9}|%)?",
         text,
         re.I | re.ASCII,
     )
     if not match:
         return ""
-    number = float(re.sub("[, _]", "", match.group(1)))
-    given = (match.group(2) or "").lower()
-    prefixes = "kmgt"
-    if unit == "days" and given[:1] == "h":
-        number /= 24
-    elif unit == "0 to 1" and given == "%":
+    digits, given = match.groups()
+    number = float(re.sub("[, _]", "", digits))
+    if unit == "0 to 1" and given == "%":
         number /= 100
-    elif given[:1] in tuple(prefixes) and re.match("[kmgt]i?b", unit, re.I):
-        number *= 1000.0 ** (prefixes.index(given[0]) - prefixes.index(unit[0].lower()))
-    elif given[:1] in ("t", "k") or (unit == "days" and given[:1] != "d" and given):
+    elif given and given[0].lower() != unit[:1].lower():
         return ""
-    return f"{number:.15g}" if number <= 1e300 else ""
+    return f"{number:.15g}"
 
 
 def number_hint(kind: Kind, value: Any) -> str:
     """'; write 24' for an argument such as 24GB of a kind that takes a number."""
     if not isinstance(value, str) or kind.annotation not in ("int", "float"):
         return ""
-    if kind.expects == ID.expects or as_number(value) is not None:
+    if kind.expects == ID.expects:
         return ""  # half an id may be that of something else
     meant = meant_number(value.strip(), kind.metavar)
     try:
         kind.convert(meant)
     except (ValueError, TypeError):
         return ""
-    return f"; write {meant}" if meant != value.strip() else ""
+    return f"; write {meant}"
 
 
 def version_number(condition: Condition, text: str) -> int:
