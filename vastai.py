@@ -1738,7 +1738,7 @@ def meant_number(text: str, unit: str) -> str:
     number = float(re.sub("[, _]", "", digits))
     if unit == "0 to 1" and given == "%":
         number /= 100
-    elif given and given[0].lower() != unit[:1].lower():
+    elif given and given[0].lower() != unit.lstrip("$")[:1].lower():
         return ""
     return f"{number:.15g}"
 
