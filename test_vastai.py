@@ -9371,7 +9371,7 @@ class TestLines(FaultCase):
         for line, told in (("label instance 5 --label X", "vastai label instance INSTANCE LABEL"),
                            ("prepay instance 5 --amount 50", "vastai prepay instance INSTANCE AMOUNT")):
             self.assertIn(told, self.run_here(None, *line.split())[2])
-        self.assertIn("all must hold", self.run_here(None, "search", "offers", "num_gpus>=2 and dph<1")[2])
+        self.assertIn("separated by spaces", self.run_here(None, "search", "offers", "num_gpus>=2 and dph<1")[2])
         self.assertIn("set min-bid MACHINE --price USD", self.run_here(None, "set", "min-bid", "7")[2])
         for line in ("destroy instance 5 --wait", "search offers --zzz", "frobnicate", "show nothing"):
             self.assertNotIn("did you mean", self.run_here(None, *line.split())[2].replace("destroy instance: ", ""))

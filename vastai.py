@@ -430,10 +430,10 @@ def without_value(word: str) -> str:
     """A word that nobody understood, safe to show: what follows =, : or a blank may be secret, and
     a long word with digits a key.
     """
-    for sign in "=: \t\n":
-        head, found, _ = word.partition(sign)
-        word = head + "…" if found else word
-    plain = word.replace("-", "").replace("_", "").rstrip("…")
+    import re
+
+    word = re.sub(r"[=:\s].*", "…", word, flags=re.S)
+    plain = re.sub("[-_…]", "", word)
     is_key = word[:1] != "-" and len(word) > 15 and not plain.isalpha()
     return "…" if is_key else printable(word)
 
@@ -460,18 +460,13 @@ ESCAPES = Escapes()
 
 def short_repr(value: Any) -> str:
     """A value that cannot be used, in a few words; of what looks like an option the name alone."""
-    if type(value) is list:
-        value = [without_value(item) if _is_option(item) else item for item in value]
-    elif _is_option(value):
-        value = without_value(value)
+    import re
+
     try:
-        return printable(repr(value))
+        text = repr(value)
     except Exception:  # noqa: BLE001 - its own repr() fails, or it is nested too deeply for one
         return f"this {type(value).__name__}"
-
-
-def _is_option(value: Any) -> bool:
-    return type(value) is str and value.startswith("--")
+    return printable(re.sub(r"""(['"]--[\w-]*)[=:\s].*""", r"\1…'", text))
 
 
 def format_value(value: Any) -> str:
@@ -1005,10 +1000,10 @@ def _items(convert: Convert) -> Convert:
 
 
 def id_words(item: Any) -> list[Any]:
-    """The ids of a text such as "7,8 9", also empty ones; anything else is one item."""
+    """The ids of a text such as "7,8 9"; anything else is one item."""
     if not isinstance(item, str):
         return [item]
-    return [word for part in item.strip(", ").split(",") for word in part.split() or [part]]
+    return item.replace(",", " ").split() or [item]
 
 
 BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")  # UTF-16, UTF-8
@@ -1151,9 +1146,9 @@ TIMEOUT = Kind("float", _above_zero, "a number of seconds greater than 0", "SECO
 ATTEMPTS = Kind("int", _within(1, _whole), "a whole number, 1 or more", "N")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
 NAME = Kind("str", _name, f"text that is not empty, of at most {LONGEST_TEXT:,} characters", "NAME")
+CODE = NAME.called("CODE")
 GIVEN_ID = Kind("int | str", _as_given, "an id", "ID")
 TEXT_ID = Kind("str", _name, "an id", "ID")
-CODE = Kind("str", _name, "text that is not empty", "CODE")
 FLAG = Kind("bool", _flag, "True or False")
 TRUTH = Kind("bool", _truth, "true or false", "true|false")
 IDS = Kind("Sequence[int]", _items(_count), "ids (whole numbers)", "ID", many=True)
@@ -1880,11 +1875,11 @@ def format_env(env: str | Sequence[str] | dict[str, str]) -> str:
     parts = []
     for part in [env] if isinstance(env, (str, dict)) else env:
         options = list(_env_words(part))
-        if _is_object(part):
-            parts += [_env_text(option, value) for option, value in options]
-        else:
+        if isinstance(part, str) and part.strip()[:1] != "{":
             words = _docker_words(part)
             parts.append(part if words == _split_words(part) else " ".join(words))
+        else:
+            parts += [_env_text(option, value) for option, value in options]
     return " ".join(parts)
 
 
@@ -1902,16 +1897,11 @@ def _env_text(option: str, value: str) -> str:
     return whole
 
 
-def _is_object(env: str | Row) -> bool:
-    """Is an environment an object of names and values, and no text of options?"""
-    return isinstance(env, dict) or env.strip()[:1] == "{"
-
-
 def _env_words(env: str | Row) -> Iterator[Pair]:
     """(option, value) for each option of an environment; -e, -p, -v, -n, -h are checked."""
     import json
 
-    if isinstance(env, str) and not _is_object(env):
+    if isinstance(env, str) and env.strip()[:1] != "{":
         yield from _env_options(env)
         return
     try:
@@ -1962,7 +1952,7 @@ def _env_value(option: str, value: str) -> str:
     if not re.fullmatch(ENV_PATTERNS.get(option, ".*"), value, re.S):
         given = without_value(value) if option == "-e" else printable(value)
         raise UsageError(f"cannot read {option} {given!r}; write {option} {ENV_EXAMPLES[option]}")
-    key, sign, text = value.partition("=")
+    key, _, text = value.partition("=")
     return f"{key}={_unquote(text)}" if option == "-e" else value
 
 
@@ -2058,8 +2048,9 @@ def parse_when(value: str | float) -> float:
     else:
         seconds = _date_seconds(value)
     if not 0 <= seconds <= LAST_MOMENT:
-        hint = "; these look like milliseconds" if LAST_MOMENT < seconds < 1e14 else ""
-        raise UsageError(f"expected a date from 1970 on, not {short_repr(value)}{hint}")
+        raise UsageError(
+            f"expected a date from 1970 to 3997, unix times in seconds, not {short_repr(value)}"
+        )
     return int(seconds) if seconds == int(seconds) and isinstance(value, str) else seconds
 
 
