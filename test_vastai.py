@@ -11425,11 +11425,14 @@ class TestEvents(ServerlessCase):
                 [event async for event in answer["response"]]
 
         async def cancelled(client, endpoint):
-            request = endpoint.request("/work", {})
-            await asyncio.sleep(0.1)
-            request.cancel()
+            for pause in (0, 0.1):  # before it has begun, and while the worker is busy
+                request = endpoint.request("/work", {})
+                await asyncio.sleep(pause)
+                request.cancel()
+                with self.assertRaises(asyncio.CancelledError):
+                    await request
+                self.assertEqual(request.status, "Cancelled")
             await self.hung_up()
-            self.assertEqual(request.status, "Cancelled")
 
         async def waited_for(client, endpoint):
             with self.assertRaises(asyncio.TimeoutError):

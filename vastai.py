@@ -406,7 +406,7 @@ def partial(results: list[Row]) -> PartialError:
     known = [id for id in failed if id not in unknown]
     words = []
     if known:
-        words.append(f"{len(known)} of {len(results)} failed: {', '.join(known[:20])}")
+        words.append(f"{len(known)} of {len(results)} failed: {', '.join(known)}")
     if unknown:
         words.append(f"the outcome of {len(unknown)} is unknown: {', '.join(unknown)}")
     reasons = dict.fromkeys(item["msg"] for item in failed.values() if item.get("msg"))
@@ -13034,8 +13034,13 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
             else:
                 future.set_result(task.result())
 
+        def ended(future: Any) -> None:
+            if future.cancelled():
+                job.tracker.status = "Cancelled"
+            task.cancel()
+
         task.add_done_callback(finished)
-        future.add_done_callback(lambda _: task.cancel())
+        future.add_done_callback(ended)
         return future
 
 
