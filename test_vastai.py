@@ -8661,11 +8661,14 @@ class TestExitStatuses(FaultCase):
         body = {"success": False, "msg": "not today"}
         client = self.client(self.serve(reply(body)))
         for call in (lambda: client.label_instance(7, "x"), client.show_clusters, client.show_env_vars,
-                     lambda: client.show_instance(7), lambda: client.stop_instances([7]), client.show_invoices):
-            self.assertEqual(call(), body)
-        for call in (client.show_ssh_keys, client.show_instances, lambda: client.logs(7), lambda: client.ssh_url(7),
+                     lambda: client.show_instance(7), lambda: client.stop_instances([7]), client.show_invoices,
                      lambda: client.show_machine(7)):
+            self.assertEqual(call(), body)
+        for call in (client.show_ssh_keys, client.show_instances, lambda: client.logs(7), lambda: client.ssh_url(7)):
             self.assertIn("not today", str(self.error(call)))
+        body = {"success": False, "error": "not today"}
+        client = self.client(self.serve(reply(body)))
+        self.assertEqual((client.update_workers(7), client.get_endpt_logs(7)), (body, body))
 
     def test_options_of_one_call(self):
         client = self.client(self.serve(reply({"id": 7, "users": [], "success": True})))
