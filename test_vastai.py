@@ -9393,6 +9393,9 @@ class TestLines(FaultCase):
             status, out, err = self.run_here(self.serve(step), *line.split())
             self.assertEqual((status, out), (0, expected), err)
         self.assertEqual(self.run_here(self.serve(bill), "show", "invoices-v1", "-i", "-q")[0], 0)
+        for words in ("show user -q", "show subaccounts --quiet"):
+            step = reply({"id": 7, "username": "a", "users": [{"id": 7, "username": "a"}]})
+            self.assertEqual(self.run_here(self.serve(step), *words.split())[1:], ("7\n", ""))
         server = self.serve(reply({"id": 7}), reply({"notification_preferences": {"client": {"low": {"email": True}}}}))
         self.assertEqual(self.run_here(server, "show", "notifications", "--format", "csv")[1], "email,key\nTrue,client:low\n")
 
@@ -13687,11 +13690,11 @@ show overlays -> list[dict[str, Any]]
 create overlay cluster_id:CLUSTER name:NAME -> dict[str, Any] ONCE sets
 join overlay name:NAME instance_id:INSTANCE/INSTANCE_ID -> dict[str, Any] sets
 delete overlay overlay_identifier:OVERLAY/overlay_id/overlay_name -> dict[str, Any] deletes
-show user -q,--quiet:TEXT=False(cli) -> User
+show user -> User
 cost -> Cost
 show audit-logs -> list[dict[str, Any]]
 set user --file->params:FILE/file -> dict[str, Any] sets
-show subaccounts -q,--quiet:TEXT=False(cli) -> list[dict[str, Any]]
+show subaccounts -> list[dict[str, Any]]
 create subaccount --email:EMAIL --username:USER --password:PASSWORD --type:KIND=None -> dict[str, Any] ONCE sets
 show ipaddrs -> list[dict[str, Any]]
 show invoices
@@ -13728,11 +13731,10 @@ show earnings
     -s,--start_date:DATE=None
     -e,--end_date:DATE=None
     -m,--machine_id:MACHINE=None
-    -q,--quiet:TEXT=False(cli)
     --last_days:N=None
     --user_id:ID='me'
     -> dict[str, Any]
-show deposit id:INSTANCE/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
+show deposit id:INSTANCE/Id/ID -> dict[str, Any]
 transfer credit
     recipient->recipient_pos:ACCOUNT=None(cli)
     amount->amount_pos:USD=None(cli)

@@ -3253,7 +3253,6 @@ VARIABLE_NAME = Arg("name", VARIABLE, "name of the variable", key="key")
 USER_ID = Arg("--user_id", ID, "account id (default: yours)")
 CLIENT, OWNER = {"client_id": "me"}, {"owner": "me"}  # in a body, in a query
 IDENTITY = Local("-i --identity", KEY_FILE, "private SSH key file")
-NO_QUIET = CliArg("-q --quiet", FLAG, "accepted for compatibility; no effect", hidden=True)
 MAX_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait, seconds", 600)
 RESULT_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait for the result, seconds", 60)
 WAIT, WAIT_STOPPED, WAIT_GONE = (
@@ -4214,7 +4213,7 @@ register("Clusters and overlays",
 
 register("Account",
     Command("show user", "GET /users/current", SAFE, READS, "Show your account and its credit",
-        NO_QUIET, of="User", columns=USER_CARD, drops="api_key", footer="user_footer"),
+        of="User", columns=USER_CARD, drops="api_key", footer="user_footer"),
     Command("cost", "", SAFE, READS, "Show running costs and how long credit lasts",
         of="Cost", run="run_cost", member="rows", columns=COST_COLUMNS, columns_for="cost_columns", footer="cost_footer", gaps="unknown",
         empty="Nothing is billed now.", look="show instances",
@@ -4231,7 +4230,7 @@ register("Account",
              "billaddress_taxinfo, balance_threshold, balance_threshold_enabled, autobill_threshold and phone_number.",
         examples="--file account.json"),
     Command("show subaccounts", "GET /subaccounts -> users[]", SAFE, READS, "List your subaccounts",
-        NO_QUIET, query=OWNER, columns=SUBACCOUNT_COLUMNS),
+        query=OWNER, columns=SUBACCOUNT_COLUMNS),
     Command("create subaccount", "POST /users/", ONCE, SETS, "Create a subaccount",
         Arg("--email", EMAIL, "email address", REQUIRED),
         Arg("--username USER", NAME, "user name", REQUIRED),
@@ -4283,13 +4282,13 @@ register("Billing",
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
         Local("-s --start_date", DATE, "first day, UTC (default: yesterday)"),
         Local("-e --end_date", DATE, "last day, UTC"),
-        Local("-m --machine_id MACHINE", ID, "only this machine"), NO_QUIET,
+        Local("-m --machine_id MACHINE", ID, "only this machine"),
         Arg("--last_days", COUNT, "number of past days, instead of the dates"),
         Arg("--user_id", GIVEN_ID, "account id; me is your own", "me"),
         query=OWNER, either="last_days start_date, last_days end_date", rows="earning_rows", columns=EARNING_COLUMNS,
         footer="earning_totals", build="build_earnings", examples="-s 2026-01-01 -e 2026-01-31 -m 4242"),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
-        Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_QUIET,
+        Arg("id", INSTANCE_ID, "the instance", old="Id ID"),
         query=OWNER, columns=DEPOSIT_CARD, look="show instances"),
     Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, permanently",
         CliArg("recipient", ACCOUNT, "email address or id of the account", None, name="recipient_pos"),
