@@ -10976,8 +10976,8 @@ def run_benchmarks(call: Call) -> list[Row]:
         filters = _json_object(template.get("extra_filters") or {})
     except (ValueError, RecursionError):  # without them, machines of any kind would be rented
         raise VastAIError("the conditions of the template cannot be read") from None
-    rows, wanted = [], []
-    prices = []
+    rows = []
+    wanted: dict[Spec, float | None] = {}  # and the price of an offer
     for name, count in gpu_specs(",".join(call["gpus"] or ()), call["num_gpus"], filters):
         call.progress(f"{count}x {name} …")
         gpu = {"gpu_name": {"eq": name}, "num_gpus": {"eq": count}}
@@ -10989,19 +10989,17 @@ def run_benchmarks(call: Call) -> list[Row]:
         if perf and not (asks and call.agrees(question)):
             rows.append(benchmark(name, count, "cached", perf, price))
         elif offers:
-            wanted.append((name, count))
-            prices.append(as_price(offers[0].get("dph_total")))
+            wanted[name, count] = as_price(offers[0].get("dph_total"))
         else:
             rows.append(benchmark(name, count, "skipped"))
             reason = why_no_offer(call, filters, gpu)
             call.remark(f"{count}x {name} is left out: {reason}")
     if wanted:
         names = ", ".join(f"{count}x {name}" for name, count in wanted)
-        known = [price for price in prices if price is not None]
-        # the service chooses the offers
-        total = f"about {format_rate(sum(known))}" if known == prices else "an unknown price"
+        total = f"about {format_rate(sum(filter(None, wanted.values())))}"
+        total = "an unknown price" if None in wanted.values() else total
         call.confirm(names=names, minutes=call["timeout"] / 60, rate=total)
-        bench = Bench(call, wanted)
+        bench = Bench(call, list(wanted))
         with CleanupGuard(call, bench):
             bench.run()
         rows += bench.results
@@ -11441,21 +11439,17 @@ def ask_console(
     return body
 
 
-def find_endpoints(console: str, key: str, deadline: float = FOREVER) -> Steps:
-    """Yields what to ask the console; returns the rows of the account's endpoints, keys
-    included.
-    """
-    url = f"{console}/api/v0/endptjobs/?client_id=me"
-    return find_rows("cannot list the endpoints", url, key, deadline)
-
-
-def find_rows(what: str, url: str, key: str, deadline: float = FOREVER) -> Steps:
+def find_rows(thing: str, console: str, path: str, key: str, deadline: float = FOREVER) -> Steps:
     """Yields what to ask the console; returns the rows of its answer."""
-    result = yield from ask_console(what, url, key, deadline=deadline)
+    what = f"cannot list the {thing}"
+    result = yield from ask_console(what, f"{console}/api/v0/{path}", key, deadline=deadline)
     rows = result.get("results")
     if as_rows(rows) != rows:
         raise serverless_error(f"{what}: the answer has no list 'results'")
     return rows
+
+
+ENDPOINTS = "endptjobs/?client_id=me"  # the account's, keys included
 
 
 @record
@@ -11929,7 +11923,7 @@ def run_request(call: Call) -> Any:
         setattr(job, name, call[name])
     if job.timeout is not None:
         job.deadline = time.monotonic() + job.timeout
-    finding = find_endpoints(console, client.api_key or "", job.deadline)
+    finding = find_rows("endpoints", console, ENDPOINTS, client.api_key or "", job.deadline)
     job.endpoint = choose_endpoint(drive(job.in_time(finding), send), call["endpoint"])
     call.secrets = [*client.secrets, job.endpoint.api_key]
     job.retry = call.params.get("retry", True) and not call.params.get("no_retry", False)
@@ -12856,7 +12850,8 @@ class ServerlessClient(Generic[R]):
 
     async def get_endpoints(self) -> list[Endpoint[R]]:
         """The account's endpoints."""
-        rows = await self.streams().drive(find_endpoints(self.vast_web_url, self.api_key))
+        steps = find_rows("endpoints", self.vast_web_url, ENDPOINTS, self.api_key)
+        rows = await self.streams().drive(steps)
         return [Endpoint(self, data=read_endpoint(row)) for row in rows]
 
     async def get_endpoint(self, name: str = "") -> Endpoint[R]:
@@ -12907,8 +12902,7 @@ class ServerlessClient(Generic[R]):
 
     async def find_workergroup_for_endpoint(self, endpoint_id: int) -> int | None:
         """The id of the endpoint's first workergroup, or None."""
-        url = f"{self.vast_web_url}/api/v0/workergroups/"
-        steps = find_rows("cannot list the workergroups", url, self.api_key)
+        steps = find_rows("workergroups", self.vast_web_url, "workergroups/", self.api_key)
         for row in await self.streams().drive(steps):
             if row.get("endpoint_id") == endpoint_id:
                 return whole_of(row, "id")
@@ -15010,9 +15004,7 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
     """Charges as a tree; the parts of instances and volumes only with --verbose."""
     amount = list(CHARGE_COLUMNS)[2]
     for row in rows:
-        start, end = (
-            format_utc(row[name], "%Y-%m-%d") if row.get(name) else "-" for name in ("start", "end")
-        )
+        start, end = (FORMATS["day"](row.get(name)) for name in ("start", "end"))
         words = [
             row.get("type") or "-",
             row.get("source"),
