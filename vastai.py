@@ -4407,7 +4407,7 @@ register("Serverless",
         CliArg("--text", FLAG, "print only the model's text"),
         CliArg("--out", OUT_FILE, "file for the response"),
         either="payload file stdin", run="run_request", show="show_response", document="document_response", rows="response_rows",
-        note="A job may be billed each time it runs; limit that with --no-retry or --max-retries. "
+        note="A job may be billed each time it runs; limit that with --max-retries. "
              "If the answer is lost and the job is not repeated, the exit status is 7.",
         examples="chat /v1/completions --json '{\"prompt\": \"Hi\"}' --cost 16"),
     look="show endpoints")
@@ -11050,19 +11050,21 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
     """The medians of what was measured: performance and $/hr; 0 if nothing was."""
     from statistics import median
 
-    found = {}
+    found: Row = {}
     query = {"type": {"eq": "perf"}, **gpu, "last_update": {"gte": time.time() - 30 * 86400}}
     order = [{"col": "last_update", "dir": "desc"}]
     for field, name in (("template_hash", "hash_id"), ("template_id", "id")):
         if template.get(name):
-            query[field] = {"eq": template[name]}
-            for row in call.do("search_benchmarks", query=query, limit=100, order=order):
+            given = {**query, field: {"eq": template[name]}}
+            for row in call.do("search_benchmarks", query=given, limit=100, order=order):
                 if (number_of(row, "value") or 0) > 0:
                     found[row.get("id")] = row
-            del query[field]
-    values = [as_number(row["value"]) or 0 for row in found.values()]
-    prices = [number_of(row, "dph_base") or 0 for row in found.values()]
-    return median(values or [0]), median([price for price in prices if price > 0] or [0])
+
+    def middle(name: str) -> float:
+        values = (number_of(row, name) or 0 for row in found.values())
+        return median([value for value in values if value > 0] or [0])
+
+    return middle("value"), middle("dph_base")
 
 
 def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
@@ -11484,7 +11486,7 @@ class Job:
     number: int = 0  # the router's number for this request; it stays the same over all tries
     reason: str = ""  # why no worker has taken the job yet
     lost: str = ""  # why the outcome of a try is unknown
-    answer: Answer | None = None  # of a worker, when it has come
+    answer: Any = None  # of a worker, when it has come
 
     def steps(self) -> Steps:
         """Yields Asks and pauses; returns the worker's answer as the official client's dict."""
@@ -11933,7 +11935,7 @@ def run_request(call: Call) -> Any:
         job.root_url = f"{console}/static/jvastai_root.cer"
     result = drive(job.steps(), send, lambda: call.progress(job.reason))
     call.progress("")
-    if job.answer is not None and not result["ok"]:
+    if not result["ok"]:
         raise refused_error(f"the worker's answer to {job.route}", job.answer)
     response = result["response"]
     if isinstance(response, bytes):
@@ -13143,11 +13145,8 @@ def for_python(text: str, row: Command) -> str:
     """
     import re
 
-    names = {arg.name for arg in row.args}
     for arg in row.args:
         given = f"{arg.name}=True" if arg.kind is FLAG else arg.name
-        if arg.name.startswith("no_") and arg.name[3:] in names:
-            given = f"{arg.name[3:]}=False"
         for flag in arg.flags if arg.option else ():
             if flag.startswith("--") and flag in text:
                 text = re.sub(rf"{flag}(?![\w-])", given, text)
@@ -14147,10 +14146,7 @@ def write_listing(call: Call, listing: Listing) -> list[str]:
     """Prints a table, through $PAGER if it is long; the headers that found no room.  The API key,
     which the service may have in a message, is masked.
     """
-    text = write_table(listing)
-    for secret in call.client.secrets:
-        text = text.replace(secret, "***")
-    page_out(text, listing.full)
+    page_out(redact_text(write_table(listing), call.client.secrets), listing.full)
     return listing.hidden
 
 
