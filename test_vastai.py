@@ -7470,7 +7470,7 @@ class PureTest(unittest.TestCase):
                 ("num_gpus", "cannot parse"), ("num_gpus>", "cannot parse"), ("id=>1", "'=>'"), ("id about 1", "'about'"),
                 ("id>any", "only with ="), ("gpu_ram>=lots", "expected a number"), ("gpu_name in []", "empty"),
                 ('gpu_name=""', "empty"), ("driver_version>5.1", "570.124.4"), ("gpu_ram>=nan", "a number"),
-                ("num_gpus>=1 ; rm", "; rm")):
+                ("num_gpus>=1 ; rm", "; rm"), ("gpu_name=RTX 4090 id=1", "write gpu_name=RTX_4090")):
             with self.subTest(text), self.assertRaisesRegex(vastai.UsageError, re.escape(sign)):
                 parse(text)
         with contextlib.redirect_stderr(io.StringIO()) as err:

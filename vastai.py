@@ -1574,11 +1574,19 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
     while at < len(text):
         match = condition.match(text, at)
         if not match:
-            raise UsageError(
-                f"cannot parse the query at {printable(text[at:], 60)!r}; write conditions such as "
-                "num_gpus>=2 geolocation in [US,CA], separated by spaces, and quote a value that "
-                "contains spaces"
+            rest = printable(text[at:], 60)
+            form = (
+                "conditions such as num_gpus>=2 geolocation in [US,CA], separated by spaces, "
+                "and quote a value that contains spaces"
             )
+            if (
+                found
+                and found[-1].name == "gpu_name"
+                and rest[:1].isalnum()
+                and not rest[:1].islower()
+            ):
+                form = f"{found[-1].text}_{rest.split()[0]}"
+            raise UsageError(f"cannot parse the query at {rest!r}; write {form}")
         name, sign, word, value = match.groups()
         operator = OPERATORS.get(sign or " ".join(word.split()))
         if operator is None:
