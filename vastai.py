@@ -1575,18 +1575,13 @@ def split_query(query: str | Sequence[str] | None, aliases: dict[str, str]) -> l
         match = condition.match(text, at)
         if not match:
             rest = printable(text[at:], 60)
-            form = (
-                "conditions such as num_gpus>=2 geolocation in [US,CA], separated by spaces, "
-                "and quote a value that contains spaces"
-            )
-            if (
-                found
-                and found[-1].name == "gpu_name"
-                and rest[:1].isalnum()
-                and not rest[:1].islower()
-            ):
+            form = "conditions such as num_gpus>=2 geolocation in [US,CA], separated by spaces"
+            if found and found[-1].name == "gpu_name" and re.match("[A-Z0-9]", rest):
                 form = f"{found[-1].text}_{rest.split()[0]}"
-            raise UsageError(f"cannot parse the query at {rest!r}; write {form}")
+            raise UsageError(
+                f"cannot parse the query at {rest!r}; write {form}, and quote a value that "
+                "contains spaces"
+            )
         name, sign, word, value = match.groups()
         operator = OPERATORS.get(sign or " ".join(word.split()))
         if operator is None:
