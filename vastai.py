@@ -5775,8 +5775,7 @@ def send_with_retries(call: Call, request: Request) -> Answer:
                 return answer
             failure = failure_kind(answer.status_code)
             error, asked = http_error(client, row, request, answer)
-            if isinstance(error, AuthError) and session_is_over(client, error):
-                renew_key(client, request)
+            if isinstance(error, AuthError) and renew_key(client, request, error):
                 call.secrets += client.secrets
                 attempt -= 1
                 continue  # it was refused, not carried out
@@ -5820,17 +5819,15 @@ def require_key(client: VastAI, row: Command) -> None:
         raise no_key_error(client.profile)
 
 
-def session_is_over(client: VastAI, error: AuthError) -> bool:
-    """Was the key of a 2FA session refused, which only the command line uses?"""
-    path = profile_file("vast_tfa_key", client.profile)
-    return client.key_origin == path and key_refused(error.msg)
-
-
-def renew_key(client: VastAI, request: Request) -> None:
+def renew_key(client: VastAI, request: Request, error: AuthError) -> bool:
     """Deletes the key of a 2FA session that is over and takes the next one: of the session that
     another process may have begun meanwhile, else the API key.
+
+    False if it was another key that was refused; only the command line uses one of a session.
     """
     path, refused = client.key_origin, client.api_key
+    if path != profile_file("vast_tfa_key", client.profile) or not key_refused(error.msg):
+        return False
     newer = read_key(path) not in ("", refused)
     if not newer:
         try:
@@ -5844,6 +5841,7 @@ def renew_key(client: VastAI, request: Request) -> None:
     if not newer:
         then = "; continuing with the API key" if client.api_key else ""
         warn(f"The 2FA session has ended{then}. Start another: `vastai tfa login`")
+    return True
 
 
 def http_error(
@@ -6868,10 +6866,8 @@ def save_api_key(key: str, profile: str = "") -> str:
     path, old = profile_file("vast_api_key", profile), "" if profile else old_key_file()
     write_private(path, key, lasting=True)
     try:
-        if old and not os.path.isdir(old):
+        if os.path.isfile(old):
             os.unlink(old)
-    except FileNotFoundError:
-        pass
     except OSError as error:
         warn(f"{old} still holds another key: {error.strerror}")
     return path
@@ -15359,8 +15355,7 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
     places = places_of_words(argv)
     for first in places:
         word, following = argv[first], [at for at in places if at > first]
-        verb = commands_of_verb(word)
-        for second in following if verb else ():
+        for second in following:
             row = NAMES.get(f"{word} {argv[second]}")
             if row:
                 return row, [w for at, w in enumerate(argv) if at not in (first, second)], []
@@ -15368,7 +15363,7 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
                 break
         if word in NAMES:
             return NAMES[word], argv[:first] + argv[first + 1 :], []
-        if verb or not places[first]:
+        if commands_of_verb(word) or not places[first]:
             return None, argv, [word, *(argv[at] for at in following[:1])]
     return None, argv, []
 
@@ -15403,7 +15398,11 @@ def option_parser(row: Command) -> Any:
             flag = problem.argument_name.split("/")[0]
             if "expected" not in message:
                 raise UsageError(f"{flag} takes no value")
-            raise missing_value_error(next(arg for arg in args if flag in arg.flags))
+            arg = next(arg for arg in args if flag in arg.flags)
+            flag, kind = arg.flags[-1], arg.kind
+            expected = "a value" if kind.expects.startswith("text") else kind.expects
+            hint = f"write {flag} {kind.metavar}, or {flag}=-… for a value that begins with -"
+            raise UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
 
         def _get_option_tuples(self, option_string: str) -> Any:
             """The options that a prefix can mean; two spellings of one are no ambiguity."""
@@ -15462,7 +15461,7 @@ class TypedWords:
     options  the options, by their flags with dashes
     before   the words that may be options, and the values of those
     after    the words behind them, after `--` or in what goes to another program as it is
-    seen     options that are there, with their last value
+    seen     the names of options that are there, with their last value
     due      the option whose value comes next
     loose    how many words stand alone
     literal  no word is an option anymore
@@ -15474,7 +15473,7 @@ class TypedWords:
         self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
         self.before: list[str] = []
         self.after: list[str] = []
-        self.seen: dict[Arg, str] = {}
+        self.seen: Row = {}
         self.due: Arg | None = None
         self.loose, self.literal = 0, False
         for word in words:
@@ -15504,9 +15503,11 @@ class TypedWords:
             self.before.append(word)
             self.read_value(word)
             return
-        self.due = arg = self.options.get(canonical(word))
+        name = canonical(word)
+        meant = {arg for flag, arg in self.options.items() if flag.startswith(name)}
+        self.due = arg = self.options.get(name) or (meant.pop() if len(meant) == 1 else None)
         if arg:
-            self.seen[arg] = word.partition("=")[2]
+            self.seen[arg.name] = word.partition("=")[2]
             if arg.kind is FLAG or "=" in word:
                 self.due = None
         if self.due and self.due.rest:
@@ -15516,7 +15517,7 @@ class TypedWords:
 
     def read_value(self, word: str) -> None:
         if self.due:
-            self.seen[self.due] = word
+            self.seen[self.due.name] = word
             if self.due.again or not (self.due.many or self.due.rest):
                 self.due = None
             return
@@ -15528,14 +15529,6 @@ class TypedWords:
         """What the next word is for, if it is no option."""
         left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
         return self.due or next(left, None)
-
-
-def missing_value_error(arg: Arg) -> UsageError:
-    """The error of an option at the end of a line, or before another option."""
-    flag = arg.flags[-1]
-    expected = "a value" if arg.kind.expects.startswith("text") else arg.kind.expects
-    hint = f"write {flag} {arg.kind.metavar}, or {flag}=-… for a value that begins with -"
-    return UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
 
 
 def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> UsageError:
@@ -16078,9 +16071,7 @@ def join_blocks(blocks: Iterable[str]) -> str:
 def profile_of(words: list[str]) -> str:
     """The profile that a line without a command chooses; "" if it cannot be told."""
     try:
-        # --help alone needs no argparse
-        asked = parse_line(GLOBAL_ARGS, words)[0] if len(words) > 1 else {}
-        return profile_name(asked.get("profile"))
+        return profile_name(TypedWords(args_of_line(None), words).seen.get("profile"))
     except UsageError:
         return ""
 
@@ -16269,8 +16260,8 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
         if not equals or not word.startswith("--"):
             return list(option_words(typed, word))
         arg, prefix = typed.options.get(canonical(word)), f"{name}="
-    names = ("api_key", "profile", "url")
-    whom = {arg.name: value for arg, value in typed.seen.items() if arg.name in names}
+    names = {"api_key", "profile", "url"}.intersection(typed.seen)
+    whom = {name: typed.seen[name] for name in names}
     values = value_words(arg, row, {**(start or {}), **whom})
     found = [(prefix + text, meaning) for text, meaning in values]
     if not prefix and arg and arg.many:  # what its list has already is not offered again
@@ -16285,7 +16276,7 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
 def option_words(typed: TypedWords, word: str) -> Iterator[Pair]:
     """The options that begin with `word` and can still be given, with their meanings."""
     for arg in typed.args:
-        if arg.hidden or (arg in typed.seen and not arg.again):
+        if arg.hidden or (arg.name in typed.seen and not arg.again):
             continue
         for flag in (*arg.flags, *arg.shortcuts):
             form = next((form for form in spellings(flag) if form.startswith(word)), "")
@@ -16467,14 +16458,18 @@ def repl(start: Row) -> int:
     while True:
         prompt = f"vastai [{status}]> " if status else "vastai> "
         try:
-            if not editing:
+            if editing:
+                line = input(prompt) + "\n"
+            else:
                 tell(prompt)
-            line = read_typed(prompt, editing)
+                line = sys.stdin.readline()
         except KeyboardInterrupt:
             if not talking:
                 raise
             tell("\n")
             continue
+        except (EOFError, OSError, ValueError, AttributeError):  # at the end, or closed
+            line = ""
         try:
             words = line_words(line)
         except ValueError as error:
@@ -16495,14 +16490,6 @@ def repl(start: Row) -> int:
     Pool.close(pool)
     tell("" if line else "\n")
     return 0 if talking else failed
-
-
-def read_typed(prompt: str, editing: bool) -> str:
-    """A line from stdin, if `editing` through input(); "" at its end, or if it is closed."""
-    try:
-        return input(prompt) + "\n" if editing else sys.stdin.readline()
-    except (EOFError, OSError, ValueError, AttributeError):
-        return ""
 
 
 def line_words(line: str) -> list[str]:
@@ -16557,9 +16544,6 @@ def line_editor(start: Row) -> Callable[[str, list[str]], None]:
         except UsageError:
             return []
 
-    def quoted(path: str) -> str:
-        return shlex.quote(path) + ("/" if os.path.isdir(path) else "")
-
     def offer(text: str, state: int) -> str | None:
         if not state:
             try:
@@ -16571,8 +16555,10 @@ def line_editor(start: Row) -> Callable[[str, list[str]], None]:
                 from glob import escape, glob
 
                 head = found[0][0]
-                names = glob(escape(os.path.expanduser(text[len(head) :])) + "*")
-                found[:] = [(head + quoted(name), "") for name in sorted(names)]
+                found.clear()
+                for name in sorted(glob(escape(os.path.expanduser(text[len(head) :])) + "*")):
+                    end = "/" if os.path.isdir(name) else ""
+                    found.append((f"{head}{shlex.quote(name)}{end}", ""))
         word = found[state][0] if state < len(found) else None
         return word if word is None or word.endswith("/") else word + " "
 
@@ -16709,13 +16695,8 @@ def report(error: VastAIError, words: Sequence[str]) -> int:
 def wants_json(words: Sequence[str]) -> bool:
     """Does a line ask for JSON?  Also one that cannot be parsed."""
     row, rest, _ = find_command(list(words))
-    try:
-        given, common = parse_line(row or GLOBAL_ARGS, rest)
-        values = {**common, **given}
-        return values["raw"] or "json" in (values["format"], common["format"])
-    except Exception:  # noqa: BLE001 (a defect of ours is reported as well)
-        line = " ".join(words).replace("=", " ") + " "
-    return any(f"{flag} " in line for flag in ("--raw", "--ra", "--format json", "--form json"))
+    seen = TypedWords(args_of_line(row), rest).seen
+    return "raw" in seen or seen.get("format") == "json"
 
 
 # `import vastai.cli.main`: in the official package that is a module.
