@@ -7363,7 +7363,7 @@ def schedule_cloud_copy(call: Call) -> Row:
     last = call["end_date"]
     call.params["end_date"] = call.get("end_date", LAST_MOMENT)
     schedule_of(call, build_request(call))  # wrong times are told before anything is sent
-    instance = call.do("show_instance", id=call["instance"])
+    instance = find_instance(call, call["instance"])
     if instance is None:
         raise not_found_error("instance", call["instance"], "show instances")
     price = number_of(instance, "internet_up_cost_per_tb")
@@ -7561,10 +7561,7 @@ def show_logs(call: Call, text: Any) -> None:
             write_out("\n".join(fresh) + "\n", plain=True)
             flush(sys.stdout)
             last = lines
-        try:
-            row = None if ended else call.do("show_instance", id=call["instance_id"])
-        except NotFoundError:
-            row = None
+        row = None if ended else find_instance(call, call["instance_id"])
         if row is None:
             return True
         ended = row.get("actual_status") == "exited"  # before the log, so that its end is not lost
@@ -7688,7 +7685,7 @@ def ssh_target(call: Call, id: int) -> tuple[str, int]:
     """
     import socket
 
-    row = call.do("show_instance", id=id)
+    row = find_instance(call, id)
     if row and (row.get("actual_status"), row.get("intended_status")) == ("exited", "stopped"):
         raise VastAIError(
             f"instance {id} is stopped", hint=f"Start it with `vastai start instance {id} --wait`."
@@ -8045,11 +8042,12 @@ def run_create_ssh_key(call: Call) -> Any:
     if not os.path.isabs(folder):
         raise UsageError("there is no home folder for a key; set HOME, or name a public key")
     public = [os.path.join(folder, f"{name}.pub") for name in KEY_NAMES]
-    existing = next(filter(os.path.isfile, public), None)
-    if existing:
-        confirm(call, f"Add the existing key {existing}?")
-        return call.send(ssh_key=_read_file(existing).strip())
-    return call.send(ssh_key=_read_file(make_ssh_key(os.path.join(folder, KEY_NAMES[0]))).strip())
+    path = next(filter(os.path.isfile, public), None)
+    if path:
+        confirm(call, f"Add the existing key {path}?")
+    else:
+        path = make_ssh_key(os.path.join(folder, KEY_NAMES[0]))
+    return call.send(ssh_key=_read_file(path).strip())
 
 
 def make_ssh_key(path: str) -> str:
@@ -8591,6 +8589,15 @@ def fault_of(row: Row, exited_before: bool = False) -> Pair:
     return "", ""
 
 
+def find_instance(call: Call, id: Any) -> Row | None:
+    """An instance; None if it is gone."""
+    try:
+        row: Row | None = call.do("show_instance", id=id)
+    except NotFoundError:
+        return None
+    return row
+
+
 class Watch:
     """Polls one instance: its last state (`row`), whether it was ever seen, and what is wrong with
     it.
@@ -8612,11 +8619,8 @@ class Watch:
         """
         client = self.call.client
         client.timeout = min(client.timeout, max(0.5, left))
-        row: Row | None
         try:
-            row = self.call.do("show_instance", id=self.id)
-        except NotFoundError:
-            row = None
+            row = find_instance(self.call, self.id)
         except RateLimitError:
             raise
         except VastAIError as error:
@@ -8862,10 +8866,7 @@ class Rented:
                 raise
         if not instance:
             return any(whole_of(row, "id") == id for row in self.call.do(f"show_{self.kind}s"))
-        try:
-            return self.call.do("show_instance", id=id) is not None
-        except NotFoundError:
-            return False
+        return find_instance(self.call, id) is not None
 
     def is_new(self) -> bool:
         """May the service not know it yet?"""
@@ -9035,17 +9036,14 @@ def run_launch(call: Call) -> Row:
 
 
 class Launch:
-    """The search for a machine that works: one rental after the other, never two at once.
-
-    `ready(row)` is a further test of a running instance; it returns what is wrong, or "".
-    """
+    """The search for a machine that works: one rental after the other, never two at once."""
 
     credit: float | None = None
     needs_credit = False  # is there no sense in a search without any?
     next_rental = 0.0  # time.monotonic() before which none is sent
 
-    def __init__(self, call: Call, ready: Callable[[Row], str] = lambda row: "") -> None:
-        self.call, self.ready = call, ready
+    def __init__(self, call: Call) -> None:
+        self.call = call
         self.spot, self.cap, self.disk = call["spot"], call["max_price"], call["disk"]
         self.excluded: list[Any] = list(call["exclude_machine"] or ())
         self.most: int = call.get("tries", 3)
@@ -9068,6 +9066,10 @@ class Launch:
         call = self.call.of(row, client, **params)
         build_request(call)
         return call
+
+    def ready(self, row: Row) -> str:
+        """A further test of a running instance: what is wrong with it, or ""."""
+        return ""
 
     def run(self) -> Row:
         """The answer of the rental that runs, with its `instance` and the failed `tries`."""
@@ -9397,7 +9399,7 @@ def run_job(call: Call) -> Row:
     job = RemoteJob(call)
     try:
         with CleanupGuard(call, job.rented):
-            job.run()
+            job.work()
     except BrokenPipeError:  # the reader has closed the pipe
         discard(sys.stdout)
         raise ProgramError("", exit_status=141) from None
@@ -9416,17 +9418,18 @@ def run_job(call: Call) -> Row:
         "instance": job.id,
         "hours": job.rented.hours,
         "cost": job.rented.cost,
-        "tries": job.launch.tries,
+        "tries": job.tries,
     }
 
 
-class RemoteJob:
+class RemoteJob(Launch):
     """A command on a machine of its own: upload, start, follow, download.
 
     It does not depend on the connection: it runs in its own session and writes to its own
     folder.  After a lost connection, reading resumes at the last byte received.
     """
 
+    needs_credit = True
     watch: Watch
     address = ("", 0)
     id: Any = None
@@ -9438,7 +9441,6 @@ class RemoteJob:
     def __init__(self, call: Call) -> None:
         import threading
 
-        self.call = call
         self.prints = call.cli  # in Python, what the job writes goes nowhere
         self.limit: float = call.get("max_hours", HOURS_OF_A_JOB)
         self.hours = format_duration(self.limit * 3600)
@@ -9449,10 +9451,8 @@ class RemoteJob:
             raise UsageError(
                 "which command? Write it after --, as in: run IMAGE -- python train.py"
             )
-        self.launch = Launch(call, self.connect)
-        self.rented = self.launch.rented
+        super().__init__(call)
         self.look_here()
-        self.launch.needs_credit = True
         self.folder = f"/tmp/vastai-run-{os.urandom(6).hex()}"
         self.arrived = {"out": 0, "err": 0}  # bytes
         self.last = b"\n"  # the last one that ours may follow in a line
@@ -9475,13 +9475,13 @@ class RemoteJob:
         if not self.call.client.curl and not self.call.do("show_ssh_keys"):
             raise UsageError("your account has no SSH key; `vastai create ssh-key` adds one")
 
-    def run(self) -> None:
+    def work(self) -> None:
         """The job to its end; what it leaves behind is decided by `rented` and `problem`."""
         self.call.tell(f"The instance destroys itself after {self.hours} (--max-hours)")
-        self.launch.run()
+        self.run()
         for local, remote in self.uploads:
             self.insist(self.upload, local, remote)
-        self.insist(self.start)
+        self.insist(self.begin)
         try:
             self.status = self.insist(self.follow)
         finally:
@@ -9506,7 +9506,7 @@ class RemoteJob:
 
     # The connection
 
-    def connect(self, row: Row) -> str:
+    def ready(self, row: Row) -> str:
         """Waits until ssh answers; returns why this machine is no good, or ""."""
         self.id = self.rented.id
         self.deadline = time.monotonic() + self.limit * 3600
@@ -9634,7 +9634,7 @@ class RemoteJob:
             raise VastAIError(f"tar could not read {printable(local)}")
         return done
 
-    def start(self, left: float) -> bytes | None:
+    def begin(self, left: float) -> bytes | None:
         """Starts the job, once, however often it is sent."""
         from shlex import quote
 
@@ -10115,7 +10115,7 @@ def stopped_footer(call: Call, answer: Row) -> list[str]:
         return []
     id = call["id"]
     try:
-        row = call.do("show_instance", id=id) or {}
+        row = find_instance(call, id) or {}
     except VastAIError:
         return []
     price = hourly_cost({**row, "actual_status": "exited"})
