@@ -9175,11 +9175,10 @@ class Launch:
         trust = as_number(offer.get("reliability2", offer.get("reliability")))
         end = number_of(offer, "end_date")
         part = f"{format_rate(disk)} for " if disk else ""
-        gpu = text_of(offer, "gpu_name").replace(" ", "_")
         place = text_of(offer, "geolocation") or "an unknown place"
         words = [
             f"Renting offer {offer.get('id')}, machine {offer.get('machine_id')}",
-            f"{offer.get('num_gpus')}x {gpu} in {place}",
+            f"{_gpu(offer)} in {place}",
             "reliability unknown" if trust is None else f"reliability {trust:.1%}",
             kind,
             f"{format_rate(price)} including {part}{self.disk:g} GB of disk",
@@ -9647,6 +9646,7 @@ class RemoteJob(Launch):
         """The exit status of the job; what it wrote is passed on as it comes.  None or MOVED if the
         connection is lost before.
         """
+        import re
         import subprocess
         import threading
 
@@ -9672,16 +9672,16 @@ class RemoteJob(Launch):
                 source: Any = ssh.stdout
                 for line in iter(lambda: source.readline(4096), b""):
                     self.heard.set()
-                    if not line.endswith(b"\n"):
-                        continue  # the connection was cut within it
+                    frame = re.fullmatch("([a-z]+) ([0-9]{1,15})\n", line.decode("latin-1"))
+                    if not frame:
+                        continue  # the connection was cut within it, or it is not ours
                     self.call.progress("")
-                    name, _, digits = line.decode("latin-1").strip().partition(" ")
-                    number = int(digits) if is_digits(digits) and len(digits) < 16 else -1
-                    if name == "rc" and 0 <= number < 256:
+                    name, number = frame[1], int(frame[2])
+                    if name == "rc" and number < 256:
                         return number
                     if name == "lost":
                         raise VastAIError(f"the job is lost: instance {self.id} was restarted")
-                    if name in self.arrived and number > 0:
+                    if name in self.arrived:
                         self.pass_on(name, source, number)
                     if name == "idle" and self.prints:
                         check_reader(sys.stdout)
