@@ -11185,8 +11185,7 @@ class Measurement:
 
     def hold(self, ids: list[Any]) -> None:
         """Notes workers, which outlive their workergroup."""
-        held = [rented for rented in self.rented if rented.kind == "instance"]
-        known = {rented.id or rented.last for rented in held}
+        known = {rented.id or rented.last for rented in self.rented if rented.kind == "instance"}
         for id in {*map(as_whole, ids)} - known - {None, 0}:
             rented = Rented(self.call, "instance", "")
             rented.id = id
@@ -12860,8 +12859,7 @@ class ServerlessClient(Generic[R]):
         for endpoint in await self.get_endpoints():
             if endpoint.name == name:
                 return endpoint
-        text = f"no endpoint {name!r}; see `vastai show endpoints`"
-        raise serverless_error(text, family=NotFoundError)
+        raise not_found_error("endpoint", repr(name), "show endpoints")
 
     async def get_endpoint_workers(self, endpoint: Endpoint[Any]) -> list[ServerlessWorker]:
         """An endpoint's workers; none while they are not ready to be asked for.  The service allows
@@ -14680,7 +14678,7 @@ MODELS = (  # common ones, as a query has them
     "GTX_1650 GTX_1070_Ti GTX_1070 GTX_1060 GTX_1050_Ti GTX_1050 GTX_TITAN_X Titan_RTX Titan_V "
     "Titan_Xp Q_RTX_8000 Q_RTX_6000 Q_RTX_5000 Q_RTX_4000 Quadro_GV100 Quadro_P6000 Quadro_P5000 "
     "Quadro_P4000 Quadro_P2000 RTX_4080_laptop RTX_4070_laptop RTX_4060_laptop RTX_3070_laptop "
-    "RTX_3060_laptop RX_7900_XTX RX_7900_XT RX_6900_XT RX_6800_XT Radeon_VII"
+    "RTX_3060_laptop RX_7900_XTX RX_7900_XT RX_6900_XT RX_6800_XT RX_6800 Titan_X Radeon_VII"
 )
 
 
