@@ -5866,20 +5866,19 @@ def http_error(
         words = f"{words.rstrip('.')}; try again in {pause}"
     if status == 429:
         return make_error(RateLimitError, words, response=answer, retry_after=asked), asked
-    family = VastAIError
-    hint = loss_hint(answer)
+    family, hint = VastAIError, ""
     if status in (404, 410):
         family = NotFoundError
         if row.look and row.safe:
-            hint = hint or f"see `vastai {row.look}`"
+            hint = f"see `vastai {row.look}`"
     elif status == 407:
         family = NetworkError
     elif lacks_credit(words):
-        hint = hint or CREDIT_HINT
+        hint = CREDIT_HINT
     elif status >= 500:
         again = "Try again later." if request.safe else look_first(row)
-        hint = hint or f"The service has a problem. {again}"
-    return make_error(family, words, response=answer, hint=hint), asked
+        hint = f"The service has a problem. {again}"
+    return make_error(family, words, response=answer, hint=loss_hint(answer) or hint), asked
 
 
 CREDIT_HINT = (
@@ -15529,7 +15528,7 @@ class TypedWords:
         return self.due or next(left, None)
 
 
-def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> UsageError:
+def unknown_option_error(row: Command, word: str) -> UsageError:
     """The error of a word that looks like an option.  What may be a secret is not repeated: neither
     a value, nor anything if a secret is due.
     """
@@ -15539,7 +15538,7 @@ def unknown_option_error(row: Command, word: str, options: Iterable[str]) -> Usa
         for flag in arg.flags if arg.secret else ():
             if canonical(name).startswith(canonical(flag)):
                 name = flag
-    close = suggest_option(row, name, options)
+    close = suggest_option(row, name)
     if hidden:
         close += "; write -- before a value that begins with -"
         return UsageError(f"no such option{close}")
@@ -15592,7 +15591,7 @@ modify: update
 restart: reboot""")
 
 
-def suggest_option(row: Command, name: str, options: Iterable[str]) -> str:
+def suggest_option(row: Command, name: str) -> str:
     """'; did you mean --order?' for an option that a command does not have, or nothing."""
     plain = name.lstrip("-").replace("-", "_")
     for arg in row.args_of("cli"):
@@ -15601,8 +15600,8 @@ def suggest_option(row: Command, name: str, options: Iterable[str]) -> str:
     fields = [field for field, _ in field_help(row.fields)] if row.fields else []
     if plain in fields:
         return f"; write it as a condition: '{plain}=…'"
-    hidden = {flag for arg in row.args if arg.hidden for flag in arg.flags}
-    known = [flag for flag in options if flag not in hidden]
+    options = (arg for arg in args_of_line(row) if arg.option and not arg.hidden)
+    known = [canonical(flag) for arg in options for flag in (*arg.flags, *arg.shortcuts)]
     for flag in HABITS.get(canonical(name), "").split():
         if flag in known:
             return f"; did you mean {flag!r}?"
@@ -15621,7 +15620,7 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
         raise UsageError("a flag takes no value: leave out the =") from None
     for word in loose:
         if word[:1] == "-" and len(word) > 1 and not word[1].isdigit() and " " not in word:
-            raise unknown_option_error(row, word, parser._option_string_actions)
+            raise unknown_option_error(row, word)
     mine = row.args_of("cli")
     common = vars(found)
     given = {arg.name: common.pop(arg.name) for arg in mine if arg.name in common}
@@ -16286,10 +16285,10 @@ def option_words(typed: TypedWords, word: str) -> Iterator[Pair]:
 def next_words(stem: list[str]) -> Pairs:
     """The words that go on from `stem` to the name of a command."""
     found = {}
+    start = "".join(f"{word} " for word in stem)
     for row in COMMANDS.values():
-        parts = row.name.split()
-        if row.face != "sdk" and parts[: len(stem)] == stem and len(parts) > len(stem):
-            word, rest = parts[len(stem)], " ".join(parts[len(stem) + 1 :])
+        if row.face != "sdk" and row.name.startswith(start):
+            word, _, rest = row.name[len(start) :].partition(" ")
             if not rest or word not in found:
                 found[word] = rest or row.summary
             elif len(found[word]) < 50:
@@ -16348,14 +16347,15 @@ def completion_lines(rows: list[Row]) -> list[str]:
     """A line for each instance, its id and what it is, and one for each label that names a single
     instance and needs no quotes.
     """
+    import re
+
     facts = ("actual_status", "num_gpus", "gpu_name", "label")
     lines, labels = [], [text_of(row, "label") for row in rows]
     for row, label in zip(rows, labels):
         id = str(_whole(row["id"]))
         meaning = " ".join(printable(str(row[name])) for name in facts if row.get(name))
         lines.append(f"{id}\t{meaning}")
-        plain = label.isascii() and label.translate({ord(char): "" for char in "-_."}).isalnum()
-        if plain and label[0] not in "-0123456789" and labels.count(label) == 1:
+        if re.fullmatch(r"[A-Za-z_.][\w.-]*", label, re.A) and labels.count(label) == 1:
             lines.append(f"{label}\tinstance {id}")
     return lines
 
