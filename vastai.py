@@ -15465,9 +15465,8 @@ class TypedWords:
     """
 
     def __init__(self, args: list[Arg], words: list[str]) -> None:
-        self.args = [arg for arg in args if arg.option]
         self.alone = [arg for arg in args if not arg.option]
-        self.options = {canonical(flag): arg for arg in self.args for flag in arg.flags}
+        self.options = {canonical(flag): arg for arg in args if arg.option for flag in arg.flags}
         self.before: list[str] = []
         self.after: list[str] = []
         self.seen: Row = {}
@@ -15661,10 +15660,10 @@ def run_line(argv: list[str], start: Row | None = None) -> int:
             write_out(f"{word}\t{meaning}\n" if meaning else f"{word}\n")
         return 0
     row, words, lost = find_command(argv)
-    asked = {canonical(word) for word in (words[: words.index("--")] if "--" in words else words)}
-    helping = not {"-h", "--help"}.isdisjoint(asked)
+    seen = TypedWords(args_of_line(row), words).seen
+    helping = "help" in seen
     if row is None:
-        if "--version" in asked:
+        if "version" in seen:
             write_out(f"{__version__}\n")
             return 0
         if lost and not (helping and commands_of_verb(lost[0])):
@@ -15673,7 +15672,7 @@ def run_line(argv: list[str], start: Row | None = None) -> int:
             with GLOBAL_ARGS:
                 parse_line(GLOBAL_ARGS, words)  # is there a misspelled option?
         verb = lost[0] if lost else ""
-        write_out(overview(verb, profile_of(words)) if words else start_page())
+        write_out(overview(verb, profile_of(seen)) if words else start_page())
         return 0
     with row:
         try:
@@ -16065,10 +16064,10 @@ def join_blocks(blocks: Iterable[str]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def profile_of(words: list[str]) -> str:
-    """The profile that a line without a command chooses; "" if it cannot be told."""
+def profile_of(seen: Row) -> str:
+    """The profile that the options of a line choose; "" if it cannot be told."""
     try:
-        return profile_name(TypedWords(args_of_line(None), words).seen.get("profile"))
+        return profile_name(seen.get("profile"))
     except UsageError:
         return ""
 
@@ -16272,7 +16271,7 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
 
 def option_words(typed: TypedWords, word: str) -> Iterator[Pair]:
     """The options that begin with `word` and can still be given, with their meanings."""
-    for arg in typed.args:
+    for arg in dict.fromkeys(typed.options.values()):
         if arg.hidden or (arg.name in typed.seen and not arg.again):
             continue
         for flag in (*arg.flags, *arg.shortcuts):
