@@ -371,7 +371,7 @@ def no_key_error(profile: str) -> AuthError:
         path = profile_file("vast_api_key", profile)
         problem = read_key_file(path)[1] or "is not there"
         hint = f"Save one with `vastai set api-key --profile {profile}`."
-        return AuthError(f"Profile {profile} has no API key: {path} {problem}", hint=hint)
+        return AuthError(f"Profile {profile} has no API key: {path or 'its file'} {problem}", hint=hint)
     places = ["--api-key (api_key=)", "VAST_API_KEY"]
     for path in key_files():
         problem = read_key_file(path)[1]
