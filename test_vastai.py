@@ -6319,7 +6319,7 @@ class TestLaunch(RentingCase):
         self.box.answer = lagging
         err = self.launch(status=7)
         self.assertEqual((self.machines(), len(self.held)), ([11, 12], 1))
-        self.assertRegex(err, "the instances labeled 'vastai-[0-9a-f]+', none has appeared so far")
+        self.assertRegex(err, r"unknown \(the [a-z ]+\); of the instances labeled 'vastai-\w+', none has appeared so far\n")
 
     def test_a_label_of_the_users(self):
         """Somebody else's instance of that label is neither taken over nor destroyed."""

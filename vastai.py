@@ -371,7 +371,9 @@ def no_key_error(profile: str) -> AuthError:
         path = profile_file("vast_api_key", profile)
         problem = read_key_file(path)[1] or "is not there"
         hint = f"Save one with `vastai set api-key --profile {profile}`."
-        return AuthError(f"Profile {profile} has no API key: {path or 'its file'} {problem}", hint=hint)
+        return AuthError(
+            f"Profile {profile} has no API key: {path or 'its file'} {problem}", hint=hint
+        )
     places = ["--api-key (api_key=)", "VAST_API_KEY"]
     for path in key_files():
         problem = read_key_file(path)[1]
@@ -9225,14 +9227,18 @@ class Launch:
 
     def find(self, error: VastAIError) -> Row:
         """What the rental made whose answer was lost.  Raises OutcomeUnknownError."""
-        self.call.tell(f"No usable answer ({error.msg}); checking whether the instance exists")
+        self.call.tell(f"{error.msg}; checking whether the instance exists")
         ids = self.rented.find()
         if ids and len(ids) == 1 and not self.rented.problem:
             self.rented.id = ids[0]
             return {"success": True, "new_contract": self.rented.id}
         self.rented.id = None  # nothing that could be destroyed
-        found = f"of the instances labeled {self.rented.name!r}, {self.rented.problem or ids}"
-        raise outcome_unknown_error(self.rental_call.row, f"{error.msg}; {found}") from error
+        if not isinstance(error, OutcomeUnknownError):
+            error = outcome_unknown_error(self.rental_call.row, error.msg)
+        error.msg += (
+            f"; of the instances labeled {self.rented.name!r}, {self.rented.problem or ids}"
+        )
+        raise error
 
     def start(self, offer: Row) -> Row | None:
         """The instance once it works as ordered; None once it is destroyed because it does not.
