@@ -1035,6 +1035,16 @@ def _read_file(path: str) -> str:
     raise UsageError(f"cannot read the file {printable(path, 200)}: {reason}")
 
 
+def _command_line(value: Any) -> list[str]:
+    """The words of a command, split as a shell would."""
+    import shlex
+
+    words = shlex.split(_text(value))
+    if not words:
+        raise ValueError(value)
+    return words
+
+
 def _script_or_text(value: Any) -> str:
     """The text of the file of that name if there is one, else the text itself."""
     text = _text(value)
@@ -1144,6 +1154,9 @@ HOURS = Kind(
 SHARE = Kind("float", _within(0, _number, 1), "a share from 0 to 1, such as 0.4 for 40%", "N")
 PERCENT = Kind("float", _amount, "a percentage, 0 or more", "PERCENT")
 SECONDS = Kind("float", _amount, "a number of seconds, 0 or more", "SECONDS")
+INTERVAL = Kind(
+    "float", _within(6, _amount), "6 seconds or more, as the service limits requests", "SECONDS"
+)
 TIMEOUT = Kind("float", _above_zero, "a number of seconds greater than 0", "SECONDS")
 ATTEMPTS = Kind("int", _within(1, _whole), "a whole number, 1 or more", "N")
 TEXT = Kind("str", _text, f"text of at most {LONGEST_TEXT:,} characters")
@@ -1213,6 +1226,7 @@ INSTANCE_IDS = IDS.called("INSTANCE", "instances")
 GIVEN_INSTANCE_ID = GIVEN_ID.called("INSTANCE", "instances")
 IMAGE = Kind("str", _word, "an image such as vastai/pytorch:latest", "IMAGE")
 VARIABLE = Kind("str", _variable, "the name of a variable, without = and spaces", "NAME")
+COMMAND_LINE = Kind("str", _command_line, "a command as a shell takes it", "COMMAND")
 LINES = Kind(
     "int | str", lambda value: str(_count(value)) if value != "" else "", "a number of lines", "N"
 )
@@ -3283,9 +3297,9 @@ OFFER_SEARCH_OPTIONS = (
 def watch_options(interval: float) -> tuple[Arg, ...]:
     """What `watch` takes; `interval` is the default in seconds."""
     return (
-        Arg("--interval", SECONDS, "polling interval, seconds, at least 6", interval),
+        Arg("--interval", INTERVAL, "polling interval, seconds, at least 6", interval),
         Arg("--below", PRICE, "only prices below this, disk included, $/hr"),
-        Arg("--exec COMMAND", TEXT, "command to run for each match, without a shell; it gets the row as JSON on stdin "
+        Arg("--exec", COMMAND_LINE, "command to run for each match, without a shell; it gets the row as JSON on stdin "
             "and VAST_ID and VAST_PRICE in its environment"),
         Arg("--once", FLAG, "end after the first match, with the status of --exec"),
         Arg("--max-wait", SECONDS, "time limit, seconds; on timeout, the exit status is 9"))
@@ -10190,22 +10204,18 @@ class Monitor:
 
     Subclasses say what is looked at: `fetch` the rows that count, by what makes them the same,
     `events` the names of what has changed in one of them, `match` the one event that counts for
-    --exec and --once ("": each), `columns` and `cells` the table for a terminal, `footer` the lines below it.
+    --exec and --once ("": each), `columns` and `cells` the table for a terminal, `footer` the lines
+    below it.
     """
 
-    columns: Iterable[Any] = ()
+    columns: Iterable[Any]
     match = ""
     first, away, status = True, "", 0
     drawn = 0  # lines of the table on the terminal
 
     def __init__(self, call: Call) -> None:
         self.call, self.client = call, call.client
-        if call["interval"] < 6:
-            raise UsageError(
-                f"--interval: expected 6 seconds or more, not {call['interval']:g}; "
-                "the service limits requests"
-            )
-        self.words = split_command(call["exec"])
+        self.words = call["exec"]
         self.rows: Keyed = {}
         self.pause = call["interval"]
         shown = call.view.format == "table" and not call.view.quiet
@@ -10214,6 +10224,7 @@ class Monitor:
     if TYPE_CHECKING:
 
         def fetch(self) -> Keyed: ...
+        def footer(self, changed: bool) -> list[str]: ...
 
     def is_cheap(self, row: Row) -> bool:
         price, below = as_price(row.get("dph_total")), self.call["below"]
@@ -10224,9 +10235,6 @@ class Monitor:
 
     def cells(self, key: Any, row: Row) -> Row:
         return row
-
-    def footer(self, changed: bool) -> list[str]:
-        return []
 
     def run(self) -> None:
         """Raises WaitTimeoutError at the end of --max-wait, ProgramError with the status of
@@ -10348,13 +10356,9 @@ class OfferMonitor(Monitor):
     def fetch(self) -> Keyed:
         call = self.call
         found: Keyed = {}
-        params = {
-            "order": "dph_total",
-            **{name: call[name] for name in ("query", "type", "storage", "no_default")},
-        }
-        for row in offers_shown(
-            call, run_search_offers(call.of(METHODS["search_offers"], **params))
-        ):
+        given = {name: call[name] for name in ("query", "type", "storage", "no_default")}
+        search = call.of(METHODS["search_offers"], order="dph_total", **given)
+        for row in offers_shown(call, run_search_offers(search)):
             if self.is_cheap(row):
                 found.setdefault(str(row.get("machine_id") or f"offer {row.get('id')}"), row)
         return found
@@ -10451,19 +10455,6 @@ def share_of(value: Any, whole: float) -> float | None:
 def is_outbid(row: Row) -> bool:
     """Is an interruptible instance stopped?  Outbid, most likely."""
     return bool(row.get("is_bid")) and fault_of(row)[0] == "stopped"
-
-
-def split_command(text: str | None) -> list[str]:
-    """The words of --exec, split as a shell would.  Raises UsageError."""
-    import shlex
-
-    try:
-        words = shlex.split(text or "")
-    except ValueError as error:
-        raise UsageError(f"--exec: cannot read {short_repr(text)}: {str(error).lower()}") from None
-    if text is not None and not words:
-        raise UsageError("--exec: expected a command, found nothing")
-    return words
 
 
 def run_for_row(client: VastAI, words: list[str], row: Row) -> int:
