@@ -1035,6 +1035,16 @@ def _read_file(path: str) -> str:
     raise UsageError(f"cannot read the file {printable(path, 200)}: {reason}")
 
 
+def _gpu_conditions(value: Any) -> str:
+    """The conditions on offers that NAME or NAME:NUMBER stands for."""
+    import re
+
+    match = re.fullmatch(r"([\w -]+)(?::([1-9][0-9]{0,8}))?", _text(value))
+    if not match:
+        raise ValueError(value)
+    return f"gpu_name={match[1].replace(' ', '_')} num_gpus={match[2] or 1}"
+
+
 def _command_line(value: Any) -> list[str]:
     """The words of a command, split as a shell would."""
     import shlex
@@ -1235,6 +1245,7 @@ ACCOUNT = Kind("str", _account, "an email address or the id of an account", "ACC
 KEY_FILE = TEXT.called("FILE", "files")
 PUBLIC_KEY = TEXT.called("KEY", "files")
 PLACE = NAME.called("PLACE", "files")
+GPU = Kind("str", _gpu_conditions, "NAME or NAME:NUMBER, such as RTX_4090:2", "GPU")
 
 
 # --------------------------------------------------------------------- queries, environments, dates
@@ -3593,7 +3604,7 @@ gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …"""),
     Command("run", "", ONCE, SPENDS, "Run a command on a rented machine",
         Arg("image", IMAGE, "Docker image"),
         Arg("command COMMAND", WORDS, "command and its arguments, after --", many=True),
-        Arg("--gpu GPU", NAME, "Offer | GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)"),
+        Arg("--gpu", GPU, "Offer | GPU model and number, such as RTX_4090:2 (default: the cheapest single GPU)"),
         Arg("--query QUERY", TEXT, "Offer | conditions as for search offers, instead of --gpu"),
         Arg("-o --order", ORDER, "Offer | sort offers by these fields, best first; append `-` for descending "
             "(default dph_total)"),
@@ -9464,7 +9475,8 @@ class RemoteJob(Launch):
         self.hours = format_duration(self.limit * 3600)
         self.uploads = [split_pair("--upload", text, here=True) for text in call["upload"] or ()]
         self.downloads = [split_pair("--download", text) for text in call["download"] or ()]
-        call.params.update(max_hours=self.limit, ssh=True, direct=True, query=job_query(call))
+        query = call.get("query", call.get("gpu", "num_gpus=1"))
+        call.params.update(max_hours=self.limit, ssh=True, direct=True, query=query)
         if not call["command"]:
             raise UsageError(
                 "which command? Write it after --, as in: run IMAGE -- python train.py"
@@ -9792,21 +9804,6 @@ class RemoteJob(Launch):
 
 def show_job(call: Call, result: Row) -> None:
     """Nothing more: stdout has what the command wrote there."""
-
-
-def job_query(call: Call) -> str:
-    """The conditions on offers: --query, or the model and number of --gpu, or one GPU of any."""
-    if call["query"] is not None:
-        return str(call["query"])
-    if call["gpu"] is None:
-        return "num_gpus=1"
-    import re
-
-    match = re.fullmatch(r"([\w -]+)(?::([1-9][0-9]{0,8}))?", call["gpu"])
-    if not match:
-        given = printable(call["gpu"])
-        raise UsageError(f"--gpu: expected NAME or NAME:NUMBER, as in RTX_4090:2, not {given!r}")
-    return f"gpu_name={match[1].replace(' ', '_')} num_gpus={match[2] or 1}"
 
 
 def split_pair(flag: str, text: str, here: bool = False) -> Pair:
