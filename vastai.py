@@ -7379,7 +7379,7 @@ def schedule_job(call: Call) -> Row:
         existing = as_whole(get_path(error.body, "scheduled_job_id"))
         if error.status != 422 or existing is None or not call.cli:
             raise
-    confirm(call, f"Job {format_value(existing)} already does this. Replace it?")
+    confirm(call, f"Job {existing} already does this. Replace it?")
     answer = call.of(METHODS["update_scheduled_job"], id=existing).send(body=job)
     return {"scheduled_job_id": existing, **answer}
 
@@ -8797,6 +8797,7 @@ class Rented:
     ) -> None:
         self.call = call.hurried(30.0)
         self.kind, self.name = kind, name
+        self.verb = "destroy" if kind == "instance" else "delete"
         self.made_up, self.ours = made_up, ours
         self.past: set[Any] = set()  # all its ids so far: one name may serve for several tries
         self.failed: list[Any] = []  # workers that its deletion has left behind
@@ -8880,9 +8881,8 @@ class Rented:
 
         Raises VastAIError if it may be there though it is not shown.
         """
-        instance = self.kind == "instance"
         try:
-            answer = self.call.do(f"{'destroy' if instance else 'delete'}_{self.kind}", id=id)
+            answer = self.call.do(f"{self.verb}_{self.kind}", id=id)
             self.failed += as_list(as_dict(answer).get("failed_workers"))
             if not self.looks:
                 return False
@@ -8890,9 +8890,9 @@ class Rented:
             gone = isinstance(error, NotFoundError) or "no such" in error.msg.lower()
             if not gone or self.is_new():
                 raise
-        if not instance:
-            return any(whole_of(row, "id") == id for row in self.call.do(f"show_{self.kind}s"))
-        return find_instance(self.call, id) is not None
+        if self.kind == "instance":
+            return find_instance(self.call, id) is not None
+        return any(whole_of(row, "id") == id for row in self.call.do(f"show_{self.kind}s"))
 
     def is_new(self) -> bool:
         """May the service not know it yet?"""
@@ -8915,15 +8915,14 @@ class Rented:
                 f"whether the {self.kind}{named} was created is unknown{reason}; "
                 f"check with `vastai show {self.kind}s`"
             )
-        verb = "destroy" if self.kind == "instance" else "delete"
         state = "is rented" if self.runs else "exists"
         if reason:
             state = f"could not be destroyed{reason}"
-        rate = f" {format_rate(self.price)}" if as_number(self.price) is not None else ""
+        rate = "" if self.price is None else f" {format_rate(self.price)}"
         rate += "" if self.runs else " for its disk"
         return (
             f"{self.kind} {self.id} {state} and is billed{rate} until "
-            f"`vastai {verb} {self.kind} {self.id}` ends it"
+            f"`vastai {self.verb} {self.kind} {self.id}` ends it"
         )
 
 
@@ -10306,11 +10305,8 @@ class Monitor:
         """One line for a change: JSON, or the id alone."""
         import json
 
-        line = {"event": event, "id": row.get("id"), "row": row}
-        quiet = self.call.view.quiet
-        write_out(
-            (format_value(row.get("id")) if quiet else json.dumps(line, sort_keys=True)) + "\n"
-        )
+        line = json.dumps({"event": event, "id": row.get("id"), "row": row}, sort_keys=True)
+        write_out((format_value(row.get("id")) if self.call.view.quiet else line) + "\n")
         flush(sys.stdout)
 
     def draw(self, events: dict[Any, str], changed: bool) -> None:
@@ -10466,9 +10462,7 @@ def run_for_row(client: VastAI, words: list[str], row: Row) -> int:
         for name, value in os.environ.items()
         if value != client.api_key and name not in ("VAST_API_KEY", "VASTAI_API_KEY")
     }
-    price = row.get("dph_total")
-    values["VAST_ID"] = text_of(row, "id")
-    values["VAST_PRICE"] = "" if price is None else format_value(price)
+    values.update(VAST_ID=text_of(row, "id"), VAST_PRICE=text_of(row, "dph_total"))
     flush(sys.stdout)
     out = None if is_terminal(sys.stdout) or sys.stderr is None else 2
     try:
