@@ -40,7 +40,7 @@ import io
 import os
 import sys
 import time
-from _thread import RLock, allocate_lock
+from _thread import allocate_lock
 
 # As typing's own, without importing typing, which would double the start-up.
 TYPE_CHECKING: bool = False
@@ -2430,6 +2430,7 @@ class Arg:
     name = key = face = needs = ""
     to = "auto"
     choices: Any = ()
+    old: Any = ""
     shortcuts: dict[str, str] = {}
     rest = again = secret = hidden = False
     sent: Convert | None = None
@@ -2440,11 +2441,9 @@ class Arg:
         kind: Kind = TEXT,
         help: str = "",
         default: Any = ...,
-        *,
-        old: str = "",
         **columns: Any,
     ) -> None:
-        self.flags, self.old = flags.split(), old.split()
+        self.flags = flags.split()
         if self.flags[-1][0].isupper():
             kind = kind.called(self.flags.pop())
         self.group, _, self.help = help.rpartition(" | ")
@@ -2456,6 +2455,7 @@ class Arg:
             default = REQUIRED if not self.option else False if kind is FLAG else None
         self.default = self.cli = default
         set_columns(self, flags, columns)
+        self.old = self.old.split()
         if isinstance(self.choices, str):
             self.choices = tuple(self.choices.split())
 
@@ -4770,8 +4770,7 @@ def check_needs(row: Command, args: dict[str, Arg], params: Row, cli: bool) -> N
         raise missing_argument_error(row, args[names[0]], cli)
     if row.needs != "*":
         raise UsageError(f"give {labels_of(args, names, cli)}")
-    kind = "an option" if cli else "a parameter"
-    raise UsageError(f"nothing to change; give {kind}, such as {mine[0].label(cli)}")
+    raise UsageError(f"nothing to change; say what, such as {mine[0].label(cli)}")
 
 
 def labels_of(args: dict[str, Arg], names: Iterable[str], cli: bool) -> str:
@@ -5277,8 +5276,8 @@ def schedule_of(call: Call, request: Request) -> Row:
     day, hour = (None if call[name] is None else int(call[name]) for name in ("day", "hour"))
     if (day is not None, hour is not None) != (frequency == "WEEKLY", frequency != "HOURLY"):
         raise UsageError(
-            f"{frequency}: expected --day '*' --hour '*' for HOURLY, --day '*' and an --hour for "
-            "DAILY, a --day and an --hour for WEEKLY"
+            f"--schedule {frequency}: expected --day '*' --hour '*' for HOURLY, --day '*' and an "
+            "--hour for DAILY, a --day and an --hour for WEEKLY"
         )
     today = time.time() // 86400 * 86400
     start = float(call.get("start_date", today))
@@ -6465,6 +6464,9 @@ class Place:
 class Pool:
     """Connections that wait for their next request, up to `most` a place.  Threads share it: each
     takes one out for a request and gives it back.
+
+    No lock, as a signal's handler may come in between: each step on a list or dict is whole, and a
+    connection that is given to a pool just closed is closed when nothing holds it anymore.
     """
 
     def __init__(self, most: int = 64) -> None:
@@ -6478,7 +6480,6 @@ class Pool:
         """Forgets all connections without closing them."""
         self.idle: dict[Place, list[Any]] = {}
         self.places: dict[tuple[str, str, str], Place] = {}
-        self.lock = RLock()  # a signal's handler may use the client while its thread holds it
         self.owner = os.getpid()
 
     def find_place(self, url: str, root: str = "") -> tuple[Place, str]:
@@ -6504,10 +6505,9 @@ class Pool:
     def waiting(self, place: Place) -> Any:
         """A connection to `place` that was used before and is still good, or None."""
         while True:
-            with self.lock:
-                waiting = self.idle.get(place)
-                connection = waiting.pop() if waiting else None
-            if connection is None:
+            try:
+                connection = self.idle[place].pop()
+            except (KeyError, IndexError):
                 return None
             # Servers close after 60 s or more.
             if time.monotonic() - connection.idle_since < 50 and connection.is_quiet():
@@ -6517,30 +6517,30 @@ class Pool:
     def give(self, connection: Any, keep: bool) -> None:
         """Takes a connection back after a whole answer; closes it if it is not to be kept."""
         connection.idle_since = time.monotonic()
-        if keep:
-            with self.lock:
-                waiting = self.idle.setdefault(connection.place, [])
-                if len(waiting) < self.most:
-                    waiting.append(connection)
-                    return
-        connection.close()
+        waiting = self.idle.setdefault(connection.place, [])
+        if keep and len(waiting) < self.most:
+            waiting.append(connection)
+        else:
+            connection.close()
 
     def drop(self, connection: Any) -> None:
         """Closes a connection that has waited long enough."""
-        with self.lock:
-            waiting = self.idle.get(connection.place, [])
-            if connection in waiting:
-                waiting.remove(connection)
+        try:
+            self.idle[connection.place].remove(connection)
+        except (KeyError, ValueError):  # it is in use again
+            pass
         connection.close()
 
     def close(self) -> None:
         """Closes the idle connections; those in use are closed by their own threads."""
         if self.owner == os.getpid():
-            with self.lock:
-                idle, self.idle, self.places = self.idle, {}, {}
+            idle, self.idle, self.places = self.idle, {}, {}
             for waiting in idle.values():
-                for connection in waiting:
-                    connection.close()
+                try:
+                    while True:  # each is taken by one thread alone
+                        waiting.pop().close()
+                except IndexError:
+                    pass
 
     def __del__(self) -> None:
         Pool.close(self)
@@ -15855,13 +15855,12 @@ def gone_error(call: Call) -> VastAIError:
 
 def run_help(call: Call) -> Row:
     """The table for programs: all commands, one, or those that begin with a word."""
-    words = call["command"] or []
-    row, _, lost = find_command(words)
-    if not row and lost and not commands_of_verb(lost[0]):
-        raise UsageError(unknown_command_message(lost))
-    rows: Iterable[Command] = COMMANDS.values()
-    if row or lost:
-        rows = [row] if row else [NAMES[name] for name in commands_of_verb(lost[0])]
+    row, _, lost = find_command(call["command"] or [])
+    rows = [row] if row else list(COMMANDS.values())
+    if lost:
+        rows = [NAMES[name] for name in commands_of_verb(lost[0])]
+        if not rows:
+            raise UsageError(unknown_command_message(lost))
     return {
         "version": __version__,
         "commands": [describe_command(row) for row in dict.fromkeys(rows)],
@@ -16095,8 +16094,7 @@ def command_help(row: Command) -> str:
     """
     width = min(terminal_width(), 120)
     mine = [arg for arg in row.args_of("cli") if not arg.hidden]
-    summary = f"{row.summary[:1].upper()}{row.summary[1:]}."
-    blocks = [wrap_text(usage_of(row), width, 7), wrap_text(summary, width)]
+    blocks = [wrap_text(usage_of(row), width, 7), wrap_text(f"{row.summary}.", width)]
     if row.note:
         blocks.append(wrap_text(row.note, width))
     sections: dict[str, Pairs] = {}
