@@ -696,7 +696,7 @@ def _secrets(text: str) -> Spans:
 
 def format_json(value: Any) -> str:
     """json.dumps(value, indent=1, sort_keys=True), but faster for many rows."""
-    if type(value) is not list or not value:
+    if not isinstance(value, list) or not value:
         return indented([value], "\n")[0]
     texts: list[str] = []
     for start in range(0, len(value), 100):  # more would take memory and no less time
@@ -12723,8 +12723,7 @@ class ManagedEndpoint(Generic[R]):
         if self.endpoint is None:
             data = await self.client.fetch_endpoint(self.id)
             self.endpoint = Endpoint(self.client, data=data)
-        result: Row = await self.endpoint.request(route, payload, **options)
-        return result
+        return as_dict(await self.endpoint.request(route, payload, **options))
 
     async def add_workergroup(
         self, config: WorkergroupConfig | str | None = None, **settings: Any
@@ -12900,8 +12899,7 @@ class ServerlessClient(Generic[R]):
         url = f"{self.autoscaler_url}/update_workers/"
         body = {"workergroup_id": workergroup_id, "api_key": self.api_key}
         steps = ask_console(what, url, self.api_key, "POST", body)
-        result: Row = await self.streams().drive(steps)
-        return result
+        return as_dict(await self.streams().drive(steps))
 
     async def manage(
         self, verb: str, thing: str, id: int | None = None, config: Settings | None = None
@@ -12917,8 +12915,7 @@ class ServerlessClient(Generic[R]):
                 raise UsageError(f"expected the id of the {thing}, not {short_repr(id)}")
             url += f"{number}/"
         steps = ask_console(f"cannot {verb} the {thing}", url, self.api_key, method, body)
-        result: Row = await self.streams().drive(steps)
-        return result
+        return as_dict(await self.streams().drive(steps))
 
     def new_id(self, value: Any) -> int:
         """The id of what was created.  Without one the outcome is unknown."""
@@ -13956,7 +13953,7 @@ class Listing:
 
 def write_json(listing: Listing) -> str:
     rows = listing.chosen
-    return format_json(rows[0] if listing.single else list(rows)) + "\n"
+    return format_json(rows[0] if listing.single else rows) + "\n"
 
 
 def write_jsonl(listing: Listing) -> str:
@@ -14036,7 +14033,7 @@ def present(call: Call, result: Any) -> None:
         present_table(call, result)
     elif plain and view.format == "json":
         document = row.document(call, result) if row.document else result
-        write_out(format_json(list(document) if isinstance(document, Rows) else document) + "\n")
+        write_out(format_json(document) + "\n")
     else:
         rows, alone = rows_of(call, result), is_single(row, result)
         whole: list[Any] = [result]
@@ -14164,8 +14161,7 @@ def sentence(call: Call, answer: Row) -> str:
     row = call.row
     refused = is_refused(row, answer)
     if row.says and not refused:
-        text: str = row.says(call, answer)
-        return text
+        return str(row.says(call, answer))
     for form in row.done.split("|") if row.done and not refused else ():
         try:
             return fill(call, form, answer)
@@ -14719,8 +14715,7 @@ def model_hint(conditions: Row) -> str:
 def offers_without(call: Call, field: str) -> list[Row]:
     conditions = {name: limits for name, limits in call["conditions"].items() if name != field}
     kind = {"type": call["type"], "storage": call["storage"], "no_default": True}
-    rows: list[Row] = call.do("search_offers", query=conditions, **kind)
-    return rows
+    return as_rows(call.do("search_offers", query=conditions, **kind))
 
 
 def as_typed(field: str, value: Any) -> str:
