@@ -3013,7 +3013,7 @@ def faults_of(row):
         yield from strangers(row, column, getattr(row, column).replace(",", "").split())
     yield from strangers(row, "ask", braces(row.ask if row.ask_when != "within" else ""))
     for column in filter(lambda column: getattr(row, column), vastai.Command.FUNCTIONS.split()):
-        takes = re.search(rf"^ +{column} +function (\(.*?\))", vastai.Command.__doc__, re.MULTILINE).group(1)
+        takes = re.search(rf"^{column} +function (\(.*?\))", inspect.getdoc(vastai.Command), re.MULTILINE).group(1)
         try:
             inspect.signature(getattr(row, column)).bind(*takes.split(","))
         except TypeError:
@@ -3107,9 +3107,9 @@ class TableTest(unittest.TestCase):
         for kind, others in ((vastai.Arg, set()), (vastai.Command, {"FUNCTIONS", "group", "hosts"})):
             columns = {name for name, value in vars(kind).items() if name[0] != "_" and not callable(value)}
             columns -= {name for name in columns if isinstance(vars(kind)[name], property)}
-            words = re.findall(r"^    (\w+(?:, \w+)*)  ", kind.__doc__, re.MULTILINE)
+            words = re.findall(r"^(\w+(?:, \w+)*)  ", inspect.getdoc(kind), re.MULTILINE)
             self.assertEqual(columns - others - set(", ".join(words).split(", ")), set(), kind.__name__)
-        functions = set(re.findall(r"^    (\w+) +function \(", vastai.Command.__doc__, re.MULTILINE))
+        functions = set(re.findall(r"^(\w+) +function \(", inspect.getdoc(vastai.Command), re.MULTILINE))
         self.assertEqual(functions, set(vastai.Command.FUNCTIONS.split()))
 
     def test_every_table_has_columns_that_can_be_shown(self):
