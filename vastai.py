@@ -15766,13 +15766,15 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
     found = {}
     for label in labels:
         named_so = [row for row in rows if text_of(row, "label") == label.strip()]
-        ids = [id for id in (whole_of(row, "id") for row in named_so) if id is not None]
+        ids = [whole_of(row, "id") for row in named_so]
         named = f"labeled {printable(label, 60)!r}"
         if not ids:
             raise NotFoundError(f"no instance {named}; see `vastai show instances`")
         if len(ids) > 1:
             several = ", ".join(map(str, ids[:20]))
             raise UsageError(f"{len(ids)} instances are {named}: {several}; give the id")
+        if ids[0] is None:
+            raise VastAIError(f"the service sent no id of the instance {named}")
         found[label] = ids[0]
     return found
 
