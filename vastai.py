@@ -7200,7 +7200,7 @@ def look_for_instance(error: VastAIError, rented: Rented) -> None:
     """Adds to an error of unknown outcome what one look at the instances of its label shows."""
     ids = rented.find(tries=1) or [None]
     named = f"labeled {rented.name!r}"
-    words = f"Of the instances {named}, {rented.problem or ids}."
+    words = f"Looked for instances {named}: {rented.problem or ids}."
     if len(ids) == 1 and ids[0]:
         rented.id = error.found = error.details["found"] = ids[0]
         likely = "probably" if rented.made_up else "maybe"
@@ -8832,7 +8832,7 @@ class Rented:
         try:
             rows = self.call.do(f"show_{self.kind}s", **params)
         except VastAIError as error:
-            self.problem = f"{self.kind}s could not be listed: {error.msg}"
+            self.problem = f"they could not be listed: {error.msg}"
             return None
         return [
             row
@@ -9259,9 +9259,8 @@ class Launch:
         self.rented.id = None  # nothing that could be destroyed
         if not isinstance(error, OutcomeUnknownError):
             error = outcome_unknown_error(self.rental_call.row, error.msg)
-        error.msg += (
-            f"; of the instances labeled {self.rented.name!r}, {self.rented.problem or ids}"
-        )
+        label, found = self.rented.name, self.rented.problem or ids
+        error.msg += f"; looked for instances labeled {label!r}: {found}"
         raise error
 
     def start(self, offer: Row) -> Row | None:
