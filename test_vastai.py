@@ -6319,7 +6319,7 @@ class TestLaunch(RentingCase):
         self.box.answer = lagging
         err = self.launch(status=7)
         self.assertEqual((self.machines(), len(self.held)), ([11, 12], 1))
-        self.assertRegex(err, r"unknown \(the [a-z ]+\); of the instances labeled 'vastai-\w+', none has appeared so far\n")
+        self.assertRegex(err, r"unknown \(the [a-z ]+\); looked for instances labeled 'vastai-\w+': none has appeared so far\n")
 
     def test_a_label_of_the_users(self):
         """Somebody else's instance of that label is neither taken over nor destroyed."""
@@ -9643,7 +9643,7 @@ class TestUnknownRental(FaultCase):
         for rows in ([], [old], [{"id": 2, "label": "other"}]):
             error, _ = self.rent(lambda label, rows=rows: rows, label="train")
             self.assertIsNone(error.found)
-            self.assertRegex(str(error), "labeled 'train', none has appeared")
+            self.assertRegex(str(error), "labeled 'train': none has appeared")
             self.assertIn("vastai show instances", str(error))
 
     def test_ambiguous(self):
