@@ -8169,7 +8169,15 @@ def run_tfa_auth_new(call: Call) -> Row:
     """Both steps of the proof that a new method needs; in Python one of them, by what is given."""
     code, secret = call["code"], call["secret"]
     if code is None:
-        answer = first_step(call)
+        keys = {
+            "backup_code": "backup_code",
+            "method_id": "tfa_method_id",
+            "method_type": "tfa_method",
+        }
+        given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
+        if call.cli and len(given) > 1:
+            raise UsageError("give only one of --method-type, --method-id and --backup-code")
+        answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
         if not call.cli or (
             call["backup_code"] and answer.get("msg") == "Authorization successful."
         ):
@@ -8186,16 +8194,6 @@ def run_tfa_auth_new(call: Call) -> Row:
             )
     done: Row = call.of(AUTH_NEW_END, secret=secret, code=code).send()
     return done
-
-
-def first_step(call: Call) -> Row:
-    """Asks the service to prove who is there, by the method that was chosen."""
-    keys = {"backup_code": "backup_code", "method_id": "tfa_method_id", "method_type": "tfa_method"}
-    given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
-    if call.cli and len(given) > 1:
-        raise UsageError("give only one of --method-type, --method-id and --backup-code")
-    answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
-    return answer
 
 
 def run_show_machine(call: Call) -> Row:
@@ -8638,10 +8636,10 @@ class Watch:
         self.id, self.begun = id, time.monotonic()
         self.row: Row = {}
 
-    def look(self, left: float, patient: bool = True) -> Row | None:
+    def look(self, left: float) -> Row | None:
         """The instance; {} if the service does not tell this time, None if it is gone.
 
-        A new one is not gone yet, if `patient`, but not there yet.  Raises VastAIError.
+        One that was not seen yet is not gone at first, but not there yet.  Raises VastAIError.
         """
         client = self.call.client
         client.timeout = min(client.timeout, max(0.5, left))
@@ -8658,7 +8656,7 @@ class Watch:
             return {}  # one lost answer is no reason to give up
         if row is None:
             fresh = time.monotonic() - self.begun < NOT_THERE_YET and not self.seen
-            return {} if fresh and patient else None
+            return {} if fresh else None
         self.row, self.seen, self.odd = row, True, 0
         self.exited = self.exited + 1 if row.get("actual_status") == "exited" else 0
         return row
@@ -8687,11 +8685,12 @@ def wait_for(
     """
     poll = max(poll, 0.2)  # seconds; a poll of 0 must not flood the service
     watch, changed = Watch(call, id), not stale
+    watch.seen = status == "destroyed"  # then one that is not there is gone
     most: float = call["max_wait"] if limit is None else limit
 
     def look(left: float) -> Row | None:
         nonlocal changed
-        row = watch.look(left, patient=status != "destroyed")
+        row = watch.look(left)
         if row is None and status == "destroyed":
             return {"id": id, "actual_status": status}
         if row is None:
