@@ -7530,6 +7530,19 @@ class PureTest(unittest.TestCase):
                 self.assertEqual(vastai.parse_env(vastai.format_env(given), len), vastai.parse_env(given, len))
         self.assertRaises(vastai.UsageError, vastai.ENV_TEXT.convert, "FOO BAR")
 
+    def test_fields_are_described_once_and_in_full(self):
+        for name, text in vars(vastai).items():
+            if name.endswith("_FIELDS") and isinstance(text, str):
+                lines, names = text.split("\n"), [field for field, _ in vastai.field_help(text)]
+                self.assertEqual(sorted(set(names)), sorted(names), name)
+                for line in lines:
+                    kind = re.fullmatch(r"\w+: ([^,]+), \S.*", line)
+                    self.assertTrue(kind, f"{line!r} in {name} is not `field: type, meaning`")
+                    known = kind.group(1) in vastai.EXPECTED or re.fullmatch(r"number.*|[A-Z$%].*|cents|days|date", kind.group(1))
+                    self.assertTrue(known, f"{line!r} in {name}: no type, and no unit")
+        fields = {field for field, _ in vastai.field_help(vastai.OFFER_FIELDS)}
+        self.assertEqual({*vastai.ALIASES.values(), *vastai.MULTIPLIERS} - fields, set(), "fields that OFFER_FIELDS lacks")
+
     def test_orders_that_cannot_be_read_or_are_not_known(self):
         for text in ("dph down", "dph:desc", "dph num_gpus", "(dph)", "dph--"):
             with self.subTest(text), self.assertRaises(vastai.UsageError):
