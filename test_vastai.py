@@ -3985,6 +3985,10 @@ class EveryCommandTest(CommandCase):
                         self.ready(use)
                         printed[option] = self.ok(f"{option} {name} {use.line}")
                     rows = [json.loads(line) for line in printed["--format jsonl"].splitlines()]
+                    fields = [field for _, field, form, *_ in row.columns if form not in vastai.ROW_FORMATS]
+                    for field in fields:
+                        there = [vastai.has_path(item, part) for item in rows for part in field.split("|")]
+                        self.assertTrue(any(there), f"a column of the field {field!r}, which no row has")
                     for form, dialect in (("csv", "excel"), ("tsv", "excel-tab")):
                         found = list(csv.DictReader(io.StringIO(printed["--format " + form]), dialect=dialect))
                         self.assertEqual([sorted(row) for row in found], [sorted(set().union(*rows))] * len(rows))
