@@ -1674,6 +1674,8 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
 
 def query_item(condition: Condition, text: str, quoted: bool) -> Any:
     """One item of a value, which is no null, as it is sent.  Raises UsageError."""
+    import re
+
     type, plain = condition.type, text.replace("_", " ")
     known = type or condition.scale is not None
     if type == "true/false" or (not known and text.lower() in ("true", "false")):
@@ -1684,8 +1686,8 @@ def query_item(condition: Condition, text: str, quoted: bool) -> Any:
         return query_country(condition, text)
     if type == "date":
         return parse_when(plain)
-    if type == "version x.y.z" and "." in text:
-        return version_number(condition, text)
+    if type == "version x.y.z" and re.fullmatch(r"\d{1,3}(\.\d{1,3}){2}", text, re.ASCII):
+        return int("".join(part.zfill(3) for part in text.split(".")))  # 570.124.4 is 570124004
     if type == "version":
         if not is_digits(text.replace(".", "")):
             raise condition.error(text)
@@ -1782,15 +1784,6 @@ def number_hint(kind: Kind, value: Any) -> str:
     return f"; write {meant}"
 
 
-def version_number(condition: Condition, text: str) -> int:
-    """A driver version as the service compares it: 570.124.4 is 570124004."""
-    import re
-
-    if not re.fullmatch(r"\d{1,3}(?:\.\d{1,3}){2}", text, re.ASCII):
-        raise condition.error(text)
-    return int("".join(part.zfill(3) for part in text.split(".")))
-
-
 def parse_order(order: Any, aliases: dict[str, str], fields: str, tell: Tell) -> list[Any]:
     """`dph,num_gpus-` as [["dph_total", "asc"], ["num_gpus", "desc"]]; the pairs and objects of a
     list as they are.  Raises UsageError.
@@ -1882,15 +1875,10 @@ def parse_env(
     tell = tell or warn
     result: dict[str, str] = {}
     for text in [env] if isinstance(env, str) else env or ():
-        for option, value in _env_words(text):
-            if option not in ENV_PATTERNS:
-                tell(f"the service does not support docker's {option}; ignoring it")
+        for key, value in _env_pairs(text):
+            if key[0] == "-" and key[:2] not in ENV_PATTERNS:
+                tell(f"the service does not support docker's {key}; ignoring it")
                 continue
-            key = option
-            if option == "-e":
-                key, _, value = value.partition("=")
-            elif option != "-h":
-                key, value = f"{option} {value}", "1"
             if result.get(key, value) != value:
                 tell(f"{printable(key)} is given twice; using the last value")
             result[key] = value
@@ -1904,31 +1892,34 @@ def format_env(env: str | Sequence[str] | dict[str, str]) -> str:
     """
     parts = []
     for part in [env] if isinstance(env, (str, dict)) else env:
-        options = list(_env_words(part))
+        pairs = list(_env_pairs(part))
         if isinstance(part, str) and part.strip()[:1] != "{":
             words = _docker_words(part)
             parts.append(part if words == _split_words(part) else " ".join(words))
         else:
-            parts += [_env_text(option, value) for option, value in options]
+            parts += [_env_text(key, value) for key, value in pairs]
     return " ".join(parts)
 
 
-def _env_text(option: str, value: str) -> str:
-    """An option with its value, in quotes if it needs them.  Raises UsageError if none will do."""
+def _env_text(key: str, value: str) -> str:
+    """The options for a stored name and value, in quotes if need be.  Raises UsageError if none
+    will do.
+    """
     import shlex
 
-    if option != "-e":
-        return f"{option} {value}"
-    key, _, text = value.partition("=")
-    escaped = text.replace('"', '\\"')
-    whole = f'-e {key}="{escaped}"' if "'" in text else f"-e {key}={shlex.quote(text)}"
-    if list(_env_words(whole)) != [(option, value)]:
+    if key[0] == "-":
+        return f"{key} {value}" if key == "-h" else key
+    escaped = value.replace('"', '\\"')
+    whole = f'-e {key}="{escaped}"' if "'" in value else f"-e {key}={shlex.quote(value)}"
+    if list(_env_pairs(whole)) != [(key, value)]:
         raise UsageError(f"cannot write {printable(key)} as one word; leave out quotes or spaces")
     return whole
 
 
-def _env_words(env: str | Row) -> Iterator[Pair]:
-    """(option, value) for each option of an environment; -e, -p, -v, -n, -h are checked."""
+def _env_pairs(env: str | Row) -> Iterator[Pair]:
+    """The names and values of an environment as the service stores them, and docker's other options
+    with their values.
+    """
     import json
 
     if isinstance(env, str) and env.strip()[:1] != "{":
@@ -1941,21 +1932,15 @@ def _env_words(env: str | Row) -> Iterator[Pair]:
     for key, value in env.items():
         if not isinstance(value, (str, int, float)) or not key:
             raise UsageError(f"cannot read the value of {printable(key)!r}; write text")
-        text = value if isinstance(value, str) else json.dumps(value)
-        if key == "-h":
-            yield key, text
-        elif key[:3] in ("-p ", "-v ", "-n "):
-            yield key[:2], key[3:]
-        else:
-            yield "-e", f"{key}={text}"
+        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _env_options(env: str) -> Iterator[Pair]:
-    """(option, value) for each option of an environment text."""
+    """As _env_pairs(), of a text of options, which are checked."""
     import re
 
     words = _docker_words(env)[::-1]
-    before = ""  # the value that has just been read
+    before = ""  # the name or the value that has just been read
     while words:
         word = words.pop()
         name, sign, value = re.findall(r"(?s)(-[epvh](?=.)|[^=]*)(=?)(.*)", word)[0]
@@ -1970,20 +1955,19 @@ def _env_options(env: str) -> Iterator[Pair]:
                 example = ENV_EXAMPLES.get(option, "VALUE")
                 raise UsageError(f"{name} needs a value; write {name} {example}")
             value = words.pop()
-        before = _env_value(option, value)
-        yield option, before
-
-
-def _env_value(option: str, value: str) -> str:
-    """The value of an option, checked and without its outer quotes."""
-    import re
-
-    value = _unquote(value)
-    if not re.fullmatch(ENV_PATTERNS.get(option, ".*"), value, re.S):
-        given = without_value(value) if option == "-e" else printable(value)
-        raise UsageError(f"cannot read {option} {given!r}; write {option} {ENV_EXAMPLES[option]}")
-    key, _, text = value.partition("=")
-    return f"{key}={_unquote(text)}" if option == "-e" else value
+        value = _unquote(value)
+        if not re.fullmatch(ENV_PATTERNS.get(option, ".*"), value, re.S):
+            given = without_value(value) if option == "-e" else printable(value)
+            raise UsageError(
+                f"cannot read {option} {given!r}; write {option} {ENV_EXAMPLES[option]}"
+            )
+        before, _, text = value.partition("=")
+        if option == "-e":
+            yield before, _unquote(text)
+        elif option in ("-p", "-v", "-n"):
+            yield f"{option} {value}", "1"
+        else:
+            yield option, value
 
 
 def _unreadable_env(word: str, before: str) -> UsageError:
@@ -1992,8 +1976,8 @@ def _unreadable_env(word: str, before: str) -> UsageError:
     if word[0] == "-":
         return UsageError(f"cannot read {name!r}; write -e, -p, -v, -n or -h")
     if before:
-        key = printable(before.partition("=")[0])
-        return UsageError(f"a word after {key} is no option; quote a value that contains spaces")
+        before = printable(before)
+        return UsageError(f"a word after {before} is no option; quote a value that contains spaces")
     return UsageError(f"cannot read {name!r}; write -e {name.rstrip('…') or 'NAME'}=VALUE")
 
 
