@@ -1907,7 +1907,7 @@ def _env_text(key: str, value: str) -> str:
     """
     import shlex
 
-    if key[0] == "-":
+    if key[:3] in ("-p ", "-v ", "-n ", "-h"):
         return f"{key} {value}" if key == "-h" else key
     escaped = value.replace('"', '\\"')
     whole = f'-e {key}="{escaped}"' if "'" in value else f"-e {key}={shlex.quote(value)}"
