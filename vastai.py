@@ -165,13 +165,14 @@ class VastAIError(Exception):
             return self.response and self.response.text
 
     def __str__(self) -> str:
-        command = f"{self.command}: " if self.command else ""
-        told = self.status < 300 or f"HTTP {self.status} " in self.msg
-        code = "" if told else f"HTTP {self.status}: "
+        text = self.msg
+        if self.status >= 300 and f"HTTP {self.status} " not in text:
+            text = f"HTTP {self.status}: {text}"
+        if self.command:
+            text = f"{self.command}: {text}"
         if self.hint.startswith("see "):  # where such things are listed: the same sentence
-            return f"{command}{code}{self.msg.rstrip('.')}; {self.hint}"
-        hint = f"\n  {self.hint}" if self.hint else ""
-        return command + code + self.msg + hint
+            return f"{text.rstrip('.')}; {self.hint}"
+        return f"{text}\n  {self.hint}" if self.hint else text
 
     @property
     def family(self) -> type[VastAIError]:
@@ -587,14 +588,15 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, (dict, list)):
         items = value.values() if isinstance(value, dict) else value
         return [text for item in items for text in _texts(item)]
-    texts = [str(value)] if isinstance(value, (str, int)) and value is not True else []
-    for text in [text for text in texts if " " in text or "=" in text]:  # -u me -p PW; -e A=PW
-        import re
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return []
+    import re
 
-        texts += re.findall(
-            r"(?:(?<!\S)(?:-p|--password) ?|=)['\"]?(?![\d.:/-]+\b)([^\s'\"]+)", text
-        )
-    return [text for text in texts if len(text) > 3]
+    text = str(value)
+    parts = re.findall(  # -u me -p PW; -e A=PW
+        r"(?:(?<!\S)(?:-p|--password) ?|=)['\"]?(?![\d.:/-]+\b)([^\s'\"]+)", text
+    )
+    return [part for part in (text, *parts) if len(part) > 3]
 
 
 # What a diagnostic text must not hold: hints that str.find() sees fast in a log of megabytes, each
@@ -2035,13 +2037,14 @@ CLOCK_FORMS = (
 )
 
 
-# What strptime does not know: weekdays, 1st and 2nd, SEPT, GMT.
+# What strptime does not know: weekdays, 1st and 2nd, SEPT, GMT; and a space before an offset.
 DATE_REPAIRS = (
     (",", " "),
     (r"^\s*(?:MON|TUE|WED|THU|FRI|SAT|SUN)\S*", ""),
     (r"(?<=\d)(?:ST|ND|RD|TH)\b", ""),
     (r"\bSEPT\b", "SEP"),
-    (r"\b(?:UTC|GMT)$", "+0000"),
+    (r"\b(?:UTC|GMT)$|(?<=[\dM ])Z$", "+0000"),
+    (r"(?<=[\dM])\s*([+-]\d\d:?\d\d)$", r" \1"),
 )
 
 
@@ -2071,27 +2074,22 @@ def parse_when(value: str | float) -> float:
 def _date_seconds(value: str) -> float:
     """Unix seconds of a date in one of the forms above."""
     import re
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     text = value.strip().upper() if len(value) < 80 and value.isascii() else ""
     for pattern, replacement in DATE_REPAIRS:
         text = re.sub(pattern, replacement, text)
     text = " ".join(text.split())
-    offsets = ("", "%z", " %z") if re.search(r"[+-]\d\d:?\d\d$|Z$", text) else ("",)
+    if not re.search(r" [+-]\d\d:?\d\d$", text):
+        text += " +0000"
     forms = (
-        day + clock + offset
-        for day in DATE_FORMS.split("|")
-        for clock in CLOCK_FORMS.split("|")
-        for offset in offsets
+        f"{day}{clock} %z" for day in DATE_FORMS.split("|") for clock in CLOCK_FORMS.split("|")
     )
     for form in forms:
         try:
-            moment = datetime.strptime(text, form)  # noqa: DTZ007 - its zone is set below
+            return datetime.strptime(text, form).timestamp()  # noqa: DTZ007 - all end in %z
         except ValueError:
             continue
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=timezone.utc)
-        return moment.timestamp()
     raise UsageError(
         f"cannot read the date {printable(value)!r}; "
         "write 2026-01-31, '2026-01-31 13:00' or unix seconds"
@@ -2170,9 +2168,9 @@ def write_out(text: str, plain: bool = False) -> None:
     out = sys.stdout
     if is_gone(sys.stdout):
         return
-    if plain and is_terminal(out):
-        text = printable_lines(text.replace("\r\n", "\n").expandtabs())
     if is_terminal(out):
+        if plain:
+            text = printable_lines(text.replace("\r\n", "\n").expandtabs())
         text = encodable(text, out)
     try:
         out.write(text)
