@@ -6963,7 +6963,7 @@ def run_program(words: list[str], how_to_get: str, told: bool = True, aside: boo
 
 # ------------------------------------------------------------------------ commands of several steps
 # Named by their rows in `run`, and in the table's order.  They call their own row (call.send) and
-# others (call.do); only `pages` and `result_text` go to the transport themselves.
+# others (call.do); only `all_pages` and `result_text` go to the transport themselves.
 
 
 def perform(call: Call) -> Any:
@@ -7197,38 +7197,29 @@ def lack_of_disk(row: Row, size: float) -> str:
     return "" if enough else f"it has {disk:g} GB of disk, not {size:g} GB"
 
 
-def pages(call: Call, query: Row, everything: bool) -> Iterator[Rows]:
-    """The pages of a listing, following `next_token` to the end if `everything` is wanted.
+def all_pages(call: Call, query: Row, everything: bool) -> Rows:
+    """The rows of a listing, following `next_token` to the end if `everything` is wanted; `answer`
+    is that of the last page.
 
     Raises VastAIError if a token repeats, which would loop forever.
     """
-    seen = set()
+    result, seen = Rows(), set()
     while True:
-        request = build_request(call)
-        request.query = query
-        answer = send_with_retries(call, request)
+        answer = send_with_retries(call, build_request(call, query))
         rows = extract_result(call, answer)
         if not isinstance(rows, Rows):  # a row whose result is the whole answer
             rows = Rows(rows[call.row.member], rows)
+        result += rows
+        result.answer = rows.answer
+        call.progress(f"{len(result)} rows …")
         token = rows.next_token
-        yield rows
         if not token or not everything:
-            return
+            call.progress("")
+            return result
         if not isinstance(token, str) or token in seen:
             raise unusable_answer_error(call.row, answer, "the same page again")
         seen.add(token)
         query = {**query, "after_token": token}
-
-
-def all_pages(call: Call, query: Row, everything: bool, noun: str) -> Rows:
-    """The rows of all pages, or of one; `answer` is that of the last page."""
-    result = Rows()
-    for page in pages(call, query, everything):
-        result += page
-        result.answer = page.answer
-        call.progress(f"{len(result)} {noun} …")
-    call.progress("")
-    return result
 
 
 def run_show_instances(call: Call) -> Rows:
@@ -7245,7 +7236,7 @@ def run_show_instances(call: Call) -> Rows:
         query["select_cols"] = SUMMARY_COLS.split() + (DETAIL_COLS.split() if more else [])
         if not call.view.quiet:
             query["select_cols"].append("storage_total_cost")  # for the sum below the table
-    rows = all_pages(call, query, not is_one_page(call), "instances")
+    rows = all_pages(call, query, not is_one_page(call))
     return Rows([tidy_instance(stripped(row)) for row in rows], rows.answer)
 
 
@@ -7942,7 +7933,7 @@ def run_search_benchmarks(call: Call) -> Rows:
     for name in ("limit", "after_token"):
         if call[name] not in (None, ""):
             query[name] = call[name]
-    return all_pages(call, query, wants_all_benchmarks(call), "benchmarks")
+    return all_pages(call, query, wants_all_benchmarks(call))
 
 
 def wants_all_benchmarks(call: Call) -> bool:
@@ -8342,7 +8333,7 @@ def run_show_invoices_v1(call: Call) -> Row:
         answer: Row = call.send()
         return answer
     query = build_request(call).query
-    results = [row for page in pages(call, query, True) for row in page]
+    results = list(all_pages(call, query, True))
     title, kind, when = "Invoices", "payment", "when"
     if call["charges"]:
         title, kind, when = "Charges", "charge", "day"
@@ -9925,7 +9916,7 @@ def charges_between(call: Call, start: float, end: float) -> list[Row]:
     period = {"charges": True, "start_date": start, "end_date": end, "limit": 100}
     part = call.of(row, **check_params(row, period, cli=False))
     with row:
-        return [item for page in pages(part, build_request(part).query, True) for item in page]
+        return all_pages(part, {}, True)
 
 
 class Bill:
