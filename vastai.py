@@ -13037,13 +13037,11 @@ def signature(row: Command) -> Any:
     parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
     optional = False
     for arg in row.args_of("sdk"):
-        kind = (
-            Parameter.KEYWORD_ONLY
-            if optional and arg.default is REQUIRED
-            else Parameter.POSITIONAL_OR_KEYWORD
-        )
-        optional = optional or arg.default is not REQUIRED
-        default = Parameter.empty if arg.default is REQUIRED else arg.default
+        required = arg.default is REQUIRED
+        late = optional and required
+        kind = Parameter.KEYWORD_ONLY if late else Parameter.POSITIONAL_OR_KEYWORD
+        optional = optional or not required
+        default = Parameter.empty if required else arg.default
         parameters.append(Parameter(arg.name, kind, default=default, annotation=arg.annotation))
     return Signature(parameters, return_annotation=row.annotation)
 
@@ -14511,10 +14509,10 @@ def _ports(row: Row) -> str:
 def jupyter_address(row: Row) -> str:
     """The URL of a running instance's Jupyter, with its token; "" if it has none."""
     token, at = text_of(row, "jupyter_token"), mapped_ports(row).get("8080/tcp")
-    runs = row.get("actual_status") == "running" and "jupyter" in text_of(row, "image_runtype")
-    if not runs or not token:
+    runtype = text_of(row, "image_runtype")
+    if row.get("actual_status") != "running" or "jupyter" not in runtype or not token:
         return ""
-    if not at or "jupyter_direc" not in text_of(row, "image_runtype"):
+    if not at or "jupyter_direc" not in runtype:
         index, port = text_of(row, "ssh_idx"), text_of(row, "ssh_port")
         at = f"jupyter.vast.ai/jm/{index}/{port}" if index and port else ""
     return f"https://{at}/?token={token}" if at else ""
@@ -14590,7 +14588,7 @@ def offer_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
     columns = tuple(RESERVED_COLUMNS if call["type"] == "reserved" else OFFER_COLUMNS)
     if all(call[arg.name] is None for arg in JOB_OPTIONS):
         return columns
-    at = next(at for at, column in enumerate(columns) if column[0] == "$/hr") + 1
+    at = [column[0] for column in columns].index("$/hr") + 1
     return (*columns[:at], ("$ job", "job_total", ".2f", 0), *columns[at:])
 
 
