@@ -15660,24 +15660,20 @@ def run_row(row: Command, given: Row, common: Row) -> int:
     ask_for_secrets(row, given)
     quiet = (common["quiet"] and common["format"] != "json") or given.get("ids_only", False)
     view = View(common["format"], quiet, given.get("yes", False), common)
-    ids: dict[str, int] = {}  # of the labels, once they are looked up
-
-    def id_of(label: str) -> str:
-        return str(ids.setdefault(label, 0))
-
-    params = check_params(row, map_labels(row, given, id_of), cli=True)
+    ids: dict[str, int] = {}  # of the labels: 0 until they are looked up
+    params = check_params(row, map_labels(row, given, ids), cli=True)
     with client_of(common) as client:
         if ids:
             ids.update(look_up_labels(client, list(ids)))
-            params = check_params(row, map_labels(row, given, id_of), cli=True)
+            params = check_params(row, map_labels(row, given, ids), cli=True)
         return run_call(Call(client, row, params, view, cli=True))
 
 
 # Labels instead of ids
 
 
-def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
-    """The arguments of a line, with each label that stands in the place of an instance changed."""
+def map_labels(row: Command, given: Row, ids: dict[str, int]) -> Row:
+    """The arguments of a line, with ids in the places of labels; `ids` gets those it lacks, as 0."""
     result = dict(given)
     for arg in row.args:
         value = given.get(arg.name)
@@ -15686,16 +15682,24 @@ def map_labels(row: Command, given: Row, change: Callable[[str], str]) -> Row:
         words = value if isinstance(value, list) else [value]
         if arg.kind.many:
             words = [part.strip() for word in words for part in word.strip(", ").split(",")]
-        words = [map_label(word, arg.kind, change) for word in words]
+        words = [map_label(word, arg.kind, ids) for word in words]
         result[arg.name] = words if isinstance(value, list) else words[0]
     return result
 
 
-def map_label(word: str, kind: Kind, change: Callable[[str], str]) -> str:
-    """A word that stands for an instance or a place, with the label in it changed, if there is."""
-    head, colon, path = word.partition(":") if kind is PLACE else (word, "", "")
-    named = is_label_of_place(head, colon, path) if kind is PLACE else is_label(word, kind)
-    return change(head) + colon + path if named else word
+def map_label(word: str, kind: Kind, ids: dict[str, int]) -> str:
+    """A word that stands for an instance, or a place, with the id in the place of a label."""
+    head, colon, path = word, "", ""
+    if kind is PLACE:
+        head, colon, path = word.partition(":")
+        local = not colon or "/" in head or head in PLACES or on_drive(word)
+        if local or os.path.exists(os.path.expanduser(word)):
+            return word  # no instance, but a local path, a volume or a connection
+    return f"{ids.setdefault(head, 0)}{colon}{path}" if is_label(head, kind) else word
+
+
+# What stands before the colon of a place without being an instance: this computer, a cloud.
+PLACES = ("local", "drive", "gdrive", "s3", "b2", "dropbox", "azure", "gcs", "hf", "vast")
 
 
 def is_label(word: str, kind: Kind) -> bool:
@@ -15706,19 +15710,7 @@ def is_label(word: str, kind: Kind) -> bool:
         return False
     letters, point, digits = word.partition(".")  # C.7 and the like go to the service as they are
     known = word.rstrip(":") in PLACES or (point and letters.isalnum() and digits.isdigit())
-    return not (known and kind.convert is GIVEN_ID.convert)
-
-
-# What stands before the colon of a place without being an instance: this computer, a cloud.
-PLACES = ("local", "drive", "gdrive", "s3", "b2", "dropbox", "azure", "gcs", "hf", "vast")
-
-
-def is_label_of_place(head: str, colon: str, path: str) -> bool:
-    """Does LABEL:PATH name an instance, not a local path, a volume or a connection?"""
-    local = not colon or "/" in head or on_drive(head + colon + path)
-    if local or head in PLACES or os.path.exists(os.path.expanduser(head + colon + path)):
-        return False
-    return is_label(head, GIVEN_ID)
+    return not (known and kind.convert in (GIVEN_ID.convert, PLACE.convert))
 
 
 def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
