@@ -9302,7 +9302,7 @@ class TestLines(FaultCase):
     def test_what_is_not_understood_is_named_without_its_value(self):
         for line, told in (("search offers --api-kye=SECRET", "no option '--api-kye'; did you mean '--api-key'?"),
                            ("search offers --api-keySECRET", "no option '--api-key'"),
-                           ("take snapshot 5 --docker_login=SECRET", "--docker_login is ambiguous"),
+                           ("take snapshot 5 --docker_login=SECRET", "--docker-login is ambiguous"),
                            ("create template --docker_login_passSECRET", "no option '--docker_login_pass'"),
                            ("take snapshot 5 --docker_login_pass -SECRET", "--docker_login_pass: expected a value"),
                            ("create env-var N -SECRET", "no such option; write -- before a value"),

@@ -15347,23 +15347,20 @@ def option_parser(row: Command) -> Any:
             flag = problem.argument_name.split("/")[0]
             if "expected" not in message:
                 raise UsageError(f"{flag} takes no value")
-            arg = next(arg for arg in args if flag in arg.flags)
+            arg = next(arg for arg in args if flag in map(canonical, arg.flags))
             flag, kind = arg.flags[-1], arg.kind
             expected = "a value" if kind.expects.startswith("text") else kind.expects
             hint = f"write {flag} {kind.metavar}, or {flag}=-… for a value that begins with -"
             raise UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
 
         def _get_option_tuples(self, option_string: str) -> Any:
-            """The options that a prefix can mean; two spellings of one are no ambiguity."""
+            """The options that a prefix can mean."""
             found = super()._get_option_tuples(option_string)
-            meant = {
-                (option[0].dest, getattr(option[0], "const", None)): option for option in found
-            }
-            if len(meant) > 1:
-                several = ", ".join(option[1] for option in meant.values())
+            if len(found) > 1:
+                several = ", ".join(option[1] for option in found)
                 prefix = printable(option_string.partition("=")[0])
                 raise UsageError(f"{prefix} is ambiguous: it can mean {several}")
-            return found[:1]
+            return found
 
     parser = Parser(
         prog="vastai",
@@ -15380,20 +15377,11 @@ def option_parser(row: Command) -> Any:
             how["action"] = "append"
         elif arg.many:
             how["nargs"] = "+"
-        parser.add_argument(*spellings(*arg.flags), dest=arg.name, **how)
+        parser.add_argument(*map(canonical, arg.flags), dest=arg.name, **how)
         how = {"dest": arg.name, "action": "store_const"}
         for flag, value in arg.shortcuts.items():
-            parser.add_argument(*spellings(flag), const=value, **how)
+            parser.add_argument(canonical(flag), const=value, **how)
     return parser
-
-
-def spellings(*flags: str) -> dict[str, None]:
-    """The flags of an option; --some_option and --some-option are the same."""
-    found = []
-    for flag in flags:
-        start, name = flag[:2], flag[2:]
-        found += [flag, start + name.replace("_", "-"), start + name.replace("-", "_")]
-    return dict.fromkeys(found)
 
 
 def args_of_line(row: Command | None) -> list[Arg]:
@@ -15408,7 +15396,7 @@ class TypedWords:
 
     alone    the arguments that are no options
     options  the options, by their flags with dashes
-    before   the words that may be options, and the values of those
+    before   the words that may be options, spelled with dashes, and the values of those
     after    the words behind them, after `--` or in what goes to another program as it is
     seen     the names of options that are there, with their last value
     due      the option whose value comes next
@@ -15452,8 +15440,8 @@ class TypedWords:
             self.read_value(word)
             return
         name = canonical(word)
-        meant = {arg for flag, arg in self.options.items() if flag.startswith(name)}
-        self.due = arg = self.options.get(name) or (meant.pop() if len(meant) == 1 else None)
+        meant = [arg for flag, arg in self.options.items() if flag.startswith(name)]
+        self.due = arg = self.options.get(name) or (meant[0] if len(meant) == 1 else None)
         if arg:
             self.seen[arg.name] = word.partition("=")[2]
             if arg.kind is FLAG or "=" in word:
@@ -15461,7 +15449,7 @@ class TypedWords:
         if self.due and self.due.rest:
             self.literal = True
         else:
-            self.before.append(word)
+            self.before.append(word if " " in name else name + word[len(name) :])
 
     def read_value(self, word: str) -> None:
         if self.due:
@@ -16219,7 +16207,9 @@ def option_words(typed: TypedWords, word: str) -> Iterator[Pair]:
         if arg.hidden or (arg.name in typed.seen and not arg.again):
             continue
         for flag in (*arg.flags, *arg.shortcuts):
-            form = next((form for form in spellings(flag) if form.startswith(word)), "")
+            start, name = flag[:2], flag[2:]
+            forms = (flag, start + name.replace("_", "-"), start + name.replace("-", "_"))
+            form = next((form for form in forms if form.startswith(word)), "")
             if form.startswith("--") or (form and form == word):
                 same = f"{arg.flags[-1]} {arg.shortcuts[flag]}" if flag in arg.shortcuts else ""
                 yield form, same or arg.help
