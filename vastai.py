@@ -4046,9 +4046,11 @@ register("Two-factor authentication",
     Command("tfa auth-new", "POST /tfa/authorize-new-method/", ONCE, SETS, "Prove your identity before adding a method",
         Local("-c --code", CODE, "code for the second step", secret=True, needs="secret"),
         Local("-s --secret", CODE, "secret that the first step printed", secret=True, needs="code"),
-        Local("-bc --backup-code", CODE, "one of your backup codes, instead of a method", secret=True),
-        Local("-t --method-type", TEXT, "method that sends or shows the code (default email)", choices=TFA_METHODS),
-        Local("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind"),
+        Secret("-bc --backup-code", CODE, "one of your backup codes, instead of a method"),
+        Arg("-t --method-type", TEXT, "method that sends or shows the code (default email)", key="tfa_method",
+            choices=TFA_METHODS),
+        Arg("-id --method-id", GIVEN_ID, "id of that method, if you have several of one kind", key="tfa_method_id"),
+        either="backup_code method_id method_type",
         run="run_tfa_auth_new",
         done="You can add a method now: run `vastai tfa totp-setup` or `vastai tfa send-sms`, then `vastai tfa activate`.",
         note="The first step sends a code and prints a secret; the second step takes both. The command line asks for the "
@@ -8142,15 +8144,8 @@ def run_tfa_auth_new(call: Call) -> Row:
     """Both steps of the proof that a new method needs; in Python one of them, by what is given."""
     code, secret = call["code"], call["secret"]
     if code is None:
-        keys = {
-            "backup_code": "backup_code",
-            "method_id": "tfa_method_id",
-            "method_type": "tfa_method",
-        }
-        given = [(key, call[name]) for name, key in keys.items() if call[name] is not None]
-        if call.cli and len(given) > 1:
-            raise UsageError("give only one of --method-type, --method-id and --backup-code")
-        answer: Row = call.send(body=dict(given[:1] or [("tfa_method", "email")]))
+        chosen = build_request(call).body
+        answer: Row = call.send(body={} if chosen else {"tfa_method": "email"})
         if not call.cli or (
             call["backup_code"] and answer.get("msg") == "Authorization successful."
         ):
