@@ -7559,7 +7559,7 @@ class PureTest(unittest.TestCase):
 
     def test_values_of_a_query_are_checked_against_their_field(self):
         for text, form in (
-                ("verified=maybe", "true or false, not 'maybe'"), ("verified=ture", "verified=true"), ("verified=yes", "verified=true"),
+                ("num_gpus in [1,2", "a bracket is missing in '[1,2'"), ("verified=maybe", "true or false, not 'maybe'"), ("verified=ture", "verified=true"), ("verified=yes", "verified=true"),
                 ("verified=true,rentable=true,gpu_name=RTX_4090", "at ',rentable=true,gpu_name=RTX_4090'; write"),
                 ("datacenter=1", "datacenter=true"), ("static_ip=0", "static_ip=false"), ("verified>true", "=, !=, in"),
                 ("num_gpus=one", "expected a number, not 'one'"), ("dph<$0.5", "write dph<0.5"), ("inet_down>=1,000", "write inet_down>=1000"),

@@ -1662,6 +1662,8 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
     import re
 
     items = []
+    if (condition.raw[0] == "[") != (condition.raw[-1] == "]"):
+        raise UsageError(f"{condition.name}: a bracket is missing in {printable(condition.raw)!r}")
     raw = condition.raw.strip("[]")
     for double, single, plain in re.findall(r'\s*(?:"([^"]*)"|\'([^\']*)\'|([^,]+))', raw):
         text = plain.strip(" \t\r\n[]")
