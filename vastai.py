@@ -12302,6 +12302,12 @@ def make_request_class() -> type[ServerlessRequest]:
             else:
                 super().__setattr__(name, value)
 
+        def cancel(self, *args: Any, **message: Any) -> bool:
+            cancelled: bool = super().cancel(*args, **message)
+            if cancelled:
+                self.status = "Cancelled"  # at once: its job may not even have begun
+            return cancelled
+
         def then(self, callback: Callable[[Row], object]) -> Any:
             """Calls `callback` with the result; an error is printed."""
 
@@ -12978,13 +12984,8 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
             else:
                 future.set_result(task.result())
 
-        def ended(future: Any) -> None:
-            if future.cancelled():
-                job.tracker.status = "Cancelled"
-            task.cancel()
-
         task.add_done_callback(finished)
-        future.add_done_callback(ended)
+        future.add_done_callback(lambda _: task.cancel())
         return future
 
 
