@@ -15556,7 +15556,7 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     except IndexError:  # Python 3.8 cannot read -q=
         raise UsageError("a flag takes no value: leave out the =") from None
     for word in loose:
-        if word[:1] == "-" and len(word) > 1 and not word[1].isdigit() and " " not in word:
+        if is_dashed(word) and not word[1].isdigit() and " " not in word:
             raise unknown_option_error(row, word)
     mine = row.args_of("cli")
     common = vars(found)
@@ -16142,7 +16142,7 @@ def format_meaning(arg: Arg) -> str:
     if arg.secret:
         facts.append("- reads it from stdin")
     if arg.cli not in (REQUIRED, None, False, ""):
-        facts.append(f"default {arg.cli:g}" if isinstance(arg.cli, float) else f"default {arg.cli}")
+        facts.append(f"default {format(arg.cli, 'g' if isinstance(arg.cli, float) else '')}")
     return f"{arg.help} ({'; '.join(facts)})" if facts else arg.help
 
 
@@ -16378,7 +16378,7 @@ def repl(start: Row) -> int:
     talking, status, failed = is_terminal(sys.stdin), 0, 0
     start["pool"] = pool = KeptPool()
     editing = talking and is_terminal(sys.stdout)
-    remember = line_editor(start) if editing else lambda line, words: None
+    remember = line_editor(start) if editing else None
 
     def tell(text: str) -> None:
         if talking:
@@ -16409,7 +16409,8 @@ def repl(start: Row) -> int:
             break
         if not words:
             continue
-        remember(line.rstrip("\n"), words)
+        if remember:
+            remember(line.rstrip("\n"), words)
         status = run_guarded(words, start)
         failed = status or failed
         if status == 130:
@@ -16454,16 +16455,16 @@ def shell_words(line: str) -> list[str]:
     return list(map("".join, words))
 
 
-def line_editor(start: Row) -> Callable[[str, list[str]], None]:
-    """Gives input() editing, completion and a history if Python has readline; returns the function
-    that remembers a line.
+def line_editor(start: Row) -> Callable[[str, list[str]], None] | None:
+    """Gives input() editing, completion and a history; returns the function that remembers a line,
+    or None if Python has no readline.
     """
     import shlex
 
     try:
         import readline
     except ImportError:
-        return lambda line, words: None
+        return None
     path = own_file("cache", "history")
     found: Pairs = []
 
