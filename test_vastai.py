@@ -7775,6 +7775,9 @@ class PureTest(unittest.TestCase):
         lines, dropped = vastai.format_table(wide, columns, 63, False)
         self.assertEqual((lines[1], dropped), (f"1   {'x' * 17}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
         self.assertEqual(vastai.format_table(wide, columns, 50, False)[1], ["Image"])  # Age still fits
+        many = [(f"C{number}", "x", "") for number in range(40)]
+        names = [column[0] for column in many]
+        self.assertEqual(vastai.format_table([{"x": "1"}], many, 2, False)[1], names[1:], "in the order of the table")
         self.assertTrue(vastai.format_table(rows, columns, None, True)[0][0].startswith("\033[1m"))
         self.assertEqual([vastai.truncate("日本語", 5), vastai.truncate("abc", 3), vastai.display_width("e\u0301日"),
                           vastai.display_width("\u0e01\u0e35\u20dd")],

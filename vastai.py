@@ -14225,7 +14225,8 @@ def format_table(
     lines = list(map("  ".join(forms).__mod__, zip(*(strip.texts for strip in strips))))
     if bright:
         lines[0] = f"\033[1m{lines[0]}\033[0m"
-    hidden = sorted(set(every).difference(strips), key=lambda strip: strip.rank)
+    hidden = [strip for strip in every if strip not in strips]
+    hidden.sort(key=lambda strip: strip.rank)
     return lines, [strip.texts[0] for strip in hidden]
 
 
