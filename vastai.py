@@ -15472,7 +15472,7 @@ def unknown_option_error(row: Command, word: str) -> UsageError:
     """
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     hidden = any(arg.secret and not arg.option for arg in row.args)
-    for arg in (*row.args, *GLOBAL_ARGS.args):
+    for arg in args_of_line(row):
         for flag in arg.flags if arg.secret else ():
             if canonical(name).startswith(canonical(flag)):
                 name = flag
@@ -15579,12 +15579,11 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
         if mine:
             given[arg.name] = mine if arg.several else mine[0]
         words = words[len(mine) :]
-    if words and any(arg.secret for arg in row.args):
-        raise UsageError("unexpected words; quote a value that contains spaces", hint=usage_of(row))
     if words:
-        raise UsageError(
-            f"unexpected {without_value(words[0])!r}", hint=usage_of(row) if args else ""
-        )
+        problem = f"unexpected {without_value(words[0])!r}"
+        if any(arg.secret for arg in row.args):
+            problem = "unexpected words; quote a value that contains spaces"
+        raise UsageError(problem, hint=usage_of(row) if args else "")
     return given
 
 
@@ -15794,8 +15793,8 @@ def gone_error(call: Call) -> VastAIError:
     """The error of a single thing that the service answers with null for."""
     row = call.row
     noun = row.name.partition(" ")[2]
-    ids = [call[arg.name] for arg in row.args if "path" in row.places(arg)]
-    return not_found_error(noun, ids[0] if ids else "", row.look)
+    ids = (call[arg.name] for arg in row.args if "path" in row.places(arg))
+    return not_found_error(noun, next(ids, ""), row.look)
 
 
 def run_help(call: Call) -> Row:
@@ -15864,9 +15863,9 @@ def exit_statuses(row: Command) -> list[int]:
     if not row.safe:
         found.add(7)
     rents = row.effect == SPENDS and not row.safe
-    if row.gaps or rents or not names.isdisjoint(("ids", "machines")):
+    if row.gaps or rents or names & {"ids", "machines"}:
         found.add(8)
-    if not names.isdisjoint(("max_wait", "timeout", "max_hours")):
+    if names & {"max_wait", "timeout", "max_hours"}:
         found.add(9)
     if rents:
         found |= {129, 143}
@@ -16402,9 +16401,8 @@ def repl(start: Row) -> int:
             line = ""
         try:
             words = line_words(line)
-        except ValueError as error:
-            problem = UsageError(f"cannot read the line: {str(error).lower()}")
-            status = failed = report(problem, ["--raw"] if start["format"] == "json" else [])
+        except UsageError as error:
+            status = failed = report(error, ["--raw"] if start["format"] == "json" else [])
             continue
         if not line or words in (["exit"], ["quit"]):
             break
@@ -16426,14 +16424,14 @@ def repl(start: Row) -> int:
 def line_words(line: str) -> list[str]:
     """The words of a line at the prompt, without a `vastai` before them; none of a comment.
 
-    Raises ValueError if a quote is open.
+    Raises UsageError if a quote is open.
     """
     words = [] if line.lstrip().startswith("#") else shell_words(line)
     return words[1:] if words[:1] == ["vastai"] else words
 
 
 def shell_words(line: str) -> list[str]:
-    """The words of a line, quotes and backslashes read as a shell does; ValueError if a quote is
+    """The words of a line, quotes and backslashes read as a shell does; UsageError if a quote is
     open.
 
     shlex does the same, and takes 15 s for a word of a megabyte.
@@ -16447,7 +16445,7 @@ def shell_words(line: str) -> list[str]:
     ):
         text = piece.group()
         if text in "'\"\\":
-            raise ValueError(f"what {text} begins is not closed")
+            raise UsageError(f"cannot read the line: what {text} begins is not closed")
         if piece.start() != end:
             words.append([])
         end = piece.end()
@@ -16522,8 +16520,7 @@ def may_tell_secret(words: list[str]) -> bool:
     except UsageError:
         return True
     values = {**common, **given}
-    args = (*GLOBAL_ARGS.args, *row.args)
-    return any(arg.secret and values.get(arg.name) is not None for arg in args)
+    return any(arg.secret and values.get(arg.name) is not None for arg in args_of_line(row))
 
 
 # --------------------------------------------------------------------------------------------- main
