@@ -15472,7 +15472,7 @@ def unknown_option_error(row: Command, word: str) -> UsageError:
     """
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     hidden = any(arg.secret and not arg.option for arg in row.args)
-    for arg in args_of_line(row):
+    for arg in (*row.args, *GLOBAL_ARGS.args):  # those of the SDK as well
         for flag in arg.flags if arg.secret else ():
             if canonical(name).startswith(canonical(flag)):
                 name = flag
