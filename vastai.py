@@ -5764,7 +5764,8 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     client, row = call.client, call.row
     call.secrets = list(dict.fromkeys([*call.secrets, *request.secrets, *client.secrets]))
     announce_request(call, request)
-    # Rentals say more; a team is free.
+    # Interrupted, what is vital asks whether it was carried out.  Rentals say that themselves, and a
+    # team without credit costs nothing.
     said = row.made.startswith("new_contract") or call["transfer_credit"] == 0
     vital = not request.safe and (row.only_copy or (row.effect == SPENDS and not said))
     attempt, lost = 0, False  # lost: an earlier attempt was sent, and got no answer
