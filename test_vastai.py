@@ -4065,6 +4065,10 @@ class EveryCommandTest(CommandCase):
             self.assertIsInstance(result, (dict, list) if row.returns == "any" else dict)
             if isinstance(result, dict):
                 self.assertEqual(result.get("success") is False, bool(exit), result)
+        for column in ("made", "member", "gaps", "status"):
+            name = getattr(row, column)
+            if name and isinstance(result, dict) and not row.schedule:
+                self.assertTrue(vastai.has_path(result, name), f"{column}={name!r}, which the result does not have: {result}")
 
 
 class DescriptionTest(CommandCase):
