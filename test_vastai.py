@@ -8901,6 +8901,14 @@ class TestOddAnswers(FaultCase):
                 self.assertEqual((status, bool(out), "empty answer" in err), (expected, not expected, bool(expected)), err)
         self.error(self.client(self.serve(reply({}))).show_gpu_locations)
 
+    def test_null_is_not_told_as_none(self):
+        for line, answer in (("show env-vars", {"secrets": None}), ("tfa status", {"methods": None}), ("show earnings", {"per_day": None}),
+                             ("tfa status", {"tfa_enabled": True}), ("show earnings", {"per_machine": []})):
+            with self.subTest(line, answer=answer):
+                status, out, err = self.run_here(self.serve(reply(answer)), *line.split())
+                self.assertEqual((status, out), (1, ""), err)
+        self.assertEqual(self.run_here(self.serve(reply({"tfa_enabled": False})), "tfa", "status")[0], 0)
+
     def test_members_of_another_type(self):
         for words, answer in (
                 (["show", "instances"], {"instances": [{"id": 1}], "label_counts": [1]}),
@@ -13754,10 +13762,11 @@ show earnings
     -s,--start_date:DATE=None
     -e,--end_date:DATE=None
     -m,--machine_id:MACHINE=None
+    -q,--quiet:TEXT=False(cli)
     --last_days:N=None
     --user_id:ID='me'
     -> dict[str, Any]
-show deposit id:INSTANCE/Id/ID -> dict[str, Any]
+show deposit id:INSTANCE/Id/ID -q,--quiet:TEXT=False(cli) -> dict[str, Any]
 transfer credit
     recipient->recipient_pos:ACCOUNT=None(cli)
     amount->amount_pos:USD=None(cli)

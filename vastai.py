@@ -3267,6 +3267,7 @@ VARIABLE_NAME = Arg("name", VARIABLE, "name of the variable", key="key")
 USER_ID = Arg("--user_id", ID, "account id (default: yours)")
 CLIENT, OWNER = {"client_id": "me"}, {"owner": "me"}  # in a body, in a query
 IDENTITY = Local("-i --identity", KEY_FILE, "private SSH key file")
+NO_IDS = CliArg("-q --quiet", FLAG, "accepted for compatibility; no effect", hidden=True)
 MAX_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait, seconds", 600)
 RESULT_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait for the result, seconds", 60)
 WAIT, WAIT_STOPPED, WAIT_GONE = (
@@ -4298,13 +4299,13 @@ register("Billing",
     Command("show earnings", "GET /users/{user_id}/machine-earnings", SAFE, READS, "Show what your machines have earned",
         Local("-s --start_date", DATE, "first day, UTC (default: yesterday)"),
         Local("-e --end_date", DATE, "last day, UTC"),
-        Local("-m --machine_id MACHINE", ID, "only this machine"),
+        Local("-m --machine_id MACHINE", ID, "only this machine"), NO_IDS,
         Arg("--last_days", COUNT, "number of past days, instead of the dates"),
         Arg("--user_id", GIVEN_ID, "account id; me is your own", "me"),
         query=OWNER, either="last_days start_date, last_days end_date", rows="earning_rows", columns=EARNING_COLUMNS,
         footer="earning_totals", build="build_earnings", examples="-s 2026-01-01 -e 2026-01-31 -m 4242"),
     Command("show deposit", "GET /instances/balance/{id}/", SAFE, READS, "Show a reserved instance's deposit and discount",
-        Arg("id", INSTANCE_ID, "the instance", old="Id ID"),
+        Arg("id", INSTANCE_ID, "the instance", old="Id ID"), NO_IDS,
         query=OWNER, columns=DEPOSIT_CARD, look="show instances"),
     Command("transfer credit", "PUT /commands/transfer_credit/", ONCE, SPENDS, "Transfer credit to another account, permanently",
         CliArg("recipient", ACCOUNT, "email address or id of the account", None, name="recipient_pos"),
@@ -8091,7 +8092,9 @@ def run_set_role(call: Call) -> None:
 
 def run_show_env_vars(call: Call) -> Row:
     """The environment variables; without their values unless those are asked for."""
-    values = as_dict(call.send())
+    values = call.send()
+    if values is None:
+        raise VastAIError("the service sent null instead of the variables")
     return values if call["show_values"] else dict.fromkeys(values, "****")
 
 
@@ -8409,7 +8412,7 @@ def write_invoice(
 def earning_rows(call: Call, answer: Row) -> list[Row]:
     """What the machines earned, day by day, each part and their sum in dollars."""
     rows = []
-    for row in as_rows(answer.get("per_day")):
+    for row in objects(answer.get("per_day")):
         parts = [number_of(row, name) or 0 for name in EARNINGS]
         day = number_of(row, "day")
         rows.append({**row, "date": None if day is None else day * 86400, "total": sum(parts)})
@@ -14837,7 +14840,8 @@ def tfa_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
 
 
 def tfa_rows(call: Call, answer: Row) -> list[Row]:
-    return objects(answer.get("methods") or [])
+    methods, off = answer.get("methods"), answer.get("tfa_enabled") is False
+    return objects([] if off and methods is None else methods)
 
 
 def tfa_footer(call: Call, answer: Row) -> Iterator[str]:
