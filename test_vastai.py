@@ -9322,6 +9322,7 @@ class TestLines(FaultCase):
                            ("take snapshot 5 --docker_login_pass -SECRET", "--docker_login_pass: expected a value"),
                            ("create env-var N -SECRET", "no such option; write -- before a value"),
                            ("create env-var N --SECRET", "no such option; write -- before a value"),
+                           ("create env-var N x --quite=SECRET", "begins with -; did you mean '--quiet'?\n"),
                            ("set api-key -SECRET", "no such option; write -- before a value"),
                            ("set api-key my SECRET", "unexpected words"), ("show user --raw=SECRET", "takes no value"),
                            ("search offers --on_demand=SECRET", "takes no value"),

@@ -15483,8 +15483,7 @@ def unknown_option_error(row: Command, word: str) -> UsageError:
                 name = flag
     close = suggest_option(row, name)
     if hidden:
-        close += "; write -- before a value that begins with -"
-        return UsageError(f"no such option{close}")
+        return UsageError(f"no such option; write -- before a value that begins with -{close}")
     return UsageError(f"no option {without_value(name)!r}{close}")
 
 
