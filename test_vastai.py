@@ -9592,6 +9592,10 @@ for number, expected in enumerate([requests.HTTPError, requests.ConnectionError,
         assert str(again) == str(error)
         print(type(error).__name__)
 try:
+    client.request("e", "/x", {{}})
+except requests.HTTPError as error:
+    print(isinstance(error, vastai.VastAIError) and error.response.status_code)
+try:
     client.show_instance("x")
 except requests.RequestException:
     raise AssertionError
@@ -9611,12 +9615,12 @@ class Timeout(RequestException): pass
 
     def run_script(self, path="", library="requests"):
         server = self.serve(reply({"msg": "no"}, 500, Connection="close"), hang_up, stall, reply("", 502), hang_up,
-                            stall)
+                            stall, reply({"msg": "no"}, 400))
         done = subprocess.run([sys.executable, "-c", self.SCRIPT.format(here=HERE, url=server.url, library=library)],
                               capture_output=True, env={**os.environ, "PYTHONPATH": path}, timeout=20)
         self.assertEqual(done.stderr.decode(), "")
         self.assertEqual(done.stdout.decode().split(), ["VastAIError", "NetworkError",
-                                                        "NetworkError"] + ["OutcomeUnknownError"] * 3 + ["ValueError"])
+                                                        "NetworkError"] + ["OutcomeUnknownError"] * 3 + ["400", "ValueError"])
 
     def test_stand_in(self):
         with open(os.path.join(self.home, "requests.py"), "w", encoding="utf-8") as file:

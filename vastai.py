@@ -255,23 +255,31 @@ class ProgramError(VastAIError):
 def make_error(family: type[VastAIError], msg: str, **details: Any) -> VastAIError:
     """An error of `family`, also one of `requests` if the calling program has imported that
     library.
-
-    Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we
-    never import it.
     """
     timed_out = details.pop("timed_out", None)
-    name = ""
-    if details.get("response"):
-        name = "HTTPError"
-    elif timed_out is not None:
-        name = "Timeout" if timed_out else "ConnectionError"
-    other = getattr(sys.modules.get("requests"), name, None)
-    if not isinstance(other, type) or not issubclass(other, Exception):
+    other = requests_class(details.get("response"), timed_out)
+    if other is None:
         return family(msg, **details)
     members = {"__module__": "vastai.requests", "request": None}
     both = type(family.__name__, (family, other), members)
     error: VastAIError = both(msg, **details, timed_out=timed_out)
     return error
+
+
+def requests_class(response: Any, timed_out: bool | None) -> Any:
+    """The error of the library `requests` for a bad answer, or for none; None if the calling
+    program has not imported it.
+
+    Code written for the official SDK catches requests.HTTPError, ConnectionError and Timeout; we
+    never import it.
+    """
+    name = ""
+    if response:
+        name = "HTTPError"
+    elif timed_out is not None:
+        name = "Timeout" if timed_out else "ConnectionError"
+    other = getattr(sys.modules.get("requests"), name, None)
+    return other if isinstance(other, type) and issubclass(other, Exception) else None
 
 
 def no_answer_error(row: Command, request: Request, problem: NoAnswer) -> VastAIError:
@@ -11251,8 +11259,11 @@ def serverless_error(
     kinds = [kind]
     if kind is TimeoutError and "asyncio" in sys.modules:
         kinds.append(sys.modules["asyncio"].TimeoutError)  # another class before 3.11
+    timed_out = kind is TimeoutError if issubclass(kind, OSError) else None
+    kinds.append(requests_class(details.get("response"), timed_out) or kind)
     more = dict.fromkeys(kind for kind in kinds if not issubclass(family, kind))
-    both: Any = type(kind.__name__, (family, *more), {"__module__": "vastai.serverless"})
+    members = {"__module__": "vastai.serverless", "request": None}
+    both: Any = type(kind.__name__, (family, *more), members)
     error: VastAIError = both(text, **details)
     return error
 
