@@ -9520,7 +9520,6 @@ class RemoteJob(Launch):
         self.id = self.rented.id
         self.deadline = time.monotonic() + self.limit * 3600
         self.watch = Watch(self.call, self.id)
-        limit = self.call.get("start_timeout", 900)
         begun = admitted = time.monotonic()  # when ssh was last not denied
         alive = False
 
@@ -9533,7 +9532,7 @@ class RemoteJob(Launch):
                 self.address = address
                 status, _, told = self.ssh("true", limit=min(20.0, max(1.0, left)))
                 if status == 0:
-                    return "connected"
+                    return ""
                 denied = denied or "permission denied" in told.lower()
                 alive = alive or not mentions(told, UNREACHABLE_SIGNS)
             now = time.monotonic()
@@ -9546,8 +9545,8 @@ class RemoteJob(Launch):
             late = now - begun >= SILENCE
             return f"ssh did not answer for {SILENCE:g} s" if late and not alive else None
 
-        found = poll_until(look, limit, 1.0, 10.0) or "ssh cannot log in"
-        return "" if found == "connected" else found
+        problem = poll_until(look, self.call.get("start_timeout", 900), 1.0, 10.0)
+        return "ssh cannot log in" if problem is None else str(problem)
 
     def check(self) -> None:
         """Looks at the instance.  Raises VastAIError if it is lost."""
