@@ -16202,10 +16202,8 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
         arg, prefix = typed.options.get(canonical(word)), f"{name}="
     names = {"api_key", "profile", "url"}.intersection(typed.seen)
     whom = {name: typed.seen[name] for name in names}
-    values = value_words(arg, row, {**(start or {}), **whom})
+    values = value_words(arg, row, {**(start or {}), **whom}, before)
     found = [(prefix + text, meaning) for text, meaning in values]
-    if not prefix and arg and arg.many:  # what its list has already is not offered again
-        found = [pair for pair in found if pair[0] not in before]
     if not prefix and not typed.due and (stem or not row):
         found = next_words(stem) + found
     elif not word and not arg:
@@ -16241,10 +16239,17 @@ def next_words(stem: list[str]) -> Pairs:
     return list(found.items())
 
 
-def value_words(arg: Arg | None, row: Command | None, given: Row) -> Pairs:
-    """The values that an argument can take, if they are known, each with its meaning."""
+def value_words(arg: Arg | None, row: Command | None, given: Row, before: Sequence[str]) -> Pairs:
+    """The values that an argument can take, if they are known, each with its meaning; not those
+    that its list has already.
+    """
     if arg is None:
         return []
+    found = known_values(arg, row, given)
+    return [pair for pair in found if pair[0] not in before] if arg.many else found
+
+
+def known_values(arg: Arg, row: Command | None, given: Row) -> Pairs:
     if arg.choices or arg.kind is TRUTH:
         return [(str(choice), "") for choice in arg.choices or ("true", "false")]
     if row and row.fields and arg.kind in (QUERY, ORDER):
