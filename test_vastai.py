@@ -3995,6 +3995,14 @@ class EveryCommandTest(CommandCase):
                     if row.columns and "quiet" not in [arg.name for arg in row.args]:
                         self.assertEqual(len(printed["-q"].splitlines()), len(rows))
 
+    def test_a_format_of_any_kind_gets_rows_and_columns(self):
+        def write(listing):
+            return "".join(f"{column[0]}: {vastai.format_cell(column, row)}\n" for row in listing.chosen for column in listing.columns)
+
+        with mock.patch.dict(vastai.WRITERS, tsv=write):
+            self.assertRegex(self.ok("show ssh-keys --format tsv"), r"\AID: \d+\n(.*\n)*Key: ssh-ed25519 ")
+            self.assertRegex(self.ok("show ssh-keys --format tsv --fields id"), r"\Aid: \d+\n\Z")
+
     def test_nonsense_from_the_service_is_an_error(self):
         local = ("set api-key", "set role", "tfa logout", "dump-logs", "help", "repl", "completion")
         hollow = {name: [{}] for row in vastai.COMMANDS.values()

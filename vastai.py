@@ -13909,9 +13909,8 @@ if __name__ == "vastai":  # the official package's modules: this one answers for
 class Listing:
     """Rows on their way to stdout.
 
-    `columns` are those of a table; the other formats get none, but all members or the `fields` that
-    --fields chose.  `single` says that the one row is a single thing rather than a list.  `hidden`
-    are the headers that found no room.
+    `columns` are those of a table, `fields` the names that --fields chose, `single` says that the
+    one row is a single thing rather than a list.  `hidden` are the headers that found no room.
     """
 
     def __init__(
@@ -14018,7 +14017,7 @@ def present(call: Call, result: Any) -> None:
     else:
         rows, alone = rows_of(call, result), is_single(row, result)
         whole: list[Any] = [result]
-        listing = Listing(whole if rows is None else rows, (), view, alone)
+        listing = Listing(whole if rows is None else rows, row.columns, view, alone)
         warn_of_fields(call, listing)
         write_out(WRITERS[view.format](listing))
 
