@@ -1803,19 +1803,19 @@ def parse_order(order: Any, aliases: dict[str, str], fields: str, tell: Tell) ->
     A field is followed by `-` or `desc`, or has the `-` before it, for descending.  `tell` hears of
     those that `fields` does not describe.
     """
-    if order is None:
-        return [["score", "desc"]]
     import re
 
-    result = []
-    if not isinstance(order, str):
-        for part in order:
-            named = isinstance(part, str)
-            result += parse_order(part, aliases, fields, tell) if named else [part]
-        return result
+    if order is None:
+        order = "score-"
     known = [*field_types(fields), *aliases, "score", "dph_total"]
-    for part in filter(None, map(str.strip, order.split(","))):
-        match = re.fullmatch(r"([-+]?)\s*([\w.]+)\s*([-+]?|\s(?i:asc|desc))", part, re.ASCII)
+    result = []
+    for part in filter(str.strip, order.split(",")) if isinstance(order, str) else order:
+        if not isinstance(part, str):
+            result.append(part)
+            continue
+        match = re.fullmatch(
+            r"([-+]?)\s*([\w.]+)\s*([-+]?|\s(?i:asc|desc))", part.strip(), re.ASCII
+        )
         if not match:
             given = printable(part)
             raise UsageError(
