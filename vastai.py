@@ -9843,8 +9843,7 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
     import threading
 
     tasks, stopped = list(items), threading.Event()
-    # These print, or belong to a program that is ending, which starts no more threads.
-    in_order = call.client.curl or call.client.explain or not threading.main_thread().is_alive()
+    in_order = call.client.curl or call.client.explain  # these print
     changes = call.row.effect != READS
 
     def outcome(task: Any) -> Any:
@@ -9865,9 +9864,13 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
             break
     if not tasks:
         return done
-    from concurrent.futures import ThreadPoolExecutor
+    try:
+        from concurrent.futures import ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+        pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+        pool.submit(int)
+    except RuntimeError:  # a program that is ending starts no more threads
+        return done + [outcome(task) for task in tasks]
     started = []
     try:
         for task in tasks:
