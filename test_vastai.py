@@ -5928,7 +5928,7 @@ class TestGivingBack(RentingCase):
         self.assertEqual(self.held, [])
         self.box.fail("POST /get_endpoint_workers/", 500, "oh", times=99)
         err = self.benchmark(8)
-        self.assertEqual(len(self.held), 1)
+        self.assertEqual(self.held, [], "the deletion of the workergroup has named it")
         self.assertRegex(err, r"the workers of endpoint \d+ could not be listed; check with `vastai show instances`")
 
     def test_benchmarks_that_are_refused(self):
@@ -5938,9 +5938,9 @@ class TestGivingBack(RentingCase):
         self.assertEqual((self.sent("GET /api/v0/endptjobs/"), self.held), ([], []))
 
     def test_benchmarks_whose_workers_outlive_their_workergroup(self):
-        """Those that its deletion names as left, and those that come up meanwhile, are given back as well."""
+        """Those that its deletion names, gone or left, and those that come up meanwhile, are given back as well."""
         serve, deleted = self.box.answer, []
-        for named in (False, True):
+        for named in ("", "failed_workers", "deleted_workers"):
             del deleted[:]
 
             def answer(call, named=named):
@@ -5948,12 +5948,13 @@ class TestGivingBack(RentingCase):
                 if call.path == "/get_endpoint_workers/":
                     body = {"workers": [{"id": id, "status": "loading"} for id in deleted]}
                 elif call.path.startswith("/api/v0/autojobs/") and call.method == "DELETE":
-                    body = {"success": True, "failed_workers": self.held if named else []}
+                    body = {"success": True, named: self.held}
                     deleted[:] = [] if named else self.held
                 return status, body if isinstance(body, str) else json.dumps(body), headers
             self.box.answer = answer
             self.benchmark(0)
-            self.assertEqual((self.held, len(self.sent("DELETE /api/v0/instances/.*"))), ([], 1 + named))
+            self.assertEqual(self.held, [], named)
+        self.assertEqual(len(self.sent("DELETE /api/v0/instances/.*")), 3)
 
     def test_benchmarks_whose_workers_cannot_be_given_back(self):
         self.box.fail("DELETE /api/v0/instances/.*", 500, "oh", times=99)

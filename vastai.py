@@ -8782,7 +8782,7 @@ class Rented:
         self.verb = "destroy" if kind == "instance" else "delete"
         self.made_up, self.ours = made_up, ours
         self.past: set[Any] = set()  # all its ids so far: one name may serve for several tries
-        self.failed: list[Any] = []  # workers that its deletion has left behind
+        self.workers: list[Any] = []  # that its deletion has named, gone or not
 
     @property
     def found(self) -> Any:
@@ -8865,7 +8865,8 @@ class Rented:
         """
         try:
             answer = self.call.do(f"{self.verb}_{self.kind}", id=id)
-            self.failed += as_list(as_dict(answer).get("failed_workers"))
+            for name in ("deleted_workers", "failed_workers"):
+                self.workers += as_list(as_dict(answer).get(name))
             if not self.looks:
                 return False
         except VastAIError as error:
@@ -11176,7 +11177,7 @@ class Measurement:
         self.list_last_workers()
         for rented in self.rented:  # last the workers, also those added meanwhile
             rented.give_back()
-            self.hold(rented.failed)
+            self.hold(rented.workers)
             if rented.kind == "workergroup":
                 self.list_last_workers()  # one may have come up until then
 
