@@ -686,7 +686,7 @@ def redact_diagnostics(value: Any, secrets: Sequence[str]) -> Any:
 
 
 def _secrets(text: str) -> Spans:
-    """(start, end) of each password, value of a name such as token, and token known by its looks."""
+    """(start, end) of passwords, values of names such as token, and tokens known by their looks."""
     import re
 
     for found in re.finditer(PASSWORD, text):
@@ -1767,7 +1767,7 @@ def meant_number(text: str, unit: str) -> str:
     import re
 
     match = re.fullmatch(
-        r"\$?\s*((?:\d{1,3}(?:[, _]\d{3}){1,9}|\d{1,99})(?:\.\d+)?|\.\d+)\s*([a-z$/][\w/$]{0,9}|%)?",
+        r"\$?\s*((?:\d{1,3}(?:[, _]\d{3}){1,9}|\d{1,99})(?:\.\d+)?|\.\d+)\s*([a-z$/][\w/$]*|%)?",
         text,
         re.I | re.ASCII,
     )
