@@ -376,19 +376,22 @@ def no_key_error(profile: str) -> AuthError:
     """The error of a command that needs an API key if none is found: says where it was looked for,
     and why what is there is no key.
     """
+    option = f" --profile {profile}" if profile else ""
+    for path in key_files(profile=profile):
+        problem = read_key_file(path)[1]
+        if problem and problem != EMPTY_KEY_FILE:
+            hint = f"Make it readable, or replace it with `vastai set api-key{option}`."
+            return AuthError(f"the API key file {path} {problem}", hint=hint)
     if profile:
         path = profile_file("vast_api_key", profile)
         problem = read_key_file(path)[1] or "is not there"
-        hint = f"Save one with `vastai set api-key --profile {profile}`."
+        hint = f"Save one with `vastai set api-key{option}`."
         return AuthError(
             f"Profile {profile} has no API key: {path or 'its file'} {problem}", hint=hint
         )
     places = ["--api-key (api_key=)", "VAST_API_KEY"]
     for path in key_files():
         problem = read_key_file(path)[1]
-        if problem and problem != EMPTY_KEY_FILE:
-            hint = "Make it readable, or replace it with `vastai set api-key`."
-            return AuthError(f"the API key file {path} {problem}", hint=hint)
         place = "~/.vast_api_key" if path == old_key_file() else path
         places.append(f"{place} ({problem})" if problem else place)
     if not own_file("config", ""):
