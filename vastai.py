@@ -4620,13 +4620,11 @@ class Call:
         """Does the user of the command line say yes?  A program is not asked, and does not."""
         return self.cli and agreed(question)
 
-    def signals_caught(self, wanted: bool = True, tells: Callable[[], str] = str) -> Any:
+    def signals_caught(self, wanted: bool = True, tells: Callable[[], str] = str) -> SignalGuard:
         """A block in which signals interrupt as Ctrl-C does, and what it then `tells` is said on
         stderr; signals of a program are its own.
         """
-        import contextlib
-
-        return SignalGuard(tells) if self.cli and wanted else contextlib.nullcontext()
+        return SignalGuard(tells, off=not (self.cli and wanted))
 
     def remark(self, text: str) -> None:
         """Tells the user of the command line something, unless --quiet is given."""
@@ -8714,18 +8712,20 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SignalGuard:
-    """In its block SIGTERM, SIGHUP and SIGBREAK interrupt as Ctrl-C does; what it then `tells` is
-    said on stderr.
+    """In its block SIGTERM, SIGHUP and SIGBREAK interrupt as Ctrl-C does, unless it is `off`; what
+    it then `tells` is said on stderr.
 
     Only in the main thread, and only those whose handler is the default one: nohup, and a program's
     own handlers, stay in force.
     """
 
-    def __init__(self, tells: Callable[[], str] = str) -> None:
-        self.tells = tells
+    def __init__(self, tells: Callable[[], str] = str, off: bool = False) -> None:
+        self.tells, self.off = tells, off
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
+        if self.off:
+            return self
         import signal
         import threading
 
@@ -8740,6 +8740,8 @@ class SignalGuard:
         raise Interrupted(number)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.off:
+            return
         import signal
 
         words = self.tells() if isinstance(error, KeyboardInterrupt) else ""
