@@ -5688,7 +5688,6 @@ def load_modules() -> None:
     child would find the modules half loaded, and wait forever for the thread that loads them.
     """
     with loading:
-        import contextlib  # noqa: F401
         import json  # noqa: F401
         import select  # noqa: F401
         import socket  # noqa: F401
