@@ -7296,6 +7296,7 @@ class CompatTest(CommandCase):
             "import vastai.cli.main; assert vastai.cli.main.main(['--version']) == 0\n"
             "assert V is VastAI is vastai_sdk.VastAI\n"
             "client = V(api_key='k'); assert client.client.api_key == client.api_key_access == 'k'\n"
+            "client.api_key_access = 'm'; assert client.api_key == 'm'\n"
             "assert client.creds_source == 'CODE'\n"
             "assert isinstance(client.show_instances(raw=True), list)")
 

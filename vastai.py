@@ -13270,6 +13270,10 @@ class VastAI:
         """Another name for `api_key`."""
         return self.api_key
 
+    @api_key_access.setter
+    def api_key_access(self, key: str | None) -> None:
+        self.api_key = key
+
     @property
     def client(self) -> VastAI:
         """The client itself: programs for the official SDK read `client.api_key` from here."""
