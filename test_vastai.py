@@ -9386,6 +9386,8 @@ class TestLines(FaultCase):
             self.assertEqual(self.run_here(nested, *words, "id.b,a.b")[:3], (0, expected, ""))
             self.assertEqual(self.run_here(nested, *words, "id.c,ID").stderr,
                              "--fields: no row has 'id.c'\n--fields: no row has 'ID'; did you mean 'id'?\n")
+        server_of_offers = self.serve(reply({"offers": [{"id": 7, "dph_total": 0.5}]}))
+        self.assertIn("did you mean 'dph_total'?", self.run_here(server_of_offers, "search", "offers", "--fields", "dph").stderr)
         status, out, err = self.run_here(server, "show", "invoices-v1", "-i", "--fields", " , ")
         self.assertEqual((status, out, "expected field names" in err), (2, "", True), err)
         text = self.run_here(server, "show", "invoices-v1", "-i", "--format", "tsv", "--fields", "a,b")[1]

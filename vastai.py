@@ -14205,7 +14205,8 @@ def warn_of_fields(call: Call, listing: Listing) -> None:
     known = {name for row in listing.rows for name in row}
     for name in listing.fields:
         if known and not any(has_path(row, name) for row in listing.rows):
-            remark(call, f"--fields: no row has {printable(name)!r}{suggest(name, known)}")
+            near = suggest(ALIASES.get(name, name), known)
+            remark(call, f"--fields: no row has {printable(name)!r}{near}")
 
 
 def format_card(listing: Listing) -> str:
