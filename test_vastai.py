@@ -12639,6 +12639,13 @@ class ScreenTest(ShellCase):
         self.assertEqual(err.getvalue(), "vastai: red \\x1b[31m, right to left \\u202e, a line \\u2028 and \\r\n"
                                          "\\x1b]0;title\\x07\n")
 
+    def test_progress_at_a_terminal_that_cannot_redraw(self):
+        code = "import vastai\nfor text in ('one', 'one', 'two', ''): vastai.show_progress(text, '3 s')"
+        env = {**self.env, "TERM": "dumb", "PYTHONPATH": os.path.dirname(os.path.abspath(vastai.__file__))}
+        with Terminal([sys.executable, "-c", code], env) as terminal:
+            self.assertEqual(terminal.expect("two").split(), ["one"])
+            self.assertEqual(terminal.status(), 0)
+
     def test_a_secret_is_not_shown(self):
         code = "import vastai; vastai.write_out(repr(vastai.ask_secret('API key')))"
         env = {**self.env, "PYTHONPATH": os.path.dirname(os.path.abspath(vastai.__file__))}

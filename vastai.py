@@ -2247,14 +2247,15 @@ progress_shown = [""]  # the text that show_progress was last given
 
 
 def show_progress(text: str, changing: str = "", in_pipe: bool = False) -> None:
-    """A line about work under way, and "" at its end.  At a terminal it is redrawn; with `in_pipe`
-    a pipe gets a line for each new `text`.  `changing` is for a terminal alone, such as seconds.
+    """A line about work under way, and "" at its end.  At a terminal it is redrawn; a terminal that
+    cannot do that, and with `in_pipe` a pipe, get a line for each new `text`.  `changing` is only
+    for what is redrawn, such as seconds.
     """
     if erasable(sys.stderr):
         line = printable(f"{text} {changing}" if changing else text, 0)
         if text or progress_shown[0]:
             write_err(CLEAR + truncate(line, terminal_width() - 3))
-    elif in_pipe and text and text != progress_shown[0]:
+    elif text not in ("", progress_shown[0]) and (in_pipe or is_terminal(sys.stderr)):
         write_err(printable(text, 0) + "\n")
     progress_shown[0] = text
 
