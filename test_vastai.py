@@ -8911,6 +8911,12 @@ class TestOddAnswers(FaultCase):
                 self.assertEqual((status, bool(out), "empty answer" in err), (expected, not expected, bool(expected)), err)
         self.error(self.client(self.serve(reply({}))).show_gpu_locations)
 
+    def test_a_method_does_not_say_that_it_copied(self):
+        client = self.client(self.serve(reply({"success": True, "dst_addr": "a.b", "dst_port": 22})), raw=False)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            client.copy("x", "7:/y")
+        self.assertEqual(out.getvalue(), "Now rsync can copy x to 7:/y at a.b.\n")
+
     def test_null_is_not_told_as_none(self):
         for line, answer in (("show env-vars", {"secrets": None}), ("tfa status", {"methods": None}), ("show earnings", {"per_day": None}),
                              ("tfa status", {"tfa_enabled": True}), ("show earnings", {"per_machine": []})):

@@ -3847,7 +3847,7 @@ register("Copies and backups",
         CliArg("--exclude PATTERN", TEXTS, "rsync pattern of files to leave out; can be repeated",
             again=True),
         build="build_copy", run="run_copy",
-        done="Copied {src} to {dst} at {dst_addr}.|Copied {src} from {src_addr} to {dst}."
+        done="{copied} {src} to {dst} at {dst_addr}.|{copied} {src} from {src_addr} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instances`.",
         note="SRC and DST are INSTANCE:PATH or C.INSTANCE:PATH, V.VOLUME:PATH, s3.ID:PATH, drive.ID:PATH … (a "
              "connection, from show connections), vast.ID:PATH (a backup), local:PATH or PATH (this computer; needs "
@@ -7819,6 +7819,7 @@ def run_copy(call: Call) -> Row:
         if "VMs" in error.msg:
             error.hint = "Only the whole disk of a VM can be copied; leave out the path."
         raise
+    call.params["copied"] = "Copied" if call.cli else "Now rsync can copy"
     if not call.cli:
         return answer
     if src in (None, "local"):
