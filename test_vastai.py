@@ -8911,6 +8911,14 @@ class TestOddAnswers(FaultCase):
                 self.assertEqual((status, bool(out), "empty answer" in err), (expected, not expected, bool(expected)), err)
         self.error(self.client(self.serve(reply({}))).show_gpu_locations)
 
+    def test_a_warning_without_stderr(self):
+        client, closed = self.client(self.serve(reply(RENTED))), io.StringIO()
+        closed.close()
+        for stream in (closed, None):
+            with contextlib.redirect_stderr(stream), warnings.catch_warnings():
+                warnings.simplefilter("always")
+                self.assertEqual(client.create_instance(7, "x", env="A=1 --ipc=host"), RENTED)
+
     def test_a_method_does_not_say_that_it_copied(self):
         client = self.client(self.serve(reply({"success": True, "dst_addr": "a.b", "dst_port": 22})), raw=False)
         with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -4645,7 +4645,10 @@ class Call:
         if not self.cli:
             import warnings
 
-            warnings.warn(text, stacklevel=2)
+            try:
+                warnings.warn(text, stacklevel=2)
+            except ValueError:  # stderr is closed
+                pass
         elif not self.client.quiet and text not in self.view.warned:
             self.view.warned.add(text)
             warn(text)
