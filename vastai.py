@@ -66,14 +66,15 @@ else:
 
     def record(cls):
         """A class of attributes with defaults; to import dataclasses for that would take 13 ms."""
-        names = tuple(cls.__annotations__)
+        names, known = tuple(cls.__annotations__), set(cls.__annotations__)
         defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
         wrap_up = getattr(cls, "__post_init__", None)
 
         def __init__(self, *args, **given):
-            vars(self).update({**defaults, **dict(zip(names, args)), **given})
-            if len(args) > len(names) or vars(self).keys() != set(names):
+            members = {**defaults, **dict(zip(names, args)), **given}
+            if len(args) > len(names) or members.keys() != known:
                 raise TypeError(f"expected {cls.__name__}({', '.join(names)})")
+            self.__dict__ = members
             if wrap_up:
                 wrap_up(self)
 
@@ -7822,9 +7823,10 @@ def run_copy(call: Call) -> Row:
         if "VMs" in error.msg:
             error.hint = "Only the whole disk of a VM can be copied; leave out the path."
         raise
-    call.params["copied"] = "Copied" if call.cli else "Now rsync can copy"
+    call.params["copied"] = "Now rsync can copy"
     if not call.cli:
         return answer
+    call.params["copied"] = "Copied"
     if src in (None, "local"):
         there = rsync_place(answer, "dst", dst, dst_path)
         run_rsync(call, answer["dst_port"], [for_rsync(os.path.expanduser(src_path)), there])
@@ -13310,12 +13312,10 @@ class VastAI:
 
     def _call(self, row: Command, args: Sequence[Any], given: Row) -> Any:
         """A method call: binds, checks, performs; prints instead of returning if `raw` is off."""
-        taken = {arg.name for arg in row.args_of("sdk")}
-        now = {
-            name: given.pop(name)
-            for name in ("raw", "explain", "quiet", "curl")
-            if name in given.keys() - taken
-        }
+        asked = given.keys() & {"raw", "explain", "quiet", "curl"}
+        if asked:  # for this call alone
+            asked -= {arg.name for arg in row.args_of("sdk")}
+        now = {name: given.pop(name) for name in asked}
         client, key = self.varied(**now) if now else self, self.api_key
         view = View("json" if client.raw else "table")
         with row:
