@@ -1959,6 +1959,7 @@ def _env_options(env: str) -> Iterator[Pair]:
     before = ""  # the name or the value that has just been read
     while words:
         word = words.pop()
+        name: str
         name, sign, value = re.findall(r"(?s)(-[epvh](?=.)|[^=]*)(=?)(.*)", word)[0]
         option = ENV_OPTIONS.get(name, name)
         if name in DOCKER_FLAGS.split():
@@ -6023,7 +6024,8 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
     for a redirect that is not followed.
     """
     url, trusted, body = request.target, request.auth, request.body
-    for _ in range(6):
+    redirects = 0
+    while True:
         data = None if body is None else encode_json(body)
         key = client.api_key if trusted else None
         ask = Ask(url, data, request.method, key or "", safe=request.safe, limit=timeout)
@@ -6042,8 +6044,10 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
             if any(body.get(name) is not None for name in request.hidden):
                 reason = f"to {url}, which must not see this request's secrets"
                 break
-    else:
-        reason = f"more than 5 times, the last time to {url}"
+        redirects += 1
+        if redirects > 5:
+            reason = f"more than 5 times, the last time to {url}"
+            break
     answer.secrets = request.secrets + client.secrets
     words = printable(redact_text(reason, answer.secrets), 300)
     raise make_error(VastAIError, f"the service redirects {words}; not followed", response=answer)
@@ -11328,7 +11332,8 @@ def reach(ask: Ask) -> Steps:
     """
     from urllib.parse import urlsplit
 
-    for _ in range(6):
+    redirects = 0
+    while True:
         try:
             parts = urlsplit(ask.url)
             signed = parts.scheme == "https" and is_address(parts.hostname or "")
@@ -11345,7 +11350,8 @@ def reach(ask: Ask) -> Steps:
             if ask.root == old:
                 raise
             answer = yield ask
-        if not answer.redirect:
+        redirects += 1
+        if not answer.redirect or redirects > 5:
             break
         try:
             url, same = redirect_target(ask.method, ask.url, answer.status_code, answer.redirect)
@@ -12996,8 +13002,9 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
     def begin(self, job: Job, request: Tracker) -> ServerlessRequest:
         import asyncio
 
-        kind: Any = sys.modules[__name__].ServerlessRequest  # made when it is first asked for
-        future: ServerlessRequest = request if isinstance(request, kind) else kind(job.tracker)
+        # made when it is first asked for
+        kind: type[ServerlessRequest] = sys.modules[__name__].ServerlessRequest
+        future = request if isinstance(request, kind) else kind(job.tracker)
         tasks = self.streams().tasks
         task = asyncio.ensure_future(self.run(job))
         tasks.add(task)
@@ -13936,7 +13943,8 @@ class Listing:
     ) -> None:
         self.rows, self.single, self.full = rows, single, view.full
         self.bright = view.color and colored()
-        self.fields = [name.strip() for name in view.fields.split(",") if name.strip()]
+        names: list[str] = view.fields.split(",")
+        self.fields = [name.strip() for name in names if name.strip()]
         self.columns = [(name, name, "", 0) for name in self.fields] or columns
         self.hidden: list[str] = []
 
@@ -14370,12 +14378,14 @@ def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
         if {int, float}.issuperset(map(type, values)):
             return list(map(shape.__mod__, values if scale == 1 else [v * scale for v in values]))
 
-        def make(value: Any) -> str:
+        def number_or_text(value: Any) -> str:
             if type(value) is str and form[-1:] == "f":  # the service has some numbers as text
                 value = value if as_number(value) is None else as_number(value)
             if type(value) is float or type(value) is int:
                 return shape % (value * scale)
             return format_value(value)
+
+        make = number_or_text
 
     if {str}.issuperset(map(type, values)):  # names and states: each stands in many rows
         cells = {value: make(value) for value in set(values)}
