@@ -652,7 +652,8 @@ _WORD = r"[^\s\"'<>(,;@"  # a character of the words around an @, but none of:
 PASSWORD = (  # in `user:PASSWORD@host` and in `https://TOKEN@host`, after the first group
     rf"(://(?:{_WORD}:]{{0,400}}:(?!\d+/)|(?={_WORD}:/]{{12,400}}@))"
     rf"|(?<!{_WORD}]){_WORD}:]{{1,400}}:(?={_WORD}/]+@))"
-    rf"{_WORD}]{{1,400}}(?:@{_WORD}/]+)*(?=@(?!sha256:))"
+    # \2 gives no character back: there is an @ behind all of them, or behind none.
+    rf"(?=({_WORD}]{{1,400}}))\2(?:@{_WORD}/]{{1,400}}){{0,9}}(?=@(?!sha256:))"
 )
 
 
