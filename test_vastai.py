@@ -5292,10 +5292,12 @@ class TestWatch(FaultCase):
         self.assertEqual(self.run_here(server, "watch", "offers", "-q", "--max-wait", "0").stdout, "1\n2\n")
 
     def test_sparklines(self):
-        self.assertEqual(vastai.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 0, 8), vastai.blocks())
-        self.assertEqual(vastai.sparkline([None, 3, "x", 4]), f" {vastai.blocks()[0]} {vastai.blocks()[7]}")
-        self.assertEqual((vastai.sparkline([]), vastai.sparkline([5, 5])), ("", vastai.blocks()[0] * 2))
-        self.assertEqual([vastai.format_use(share) for share in (None, -1, 0.5)], ["-", "-", f"{vastai.blocks()[4]} 50%"])
+        self.assertEqual(vastai.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 0, 8), vastai.BLOCKS)
+        self.assertEqual(vastai.sparkline([None, 3, "x", 4]), f" {vastai.BLOCKS[0]} {vastai.BLOCKS[7]}")
+        self.assertEqual((vastai.sparkline([]), vastai.sparkline([5, 5])), ("", vastai.BLOCKS[0] * 2))
+        self.assertEqual([vastai.format_use(share) for share in (None, -1, 0.5)], ["-", "-", f"{vastai.BLOCKS[4]} 50%"])
+        self.assertEqual(vastai.level(float("inf")), vastai.BLOCKS[7])
+        self.assertEqual(vastai.encodable(vastai.BLOCKS, io.TextIOWrapper(io.BytesIO(), "ascii")), ".:-=+*%#")
 
 
 class JobPriceTest(CommandCase):
@@ -10620,6 +10622,26 @@ class TestBadInput(FaultCase):
                 self.client(server).tfa_activate(method_id=method_id, code="123456", secret="s")
             sent = json.loads(server.requests[0]["body"])["tfa_method_id"]
             self.assertEqual((sent, type(sent)), (method_id, type(method_id)))
+
+    def test_ids_in_an_array(self):
+        """Those of other libraries compare item by item, and are neither true nor false."""
+        class Array:
+            def __iter__(self):
+                return iter((7, 8))
+
+            def __ne__(self, other):
+                raise ValueError("ambiguous")
+
+            __eq__ = __ne__
+
+        server = self.serve(reply({"success": True}))
+        self.client(server).start_instances(ids=Array())
+        self.assertIn([7, 8], json.loads(server.requests[0]["body"]).values())
+
+    def test_an_overlay_of_5000_digits_is_a_name(self):
+        server = self.serve(reply({"success": True}))
+        self.client(server).delete_overlay("9" * 5000)
+        self.assertEqual(json.loads(server.requests[0]["body"]), {"overlay_name": "9" * 5000})
 
     def test_environments_that_cannot_be_read(self):
         for words in (["FOO BAR"], ["-e FOO"], ["-p web"], ["--sudo"], ["{A:1}"]):

@@ -524,6 +524,11 @@ def is_digits(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
+def is_id(text: str) -> bool:
+    """Can a text be the number of something?"""
+    return is_digits(text) and len(text) < 20
+
+
 def suggest(word: str, words: Iterable[str], least: float = 0.7) -> str:
     """'; did you mean X?' for a slightly misspelled word, or nothing; `least`: how much of it is
     right.
@@ -539,7 +544,13 @@ def suggest(word: str, words: Iterable[str], least: float = 0.7) -> str:
 
 def mentions(text: str, signs: str) -> bool:
     """Does a text hold one of some signs, small and with commas between them?"""
-    return any(sign in text.lower() for sign in signs.split(", "))
+    low = text.lower()
+    return any(sign in low for sign in signs.split(", "))
+
+
+def failure_of(text: str, table: dict[str, str], otherwise: str = "") -> str:
+    """The name of the first entry of a table one of whose signs is in a message."""
+    return next((name for name, signs in table.items() if mentions(text, signs)), otherwise)
 
 
 def parse_table(text: str) -> dict[str, str]:
@@ -2208,17 +2219,25 @@ PLAIN = parse_table("""\
 ↑: ^
 ↓: v
 →: ->
-×: x""")
+×: x
+▁: .
+▂: :
+▃: -
+▄: =
+▅: +
+▆: *
+▇: %
+█: #""")
 
 
 def encodable(text: str, stream: TextIO) -> str:
     """`text` with plain signs for the few of ours that the encoding of a stream lacks."""
     if text.isascii():
         return text
-    try:
-        "".join(PLAIN).encode(getattr(stream, "encoding", None) or "utf-8")
-    except (UnicodeEncodeError, LookupError):
-        for sign, plain in PLAIN.items():
+    for sign, plain in PLAIN.items():
+        try:
+            sign.encode(getattr(stream, "encoding", None) or "utf-8")
+        except (UnicodeEncodeError, LookupError):
             text = text.replace(sign, plain)
     return text
 
@@ -4743,7 +4762,7 @@ def check_together(row: Command, params: Row, cli: bool) -> None:
     given = {
         name
         for name, value in params.items()
-        if value is not None and value is not False and value != []
+        if value is not None and value is not False and (type(value) is not list or value)
     }
     mine = {arg.name for arg in row.args_of("cli" if cli else "sdk")}
     one_of = row.one_of.split(", ")
@@ -5241,8 +5260,7 @@ def launch_query(call: Call) -> Row:
     number = str(call["num_gpus"]).strip()
     usual = number in ("1", "2", "4", "8", "12", "14")
     if not usual and (call.cli or not is_digits(number)):
-        label = call.label("num_gpus")
-        raise UsageError(f"{label}: expected 1, 2, 4, 8, 12 or 14, not {printable(number)!r}")
+        raise UsageError(f"--num-gpus: expected 1, 2, 4, 8, 12 or 14, not {printable(number)!r}")
     conditions = {**OFFER_DEFAULTS, "rented": {"eq": False}, "num_gpus": {"eq": number}}
     model = call["gpu_name"].strip("\"' ").replace("_", " ")
     if not model or any(c in "\"'=<>![]{},;|&" or not c.isprintable() for c in model):
@@ -5392,7 +5410,7 @@ def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
     id, colon, path = text.partition(":")
     if not colon or on_drive(text) or (call.cli and os.path.exists(os.path.expanduser(text))):
         id, path = None, text
-        if is_digits(text) and len(text) < 20:
+        if is_id(text):
             id, path = int(text), "/"
     remote = id not in (None, "local")
     good = id != "" and path and "//" not in path and "-" not in (path[0], str(id)[0])
@@ -5455,8 +5473,10 @@ def build_market(call: Call, query: Row) -> None:
 def build_overlay(call: Call, body: Row) -> None:
     """A whole number is an overlay's id, anything else its name."""
     overlay = call["overlay_identifier"]
-    number = is_digits(overlay)
-    body.update({"overlay_id": int(overlay)} if number else {"overlay_name": overlay})
+    if is_id(overlay):
+        body["overlay_id"] = int(overlay)
+    else:
+        body["overlay_name"] = overlay
 
 
 def check_period(start: float, end: float) -> None:
@@ -7684,7 +7704,7 @@ def run_scp(call: Call) -> None:
 def instance_of_place(place: str) -> int | None:
     """The instance that ID:PATH names; None for a local path."""
     id, colon, _ = place.partition(":")
-    return int(id) if colon and is_digits(id) and len(id) < 20 else None
+    return int(id) if colon and is_id(id) else None
 
 
 def run_address(call: Call) -> str:
@@ -10156,23 +10176,14 @@ def volumes_footer(call: Call, answer: Row) -> list[str]:
 # ----------------------------------------------------------------------------------------- watching
 # `watch` looks again and again, and tells what has changed.
 
-BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"  # eight steps
+BLOCKS = "▁▂▃▄▅▆▇█"  # eight steps
 LONGEST_WATCH_PAUSE = 300.0  # seconds between two looks while the service asks for fewer of them
 SAMPLES = 20  # of the use of a GPU, in its sparkline
 
 
-def blocks() -> str:
-    """Eight signs from low to high that stdout can show."""
-    try:
-        BLOCKS.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except (UnicodeEncodeError, LookupError):
-        return PLAIN_BLOCKS
-    return BLOCKS
-
-
 def level(share: float) -> str:
     """The sign for a share from 0 to 1."""
-    return blocks()[min(7, max(0, int(share * 8)))]
+    return BLOCKS[int(min(7, max(0, share * 8)))]
 
 
 def sparkline(values: Sequence[Any], low: float | None = None, high: float | None = None) -> str:
@@ -10294,7 +10305,6 @@ class Monitor:
                     self.say(f"{self.words[0]} exited with status {self.status}")
             if self.call["once"]:
                 return True
-        self.status = 0
         return None
 
     def say(self, text: str) -> None:
@@ -10755,12 +10765,8 @@ class SelfTest:
     def save(self, instance: int | None = None) -> None:
         """Writes the diagnostics of a failure, once."""
         call, notes = self.call, self.result["diagnostics"]
-        off = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower() in (
-            "0",
-            "false",
-            "no",
-            "off",
-        )
+        wish = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower()
+        off = wish in ("0", "false", "no", "off")
         if self.result["failure_code"] and not (notes or off or call["no_support_bundle"]):
             try:
                 notes["support_bundle"] = write_bundle(
@@ -10817,14 +10823,6 @@ nccl_failed: nccl, unhandled system error, connection timed out, allreduce, peer
 ecc_failed: ecc, volatile double bit, aggregate single bit
 stress_gpu_burn_failed: stress, gpu-burn, xid, thermal, power limit, burn-in, hardware error
 resnet_failed: resnet, torch, out of memory, outofmemory, cudnn, cublas, cuda error, runtimeerror""")
-
-
-def failure_of(text: str, table: dict[str, str], otherwise: str = "") -> str:
-    """The entry of a table of which a message has a word."""
-    for code, words in table.items():
-        if mentions(text, words):
-            return code
-    return otherwise
 
 
 def run_dump_logs(call: Call) -> Row:
@@ -13879,7 +13877,7 @@ def other_name(name: str) -> Any:
         return {"offers_fields": fields, "offers_alias": ALIASES, "offers_mult": MULTIPLIERS}.get(
             name
         )
-    if any(name in module.split(".") for module in OFFICIAL_MODULES.split()):
+    if name in OFFICIAL_MODULES.replace(".", " ").split():
         return sys.modules[__name__]
     if name in {row.of for row in COMMANDS.values() if row.of}:
         return dict
@@ -16066,13 +16064,8 @@ def overview(verb: str = "", profile: str = "") -> str:
     return join_blocks([*head, *help_sections(sections, wide, width)])
 
 
-LAST_GROUPS = (
-    "Access",
-    "Disk and volumes",
-    "Price and time",
-    "Waiting",
-    "Options",
-)  # in this order
+# in this order
+LAST_GROUPS = ("Access", "Disk and volumes", "Price and time", "Waiting", "Options")
 
 
 def command_help(row: Command) -> str:
@@ -16172,9 +16165,13 @@ def format_flags(arg: Arg) -> str:
     """An argument as it is typed."""
     if not arg.option:
         return placeholder(arg)
+    flags = ", ".join(arg.flags)
+    if arg.kind is FLAG:
+        return flags
+    if arg.rest:
+        return f"{flags} …"
     word = "{" + ",".join(map(str, arg.choices)) + "}" if _few(arg) else arg.kind.metavar
-    word += " …" if arg.many and not arg.again else ""
-    return ", ".join(arg.flags) + ("" if arg.kind is FLAG else " …" if arg.rest else f" {word}")
+    return f"{flags} {word}" + (" …" if arg.many and not arg.again else "")
 
 
 def format_meaning(arg: Arg) -> str:
