@@ -4851,11 +4851,6 @@ class Request:
         return f"{self.url}?{encode_query(self.query)}" if self.query else self.url
 
 
-UNSENDABLE = (
-    "expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, dicts"
-)
-
-
 def encode_query(query: Row) -> str:
     """The query of a URL; values that are not text go as JSON.  Raises UsageError for what JSON
     cannot hold: NaN, half a character, an object of the program.
@@ -4886,8 +4881,12 @@ def encode_json(body: Any) -> bytes:
 
 def unsendable(problem: Exception, value: Any) -> Exception:
     """The error of a value that JSON cannot hold; a full stack of the program's own stays itself."""
-    own = isinstance(problem, RecursionError) and not is_deep(value)
-    return problem if own else UsageError(UNSENDABLE)
+    if isinstance(problem, RecursionError) and not is_deep(value):
+        return problem
+    return UsageError(
+        "expected arguments that JSON can hold: text, finite numbers, True, False, None, lists, "
+        "dicts"
+    )
 
 
 def build_request(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
@@ -10517,7 +10516,8 @@ class SelfTest:
 
     def __init__(self, call: Call) -> None:
         self.call, self.machine = call, str(call["machine_id"])
-        # the label is known to the service; a machine that is being tested cannot be rented twice
+        # The service knows this label.  A machine cannot be rented twice: what a test of the last
+        # 600 s has rented is ours.
         self.rented = rental(call, f"vast-self-test-machine-{self.machine}", behind=600)
         self.rented.looks = False  # as the official client, whose calls are recorded
         self.still_costs = self.rented.still_costs
@@ -10627,7 +10627,7 @@ class SelfTest:
             "runtype": "ssh_direc ssh_proxy",
             "env": "-e TZ=PDT -e XNAME=XX4 -p 5000:5000 -p 1234:1234",
             "onstart_cmd": "/verification/remote.sh",
-            "cancel_unavail": True,  # by us alone: what a refusal has made is destroyed
+            "cancel_unavail": True,  # not sent: has us destroy what a refusal has made
         }
         try:
             call = self.call.of(row, **check_params(row, order, cli=False))
@@ -10673,10 +10673,6 @@ class SelfTest:
 
     def watch(self) -> None:
         """Follows the page of the test, which grows by lines, to its DONE or ERROR."""
-        import ssl
-        from http.client import HTTPException
-        from urllib.request import urlopen
-
         ports = mapped_ports(self.row)
         if not text_of(self.row, "public_ipaddr").strip():
             raise Unfit(
@@ -10690,8 +10686,6 @@ class SelfTest:
                 f"{', '.join(ports) or 'none'}",
             )
         sleep(15)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their own certificates
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         heard, reached, page = time.monotonic(), False, f"https://{ports['5000/tcp']}/progress"
 
         def look(left: float) -> bool | None:
@@ -10703,16 +10697,9 @@ class SelfTest:
                     "runtime",
                     "the instance went offline during the test",
                 )
-            data, problem, end = b"", "", time.monotonic() + PAGE_WAIT
-            try:
-                with urlopen(page, timeout=PAGE_WAIT, context=context) as response:
-                    reached, part = True, b"\n"
-                    while part and len(data) < 1 << 20 and time.monotonic() < end:
-                        data += part  # what has come counts, though the page may never end
-                        part = response.read1(1 << 16)
-            except (OSError, ValueError, HTTPException) as error:
-                problem = str(error) or type(error).__name__
-            for line in filter(None, map(str.strip, data.decode("utf-8", "replace").splitlines())):
+            text, problem = read_page(page)
+            reached = reached or text != ""
+            for line in filter(None, map(str.strip, text.splitlines())):
                 heard = time.monotonic()
                 if line not in self.lines:
                     self.say(line)
@@ -10774,6 +10761,28 @@ class SelfTest:
                 )
             except UsageError as error:
                 notes["support_bundle_error"] = error.msg
+
+
+def read_page(url: str) -> tuple[str, str]:
+    """What a page has sent within some seconds, though it may never end, and what went wrong.  The
+    text is "" only if the host did not answer.
+    """
+    import ssl
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their own certificates
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    data, problem, end = b"", "", time.monotonic() + PAGE_WAIT
+    try:
+        with urlopen(url, timeout=PAGE_WAIT, context=context) as response:
+            part = b"\n"
+            while part and len(data) < 1 << 20 and time.monotonic() < end:
+                data += part
+                part = response.read1(1 << 16)
+    except (OSError, ValueError, HTTPException) as error:
+        problem = str(error) or type(error).__name__
+    return data.decode("utf-8", "replace"), problem
 
 
 class Unfit(Exception):
@@ -10847,14 +10856,43 @@ def write_bundle(
     """Writes an archive for Vast.ai's support, without secrets, and says what is in it.  Raises
     UsageError.
     """
-    import glob
     import re
-    import subprocess
-    import tarfile
 
     stamp, machine = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), result["machine_id"]
-    members: Row = {"self-test-output.log": "\n".join(lines), "self-test-result.json": result}
-    errors = []
+    members, errors = collect_diagnostics(call, instance, local)
+    members["self-test-output.log"] = "\n".join(lines)
+    members["self-test-result.json"] = result
+    members["collection-errors.json"] = errors
+    names = sorted([*members, "manifest.json"])
+    members["manifest.json"] = {
+        "bundle_version": 1,
+        "machine_id": machine,
+        "created_at_utc": stamp,
+        "files": names,
+        "collection_errors": errors,
+        "includes_local_host_artifacts": local,
+    }
+    packed = pack_diagnostics(members, call.client.secrets)
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
+    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
+    write_private(path, packed)
+    call.progress("")
+    return {
+        "path": path,
+        "created_at_utc": stamp,
+        "size_bytes": len(packed),
+        "files": names,
+        "collection_errors": redact_diagnostics(errors, call.client.secrets),
+    }
+
+
+def collect_diagnostics(call: Call, instance: Any, local: bool) -> tuple[Row, list[Row]]:
+    """What an instance and, if `local`, this machine tell, by names of files; and what cannot be
+    had.
+    """
+    import glob
+    import subprocess
+
     sources: dict[str, Any] = {}  # the parameters of a command, or the line of a program
     if instance is not None:
         logs = {"instance_id": instance, "tail": 1000, "max_wait": 9}
@@ -10865,6 +10903,8 @@ def write_bundle(
         for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*"):
             sources[f"host/kaalia/{os.path.basename(path)}"] = f"tail -c {LOG_END} {path}"
         sources.update((f"host/{name}", line) for name, line in LOCAL_ARTIFACTS.items())
+    members: Row = {}
+    errors = []
     for name, source in sources.items():
         call.progress(f"fetching {name} …")
         try:
@@ -10876,40 +10916,28 @@ def write_bundle(
             members[name] = perform(Call(call.client, row, source, View()))
         except (VastAIError, OSError, subprocess.TimeoutExpired) as error:
             errors.append({"artifact": name, "error": getattr(error, "msg", "") or str(error)})
-    names = sorted([*members, "collection-errors.json", "manifest.json"])
-    members["collection-errors.json"] = errors
-    members["manifest.json"] = {
-        "bundle_version": 1,
-        "machine_id": machine,
-        "created_at_utc": stamp,
-        "files": names,
-        "collection_errors": errors,
-        "includes_local_host_artifacts": local,
-    }
+    return members, errors
+
+
+def pack_diagnostics(members: Row, secrets: Sequence[str]) -> bytes:
+    """A .tar.gz archive of texts and JSON values by their names, without what looks like a
+    secret.
+    """
+    import tarfile
+
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name in names:
-            found = members[name]
-            found = found[-4 * LOG_END :] if isinstance(found, str) else found
-            clean = redact_diagnostics(found, call.client.secrets)
-            data = (clean if isinstance(clean, str) else format_json(clean)).encode(
-                "utf-8", "replace"
-            )
+        for name, found in sorted(members.items()):
+            if isinstance(found, str):
+                found = found[-4 * LOG_END :]  # more would only take time
+            clean = redact_diagnostics(found, secrets)
+            text = clean if isinstance(clean, str) else format_json(clean)
+            data = text.encode("utf-8", "replace")
             data = data if name.endswith(".json") else data[-LOG_END:]
             member = tarfile.TarInfo(name)
             member.size, member.mtime, member.mode = len(data), int(time.time()), 0o600
             archive.addfile(member, io.BytesIO(data))
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
-    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
-    write_private(path, packed.getvalue())
-    call.progress("")
-    return {
-        "path": path,
-        "created_at_utc": stamp,
-        "size_bytes": len(packed.getvalue()),
-        "files": names,
-        "collection_errors": redact_diagnostics(errors, call.client.secrets),
-    }
+    return packed.getvalue()
 
 
 LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
@@ -11076,7 +11104,7 @@ class Bench:
     all have or the time is over.
     """
 
-    found = None  # endpoints and workergroups have ids as well
+    found = None  # no single instance: see CleanupGuard
 
     def __init__(self, call: Call, specs: list[Spec]) -> None:
         watcher = call
@@ -13068,14 +13096,10 @@ def signature(row: Command) -> Any:
     """The inspect.Signature of a row's method."""
     from inspect import Parameter, Signature
 
-    parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
-    optional = False
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [Parameter("self", kind)]
     for arg in row.args_of("sdk"):
-        required = arg.default is REQUIRED
-        late = optional and required
-        kind = Parameter.KEYWORD_ONLY if late else Parameter.POSITIONAL_OR_KEYWORD
-        optional = optional or not required
-        default = Parameter.empty if required else arg.default
+        default = Parameter.empty if arg.default is REQUIRED else arg.default
         parameters.append(Parameter(arg.name, kind, default=default, annotation=arg.annotation))
     return Signature(parameters, return_annotation=row.annotation)
 
@@ -13872,11 +13896,8 @@ def other_name(name: str) -> Any:
     """`from vastai import vastai_sdk`, `vastai.api.query.offers_fields`, the row types, which are
     dicts, and ServerlessRequest, whose base is expensive to load.
     """
-    if name.startswith("offers_"):
-        fields = {field for field, _ in field_help(OFFER_FIELDS)}
-        return {"offers_fields": fields, "offers_alias": ALIASES, "offers_mult": MULTIPLIERS}.get(
-            name
-        )
+    if name == "offers_fields":
+        return {field for field, _ in field_help(OFFER_FIELDS)}
     if name in OFFICIAL_MODULES.replace(".", " ").split():
         return sys.modules[__name__]
     if name in {row.of for row in COMMANDS.values() if row.of}:
@@ -13920,6 +13941,7 @@ OFFICIAL_MODULES = (
 
 # not by its name: type checkers would take every misspelled name for good
 globals()["__getattr__"] = other_name
+offers_alias, offers_mult = ALIASES, MULTIPLIERS  # of `vastai.api.query`
 if __name__ == "vastai":  # the official package's modules: this one answers for them
     for module in OFFICIAL_MODULES.split():
         sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
@@ -14141,7 +14163,8 @@ def format_ids(call: Call, result: Any) -> str:
     row = call.row
     rows = None if is_refused(row, result) else rows_of(call, result)
     if rows is not None:
-        names = ["id", "metadata.invoice_id", "source", *(column[1] for column in row.columns)][:4]
+        first = [column[1] for column in row.columns][:1]
+        names = ["id", "metadata.invoice_id", "source", *first]
         named = [name for name in names if any(get_path(item, name) is not None for item in rows)]
         ids = [get_path(item, named[0]) for item in rows] if named else []
     else:
@@ -14255,18 +14278,18 @@ def format_table(
     """
     every = [TableColumn(column, rows) for column in columns]
     if width is None:
-        strips = every
-        for strip in every:
-            strip.fill_blanks(strip is every[-1])
+        kept = every
+        for column in every:
+            column.fill_blanks(column is every[-1])
     else:
-        strips = fit_columns(every, width)
-    forms = [strip.lay_out(bright, strip is strips[0], strip is strips[-1]) for strip in strips]
-    lines = list(map("  ".join(forms).__mod__, zip(*(strip.texts for strip in strips))))
+        kept = fit_columns(every, width)
+    forms = [column.lay_out(bright, column is kept[0], column is kept[-1]) for column in kept]
+    lines = list(map("  ".join(forms).__mod__, zip(*(column.texts for column in kept))))
     if bright:
         lines[0] = f"\033[1m{lines[0]}\033[0m"
-    hidden = [strip for strip in every if strip not in strips]
-    hidden.sort(key=lambda strip: strip.rank)
-    return lines, [strip.texts[0] for strip in hidden]
+    hidden = [column for column in every if column not in kept]
+    hidden.sort(key=lambda column: column.rank)
+    return lines, [column.texts[0] for column in hidden]
 
 
 class TableColumn:
@@ -14335,24 +14358,24 @@ def without_blanks(text: str) -> str:
     return "".join("_" if char.isspace() else char for char in text)
 
 
-def fit_columns(strips: list[TableColumn], width: int) -> list[TableColumn]:
-    """The strips that fit side by side, by rank; what room is left over goes to those that had to
+def fit_columns(columns: list[TableColumn], width: int) -> list[TableColumn]:
+    """The columns that fit side by side, by rank; what room is left over goes to those that had to
     shrink.
     """
-    left, kept = width + 2, strips[:0]
-    for strip in sorted(strips, key=lambda strip: strip.rank):
-        if not kept or not strip.rank or strip.least + 2 <= left:
-            left -= strip.least + 2
-            kept.append(strip)
-    for strip in kept:
-        more = max(0, min(left, strip.room - strip.least))
-        strip.room, left = strip.least + more, left - more
-    while left < 0 and max(strip.room for strip in kept) > 8:
-        max(kept, key=lambda strip: strip.room).room -= 1
+    left, kept = width + 2, columns[:0]
+    for column in sorted(columns, key=lambda column: column.rank):
+        if not kept or not column.rank or column.least + 2 <= left:
+            left -= column.least + 2
+            kept.append(column)
+    for column in kept:
+        more = max(0, min(left, column.room - column.least))
+        column.room, left = column.least + more, left - more
+    while left < 0 and max(column.room for column in kept) > 8:
+        max(kept, key=lambda column: column.room).room -= 1
         left += 1
-    for strip in kept:
-        strip.cut()
-    return [strip for strip in strips if strip in kept]
+    for column in kept:
+        column.cut()
+    return [column for column in columns if column in kept]
 
 
 def _is_number(cell: str) -> bool:
@@ -14558,30 +14581,6 @@ def jupyter_address(row: Row) -> str:
     return f"https://{at}/?token={token}" if at else ""
 
 
-def rented_sentence(call: Call, answer: Row) -> str:
-    """What was rented, at what price if it was waited for, and how to stop paying."""
-    id, row, offer = answer.get("new_contract"), as_dict(answer.get("instance")), call["id"]
-    end = f"stop paying with `vastai destroy instance {id}`."
-    if not row:
-        source = f"offer {offer} as " if offer else ""
-        return f"Renting {source}instance {id}. Wait for it with `vastai wait instance {id}`; {end}"
-    model, price = _gpu({**row, "gpu_util": None}), hourly_cost(row)
-    facts = [f"{model} in {format_value(row.get('geolocation') or 'an unknown place')}"]
-    facts += [f"offer {offer}"] if offer else []
-    facts += [] if price is None else [format_rate(price)]
-    return (
-        f"Instance {id} is {row.get('actual_status')}: {', '.join(facts)}. "
-        f"Open a shell with `vastai ssh {id}`; {end}"
-    )
-
-
-def rented_footer(call: Call, answer: Row) -> list[str]:
-    """Where the ports and the Jupyter of an instance that was waited for can be reached."""
-    row = as_dict(answer.get("instance"))
-    cells = {"Ports": _ports(row), "Jupyter": jupyter_address(row)}
-    return [f"{name}: {cell}" for name, cell in cells.items() if cell]
-
-
 FORMATS: dict[str, Callable[[Any], str]] = {  # a column's format -> the cell of a value
     "state": lambda value: format_value(value or "-"),
     "mark": lambda value: format_value(value or " "),
@@ -14615,6 +14614,30 @@ ROW_FORMATS: dict[str, Callable[[Row], str]] = {  # the same, of a row
 
 
 # Functions that the table names in `columns_for`, `tables`, `says`, `footer` and `show`.
+
+
+def rented_sentence(call: Call, answer: Row) -> str:
+    """What was rented, at what price if it was waited for, and how to stop paying."""
+    id, row, offer = answer.get("new_contract"), as_dict(answer.get("instance")), call["id"]
+    end = f"stop paying with `vastai destroy instance {id}`."
+    if not row:
+        source = f"offer {offer} as " if offer else ""
+        return f"Renting {source}instance {id}. Wait for it with `vastai wait instance {id}`; {end}"
+    model, price = _gpu({**row, "gpu_util": None}), hourly_cost(row)
+    facts = [f"{model} in {format_value(row.get('geolocation') or 'an unknown place')}"]
+    facts += [f"offer {offer}"] if offer else []
+    facts += [] if price is None else [format_rate(price)]
+    return (
+        f"Instance {id} is {row.get('actual_status')}: {', '.join(facts)}. "
+        f"Open a shell with `vastai ssh {id}`; {end}"
+    )
+
+
+def rented_footer(call: Call, answer: Row) -> list[str]:
+    """Where the ports and the Jupyter of an instance that was waited for can be reached."""
+    row = as_dict(answer.get("instance"))
+    cells = {"Ports": _ports(row), "Jupyter": jupyter_address(row)}
+    return [f"{name}: {cell}" for name, cell in cells.items() if cell]
 
 
 def offers_shown(call: Call, rows: Rows) -> list[Row]:
@@ -15987,9 +16010,8 @@ def unknown_command_message(words: list[str]) -> str:
 
 def suggest_command(words: list[str]) -> str:
     """'; did you mean 'show user'?' for words that name no command, or nothing."""
-    first, *others = " ".join(words[:2]).lower().replace("-", " ").replace("_", " ").split()[
-        :2
-    ] or [""]
+    plain = " ".join(words[:2]).lower().replace("-", " ").replace("_", " ")
+    first, *others = plain.split()[:2] or [""]
     verbs = [first, *VERBS.get(first, "").split()] if others else ["show", "search"]
     things = [thing for word in others or [first] for thing in (word, word + "s", word.rstrip("s"))]
     likely = [f"{verb} {thing}" for verb in verbs for thing in things]
@@ -15998,13 +16020,12 @@ def suggest_command(words: list[str]) -> str:
             return f"; did you mean {name!r}?"
     own = commands_of_verb(words[0])
     verb = "" if own else suggest(words[0], {n.split()[0] for n in NAMES})
-    # the verb that they share makes any two names alike
-    names = [
-        name
-        for name, thing in ((name, name.partition(" ")[2]) for name in sorted(NAMES))
-        if name not in own or thing.startswith(words[-1]) or suggest(words[-1], [thing], 0.6)
-    ]
-    return suggest(" ".join(words), names) or verb
+
+    def fits(name: str) -> bool:  # the verb that they share makes any two names alike
+        thing, last = name.partition(" ")[2], words[-1]
+        return name not in own or thing.startswith(last) or bool(suggest(last, [thing], 0.6))
+
+    return suggest(" ".join(words), filter(fits, sorted(NAMES))) or verb
 
 
 USAGE = "usage: vastai COMMAND [argument …] [option …]"
@@ -16170,7 +16191,7 @@ def format_flags(arg: Arg) -> str:
         return flags
     if arg.rest:
         return f"{flags} …"
-    word = "{" + ",".join(map(str, arg.choices)) + "}" if _few(arg) else arg.kind.metavar
+    word = "{" + ",".join(map(str, arg.choices)) + "}" if has_few_choices(arg) else arg.kind.metavar
     return f"{flags} {word}" + (" …" if arg.many and not arg.again else "")
 
 
@@ -16178,7 +16199,11 @@ def format_meaning(arg: Arg) -> str:
     """What an argument's help says, with its choices unless they stand beside it, and its
     default.
     """
-    facts = [f"one of {', '.join(map(str, arg.choices))}"] if arg.choices and not _few(arg) else []
+    facts = (
+        [f"one of {', '.join(map(str, arg.choices))}"]
+        if arg.choices and not has_few_choices(arg)
+        else []
+    )
     if arg.secret:
         facts.append("- reads it from stdin")
     if arg.cli not in (REQUIRED, None, False, ""):
@@ -16186,7 +16211,7 @@ def format_meaning(arg: Arg) -> str:
     return f"{arg.help} ({'; '.join(facts)})" if facts else arg.help
 
 
-def _few(arg: Arg) -> bool:
+def has_few_choices(arg: Arg) -> bool:
     return bool(arg.choices) and len(str(arg.choices)) < 40
 
 
