@@ -7827,6 +7827,7 @@ class PureTest(unittest.TestCase):
         for form, value, cell in (("weekday", 1.0, "Monday"), ("weekday", "1", "Monday"), ("hour", 13.0, "1 PM"),
                                   ("minute", "2026-01-31T13:00:59.25Z", "2026-01-31 13:00"),
                                   ("minute", "2026-01-31T13:00:59+01:00", "2026-01-31 12:00"),
+                                  ("minute", "2026-01-31 13:00:59", "2026-01-31 13:00"), ("N/A", None, "N/A"),
                                   ("minute", 1769864400, "2026-01-31 13:00"), ("minute", "soon", "soon")):
             self.assertEqual(vastai.format_cell(("X", "x", form), {"x": value}), cell)
 
@@ -9522,6 +9523,26 @@ class TestArguments(FaultCase):
         self.assertEqual(self.sent("create_instance", 5, image="x", args=["a", "b"])["args"], ["a", "b"])
         sent = self.sent("create_instance", 5, image="x", args=[""], onstart_cmd="")
         self.assertEqual((sent["runtype"], "args" in sent, sent["onstart"]), ("args", False, ""))
+
+    def test_false_is_a_change(self):
+        self.assertEqual(self.sent("tfa_update", 7, set_primary=False), {"tfa_method_id": 7, "is_primary": False})
+        self.assertEqual(self.sent("update_template", "h", private=False)["select_filters"], {"hash_id": {"eq": "h"}})
+        self.assertIsInstance(self.error(self.client("http://unused").update_template, "h", ssh=False), vastai.UsageError)
+
+    def test_options_win_over_words(self):
+        server = self.serve(reply({"success": True}))
+        status, _, err = self.run_here(server, *"transfer credit x@y.z 5 -a 7 -r a@b.c --skip".split())
+        self.assertEqual((status, json.loads(server.requests[0]["body"])),
+                         (0, {"sender": "me", "recipient": "a@b.c", "amount": 7}))
+        self.assertIn("--recipient takes precedence over RECIPIENT", err)
+        status, _, err = self.run_here(server, *"transfer credit 5 -r a@b.c --skip".split())
+        self.assertEqual((status, len(server.requests)), (2, 1))
+        self.assertIn("give AMOUNT or --amount", err)
+
+    def test_prices_of_a_listing_have_units(self):
+        server = self.serve(reply({"success": True}))
+        out = self.run_here(server, *"set defjob 7 --price_gpu 0.05 --price_inetu 0.001".split())[1]
+        self.assertIn("price_gpu $0.05/GPU/day, price_inetu $0.001/GB", out)
 
     def test_prefixes_of_options(self):
         for line, name, value in (("create instance 7 --image i --bid 0.2", "price", 0.2),

@@ -3118,7 +3118,7 @@ Machines: machine_ids join 0""")
 OVERLAY_COLUMNS = Columns("""\
 ID: overlay_id 0
 Name: name 0
-Subnet: internal_subnet
+Subnet: internal_subnet N/A
 Cluster: cluster_id 0
 Size: instances count 2
 Instances: instances join""")
@@ -3149,6 +3149,7 @@ PayPal: paypal_email
 Email verified: email_verified
 Password reset: password_resettable
 Signup credit: got_signup_credit
+User: user
 SSH key: ssh_key""")
 COST_COLUMNS = Columns("""\
 Kind: kind 0
@@ -4203,7 +4204,7 @@ register("Machines (for hosts)",
         body=CLIENT, needs="price", done="The lowest bid for machine {id} is now ${price}/hr per GPU."),
     Command("set defjob", "PUT /machines/create_bids/", SAFE, SETS, "Set what a machine runs while unrented",
         LISTED_MACHINE,
-        Arg("--price_gpu", PRICE, "price per GPU, $/day"),
+        Arg("--price_gpu", PRICE, "price, $/GPU/day"),
         Arg("--price_inetu", PRICE, "upload price, $/GB"),
         Arg("--price_inetd", PRICE, "download price, $/GB"),
         Arg("--image", IMAGE, "Docker image"),
@@ -4348,7 +4349,7 @@ register("Billing",
         Arg("-a --amount", DOLLARS, "same, as an option", REQUIRED, cli=None),
         CliArg("--skip", FLAG, "do not ask for confirmation"),
         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
-        one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
+        done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples="ada@example.com 25\n-r ada@example.com -a 25 --yes"),
     Command("fetch contracts", "POST /contracts/fetch/ -> contracts[]", SAFE, READS, "Get contracts by label and id",
         Arg("label", TEXT, "only contracts with this label", None), Arg("contract_ids", ANY_IDS, "only contracts with these ids", None),
@@ -4785,9 +4786,10 @@ def check_needs(row: Command, args: dict[str, Arg], params: Row, cli: bool) -> N
     """Raises UsageError unless one of the arguments that a row `needs` is given."""
     mine = [arg for arg in row.args_of("cli" if cli else "sdk") if arg.option and arg is not YES]
     names = row.needs.split() if row.needs != "*" else [arg.name for arg in mine]
-    values = (params.get(name) for name in names)
-    if any(value is not None and value is not False for value in values):
-        return
+    for name in names:
+        value = params.get(name)
+        if value is not None and (value is not False or args[name].default is None):
+            return
     if len(names) == 1:
         raise missing_argument_error(row, args[names[0]], cli)
     if row.needs != "*":
@@ -8469,15 +8471,20 @@ def earning_totals(call: Call, answer: Row) -> Iterator[str]:
 def transfer_question(call: Call) -> str:
     if call["skip"]:
         return ""
-    recipient = call["recipient"] or call["recipient_pos"]
-    amount = call.get("amount", call["amount_pos"])
-    return f"Send ${amount:.2f} of your credit to {recipient}? This cannot be undone."
+    return (
+        f"Send ${call['amount']:.2f} of your credit to {call['recipient']}? This cannot be undone."
+    )
 
 
 def build_transfer(call: Call, body: Row) -> None:
-    """On the command line recipient and amount may stand alone, too."""
+    """On the command line recipient and amount may stand alone, too; an option takes precedence."""
     for name in ("recipient", "amount"):
-        body[name] = call.params[name] = call.get(name, call[f"{name}_pos"])
+        word, option = call.params.pop(f"{name}_pos", None), call[name]
+        if word is None and option is None:
+            raise UsageError(f"give {name.upper()} or --{name}")
+        if None not in (word, option):
+            call.warn(f"--{name} takes precedence over {name.upper()}")
+        body[name] = call.params[name] = word if option is None else option
 
 
 def run_notifications(call: Call) -> Any:
@@ -14445,7 +14452,7 @@ def _hours(value: Any) -> str:
 
 def _moment(form: str) -> Callable[[Any], str]:
     def cell(value: Any) -> str:
-        if isinstance(value, str) and value[10:11] == "T" and value[:4].isdigit():
+        if isinstance(value, str) and value[10:11] in ("T", " ") and value[:4].isdigit():
             value = seconds_of(value) or value
         return format_value(format_utc(value, form)) if value else "-"
 
@@ -14585,6 +14592,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {  # a column's format -> the cell of
     "state": lambda value: format_value(value or "-"),
     "mark": lambda value: format_value(value or " "),
     "unknown": lambda value: format_value(value or "unknown"),
+    "N/A": lambda value: format_value(value or "N/A"),
     "_": lambda value: format_value(value or "-").replace(" ", "_"),
     "count": lambda value: str(len(value)) if isinstance(value, list) else "-",
     "join": _join,
@@ -14971,8 +14979,13 @@ def listing_sentence(call: Call, result: Any) -> str:
     terms = []
     for arg in call.row.args:
         value = call[arg.name]
-        if arg.option and value is not None:
-            terms.append(f"{arg.name} {format_utc(value) if arg.name == 'end_date' else value}")
+        if not arg.option or value is None:
+            continue
+        if arg.name == "end_date":
+            value = format_utc(value)
+        elif arg.kind is PRICE:  # its help ends in the unit: "upload price, $/GB"
+            value = f"${value}{arg.help.partition('$')[2].split()[0]}"
+        terms.append(f"{arg.name} {value}")
     lines = []
     answers = result if isinstance(result, list) else [result]
     for id, answer in zip(call["ids"] or [call["id"]], answers):
