@@ -4817,7 +4817,9 @@ def convert_value(arg: Arg, value: Any, cli: bool) -> Any:
             value = without_value(value)
         found = "" if arg.secret else f", not {short_repr(value)}{number_hint(arg.kind, value)}"
         raise UsageError(f"{arg.label(cli)}: expected {arg.kind.expects}{found}") from None
-    for choice in (value if arg.kind.many else [value]) if arg.choices else ():
+    if not arg.choices:
+        return value
+    for choice in value if arg.kind.many else [value]:
         if choice not in arg.choices:
             allowed = [str(choice) for choice in arg.choices]
             raise UsageError(
@@ -9870,11 +9872,11 @@ def write_bytes(stream: Any, data: bytes) -> None:
 
 
 # -------------------------------------------------------------------------------------------- costs
-# What things cost an hour is said by hourly_cost() alone; every sum is made of it.
+# hourly_cost() alone says what an instance costs; every sum is built on it.
 
 HOURS_OF_MONTH = 720  # as the service bills
-AT_ONCE = 5  # requests of one command that are under way at the same time
-APART = 0.03  # seconds between two changes, which reach the service in their order
+CONCURRENCY = 5  # requests of one command that are under way at the same time
+CHANGES_APART = 0.03  # seconds between two changes, which reach the service in their order
 YEAR_10000 = 253402300800  # unix seconds at which year 10000 begins
 
 
@@ -9911,7 +9913,7 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
     try:
         from concurrent.futures import ThreadPoolExecutor
 
-        pool = ThreadPoolExecutor(min(len(tasks), AT_ONCE))
+        pool = ThreadPoolExecutor(min(len(tasks), CONCURRENCY))
         pool.submit(int)
     except RuntimeError:  # a program that is ending starts no more threads
         return done + [outcome(task) for task in tasks]
@@ -9919,7 +9921,7 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
     try:
         for task in tasks:
             started.append(pool.submit(outcome, task))
-            time.sleep(APART if changes else 0)
+            time.sleep(CHANGES_APART if changes else 0)
         return done + [one.result() for one in started]
     finally:
         stopped.set()  # an interruption waits for no answer, and sends nothing more
@@ -10121,8 +10123,8 @@ def cost_words(cost: Row) -> str:
 
 def cost_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
     """On a terminal, what something will cost later has a column only if there is something."""
-    whole = not is_terminal(sys.stdout) or any(row["later"] is not None for row in rows)
-    return tuple(column for column in COST_COLUMNS if whole or column[1] != "later")
+    later = not is_terminal(sys.stdout) or any(row["later"] is not None for row in rows)
+    return tuple(column for column in COST_COLUMNS if later or column[1] != "later")
 
 
 def cost_footer(call: Call, cost: Row) -> list[str]:
@@ -10180,7 +10182,7 @@ def volumes_footer(call: Call, answer: Row) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------- watching
-# `watch` looks again and again, and tells what has changed.
+# `watch` polls, and prints what has changed.
 
 BLOCKS = "▁▂▃▄▅▆▇█"  # eight steps
 LONGEST_WATCH_PAUSE = 300.0  # seconds between two looks while the service asks for fewer of them
@@ -10353,13 +10355,12 @@ price: $
 state: *
 outbid: !
 disk: !""")
-MARK = Columns(": mark mark 0")
 
 
 class OfferMonitor(Monitor):
     """Offers: the cheapest of each machine."""
 
-    columns = (*MARK, *OFFER_COLUMNS)
+    columns = (*Columns(": mark mark 0"), *OFFER_COLUMNS)
     match = "new"
 
     def fetch(self) -> Keyed:
@@ -10962,7 +10963,7 @@ journalctl.log: journalctl -b -p err..alert -u docker -u vastai_kaalia --since -
 
 
 def output_of(line: str) -> str:
-    """What a program of this machine tells.  Raises OSError, and TimeoutExpired after 10 s."""
+    """The output of a program on this machine.  Raises OSError, and TimeoutExpired after 10 s."""
     import subprocess
 
     done = subprocess.run(
@@ -11025,7 +11026,8 @@ def run_benchmarks(call: Call) -> list[Row]:
     return sorted(rows, key=lambda row: row["perf_per_dollar"] or -1, reverse=True)
 
 
-SWEEP = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}  # MB of each
+# what is measured unless told otherwise, with its memory in MB
+USUAL_GPUS = {"RTX 5090": 32607, "RTX 4090": 24564, "RTX 3090": 24576, "RTX A6000": 49140}
 
 
 def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
@@ -11040,7 +11042,7 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
     least = (least or 0) - 1 if over is None else over  # MB; all cards must have more
     specs = [
         (name, count or next((n for n in (1, 2, 4) if n * size > least), 8))
-        for name, size in SWEEP.items()
+        for name, size in USUAL_GPUS.items()
         if not text
     ]
     for times, name in re.findall(r"(?i)[ _]*(?:(\d{1,4})[ _]*x[ _]*)?([^,]+)", text):
@@ -11100,7 +11102,7 @@ def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
                 compare[sign](float(sample[field]), float(limit)) for sign, limit in limits.items()
             )
         except (LookupError, TypeError, ValueError):
-            met = False  # no numbers: the search tells
+            met = False  # not numbers: a search tells
         if not met and not call.do("search_offers", query={field: limits, **gpu}, limit=1):
             return f"the template asks for {field} {limits}, an offer of it has {sample.get(field)}"
     return "no offer of it meets all filters of the template at once"
@@ -14069,9 +14071,10 @@ def present(call: Call, result: Any) -> None:
         document = row.document(call, result) if row.document else result
         write_out(format_json(document) + "\n")
     else:
-        rows, alone = rows_of(call, result), is_single(row, result)
-        whole: list[Any] = [result]
-        listing = Listing(whole if rows is None else rows, row.columns, view, alone)
+        rows = rows_of(call, result)
+        if rows is None:
+            rows = [result]
+        listing = Listing(rows, row.columns, view, is_single(row, result))
         warn_of_fields(call, listing)
         write_out(WRITERS[view.format](listing))
 
@@ -14280,8 +14283,8 @@ def format_table(
     """The lines of a table, and the headers of columns that a terminal `width` columns wide has no
     room for.
 
-    Without a width it is for a pipe: nothing is cut, no column goes, and awk finds every cell, as
-    only those of the last column have blanks.
+    Without a width it is for a pipe: nothing is cut or hidden, and awk finds every cell, as only
+    those of the last column have blanks.
     """
     every = [TableColumn(column, rows) for column in columns]
     if width is None:
@@ -15034,8 +15037,8 @@ def charge_lines(call: Call, rows: list[Row], depth: int) -> Iterator[str]:
             f"({start})" if start == end else f"({start} to {end})",
         ]
         yield "  " * depth + "  ".join(format_value(word) for word in words if word) + "\n"
-        whole = text_of(row, "type").lower() in ("instance", "volume")
-        if row.get("items") and (call["verbose"] or not whole):
+        brief = text_of(row, "type").lower() in ("instance", "volume") and not call["verbose"]
+        if row.get("items") and not brief:
             yield from charge_lines(call, bill_rows(call, objects(row["items"])), depth + 1)
 
 
@@ -15045,7 +15048,9 @@ LEVELS = ("info0", "info1", "trace", "debug")
 def log_text(call: Call, answer: Row) -> str:
     """The log of the chosen level."""
     text = answer.get(LEVELS[call["level"]], answer.get("logs"))
-    return text if isinstance(text, str) else format_value(text) if text else ""
+    if isinstance(text, str):
+        return text
+    return format_value(text) if text else ""
 
 
 def log_footer(call: Call, answer: Row) -> Iterator[str]:
@@ -15398,13 +15403,13 @@ def places_of_words(argv: list[str]) -> dict[int, bool]:
     """The places of the words that are neither options nor values of global ones: may they be the
     value of an option before them?
     """
-    alone = {flag: arg.kind is FLAG for arg in GLOBAL_ARGS.args for flag in arg.flags}
+    is_flag = {flag: arg.kind is FLAG for arg in GLOBAL_ARGS.args for flag in arg.flags}
     places, before, skip = {}, "", False
     for at, word in enumerate(argv):
         option = canonical(before)
-        skip = not skip and alone.get(option) is False and "=" not in before
+        skip = not skip and is_flag.get(option) is False and "=" not in before
         if not skip and not is_dashed(word):
-            places[at] = before[:1] == "-" and not alone.get(option)
+            places[at] = before[:1] == "-" and not is_flag.get(option)
         before = word
     return places
 
@@ -15474,7 +15479,7 @@ class TypedWords:
     alone    the arguments that are no options
     options  the options, by their flags with dashes
     before   the words that may be options, spelled with dashes, and the values of those
-    after    the words behind them, after `--` or in what goes to another program as it is
+    after    the words that follow, after `--` or in what goes to another program as it is
     seen     the names of options that are there, with their last value
     due      the option whose value comes next
     loose    how many words stand alone
@@ -15674,19 +15679,19 @@ def run_line(argv: list[str], start: Row | None = None) -> int:
         for word, meaning in complete(argv[1:]):
             write_out(f"{word}\t{meaning}\n" if meaning else f"{word}\n")
         return 0
-    row, words, lost = find_command(argv)
+    row, words, unknown = find_command(argv)
     seen = TypedWords(args_of_line(row), words).seen
     helping = "help" in seen
     if row is None:
         if "version" in seen:
             write_out(f"{__version__}\n")
             return 0
-        if lost and not (helping and commands_of_verb(lost[0])):
-            raise UsageError(unknown_command_message(lost))
+        if unknown and not (helping and commands_of_verb(unknown[0])):
+            raise UsageError(unknown_command_message(unknown))
         if words and not helping:
             with GLOBAL_ARGS:
                 parse_line(GLOBAL_ARGS, words)  # is there a misspelled option?
-        verb = lost[0] if lost else ""
+        verb = unknown[0] if unknown else ""
         write_out(overview(verb, profile_of(seen)) if words else start_page())
         return 0
     with row:
@@ -15876,12 +15881,12 @@ def gone_error(call: Call) -> VastAIError:
 
 def run_help(call: Call) -> Row:
     """The table for programs: all commands, one, or those that begin with a word."""
-    row, _, lost = find_command(call["command"] or [])
+    row, _, unknown = find_command(call["command"] or [])
     rows = [row] if row else list(COMMANDS.values())
-    if lost:
-        rows = [NAMES[name] for name in commands_of_verb(lost[0])]
+    if unknown:
+        rows = [NAMES[name] for name in commands_of_verb(unknown[0])]
         if not rows:
-            raise UsageError(unknown_command_message(lost))
+            raise UsageError(unknown_command_message(unknown))
     return {
         "version": __version__,
         "commands": [describe_command(row) for row in dict.fromkeys(rows)],
@@ -15892,8 +15897,8 @@ def run_help(call: Call) -> Row:
 
 def help_text(call: Call, document: Row) -> str:
     """The help of a command, or of all that begin with a word."""
-    row, _, lost = find_command(call["command"] or [])
-    verb = lost[0] if lost else ""
+    row, _, unknown = find_command(call["command"] or [])
+    verb = unknown[0] if unknown else ""
     return command_help(row) if row else overview(verb, call.client.profile)
 
 
