@@ -15414,6 +15414,13 @@ def places_of_words(argv: list[str]) -> dict[int, bool]:
     return places
 
 
+def args_of_line(row: Command | None) -> list[Arg]:
+    """The arguments that a command line can have: the command's and those of every command."""
+    mine = row.args_of("cli") if row else []
+    taken = {flag for arg in mine for flag in arg.flags if arg.option}
+    return mine + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
+
+
 def option_parser(row: Command) -> Any:
     """The argparse parser of a command's options and of those of every command.
 
@@ -15464,13 +15471,6 @@ def option_parser(row: Command) -> Any:
         for flag, value in arg.shortcuts.items():
             parser.add_argument(canonical(flag), const=value, **how)
     return parser
-
-
-def args_of_line(row: Command | None) -> list[Arg]:
-    """The arguments that a command line can have: the command's and those of every command."""
-    mine = row.args_of("cli") if row else []
-    taken = {flag for arg in mine for flag in arg.flags if arg.option}
-    return mine + [arg for arg in GLOBAL_ARGS.args if not taken & set(arg.flags)]
 
 
 class TypedWords:
@@ -15547,85 +15547,6 @@ class TypedWords:
         """What the next word is for, if it is no option."""
         left = (arg for at, arg in enumerate(self.alone) if at == self.loose or arg.many)
         return self.due or next(left, None)
-
-
-def unknown_option_error(row: Command, word: str) -> UsageError:
-    """The error of a word that looks like an option.  What may be a secret is not repeated: neither
-    a value, nor anything if a secret is due.
-    """
-    name = word.partition("=")[0] if word.startswith("--") else word[:2]
-    hidden = any(arg.secret and not arg.option for arg in row.args)
-    for arg in (*row.args, *GLOBAL_ARGS.args):  # those of the SDK as well
-        for flag in arg.flags if arg.secret else ():
-            if canonical(name).startswith(canonical(flag)):
-                name = flag
-    close = suggest_option(row, name)
-    if hidden:
-        return UsageError(f"no such option; write -- before a value that begins with -{close}")
-    return UsageError(f"no option {without_value(name)!r}{close}")
-
-
-# What people type from habit, and what does it here.
-HABITS = parse_table("""\
---sort: --order --order-by
---sort-by: --order --order-by
---json: --raw
---output: --format
---verbose: --explain
---force: --yes
---name: --label
---gpus: --num-gpus
-login: set api-key
-auth: set api-key
-configure: set api-key
-whoami: show user
-balance: show user
-ls: show instances
-ps: show instances
-list: show instances
-rm: destroy instance
-kill: destroy instance
-rent: create instance
-bid: change bid
-exec: execute
-ssh-key: show ssh-keys
-version: --version""")
-# those of other programs
-VERBS = parse_table("""\
-list: show search
-ls: show search
-get: show search
-describe: show
-find: search
-rm: destroy delete remove
-remove: delete destroy
-delete: destroy remove
-destroy: delete
-kill: destroy
-terminate: destroy
-new: create
-add: create attach
-rent: create
-edit: update
-modify: update
-restart: reboot""")
-
-
-def suggest_option(row: Command, name: str) -> str:
-    """'; did you mean --order?' for an option that a command does not have, or nothing."""
-    plain = name.lstrip("-").replace("-", "_")
-    for arg in row.args_of("cli"):
-        if not arg.option and plain in (arg.name, *arg.old):
-            return f"; {placeholder(arg)} is a word of its own: `{usage_of(row)[7:]}`"
-    fields = [field for field, _ in field_help(row.fields)] if row.fields else []
-    if plain in fields:
-        return f"; write it as a condition: '{plain}=…'"
-    options = (arg for arg in args_of_line(row) if arg.option and not arg.hidden)
-    known = [canonical(flag) for arg in options for flag in (*arg.flags, *arg.shortcuts)]
-    for flag in HABITS.get(canonical(name), "").split():
-        if flag in known:
-            return f"; did you mean {flag!r}?"
-    return suggest(canonical(name), filter(lambda flag: flag.startswith("--"), known))
 
 
 def parse_line(row: Command, words: list[str], start: Row | None = None) -> tuple[Row, Row]:
@@ -15707,16 +15628,6 @@ def run_line(argv: list[str], start: Row | None = None) -> int:
         return run_row(row, given, common)
 
 
-def ask_for_secrets(row: Command, given: Row) -> None:
-    """Replaces each secret that is given as `-` by one that is asked for."""
-    for arg in row.args:
-        value = given.get(arg.name)
-        if arg.secret and value is not None:
-            words = value if arg.again else [value]
-            words = [ask_secret(arg.label(cli=True)) if word == "-" else word for word in words]
-            given[arg.name] = words if arg.again else words[0]
-
-
 def run_row(row: Command, given: Row, common: Row) -> int:
     """Runs a command with the parameters and global options of its line; as run_line."""
     own = next((arg.choices for arg in row.args if arg.name == "format"), ())
@@ -15735,6 +15646,118 @@ def run_row(row: Command, given: Row, common: Row) -> int:
             ids.update(look_up_labels(client, list(ids)))
             params = check_params(row, map_labels(row, given, ids), cli=True)
         return run_call(Call(client, row, params, view, cli=True))
+
+
+def ask_for_secrets(row: Command, given: Row) -> None:
+    """Replaces each secret that is given as `-` by one that is asked for."""
+    for arg in row.args:
+        value = given.get(arg.name)
+        if arg.secret and value is not None:
+            words = value if arg.again else [value]
+            words = [ask_secret(arg.label(cli=True)) if word == "-" else word for word in words]
+            given[arg.name] = words if arg.again else words[0]
+
+
+def client_of(common: Row) -> VastAI:
+    """The client that global options ask for, over connections of its own unless there is a `pool`
+    among them.
+    """
+    names = ("api_key", "retry", "explain", "quiet", "curl", "timeout")
+    client = VastAI(server_url=common["url"], **{name: common[name] for name in names})
+    client.profile = profile_name(common["profile"])
+    if client.creds_source in ("FILE", "NONE"):
+        found = find_key(None, session=True, profile=client.profile)
+        client.api_key, client.creds_source, client.key_origin = found
+    client.pool = common.get("pool") or client.pool
+    return client
+
+
+def run_call(call: Call) -> int:
+    """Asks if the row says so, performs a call and prints its result."""
+    row = call.row
+    if (row.ask or row.asks) and not call.client.curl:
+        if row.build:
+            build_request(call)  # what is wrong with the arguments shows before the question
+        ask_before(call)
+    result = None
+    try:
+        with call.signals_caught(is_vital(row)):
+            result = perform(call)
+            if result is None and row.path and row.returns not in ("none", "text"):
+                raise gone_error(call)
+            present(call, result)
+            flush(sys.stdout)
+    except NothingSent:
+        return 0
+    except PartialError as error:
+        try:
+            show_partial(call, error)
+        except OSError:
+            pass  # said when the command ends; the error must not be lost with stdout
+        raise
+    except (OSError, KeyboardInterrupt):
+        tell_result(call, result)
+        raise
+    if is_gone(sys.stdout):
+        tell_result(call, result)
+    return final_status(row, result)
+
+
+def ask_before(call: Call) -> None:
+    """Asks the row's question if the table says so.  Raises UsageError unless it is agreed to."""
+    row = call.row
+    if row.ask_when == "within" or (row.ask_when == "terminal" and not call.at_terminal):
+        return
+    question = row.asks(call) if row.asks else fill(call, row.ask, {})
+    if question:
+        confirm(call, question)
+
+
+def show_partial(call: Call, error: PartialError) -> None:
+    """Prints the results of an error in the shape that was asked for, unless report() does."""
+    view, found = call.view, error.found
+    if view.quiet:
+        made = found if isinstance(found, list) else [found]
+        write_out("".join(f"{id}\n" for id in made if id is not None))
+    elif view.fields or view.format not in ("table", "json"):
+        results, error.results = error.results, []
+        write_out(WRITERS[view.format](Listing(results, (), view)))
+
+
+def final_status(row: Command, result: Any) -> int:
+    """The exit status of a result that was shown.  Raises VastAIError if it tells of a failure."""
+    members = as_dict(result)
+    if members.get("success") is False:  # found out in several steps, and shown in full
+        raise VastAIError(text_of(members, "reason") or reason_of(members))
+    if members.get(row.gaps):
+        missing = ", ".join(members[row.gaps])
+        raise PartialError(f"could not be read, and is not included: {missing}")
+    return whole_of(members, row.status) or 0
+
+
+def gone_error(call: Call) -> VastAIError:
+    """The error of a single thing that the service answers with null for."""
+    row = call.row
+    noun = row.name.partition(" ")[2]
+    ids = (call[arg.name] for arg in row.args if "path" in row.places(arg))
+    return not_found_error(noun, next(ids, ""), row.look)
+
+
+def is_vital(row: Command) -> bool:
+    """Must its result reach the user, whatever comes?"""
+    return row.effect == SPENDS or row.only_copy
+
+
+def tell_result(call: Call, result: Any) -> None:
+    """What a command spent money on, or the only copy of its answer, on stderr: it must not be lost
+    with stdout.
+    """
+    row = call.row
+    said = row.status or (row.only_copy and row.show)  # by the row's own function
+    if call.view.format == "table" and said:
+        return
+    if is_vital(row) and isinstance(result, dict):
+        say(f"{row.name}: {printable(str(redact_value(result, call.secrets)), 2000)}")
 
 
 # Labels instead of ids
@@ -15808,75 +15831,122 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
     return found
 
 
-def run_call(call: Call) -> int:
-    """Asks if the row says so, performs a call and prints its result."""
-    row = call.row
-    if (row.ask or row.asks) and not call.client.curl:
-        if row.build:
-            build_request(call)  # what is wrong with the arguments shows before the question
-        ask_before(call)
-    result = None
-    try:
-        with call.signals_caught(is_vital(row)):
-            result = perform(call)
-            if result is None and row.path and row.returns not in ("none", "text"):
-                raise gone_error(call)
-            present(call, result)
-            flush(sys.stdout)
-    except NothingSent:
-        return 0
-    except PartialError as error:
-        try:
-            show_partial(call, error)
-        except OSError:
-            pass  # said when the command ends; the error must not be lost with stdout
-        raise
-    except (OSError, KeyboardInterrupt):
-        tell_result(call, result)
-        raise
-    if is_gone(sys.stdout):
-        tell_result(call, result)
-    return final_status(row, result)
+# Words that nobody knows
 
 
-def show_partial(call: Call, error: PartialError) -> None:
-    """Prints the results of an error in the shape that was asked for, unless report() does."""
-    view, found = call.view, error.found
-    if view.quiet:
-        made = found if isinstance(found, list) else [found]
-        write_out("".join(f"{id}\n" for id in made if id is not None))
-    elif view.fields or view.format not in ("table", "json"):
-        results, error.results = error.results, []
-        write_out(WRITERS[view.format](Listing(results, (), view)))
+def unknown_option_error(row: Command, word: str) -> UsageError:
+    """The error of a word that looks like an option.  What may be a secret is not repeated: neither
+    a value, nor anything if a secret is due.
+    """
+    name = word.partition("=")[0] if word.startswith("--") else word[:2]
+    hidden = any(arg.secret and not arg.option for arg in row.args)
+    for arg in (*row.args, *GLOBAL_ARGS.args):  # those of the SDK as well
+        for flag in arg.flags if arg.secret else ():
+            if canonical(name).startswith(canonical(flag)):
+                name = flag
+    close = suggest_option(row, name)
+    if hidden:
+        return UsageError(f"no such option; write -- before a value that begins with -{close}")
+    return UsageError(f"no option {without_value(name)!r}{close}")
 
 
-def final_status(row: Command, result: Any) -> int:
-    """The exit status of a result that was shown.  Raises VastAIError if it tells of a failure."""
-    members = as_dict(result)
-    if members.get("success") is False:  # found out in several steps, and shown in full
-        raise VastAIError(text_of(members, "reason") or reason_of(members))
-    if members.get(row.gaps):
-        missing = ", ".join(members[row.gaps])
-        raise PartialError(f"could not be read, and is not included: {missing}")
-    return whole_of(members, row.status) or 0
+def suggest_option(row: Command, name: str) -> str:
+    """'; did you mean --order?' for an option that a command does not have, or nothing."""
+    plain = name.lstrip("-").replace("-", "_")
+    for arg in row.args_of("cli"):
+        if not arg.option and plain in (arg.name, *arg.old):
+            return f"; {placeholder(arg)} is a word of its own: `{usage_of(row)[7:]}`"
+    fields = [field for field, _ in field_help(row.fields)] if row.fields else []
+    if plain in fields:
+        return f"; write it as a condition: '{plain}=…'"
+    options = (arg for arg in args_of_line(row) if arg.option and not arg.hidden)
+    known = [canonical(flag) for arg in options for flag in (*arg.flags, *arg.shortcuts)]
+    for flag in HABITS.get(canonical(name), "").split():
+        if flag in known:
+            return f"; did you mean {flag!r}?"
+    return suggest(canonical(name), filter(lambda flag: flag.startswith("--"), known))
 
 
-def ask_before(call: Call) -> None:
-    """Asks the row's question if the table says so.  Raises UsageError unless it is agreed to."""
-    row = call.row
-    if row.ask_when == "within" or (row.ask_when == "terminal" and not call.at_terminal):
-        return
-    question = row.asks(call) if row.asks else fill(call, row.ask, {})
-    if question:
-        confirm(call, question)
+def unknown_command_message(words: list[str]) -> str:
+    """What to say of words that name no command."""
+    if commands_of_verb(words[0]) and len(words) == 1:
+        return f"`vastai {words[0]}` is not complete; choose one:\n{overview(words[0]).rstrip()}"
+    name = " ".join(map(without_value, words))
+    problem = f"no command {name!r}" if len(name) <= 48 else "no such command"
+    verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
+    meant = suggest_command(words)
+    return f"{problem}{meant} See `{verb}`" if meant else f"{problem}; see `{verb}`"
 
 
-def gone_error(call: Call) -> VastAIError:
-    """The error of a single thing that the service answers with null for."""
-    row = call.row
-    noun = row.name.partition(" ")[2]
-    ids = (call[arg.name] for arg in row.args if "path" in row.places(arg))
-    return not_found_error(noun, next(ids, ""), row.look)
+def suggest_command(words: list[str]) -> str:
+    """'; did you mean 'show user'?' for words that name no command, or nothing."""
+    plain = " ".join(words[:2]).lower().replace("-", " ").replace("_", " ")
+    first, *others = plain.split()[:2] or [""]
+    verbs = [first, *VERBS.get(first, "").split()] if others else ["show", "search"]
+    things = [thing for word in others or [first] for thing in (word, word + "s", word.rstrip("s"))]
+    likely = [f"{verb} {thing}" for verb in verbs for thing in things]
+    for name in [*likely, HABITS.get(words[0].lower(), "")]:
+        if name in NAMES or name.startswith("--"):
+            return f"; did you mean {name!r}?"
+    own = commands_of_verb(words[0])
+    verb = "" if own else suggest(words[0], {n.split()[0] for n in NAMES})
+
+    def fits(name: str) -> bool:  # the verb that they share makes any two names alike
+        thing, last = name.partition(" ")[2], words[-1]
+        return name not in own or thing.startswith(last) or bool(suggest(last, [thing], 0.6))
+
+    return suggest(" ".join(words), filter(fits, sorted(NAMES))) or verb
+
+
+# What people type from habit, and what does it here.
+HABITS = parse_table("""\
+--sort: --order --order-by
+--sort-by: --order --order-by
+--json: --raw
+--output: --format
+--verbose: --explain
+--force: --yes
+--name: --label
+--gpus: --num-gpus
+login: set api-key
+auth: set api-key
+configure: set api-key
+whoami: show user
+balance: show user
+ls: show instances
+ps: show instances
+list: show instances
+rm: destroy instance
+kill: destroy instance
+rent: create instance
+bid: change bid
+exec: execute
+ssh-key: show ssh-keys
+version: --version""")
+
+
+# those of other programs
+VERBS = parse_table("""\
+list: show search
+ls: show search
+get: show search
+describe: show
+find: search
+rm: destroy delete remove
+remove: delete destroy
+delete: destroy remove
+destroy: delete
+kill: destroy
+terminate: destroy
+new: create
+add: create attach
+rent: create
+edit: update
+modify: update
+restart: reboot""")
+
+
+# Help
 
 
 def run_help(call: Call) -> Row:
@@ -15900,60 +15970,6 @@ def help_text(call: Call, document: Row) -> str:
     row, _, unknown = find_command(call["command"] or [])
     verb = unknown[0] if unknown else ""
     return command_help(row) if row else overview(verb, call.client.profile)
-
-
-EXIT_STATUSES = parse_table("""\
-0: done, as the service confirmed
-1: the service refused or failed
-2: wrong use; nothing was sent
-3: not allowed: no key, a wrong one, or a second factor is needed
-4: no such thing
-5: rate limit
-6: the service was not reached, or a request that may be repeated got no answer
-7: outcome unknown: a request that must not be repeated got no answer
-8: a part failed; the rest was done
-9: a wait ran out of time
-129: SIGHUP ended it
-130: interrupted
-141: nobody reads its output anymore
-143: SIGTERM ended it""")
-
-
-def is_vital(row: Command) -> bool:
-    """Must its result reach the user, whatever comes?"""
-    return row.effect == SPENDS or row.only_copy
-
-
-def tell_result(call: Call, result: Any) -> None:
-    """What a command spent money on, or the only copy of its answer, on stderr: it must not be lost
-    with stdout.
-    """
-    row = call.row
-    said = row.status or (row.only_copy and row.show)  # by the row's own function
-    if call.view.format == "table" and said:
-        return
-    if is_vital(row) and isinstance(result, dict):
-        say(f"{row.name}: {printable(str(redact_value(result, call.secrets)), 2000)}")
-
-
-def exit_statuses(row: Command) -> list[int]:
-    """The statuses that a command can end with, besides those of programs that it runs."""
-    names = {arg.name for arg in row.args}
-    found = {0, 1, 2, 130}
-    if row.path or row.auth or "query" in names:
-        found |= {3, 4, 5, 6}
-    if not row.safe:
-        found.add(7)
-    rents = row.effect == SPENDS and not row.safe
-    if row.gaps or rents or names & {"ids", "machines"}:
-        found.add(8)
-    if names & {"max_wait", "timeout", "max_hours"}:
-        found.add(9)
-    if rents:
-        found |= {129, 143}
-    if row.status:
-        found.add(141)
-    return sorted(found)
 
 
 def describe_command(row: Command) -> Row:
@@ -15992,61 +16008,46 @@ def describe_argument(arg: Arg, face: str) -> Row:
     }
 
 
-def run_repl(call: Call) -> None:
-    """Runs commands from stdin, each with the global options of this one."""
-    if isinstance(call.client.pool, KeptPool):
-        raise UsageError("this is the prompt already")
-    status = repl({**call.view.common, "raw": False})  # --raw would outdo the --format of a line
-    if status:
-        raise ProgramError("", exit_status=status)
+def exit_statuses(row: Command) -> list[int]:
+    """The statuses that a command can end with, besides those of programs that it runs."""
+    names = {arg.name for arg in row.args}
+    found = {0, 1, 2, 130}
+    if row.path or row.auth or "query" in names:
+        found |= {3, 4, 5, 6}
+    if not row.safe:
+        found.add(7)
+    rents = row.effect == SPENDS and not row.safe
+    if row.gaps or rents or names & {"ids", "machines"}:
+        found.add(8)
+    if names & {"max_wait", "timeout", "max_hours"}:
+        found.add(9)
+    if rents:
+        found |= {129, 143}
+    if row.status:
+        found.add(141)
+    return sorted(found)
 
 
-def client_of(common: Row) -> VastAI:
-    """The client that global options ask for, over connections of its own unless there is a `pool`
-    among them.
-    """
-    names = ("api_key", "retry", "explain", "quiet", "curl", "timeout")
-    client = VastAI(server_url=common["url"], **{name: common[name] for name in names})
-    client.profile = profile_name(common["profile"])
-    if client.creds_source in ("FILE", "NONE"):
-        found = find_key(None, session=True, profile=client.profile)
-        client.api_key, client.creds_source, client.key_origin = found
-    client.pool = common.get("pool") or client.pool
-    return client
-
-
-def unknown_command_message(words: list[str]) -> str:
-    """What to say of words that name no command."""
-    if commands_of_verb(words[0]) and len(words) == 1:
-        return f"`vastai {words[0]}` is not complete; choose one:\n{overview(words[0]).rstrip()}"
-    name = " ".join(map(without_value, words))
-    problem = f"no command {name!r}" if len(name) <= 48 else "no such command"
-    verb = f"vastai {words[0]}" if commands_of_verb(words[0]) else "vastai --help"
-    meant = suggest_command(words)
-    return f"{problem}{meant} See `{verb}`" if meant else f"{problem}; see `{verb}`"
-
-
-def suggest_command(words: list[str]) -> str:
-    """'; did you mean 'show user'?' for words that name no command, or nothing."""
-    plain = " ".join(words[:2]).lower().replace("-", " ").replace("_", " ")
-    first, *others = plain.split()[:2] or [""]
-    verbs = [first, *VERBS.get(first, "").split()] if others else ["show", "search"]
-    things = [thing for word in others or [first] for thing in (word, word + "s", word.rstrip("s"))]
-    likely = [f"{verb} {thing}" for verb in verbs for thing in things]
-    for name in [*likely, HABITS.get(words[0].lower(), "")]:
-        if name in NAMES or name.startswith("--"):
-            return f"; did you mean {name!r}?"
-    own = commands_of_verb(words[0])
-    verb = "" if own else suggest(words[0], {n.split()[0] for n in NAMES})
-
-    def fits(name: str) -> bool:  # the verb that they share makes any two names alike
-        thing, last = name.partition(" ")[2], words[-1]
-        return name not in own or thing.startswith(last) or bool(suggest(last, [thing], 0.6))
-
-    return suggest(" ".join(words), filter(fits, sorted(NAMES))) or verb
+EXIT_STATUSES = parse_table("""\
+0: done, as the service confirmed
+1: the service refused or failed
+2: wrong use; nothing was sent
+3: not allowed: no key, a wrong one, or a second factor is needed
+4: no such thing
+5: rate limit
+6: the service was not reached, or a request that may be repeated got no answer
+7: outcome unknown: a request that must not be repeated got no answer
+8: a part failed; the rest was done
+9: a wait ran out of time
+129: SIGHUP ended it
+130: interrupted
+141: nobody reads its output anymore
+143: SIGTERM ended it""")
 
 
 USAGE = "usage: vastai COMMAND [argument …] [option …]"
+
+
 START_PAGE = parse_table("""\
 search offers 'gpu_name=RTX_4090': find machines to rent, with their prices
 create instance OFFER --image IMAGE --ssh: rent one of them
@@ -16449,6 +16450,15 @@ complete -c vastai -f -a '(__vastai_complete)'
 complete -c vastai.py -f -a '(__vastai_complete)'
 """,
 }
+
+
+def run_repl(call: Call) -> None:
+    """Runs commands from stdin, each with the global options of this one."""
+    if isinstance(call.client.pool, KeptPool):
+        raise UsageError("this is the prompt already")
+    status = repl({**call.view.common, "raw": False})  # --raw would outdo the --format of a line
+    if status:
+        raise ProgramError("", exit_status=status)
 
 
 class KeptPool(Pool):
