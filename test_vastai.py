@@ -1965,7 +1965,8 @@ class AccountRoutes:
 
     @route("GET /api/v0/users/{user}/machine-earnings/")
     def show_earnings(self, call, user):
-        first, last = number(call.query.get("sday")) or 0, number(call.query.get("eday")) or self.now() / DAY
+        last = number(call.query.get("eday")) or self.now() / DAY
+        first = number(call.query.get("sday")) or last - (number(call.query.get("last_days")) or 90)
         machines = [row for row in self.rows("machines") if call.query.get("machid") in (None, row["id"])]
         days = range(max(int(first), int(last) - 90), int(last) + 1)
         total = len(machines) * len(days)
@@ -3638,6 +3639,19 @@ sys.exit(test_vastai.main(sys.argv))
         self.assertEqual((status, out), (1, ""))
         self.assertRegex(err, rf"^sandbox: cannot use port {port}: .*\n  Choose another --port")
 
+    def test_the_sandbox_brings_its_programs(self):
+        if not CAN_STAND_IN:
+            self.skipTest("no shell here, or no setsid")
+        words = [sys.executable, __file__, "sandbox"]
+        with subprocess.Popen(words, env=clean_environment(HERE), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            exports = "".join(process.stdout.readline() for _ in range(3))
+            script = exports + "vastai ssh $(vastai show instances --status running --quiet) nvidia-smi"
+            done = subprocess.run(["sh", "-c", script], env=clean_environment(HERE), stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True, timeout=60)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        self.assertEqual((done.stdout, process.returncode), ("NVIDIA-SMI 570.124 (simulated)\n", 0))
+
     @unittest.skipUnless(os.name == "posix", "needs a pseudo-terminal")
     def test_the_demo(self):
         environment = clean_environment(HERE, TERM="xterm", COLUMNS="80")
@@ -4107,15 +4121,24 @@ class DescriptionTest(CommandCase):
 
     def test_what_only_the_answer_knows_is_said(self):
         for line, rule, answer, said in (
-                ("cleanup machine 7", "PUT .*", {"success": True, "num_deleted": 5}, "machine 7: 5 contracts."),
+                ("cleanup machine 7", "PUT .*", {"success": True, "num_deleted": 5}, "machine 7; contracts deleted: 5."),
+                ("list machine 7 -g 0.5 -e 2035-01-02", "PUT .*", {"success": True},
+                 "price_gpu $0.50/hr, min_chunk 1, end_date 2035-01-02 00:00 UTC."),
+                ("set defjob 7 --image i --args a -b", "PUT .*", {"success": True}, "args a -b."),
+                ("join cluster 12 7", "PUT .*", {"success": True}, "Added machine 7 to cluster 12."),
+                ("wait instance 7 --status exited --max-wait 0", "GET .*", {"instances": {"id": 7, "actual_status": "running"}},
+                 "Keep waiting with `vastai wait instance 7 --status exited`"),
                 ("create cluster 10.0.0.0/24 7", "POST .*", {"success": True, "msg": "Cluster 14 created"}, "Cluster 14"),
                 ("show earnings", "GET .*", {"per_day": [], "per_machine": [{"machine_id": 7, "gpu_earn": 1.5, "sto_earn": .25}]},
                  "Machine 7: $1.75")):
             with self.subTest(line):
                 self.box.fail(rule, 200, answer)
                 status, out, err = self.run_here(line)
-                self.assertEqual(status, 0, err)
+                self.assertEqual(status, 9 if "wait" in line else 0, err)
                 self.assertIn(said, out + err)
+        answer = {"success": True, "new_contract": 9, "note": "x" * 5000}
+        self.box.fail("PUT .*", 200, answer)
+        self.assertEqual(ast.literal_eval(self.ok("create instance 7 --image i").partition("Started. ")[2]), answer)
 
     def test_ids_alone(self):
         """--quiet prints ids or nothing, and what is shown only once on stderr."""
@@ -6666,8 +6689,12 @@ def stand_in(folder):
     for name, text in (("ssh", STAND_IN.replace("{python}", sys.executable)),
                        ("remote/nvidia-smi", "#!/bin/sh\necho 'NVIDIA-SMI 570.124 (simulated)'\n"),
                        ("python3", f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')):
-        pathlib.Path(folder, name).write_text(text)
-        os.chmod(os.path.join(folder, name), 0o755)
+        write_program(os.path.join(folder, name), text)
+
+
+def write_program(path, text):
+    pathlib.Path(path).write_text(text)
+    os.chmod(path, 0o755)
 
 
 @unittest.skipUnless(CAN_STAND_IN, "no shell here, or no setsid")
@@ -9455,7 +9482,7 @@ class TestLines(FaultCase):
                 (methods, "tfa status -q", "1\n"), (reply("[]"), "show ssh-keys --format csv", ""),
                 (reply({"gpus": {}}), "show gpu-trends RTX_9999 --format csv", ""),
                 (reply({"success": True, "workers_to_update": 2}), "update workers 7",
-                 "Updating 2 workers of workergroup 7.\n")):
+                 "Updating workers of workergroup 7: 2.\n")):
             status, out, err = self.run_here(self.serve(step), *line.split())
             self.assertEqual((status, out), (0, expected), err)
         self.assertEqual(self.run_here(self.serve(bill), "show", "invoices-v1", "-i", "-q")[0], 0)
@@ -13660,7 +13687,7 @@ show gpu-trends /metrics gpu-trends
     --num-gpus:N{all,1,2,4,8,other}='all'
     --start:DATE=None
     --end:DATE=None
-    --step:N=None
+    --step:SECONDS=None
     -> dict[str, Any]
 show gpu-locations /metrics gpu-locations
     --verified:TEXT{true,false,all}='all'
@@ -13795,7 +13822,7 @@ show maints -i,--ids:MACHINE/machine_ids -> list[dict[str, Any]]
 schedule maint
     id:MACHINE/machine_id
     --sdate:DATE
-    --duration:N
+    --duration:HOURS
     --maintenance_category->category:TEXT='not provided'/maintenance_category
     -y,--yes:TEXT=False(cli)
     -> dict[str, Any] ONCE sets asks
@@ -14441,11 +14468,14 @@ def sandbox(arguments):
         return 1
     with box, temporary_folder() as home:
         print(f"export VAST_URL={box.url}\nexport VAST_API_KEY={box.key}", flush=True)
+        program = "python3 vastai.py"
         if CAN_STAND_IN:  # `ssh` to an instance is a shell on this computer
-            stand_in(os.path.join(home, "bin"))
-            print(f"export PATH={shlex.quote(os.path.join(home, 'bin'))}:$PATH", flush=True)
-        print("Paste these lines into another shell, then try: python3 vastai.py search offers. Press Ctrl-C here to stop "
-              "the sandbox.", file=sys.stderr, flush=True)
+            programs, program = os.path.join(home, "bin"), "vastai"
+            stand_in(programs)
+            write_program(os.path.join(programs, program), f'#!/bin/sh\nexec {shlex.join([sys.executable, compiled()])} "$@"\n')
+            print(f"export PATH={shlex.quote(programs)}:$PATH", flush=True)
+        print(f"Paste these lines into another shell, then try: {program} search offers. Press Ctrl-C here to stop the "
+              "sandbox.", file=sys.stderr, flush=True)
         try:
             while True:
                 time.sleep(HOUR)

@@ -2535,7 +2535,8 @@ YES = CliArg("-y --yes", FLAG, "do not ask for confirmation")
 SCHEDULE = (
     Local("--schedule", TEXT, "Schedule | create a scheduled job instead of acting now", choices="HOURLY DAILY WEEKLY"),
     Local("--start_date", DATE, "Schedule | first day of the job, UTC (default: today)", needs="schedule"),
-    Local("--end_date", DATE, "Schedule | last day of the job, UTC (default: a week from now)", needs="schedule"),
+    Local("--end_date", DATE, "Schedule | last day of the job, UTC (default: a week from now; of cloud copy, the "
+          "end of the rental)", needs="schedule"),
     Local("--day", DAY_SLOT, "Schedule | day of the week, 0 (Sunday) to 6, or * for every day", "0", needs="schedule"),
     Local("--hour", HOUR_SLOT, "Schedule | hour of the day in UTC, 0 to 23, or * for every hour", "0", needs="schedule"),
     YES)  # to replace a job that does the same
@@ -3529,7 +3530,7 @@ WORKERGROUP_OPTIONS = (
 LOG_OPTIONS = (
     Local("--level", COUNT, "log level: 0 least, 1 info, 2 trace, 3 debug", 1, choices=(0, 1, 2, 3)),
     Arg("--tail", COUNT, "number of lines from the end"))
-WEBHOOK_SECRET = "Webhook {webhook[id]} signs with the secret {webhook[webhook_secret]}. Save it now; it is shown only once."
+WEBHOOK_SECRET = "signs with the secret {webhook[webhook_secret]}. Save it now; it is shown only once."
 
 
 # ---------------------------------------------------------------------------------------- THE TABLE
@@ -3901,7 +3902,6 @@ s3.101:/data/ 6003036:/workspace/"""),
         build="build_cloud_copy", schedule="schedule_cloud_copy", made="scheduled_job_id",
         done="Scheduled job {scheduled_job_id} to copy {src} to {dst}."
              "|Copying {src} to {dst}. Check progress with `vastai show instance {instance}`.",
-        note="A scheduled job copies from the instance to the cloud until --end_date, by default until the rental ends.",
         examples="""\
 --src /workspace/out --dst backups --instance 6003036 --connection 1001
 --src bucket/data --instance 6003036 --connection 1004 --transfer 'Cloud to Instance'
@@ -3946,7 +3946,7 @@ register("Deployments",
         Arg("id DEPLOYMENT", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with that name"),
         Arg("--tag", TEXT, "tag; with --name, deletes only deployments with that tag", needs="name"),
         build="build_delete_deployment", one_of="id name", look="show deployments",
-        done="Deleted deployment {id}.|Deleted {count} deployments named {name}."
+        done="Deleted deployment {id}.|Deleted deployments named {name}: {count}."
              "|Deleted deployment {name}."),
     look="show deployment")
 
@@ -3987,7 +3987,7 @@ register("Market (for hosts)",
         *MARKET_OPTIONS, MARKET_SIZE,
         Arg("--start", DATE, "start, UTC (default: a day before the end)"),
         Arg("--end", DATE, "end, UTC (default: now)"),
-        Arg("--step", COUNT, "time between points, seconds"),
+        Arg("--step SECONDS", COUNT, "time between points, seconds"),
         build="build_market", run="run_gpu_trends", rows="trend_rows", tables="trend_tables", footer="host_footer",
         empty="No data.", columns=GPU_TRENDS_COLUMNS, aliases="metrics gpu-trends",
         examples="""\
@@ -4195,10 +4195,10 @@ register("Machines (for hosts)",
     Command("delete machine", "POST /machines/{id}/force_delete/", SAFE, DELETES, "Delete a machine that nobody rents",
         MACHINE, done="Deleted machine {id}."),
     Command("cleanup machine", "PUT /machines/{id}/cleanup/", SAFE, DELETES, "Delete expired storage on a machine",
-        MACHINE, done="Deleted expired storage on machine {id}: {num_deleted} contracts.|Deleted expired storage on machine {id}."),
+        MACHINE, done="Deleted expired storage on machine {id}; contracts deleted: {num_deleted}.|Deleted expired storage on machine {id}."),
     Command("defrag machines", "PUT /machines/defrag_offers/", SAFE, SETS, "Regroup GPUs into larger offers",
         Arg("ids MACHINE", IDS, "the machines", key="machine_ids", old="IDs machine_ids"),
-        done="Regrouped the offers of machines {ids}: {summary}"),
+        done="Regrouped the offers of machines {ids}: {summary}."),
     Command("set min-bid", "PUT /machines/{id}/minbid/", SAFE, SETS, "Set the lowest bid for a machine's GPUs",
         MACHINE, Arg("--price", PRICE, "lowest bid per GPU, $/hr"),
         body=CLIENT, needs="price", done="The lowest bid for machine {id} is now ${price}/hr per GPU."),
@@ -4219,7 +4219,7 @@ register("Machines (for hosts)",
     Command("schedule maint", "PUT /machines/{id}/dnotify/", ONCE, SETS, "Announce maintenance to a machine's renters",
         MACHINE,
         Arg("--sdate", COMING, "start, UTC, such as 2026-01-31T14:00", REQUIRED),
-        Arg("--duration", NUMBER, "duration, hours", REQUIRED),
+        Arg("--duration HOURS", NUMBER, "duration, hours", REQUIRED),
         Arg("--maintenance_category", TEXT, "category: power, internet, disk, gpu, software or other", "not provided",
             name="category", key="maintenance_category", old="maintenance_category"),
         body=CLIENT, look="show maints",
@@ -4437,8 +4437,8 @@ register("Serverless",
         Arg("id WORKERGROUP", ID, "the workergroup", key="workergroup_id"),
         Arg("--cancel", FLAG, "cancel a running update", key="cancel_update", sent=lambda on: on or None),
         body={"api_key": KEY}, strict=True, look="show workergroups",
-        done="Updating {workers_to_update} workers of workergroup {id}.|Canceled the update of workergroup {id}: "
-             "{cancelled}"),
+        done="Updating workers of workergroup {id}: {workers_to_update}.|Canceled the update of workergroup {id}: "
+             "{cancelled}."),
     Command("route", "POST run:/route/", ONCE, SETS, "Get the address of a free worker",
         Arg("endpoint", NAME, "name of the endpoint"),
         Arg("cost", NUMBER, "load of the request in the endpoint's units, such as tokens"),
@@ -4485,7 +4485,7 @@ register("Notifications",
         Arg("webhook_url", NAME, "URL of the webhook, https://…"),
         Arg("event_types", TEXTS, "event types, from show notification-types, such as client:low_credit"),
         Arg("--name", TEXT, "name for the webhook"),
-        made="webhook.id", done=WEBHOOK_SECRET, only_copy=True,
+        made="webhook.id", done="Created webhook {webhook[id]}; it " + WEBHOOK_SECRET, only_copy=True,
         examples="https://example.com/hook client:low_credit client:outbid"),
     Command("update webhook", "PUT /webhooks/{id}/", SAFE, SETS, "Change a webhook",
         WEBHOOK, Arg("--webhook_url URL", TEXT, "new URL"),
@@ -4494,7 +4494,7 @@ register("Notifications",
     Command("delete webhook", "DELETE /webhooks/{id}/", SAFE, DELETES, "Delete a webhook",
         WEBHOOK, done="Deleted webhook {id}."),
     Command("rotate webhook-secret", "POST /webhooks/{id}/rotate-secret/", ONCE, SETS, "Replace a webhook's signing secret",
-        WEBHOOK, done=WEBHOOK_SECRET, only_copy=True),
+        WEBHOOK, done="Webhook {webhook[id]} now " + WEBHOOK_SECRET, only_copy=True),
     Command("test webhook", "POST /webhooks/{id}/test/", ONCE, SETS, "Send a test to a webhook",
         WEBHOOK, done="Sent a test to webhook {id}."),
     look="show webhooks")
@@ -8735,9 +8735,10 @@ def wait_for(
     if row is None:
         missing = "not started" if watch.seen else "unknown to the service"
         state = watch.row.get("actual_status") or missing
+        goal = "" if status == "running" else f" --status {status}"
         raise WaitTimeoutError(
             f"instance {id} was not {status} after {most:g} s: it is {state}",
-            hint=f"Keep waiting with `vastai wait instance {id}`.",
+            hint=f"Keep waiting with `vastai wait instance {id}{goal}`.",
         )
     return row
 
@@ -14122,7 +14123,7 @@ def write_tables(call: Call, tables: Tables) -> list[str]:
     hidden = []
     for heading, rows, columns in tables:
         if heading and is_terminal(sys.stdout):
-            write_out(heading + "\n")
+            write_out(wrap_line(heading, terminal_width()) + "\n")
         elif heading:
             remark(call, heading)
         hidden += write_listing(call, Listing(rows, columns, call.view))
@@ -14216,7 +14217,7 @@ def write_sentence(call: Call, text: str, result: Any) -> None:
     text = redact_sentence(text, call.secrets)
     if call.row.piped and not is_terminal(sys.stdout) and not is_refused(call.row, result):
         line = call.row.piped.format(answer=redact_value(result, call.secrets))
-        write_out(printable(line, 2000) + "\n")
+        write_out(printable(line, 0) + "\n")
         remark(call, text)
     elif text:
         lines = [printable(line, 2000) for line in text.split("\n")]
@@ -14236,6 +14237,8 @@ def fill(call: Call, text: str, answer: Row) -> str:
     for name, value in words.items():
         if isinstance(value, list):
             words[name] = ", ".join(map(str, value))
+            if len(value) == 1:  # "machine 7", not "machines 7"
+                text = text.replace(f"s {{{name}}}", f" {{{name}}}")
         elif isinstance(value, dict) and f"{{{name}[" not in text:
             words[name] = format_value(value)
         elif name == "sdate" or name.endswith("_date"):
@@ -14977,24 +14980,29 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
     return text
 
 
+def format_term(arg: Arg, value: Any) -> Any:
+    """The value of an option, a price per what its help says."""
+    per = arg.help.partition("$/")[2].split(" ")[0]
+    if per:
+        return f"{format_rate(value)[:-3]}/{per}"
+    if isinstance(value, list):
+        return " ".join(value)
+    return f"{format_utc(value)} UTC" if arg.name == "end_date" else value
+
+
 def listing_sentence(call: Call, result: Any) -> str:
     """On which terms machines are offered, or run their default job, a line each."""
     terms = []
     for arg in call.row.args:
         value = call[arg.name]
-        if not arg.option or value is None:
-            continue
-        if arg.name == "end_date":
-            value = format_utc(value)
-        elif arg.kind is PRICE:  # its help ends in the unit: "upload price, $/GB"
-            value = f"${value}{arg.help.partition('$')[2].split()[0]}"
-        terms.append(f"{arg.name} {value}")
+        if arg.option and value is not None:
+            terms.append(f"{arg.name} {format_term(arg, value)}")
     lines = []
     answers = result if isinstance(result, list) else [result]
     for id, answer in zip(call["ids"] or [call["id"]], answers):
-        line = f"{call.row.done.format(id=id)}: {', '.join(terms)}"
+        line = f"{call.row.done.format(id=id)}: {', '.join(terms)}."
         if answer.get("extended"):
-            line += f". Rentals extended: {format_value(answer['extended'])}"
+            line += f" Rentals extended: {format_value(answer['extended'])}."
         lines.append(line)
     return "\n".join(lines)
 
@@ -16171,12 +16179,10 @@ def usage_of(row: Command) -> str:
     """The usage line.  Options stand after the arguments, but before words that go elsewhere."""
     mine = [arg for arg in row.args_of("cli") if not arg.hidden]
     words = [placeholder(arg) for arg in mine if not arg.option]
-    options = [
-        f"{arg.flags[-1]} {arg.kind.metavar}"
-        for arg in mine
-        if arg.option and (arg.cli is REQUIRED or arg.name == row.needs)
-    ]
-    if any(arg.option for arg in mine):
+    flags = [arg for arg in mine if arg.option]
+    due = [arg for arg in flags if arg.cli is REQUIRED or arg.name == row.needs]
+    options = [f"{arg.flags[-1]} {arg.kind.metavar}" for arg in due]
+    if len(flags) > len(due):
         options.append("[option …]")
     if any(arg.rest and not arg.option for arg in mine):
         words = options + words
@@ -16226,7 +16232,8 @@ def format_meaning(arg: Arg) -> str:
     if arg.secret:
         facts.append("- reads it from stdin")
     if arg.cli not in (REQUIRED, None, False, ""):
-        facts.append(f"default {format(arg.cli, 'g' if isinstance(arg.cli, float) else '')}")
+        default = str(arg.cli).lower() if isinstance(arg.cli, bool) else arg.cli
+        facts.append(f"default {format(default, 'g' if isinstance(default, float) else '')}")
     return f"{arg.help} ({'; '.join(facts)})" if facts else arg.help
 
 
