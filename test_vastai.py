@@ -6347,6 +6347,18 @@ class TestLaunch(RentingCase):
             self.assertEqual((self.held, "vastai-" in err), (held, True))
         self.assertEqual(len(self.machines()), count + 5)
 
+    def test_an_id_that_can_be_none(self):
+        """It is like a lost answer: the instance is found by its label."""
+        self.box.lose("PUT /api/v0/asks/.*", 200, json.dumps({"success": True, "new_contract": 10**30}))
+        self.assertEqual([self.launch("--raw")["new_contract"]], self.held)
+
+    def test_an_instance_that_cannot_be_checked(self):
+        self.box.fail(r"GET /api/v0/instances/\d+/", 400, {"msg": "no"})
+        with fast_clock():
+            err = self.run_here("launch instance --query num_gpus=1 -i a/b --disk 40 --raw").stderr
+        self.assertRegex(json.loads(err.splitlines()[-1])["hint"], "^It was destroyed")
+        self.assertEqual(self.held, [])
+
     def test_a_lost_answer_after_a_failed_try(self):
         """A listing that lags still shows the instance that was given back: it is not the new one."""
         self.box.machine(11, status="offline")
@@ -6373,9 +6385,10 @@ class TestLaunch(RentingCase):
         self.box.lose("PUT /api/v0/asks/.*", 500, "oh")
         answer = self.launch("--label mine --raw")
         self.assertEqual(self.held, [twin, answer["new_contract"]])
-        self.box.machine(None, differs={"start_date": None}, status="offline")  # it may have been there for long
-        self.box.lose("PUT /api/v0/asks/.*", 500, "oh")
-        self.launch("--label mine", status=7)
+        for unknown in (None, 0):  # it may have been there for long
+            self.box.machine(None, differs={"start_date": unknown}, status="offline")
+            self.box.lose("PUT /api/v0/asks/.*", 500, "oh")
+            self.launch("--label mine", status=7)
         self.assertEqual(self.held[:2], [twin, answer["new_contract"]])
         self.assertEqual(self.sent("DELETE .*"), [])
 
@@ -6742,6 +6755,14 @@ class TestRun(RentingCase):
                 pathlib.Path(self.bin, "frames").write_bytes(frame.encode("latin-1") + b"\n")
                 self.assertIn("an unexpected answer", self.job("", "true", status=1)[1])
                 self.assertEqual(self.held, [])
+
+    def test_the_last_line_says_whose_status_it_is(self):
+        """Also if the command's was 0."""
+        self.box.fail("DELETE .*", times=10)
+        self.assertRegex(self.job("", "true", status=8)[1].splitlines()[-1], "exited with status 0 .*could not be destroyed")
+        err = self.job("--download nothing --raw", "true", status=8)[1]
+        self.assertIn("exited with status 0", err)
+        self.assertEqual(json.loads(err.splitlines()[-1])["found"], self.held[-1])
 
     def test_a_status_that_is_cut(self):
         self.happens("cut", 999, 4, 5, 6)
@@ -9113,13 +9134,29 @@ class TestSteps(FaultCase):
 class TestOutcomes(FaultCase):
     """What went well stays said, whatever goes wrong behind it."""
 
+    def test_interrupted_while_it_is_said(self):
+        """What was made although it was refused is said all the same."""
+        server = self.serve(reply({"success": False, "msg": "the bid is too low", "new_contract": 4242}, 400))
+        said = io.StringIO()
+
+        class Interrupting(io.StringIO):
+            def write(self, text):
+                if not said.getvalue():
+                    said.write("once\n")
+                    signal.raise_signal(signal.SIGINT)
+                return said.write(text)
+        with contextlib.redirect_stderr(Interrupting()):
+            status = vastai.main(["create", "instance", "7", "--image", "i", "--url", server.url, "--api-key", KEY])
+        self.assertEqual(status, 130)
+        self.assertIn("vastai destroy instance 4242", said.getvalue())
+
     def test_a_rental_whose_start_cannot_be_watched(self):
         for step in (reply({"success": False, "msg": "busy"}), reply("<html>"), reply({}, 401), reply({}, 403)):
             def answers(request, step=step):
                 return reply({"success": True, "new_contract": 4242}) if request["method"] == "PUT" else step
             with fast_clock():
                 error = self.error(self.client(self.serve(route=answers)).create_instance, 7, image="x", wait=True)
-            self.assertIn("4242", str(error))
+            self.assertIn("4242 is rented and is billed until `vastai destroy instance 4242` ends it", str(error))
             self.assertNotIsInstance(error, vastai.UsageError)
         client = self.client(self.serve(route=lambda request: reply({"success": True}) if request["method"] == "DELETE"
                                         else reply({"success": False, "msg": "busy"})))

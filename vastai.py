@@ -827,7 +827,7 @@ def as_number(value: Any) -> float | int | None:
 def as_whole(value: Any) -> int | None:
     """A whole number such as an id or a count, also from a text or from 7.0; None for the rest."""
     number = as_number(value)
-    return int(number) if number is not None and number == number // 1 else None
+    return None if number is None or number % 1 or abs(number) >= 1e19 else int(number)
 
 
 def as_price(value: Any) -> float | int | None:
@@ -7149,6 +7149,9 @@ def run_create_instance(call: Call) -> Row:
         except VastAIError as error:
             if rented.id == "?" and rented.name:
                 look_for_instance(error, rented)
+            ended = isinstance(error, NotFoundError) or error.details.get("fault")
+            if rented.found and not (error.found or ended):
+                error.msg += f"; {rented.still_costs()}"  # the wait failed, not the rental
             error.found = error.details["found"] = error.found or rented.found
             raise
 
@@ -8848,7 +8851,7 @@ class Rented:
             self.problem = "one has appeared without an id"
         elif len(ids) > 1 and not self.made_up:
             self.problem = f"several have appeared: {', '.join(map(str, ids))}"
-        elif not self.made_up and number_of(rows[0], "start_date") is None:
+        elif not (self.made_up or number_of(rows[0], "start_date")):
             self.problem = f"when {ids[0]} started is unknown"
         return ids
 
@@ -9315,8 +9318,8 @@ class Launch:
             words = f"{self.rented.still_costs()}; before that: {reason}"
             raise PartialError(words, results=[], found=self.rented.id)
         if stop:
-            hint = "" if stop.details.get("fault") else f"{stop.hint} "
-            stop.hint = f"{hint}It was destroyed; another machine would fail the same way."
+            hint = "" if stop.details.get("fault") else stop.hint
+            stop.hint = f"{hint} It was destroyed; another machine would fail the same way.".strip()
             raise stop
         self.give_up(offer, reason)
         return None
@@ -9466,8 +9469,8 @@ def run_job(call: Call) -> Row:
             call.tell(job.last_words())
         raise
     if job.problem:
-        raise PartialError(f"{job.problem}\n  {job.last_words()}", results=[])
-    call.tell(job.last_words())
+        raise PartialError(f"{job.problem}\n  {job.last_words()}", results=[], found=job.id)
+    call.tell(job.last_words(well=True))
     return {
         "status": job.status,
         "instance": job.id,
@@ -9807,8 +9810,11 @@ class RemoteJob(Launch):
 
     # What it came to
 
-    def last_words(self) -> str:
-        """What became of the command and the instance, and what it cost."""
+    def last_words(self, well: bool = False) -> str:
+        """What became of the command and the instance, and what it cost.
+
+        If all went `well`, our exit status is the command's: that it is 0 needs no words.
+        """
         id = self.rented.found or self.rented.last
         if id is None:
             return ""
@@ -9821,7 +9827,7 @@ class RemoteJob(Launch):
             )
         elif self.rented.id is not None:
             words = self.rented.still_costs()
-        if self.status:
+        if self.status or (self.status == 0 and not well):
             machine = self.watch.row.get("machine_id")
             words = f"the command exited with status {self.status} on machine {machine}; {words}"
         return f"{words}; {cost}"
@@ -16683,6 +16689,9 @@ def run_guarded(words: list[str], start: Row | None = None) -> int:
     except KeyboardInterrupt as signal:
         if is_terminal(sys.stderr):
             write_err(CLEAR if erasable(sys.stderr) else "\n")
+        unsaid = signal.__context__  # it came while an error was about to be said
+        if isinstance(unsaid, VastAIError) and unsaid.found:
+            report(unsaid, said_as)
         if start and isinstance(signal, Interrupted):
             raise  # it ends the prompt, too, and the lines of a script that follow
         return getattr(signal, "exit_status", 130)
