@@ -7026,6 +7026,58 @@ def perform(call: Call) -> Any:
         raise
 
 
+CONCURRENCY = 5  # requests of one command that are under way at the same time
+CHANGES_APART = 0.03  # seconds between two changes, which reach the service in their order
+
+
+def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """What `work` returns for each item, in their order; a few run at the same time, but changes
+    one by one until the first is accepted, and the others begin in their order.  A VastAIError or
+    NothingSent that it raises stands in its place; a key that is refused at the first change raises
+    AuthError, as the others would meet the same.
+    """
+    import threading
+
+    tasks, stopped = list(items), threading.Event()
+    in_order = call.client.curl or call.client.explain  # these print
+    changes = call.row.effect != READS
+
+    def outcome(task: Any) -> Any:
+        if stopped.is_set():
+            return None
+        try:
+            return work(task)
+        except (VastAIError, NothingSent) as error:
+            return error
+
+    done: list[Any] = []
+    while tasks and (changes or in_order or len(tasks) == 1):
+        done.append(outcome(tasks.pop(0)))
+        first = done[0]
+        if changes and isinstance(first, AuthError) and first.status != 403:
+            raise first
+        if not in_order and not isinstance(done[-1], VastAIError):
+            break
+    if not tasks:
+        return done
+    try:
+        from concurrent.futures import ThreadPoolExecutor
+
+        pool = ThreadPoolExecutor(min(len(tasks), CONCURRENCY))
+        pool.submit(int)
+    except RuntimeError:  # a program that is ending starts no more threads
+        return done + [outcome(task) for task in tasks]
+    started = []
+    try:
+        for task in tasks:
+            started.append(pool.submit(outcome, task))
+            time.sleep(CHANGES_APART if changes else 0)
+        return done + [one.result() for one in started]
+    finally:
+        stopped.set()  # an interruption waits for no answer, and sends nothing more
+        pool.shutdown(wait=False)
+
+
 def objects(value: Any) -> list[Row]:
     """`value`, if it is a list of objects.  Raises VastAIError if not."""
     if not is_rows(value):
@@ -9882,57 +9934,7 @@ def write_bytes(stream: Any, data: bytes) -> None:
 # hourly_cost() alone says what an instance costs; every sum is built on it.
 
 HOURS_OF_MONTH = 720  # as the service bills
-CONCURRENCY = 5  # requests of one command that are under way at the same time
-CHANGES_APART = 0.03  # seconds between two changes, which reach the service in their order
 YEAR_10000 = 253402300800  # unix seconds at which year 10000 begins
-
-
-def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """What `work` returns for each item, in their order; a few run at the same time, but changes
-    one by one until the first is accepted, and the others begin in their order.  A VastAIError or
-    NothingSent that it raises stands in its place; a key that is refused at the first change raises
-    AuthError, as the others would meet the same.
-    """
-    import threading
-
-    tasks, stopped = list(items), threading.Event()
-    in_order = call.client.curl or call.client.explain  # these print
-    changes = call.row.effect != READS
-
-    def outcome(task: Any) -> Any:
-        if stopped.is_set():
-            return None
-        try:
-            return work(task)
-        except (VastAIError, NothingSent) as error:
-            return error
-
-    done: list[Any] = []
-    while tasks and (changes or in_order or len(tasks) == 1):
-        done.append(outcome(tasks.pop(0)))
-        first = done[0]
-        if changes and isinstance(first, AuthError) and first.status != 403:
-            raise first
-        if not in_order and not isinstance(done[-1], VastAIError):
-            break
-    if not tasks:
-        return done
-    try:
-        from concurrent.futures import ThreadPoolExecutor
-
-        pool = ThreadPoolExecutor(min(len(tasks), CONCURRENCY))
-        pool.submit(int)
-    except RuntimeError:  # a program that is ending starts no more threads
-        return done + [outcome(task) for task in tasks]
-    started = []
-    try:
-        for task in tasks:
-            started.append(pool.submit(outcome, task))
-            time.sleep(CHANGES_APART if changes else 0)
-        return done + [one.result() for one in started]
-    finally:
-        stopped.set()  # an interruption waits for no answer, and sends nothing more
-        pool.shutdown(wait=False)
 
 
 def hourly_cost(row: Row) -> float | None:
@@ -10017,13 +10019,13 @@ class Bill:
         if use == "gpu" and amount > 0:
             self.ran.add(source)
 
-    def add(self, kind: str, row: Row, hour: float | None, **more: Any) -> None:
+    def add(self, kind: str, row: Row, hour: float | None, state: Any, **more: Any) -> None:
         """Adds a line; without a price it is not in the sum."""
         id = row.get("id")
         if hour is None and kind != "endpoint":
             self.reasons[f"{kind} {id}"] = "the service names no price"
         label = row.get("endpoint_name" if kind == "endpoint" else "label") or None
-        line = {"kind": kind, "id": id, "label": label, "hour": hour}
+        line = {"kind": kind, "id": id, "label": label, "hour": hour, "state": state}
         self.rows.append({**line, "later": None, "why": None, **more})
 
     def add_endpoints(self, endpoints: list[Row], listings: list[Any]) -> None:
@@ -10038,19 +10040,19 @@ class Bill:
             for row in mine:
                 if hourly_cost(row) is None:
                     self.reasons[f"instance {row.get('id')}"] = "the service names no price"
-            told = "instances" not in self.reasons and isinstance(workers, list)
-            hour = sum((hourly_cost(row) or 0.0 for row in mine), 0.0) if told else None
-            later = sum(later_cost(row) or hourly_cost(row) or 0.0 for row in mine)
-            state = endpoint.get("endpoint_state")
-            more = {"later": later if any(map(later_cost, mine)) else None, "state": state}
-            self.add("endpoint", endpoint, hour, **more)
+            known = "instances" not in self.reasons and isinstance(workers, list)
+            hour = sum((hourly_cost(row) or 0.0 for row in mine), 0.0) if known else None
+            later = None
+            if any(map(later_cost, mine)):
+                later = sum(later_cost(row) or hourly_cost(row) or 0.0 for row in mine)
+            self.add("endpoint", endpoint, hour, endpoint.get("endpoint_state"), later=later)
 
     def add_instances(self) -> None:
         for row in self.instances.values():
             unstarted = "stopped" if row.get("intended_status") == "stopped" else "created"
             state = row.get("actual_status") or unstarted
             why, later = self.why_orphan(row, state), later_cost(row)
-            self.add("instance", row, hourly_cost(row), state=state, later=later, why=why)
+            self.add("instance", row, hourly_cost(row), state, later=later, why=why)
 
     def why_orphan(self, row: Row, state: str) -> str | None:
         """Why an instance looks forgotten, if it does."""
@@ -10071,7 +10073,7 @@ class Bill:
                 continue
             why = None if row.get("instances") else "volume on nothing"
             hour = as_price(row.get("storage_total_cost"))
-            self.add("volume", row, hour, state=row.get("status"), why=why)
+            self.add("volume", row, hour, row.get("status"), why=why)
 
     def result(self) -> Row:
         self.rows.sort(key=lambda row: row["kind"] == "endpoint")  # at the end
@@ -10996,9 +10998,7 @@ def run_benchmarks(call: Call) -> list[Row]:
     field, value = "id", call["template_id"]
     if value is None:
         field, value = "hash_id", call["template_hash"]
-    template = next(iter(call.do("search_templates", query={field: {"eq": value}})), None)
-    if template is None:
-        raise not_found_error("template", value, "search templates")
+    template = template_of(call, field, value)
     try:
         filters = _json_object(template.get("extra_filters") or {})
     except (ValueError, RecursionError):  # without them, machines of any kind would be rented
@@ -13316,7 +13316,9 @@ class VastAI:
     def last_output(self) -> str:
         """What the last method returned, as text: programs for the SDK before 1.0 read it here."""
         result = self.last_result
-        return "" if result is None else result if isinstance(result, str) else format_json(result)
+        if isinstance(result, str):
+            return result
+        return "" if result is None else format_json(result)
 
     @property
     def api_key_access(self) -> str | None:
@@ -13980,8 +13982,7 @@ class Listing:
     ) -> None:
         self.rows, self.single, self.full = rows, single, view.full
         self.bright = view.color and colored()
-        names: list[str] = view.fields.split(",")
-        self.fields = [name.strip() for name in names if name.strip()]
+        self.fields = [name.strip() for name in view.fields.split(",") if name.strip()]
         self.columns = [(name, name, "", 0) for name in self.fields] or columns
         self.hidden: list[str] = []
 
@@ -14195,10 +14196,11 @@ def write_text(call: Call, text: str) -> None:
     printed in an instance as JSON, as recorded calls have it.
     """
     if call.view.format == "json" and (call.row.text or not call.view.raw):
-        return write_out(format_json(str(text)) + "\n")
+        write_out(format_json(str(text)) + "\n")
+        return
     if call.row.text and call.row.returns == "text":
         text = call.row.text(call, text)
-    return write_out(text if text.endswith("\n") or not text else text + "\n", plain=True)
+    write_out(text if text.endswith("\n") or not text else text + "\n", plain=True)
 
 
 def sentence(call: Call, answer: Row) -> str:
@@ -14937,7 +14939,9 @@ def show_backup_codes(call: Call, answer: Row) -> None:
     """Shows or saves new backup codes; says so if they are lost on the way."""
     codes = as_list(answer.get("backup_codes"))
     if not codes:
-        return None if call.view.quiet else write_sentence(call, sentence(call, answer), answer)
+        if not call.view.quiet:
+            write_sentence(call, sentence(call, answer), answer)
+        return
     saved = ""
     try:
         saved = save_backup_codes(call, codes)
