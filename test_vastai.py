@@ -4491,8 +4491,9 @@ class RentalTest(CommandCase):
         self.assertEqual(called()[-4:], ["root@127.0.0.1", "-L", "8080:localhost:8080", "-N"])
         self.ok(f"scp -r data {id}:/workspace/")
         self.assertEqual(called(), ["scp", "-P", str(port), *options, "-r", "--", "data", "root@127.0.0.1:/workspace/"])
-        self.ok(f"copy local:{self.home}/ C.{id}:/workspace/data --exclude '*.tmp'")
+        self.ok(f"copy local:{self.home}/ C.{id}:/workspace/data --exclude '*.tmp' -i key")
         words = called()
+        self.assertRegex(words[words.index("-e") + 1], r"^ssh -i key -p \d+ -o StrictHostKeyChecking=no$")
         self.assertEqual(words[0], "rsync")
         self.assertIn("--exclude=*.tmp", words)
         self.assertEqual(words[-2:], [f"{self.home}/", f"vastai_kaalia@127.0.0.1::C.{id}//workspace/data"])
@@ -4535,6 +4536,8 @@ class RentalTest(CommandCase):
         self.ok(f"change bid {id} --price 0.5 --schedule DAILY --day '*' --hour 3")
         self.assertFalse([request for request in self.box.requests if "bid_price" in request["path"]])
         self.assertEqual(self.client.show_scheduled_jobs()[0]["hour_of_the_day"], 3)
+        self.box.fail("POST /api/v0/commands/schedule_job/", 200, {"success": True})
+        self.assertEqual(json.loads(self.ok(f"reboot instance {id} --schedule WEEKLY")), {"success": True})
         again = f"change bid {id} --price 0.6 --schedule DAILY --day '*' --hour 3"
         self.box.fail("POST /api/v0/commands/schedule_job/", 422, {"success": False, "scheduled_job_id": 1}, times=2)
         self.assertEqual(self.run_here(again, stdin="n\n")[0], 2)
@@ -8978,7 +8981,9 @@ class TestOddAnswers(FaultCase):
         client = self.client(self.serve(reply({"success": True, "dst_addr": "a.b", "dst_port": 22})), raw=False)
         with contextlib.redirect_stdout(io.StringIO()) as out:
             client.copy("x", "7:/y")
-        self.assertEqual(out.getvalue(), "Now rsync can copy x to 7:/y at a.b.\n")
+            client.copy("6:/x", "7:/y")
+        self.assertEqual(out.getvalue(), "Now rsync can copy x to 7:/y at a.b.\nCopying 6:/x to 7:/y. "
+                                         "Check progress with `vastai show instances`.\n")
 
     def test_null_is_not_told_as_none(self):
         for line, answer in (("show env-vars", {"secrets": None}), ("tfa status", {"methods": None}), ("show earnings", {"per_day": None}),
@@ -9572,8 +9577,9 @@ class TestArguments(FaultCase):
         self.assertEqual(self.sent("search_offers", order=["dph", ["id", "desc"]])["order"],
                          [["dph_total", "asc"], ["id", "desc"]])
         self.assertEqual(self.sent("search_benchmarks", order=["value-"])["order_by"], [{"col": "value", "dir": "desc"}])
-        self.assertEqual(self.sent("create_instance", 5, image="x", env={"PORTAL_CONFIG": 5})["env"],
-                         {"PORTAL_CONFIG": "5"})
+        for portal in (5, ""):
+            self.assertEqual(self.sent("create_instance", 5, image="x", env={"PORTAL_CONFIG": portal})["env"],
+                             {"PORTAL_CONFIG": str(portal)})
 
     def test_conditions_side_by_side(self):
         self.assertEqual(vastai.parse_query('geolocation in [US,CA]num_gpus=2 gpu_name="RTX 4090"disk_space>5'), {

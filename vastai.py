@@ -5129,7 +5129,7 @@ def build_instance(call: Call, body: Row) -> None:
     start_up(call, body)
     portal = body["env"].get("PORTAL_CONFIG")
     runtype = "jupyter" if call["template_hash"] else ""  # a template may bring Jupyter
-    if portal is not None and "jupyter" not in body.get("runtype", runtype):
+    if portal and "jupyter" not in body.get("runtype", runtype):
         entries = [entry for entry in str(portal).split("|") if "jupyter" not in entry.lower()]
         if not any(entries):
             raise UsageError(
@@ -7906,10 +7906,10 @@ def run_copy(call: Call) -> Row:
         if "VMs" in error.msg:
             error.hint = "Only the whole disk of a VM can be copied; leave out the path."
         raise
-    call.params["copied"] = "Now rsync can copy"
+    if {src, dst} & {None, "local"}:  # else the service copies, which takes a while
+        call.params["copied"] = "Copied" if call.cli else "Now rsync can copy"
     if not call.cli:
         return answer
-    call.params["copied"] = "Copied"
     if src in (None, "local"):
         there = rsync_place(answer, "dst", dst, dst_path)
         run_rsync(call, answer["dst_port"], [for_rsync(os.path.expanduser(src_path)), there])
@@ -7961,9 +7961,8 @@ def run_rsync(call: Call, port: Any, places: list[str]) -> None:
     """Copies with rsync over ssh."""
     from shlex import quote
 
-    shell = f"ssh -p {as_whole(port)} -o StrictHostKeyChecking=no"
-    if call["identity"]:
-        shell += f" -i {quote(os.path.expanduser(call['identity']))}"
+    key = f"-i {quote(os.path.expanduser(call['identity']))} " if call["identity"] else ""
+    shell = f"ssh {key}-p {as_whole(port)} -o StrictHostKeyChecking=no"
     excluded = [f"--exclude={pattern}" for pattern in call["exclude"] or ()]
     words = ["rsync", "-arz", "-v", "--progress", "--rsh=ssh", "-e", shell, *excluded, *places]
     how = "Get it with `apt-get install rsync`, `brew install rsync` or, on Windows, in WSL."
@@ -14209,7 +14208,8 @@ def sentence(call: Call, answer: Row) -> str:
     refused = is_refused(row, answer)
     if row.says and not refused:
         return str(row.says(call, answer))
-    for form in row.done.split("|") if row.done and not refused else ():
+    forms = row.done.split("|") if row.done and not refused else []
+    for form in forms[:1] if call["schedule"] is not None else forms:  # the first is of the job
         try:
             return fill(call, form, answer)
         except (LookupError, ValueError, TypeError):  # the answer lacks what this form needs
