@@ -4613,6 +4613,7 @@ class SelfTestTest(CommandCase):
             self.assertEqual(status, expected, err)
             self.assertIs(json.loads(out)["success"], not expected)
             self.assertIn("GPU burn: ok", err)
+            self.assertRegex(err, r"(?m)^Renting offer \d+ of machine 5 at \$[0-9.]+/hr$")
             self.assertEqual(set(self.box.market.tables["instances"]), self.before)
 
     def test_what_does_not_start(self):
@@ -5953,7 +5954,7 @@ class TestGivingBack(RentingCase):
 
     def test_benchmarks_whose_workers_cannot_be_listed(self):
         self.box.fail("POST /get_endpoint_workers/", 500, "oh", times=3)
-        self.benchmark(0)
+        self.assertRegex(self.benchmark(0), r"(?m)^Renting 1x RTX 4090 at about \$[0-9.]+/hr", "though nobody was asked")
         self.assertEqual(self.held, [])
         self.box.fail("POST /get_endpoint_workers/", 500, "oh", times=99)
         err = self.benchmark(8)
@@ -9186,6 +9187,12 @@ class TestOutcomes(FaultCase):
         error = self.error(self.client(self.serve(reply({"msg": "bad offer"}, 400), reply({}, 504))).create_instances, ids,
                            image="x")
         self.assertIs(type(error), vastai.OutcomeUnknownError)
+        for odd in (reply({"msg": "no"}, 500), reply("<html>")):
+            for parts in ((reply({"msg": "bad offer"}, 400), odd), (odd, reply({"msg": "bad key"}, 401))):
+                error = self.error(self.client(self.serve(*parts)).create_instances, ids, image="x")
+                self.assertEqual((type(error), {entry["success"] for entry in error.results}),
+                                 (vastai.PartialError, {False, None}))
+                self.assertIn("vastai show instances", str(error))
         made = reply({"success": True, "new_contracts": list(range(101, 165))})
         error = self.error(self.client(self.serve(made, reply({}, 504))).create_instances, ids, image="x")
         self.assertEqual((type(error), error.results[-1]["success"]), (vastai.PartialError, None))

@@ -7562,7 +7562,8 @@ class Bulk:
     def result(self) -> Row:
         """The answers as one; raises what went wrong with some ids, or with all."""
         unknown = [error for error in self.failures if isinstance(error, OutcomeUnknownError)]
-        several = self.answers or (self.made and len(self.failures) > 1)
+        in_doubt = self.in_doubt and not unknown  # of a 5xx, say
+        several = self.answers or (len(self.failures) > 1 and (self.made or in_doubt))
         if self.failures and several:
             raise self.named(partial(self.results))
         if unknown:
@@ -7585,9 +7586,13 @@ class Bulk:
         error.details.update(known)
         vars(error).update(known)
         error.msg += self.made_words()
-        if not error.hint and any(entry["success"] is None for entry in self.results):
+        if not error.hint and self.in_doubt:
             error.hint = look_first(self.call.row)
         return error
+
+    @property
+    def in_doubt(self) -> bool:
+        return any(entry["success"] is None for entry in self.results)
 
     def made_words(self) -> str:
         return f"; created: instances {', '.join(map(str, self.made))}" if self.made else ""
@@ -10634,7 +10639,10 @@ class SelfTest:
         image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE")
         image = image or f"vastai/test:self-test-v2-cuda-{newest}"
         self.say(f"renting offer {id} with {image}")
-        self.rented.price, self.rented.disk_price = price_with_disk(offer, 40)
+        price, self.rented.disk_price = price_with_disk(offer, 40)
+        rate = "an unknown price" if price is None else format_rate(price)
+        self.call.tell(f"Renting offer {id} of machine {self.machine} at {rate}")
+        self.rented.price = price
         row = METHODS["create_instance"]
         order = {
             "id": id,
@@ -11025,6 +11033,8 @@ def run_benchmarks(call: Call) -> list[Row]:
         total = f"about {format_rate(sum(filter(None, wanted.values())))}"
         total = "an unknown price" if None in wanted.values() else total
         call.confirm(names=names, minutes=call["timeout"] / 60, rate=total)
+        if call.view.confirmed:  # nobody was asked
+            call.tell(f"Renting {names} at {total} together")
         bench = Bench(call, list(wanted))
         with CleanupGuard(call, bench):
             bench.run()
