@@ -4702,7 +4702,7 @@ class Rows(list):  # type: ignore[type-arg]
         return self.answer.get("next_token") or None
 
 
-def exact(result: Any) -> Any:
+def as_plain(result: Any) -> Any:
     """A result as a caller of the SDK gets it: a plain list or text, which every library takes."""
     for plain in (list, str):
         if isinstance(result, plain):
@@ -5007,26 +5007,36 @@ def promised_part(row: Command, body: Any) -> Any:
 
 
 def check_accepted(row: Command, body: Any, answer: Answer) -> None:
-    """Raises the service's refusal, if the answer is one."""
-    changes, spends = row.effect != READS, row.effect == SPENDS and not row.safe
-    doubt = ""
-    if isinstance(body, dict):
-        yes = body.get("success") in (True, "true")
-        if denies(body) or (has_failed(body) and (row.strict or (changes and not yes))):
-            raise refusal_error(body, answer)
-        confirmed = yes or (body and "success" not in body)
-        if changes and not confirmed:
-            doubt = "the service did not confirm it"
-        elif row.rents and get_path(body, row.made) in (None, ""):
-            doubt = f"the service confirmed it without {row.made!r}"
-    elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
-        said = f"said {one_line(body)!r}" if body else "sent an empty answer"
-        doubt = f"the service {said}{', which does not confirm it' if changes else ''}"
-    if doubt and spends:
+    """Raises the service's refusal, if the answer is one, and an error if it confirms nothing."""
+    members, changes = as_dict(body), row.effect != READS
+    failed = has_failed(members) and (row.strict or (changes and not confirms(members)))
+    if denies(members) or failed:
+        raise refusal_error(members, answer)
+    doubt = doubt_about(row, body)
+    if doubt and row.effect == SPENDS and not row.safe:
         raise outcome_unknown_error(row, doubt, answer)
     if doubt:
         hint = look_first(row) if changes else ""
         raise make_error(VastAIError, doubt, response=answer, hint=hint)
+
+
+def doubt_about(row: Command, body: Any) -> str:
+    """Why an answer does not confirm what the row does; "" if it does, or if nothing is due."""
+    changes = row.effect != READS
+    if isinstance(body, dict):
+        if changes and not confirms(body) and (not body or "success" in body):
+            return "the service did not confirm it"
+        if row.rents and get_path(body, row.made) in (None, ""):
+            return f"the service confirmed it without {row.made!r}"
+    elif isinstance(body, str) and (row.strict or changes) and not row.sentence:
+        said = f"said {one_line(body)!r}" if body else "sent an empty answer"
+        return f"the service {said}{', which does not confirm it' if changes else ''}"
+    return ""
+
+
+def confirms(body: Row) -> bool:
+    """Does an answer say that it was done?"""
+    return body.get("success") in (True, "true")
 
 
 def denies(body: Row) -> bool:
@@ -5431,6 +5441,7 @@ def on_drive(text: str) -> bool:
 
 
 def build_cloud_copy(call: Call, body: Row) -> None:
+    """The options of rclone that the flags stand for."""
     if call["instance"] is None or call["connection"] is None:
         raise UsageError("give --instance and --connection")
     given, expected = call["transfer"], "'Instance to Cloud' or 'Cloud to Instance'"
@@ -10080,6 +10091,7 @@ class Bill:
             self.add("volume", row, hour, row.get("status"), why=why)
 
     def result(self) -> Row:
+        """What `cost` returns."""
         self.rows.sort(key=lambda row: row["kind"] == "endpoint")  # at the end
         hour = sum((row["hour"] or 0.0 for row in self.rows), 0.0)
         credit = as_number(as_dict(self.found["user"]).get("credit"))
@@ -10582,6 +10594,7 @@ class SelfTest:
             self.fail(*failure.args)
 
     def fail(self, code: str, stage: str, reason: str) -> None:
+        """Notes how the test failed."""
         self.say(f"{code}: {reason}")
         self.result.update(
             success=False,
@@ -11475,7 +11488,7 @@ def ask_console(
         return {}
     result = parse_body(answer)
     body = as_dict(result)
-    failed = method != "GET" and has_failed(body) and body.get("success") not in (True, "true")
+    failed = method != "GET" and has_failed(body) and not confirms(body)
     lost = "" if ask.safe or isinstance(result, dict) else "the answer cannot be read"
     if result != body or denies(body) or failed:
         raise refused_error(what, answer, key, Exception, lost)
@@ -13399,7 +13412,7 @@ class VastAI:
             finally:
                 if client.api_key != key:  # set_api_key is meant for this client
                     self.api_key = client.api_key
-            result = exact(answer)
+            result = as_plain(answer)
             self.last_result = result
             return result if view.format == "json" else present(call, answer)
 
@@ -14475,6 +14488,8 @@ def _hours(value: Any) -> str:
 
 
 def _moment(form: str) -> Callable[[Any], str]:
+    """A format for unix seconds or the text of a date."""
+
     def cell(value: Any) -> str:
         if isinstance(value, str) and value[10:11] in ("T", " ") and value[:4].isdigit():
             value = seconds_of(value) or value
@@ -14529,6 +14544,8 @@ def _join(value: Any) -> str:
 
 
 def _change(name: str, factor: float, digits: int = 4) -> Callable[[Row], str]:
+    """A format for the old and the new price of a row, in other units by a factor."""
+
     def cell(row: Row) -> str:
         old, new = number_of(row, f"old_{name}"), number_of(row, f"new_{name}")
         if new is None:
@@ -15545,6 +15562,7 @@ class TypedWords:
         return self.due.kind in (ENV, ENV_TEXT) and word[:2] in ENV_OPTIONS and len(word) > 2
 
     def read_word(self, word: str) -> None:
+        """Reads an option, or a word that stands alone."""
         if not is_dashed(word):
             self.before.append(word)
             self.read_value(word)
@@ -15562,6 +15580,7 @@ class TypedWords:
             self.before.append(word if " " in name else name + word[len(name) :])
 
     def read_value(self, word: str) -> None:
+        """Reads the value of the option that is due, or a word that stands alone."""
         if self.due:
             self.seen[self.due.name] = word
             if self.due.again or not (self.due.many or self.due.rest):
@@ -16340,20 +16359,18 @@ def value_words(arg: Arg | None, row: Command | None, given: Row, before: Sequen
     """The values that an argument can take, if they are known, each with its meaning; not those
     that its list has already.
     """
+    found: Pairs = []
     if arg is None:
-        return []
-    found = known_values(arg, row, given)
-    return [pair for pair in found if pair[0] not in before] if arg.many else found
-
-
-def known_values(arg: Arg, row: Command | None, given: Row) -> Pairs:
+        return found
     if arg.choices or arg.kind is TRUTH:
-        return [(str(choice), "") for choice in arg.choices or ("true", "false")]
-    if row and row.fields and arg.kind in (QUERY, ORDER):
-        return field_help(row.fields)
-    if arg.kind.completes == "instances":
-        return instance_ids(given)
-    return [("", FILES)] if arg.kind.completes == "files" else []
+        found = [(str(choice), "") for choice in arg.choices or ("true", "false")]
+    elif row and row.fields and arg.kind in (QUERY, ORDER):
+        found = field_help(row.fields)
+    elif arg.kind.completes == "instances":
+        found = instance_ids(given)
+    elif arg.kind.completes == "files":
+        found = [("", FILES)]
+    return [pair for pair in found if not arg.many or pair[0] not in before]
 
 
 def instance_ids(given: Row) -> Pairs:
