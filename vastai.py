@@ -5898,8 +5898,7 @@ def renew_key(client: VastAI, request: Request, error: AuthError) -> bool:
             os.unlink(path)
         except OSError:  # another process was faster, or the folder is read-only
             pass
-    found = find_key(None, session=newer, profile=client.profile)
-    client.api_key, client.creds_source, client.key_origin = found
+    client._find_key(session=newer)
     if request.body and request.body.get("api_key") == refused:
         request.body["api_key"] = client.api_key
     if not newer:
@@ -13330,9 +13329,12 @@ class VastAI:
         self.user_agent = user_agent()
         self.pool = Pool()
         self.profile = profile_name()
-        found = find_key(api_key, profile=self.profile)
-        self.api_key, self.creds_source, self.key_origin = found
+        self._find_key(api_key)
         self.last_result: Any = None  # of the method called last, in whatever thread
+
+    def _find_key(self, given: str | None = None, session: bool = False) -> None:
+        found = find_key(given, session, self.profile)
+        self.api_key, self.creds_source, self.key_origin = found
 
     @property
     def last_output(self) -> str:
@@ -15712,9 +15714,7 @@ def client_of(common: Row) -> VastAI:
     names = ("api_key", "retry", "explain", "quiet", "curl", "timeout")
     client = VastAI(server_url=common["url"], **{name: common[name] for name in names})
     client.profile = profile_name(common["profile"])
-    if client.creds_source in ("FILE", "NONE"):
-        found = find_key(None, session=True, profile=client.profile)
-        client.api_key, client.creds_source, client.key_origin = found
+    client._find_key(common["api_key"], session=True)
     client.pool = common.get("pool") or client.pool
     return client
 
