@@ -499,13 +499,14 @@ def truncate(text: str, width: int) -> str:
     """A text cut to `width` columns, with … at the end if it was longer."""
     if display_width(text) <= width:
         return text
-    end, room = 0, width - 1
+    mark = encodable("…", sys.stdout)
+    end, room = 0, width - len(mark)
     for c in text:
         room -= display_width(c)
         if room < 0:
             break
         end += 1
-    return text[:end] + "…"
+    return text[:end] + mark
 
 
 def display_width(text: str) -> int:
@@ -2386,8 +2387,8 @@ def wrap_text(text: str, width: int, indent: int = 0) -> str:
     re.
     """
     lines: list[str] = []
-    for word in text.split():
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
+    for word in encodable(text, sys.stdout).split():
+        if lines and display_width(lines[-1]) + 1 + display_width(word) <= width:
             lines[-1] += " " + word
         else:
             lines.append((" " * indent if lines else "") + word)
