@@ -12666,6 +12666,10 @@ class ScreenTest(ShellCase):
         piped = self.run_process(*words, COLUMNS="40").stderr
         self.assertEqual((piped.count("\n"), piped.split()), (1, text.split()))
 
+    def test_a_result_takes_the_place_of_the_progress(self):
+        words = ("self-test", "machine", "7", "--no-support-bundle")
+        self.assertIn("\r\033[KMachine 7 failed", self.on_terminal(*words, TERM="xterm")[1])
+
     def test_an_ascii_terminal(self):
         for words in (["search", "offers"], ["search", "templates"], ["create", "instance", "--help"]):
             status, text = self.on_terminal(*words, COLUMNS="42", PYTHONIOENCODING="ascii", LC_ALL="C", PAGER="")

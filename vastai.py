@@ -14090,6 +14090,7 @@ def present(call: Call, result: Any) -> None:
     # What a reader asked for: a log, help, the answer of a worker.
     is_text = isinstance(result, str) or row.text or is_response
     events = view.format == "jsonl" and call.params.get("stream")  # a line each, as they come
+    show_progress("")  # the work is over
     if view.quiet and not is_text:
         write_out(format_ids(call, result))
         if row.only_copy:
