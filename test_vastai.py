@@ -4140,6 +4140,17 @@ class DescriptionTest(CommandCase):
         self.box.fail("PUT .*", 200, answer)
         self.assertEqual(ast.literal_eval(self.ok("create instance 7 --image i").partition("Started. ")[2]), answer)
 
+    def test_what_is_not_there(self):
+        for line, status, said in (
+                ("create instance 9 --image i", 4, "see `vastai search offers`"), ("reboot instance 9", 4, "see `vastai show instances`"),
+                ("list volume 9", 4, "see `vastai show machines`"), ("clone volume 8 9", 4, "No such volume 8\n"),
+                ("help show foo", 2, "no command 'show foo'"), ("show foo --help", 2, "no command 'show foo'"),
+                ("show user --fields id,foo", 0, "\nfoo  -\n"), ("show user --fields foo", 0, "foo  -\n")):
+            with self.subTest(line):
+                got, out, err = self.run_here(line)
+                self.assertEqual(got, status, err)
+                self.assertIn(said, out + err)
+
     def test_ids_alone(self):
         """--quiet prints ids or nothing, and what is shown only once on stderr."""
         codes = {"success": True, "backup_codes": ["AAAA-1"]}

@@ -5933,8 +5933,9 @@ def http_error(
     family, hint = VastAIError, ""
     if status in (404, 410):
         family = NotFoundError
-        if row.look and row.safe:
-            hint = f"see `vastai {row.look}`"
+        listing = row.look if row.safe else listing_of(row)
+        if listing:
+            hint = f"see `vastai {listing}`"
     elif status == 407:
         family = NetworkError
     elif lacks_credit(words):
@@ -5943,6 +5944,14 @@ def http_error(
         again = "Try again later." if request.safe else look_first(row)
         hint = f"The service has a problem. {again}"
     return make_error(family, words, response=answer, hint=loss_hint(answer) or hint), asked
+
+
+def listing_of(row: Command) -> str:
+    """The command that lists what the arguments of a row name, or "" if they are of two kinds."""
+    things = [arg for arg in row.args if not arg.option]
+    names = [arg.help.partition(", from ")[2] or f"show {arg.kind.metavar}s" for arg in things]
+    known = {name.lower() for name in names} & NAMES.keys()
+    return known.pop() if len(known) == 1 else ""
 
 
 CREDIT_HINT = (
@@ -6924,7 +6933,7 @@ def check_key(key: Any, origin: str) -> None:
     fault = key_fault(key)
     if fault:
         raise UsageError(
-            f"the API key {fault}; it was not sent", hint=f"The key comes from {origin}."
+            f"the API key {fault}; it was not used", hint=f"The key comes from {origin}."
         )
 
 
@@ -8244,7 +8253,7 @@ def run_tfa_login(call: Call) -> Row:
             call.warn("--api-key and VAST_API_KEY take precedence over the session's key")
     left = whole_of(answer, "backup_codes_remaining")
     if left is not None and left <= 3:
-        call.warn(f"{left} backup codes are left; create new ones with `vastai tfa regen-codes`")
+        call.warn(f"backup codes left: {left}; create new ones with `vastai tfa regen-codes`")
     return answer
 
 
@@ -9434,14 +9443,14 @@ class Launch:
     def failure(self) -> VastAIError:
         """The error once no try is left, or no offer."""
         if not self.tries:
-            return NotFoundError("no offer that matches could be had; nothing was rented")
+            return NotFoundError("no matching offer could be rented")
         lines = []
         for item in self.tries:
             place = f"offer {item['offer']}, machine {item['machine_id']}"
             lines.append(f"  {place}: {printable(item['reason'], 300)}")
         options = " ".join(f"--exclude-machine {id}" for id in self.excluded if id is not None)
         return VastAIError(
-            "\n".join(["no machine worked; all that was rented is destroyed:", *lines]),
+            "\n".join(["no machine worked; everything rented was destroyed:", *lines]),
             hint=options and f"For the next run: {options}",
             tries=self.tries,
         )
@@ -11168,7 +11177,7 @@ class Bench:
         done = [part for part in self.parts if part.row["status"] == "ok"]
         for part in done:
             part.give_back()
-        measured = f"{len(done)} of {len(self.parts)} have measured themselves …"
+        measured = f"measured {len(done)} of {len(self.parts)} …"
         self.call.progress(measured, in_pipe=True)
         return True if len(done) == len(self.parts) else None
 
@@ -14301,7 +14310,7 @@ def format_card(listing: Listing) -> str:
     wide = max(map(len, facts), default=0)
     lines = []
     for name, (text, form) in facts.items():
-        if text != "-":
+        if text != "-" or listing.fields:
             lines.append(f"{name:<{wide}}  {paint(text, form) if listing.bright else text}\n")
     return "".join(lines) or format_json(row) + "\n"
 
@@ -15658,7 +15667,7 @@ def run_line(argv: list[str], start: Row | None = None) -> int:
         if "version" in seen:
             write_out(f"{__version__}\n")
             return 0
-        if unknown and not (helping and commands_of_verb(unknown[0])):
+        if unknown and not (helping and len(unknown) == 1 and commands_of_verb(unknown[0])):
             raise UsageError(unknown_command_message(unknown))
         if words and not helping:
             with GLOBAL_ARGS:
@@ -16004,7 +16013,7 @@ def run_help(call: Call) -> Row:
     rows = [row] if row else list(COMMANDS.values())
     if unknown:
         rows = [NAMES[name] for name in commands_of_verb(unknown[0])]
-        if not rows:
+        if len(unknown) > 1 or not rows:
             raise UsageError(unknown_command_message(unknown))
     return {
         "version": __version__,
@@ -16589,7 +16598,10 @@ def shell_words(line: str) -> list[str]:
     ):
         text = piece.group()
         if text in "'\"\\":
-            raise UsageError(f"cannot read the line: what {text} begins is not closed")
+            fault = (
+                "ends in a backslash" if text == "\\" else f"has a quote {text} that is not closed"
+            )
+            raise UsageError(f"cannot read the line: it {fault}")
         if piece.start() != end:
             words.append([])
         end = piece.end()
