@@ -8981,6 +8981,12 @@ class TestOddAnswers(FaultCase):
                 self.assertEqual((status, bool(out), "empty answer" in err), (expected, not expected, bool(expected)), err)
         self.error(self.client(self.serve(reply({}))).show_gpu_locations)
 
+    def test_numbers_for_hosts_alone(self):
+        server = self.serve(reply({"success": True, "needs_machine": True}))
+        for name in ("metrics", "trends", "locations"):
+            status, out, err = self.run_here(server, "show", "gpu-" + name)
+            self.assertEqual((status, out.count("\n"), "for hosts" in err), (0, 1, True), err)
+
     def test_a_warning_without_stderr(self):
         client, closed = self.client(self.serve(reply(RENTED))), io.StringIO()
         closed.close()
@@ -9615,7 +9621,8 @@ class TestArguments(FaultCase):
     def test_false_is_a_change(self):
         self.assertEqual(self.sent("tfa_update", 7, set_primary=False), {"tfa_method_id": 7, "is_primary": False})
         self.assertEqual(self.sent("update_template", "h", private=False)["select_filters"], {"hash_id": {"eq": "h"}})
-        self.assertIsInstance(self.error(self.client("http://unused").update_template, "h", ssh=False), vastai.UsageError)
+        for given in ({"ssh": False}, {"no_default": True}):
+            self.assertIsInstance(self.error(self.client("http://unused").update_template, "h", **given), vastai.UsageError)
 
     def test_options_win_over_words(self):
         server = self.serve(reply({"success": True}))

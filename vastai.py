@@ -5002,7 +5002,7 @@ def promised_part(row: Command, body: Any) -> Any:
         raise ValueError(f"{kind_of(part)} instead of {expected}")
     if is_list:
         return Rows(part, as_dict(body))
-    if row.member and not is_rows(get_path(part, row.member)):
+    if row.member and not (part.get("needs_machine") or is_rows(get_path(part, row.member))):
         raise ValueError(f"an answer without a list {row.member!r}")
     return part
 
@@ -5370,6 +5370,8 @@ def build_template(call: Call, body: Row) -> None:
 
 def build_template_change(call: Call, body: Row) -> None:
     """A changed template: only what is named, in the service's words."""
+    if call["no_default"] and call["search_params"] is None:  # conditions that stay have none
+        raise UsageError(f"{call.label('no_default')} needs {call.label('search_params')}")
     made = template_members(call)
     for flags, members in TEMPLATE_FLAGS.items():
         if any(call[flag] not in (None, False) for flag in flags.split()):
