@@ -6316,6 +6316,17 @@ class TestLaunch(RentingCase):
         self.launch("--max-price 0.3")
         self.assertEqual(self.machines(), [11])
 
+    def test_an_order_that_begins_with_what_is_too_dear(self):
+        for _ in range(70):
+            self.box.offer(dph_base=2.0, disk_space=200.0, reliability=0.9999, reliability2=0.9999)
+        self.launch("-o reliability- --max-price 0.25")
+        self.assertEqual(self.machines(), [11])
+
+    def test_a_price_that_is_another(self):
+        """It is said, if there is no limit that it is above."""
+        self.box.machine(11, differs={"dph_total": 0.9})
+        self.assertRegex(self.launch(), r"Instance \d+ costs \$0.90/hr, not \$0.2083/hr")
+
     def test_nothing_to_rent(self):
         self.launch("--max-price 0.1", status=4)
         with fast_clock():
@@ -6454,7 +6465,7 @@ class TestLaunch(RentingCase):
         self.client.destroy_instance(self.held[0])
         self.box.fail("GET /api/v0/users/current", 200, {"credit": 1})
         self.box.fail("GET /api/v0/users/current", 200, {"credit": 0})
-        self.launch(status=1)
+        self.assertIn("your credit is $0.00", self.launch(status=1))
         self.assertEqual((self.machines(), self.held), ([11, 12, 11], []))
 
     def test_looks_that_make_no_sense_for_a_while(self):

@@ -9264,7 +9264,10 @@ class Launch:
             type="bid" if self.spot else "on-demand",
             order=[*order, ["id", "asc"]],
             storage=self.disk,
-            limit=max(64, 8 * self.most, call["limit"] or 0),
+            # the first ones of another order may all be above the cap
+            limit=max(
+                2000 if self.cap and call["order"] else 64, 8 * self.most, call["limit"] or 0
+            ),
         )
         if not offers:
             raise NotFoundError(
@@ -9381,7 +9384,11 @@ class Launch:
         try:
             row = wait_for(self.call, self.rented.id, "running", limit=limit)
             self.rented.seen = True
-            self.rented.price = as_price(row.get("dph_total")) or self.rented.price
+            price, told = as_price(row.get("dph_total")), self.rented.price
+            self.rented.price = price or told
+            if price and price > told * 1.01:
+                rates = f"{format_rate(price)}, not {format_rate(told)}"
+                self.call.tell(f"Instance {self.rented.id} costs {rates}")
             reason = self.mismatch(row) or self.ready(row)
             if not reason:
                 return row
@@ -9409,7 +9416,10 @@ class Launch:
         fault = error.details.get("fault", "")
         if fault == "stopped":
             self.read_credit()
-            return error if self.credit is not None and self.credit <= 0 else None
+            if self.credit is None or self.credit > 0:
+                return None
+            error.msg += f"; your credit is ${self.credit:.2f}"
+            return error
         machine = fault == "host" or isinstance(error, (WaitTimeoutError, NotFoundError))
         return None if machine else error
 
