@@ -2429,7 +2429,7 @@ class Arg:
     default    REQUIRED, or the value used if none is given; without this column REQUIRED for a
                positional argument, False for a FLAG and None for other options
     name       the keyword in Python, if that is not the last flag
-    key        its name on the wire, if that is not `name`; "*": the value is the whole body
+    key        its name on the wire, if that is not `name`; "*": its members are sent, not itself
     to         where it goes: "path", "query", "body", "path body", "" (a function takes it), or
                "auto": into the path that names it, else into the query of a GET, else into the body
     old        other keywords that programs use
@@ -3446,7 +3446,7 @@ EITHER = "true false all"
 MARKET_OPTIONS = (
     Local("--verified", TEXT, "only verified machines (true) or only others (false)", "all", choices=EITHER),
     Local("--datacenter", TEXT, "only machines in data centers (true) or only others (false)", "all", choices=EITHER))
-MARKET_SIZE = Local("--num-gpus N", TEXT, "only machines with this many GPUs", "all",
+MARKET_SIZE = Arg("--num-gpus N", TEXT, "only machines with this many GPUs", "all",
     choices="all 1 2 4 8 other")
 FOR_HOSTS = "Nothing to show. These numbers are only for hosts with a machine."
 TFA_METHODS = "email sms totp"
@@ -3673,8 +3673,7 @@ register("Instances",
 --label train --order-by 'dph_total desc'
 --raw | jq '.[].ssh_host'"""),
     Command("show instances-v1", "GET /api/v1/instances/", SAFE, READS, "Get one page of instances as received",
-        Local("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None),
-        build="build_params", face="sdk"),
+        Arg("params", OBJECT, "select_filters, order_by, select_cols, limit, after_token", None, key="*"), face="sdk"),
     Command("show instance-filters", "GET /instances/filters/ -> filters[]", SAFE, READS,
         "List the states, models and verifications in use",
         face="sdk"),
@@ -3976,15 +3975,15 @@ register("Benchmarks",
         footer="next_page", fields=BENCHMARK_FIELDS, strict=True,
         examples="'gpu_name=RTX_4090 value>100'\n'last_update>=2026-01-15' --limit 20"),
     Command("search benchmarks-v1", "GET /benchmarks", SAFE, READS, "Get one page of benchmarks as received",
-        Local("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None),
-        build="build_params", face="sdk"))
+        Arg("params", OBJECT, "select_cols, select_filters, order_by, limit, after_token", None, key="*"), face="sdk"))
 
 register("Market (for hosts)",
     Command("show gpu-metrics", "GET /metrics/gpu/current/", SAFE, READS, "Show GPU supply, use and prices",
         *MARKET_OPTIONS, MARKET_SIZE,
         member="gpus", columns=GPU_METRICS_COLUMNS, build="build_market", footer="host_footer", aliases="metrics gpu"),
     Command("show gpu-trends", "GET /metrics/gpu/history/", SAFE, READS, "Show GPU supply and prices over time",
-        Local("name", NAME, "GPU models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090"),
+        Arg("name", NAME, "GPU models, such as RTX_4090,H100_SXM, or all", "RTX 5090,RTX 4090,RTX 3090", key="gpu_name",
+            sent=lambda names: names.replace("_", " ")),
         *MARKET_OPTIONS, MARKET_SIZE,
         Arg("--start", DATE, "start, UTC (default: a day before the end)"),
         Arg("--end", DATE, "end, UTC (default: now)"),
@@ -4900,17 +4899,20 @@ def build_request(call: Call, query: Row | None = None, body: Row | None = None)
     slots = {"query": dict(row.query), "body": dict(row.body), "path": {}}
     nullable = {*row.body, *(body or ())}  # members that go out even as null
     hidden = ["api_key"] if KEY in row.body.values() else []
+    filled = slots["query" if row.method == "GET" else "body"]
     for arg in row.args:
-        value = call[arg.name] if arg.sent is None else arg.sent(call[arg.name])
-        if arg.key == "*":  # an object that is the body, with its nulls
-            slots["body"].update(value)
-            nullable.update(value)
+        value, names = call[arg.name], [arg.key]
+        if arg.sent:
+            value = arg.sent(value)
+        if arg.key == "*":  # all members, with their nulls
+            names = list(value or ())
+            filled.update(value or {})
+            nullable.update(names)
         elif value is not None:
             for place in row.places(arg):
                 slots[place][arg.key if place != "path" else arg.name] = value
         if arg.secret:
-            hidden += list(value or ()) if arg.key == "*" else [arg.key]
-    filled = slots["query" if row.method == "GET" else "body"]
+            hidden += names
     path = row.build(call, filled) if row.build else None
     slots["query"].update(query or {})
     slots["body"].update(body or {})
@@ -5126,12 +5128,6 @@ def build_filter_search(call: Call, query: Row) -> None:
         conditions = parse_query(conditions, {}, call.row.fields, tell=call.warn)
     query.clear()
     query.update(select_cols=["*"], select_filters=conditions)
-
-
-def build_params(call: Call, query: Row) -> None:
-    """The caller's own query, as it is."""
-    query.pop("params", None)
-    query.update(call["params"] or {})
 
 
 def build_instance(call: Call, body: Row) -> None:
@@ -5482,9 +5478,6 @@ def build_market(call: Call, query: Row) -> None:
     hosting = {"true": "secure_cloud", "false": "community", "all": "all"}
     query["verified"] = verified[call["verified"]]
     query["hosting_type"] = hosting[call["datacenter"]]
-    query["num_gpus"] = call["num_gpus"]
-    if call["name"]:
-        query["gpu_name"] = call["name"].replace("_", " ")
 
 
 def build_overlay(call: Call, body: Row) -> None:
