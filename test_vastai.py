@@ -8452,6 +8452,10 @@ class TestConnections(FaultCase):
         client.create_team("t")
         self.assertEqual(server.connections, 6)
 
+    def test_closed_before_it_was_built(self):
+        """A signal can come while it is being built."""
+        vastai.Pool.__new__(vastai.Pool).close()
+
     def test_closed_when_asked(self):
         """The connection looks alive, and is closed as soon as the request comes."""
         server = self.serve(reply(USER), hang_up, reply({"id": 8}))

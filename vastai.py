@@ -6514,6 +6514,8 @@ class Pool:
     connection that is given to a pool just closed is closed when nothing holds it anymore.
     """
 
+    owner = 0  # the process whose connections they are; none's, if a signal came in __init__()
+
     def __init__(self, most: int = 64) -> None:
         self.most = most
         self.reset()
