@@ -7022,6 +7022,15 @@ class TestRun(RentingCase):
         self.assertEqual((done.stdout, pathlib.Path(self.home, "status").read_text(), self.held), (b"y\ny\ny", "141\n", []))
         self.assertNotIn("destroyed", pathlib.Path(self.home, "err").read_text())
 
+    def test_nobody_reads_the_result(self):
+        """Then 0 would be taken for the command's status."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = self.begin("run a/b --raw -- sh -c 'exit 4'", stdout=writer)
+        os.close(writer)
+        err = process.communicate(timeout=30)[1]
+        self.assertEqual((process.returncode, "exited with status 4" in err, self.held), (141, True, []), err)
+
     def test_a_program_whose_stdout_nobody_reads(self):
         """Nothing of the job goes there."""
         program = ("import vastai\nresult = vastai.VastAI().run('a/b', 'sleep 7; exit 3')\n"

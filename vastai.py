@@ -9541,9 +9541,8 @@ def run_job(call: Call) -> Row:
     try:
         with CleanupGuard(call, job.rented):
             job.work()
-    except BrokenPipeError:  # the reader has closed the pipe
-        discard(sys.stdout)
-        raise ProgramError("", exit_status=141) from None
+    except BrokenPipeError:  # the reader has closed the pipe: nothing is said
+        raise
     except VastAIError as error:
         error.hint = "\n  ".join(filter(None, [error.hint, job.last_words()]))
         raise
@@ -15760,8 +15759,11 @@ def run_call(call: Call) -> int:
         except OSError:
             pass  # said when the command ends; the error must not be lost with stdout
         raise
-    except (OSError, KeyboardInterrupt):
+    except (OSError, KeyboardInterrupt) as error:
         tell_result(call, result)
+        if row.status and isinstance(error, BrokenPipeError):  # 0 would be the command's
+            discard(sys.stdout)
+            raise ProgramError("", exit_status=141) from None
         raise
     if is_gone(sys.stdout):
         tell_result(call, result)
