@@ -7266,8 +7266,9 @@ class CompatTest(CommandCase):
         with mock.patch.dict(sys.modules, requests=requests):
             with self.assertRaises(requests.HTTPError) as caught:
                 self.client.create_ssh_key(ssh_key=SSH_KEY)
-            self.assertIn("team_ssh_keys_not_supported", caught.exception.response.text)
-            self.assertEqual(caught.exception.response.status_code, 400)
+            answer = caught.exception.response
+            self.assertIn("team_ssh_keys_not_supported", answer.text)
+            self.assertEqual((answer.status_code, answer.reason), (400, "Bad Request"))
             self.assertIsInstance(caught.exception, vastai.VastAIError)
             for family in (vastai.VastAIError, requests.HTTPError):
                 self.assertIsInstance(pickle.loads(pickle.dumps(caught.exception)), family)
@@ -7388,6 +7389,15 @@ class CompatTest(CommandCase):
             "client.api_key_access = 'm'; assert client.api_key == 'm'\n"
             "assert client.creds_source == 'CODE'\n"
             "assert isinstance(client.show_instances(raw=True), list)")
+
+    def test_values_that_programs_pass(self):
+        """extra={"ssh_key": ...}; and region="" for anywhere, which is a mistake on the command line."""
+        extra = {"ssh_key": SSH_KEY}
+        self.client.create_instance(self.cheapest(), image="a/b", extra=extra)
+        self.assertEqual(self.last("/api/v0/asks/.*")["body"]["extra"], extra)
+        self.client.launch_instance("RTX_4090", "1", "a/b", region="")
+        self.assertNotIn("geolocation", self.last("/api/v0/launch_instance/")["body"]["q"])
+        self.assertEqual(self.run_here("launch instance -g RTX_4090 -n 1 -i a/b -r ''")[0], 2)
 
     def test_old_keywords(self):
         query = dict(gpu_name="RTX_4090", num_gpus="1", image="a/b", disk=16, ssh=True, label="x")
@@ -11434,6 +11444,8 @@ class TestJobs(ServerlessCase):
     def test_failing(self):
         self.worker = [reply("boom", 500), reply("busy", 429), reply({"n": 3})]
         self.assertEqual(self.ask()["response"], {"n": 3})
+        self.worker = [reply("odd", 600), reply({"n": 4})]
+        self.assertEqual(self.ask()["status"], 600)
         self.worker = [reply("boom", 500)]
         for options, tries in (({"retry": False}, 1), ({"max_retries": 3}, 3)):
             self.server.requests = []
@@ -11749,6 +11761,35 @@ class TestServerless(ServerlessCase):
         self.assertEqual(self.program(program), "Cancelled")
         self.assertEqual(self.sent("/route/"), [])
 
+    def test_used_future(self):
+        """A request that is over would give the old answer for a job that was never sent."""
+        async def program(client, endpoint):
+            used = vastai.ServerlessRequest()
+            await endpoint.request("/work", {}, used)
+            with self.assertRaisesRegex(vastai.UsageError, "not been used"):
+                endpoint.request("/work", {}, used)
+            return used.status
+        self.assertEqual(self.program(program), "Complete")
+
+    def test_request_replaced(self):
+        """Programs put a function with names of its own order in the place of the client's."""
+        async def program(client, endpoint):
+            def queue(endpoint, worker_route, worker_payload, *, cost, **others):
+                return [endpoint.name, worker_route, worker_payload, cost, others["retry"]]
+            client.queue_endpoint_request = queue
+            return endpoint.request("/work", {"a": 1}, cost=7, retry=False)
+        self.assertEqual(self.program(program), ["tests", "/work", {"a": 1}, 7, False])
+
+    def test_pickled_errors(self):
+        """They come out of a pool of processes as what they are."""
+        for router, kind in (([reply("no", 404)], RuntimeError), ([{"url": "http://127.0.0.1:1"}], asyncio.TimeoutError)):
+            self.router = router
+            error = self.error(self.ask, timeout=0.5)
+            again = pickle.loads(pickle.dumps(error))
+            self.assertIsInstance(again, kind)
+            self.assertIsInstance(again, error.family)
+            self.assertEqual(str(again), str(error))
+
     def test_future(self):
         seen, told = [], io.StringIO()
 
@@ -11996,6 +12037,16 @@ class TestServerlessSessions(ServerlessCase):
         self.assertEqual(self.program(program), (True, False))
         self.assertEqual(json.loads(self.sent("/work")[0]["body"])["session_id"], "s-1")
         self.assertEqual((len(self.sent("/route/")), len(self.sent("/session/end"))), (1, 1))
+
+    def test_end_is_sent_once(self):
+        self.worker = [self.MADE, hang_up]
+
+        async def program(client, endpoint):
+            session = await endpoint.session()
+            await session.close()
+            return session.open
+        self.assertFalse(self.program(program))
+        self.assertEqual(len(self.sent("/session/end")), 1)
 
     def test_requests_begin_when_awaited(self):
         self.worker = [self.MADE, reply({"n": 1})]
@@ -13379,7 +13430,7 @@ create instance
     --env:ENV=None
     --bid_price->price:USD=None
     --label:NAME=None
-    --extra:TEXT=None
+    --extra:JSON=None
     --onstart-cmd:COMMAND=None/onstart/entrypoint
     --login:TEXT=None
     --python-utf8:TEXT=False
@@ -13420,7 +13471,7 @@ create instances
     --env:ENV=None
     --bid_price->price:USD=None
     --label:NAME=None
-    --extra:TEXT=None
+    --extra:JSON=None
     --onstart-cmd:COMMAND=None/onstart/entrypoint
     --login:TEXT=None
     --python-utf8:TEXT=False
@@ -13461,7 +13512,7 @@ launch instance
     --limit:N=None|3
     --env:ENV=None
     --label:NAME=None
-    --extra:TEXT=None
+    --extra:JSON=None
     --onstart-cmd:COMMAND=None/onstart/entrypoint
     --login:TEXT=None
     --python-utf8:TEXT=False

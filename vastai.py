@@ -191,7 +191,7 @@ class VastAIError(Exception):
     def __reduce__(self) -> Any:
         import functools
 
-        own = {"command": self.command, "response": self.response, "hint": self.hint}
+        own: Row = {"command": self.command, "response": self.response, "hint": self.hint}
         return functools.partial(make_error, self.family, self.msg, **own, **self.details), ()
 
 
@@ -253,17 +253,26 @@ class ProgramError(VastAIError):
     """Another program that a command runs failed or is missing; `exit_status` is its own."""
 
 
-def make_error(family: type[VastAIError], msg: str, **details: Any) -> VastAIError:
+def make_error(
+    family: type[VastAIError],
+    msg: str,
+    *,
+    kind: type[BaseException] | None = None,
+    timed_out: bool | None = None,
+    **details: Any,
+) -> VastAIError:
     """An error of `family`, also one of `requests` if the calling program has imported that
-    library.
+    library.  With a `kind` it is also one of that, and has its name.
     """
-    timed_out = details.pop("timed_out", None)
-    other = requests_class(details.get("response"), timed_out)
-    if other is None:
+    kinds = [kind, requests_class(details.get("response"), timed_out)]
+    if kind is TimeoutError and "asyncio" in sys.modules:
+        kinds.insert(1, sys.modules["asyncio"].TimeoutError)  # another class before 3.11
+    if not any(kinds):
         return family(msg, **details)
-    members = {"__module__": "vastai.requests", "request": None}
-    both = type(family.__name__, (family, other), members)
-    error: VastAIError = both(msg, **details, timed_out=timed_out)
+    more = dict.fromkeys(other for other in kinds if other and not issubclass(family, other))
+    members = {"__module__": "vastai.serverless" if kind else "vastai.requests", "request": None}
+    both: Any = type((kind or family).__name__, (family, *more), members)
+    error: VastAIError = both(msg, **details, kind=kind, timed_out=timed_out)
     return error
 
 
@@ -3349,7 +3358,7 @@ LAUNCH_OPTIONS = (
     Local("--env", ENV, "Image | environment, ports and mounts: '-e KEY=VALUE -p 8080:8080 -v /data:/data -h NAME'; can be "
         "repeated", secret=True, again=True),
     Arg("--label NAME", TEXT, "label for the instance"),
-    Arg("--extra", TEXT, "extra options for docker run", hidden=True),
+    Arg("--extra", TEXT_OR_OBJECT, "extra options for docker run", hidden=True),
     Local("--onstart-cmd COMMAND", TEXT, "Image | commands to run when the container starts", old="onstart entrypoint"),
     Secret("--login", TEXT, "Image | docker login options for a private image: '-u USER -p TOKEN REGISTRY'", key="image_login"),
     Arg("--python-utf8", FLAG, "Image | use UTF-8 as Python's encoding"),
@@ -5279,7 +5288,8 @@ def launch_query(call: Call) -> Row:
         )
     if model not in ("any", "?", "*"):
         conditions["gpu_name"] = {"eq": model}
-    if call["region"] is not None:
+    # '' is a mistake on the command line, but programs have it for "anywhere"
+    if call["region"] is not None and (call.cli or call["region"]):
         conditions["geolocation"] = {"in": launch_countries(call["region"])}
     if call["disk"]:
         conditions["disk_space"] = {"gte": str(call["disk"])}
@@ -5594,6 +5604,13 @@ class Answer:
         return self.status_code < 400
 
     @property
+    def reason(self) -> str:
+        """The name of the status, such as "Not Found"."""
+        from http.client import responses
+
+        return responses.get(self.status_code, "")
+
+    @property
     def redirect(self) -> str:
         """The address that a redirect leads to; "" if it is none."""
         redirects = self.status_code in (301, 302, 303, 307, 308)
@@ -5768,7 +5785,7 @@ def failure_kind(status: int) -> str:
 
 def may_pass(status: int) -> bool:
     """Does an HTTP status say that the same request may succeed later?"""
-    return status in (408, 429) or status >= 500
+    return status in (408, 429) or 500 <= status < 600
 
 
 def retry_pause(
@@ -11355,16 +11372,8 @@ def serverless_error(
         family = OutcomeUnknownError
         unknown = f"the request was sent, but its outcome is unknown ({lost})"
         text = f"{text}; {unknown}" if text else unknown
-    kinds = [kind]
-    if kind is TimeoutError and "asyncio" in sys.modules:
-        kinds.append(sys.modules["asyncio"].TimeoutError)  # another class before 3.11
     timed_out = kind is TimeoutError if issubclass(kind, OSError) else None
-    kinds.append(requests_class(details.get("response"), timed_out) or kind)
-    more = dict.fromkeys(kind for kind in kinds if not issubclass(family, kind))
-    members = {"__module__": "vastai.serverless", "request": None}
-    both: Any = type(kind.__name__, (family, *more), members)
-    error: VastAIError = both(text, **details)
-    return error
+    return make_error(family, text, kind=kind, timed_out=timed_out, **details)
 
 
 def refused_error(
@@ -12634,18 +12643,19 @@ class Endpoint(Generic[R]):
                 unlimited.
             max_retries: tries in all; None is unlimited.
         """
+        # by its names, for programs that put a function of theirs in its place
         return self.client.queue_endpoint_request(
-            self,
-            route,
-            payload,
-            session,
-            serverless_request,
-            cost,
-            timeout,
-            worker_timeout,
-            retry,
-            max_retries,
-            stream,
+            endpoint=self,
+            worker_route=route,
+            worker_payload=payload,
+            session=session,
+            serverless_request=serverless_request,
+            cost=cost,
+            timeout=timeout,
+            worker_timeout=worker_timeout,
+            retry=retry,
+            max_retries=max_retries,
+            stream=stream,
         )
 
     async def session(
@@ -12742,6 +12752,7 @@ class Session:
         client = self.endpoint.client
         body = encode_json({"session_id": self.session_id, "session_auth": self.auth_data})
         ask = Ask(f"{self.url.rstrip('/')}/session/{verb}", body, root_url=client.SSL_CERT_URL)
+        ask.safe = verb == "get"
         ask.deadline = time.monotonic() + (timeout or FOREVER)  # the wait for a connection included
         steps = ask_service(f"session {self.session_id}", ask, client.api_key, tries=1)
         return as_dict(parse_object(await client.streams().drive(steps)))
@@ -13085,6 +13096,8 @@ class Serverless(ServerlessClient["ServerlessRequest"]):
         # made when it is first asked for
         kind: type[ServerlessRequest] = sys.modules[__name__].ServerlessRequest
         future = request if isinstance(request, kind) else kind(job.tracker)
+        if future.done() and not future.cancelled():
+            raise UsageError("expected a ServerlessRequest that has not been used")
         tasks = self.streams().tasks
         task = asyncio.ensure_future(self.run(job))
         tasks.add(task)
@@ -13452,7 +13465,7 @@ class VastAI:
         def show_template(self, id: str) -> Template: "Show one template in full."; ...
         def create_instance(self, id: int, image: str | None = None, disk: float = 10,
                 env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
-                extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
+                extra: str | dict[str, Any] | None = None, onstart_cmd: str | None = None, login: str | None = None,
                 python_utf8: bool = False, lang_utf8: bool = False, jupyter_lab: bool = False,
                 jupyter_dir: str | None = None, force: bool = False, cancel_unavail: bool = False,
                 template_hash: str | None = None, user: str | None = None, runtype: str | None = None,
@@ -13466,7 +13479,7 @@ class VastAI:
             "Rent an offer as a new instance."; ...
         def create_instances(self, ids: Sequence[int], image: str | None = None, disk: float = 10,
                 env: str | dict[str, str] | None = None, price: float | None = None, label: str | None = None,
-                extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
+                extra: str | dict[str, Any] | None = None, onstart_cmd: str | None = None, login: str | None = None,
                 python_utf8: bool = False, lang_utf8: bool = False, jupyter_lab: bool = False,
                 jupyter_dir: str | None = None, force: bool = False, cancel_unavail: bool = False,
                 template_hash: str | None = None, user: str | None = None, runtype: str | None = None,
@@ -13480,7 +13493,7 @@ class VastAI:
         def launch_instance(self, gpu_name: str | None = None, num_gpus: str | None = None, image: str | None = None,
                 region: str | None = None, disk: float = 10, order: str | Sequence[Any] | None = None,
                 limit: int | None = None, env: str | dict[str, str] | None = None, label: str | None = None,
-                extra: str | None = None, onstart_cmd: str | None = None, login: str | None = None,
+                extra: str | dict[str, Any] | None = None, onstart_cmd: str | None = None, login: str | None = None,
                 python_utf8: bool = False, lang_utf8: bool = False, jupyter_lab: bool = False,
                 jupyter_dir: str | None = None, cancel_unavail: bool = False, template_hash: str | None = None,
                 runtype: str | None = None, args: Sequence[str] | None = None,
