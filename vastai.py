@@ -10070,7 +10070,7 @@ class Bill:
         """Adds a line; without a price it is not in the sum."""
         id = row.get("id")
         if hour is None and kind != "endpoint":
-            self.reasons[f"{kind} {id}"] = "the service names no price"
+            self.reasons[f"{kind} {id}"] = "the service gives no price"
         label = row.get("endpoint_name" if kind == "endpoint" else "label") or None
         line = {"kind": kind, "id": id, "label": label, "hour": hour, "state": state}
         self.rows.append({**line, "later": None, "why": None, **more})
@@ -10086,7 +10086,7 @@ class Bill:
             mine = [self.instances.pop(id) for id in ids if id in self.instances]
             for row in mine:
                 if hourly_cost(row) is None:
-                    self.reasons[f"instance {row.get('id')}"] = "the service names no price"
+                    self.reasons[f"instance {row.get('id')}"] = "the service gives no price"
             known = "instances" not in self.reasons and isinstance(workers, list)
             hour = sum((hourly_cost(row) or 0.0 for row in mine), 0.0) if known else None
             later = None
@@ -10193,7 +10193,7 @@ def cost_footer(call: Call, cost: Row) -> list[str]:
     threshold, credit = call["threshold"], cost["credit"]
     if threshold and credit is not None and credit < threshold:
         lines.append(f"Credit ${credit:.2f} is below your alert threshold of ${threshold:.2f}.")
-    return lines + [f"Cannot tell {name}: {reason}" for name, reason in call["reasons"].items()]
+    return lines + [f"Not included: {name}: {reason}" for name, reason in call["reasons"].items()]
 
 
 def user_footer(call: Call, user: Row) -> list[str]:
@@ -10663,7 +10663,7 @@ class SelfTest:
         self.result.update(offer=offer, checks=requirements(offer))
         missed = [
             f"{row['title']} {row['actual']:g}, "
-            f"due {row['operator']} {row['required']:g} {row['unit']}"
+            f"needs {row['operator']} {row['required']:g} {row['unit']}"
             for row in self.result["checks"]
             if row["status"] == "fail"
         ]
@@ -10871,10 +10871,10 @@ def requirements(offer: Row) -> list[Row]:
         ("PCIe bandwidth", "pcie_bw", ">", 2.85, "GB/s"),
         ("Download", "inet_down", ">=", speed, "Mb/s"),
         ("Upload", "inet_up", ">=", speed, "Mb/s"),
-        ("Memory of each GPU", "memory", ">", 7, "GiB"),
+        ("Memory per GPU", "memory", ">", 7, "GiB"),
         ("Main memory", "cpu_ram", ">=", min(0.95 * vram, 2_000_000), "MiB"),
         ("CPU cores", "cpu_cores", ">=", 2 * gpus, "cores"),
-        ("Ports that are of use", "direct_port_count", "<=", 64 * gpus, "ports"),
+        ("Useful ports", "direct_port_count", "<=", 64 * gpus, "ports"),
     ]
     checks = []
     for title, name, sign, due, unit in rows:
