@@ -329,7 +329,7 @@ def look_first(row: Command) -> str:
     return f"Check with `vastai {row.look or 'show audit-logs'}` before you try again."
 
 
-def not_found_error(what: str, id: Any, look: str = "") -> NotFoundError:
+def not_found_error(what: str, id: Any, look: str) -> NotFoundError:
     """The one form of "not found"; `look` is the command that lists such things."""
     see = f"; see `vastai {look}`" if look else ""
     return NotFoundError(f"no {what} {printable(str(id), 100)}{see}")
@@ -15375,7 +15375,7 @@ def _pdf_text(value: Any, limit: int = 80) -> bytes:
     return "".join(c if " " <= c <= "~" else known(c) for c in text).encode("cp1252")
 
 
-def _pdf_number(value: Any, places: int, unit: str = "") -> bytes:
+def _pdf_number(value: Any, places: int, unit: str) -> bytes:
     """A number, or a text that holds one, with at most `places` decimals; any other text stays as
     it is.
     """
