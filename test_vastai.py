@@ -12847,7 +12847,7 @@ class ScreenTest(ShellCase):
 
     def test_trends(self):
         _, text = self.on_terminal("show", "gpu-trends", "RTX_5090", COLUMNS="120")
-        self.assertRegex(text, "median [\u2581-\u2588]{20,} \\$0\\.\\d+ to \\$0\\.\\d+/hr; 1 point in 2 ")
+        self.assertRegex(" ".join(text.split()), "median [\u2581-\u2588]{20,} \\$0\\.\\d+ to \\$0\\.\\d+/hr; 1 point in 2 ")
 
     def test_what_goes_on_costing(self):
         """On a terminal alone: it takes another request."""
