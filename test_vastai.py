@@ -3223,11 +3223,13 @@ class TableTest(unittest.TestCase):
     def test_the_official_modules_names(self):
         code = ("from vastai.sdk import VastAI; from vastai import vastai_sdk; from vastai.utils import parse_env\n"
                 "from vastai.api.query import parse_query, offers_fields, offers_alias, offers_mult\n"
-                "from vastai.cli.main import main; import vastai\n"
+                "from vastai.cli.main import main; import sys, vastai\n"
                 "assert vastai_sdk.VastAI is VastAI is vastai.VastAI and VastAI('key').client.api_key == 'key'\n"
                 "assert parse_query('gpu_ram>=24 dph<1', {}, offers_fields, offers_alias, offers_mult) == "
                 "{'gpu_ram': {'gte': 24000.0}, 'dph_total': {'lt': '1'}}\n"
-                "assert parse_env('-e A=1') == {'A': '1'} and not hasattr(vastai, 'offers_other')")
+                "assert parse_env('-e A=1') == {'A': '1'} and not hasattr(vastai, 'offers_other')\n"
+                "sys.modules['vastai_sdk'] = vastai  # as the file of that name in the wheel does\n"
+                "from vastai_sdk.serverless.client.client import Serverless; assert Serverless is vastai.Serverless")
         subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
 
 

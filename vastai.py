@@ -14015,7 +14015,8 @@ globals()["__getattr__"] = other_name
 offers_alias, offers_mult = ALIASES, MULTIPLIERS  # of `vastai.api.query`
 if __name__ == "vastai":  # the official package's modules: this one answers for them
     for module in OFFICIAL_MODULES.split():
-        sys.modules.setdefault(f"vastai.{module}", sys.modules[__name__])
+        for package in ("vastai", "vastai_sdk"):
+            sys.modules.setdefault(f"{package}.{module}", sys.modules[__name__])
 
 
 # ------------------------------------------------------------------------------- results and shapes
