@@ -4358,7 +4358,7 @@ register("Billing",
         Arg("-a --amount", DOLLARS, "same, as an option", REQUIRED, cli=None),
         CliArg("--skip", FLAG, "do not ask for confirmation"),
         body={"sender": "me"}, build="build_transfer", asks="transfer_question",
-        done="Sent ${amount:.2f} to {recipient}.", look="show user",
+        one_of="recipient_pos recipient, amount_pos amount", done="Sent ${amount:.2f} to {recipient}.", look="show user",
         examples="ada@example.com 25\n-r ada@example.com -a 25 --yes"),
     Command("fetch contracts", "POST /contracts/fetch/ -> contracts[]", SAFE, READS, "Get contracts by label and id",
         Arg("label", TEXT, "only contracts with this label", None), Arg("contract_ids", ANY_IDS, "only contracts with these ids", None),
@@ -8572,14 +8572,10 @@ def transfer_question(call: Call) -> str:
 
 
 def build_transfer(call: Call, body: Row) -> None:
-    """On the command line recipient and amount may stand alone, too; an option takes precedence."""
+    """On the command line recipient and amount may stand alone, too."""
     for name in ("recipient", "amount"):
-        word, option = call.params.pop(f"{name}_pos", None), call[name]
-        if word is None and option is None:
-            raise UsageError(f"give {name.upper()} or --{name}")
-        if None not in (word, option):
-            call.warn(f"--{name} takes precedence over {name.upper()}")
-        body[name] = call.params[name] = word if option is None else option
+        word = call.params.pop(f"{name}_pos", None)
+        body[name] = call.params[name] = call.get(name, word)
 
 
 def run_notifications(call: Call) -> Any:
