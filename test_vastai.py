@@ -12764,10 +12764,11 @@ class ScreenTest(ShellCase):
         self.assertIn("\r\033[KMachine 7 failed", self.on_terminal(*words, TERM="xterm")[1])
 
     def test_an_ascii_terminal(self):
-        for words in (["search", "offers"], ["search", "templates"], ["create", "instance", "--help"]):
-            status, text = self.on_terminal(*words, COLUMNS="42", PYTHONIOENCODING="ascii", LC_ALL="C", PAGER="")
+        for columns, *words in ((42, "search", "offers"), (42, "search", "templates"), (42, "create", "instance", "--help"),
+                                (80, "show", "instances", "--help")):
+            status, text = self.on_terminal(*words, COLUMNS=str(columns), PYTHONIOENCODING="ascii", LC_ALL="C", PAGER="")
             self.assertEqual((status, "\\u" in text), (0, False), text)
-            self.assertLessEqual(max(map(len, text.split("\n"))), 42, text)
+            self.assertLessEqual(max(map(len, text.split("\n"))), columns, text)
 
     def test_ctrl_c_in_the_pager_is_the_pager_s(self):
         pager = ("import sys, time\ntry:\n print('READY', flush=True)\n time.sleep(60)\n"

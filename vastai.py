@@ -2406,7 +2406,7 @@ def wrap_text(text: str, width: int, indent: int = 0) -> str:
 
 def two_columns(left: str, right: str, wide: int, width: int) -> str:
     """A name and what it means, the meaning wrapped in its own column."""
-    narrow = width - wide < 24  # no room for two columns
+    left, narrow = encodable(left, sys.stdout), width - wide < 24  # no room for two columns
     indent = 6 if narrow else wide
     lines = [" " * indent + line for line in wrap_text(right, width - indent).split("\n")]
     if narrow or len(left) > wide - 4:
