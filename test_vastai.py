@@ -12763,6 +12763,10 @@ class ScreenTest(ShellCase):
         words = ("self-test", "machine", "7", "--no-support-bundle")
         self.assertIn("\r\033[KMachine 7 failed", self.on_terminal(*words, TERM="xterm")[1])
 
+    def test_columns_without_room_are_named(self):
+        for words in (["search", "offers"], ["show", "invoices-v1", "-c"]):
+            self.assertRegex(self.on_terminal(*words, COLUMNS="40", PAGER="")[1], r"\nHidden to fit: \w")
+
     def test_an_ascii_terminal(self):
         for columns, *words in ((42, "search", "offers"), (42, "search", "templates"), (42, "create", "instance", "--help"),
                                 (80, "show", "instances", "--help")):

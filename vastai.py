@@ -14170,8 +14170,7 @@ def present_table(call: Call, result: Any) -> None:
     if rows == [] and not told and not row.says:
         noun = row.name.split()[-1].replace("-", " ")
         remark(call, row.empty or f"No {noun}.")
-    if hidden:
-        remark(call, f"Hidden to fit: {', '.join(dict.fromkeys(hidden))}")
+    remark_hidden(call, hidden)
 
 
 def write_tables(call: Call, tables: Tables) -> list[str]:
@@ -14335,6 +14334,11 @@ def remark(call: Call, text: str) -> None:
     """A line beside the answer, on stderr; `quiet` silences it."""
     if not call.view.quiet and not call.client.quiet:
         say(printable(text, 1000))
+
+
+def remark_hidden(call: Call, headers: list[str]) -> None:
+    if headers:
+        remark(call, f"Hidden to fit: {', '.join(dict.fromkeys(headers))}")
 
 
 # Tables
@@ -15085,7 +15089,7 @@ def show_billing(call: Call, answer: Row) -> None:
         if call["charges"] and call["format"] == "tree":
             write_out("".join(charge_lines(call, rows, 0)))
         elif rows or not is_terminal(sys.stdout):
-            write_listing(call, Listing(rows, columns, call.view))
+            remark_hidden(call, write_listing(call, Listing(rows, columns, call.view)))
         total = answer.get("total")
         remark(call, f"{count} of {count if total is None else format_value(total)} results")
         if call["pdf"]:
