@@ -11578,7 +11578,7 @@ class TestRouter(ServerlessCase):
                                    (reply({"error_msg": "invalid key"}), "invalid key", 1), (reply("<html>"), "route", 1),
                                    (reply({"url": "ftp://x"}), "route", 1),
                                    (reply({"url": "http://x\nError: y"}), r"x\nError: y", 1), (reply("oops", 502), "HTTP 502 - oops", 5),
-                                   (hang_up, "closed", 5)):
+                                   (hang_up, f"no answer from {self.server.url}: the connection was closed", 5)):
             self.router, self.server.requests = [step], []
             error = self.error(self.ask)
             self.assertIsInstance(error, RuntimeError)

@@ -292,21 +292,23 @@ def requests_class(response: Any, timed_out: bool | None) -> Any:
     return other if isinstance(other, type) and issubclass(other, Exception) else None
 
 
+def what_failed(problem: NoAnswer) -> str:
+    """Which server could not be reached, or sent no answer, and why."""
+    what = "cannot reach" if isinstance(problem, Unsent) else "no answer from"
+    scheme, _, rest = problem.url.partition("://")
+    return f"{what} {scheme}://{rest.partition('/')[0].rpartition('@')[2]}: {problem}"
+
+
 def no_answer_error(row: Command, request: Request, problem: NoAnswer) -> VastAIError:
     """The error of a request that brought no answer, in whatever way."""
     timed_out = _timed_out(problem.__cause__)
     if isinstance(problem, Unanswered) and not request.safe:
         error = outcome_unknown_error(row, str(problem), timed_out=timed_out)
     else:
-        what = "cannot reach" if isinstance(problem, Unsent) else "no answer from"
-        scheme, _, rest = problem.url.partition("://")
-        server = f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
         hint = "Check the network, and the address in --url or VAST_URL if you gave one."
         if getattr(problem.__cause__, "verify_message", ""):
             hint = "If your network inspects TLS, set SSL_CERT_FILE to the file of its certificate."
-        error = make_error(
-            NetworkError, f"{what} {server}: {problem}", timed_out=timed_out, hint=hint
-        )
+        error = make_error(NetworkError, what_failed(problem), timed_out=timed_out, hint=hint)
     error.__cause__ = problem
     return error
 
@@ -11473,7 +11475,7 @@ def ask_service(
                 kind = TimeoutError if _timed_out(problem.__cause__) else ConnectionError
             if not ask.safe and isinstance(problem, Unanswered):
                 lost = str(problem)
-            failure = serverless_error(f"{what}: {problem}", kind, NetworkError, lost)
+            failure = serverless_error(f"{what}: {what_failed(problem)}", kind, NetworkError, lost)
             again = ask.safe or not lost
         else:
             if succeeded(answer):
