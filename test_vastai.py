@@ -6335,6 +6335,14 @@ class TestLaunch(RentingCase):
             self.assertEqual(self.run_here("launch instance --query num_gpus=77 -i a/b --tries 1")[0], 4)
         self.assertEqual((self.machines(), self.held), ([], []))
 
+    def test_a_query_or_a_model(self):
+        for words, told in (("", "give either --query or --gpu-name"), ("-g A", "--gpu-name needs --num-gpus"),
+                            ("--query num_gpus=1 -n 1", "give either --query or --num-gpus"),
+                            ("--query num_gpus=1 -r Europe", "give either --query or --region")):
+            with self.subTest(words):
+                status, _, err = self.run_here(f"launch instance -i a/b {words}")
+                self.assertEqual((status, err), (2, f"launch instance: {told}\n"))
+
     def test_bids_that_all_are_refused(self):
         self.box.fail("PUT .*", 400, {"error": "invalid_price", "msg": "no"}, times=99)
         with fast_clock():

@@ -3612,7 +3612,7 @@ gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …"""),
         note=LEASE_NOTE,
         examples="6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train"),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
-        Local("-g --gpu-name GPU", NAME, "Offer | GPU model, such as RTX_4090"),
+        Local("-g --gpu-name GPU", NAME, "Offer | GPU model, such as RTX_4090", needs="num_gpus"),
         Local("-n --num-gpus N", TEXT, "Offer | number of GPUs: 1, 2, 4, 8, 12 or 14"),
         Arg("-i --image", IMAGE, "Image | Docker image"),
         Local("-r --region REGION", TEXT, "Offer | North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]"),
@@ -3624,7 +3624,8 @@ gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …"""),
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
         Local("--query", QUERY, "Offer | conditions as for search offers, instead of GPU and region", many=False),
         *RUNTYPE_OPTIONS, *MACHINE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", needs="image template_hash", either="bid bid_over",
+        of="CreatedInstance", needs="image template_hash", one_of="query gpu_name",
+        either="query num_gpus, query region, bid bid_over",
         build="build_launch", run="run_launch", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
@@ -5261,19 +5262,16 @@ def build_launch(call: Call, body: Row) -> None:
 def launch_conditions(call: Call) -> Row:
     """The conditions on offers: from --query, or from GPU, region and disk."""
     query = call["query"]
-    if isinstance(query, dict):
-        for field, limits in query.items():
-            if not isinstance(limits, dict):
-                raise UsageError(
-                    f"query: expected {{operator: value}} for {field}, not {short_repr(limits)}"
-                )
-        return {field: dict(limits) for field, limits in query.items()}  # they are changed
-    options = [call[name] for name in ("gpu_name", "num_gpus", "region")]
-    if query is not None and options != [None, None, None]:
-        raise UsageError("give either --query, or --gpu-name, --num-gpus and --region")
-    if query is None and None in options[:2]:
-        raise UsageError("give --gpu-name and --num-gpus, or --query")
-    return launch_query(call) if query is None else offer_query(call)[0]
+    if query is None:
+        return launch_query(call)
+    if not isinstance(query, dict):
+        return offer_query(call)[0]
+    for field, limits in query.items():
+        if not isinstance(limits, dict):
+            raise UsageError(
+                f"query: expected {{operator: value}} for {field}, not {short_repr(limits)}"
+            )
+    return {field: dict(limits) for field, limits in query.items()}  # they are changed
 
 
 def launch_query(call: Call) -> Row:
