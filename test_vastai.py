@@ -7621,7 +7621,8 @@ class PureTest(unittest.TestCase):
                 ("-e 'A=two words' -e \"B=3\"", {"A": "two words", "B": "3"}), ("-e A= -e B=''", {"A": "", "B": ""}),
                 ("-e A=don't -e B='it is'", {"A": "don't", "B": "it is"}), ("-e A='\"b\"'", {"A": '"b"'}),
                 ('-e J=\'{"a": "b"}\'', {"J": '{"a": "b"}'}), ('-e J="{\\"a\\": 1}"', {"J": '{"a": 1}'}),
-                ('-e OPTS=--name="my model"', {"OPTS": '--name="my model"'}), ("-e A=x\n-e B=y", {"A": "x", "B": "y"})):
+                ('-e OPTS=--name="my model"', {"OPTS": '--name="my model"'}), ("-e A=x\n-e B=y", {"A": "x", "B": "y"}),
+                ("-e A=x \\\n -e B=y\\ \r\n-e C='1 \\\n2' -e D=C:\\w", {"A": "x", "B": "y", "C": "1 \\\n2", "D": "C:\\w"})):
             with self.subTest(text):
                 told = []
                 self.assertEqual(vastai.parse_env(text, told.append), expected)

@@ -2045,10 +2045,11 @@ def _docker_words(text: str) -> list[str]:
 
 
 # A quote opens at the start of a word or after a sign such as =, not in the middle of don't.
+# A backslash at the end of a line is no word: a shell's way to go on in the next one.
 _ENV_WORD = r"""(?xs)
 ((?:
     (?<![^\W_]) (?: "(?:[^"]|(?<=\\)")*(?<!\\)" | '[^']*' )
-    | [^\s'"]
+    | (?!\\[ \t]*\r?\n) [^\s'"]
     | (?<=[^\W_]) ['"]
 )+)
 | (['"].*)  # is not closed"""
