@@ -6324,6 +6324,13 @@ class TestLaunch(RentingCase):
         self.launch("-o reliability- --max-price 0.25")
         self.assertEqual(self.machines(), [11])
 
+    def test_large_machines(self):
+        for offer, size in zip(self.offers, (32, 64, 128)):
+            offer.update(cpu_ram=size * 1024, cpu_cores=64)
+        with fast_clock():
+            self.run_here("launch instance --query 'num_gpus=1 chunked=true' -i a/b --tries 1")
+        self.assertEqual(self.machines(), [12])
+
     def test_a_price_that_is_another(self):
         """It is said, if there is no limit that it is above."""
         self.box.machine(11, differs={"dph_total": 0.9})

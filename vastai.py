@@ -5266,7 +5266,11 @@ def launch_conditions(call: Call) -> Row:
     if query is None:
         return launch_query(call)
     if not isinstance(query, dict):
-        return offer_query(call)[0]
+        conditions, directives = offer_query(call)
+        if "chunked" in directives:
+            for field, least in CHUNK.items():
+                narrow(conditions, field, least)
+        return conditions
     for field, limits in query.items():
         if not isinstance(limits, dict):
             raise UsageError(
