@@ -5382,7 +5382,7 @@ def build_template(call: Call, body: Row) -> None:
 def build_template_change(call: Call, body: Row) -> None:
     """A changed template: only what is named, in the service's words."""
     if call["no_default"] and call["search_params"] is None:  # conditions that stay have none
-        raise UsageError(f"{call.label('no_default')} needs {call.label('search_params')}")
+        raise UsageError("--no-default needs --search_params")
     made = template_members(call)
     for flags, members in TEMPLATE_FLAGS.items():
         if any(call[flag] not in (None, False) for flag in flags.split()):
@@ -10557,7 +10557,7 @@ def run_watch_instances(call: Call) -> None:
 
 
 # ----------------------------------------------------------------------- diagnostics and benchmarks
-# Of a host's machines: they rent what they test, and destroy it whatever happens.
+# They rent what they test, and destroy it whatever happens.
 
 
 def run_self_test(call: Call) -> Row:
@@ -10572,7 +10572,7 @@ def run_self_test(call: Call) -> Row:
 
 
 PAGE_WAIT = 10.0  # seconds for the page of a test
-TEST_IMAGES = (11.8, 12.8, 13.0, 13.3)  # the versions of CUDA that there are test images for
+TEST_IMAGES = (11.8, 12.8, 13.0, 13.3)  # versions of CUDA with a test image
 
 
 class SelfTest:
@@ -11010,7 +11010,7 @@ def pack_diagnostics(members: Row, secrets: Sequence[str]) -> bytes:
     return packed.getvalue()
 
 
-LOG_END = 1 << 18  # bytes that are kept of a log: its last ones
+LOG_END = 1 << 18  # bytes that are kept of the end of a log
 DMESG_WORDS = "warn, err, fail, fault, crit, panic, oops, bug"
 LOCAL_ARTIFACTS = parse_table("""\
 dmesg-filtered.log: dmesg -T
@@ -15917,7 +15917,7 @@ def look_up_labels(client: VastAI, labels: list[str]) -> dict[str, int]:
     return found
 
 
-# Words that nobody knows
+# Unknown words
 
 
 def unknown_option_error(row: Command, word: str) -> UsageError:
@@ -16330,7 +16330,7 @@ def short_ways(arg: Arg) -> Iterator[Pair]:
 # Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the
 # table alone decides.
 
-# instead of a meaning: names of files are due, which a shell knows better than we do
+# stands for a meaning where the shell itself completes the names of files
 FILES = "FILE"
 
 
