@@ -16330,7 +16330,7 @@ def short_ways(arg: Arg) -> Iterator[Pair]:
 # Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the
 # table alone decides.
 
-# stands for a meaning where the shell itself completes the names of files
+# in place of a meaning: the shell itself completes names of files
 FILES = "FILE"
 
 
