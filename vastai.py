@@ -16330,7 +16330,7 @@ def short_ways(arg: Arg) -> Iterator[Pair]:
 # Completion and the prompt.  The scripts only ask back, `vastai __complete WORD …`, so that the
 # table alone decides.
 
-# in place of a meaning: the shell itself completes names of files
+# no meaning: the shell completes the names of files
 FILES = "FILE"
 
 
