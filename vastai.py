@@ -9468,7 +9468,7 @@ class Launch:
     def failure(self) -> VastAIError:
         """The error once no try is left, or no offer."""
         if not self.tries:
-            return NotFoundError("no matching offer could be rented")
+            return NotFoundError("every matching offer was refused; nothing was rented")
         lines = []
         for item in self.tries:
             place = f"offer {item['offer']}, machine {item['machine_id']}"
