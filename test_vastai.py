@@ -12921,6 +12921,11 @@ class ScreenTest(ShellCase):
                 self.assertNotIn("sesame", terminal.expect("@END@"))
             self.assertEqual(vastai.read_key(saved), "open-sesame-1")
             os.unlink(saved)
+        for typed in ("\n", "\x04"):
+            with Terminal([os.path.join(self.home, "vastai"), "set", "api-key"], self.env) as terminal:
+                terminal.expect("API key: ")
+                terminal.type(typed)
+                self.assertEqual((terminal.expect("set api-key: no API key was typed"), terminal.status()), ("\r\n", 2))
         for text, shown in ((" sesame \nmore\n", "'sesame'"), ("", "")):
             done = subprocess.run([sys.executable, "-c", code], env=env, input=text, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, text=True)

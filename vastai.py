@@ -2324,18 +2324,18 @@ def ask_secret(question: str) -> str:
     """Asks for a secret at a terminal, which does not show what is typed; elsewhere takes a line of
     stdin.  Raises UsageError for an empty one.
     """
-    secret = None
+    secret, lack = None, "was typed"
     if is_terminal(sys.stdin):
         import getpass
 
         try:
             secret = getpass.getpass(f"{question}: ", sys.stderr).strip()
         except (EOFError, OSError, ValueError):
-            pass
+            write_err("\n")  # Ctrl-D ends no line
     else:
-        secret = read_line()
+        secret, lack = read_line(), "on stdin; pipe it in, or run this at a terminal"
     if not secret:
-        raise UsageError(f"no {question} on stdin; pipe it in, or run this at a terminal")
+        raise UsageError(f"no {question} {lack}")
     return secret
 
 
@@ -16149,7 +16149,9 @@ def start_page() -> str:
     """What `vastai` alone prints."""
     pairs = [(f"vastai {line}", meaning) for line, meaning in START_PAGE.items()]
     width = min(terminal_width(), 120)
-    return join_blocks([USAGE, *help_sections({"Rent GPUs at Vast.ai": pairs}, 54, width)])
+    return join_blocks(
+        [wrap_text(USAGE, width, 7), *help_sections({"Rent GPUs at Vast.ai": pairs}, 54, width)]
+    )
 
 
 def help_sections(sections: dict[str, Pairs], wide: int, width: int) -> Iterator[str]:
@@ -16186,7 +16188,7 @@ def overview(verb: str = "", profile: str = "") -> str:
     if not verb:
         options = [(format_flags(arg), format_meaning(arg)) for arg in GLOBAL_ARGS.args]
         sections["Options of every command"] = options
-    head = [] if verb else [USAGE, wrap_text(about, width)]
+    head = [] if verb else [wrap_text(USAGE, width, 7), wrap_text(about, width)]
     return join_blocks([*head, *help_sections(sections, wide, width)])
 
 
