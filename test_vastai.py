@@ -5944,6 +5944,7 @@ class TestGivingBack(RentingCase):
             count = len(self.looked_at())
             status, _out, err = self.signaled(line, lambda count=count: len(self.looked_at()) > count, number)
             self.assertEqual((status, self.held), (expected, []), err)
+            self.assertIn("Destroyed all that was rented", err)
 
     def test_benchmarks_give_back(self):
         """Endpoint, workergroup and worker, also if the answer to one of them is still under way."""

@@ -9052,19 +9052,22 @@ class CleanupGuard(SignalGuard):
     """Calls `rented.give_back()` however its block ends.  Raises PartialError if something is left.
 
     The first signal starts the cleanup, or waits until it is done; the next one stops it, and what
-    is left is reported.
+    is left is reported.  `done` is said if all is gone after a signal.
     """
 
-    def __init__(self, call: Call, rented: Any) -> None:
+    def __init__(
+        self, call: Call, rented: Any, done: str = "Destroyed all that was rented"
+    ) -> None:
         super().__init__()
-        self.call, self.rented = call, rented
+        self.call, self.rented, self.done = call, rented, done
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        signal = error if isinstance(error, KeyboardInterrupt) else None
+        signal, billed = error if isinstance(error, KeyboardInterrupt) else None, ""
         try:
             while True:
                 try:
-                    if signal is not None and self.rented.still_costs():
+                    billed = self.rented.still_costs() if signal is not None else ""
+                    if billed:
                         self.call.tell("Cleaning up; another signal stops the cleanup")
                     self.rented.give_back()
                     break
@@ -9080,6 +9083,8 @@ class CleanupGuard(SignalGuard):
             raise PartialError(
                 left, results=self.rented.results, found=self.rented.found
             ) from error
+        if billed and self.done:
+            self.call.tell(self.done)
         if signal is not None and signal is not error:
             raise signal
 
@@ -9557,8 +9562,8 @@ def run_job(call: Call) -> Row:
     """Runs a command on a rented machine and destroys the instance; see RemoteJob."""
     job = RemoteJob(call)
     try:
-        with CleanupGuard(call, job.rented):
-            job.work()
+        with CleanupGuard(call, job.rented, done=""):
+            job.work()  # its last words say what became of the instance
     except BrokenPipeError:  # the reader has closed the pipe: nothing is said
         raise
     except VastAIError as error:
