@@ -5794,6 +5794,8 @@ class TestGivingBack(RentingCase):
             self.assertEqual((status, out, "the host is offline" in err), (1, "", True), line)
         with Faulty(reply({"success": True, "error": "a remark"})) as server:
             self.assertEqual(self.run_here(f"stop instance 7 --url {server.url}")[0], 0)
+        with Faulty(reply({"error_msg": "the host is offline"})) as server:
+            self.assertEqual(self.run_here(f"stop instance 7 --url {server.url}")[0], 1)
 
     def test_an_empty_answer_confirms_nothing(self):
         for line in ("destroy instance 7 -y", "stop instance 7", "start instance 7", "start instances 7 8",

@@ -5062,7 +5062,8 @@ def denies(body: Row) -> bool:
 
 def has_failed(body: Row) -> bool:
     """Does an answer tell of an error?  What only reads may have a member of that name."""
-    return bool(body.get("error")) or body.get("status") == "error"
+    told = body.get("error") or body.get("error_msg")
+    return bool(told) or body.get("status") == "error"
 
 
 def is_rows(value: Any) -> bool:
