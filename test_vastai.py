@@ -6657,6 +6657,7 @@ class TestLaunchInterrupted(RentingCase):
             out, err = process.communicate(timeout=30)
             self.assertEqual((process.returncode, out), (expected, ""), err)
             self.assertRegex(err, rf"whether the instance labeled 'vastai-\w+' was created is unknown \(.*{told}\); check")
+            self.assertNotIn("Destroyed all", err)
 
     def test_while_it_is_given_back(self):
         """The first signal waits for that; the second ends it and says what is left."""

@@ -9084,7 +9084,7 @@ class CleanupGuard(SignalGuard):
             raise PartialError(
                 left, results=self.rented.results, found=self.rented.found
             ) from error
-        if billed and self.done:
+        if billed and self.done and not left and "is unknown" not in billed:
             self.call.tell(self.done)
         if signal is not None and signal is not error:
             raise signal
