@@ -7607,7 +7607,7 @@ class Bulk:
         if self.failures and several:
             raise self.named(partial(self.results))
         if unknown:
-            unknown[0].msg += f"; {partial(self.results).msg}"
+            unknown[0].msg = partial(self.results).msg  # which has its own words as the reason
             raise self.named(unknown[0])
         if self.failures:
             raise self.failures[0]
