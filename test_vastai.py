@@ -4291,6 +4291,8 @@ class RentalTest(CommandCase):
             self.assertEqual(self.client.wait_instance(id, status="destroyed"), {"id": id, "actual_status": "destroyed"})
             status, out, err = self.run_here(f"wait instance {id} --max-wait 0.5")
             self.assertEqual((status, out, "unknown to the service" in err), (9, "", True), "right after a rental that is normal")
+            status, out, err = self.run_here("wait instance 7 --max-wait 0.5 --url http://127.0.0.1:9")
+            self.assertEqual((status, out, "after 0.5 s: cannot reach http://127.0.0.1:9" in err), (9, "", True), err)
 
     def test_what_was_rented_is_said_with_its_price(self):
         offer = self.cheapest("gpu_name=RTX_4090 num_gpus=1")

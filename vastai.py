@@ -8742,10 +8742,11 @@ def find_instance(call: Call, id: Any) -> Row | None:
 
 class Watch:
     """Polls one instance: its last state (`row`), whether it was ever seen, and what is wrong with
-    it.
+    it; `problem` says why the last look told nothing.
     """
 
     seen = False
+    problem = ""
     exited = 0  # looks in a row that showed it exited
     odd = 0  # looks in a row whose answer made no sense
 
@@ -8771,7 +8772,9 @@ class Watch:
             lost = isinstance(error, NetworkError) or may_pass(error.status)
             if not (lost or puzzling):
                 raise relabel_error(error, f"instance {self.id} cannot be checked") from error
+            self.problem = error.msg
             return {}  # one lost answer is no reason to give up
+        self.problem = ""
         if row is None:
             fresh = time.monotonic() - self.begun < NOT_THERE_YET and not self.seen
             return {} if fresh else None
@@ -8822,7 +8825,8 @@ def wait_for(
         if state == status and changed:
             return row
         told = str(row.get("status_msg") or "").strip()[:60]
-        call.progress(f"instance {id}: {state or '…'}", f"{elapsed:.0f} s {told}", in_pipe=True)
+        shown = state or printable(watch.problem, 200) or "…"
+        call.progress(f"instance {id}: {shown}", f"{elapsed:.0f} s {told}", in_pipe=True)
         return None
 
     row: Row | None = poll_until(look, most, max(poll / 4, 0.1), poll * 3)
@@ -8832,7 +8836,7 @@ def wait_for(
         state = watch.row.get("actual_status") or missing
         goal = "" if status == "running" else f" --status {status}"
         raise WaitTimeoutError(
-            f"instance {id} was not {status} after {most:g} s: it is {state}",
+            f"instance {id} was not {status} after {most:g} s: {watch.problem or f'it is {state}'}",
             hint=f"Keep waiting with `vastai wait instance {id}{goal}`.",
         )
     return row
