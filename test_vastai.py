@@ -1966,7 +1966,7 @@ class AccountRoutes:
     @route("GET /api/v0/users/{user}/machine-earnings/")
     def show_earnings(self, call, user):
         last = number(call.query.get("eday")) or self.now() / DAY
-        first = number(call.query.get("sday")) or last - (number(call.query.get("last_days")) or 90)
+        first = number(call.query.get("sday")) or last + 1 - (number(call.query.get("last_days")) or 90)
         machines = [row for row in self.rows("machines") if call.query.get("machid") in (None, row["id"])]
         days = range(max(int(first), int(last) - 90), int(last) + 1)
         total = len(machines) * len(days)
