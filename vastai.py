@@ -8453,7 +8453,7 @@ def invoice_totals(call: Call, answer: Row) -> list[str]:
     current = as_dict(answer.get("current"))
     if current:
         facts = [f"{name} {format_money(as_number(value) or 0)}" for name, value in current.items()]
-        lines.append(f"Current: {', '.join(facts)}")
+        lines.append(f"Current: {', '.join(facts).replace('_', ' ')}")
     return lines
 
 
