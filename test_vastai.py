@@ -6846,6 +6846,25 @@ class TestRun(RentingCase):
         with mock.patch("time.time", lambda: clock() + slept[0]):
             self.assertRegex(self.job("", "true")[1], r"destroyed after 2\.0\d h; about \$0\.(?!00)")
 
+    def test_a_computer_that_slept_too_long(self):
+        """The hours are over, whether the instance is still there or not."""
+        serve, clock, slept, calls = self.box.answer, time.time, [0.0], pathlib.Path(self.bin, "calls")
+        gone = []
+
+        def answer(call):
+            if call.method == "GET" and re.fullmatch(r"/api/v0/instances/\d+/", call.path) and not slept[0]:
+                slept[0] = 90000.0 * (calls.exists() and "idle 0" in calls.read_text())
+                return (gone[0], "{}", {}) if slept[0] and gone else serve(call)
+            return serve(call)
+        self.box.answer = answer
+        with mock.patch("time.time", lambda: clock() + slept[0]):
+            for gone[:] in ([], [404]):
+                self.happens("cut", 999, 0, 0, 0)
+                self.job("", "sleep", "9", status=9)
+                self.assertEqual(self.held, [])
+                slept[0] = 0.0
+                calls.unlink()
+
     def test_the_cost_is_that_of_all_tries(self):
         """Also if the next rental is refused."""
         machines = dict.fromkeys(row["machine_id"] for row in self.client.search_offers("num_gpus=1", order="dph_total,id"))

@@ -9602,7 +9602,7 @@ class RemoteJob(Launch):
     address = ("", 0)
     id: Any = None
     status: int | None = None
-    deadline = 0.0
+    deadline = ends_at = 0.0  # the end of --max-hours, by time.monotonic() and time.time()
     problem = ""  # why the instance stays although that was not asked for
     kept = False
 
@@ -9679,6 +9679,7 @@ class RemoteJob(Launch):
         """Waits until ssh answers; returns why this machine is no good, or ""."""
         self.id = self.rented.id
         self.deadline = time.monotonic() + self.limit * 3600
+        self.ends_at = time.time() + self.limit * 3600  # if the computer sleeps in between
         self.watch = Watch(self.call, self.id)
         begun = admitted = time.monotonic()  # when ssh was last not denied
         alive = False
@@ -9712,8 +9713,9 @@ class RemoteJob(Launch):
         """Looks at the instance.  Raises VastAIError if it is lost."""
         watch = self.watch
         row = watch.look(30.0)
-        if row is None and self.deadline - time.monotonic() < 120:
-            raise self.over_error()  # its lease was faster than we
+        left = min(self.deadline - time.monotonic(), self.ends_at - time.time())
+        if left <= 0 or (row is None and left < 120):  # its lease was faster than we
+            raise self.over_error()
         if row is None:
             raise VastAIError(f"instance {self.id} is gone", fault="host")
         dead = watch.dead_error("is lost") if row else None
