@@ -6825,6 +6825,10 @@ class TestRun(RentingCase):
             self.assertEqual(self.job("", "echo", "x")[0], b"x\n")
         self.assertLess(time.monotonic() - began, 40)
 
+    def test_an_ssh_that_never_logs_in(self):
+        self.happens("refuse", 999)
+        self.assertIn("cannot log in: ssh: Connection refused", self.job("--tries 1", "true", status=1)[1])
+
     def test_the_last_line_is_about_the_last_instance(self):
         """The first machine fails at ssh, the second before that."""
         machines = dict.fromkeys(row["machine_id"] for row in self.client.search_offers("num_gpus=1", order="dph_total,id"))

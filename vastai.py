@@ -9682,10 +9682,10 @@ class RemoteJob(Launch):
         self.ends_at = time.time() + self.limit * 3600  # if the computer sleeps in between
         self.watch = Watch(self.call, self.id)
         begun = admitted = time.monotonic()  # when ssh was last not denied
-        alive = False
+        alive, told = False, "no address"
 
         def look(left: float) -> str | None:
-            nonlocal alive, admitted
+            nonlocal alive, admitted, told
             denied = False
             self.call.progress(f"instance {self.id}: waiting for ssh", in_pipe=True)
             self.check()
@@ -9707,7 +9707,8 @@ class RemoteJob(Launch):
             return f"ssh did not answer for {SILENCE:g} s" if late and not alive else None
 
         problem = poll_until(look, self.call.get("start_timeout", 900), 1.0, 10.0)
-        return "ssh cannot log in" if problem is None else str(problem)
+        reason = f"ssh cannot log in: {printable(' '.join(told.split()), 300)}"
+        return reason if problem is None else str(problem)
 
     def check(self) -> None:
         """Looks at the instance.  Raises VastAIError if it is lost."""
