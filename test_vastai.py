@@ -4776,6 +4776,7 @@ class KnownBenchmarksTest(CommandCase):
     def test_odd_measurements_and_conditions(self):
         for row, value, price in zip(self.box.market.rows("benchmarks"), ("100", "x", None), ("0.2", [], {})):
             row.update(value=value, dph_base=price)
+        self.template["extra_filters"] = "null"
         row, = self.client.run_benchmarks(gpus="RTX_4090", template_id=self.template["id"])
         self.assertEqual((row["status"], row["measured_perf"], row["rental_dph"]), ("cached", 100, 0.2))
         for limits, count in (({"gte": "24000"}, 1), ({"gt": None}, 1), (5, 1), ({"gt": "50000"}, 4), ({"gt": 1e300}, 8)):

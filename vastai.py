@@ -11066,7 +11066,8 @@ def run_benchmarks(call: Call) -> list[Row]:
         field, value = "hash_id", call["template_hash"]
     template = template_of(call, field, value)
     try:
-        filters = _json_object(template.get("extra_filters") or {})
+        given = template.get("extra_filters")  # "null", at times
+        filters = _json_object((parse_filters(given) if isinstance(given, str) else given) or {})
     except (ValueError, RecursionError):  # without them, machines of any kind would be rented
         raise VastAIError("the conditions of the template cannot be read") from None
     rows = []
