@@ -6366,8 +6366,10 @@ class TestLaunch(RentingCase):
         self.box.fail("PUT /api/v0/asks/.*", 404, {"error": "no_such_ask", "msg": "gone"}, times=3)
         answer = self.launch("--tries 1 --raw")
         self.assertEqual((len(self.machines()), answer["tries"]), (4, []))
-        self.box.fail("PUT /api/v0/asks/.*", 410, {"msg": "gone"}, times=9)
+        self.box.fail("PUT /api/v0/asks/.*", 410, {"msg": "gone"}, times=4)
         self.launch("--tries 1", status=4)
+        err = self.launch("--template_hash misspelt", status=4)
+        self.assertEqual(("Template not found" in err, "taken" in err), (True, False), err)
 
     def test_rate_limit(self):
         self.box.fail("PUT /api/v0/asks/.*", 429, {"msg": "slow"}, {"Retry-After": "7"}, times=2)

@@ -9127,6 +9127,7 @@ sleep 60; done) >/dev/null 2>&1 </dev/null &
 LONGEST_ONSTART = 4096  # characters that the service takes as commands to run at the start
 RENTAL_PAUSE = 4.5  # seconds between two rentals; the service refuses what comes faster
 SHORT_OF_CREDIT = 1.0  # hours
+LOW_BID_SIGNS = "invalid_price, bid_too_low"
 
 
 def with_lease(call: Call, body: Row) -> str:
@@ -9376,9 +9377,9 @@ class Launch:
                     continue
                 elif is_lost(error):
                     return self.find(error)
-                elif isinstance(error, NotFoundError) or "no_such_ask" in words:
+                elif "no_such_ask" in words:
                     error.msg = "it was taken by someone else"
-                elif "invalid_price" not in words and "bid_too_low" not in words:
+                elif not (isinstance(error, NotFoundError) or mentions(words, LOW_BID_SIGNS)):
                     raise
                 self.call.tell(f"Offer {offer['id']}: {error.msg}")
                 break
