@@ -4146,6 +4146,7 @@ class DescriptionTest(CommandCase):
         for line, status, said in (
                 ("create instance 9 --image i", 4, "see `vastai search offers`"), ("reboot instance 9", 4, "see `vastai show instances`"),
                 ("list volume 9", 4, "see `vastai show machines`"), ("clone volume 8 9", 4, "No such volume 8\n"),
+                ("start deployment 9", 4, "see `vastai show deployments`"), ("join overlay x 9", 4, "see `vastai show overlays`"),
                 ("help show foo", 2, "no command 'show foo'"), ("show foo --help", 2, "no command 'show foo'"),
                 ("show user --fields id,foo", 0, "\nfoo  -\n"), ("show user --fields foo", 0, "foo  -\n")):
             with self.subTest(line):

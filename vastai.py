@@ -5951,7 +5951,7 @@ def http_error(
     family, hint = VastAIError, ""
     if status in (404, 410):
         family = NotFoundError
-        listing = row.look if row.safe else listing_of(row)
+        listing = listing_of(row)
         if listing:
             hint = f"see `vastai {listing}`"
     elif status == 407:
@@ -5965,11 +5965,17 @@ def http_error(
 
 
 def listing_of(row: Command) -> str:
-    """The command that lists what the arguments of a row name, or "" if they are of two kinds."""
+    """The command that lists what the arguments of a row name, or "" if they are of two kinds.
+
+    That is `look`, unless it asks for an id itself, or shows what a request has made.
+    """
+    look = NAMES[row.look] if row.look and row.safe else None
+    if look and all(arg.option or arg.cli is not REQUIRED for arg in look.args):
+        return row.look
     things = [arg for arg in row.args if not arg.option]
     names = [arg.help.partition(", from ")[2] or f"show {arg.kind.metavar}s" for arg in things]
     known = {name.lower() for name in names} & NAMES.keys()
-    return known.pop() if len(known) == 1 else ""
+    return known.pop() if len(known) == 1 else row.look if look else ""
 
 
 CREDIT_HINT = (
