@@ -3350,8 +3350,8 @@ def watch_options(interval: float) -> tuple[Arg, ...]:
         Arg("--max-wait", SECONDS, "time limit, seconds; on timeout, the exit status is 9"))
 
 
-WATCH_NOTE = ("On a terminal, it redraws a table and marks new rows with +. In a pipe or with --raw, it prints one JSON line per "
-              "change: {\"event\", \"id\", \"row\"}. Events: ")
+WATCH_NOTE = ("On a terminal, it redraws a table and marks what has changed. In a pipe or with --raw, it prints one JSON line per "
+              "change: {\"event\", \"id\", \"row\"}. Events and their marks: new +, gone, price $")
 JOB_OPTIONS = (
     Local("--hours", HOURS, "Price of the job | duration of the job, hours"),
     Local("--down", GB, "Price of the job | data to download, GB"),
@@ -3568,15 +3568,14 @@ gpu_name=RTX_4090 --hours 6 --down 80 --up 5 --storage 120
     Command("watch offers", "-> none", SAFE, READS, "Watch for new offers that match",
         CONDITIONS, RENTAL_TYPE, *OFFER_SEARCH_OPTIONS[2:], *watch_options(60),
         run="run_watch_offers", face="cli", auth=False, fields=OFFER_FIELDS,
-        note=WATCH_NOTE + "new, gone, price. A machine counts once, with its cheapest offer. Offers found by the first check count as matches.",
+        note=WATCH_NOTE + ". A machine counts once, with its cheapest offer. Offers found by the first check count as matches.",
         examples="""\
 'gpu_name=RTX_4090 num_gpus=1' --below 0.30
 gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …"""),
     Command("watch instances", "-> none", SAFE, READS, "Watch your instances and their use",
         *watch_options(10),
         run="run_watch_instances", face="cli", look="show instances",
-        note=WATCH_NOTE + "new, gone, price, state, outbid, disk (over 90% full). A match is any change after the first "
-             "check.",
+        note=WATCH_NOTE + ", state *, outbid !, disk ! (over 90% full). A match is any change after the first check.",
         examples="\n--raw | jq -r .event\n--exec 'notify-send vastai' --interval 30"),
     Command("search offers-new", "PUT /search/asks/ -> offers[]", SAFE, READS, "Search GPU offers with the newer service",
         Local("query", QUERY, "conditions as for search offers", None),
