@@ -7610,6 +7610,7 @@ class PureTest(unittest.TestCase):
                 ("gpu_name=RTX_4090", {"gpu_name": {"eq": "RTX 4090"}}),
                 ('gpu_name="RTX 4090" cpu_ram>="64.0"', {"gpu_name": {"eq": "RTX 4090"}, "cpu_ram": {"gte": 64000.0}}),
                 ('gpu_name in ["RTX 4090",H100_SXM]', {"gpu_name": {"in": ["RTX 4090", "H100 SXM"]}}),
+                ('gpu_name in "RTX 4090, RTX_3090,"', {"gpu_name": {"in": ["RTX 4090", "RTX 3090"]}}),
                 ("geolocation notin [CN, VN]", {"geolocation": {"notin": ["CN", "VN"]}}),
                 ("geolocation not in [CN]", {"geolocation": {"notin": ["CN"]}}),
                 ("geolocation nin [CN]", {"geolocation": {"notin": ["CN"]}}),

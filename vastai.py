@@ -1701,6 +1701,8 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
     if (condition.raw[0] == "[") != (condition.raw[-1] == "]"):
         raise UsageError(f"{condition.name}: a bracket is missing in {printable(condition.raw)!r}")
     raw = condition.raw.strip("[]")
+    if condition.takes_list and condition.raw[0] in "\"'":  # in "RTX 4090,RTX 3090"
+        return [(text.strip(), True) for text in raw[1:-1].split(",") if text.strip()]
     for double, single, plain in re.findall(r'\s*(?:"([^"]*)"|\'([^\']*)\'|([^,]+))', raw):
         text = plain.strip(" \t\r\n[]")
         if not plain:
