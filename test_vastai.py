@@ -4809,6 +4809,17 @@ class KnownBenchmarksTest(CommandCase):
         row, = self.client.run_benchmarks(template_id=self.template["id"], gpus="RTX_4090", no_cache=True)
         self.assertEqual(row["status"], "skipped")
 
+    def test_why_a_template_has_no_offer(self):
+        line = f"run benchmarks --template_id {self.template['id']} --gpus RTX_4090 --no-cache"
+        search = self.box.market.offers_for
+        for filters, told in (({"reliability": {"gt": 2}}, "the template asks for reliability"),
+                              ({"reliability": 5}, "the template asks for reliability"),
+                              ({"reliability": {"gt": 0}, "disk_space": {"gt": 0}}, "no offer of it meets all filters")):
+            self.template["extra_filters"] = json.dumps(filters)
+            self.box.market.offers_for = lambda body, filters=filters: [] if body.keys() >= filters.keys() else search(body)
+            with self.subTest(filters):
+                self.assertIn(told, self.run_here(line)[2])
+
 
 class ChargesTest(CommandCase):
     """Charges of endpoints as a tree: endpoint, workergroup, instance."""

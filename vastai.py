@@ -11185,8 +11185,8 @@ def why_no_offer(call: Call, filters: Row, gpu: Row) -> str:
             met = all(
                 compare[sign](float(sample[field]), float(limit)) for sign, limit in limits.items()
             )
-        except (LookupError, TypeError, ValueError):
-            met = False  # not numbers: a search tells
+        except (LookupError, TypeError, ValueError, AttributeError):
+            met = False  # not a comparison of numbers: a search tells
         if not met and not call.do("search_offers", query={field: limits, **gpu}, limit=1):
             return f"the template asks for {field} {limits}, an offer of it has {sample.get(field)}"
     return "no offer of it meets all filters of the template at once"
@@ -11202,8 +11202,8 @@ class Bench:
     def __init__(self, call: Call, specs: list[Spec]) -> None:
         watcher = call
         if call["autoscaler_url"]:
-            client = VastAI(call.client.api_key, call["autoscaler_url"], call.client.retry)
-            watcher = Call(client, call.row, {}, call.view)
+            url = checked_url(call["autoscaler_url"])
+            watcher = call.of(call.row, call.client.varied(server_url=url))
         self.call, self.parts = call, [Measurement(call, watcher, spec) for spec in specs]
 
     @property
