@@ -4776,7 +4776,7 @@ class KnownBenchmarksTest(CommandCase):
 
     def test_odd_measurements_and_conditions(self):
         for row, value, price in zip(self.box.market.rows("benchmarks"), ("100", "x", None), ("0.2", [], {})):
-            row.update(value=value, dph_base=price)
+            row.update(value=value, dph_base=price, id=[7])
         self.template["extra_filters"] = "null"
         row, = self.client.run_benchmarks(gpus="RTX_4090", template_id=self.template["id"])
         self.assertEqual((row["status"], row["measured_perf"], row["rental_dph"]), ("cached", 100, 0.2))
@@ -4823,6 +4823,13 @@ class KnownBenchmarksTest(CommandCase):
 
 class ChargesTest(CommandCase):
     """Charges of endpoints as a tree: endpoint, workergroup, instance."""
+
+    def test_items_of_a_label(self):
+        """What has no id that can be used belongs to no instance."""
+        items = [{"amount": nth, "timestamp": time.time() - 9, "instance_id": id} for nth, id in enumerate(([], {}, None, 7, 8), 1)]
+        self.box.fail("GET /api/v0/users/me/invoices", 200, {"invoices": items})
+        self.box.fail("POST /api/v0/contracts/fetch/", 200, {"success": True, "contracts": [{"id": []}, {}, {"id": 7}]})
+        self.assertEqual([row["amount"] for row in self.raw("show invoices --instance_label x")], [4])
 
     def test_a_tree(self):
         lines = self.ok("show invoices-v1 --charges --format tree --limit 100", stdin="n\n").splitlines()

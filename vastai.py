@@ -8434,10 +8434,10 @@ def invoice_period(call: Call) -> Row:
 
 def with_label(call: Call, rows: list[Row]) -> list[Row]:
     """The items of instances with the label that was asked for."""
-    ids = list({row["instance_id"] for row in rows if whole_of(row, "instance_id")})
-    found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=ids)
-    kept = {contract.get("id") for contract in found}
-    return [row for row in rows if row.get("instance_id") in kept]
+    ids = {whole_of(row, "instance_id") for row in rows} - {None, 0}
+    found = call.do("fetch_contracts", label=call["instance_label"], contract_ids=list(ids))
+    kept = ids.intersection(whole_of(contract, "id") for contract in found)
+    return [row for row in rows if whole_of(row, "instance_id") in kept]
 
 
 def invoice_rows(call: Call, answer: Row) -> list[Row]:
@@ -9272,11 +9272,11 @@ class Launch:
         if self.rented.made_up:
             return
         try:
-            there = {row.get("id") for row in self.call.do("show_instances", label=[label])}
+            there = {whole_of(row, "id") for row in self.call.do("show_instances", label=[label])}
         except VastAIError as error:
             what = f"nothing was rented; the instances labeled {label!r} cannot be listed"
             raise relabel_error(error, what) from error
-        self.rented.ours = lambda row: new(row) and row.get("id") not in there
+        self.rented.ours = lambda row: new(row) and whole_of(row, "id") not in there
 
     def search(self) -> list[Row]:
         """The offers to try, one for each machine, best first.  Raises NotFoundError."""
@@ -11163,7 +11163,7 @@ def known_benchmark(call: Call, template: Row, gpu: Row) -> tuple[float, float]:
             given = {**query, field: {"eq": template[name]}}
             for row in call.do("search_benchmarks", query=given, limit=100, order=order):
                 if (number_of(row, "value") or 0) > 0:
-                    found[row.get("id")] = row
+                    found[text_of(row, "id")] = row
 
     def middle(name: str) -> float:
         values = (number_of(row, name) or 0 for row in found.values())
