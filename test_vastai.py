@@ -10030,7 +10030,7 @@ class TestManyItems(FaultCase):
         client = self.client(self.serve(reply({"success": True, "new_contracts": [501]})))
         error = self.error(client.create_instances, [7, 8], image="i")
         self.assertEqual((type(error), error.found), (vastai.OutcomeUnknownError, [501]))
-        self.assertRegex(str(error), "named 1 of 2 instances.*7, 8.*created: instances 501")
+        self.assertRegex(str(error), "7, 8.*named 1 of 2 instances.*created: instances 501")
 
     def test_all_fail(self):
         error, server = self.results("create_instances", [hang_up], image="i")
