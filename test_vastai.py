@@ -3246,6 +3246,11 @@ class DocumentTest(CommandCase):
         disk = {arg["name"]: arg for arg in rows["create instance"]["arguments"]}["disk"]
         self.assertEqual((disk["type"], disk["default"], disk["unit"], disk["flags"], disk["required"]),
                          ("float", 10, "GB", ["--disk"], False))
+        units = {f"{name} {arg['name']}": arg["unit"] for name, row in rows.items() for arg in row["arguments"]}
+        for name, unit in {"run max_hours": "hours", "run bid_over": "percent", "create instance price": "$/hr",
+                           "list machine price_disk": "$/GB/month", "transfer credit amount": "$", "create endpoint max_queue_time": "seconds",
+                           "create instance id": None}.items():
+            self.assertEqual(units[name], unit, name)
         kind = {arg["name"]: arg for arg in rows["search offers"]["arguments"]}["type"]
         self.assertEqual(kind["choices"], vastai.DEMAND.split())
         self.assertEqual((rows["create instance"]["method"], rows["ssh"]["method"]), ("create_instance", None))
@@ -14153,9 +14158,9 @@ create endpoint
     --cold_workers:N=5
     --max_workers:N=20
     --endpoint_name:TEXT=None
-    --max_queue_time:N=None
-    --target_queue_time:N=None
-    --inactivity_timeout:N=None
+    --max_queue_time:SECONDS=None
+    --target_queue_time:SECONDS=None
+    --inactivity_timeout:SECONDS=None
     --auto_instance:TEXT='prod'
     -> dict[str, Any] ONCE spends
 update endpoint
@@ -14167,9 +14172,9 @@ update endpoint
     --cold_workers:N=None
     --max_workers:N=None
     --endpoint_name:TEXT=None
-    --max_queue_time:N=None
-    --target_queue_time:N=None
-    --inactivity_timeout:N=None
+    --max_queue_time:SECONDS=None
+    --target_queue_time:SECONDS=None
+    --inactivity_timeout:SECONDS=None
     --auto_instance:TEXT='prod'
     --endpoint_state:TEXT{active,suspended,stopped}=None
     -> dict[str, Any] spends

@@ -3524,9 +3524,9 @@ def endpoint_options(load: float | None = None, target: float | None = None, mul
         Arg("--cold_workers", COUNT, "workers to hold ready without load", cold),
         Arg("--max_workers", COUNT, "maximum number of workers", most),
         Arg("--endpoint_name", TEXT, "endpoint name, used by programs to reach it"),
-        Arg("--max_queue_time", NUMBER, "maximum time that a request waits at a worker, seconds"),
-        Arg("--target_queue_time", NUMBER, "target time to clear a queue, seconds"),
-        Arg("--inactivity_timeout", WHOLE, "idle time before all workers are stopped, seconds"),
+        Arg("--max_queue_time SECONDS", NUMBER, "maximum time that a request waits at a worker, seconds"),
+        Arg("--target_queue_time SECONDS", NUMBER, "target time to clear a queue, seconds"),
+        Arg("--inactivity_timeout SECONDS", WHOLE, "idle time before all workers are stopped, seconds"),
         SCALER)
 
 
@@ -13203,7 +13203,7 @@ def docstring(row: Command) -> str:
     if args:
         lines += ["", "Args:"]
     for arg in args:
-        unit = UNITS.get(arg.kind.metavar, "")
+        unit = unit_of(arg) or ""
         facts = [unit] if unit not in arg.help else []
         facts += [f"one of {', '.join(map(repr, arg.choices))}"] if arg.choices else []
         facts += [] if arg.default in (REQUIRED, None, False) else [f"default {arg.default!r}"]
@@ -13229,8 +13229,14 @@ def docstring(row: Command) -> str:
     return "\n".join(lines)
 
 
-UNITS = {"GB": "GB", "USD": "$", "SECONDS": "seconds"}
+UNITS = {"GB": "GB", "USD": "$", "SECONDS": "seconds", "HOURS": "hours", "PERCENT": "percent"}
 RETURNED_WHOLE = ("", "text", "any", "none")
+
+
+def unit_of(arg: Arg) -> str | None:
+    """The unit of a value: "GB", "$", "$/hr"; of a price it stands in the help."""
+    unit, per = UNITS.get(arg.kind.metavar), arg.help.partition("$/")[2].split(" ")[0].rstrip(",;")
+    return f"$/{per}" if unit == "$" and per else unit
 
 
 ONLY_TYPED = ("; can be repeated", ": the rest of the line", ", after --")
@@ -15079,9 +15085,9 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
 
 def format_term(arg: Arg, value: Any) -> Any:
     """The value of an option, a price per what its help says."""
-    per = arg.help.partition("$/")[2].split(" ")[0]
-    if per:
-        return f"{format_rate(value)[:-3]}/{per}"
+    unit = unit_of(arg) or ""
+    if unit.startswith("$/"):
+        return format_rate(value)[:-3] + unit[1:]
     if isinstance(value, list):
         return " ".join(value)
     return f"{format_utc(value)} UTC" if arg.name == "end_date" else value
@@ -16109,7 +16115,7 @@ def describe_argument(arg: Arg, face: str) -> Row:
         "type": arg.annotation,
         "required": default is REQUIRED,
         "default": None if default is REQUIRED else default,
-        "unit": UNITS.get(arg.kind.metavar),
+        "unit": unit_of(arg),
         "choices": list(arg.choices),
         "many": arg.several,
         "secret": arg.secret,
