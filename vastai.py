@@ -133,8 +133,8 @@ class VastAIError(Exception):
     """Any failure of a command.
 
     `status` is the HTTP status or 0, `msg` the service's own words, `body` its parsed answer or
-    text, `command` the command's name, `response` the answer (status_code, text, headers, json(),
-    ok) or None.  `found` is the id of an instance that was made although the rental failed, or
+    text, `command` the command's name, `response` the answer (status_code, reason, text, headers,
+    json(), ok) or None.  `found` is the id of an instance that was made although the rental failed, or
     that has appeared with its label since; a list if there are several.
     """
 
