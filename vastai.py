@@ -16637,7 +16637,8 @@ def line_words(line: str) -> list[str]:
 
     Raises UsageError if a quote is open.
     """
-    words = [] if line.lstrip().startswith("#") else shell_words(line)
+    line = line.lstrip("\ufeff").lstrip()  # programs on Windows mark the first line
+    words = [] if line.startswith("#") else shell_words(line)
     return words[1:] if words[:1] == ["vastai"] else words
 
 
