@@ -16602,13 +16602,14 @@ def repl(start: Row) -> int:
                 line = input(prompt) + "\n"
             else:
                 tell(prompt)
-                line = sys.stdin.readline()
+                text = read_line()
+                line = "" if text is None else text + "\n"
         except KeyboardInterrupt:
             if not talking:
                 raise
             tell("\n")
             continue
-        except (EOFError, OSError, ValueError, AttributeError):  # at the end, or closed
+        except (EOFError, OSError, ValueError):  # at the end, or closed
             line = ""
         try:
             words = line_words(line)
@@ -16637,8 +16638,7 @@ def line_words(line: str) -> list[str]:
 
     Raises UsageError if a quote is open.
     """
-    line = line.lstrip("\ufeff").lstrip()  # programs on Windows mark the first line
-    words = [] if line.startswith("#") else shell_words(line)
+    words = [] if line.lstrip().startswith("#") else shell_words(line)
     return words[1:] if words[:1] == ["vastai"] else words
 
 
