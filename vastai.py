@@ -3614,7 +3614,7 @@ gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …"""),
         note=LEASE_NOTE,
         examples="6995713 6995714 --image pytorch/pytorch --disk 40 --ssh --direct --label train"),
     Command("launch instance", "PUT /launch_instance/", ONCE, SPENDS, "Find the best offer and rent it",
-        Local("-g --gpu-name GPU", NAME, "Offer | GPU model, such as RTX_4090", needs="num_gpus"),
+        Local("-g --gpu-name GPU", NAME, "Offer | GPU model, such as RTX_4090"),
         Local("-n --num-gpus N", TEXT, "Offer | number of GPUs: 1, 2, 4, 8, 12 or 14"),
         Arg("-i --image", IMAGE, "Image | Docker image"),
         Local("-r --region REGION", TEXT, "Offer | North_America, South_America, Europe, Asia, Oceania, Africa, or countries: [US,CA]"),
@@ -3626,8 +3626,7 @@ gpu_name=H100_SXM --below 1.8 --once && vastai launch instance …"""),
         CANCEL, TEMPLATE_HASH, RUNTYPE, ARGS,
         Local("--query", QUERY, "Offer | conditions as for search offers, instead of GPU and region", many=False),
         *RUNTYPE_OPTIONS, *MACHINE_OPTIONS, *ONSTART_OPTIONS, *WAIT, CONFIRM,
-        of="CreatedInstance", needs="image template_hash", one_of="query gpu_name",
-        either="query num_gpus, query region, bid bid_over",
+        of="CreatedInstance", needs="image template_hash", either="bid bid_over",
         build="build_launch", run="run_launch", fields=OFFER_FIELDS,
         piped="Started. {answer}", made="new_contract", footer="rented_footer",
         says="rented_sentence",
@@ -5264,10 +5263,14 @@ def build_launch(call: Call, body: Row) -> None:
 
 def launch_conditions(call: Call) -> Row:
     """The conditions on offers: from --query, or from GPU, region and disk."""
-    query = call["query"]
+    query, options = call["query"], [call[name] for name in ("gpu_name", "num_gpus", "region")]
     if query is None:
+        if None in options[:2]:
+            raise UsageError("give --gpu-name and --num-gpus, or --query")
         return launch_query(call)
-    if not isinstance(query, dict):
+    if not isinstance(query, dict):  # a dict replaces them, as in the service's own client
+        if options != [None, None, None]:
+            raise UsageError("give either --query, or --gpu-name, --num-gpus and --region")
         conditions, directives = offer_query(call)
         if "chunked" in directives:
             for field, least in CHUNK.items():
