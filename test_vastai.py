@@ -7963,7 +7963,7 @@ class PureTest(unittest.TestCase):
         lines, dropped = vastai.format_table(wide, columns, 63, False)
         self.assertEqual((lines[1], dropped), (f"1   {'x' * 17}…  {'a' * 32}  2d 0h", []))  # text shrinks, hashes stay
         self.assertEqual(vastai.format_table(wide, columns, 50, False)[1], ["Image"])  # Age still fits
-        many = [(f"C{number}", "x", "") for number in range(40)]
+        many = [(f"C{number}", "x", "", 1) for number in range(40)]
         names = [column[0] for column in many]
         self.assertEqual(vastai.format_table([{"x": "1"}], many, 2, False)[1], names[1:], "in the order of the table")
         self.assertTrue(vastai.format_table(rows, columns, None, True)[0][0].startswith("\033[1m"))
@@ -7991,7 +7991,7 @@ class PureTest(unittest.TestCase):
             for value in odd:
                 cell = vastai.format_cell(("X", "x", form), dict.fromkeys(names, value))
                 self.assertTrue(isinstance(cell, str) and cell, (form, value))
-            vastai.format_table([dict.fromkeys(names, value) for value in odd], (("X", "x", form),), None, False)
+            vastai.format_table([dict.fromkeys(names, value) for value in odd], (("X", "x", form, 1),), None, False)
         for form, value, cell in (("weekday", 1.0, "Monday"), ("weekday", "1", "Monday"), ("hour", 13.0, "1 PM"),
                                   ("minute", "2026-01-31T13:00:59.25Z", "2026-01-31 13:00"),
                                   ("minute", "2026-01-31T13:00:59+01:00", "2026-01-31 12:00"),

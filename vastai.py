@@ -13394,6 +13394,7 @@ class VastAI:
         self.last_result: Any = None  # of the method called last, in whatever thread
 
     def _find_key(self, given: str | None = None, session: bool = False) -> None:
+        """Takes the key that is given, or else the first that is found for the profile."""
         found = find_key(given, session, self.profile)
         self.api_key, self.creds_source, self.key_origin = found
 
@@ -14066,7 +14067,7 @@ class Listing:
     def __init__(
         self, rows: list[Row], columns: Iterable[Any], view: View, single: bool = False
     ) -> None:
-        self.rows, self.single, self.full = rows, single, view.full
+        self.rows, self.single = rows, single
         self.bright = view.color and colored()
         self.fields = [name.strip() for name in view.fields.split(",") if name.strip()]
         self.columns = [(name, name, "", 0) for name in self.fields] or columns
@@ -14258,7 +14259,7 @@ def write_listing(call: Call, listing: Listing) -> list[str]:
     """Prints a table, through $PAGER if it is long; the headers that found no room.  The API key,
     which the service may have in a message, is masked.
     """
-    page_out(redact_text(write_table(listing), call.client.secrets), listing.full)
+    page_out(redact_text(write_table(listing), call.client.secrets), call.view.full)
     return listing.hidden
 
 
@@ -14413,7 +14414,7 @@ class TableColumn:
     def __init__(self, column: Sequence[Any], rows: list[Row]) -> None:
         cells = format_cells(column, rows)
         self.texts, self.form = [column[0], *cells], column[2]
-        self.rank: int = column[3] if len(column) > 3 else 1
+        self.rank: int = column[3]
         plain = self.form[:1] in (".", "{") or "".join(cells).isdigit()
         self.number = plain or all(map(_is_number, cells))
         self.measure()
