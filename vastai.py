@@ -7364,7 +7364,7 @@ def all_pages(call: Call, query: Row, everything: bool) -> Rows:
             rows = Rows(rows[call.row.member], rows)
         result += rows
         result.answer = rows.answer
-        call.progress(f"{len(result)} rows …")
+        call.progress(f"rows: {len(result)} …")
         token = rows.next_token
         if not token or not everything:
             call.progress("")
@@ -8374,7 +8374,7 @@ def run_list_machines(call: Call) -> list[Row]:
         entry.update({**answer, **entry})
         return answer
 
-    call.progress(f"{len(results)} machines …")
+    call.progress(f"machines: {len(results)} …")
     found = at_once(call, work, results)
     call.progress("")
     failed = any(isinstance(answer, VastAIError) for answer in found)
