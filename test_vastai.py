@@ -11723,7 +11723,7 @@ class TestEvents(ServerlessCase):
         self.assertEqual(self.program(program), [2])
 
     def test_hanging_up(self):
-        """Whoever does not listen any more closes the connection, which ends the worker's job."""
+        """Whoever no longer listens closes the connection, which ends the worker's job."""
         async def closed(client, endpoint):
             answer = await endpoint.request("/work", {}, stream=True)
             async for _ in answer["response"]:
@@ -14849,7 +14849,7 @@ def first_session(tour):
                 "print(row['gpu_name'], row['actual_status'], row['label'])", expect="RTX 4090 running first")
     tour.say("Programs in other languages read JSON.")
     tour.vastai(f"show instance {instance_id} --raw --fields id,label", expect='"label": "first"')
-    tour.say("Stop it: the GPU is free again, but the disk is still billed. Destroy it: nothing is billed any more.")
+    tour.say("Stop it: the GPU is free again, but the disk is still billed. Destroy it: nothing is billed anymore.")
     tour.vastai("stop instance " + instance_id)
     tour.vastai(f"destroy instance {instance_id} -y")
     tour.say("An error says what is wrong and what to do; its exit status says which kind.")
