@@ -4405,7 +4405,12 @@ class RentalTest(CommandCase):
             self.assertEqual((client.api_key, client.creds_source), ("key-file", "FILE"))
         self.assertEqual([client.creds_source for client in (vastai.VastAI("k"), self.client, vastai.VastAI(" "))],
                          ["CODE", "ENV", "ENV"])
-        self.ok("set api-key fresh-key", XDG_CONFIG_HOME=xdg, VAST_API_KEY="")
+        for key, source in (("other", "VAST_API_KEY"), ("", places["tfa"])):
+            err = self.run_here("set api-key fresh-key", XDG_CONFIG_HOME=xdg, VAST_API_KEY=key)[2]
+            self.assertIn(f"{source} takes precedence over the file", err)
+        os.unlink(places["tfa"])
+        err = self.run_here("set api-key fresh-key", XDG_CONFIG_HOME=xdg, VAST_API_KEY="")[2]
+        self.assertEqual(err, "")
         with open(places["file"]) as file:
             self.assertEqual(file.read(), "fresh-key")
         self.assertFalse(os.path.exists(places["old"]))

@@ -8163,8 +8163,9 @@ def run_set_api_key(call: Call) -> None:
     key = key or ask_secret("API key")
     check_key(key, "this command")
     call.params["path"] = save_api_key(key, call.client.profile)
-    if os.environ.get("VAST_API_KEY", "").strip():
-        call.warn("VAST_API_KEY is set and takes precedence over the file")
+    used = find_key(None, session=True, profile=call.client.profile)[2]
+    if used != call["path"]:  # of a 2FA session, say
+        call.warn(f"{used} takes precedence over the file")
 
 
 def run_ssh_key(call: Call) -> Any:
