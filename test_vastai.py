@@ -9734,6 +9734,11 @@ class TestArguments(FaultCase):
         sent = self.sent("create_instance", 5, image="x", args=[""], onstart_cmd="")
         self.assertEqual((sent["runtype"], "args" in sent, sent["onstart"]), ("args", False, ""))
 
+    def test_zero_is_a_size(self):
+        for given, size in (({}, 15), ({"volume_size": 0}, 0)):
+            sent = self.sent("create_instance", 5, image="x", create_volume=7, mount_path="/a", **given)
+            self.assertEqual(sent["volume_info"]["size"], size)
+
     def test_false_is_a_change(self):
         self.assertEqual(self.sent("tfa_update", 7, set_primary=False), {"tfa_method_id": 7, "is_primary": False})
         self.assertEqual(self.sent("update_template", "h", private=False)["select_filters"], {"hash_id": {"eq": "h"}})

@@ -5250,7 +5250,7 @@ def volume_of(call: Call) -> Row | None:
     if name:
         info["name"] = name
     if create is not None:
-        info["size"] = size or 15
+        info["size"] = 15 if size is None else size
     return info
 
 
