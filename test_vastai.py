@@ -9172,6 +9172,11 @@ class TestOddAnswers(FaultCase):
         out = self.run_here(self.serve(reply({"invoices": rows, "current": {}})), "show", "invoices", "-s", "0").stdout
         self.assertEqual([line.split()[3] for line in out.splitlines()[1:]], ["1.234", "20.000", "odd"])
 
+    def test_the_last_method_of_2fa(self):
+        for answer, told in (({"remaining_methods": 0}, "methods left: 0"), ({}, "2FA is off")):
+            out = self.run_here(self.serve(reply({"success": True, **answer})), *"tfa delete -c 1 -y".split())[1]
+            self.assertIn(told, out)
+
     def test_nothing_is_shown_as_none(self):
         for words, answer in ((["tfa", "status"], {"methods": [{"id": 1, "method": "totp"}]}),
                               (["show", "instance-backup-files", "7"], {"files": []}),

@@ -4142,7 +4142,8 @@ register("Two-factor authentication",
         Arg("--method-id", GIVEN_ID, "id of the method, if you have several of one kind", key="tfa_method_id"),
         Arg("-id --id-to-delete", ID, "method to delete, from tfa status", key="target_id"),
         ask="Delete this method of two-factor authentication?", one_of="code backup_code", build="build_tfa_delete",
-        done="Deleted the method; methods left: {remaining_methods}.|Deleted the method.",
+        done="Deleted the method; methods left: {remaining_methods}.|Deleted the last method: 2FA is off, and your backup codes "
+             "are void.",
         examples="""\
 --id-to-delete 123 -t totp -c 456789
 -id 123 -t email -s SECRET -c 456789"""),
