@@ -4132,6 +4132,7 @@ class DescriptionTest(CommandCase):
                 ("list machine 7 -g 0.5 -e 2035-01-02", "PUT .*", {"success": True},
                  "price_gpu $0.50/hr, min_chunk 1, end_date 2035-01-02 00:00 UTC."),
                 ("set defjob 7 --image i --args a -b", "PUT .*", {"success": True}, "args a -b."),
+                ("schedule maint 7 --sdate 2035-01-02 --duration 1 -y", "PUT .*", {"success": True}, "UTC for 1 h."),
                 ("join cluster 12 7", "PUT .*", {"success": True}, "Added machine 7 to cluster 12."),
                 ("wait instance 7 --status exited --max-wait 0", "GET .*", {"instances": {"id": 7, "actual_status": "running"}},
                  "Keep waiting with `vastai wait instance 7 --status exited`"),
@@ -4151,6 +4152,7 @@ class DescriptionTest(CommandCase):
         for line, status, said in (
                 ("create instance 9 --image i", 4, "see `vastai search offers`"), ("reboot instance 9", 4, "see `vastai show instances`"),
                 ("list volume 9", 4, "see `vastai show machines`"), ("clone volume 8 9", 4, "No such volume 8\n"),
+                ("stop instance 8 9", 2, "for several, use `vastai stop instances`\n"), ("show instance 8 9", 2, "unexpected '9'\n"),
                 ("start deployment 9", 4, "see `vastai show deployments`"), ("join overlay x 9", 4, "see `vastai show overlays`"),
                 ("help show foo", 2, "no command 'show foo'"), ("show foo --help", 2, "no command 'show foo'"),
                 ("show user --fields id,foo", 0, "\nfoo  -\n"), ("show user --fields foo", 0, "foo  -\n")):

@@ -3739,7 +3739,7 @@ register("Instances",
     Command("prepay instance", "PUT /instances/prepay/{id}/", ONCE, SPENDS,
         "Prepay a reserved instance for a discount",
         INSTANCE, Arg("amount", DOLLARS, "amount to pay, $"),
-        done="Prepaid ${amount:.2f} for instance {id}: {timescale:g} months at a discount of {discount_rate:.1%}.",
+        done="Prepaid ${amount:.2f} for instance {id}; months: {timescale:g}, discount: {discount_rate:.1%}.",
         look="show deposit",
         ask="Prepay ${amount:.2f} for instance {id}?", ask_when="terminal"),
     Command("change bid", "PUT /instances/bid_price/{id}/", SAFE, SPENDS, "Change the bid of an interruptible instance",
@@ -4238,8 +4238,8 @@ register("Machines (for hosts)",
             name="category", key="maintenance_category", old="maintenance_category"),
         body=CLIENT, look="show maints",
         examples="1234 --sdate 2030-03-15T14:00 --duration 0.5 --maintenance_category power",
-        ask="Notify all renters of machine {id} that it will be down for {duration:g} hours from {sdate} UTC?",
-        done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} hours."),
+        ask="Notify all renters of machine {id} that it will be down for {duration:g} h from {sdate} UTC?",
+        done="Announced maintenance of machine {id} from {sdate} UTC for {duration:g} h."),
     Command("cancel maint", "PUT /machines/{id}/cancel_maint/", SAFE, SETS, "Cancel a machine's maintenance",
         Arg("id MACHINE", ID, "the machine", old="machine_id", key="machine_id", to="path body"),
         body=CLIENT, ask="Cancel all maintenance of machine {id}?",
@@ -4540,7 +4540,7 @@ register("Diagnostics",
         Arg("--auto_instance", TEXT, "serverless service to use", hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its worker list", hidden=True),
         needs="template_hash template_id", run="run_benchmarks", look="show endpoints",
-        ask="Rent {names} for up to {minutes:g} minutes, at {rate} together?", ask_when="within",
+        ask="Rent {names} for up to {minutes:g} min, at {rate} together?", ask_when="within",
         columns=MEASUREMENT_COLUMNS,
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
              "Perf/$ is performance per $/hr.",
@@ -15705,6 +15705,9 @@ def positionals(row: Command, args: list[Arg], words: list[str]) -> Row:
         problem = f"unexpected {without_value(words[0])!r}"
         if any(arg.secret for arg in row.args):
             problem = "unexpected words; quote a value that contains spaces"
+        many = NAMES.get(f"{row.name}s")
+        if many and any(arg.many and not arg.option for arg in many.args):
+            problem += f"; for several, use `vastai {many.name}`"
         raise UsageError(problem, hint=usage_of(row) if args else "")
     return given
 
