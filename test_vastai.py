@@ -9174,6 +9174,16 @@ class TestOddAnswers(FaultCase):
         out = self.run_here(self.serve(reply({"invoices": rows, "current": {}})), "show", "invoices", "-s", "0").stdout
         self.assertEqual([line.split()[3] for line in out.splitlines()[1:]], ["1.234", "20.000", "odd"])
 
+    def test_several_tables_in_a_pipe_are_one(self):
+        gpus = {name: {"supply_demand": {"timestamps": [60], "total": [5]}, "stats": {}} for name in ("A 1", "B")}
+        disks = [{"cluster_id": 1, "network_disks": [{"network_disk_id": 7}], "machine_ids": [5], "mounts": {"5": "/m"}},
+                 {"cluster_id": 2}]
+        for answer, object, firsts in (({"gpus": gpus}, "gpu-trends", ["GPU", "A_1", "B"]),
+                                       ({"data": disks}, "network-disks", ["Cluster", "1", "2"])):
+            out = self.run_here(self.serve(reply(answer)), "show", object)[1]
+            self.assertEqual([line.split()[0] for line in out.splitlines()], firsts)
+        self.assertIn("5:/m", out)
+
     def test_the_last_method_of_2fa(self):
         for answer, told in (({"remaining_methods": 0}, "methods left: 0"), ({}, "2FA is off")):
             out = self.run_here(self.serve(reply({"success": True, **answer})), *"tfa delete -c 1 -y".split())[1]

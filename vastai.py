@@ -2935,6 +2935,10 @@ NETWORK_DISK_COLUMNS = Columns("""\
 Network disk: network_disk_id
 Free GB: free_space {}
 Total GB: total_space {}""")
+PIPED_DISK_COLUMNS = Columns(f"""\
+Cluster: cluster_id
+{NETWORK_DISK_COLUMNS.text}
+Machines: at join""")
 MOUNT_COLUMNS = Columns("""\
 Machine: id
 Mounted at: mount""")
@@ -3049,6 +3053,7 @@ R.p90 $/hr: rented_p90 .4f
 A.p10 $/hr: avail_p10 .4f
 A.med $/hr: avail_median .4f
 A.p90 $/hr: avail_p90 .4f""")
+PIPED_TRENDS_COLUMNS = Columns(f"GPU: gpu _\n{GPU_TRENDS_COLUMNS.text}")
 GPU_LOCATION_COLUMNS = Columns("""\
 GPU: gpu_name _
 City: city
@@ -14214,14 +14219,20 @@ def present_table(call: Call, result: Any) -> None:
 
 def write_tables(call: Call, tables: Tables) -> list[str]:
     """Prints (heading, rows, columns) one after the other; the headers that found no room.  In a
-    pipe the headings go to stderr.
+    pipe the headings go to stderr, and rows of the same columns stand under one line of headers.
     """
     hidden = []
+    joined: dict[Columns, list[Row]] = {}
     for heading, rows, columns in tables:
-        if heading and is_terminal(sys.stdout):
+        if not is_terminal(sys.stdout):
+            joined.setdefault(columns, []).extend(rows)
+            if heading:
+                remark(call, heading)
+            continue
+        if heading:
             write_out(wrap_line(heading, terminal_width()) + "\n")
-        elif heading:
-            remark(call, heading)
+        hidden += write_listing(call, Listing(rows, columns, call.view))
+    for columns, rows in joined.items():
         hidden += write_listing(call, Listing(rows, columns, call.view))
     return hidden
 
@@ -14923,13 +14934,18 @@ def next_page(call: Call, rows: Any) -> Iterator[str]:
 
 
 def network_disk_tables(call: Call, answer: Row) -> Tables:
-    """A table of disks and one of mounts for each cluster."""
+    """A table of disks and one of mounts for each cluster; in a pipe a row for each disk."""
     for cluster in as_rows(answer.get("data")):
-        heading = f"Cluster {format_value(cluster.get('cluster_id'))}"
-        yield heading, as_rows(cluster.get("network_disks")), NETWORK_DISK_COLUMNS
+        disks, number = as_rows(cluster.get("network_disks")), cluster.get("cluster_id")
         mounts = as_dict(cluster.get("mounts"))
         ids = as_list(cluster.get("machine_ids"))
-        yield "", [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in ids], MOUNT_COLUMNS
+        places = [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in ids]
+        if is_terminal(sys.stdout):
+            yield f"Cluster {format_value(number)}", disks, NETWORK_DISK_COLUMNS
+            yield "", places, MOUNT_COLUMNS
+        else:
+            more = {"cluster_id": number, "at": [f"{at['id']}:{at['mount']}" for at in places]}
+            yield "", [{**disk, **more} for disk in disks or [{}]], PIPED_DISK_COLUMNS
 
 
 def backup_file_tables(call: Call, answer: Row) -> Tables:
@@ -14989,12 +15005,13 @@ def trend_tables(call: Call, answer: Row) -> Tables:
     stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
     for gpu, part in answer.items():
         facts = [f"{head} {format_value(part['stats'].get(name))}" for head, name in stats.items()]
-        rows = part["rows"]
+        rows = [{"gpu": gpu, **row} for row in part["rows"]]
         step = 1 if call.view.full else max(1, len(rows) // 20)
         heading = f"{format_value(gpu)}: {', '.join(facts)}{price_trend(rows)}"
         if step > 1:
             heading += f"; 1 point in {step} (--full shows all)"
-        yield heading if rows else f"{heading}, no data", rows[::step], GPU_TRENDS_COLUMNS
+        columns = GPU_TRENDS_COLUMNS if is_terminal(sys.stdout) else PIPED_TRENDS_COLUMNS
+        yield heading if rows else f"{heading}, no data", rows[::step], columns
 
 
 def price_trend(rows: list[Row]) -> str:
