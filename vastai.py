@@ -506,6 +506,11 @@ def format_value(value: Any) -> str:
     return printable(str(value), 0)
 
 
+def count_of(number: Any, noun: str) -> str:
+    """A number of things: 1 offer, 2 offers."""
+    return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
+
+
 def truncate(text: str, width: int) -> str:
     """A text cut to `width` columns, with … at the end if it was longer."""
     if display_width(text) <= width:
@@ -7203,7 +7208,7 @@ def tell_of_job(call: Call, asked: Row, count: int) -> None:
     """Says on stderr what the prices of a job rest on."""
     words = []
     if asked["order"] is None:
-        words.append(f"compared {count} offers by the price of the job")
+        words.append(f"compared {count_of(count, 'offer')} by the price of the job")
     if asked["storage"] is None:
         words.append("prices include 5 GB of disk; --storage changes that")
     if words:
@@ -10464,7 +10469,8 @@ class OfferMonitor(Monitor):
 
     def footer(self, changed: bool) -> list[str]:
         count = len(self.rows)
-        return [f"{count} machine{'s match' if count != 1 else ' matches'}; + new, $ price changed"]
+        matching = f"{count_of(count, 'machine')} match{'es' if count == 1 else ''}"
+        return [f"{matching}; + new, $ price changed"]
 
 
 class InstanceMonitor(Monitor):
@@ -14789,7 +14795,7 @@ def offer_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
 
 def offers_footer(call: Call, rows: Rows) -> list[str]:
     """How many offers there are, and which conditions they meet; if none, what to change."""
-    count = "1 offer" if len(rows) == 1 else f"{len(rows)} offers"
+    count = count_of(len(rows), "offer")
     if len(rows) == call["limit"]:
         count += " (--limit reached)"
     words = [text for field in call["conditions"] for text in condition_words(call, field)]
@@ -14860,8 +14866,7 @@ def empty_search_hint(call: Call) -> str:
         most = counts.index(max(counts))
         if counts[most]:
             words = " ".join(condition_words(call, own[most]))
-            noun = "1 offer" if counts[most] == 1 else f"{counts[most]} offers"
-            return f"Without {words} there would be {noun}."
+            return f"Without {words} there would be {count_of(counts[most], 'offer')}."
     return "Fewer conditions find more; drop one with FIELD=any, such as verified=any."
 
 
@@ -14899,7 +14904,8 @@ def instances_footer(call: Call, rows: Rows) -> Iterator[str]:
         labels = as_dict(rows.answer.get("label_counts"))
         names = ", ".join(f"{name or '(none)'} {count}" for name, count in labels.items())
         at_least = "at least " if None in costs else ""
-        line = f"{len(rows)} of {total} instances, {at_least}${sum(filter(None, costs)):.4f}/hr"
+        count = f"{len(rows)} of {count_of(total, 'instance')}"
+        line = f"{count}, {at_least}${sum(filter(None, costs)):.4f}/hr"
         yield f"{line}; labels: {names}" if names else line
     elif any(call[name] for name in ("status", "label", "gpu_name", "verification")):
         yield "No instance meets these filters."
@@ -15147,7 +15153,8 @@ def show_billing(call: Call, answer: Row) -> None:
         elif rows or not is_terminal(sys.stdout):
             remark_hidden(call, write_listing(call, Listing(rows, columns, call.view)))
         total = answer.get("total")
-        remark(call, f"{count} of {count if total is None else format_value(total)} results")
+        total = count if total is None else format_value(total)
+        remark(call, f"{count} of {count_of(total, 'result')}")
         if call["pdf"]:
             remark(call, f"Written to {call['pdf']}")
         for text in next_page(call, answer):
