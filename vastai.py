@@ -4550,7 +4550,7 @@ register("Diagnostics",
         Arg("--auto_instance", TEXT, "serverless service to use", hidden=True),
         Arg("--autoscaler_url", TEXT, "address of its worker list", hidden=True),
         needs="template_hash template_id", run="run_benchmarks", look="show endpoints",
-        ask="Rent {names} for up to {minutes:g} min, at {rate} together?", ask_when="within",
+        ask="Rent {names} for up to {minutes:g} minutes, at {rate} together?", ask_when="within",
         columns=MEASUREMENT_COLUMNS,
         note="Rents real GPUs; the command line asks first, a method call does not. All are destroyed at the end. "
              "Perf/$ is performance per $/hr.",
