@@ -9645,7 +9645,8 @@ class TestLines(FaultCase):
                            ("change-bid 11 0.35", "change bid"), ("ssh-key", "show ssh-keys"), ("show-instances",
                             "show instances"), ("instances", "show instances"), ("delete instance 5", "destroy instance"),
                            ("list offers", "search offers"), ("search offers --sort dph", "--order"), ("show env", "show env-vars"),
-                           ("show instances --sort id", "--order-by"), ("show user --json", "--raw")):
+                           ("show instances --sort id", "--order-by"), ("show user --json", "--raw"), ("start 5", "start instance"),
+                           ("terminate 5", "destroy instance"), ("status", "show instances")):
             status, out, err = self.run_here(None, *line.split())
             self.assertEqual((status, out, f"did you mean {told!r}?" in err), (2, "", True), err)
         self.assertIn("takes no value", self.run_here(None, "show", "user", "-q=")[2])

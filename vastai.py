@@ -16030,7 +16030,8 @@ def suggest_command(words: list[str]) -> str:
     plain = " ".join(words[:2]).lower().replace("-", " ").replace("_", " ")
     first, *others = plain.split()[:2] or [""]
     verbs = [first, *VERBS.get(first, "").split()] if others else ["show", "search"]
-    things = [thing for word in others or [first] for thing in (word, word + "s", word.rstrip("s"))]
+    named = ["instance" if is_id(word) else word for word in others or [first]]  # start 4242
+    things = [thing for word in named for thing in (word, word + "s", word.rstrip("s"))]
     likely = [f"{verb} {thing}" for verb in verbs for thing in things]
     for name in [*likely, HABITS.get(words[0].lower(), "")]:
         if name in NAMES or name.startswith("--"):
@@ -16060,6 +16061,9 @@ auth: set api-key
 configure: set api-key
 whoami: show user
 balance: show user
+credit: show user
+status: show instances
+upgrade: update
 ls: show instances
 ps: show instances
 list: show instances
