@@ -14180,9 +14180,8 @@ def present(call: Call, result: Any) -> None:
         document = row.document(call, result) if row.document else result
         write_out(format_json(document) + "\n")
     else:
-        rows = rows_of(call, result)
-        if rows is None:
-            rows = [result]
+        found = rows_of(call, result)
+        rows: list[Any] = [result] if found is None else found
         listing = Listing(rows, row.columns, view, is_single(row, result))
         warn_of_fields(call, listing)
         write_out(WRITERS[view.format](listing))
@@ -14368,8 +14367,8 @@ def warn_of_fields(call: Call, listing: Listing) -> None:
     known = {name for row in listing.rows for name in row}
     for name in listing.fields:
         if known and not any(has_path(row, name) for row in listing.rows):
-            near = suggest(ALIASES.get(name, name), known)
-            remark(call, f"--fields: no row has {printable(name)!r}{near}")
+            field = ALIASES.get(name, name)
+            remark(call, f"--fields: no row has {printable(name)!r}{suggest(field, known)}")
 
 
 def format_card(listing: Listing) -> str:
