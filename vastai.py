@@ -14082,7 +14082,8 @@ class Listing:
     ) -> None:
         self.rows, self.single = rows, single
         self.bright = view.color and colored()
-        self.fields = [name.strip() for name in view.fields.split(",") if name.strip()]
+        names: list[str] = view.fields.split(",")
+        self.fields = [name.strip() for name in names if name.strip()]
         self.columns = [(name, name, "", 0) for name in self.fields] or columns
         self.hidden: list[str] = []
 
@@ -14367,8 +14368,8 @@ def warn_of_fields(call: Call, listing: Listing) -> None:
     known = {name for row in listing.rows for name in row}
     for name in listing.fields:
         if known and not any(has_path(row, name) for row in listing.rows):
-            field = ALIASES.get(name, name)
-            remark(call, f"--fields: no row has {printable(name)!r}{suggest(field, known)}")
+            near = suggest(ALIASES.get(name, name), known)
+            remark(call, f"--fields: no row has {printable(name)!r}{near}")
 
 
 def format_card(listing: Listing) -> str:
