@@ -134,8 +134,8 @@ class VastAIError(Exception):
 
     `status` is the HTTP status or 0, `msg` the service's own words, `body` its parsed answer or
     text, `command` the command's name, `response` the answer (status_code, reason, text, headers,
-    json(), ok) or None.  `found` is the id of an instance that was made although the rental failed, or
-    that has appeared with its label since; a list if there are several.
+    json(), ok) or None.  `found` is the id of an instance that was made although the rental failed,
+    or that has appeared with its label since; a list if there are several.
     """
 
     exit_status = 1  # EXIT_STATUSES explains it, exit_statuses() says which rows can end with it
