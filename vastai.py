@@ -66,7 +66,8 @@ else:
 
     def record(cls):
         """A class of attributes with defaults; to import dataclasses for that would take 13 ms."""
-        names, known = tuple(cls.__annotations__), set(cls.__annotations__)
+        names = tuple(cls.__annotations__)
+        known = set(cls.__annotations__)
         defaults = {name: getattr(cls, name) for name in names if hasattr(cls, name)}
         wrap_up = getattr(cls, "__post_init__", None)
 
@@ -150,7 +151,10 @@ class VastAIError(Exception):
         hint: str = "",
         **details: Any,
     ) -> None:
-        self.msg, self.command, self.hint, self.details = msg, command, hint, details
+        self.msg = msg
+        self.command = command
+        self.hint = hint
+        self.details = details
         self.status = response.status_code if response else 0
         vars(self).update(details)
         super().__init__(msg)
@@ -516,7 +520,8 @@ def truncate(text: str, width: int) -> str:
     if display_width(text) <= width:
         return text
     mark = encodable("…", sys.stdout)
-    end, room = 0, width - len(mark)
+    end = 0
+    room = width - len(mark)
     for c in text:
         room -= display_width(c)
         if room < 0:
@@ -791,7 +796,8 @@ def reason_of(body: Row) -> str:
 
     An `error` that is a sentence and no code such as no_such_ask is told beside a `msg`.
     """
-    error, message = reason_text(body.get("error")), reason_text(body.get("message"))
+    error = reason_text(body.get("error"))
+    message = reason_text(body.get("message"))
     for name in ("msg", "error_msg", "detail"):
         words = reason_text(body.get(name))
         if words:
@@ -821,7 +827,8 @@ def format_utc(seconds: Any, form: str = "%Y-%m-%d %H:%M") -> str:
 def format_duration(seconds: float) -> str:
     """A length of time as people say it: 2d 3h, 4h 15m, 7m."""
     minutes = int(max(0, seconds)) // 60
-    days, hours = minutes // 1440, minutes // 60 % 24
+    days = minutes // 1440
+    hours = minutes // 60 % 24
     return f"{days}d {hours}h" if days else f"{hours}h {minutes % 60}m" if hours else f"{minutes}m"
 
 
@@ -974,7 +981,8 @@ def _within(low: float, convert: Convert, high: float = FOREVER) -> Convert:
     return _checked(convert, lambda number: low <= number <= high)
 
 
-_count, _amount = _within(0, _whole), _within(0, _number)
+_count = _within(0, _whole)
+_amount = _within(0, _number)
 _above_zero = _checked(_number, lambda number: number > 0)
 
 
@@ -1591,7 +1599,8 @@ def parse_query(
         types["geolocation"] = "region"
     given: dict[str, dict[str, Condition]] = {}
     for condition in conditions:
-        field, name = condition.field, condition.name
+        field = condition.field
+        name = condition.name
         if field not in types:
             hint = suggest(field, [*types, *aliases])
             tell(f"unknown field {printable(name)!r} in the query{hint}")
@@ -1607,7 +1616,8 @@ def parse_query(
             continue
         value = query_value(condition)
         operator = condition.operator
-        present, earlier = result.setdefault(field, {}), given.setdefault(field, {})
+        present = result.setdefault(field, {})
+        earlier = given.setdefault(field, {})
         before = present.get(operator, value)
         if operator in earlier and before != value:
             if operator in ("neq", "notin"):
@@ -1615,7 +1625,8 @@ def parse_query(
             else:
                 replaced = printable(earlier[operator].text)
                 tell(f"{printable(condition.text)} replaces {replaced} in the query")
-        present[operator], earlier[operator] = value, condition
+        present[operator] = value
+        earlier[operator] = condition
     for present in result.values():
         if isinstance(present.get("neq"), list):
             present["notin"] = unite(present.pop("neq"), present.get("notin", []))
@@ -1669,7 +1680,9 @@ def query_value(condition: Condition) -> Any:
     """The value of a condition as it is sent: numbers as text unless they are scaled, true and
     false as such, lists for in and notin.  Raises UsageError for what the type cannot be.
     """
-    name, operator, takes_list = condition.name, condition.operator, condition.takes_list
+    name = condition.name
+    operator = condition.operator
+    takes_list = condition.takes_list
     items = query_items(condition)
     if not items or not all(text.strip() for text, _ in items):
         raise UsageError(f"{name}: the value is empty")
@@ -1723,7 +1736,8 @@ def query_item(condition: Condition, text: str, quoted: bool) -> Any:
     """One item of a value, which is no null, as it is sent.  Raises UsageError."""
     import re
 
-    type, plain = condition.type, text.replace("_", " ")
+    type = condition.type
+    plain = text.replace("_", " ")
     known = type or condition.scale is not None
     if type == "true/false" or (not known and text.lower() in ("true", "false")):
         return query_flag(condition, text)
@@ -1778,7 +1792,8 @@ def query_country(condition: Condition, text: str) -> str:
 
 def query_number(condition: Condition, text: str) -> Any:
     """A number, as text unless it is scaled; one that is in another unit is refused."""
-    type, scale = condition.type, condition.scale
+    type = condition.type
+    scale = condition.scale
     try:
         number = _number(text)
     except ValueError:
@@ -2331,7 +2346,8 @@ def ask_secret(question: str) -> str:
     """Asks for a secret at a terminal, which does not show what is typed; elsewhere takes a line of
     stdin.  Raises UsageError for an empty one.
     """
-    secret, lack = None, "was typed"
+    secret = None
+    lack = "was typed"
     if is_terminal(sys.stdin):
         import getpass
 
@@ -2340,7 +2356,8 @@ def ask_secret(question: str) -> str:
         except (EOFError, OSError, ValueError):
             write_err("\n")  # Ctrl-D ends no line
     else:
-        secret, lack = read_line(), "on stdin; pipe it in, or run this at a terminal"
+        secret = read_line()
+        lack = "on stdin; pipe it in, or run this at a terminal"
     if not secret:
         raise UsageError(f"no {question} {lack}")
     return secret
@@ -2416,7 +2433,8 @@ def wrap_text(text: str, width: int, indent: int = 0) -> str:
 
 def two_columns(left: str, right: str, wide: int, width: int) -> str:
     """A name and what it means, the meaning wrapped in its own column."""
-    left, narrow = encodable(left, sys.stdout), width - wide < 24  # no room for two columns
+    left = encodable(left, sys.stdout)
+    narrow = width - wide < 24  # no room for two columns
     indent = 6 if narrow else wide
     lines = [" " * indent + line for line in wrap_text(right, width - indent).split("\n")]
     if narrow or len(left) > wide - 4:
@@ -2485,7 +2503,8 @@ class Arg:
         if self.flags[-1][0].isupper():
             kind = kind.called(self.flags.pop())
         self.group, _, self.help = help.rpartition(" | ")
-        self.kind, self.many = kind, kind.many
+        self.kind = kind
+        self.many = kind.many
         self.option = flags[0] == "-"
         word = self.flags[-1].lstrip("-").replace("-", "_")
         self.name = self.key = columns.get("name", word)
@@ -2665,7 +2684,10 @@ class Command:
         methods: str = "",
         **columns: Any,
     ) -> None:
-        self.name, self.safe, self.effect, self.summary = name, safe, effect, summary
+        self.name = name
+        self.safe = safe
+        self.effect = effect
+        self.summary = summary
         request, _, self.returns = call.partition("-> ")
         try:
             self.method, self.path = request.split() or ("", "")
@@ -2728,7 +2750,8 @@ def register(group: str, *rows: Command, look: str = "", hosts: bool = False) ->
     Raises ValueError for a name that is there already.
     """
     for row in rows:
-        row.group, row.hosts = group, hosts
+        row.group = group
+        row.hosts = hosts
         if row.effect != READS:
             row.look = row.look or look
         spellings = [(COMMANDS, row.name)]
@@ -2746,7 +2769,8 @@ def resolve_table() -> None:
     """Replaces the names of functions by the functions.  Raises ValueError for a name that is none,
     and for a row with neither a path nor a function.
     """
-    functions, columns = globals(), Command.FUNCTIONS.split()
+    functions = globals()
+    columns = Command.FUNCTIONS.split()
     for row in COMMANDS.values():
         for column in columns:
             name = getattr(row, column)
@@ -3326,7 +3350,8 @@ WEBHOOK = Arg("id WEBHOOK", ID, "the webhook")
 ROLE = Arg("name", NAME, "the role", old="NAME")
 VARIABLE_NAME = Arg("name", VARIABLE, "name of the variable", key="key")
 USER_ID = Arg("--user_id", ID, "account id (default: yours)")
-CLIENT, OWNER = {"client_id": "me"}, {"owner": "me"}  # in a body, in a query
+CLIENT = {"client_id": "me"}  # in a body
+OWNER = {"owner": "me"}  # in a query
 IDENTITY = Local("-i --identity", KEY_FILE, "private SSH key file")
 NO_IDS = CliArg("-q --quiet", FLAG, "accepted for compatibility; no effect", hidden=True)
 MAX_WAIT = Local("--max-wait", SECONDS, "Waiting | maximum wait, seconds", 600)
@@ -4597,10 +4622,14 @@ class View:
         confirmed: bool = True,
         common: Row | None = None,
     ) -> None:
-        self.format, self.quiet, self.confirmed = format, quiet, confirmed
+        self.format = format
+        self.quiet = quiet
+        self.confirmed = confirmed
         self.common = common or {}
-        self.fields, self.color = self.common.get("fields", ""), not self.common.get("no_color")
-        self.full, self.raw = self.common.get("full", False), self.common.get("raw", False)
+        self.fields = self.common.get("fields", "")
+        self.color = not self.common.get("no_color")
+        self.full = self.common.get("full", False)
+        self.raw = self.common.get("raw", False)
         self.warned: set[str] = set()  # what was warned of: a request may be built several times
 
     @property
@@ -4615,7 +4644,11 @@ class Call:
     def __init__(
         self, client: VastAI, row: Command, params: Row, view: View, cli: bool = False
     ) -> None:
-        self.client, self.row, self.params, self.view, self.cli = client, row, params, view, cli
+        self.client = client
+        self.row = row
+        self.params = params
+        self.view = view
+        self.cli = cli
         self.secrets = client.secrets  # texts that nothing may show; each request adds its own
 
     def __getitem__(self, name: str) -> Any:
@@ -4736,12 +4769,14 @@ def as_plain(result: Any) -> Any:
 
 def bind_params(row: Command, args: Sequence[Any], given: Row) -> Row:
     """The parameters of a method call, taken as a Python function does; TypeError as from one."""
-    name, mine = row.methods[0], row.args_of("sdk")
+    name = row.methods[0]
+    mine = row.args_of("sdk")
     if len(args) > len(mine):
         raise TypeError(f"{name}() takes at most {len(mine)} arguments ({len(args)} given)")
     params = {arg.name: value for arg, value in zip(mine, args)}
     spelling = {old: arg.name for arg in mine for old in arg.old}
-    names, placed = {arg.name for arg in mine}, set(params)
+    names = {arg.name for arg in mine}
+    placed = set(params)
     for word, value in given.items():
         target = word if word in names else spelling.get(word)
         if target is None:
@@ -4919,13 +4954,15 @@ def unsendable(problem: Exception, value: Any) -> Exception:
 
 def build_request(call: Call, query: Row | None = None, body: Row | None = None) -> Request:
     """The request of a call, from its row and parameters alone; what is None is left out."""
-    row, client = call.row, call.client
+    row = call.row
+    client = call.client
     slots = {"query": dict(row.query), "body": dict(row.body), "path": {}}
     nullable = {*row.body, *(body or ())}  # members that go out even as null
     hidden = ["api_key"] if KEY in row.body.values() else []
     filled = slots["query" if row.method == "GET" else "body"]
     for arg in row.args:
-        value, names = call[arg.name], [arg.key]
+        value = call[arg.name]
+        names = [arg.key]
         if arg.sent:
             value = arg.sent(value)
         if arg.key == "*":  # all members, with their nulls
@@ -5015,7 +5052,8 @@ def promised_part(row: Command, body: Any) -> Any:
     """The part of an answer that the row promises.  Raises ValueError with what is there
     instead.
     """
-    part, is_list = body, row.is_list
+    part = body
+    is_list = row.is_list
     member = "" if row.returns in ("text", "none") else row.returns.replace("[]", "")
     if member and not (row.strict and isinstance(body, list)):  # a bare list, at times
         if member not in as_dict(body):
@@ -5035,7 +5073,8 @@ def promised_part(row: Command, body: Any) -> Any:
 
 def check_accepted(row: Command, body: Any, answer: Answer) -> None:
     """Raises the service's refusal, if the answer is one, and an error if it confirms nothing."""
-    members, changes = as_dict(body), row.effect != READS
+    members = as_dict(body)
+    changes = row.effect != READS
     failed = has_failed(members) and (row.strict or (changes and not confirms(members)))
     if denies(members) or failed:
         raise refusal_error(members, answer)
@@ -5202,7 +5241,8 @@ def start_up(call: Call, body: Row) -> None:
     """What `create instance` and `launch instance` have in common: environment, access, commands at
     the start.
     """
-    runtype, body["env"] = runtype_of(call), environment_of(call)
+    runtype = runtype_of(call)
+    body["env"] = environment_of(call)
     body["onstart"] = start_commands(call)
     if runtype:
         body["runtype"] = runtype
@@ -5219,7 +5259,9 @@ def runtype_of(call: Call) -> str | None:
     """The kind of access that the flags ask for, in the service's words; None leaves it to the
     template or service.
     """
-    runtype, ssh, direct = call["runtype"], call["ssh"], call["direct"]
+    runtype = call["runtype"]
+    ssh = call["ssh"]
+    direct = call["direct"]
     args = call.get("args", call["args_str"])
     asked = ssh or call["jupyter"] or direct
     if call["template_hash"]:
@@ -5249,8 +5291,11 @@ def runtype_of(call: Call) -> str | None:
 
 def volume_of(call: Call) -> Row | None:
     """`volume_info` from the volume options."""
-    create, link, size = call["create_volume"], call["link_volume"], call["volume_size"]
-    path, name = call["mount_path"], call["volume_label"]
+    create = call["create_volume"]
+    link = call["link_volume"]
+    size = call["volume_size"]
+    path = call["mount_path"]
+    name = call["volume_label"]
     volume = link if create is None else create
     if volume is None:
         return None
@@ -5274,7 +5319,8 @@ def build_launch(call: Call, body: Row) -> None:
 
 def launch_conditions(call: Call) -> Row:
     """The conditions on offers: from --query, or from GPU, region and disk."""
-    query, options = call["query"], [call[name] for name in ("gpu_name", "num_gpus", "region")]
+    query = call["query"]
+    options = [call[name] for name in ("gpu_name", "num_gpus", "region")]
     if query is None:
         if None in options[:2]:
             raise UsageError("give --gpu-name and --num-gpus, or --query")
@@ -5372,8 +5418,11 @@ public: private""")
 
 def template_members(call: Call) -> Row:
     """The members of a template that its flags stand for, in the service's words."""
-    ssh, jupyter, direct = call["ssh"], call["jupyter"], call["direct"]
-    login, search = (call["login"] or "").split(), call["search_params"]
+    ssh = call["ssh"]
+    jupyter = call["jupyter"]
+    direct = call["direct"]
+    login = (call["login"] or "").split()
+    search = call["search_params"]
     plain = call["no_default"] or (search is None and not call.cli)
     return {
         "jup_direct": jupyter and direct,
@@ -5419,7 +5468,8 @@ def build_delete_template(call: Call, body: Row) -> None:
 
 def build_volume_search(call: Call, body: Row) -> None:
     """The body of a volume search; in the SDK a condition replaces the defaults on its field."""
-    given, start = call["query"], {}
+    given = call["query"]
+    start = {}
     if not call["no_default"]:
         start = {"verified": {"eq": True}, "external": {"eq": False}, "disk_space": {"gte": 1}}
     if isinstance(given, dict):
@@ -5452,9 +5502,11 @@ def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
     id: int | str | None
     id, colon, path = text.partition(":")
     if not colon or on_drive(text) or (call.cli and os.path.exists(os.path.expanduser(text))):
-        id, path = None, text
+        id = None
+        path = text
         if is_id(text):
-            id, path = int(text), "/"
+            id = int(text)
+            path = "/"
     remote = id not in (None, "local")
     good = id != "" and path and "//" not in path and "-" not in (path[0], str(id)[0])
     if not good or (remote and ":" in path):
@@ -5474,7 +5526,8 @@ def build_cloud_copy(call: Call, body: Row) -> None:
     """The options of rclone that the flags stand for."""
     if call["instance"] is None or call["connection"] is None:
         raise UsageError("give --instance and --connection")
-    given, expected = call["transfer"], "'Instance to Cloud' or 'Cloud to Instance'"
+    given = call["transfer"]
+    expected = "'Instance to Cloud' or 'Cloud to Instance'"
     if call["schedule"]:
         expected = "'Instance to Cloud', the only direction that can be scheduled"
     if f"'{given.lower()}'" not in expected.lower():
@@ -5531,11 +5584,18 @@ def check_period(start: float, end: float) -> None:
 
 def build_billing(call: Call, query: Row) -> str | None:
     """A page of invoices or of charges: the period, its types."""
-    week, path = 7 * 86400, None
-    when, kind, names, types = "when", "service", INVOICE_TYPES, call["invoice_type"]
+    week = 7 * 86400
+    path = None
+    when = "when"
+    kind = "service"
+    names = INVOICE_TYPES
+    types = call["invoice_type"]
     if call["charges"]:
         path = "/charges/"
-        when, kind, names, types = "day", "type", CHARGE_TYPES, call["charge_type"]
+        when = "day"
+        kind = "type"
+        names = CHARGE_TYPES
+        types = call["charge_type"]
         query["format"] = call["format"]
     start = call.get("start_date", call.get("end_date", int(time.time())) - week)
     end = call.get("end_date", start + week)
@@ -5564,7 +5624,8 @@ def build_earnings(call: Call, query: Row) -> None:
     """The period in days since 1970, with fractions; the service wants `machid` even when it is
     null.
     """
-    start, end = call["start_date"], call["end_date"]
+    start = call["start_date"]
+    end = call["end_date"]
     if call["last_days"] is None:
         query["machid"] = None
         for name, date in (("sday", start), ("eday", end)):
@@ -5617,8 +5678,12 @@ class Answer:
         fault: str = "",
         events: Any = None,
     ) -> None:
-        self.status_code, self.headers, self.content, self.url = status_code, headers, content, url
-        self.fault, self.events = fault, events
+        self.status_code = status_code
+        self.headers = headers
+        self.content = content
+        self.url = url
+        self.fault = fault
+        self.events = events
 
     @property
     def ok(self) -> bool:
@@ -5846,14 +5911,16 @@ def send_with_retries(call: Call, request: Request) -> Answer:
     session has ended is sent again with the next key, and `send_once` replaces a kept connection
     that the service had closed, for a safe request.
     """
-    client, row = call.client, call.row
+    client = call.client
+    row = call.row
     call.secrets = list(dict.fromkeys([*call.secrets, *request.secrets, *client.secrets]))
     announce_request(call, request)
     # Interrupted, what is vital asks whether it was carried out.  Rentals say that themselves, and a
     # team without credit costs nothing.
     said = row.made.startswith("new_contract") or call["transfer_credit"] == 0
     vital = not request.safe and (row.only_copy or (row.effect == SPENDS and not said))
-    attempt, lost = 0, False  # lost: an earlier attempt was sent, and got no answer
+    attempt = 0
+    lost = False  # an earlier attempt was sent, and got no answer
     while True:
         attempt += 1
         asked = None
@@ -5923,7 +5990,8 @@ def renew_key(client: VastAI, request: Request, error: AuthError) -> bool:
 
     False if it was another key that was refused; only the command line uses one of a session.
     """
-    path, refused = client.key_origin, client.api_key
+    path = client.key_origin
+    refused = client.api_key
     if path != profile_file("vast_tfa_key", client.profile) or not key_refused(error.msg):
         return False
     newer = read_key(path) not in ("", refused)
@@ -5947,7 +6015,8 @@ def http_error(
     """The error of an answer of HTTP status 300 or more, and the pause in seconds that the service
     asks for, if it does; infinite for a daily quota.
     """
-    status, words = answer.status_code, service_words(answer)
+    status = answer.status_code
+    words = service_words(answer)
     asked = pause_asked(answer)
     if status in (401, 403) or (status in (404, 410) and key_refused(words)):
         hint = code_hint(answer) or auth_hint(client, words)
@@ -5963,7 +6032,8 @@ def http_error(
         words = f"{words.rstrip('.')}; try again in {pause}"
     if status == 429:
         return make_error(RateLimitError, words, response=answer, retry_after=asked), asked
-    family, hint = VastAIError, ""
+    family = VastAIError
+    hint = ""
     if status in (404, 410):
         family = NotFoundError
         listing = listing_of(row)
@@ -6006,7 +6076,8 @@ def lacks_credit(words: str) -> bool:
 
 def quota_error(answer: Answer, words: str) -> VastAIError:
     """The error of a daily quota that is used up."""
-    reset, seconds = answer.headers.get("X-RateLimit-Reset", ""), None
+    reset = answer.headers.get("X-RateLimit-Reset", "")
+    seconds = None
     if is_digits(reset) and len(reset) < 16:
         seconds = max(0.0, float(reset) - time.time())
         words += f"; it is refilled at {format_utc(reset)} UTC"
@@ -6106,7 +6177,9 @@ def send_following_redirects(client: VastAI, request: Request, timeout: float) -
     """One request with its redirects, five at most.  Raises Unsent or Unanswered, and VastAIError
     for a redirect that is not followed.
     """
-    url, trusted, body = request.target, request.auth, request.body
+    url = request.target
+    trusted = request.auth
+    body = request.body
     redirects = 0
     while True:
         data = None if body is None else encode_json(body)
@@ -6147,7 +6220,8 @@ def redirect_target(method: str, url: str, status: int, location: str) -> tuple[
     if method != "GET" and status not in (307, 308):
         raise ValueError(f"a {method} to {location}")
     try:
-        old, new = urlsplit(url), urlsplit(urljoin(url, quote(location, safe=URL_SAFE)))
+        old = urlsplit(url)
+        new = urlsplit(urljoin(url, quote(location, safe=URL_SAFE)))
         same_place = key_may_go(old, new)
     except ValueError:
         raise ValueError(f"to {location}, which is not a URL") from None
@@ -6205,7 +6279,8 @@ def send_once(client: VastAI, ask: Ask) -> Answer:
     what must not be repeated gets a new one, and a safe request that finds its connection closed
     takes a new one, once.
     """
-    ends, fresh = ask.ends(), not ask.safe
+    ends = ask.ends()
+    fresh = not ask.safe
     while True:
         try:
             place, target = client.pool.find_place(ask.url, ask.root)
@@ -6315,7 +6390,8 @@ class Incoming:
     buffer = b""  # what has come and is not taken yet
 
     def __init__(self, ask: Ask) -> None:
-        self.ask, self.headers = ask, Headers()
+        self.ask = ask
+        self.headers = Headers()
         # what a worker makes may be large
         self.most = sys.maxsize if ask.root_url else LARGEST_ANSWER
         self.parts: list[bytes] = []
@@ -6340,7 +6416,10 @@ class Incoming:
             self.buffer = self.buffer[self.take_content(0) :]
             self.done = self.left == 0
         if self.size > self.most and not self.streamed:
-            self.fault, self.parts, self.done, self.keep = TOO_LARGE, [], True, False
+            self.fault = TOO_LARGE
+            self.parts = []
+            self.done = True
+            self.keep = False
         if self.done and self.buffer:
             self.keep = False
 
@@ -6372,7 +6451,8 @@ class Incoming:
         for line in lines:
             name, colon, value = line.partition(":")
             if colon:
-                name, value = name.strip().lower(), value.strip()
+                name = name.strip().lower()
+                value = value.strip()
                 headers[name] = f"{headers[name]}, {value}" if name in headers else value
         options = headers.get("Connection", "").lower()
         empty = self.status in (204, 304)  # whatever the headers say
@@ -6441,7 +6521,8 @@ class Incoming:
         """The answer when it has come whole, or has a stream of `events` to come.  Raises
         ConnectionError for cut gzip.
         """
-        content, fault = b"".join(self.parts), self.fault
+        content = b"".join(self.parts)
+        fault = self.fault
         if self.zipped and not fault and events is None:
             content, fault = unzip(content, self.most)
         return Answer(self.status, self.headers, content, self.ask.url, fault, events)
@@ -6468,7 +6549,9 @@ class HttpConnection:
     """
 
     def __init__(self, place: Place, sock: Any, deadline: float) -> None:
-        self.place, self.sock, self.deadline = place, sock, deadline
+        self.place = place
+        self.sock = sock
+        self.deadline = deadline
 
     def send(self, data: bytes) -> bool:
         """Did all of it leave?  If not, there may still be an answer, such as "too large"."""
@@ -6764,7 +6847,8 @@ class Proxy:
         kind = "a SOCKS" if scheme.startswith("socks") else "an https" if scheme == "https" else ""
         try:
             parts = urlsplit(url)
-            self.host, self.port = parts.hostname or "", parts.port or 80
+            self.host = parts.hostname or ""
+            self.port = parts.port or 80
             usable = scheme == "http" and self.host and self.host.isascii()
             if not usable or "@" in f"{parts.path}{parts.query}{parts.fragment}":
                 raise ValueError("no host, or one that is a part of the password")
@@ -6852,7 +6936,8 @@ def format_curl(request: Request) -> str:
     if request.auth:
         words += ["-H", '"Authorization: Bearer $VAST_API_KEY"']
     if request.body is not None:
-        body, mark = redact_body(request), os.urandom(9).hex()
+        body = redact_body(request)
+        mark = os.urandom(9).hex()
         if "api_key" in body:
             body = {**body, "api_key": mark}
         text = quote(encode_json(body).decode()).replace(mark, "'\"$VAST_API_KEY\"'")
@@ -6980,7 +7065,8 @@ def check_key(key: Any, origin: str) -> None:
 
 def save_api_key(key: str, profile: str = "") -> str:
     """Saves the API key for later commands; returns the path of its file.  Raises UsageError."""
-    path, old = profile_file("vast_api_key", profile), "" if profile else old_key_file()
+    path = profile_file("vast_api_key", profile)
+    old = "" if profile else old_key_file()
     write_private(path, key, lasting=True)
     try:
         if os.path.isfile(old):
@@ -7099,7 +7185,8 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
     """
     import threading
 
-    tasks, stopped = list(items), threading.Event()
+    tasks = list(items)
+    stopped = threading.Event()
     in_order = call.client.curl or call.client.explain  # these print
     changes = call.row.effect != READS
 
@@ -7152,8 +7239,10 @@ def run_search_offers(call: Call) -> Rows:
     With the options of a job each has `job_total`, and unless an order is given, all that the
     service has are compared and the cheapest come first.
     """
-    asked, job = dict(call.params), any(call[arg.name] is not None for arg in JOB_OPTIONS)
-    by_job, limit = job and asked["order"] is None, call["limit"]
+    asked = dict(call.params)
+    job = any(call[arg.name] is not None for arg in JOB_OPTIONS)
+    by_job = job and asked["order"] is None
+    limit = call["limit"]
     if by_job:  # only rows that came can be put in this order
         call.params["limit"] = None
     if asked["order"] is None:
@@ -7190,7 +7279,8 @@ def job_total(call: Call, offer: Row) -> float | None:
     the traffic.  None if the offer lacks a price or a speed for that.
     """
     hours, down, up = (call[arg.name] or 0.0 for arg in JOB_OPTIONS)
-    price, speed = as_price(offer.get("dph_total")), as_price(offer.get("inet_down"))
+    price = as_price(offer.get("dph_total"))
+    speed = as_price(offer.get("inet_down"))
     total = 0.0
     for size, name in ((down, "inet_down_cost"), (up, "inet_up_cost")):
         cost = as_price(offer.get(name)) if size else 0.0
@@ -7233,7 +7323,8 @@ def is_large(row: Row) -> bool:
 
 def chunk(row: Row) -> Row:
     """An offer rounded down to a common size, so that many machines look alike."""
-    ram, disk = number_of(row, "gpu_ram") or 0, number_of(row, "disk_space") or 0
+    ram = number_of(row, "gpu_ram") or 0
+    disk = number_of(row, "disk_space") or 0
     return {**row, **CHUNK, "gpu_ram": int(ram) // 16 * 16, "disk_space": int(disk) // 64 * 64}
 
 
@@ -7367,7 +7458,8 @@ def all_pages(call: Call, query: Row, everything: bool) -> Rows:
 
     Raises VastAIError if a token repeats, which would loop forever.
     """
-    result, seen = Rows(), set()
+    result = Rows()
+    seen = set()
     while True:
         answer = send_with_retries(call, build_request(call, query))
         rows = extract_result(call, answer)
@@ -7583,7 +7675,8 @@ class Bulk:
     """
 
     def __init__(self, call: Call) -> None:
-        self.call, self.results = call, not_sent(call["ids"])
+        self.call = call
+        self.results = not_sent(call["ids"])
         self.answers: list[Row] = []
         self.failures: list[VastAIError] = []
         self.made: list[int] = []
@@ -7901,7 +7994,8 @@ def ssh_addresses(row: Row) -> list[tuple[str, int]]:
     found.append((row.get("ssh_host"), row.get("ssh_port"), behind))
     good = []
     for host, place, more in found:
-        name, port = safe_host(host), as_whole(place) or 0
+        name = safe_host(host)
+        port = as_whole(place) or 0
         if name and 0 < port < 65536:
             good.append((name, port + more))
     return good
@@ -7990,7 +8084,8 @@ def rsync_place(answer: Row, side: str, id: Any, path: str) -> str:
     """The remote side of a copy in rsync's words.  Raises VastAIError if its address is
     unusable.
     """
-    host, port = safe_host(answer.get(f"{side}_addr")), whole_of(answer, f"{side}_port") or 0
+    host = safe_host(answer.get(f"{side}_addr"))
+    port = whole_of(answer, f"{side}_port") or 0
     if not host or not 0 < port < 65536:
         raise VastAIError("the service sent no usable address for rsync")
     return f"vastai_kaalia@{bracketed(host)}::{id}/{path}"
@@ -8313,7 +8408,8 @@ def run_tfa_logout(call: Call) -> Row:
 
 def run_tfa_auth_new(call: Call) -> Row:
     """Both steps of the proof that a new method needs; in Python one of them, by what is given."""
-    code, secret = call["code"], call["secret"]
+    code = call["code"]
+    secret = call["secret"]
     if code is None:
         chosen = build_request(call).body
         answer: Row = call.send(body={} if chosen else {"tfa_method": "email"})
@@ -8457,7 +8553,8 @@ def with_label(call: Call, rows: list[Row]) -> list[Row]:
 
 def invoice_rows(call: Call, answer: Row) -> list[Row]:
     """The items that are not 0 and lie between the given dates."""
-    start, end = call.get("start_date", -FOREVER), call.get("end_date", FOREVER)
+    start = call.get("start_date", -FOREVER)
+    end = call.get("end_date", FOREVER)
     return [
         row
         for row in as_rows(answer.get("invoices"))
@@ -8500,9 +8597,13 @@ def run_show_invoices_v1(call: Call) -> Row:
         return answer
     query = build_request(call).query
     results = list(all_pages(call, query, True))
-    title, kind, when = "Invoices", "payment", "when"
+    title = "Invoices"
+    kind = "payment"
+    when = "when"
     if call["charges"]:
-        title, kind, when = "Charges", "charge", "day"
+        title = "Charges"
+        kind = "charge"
+        when = "day"
     items = [
         {
             "timestamp": row.get("start") if isinstance(row.get("end"), str) else row.get("end"),
@@ -8678,7 +8779,8 @@ def installation() -> Pair:
 
 NOT_THERE_YET = 30.0  # seconds after a rental in which the service may not know the new instance
 SETTLING = 10.0  # seconds after a start or restart in which the old state may still be shown
-GIVE_BACK_TRIES, GIVE_BACK_PAUSE = 10, 10.0  # tries to destroy, and seconds between them
+GIVE_BACK_TRIES = 10  # tries to destroy
+GIVE_BACK_PAUSE = 10.0  # seconds between them
 MOVED = object()  # what a look of poll_until returns if something happened, but not yet the end
 
 # Whose fault it is that an instance never runs: parts of its `status_msg`, with commas between.
@@ -8710,13 +8812,16 @@ def poll_until(
     repeated after the pause that the service asks for, but `longest` at most.
     """
     clock = clock or time.monotonic
-    end, first, looks = clock() + limit, pause, 0
+    end = clock() + limit
+    first = pause
+    looks = 0
     while True:
         asked = 0.0
         try:
             result = look(max(0.0, end - clock()))
         except RateLimitError as error:
-            result, asked = None, min(error.retry_after or 0.0, longest)
+            result = None
+            asked = min(error.retry_after or 0.0, longest)
         if result is not None and result is not MOVED:
             return result
         looks += 1
@@ -8735,7 +8840,8 @@ def fault_of(row: Row, exited_before: bool = False) -> Pair:
     `exited`: that counts if it was `exited_before` as well.
     """
     states = [row.get(name) for name in ("intended_status", "cur_state", "next_state")]
-    state, told = row.get("actual_status"), str(row.get("status_msg") or "").strip()
+    state = row.get("actual_status")
+    told = str(row.get("status_msg") or "").strip()
     shown = f"it is {state or 'not started'}" + (f": {told}" if told else "")
     if states == ["stopped"] * 3:
         return "stopped", f"{shown} (outbid, stopped or out of credit)"
@@ -8774,7 +8880,8 @@ class Watch:
 
     def __init__(self, call: Call, id: int) -> None:
         self.call = call.hurried()  # one try a look: who looks repeats it anyway
-        self.id, self.begun = id, time.monotonic()
+        self.id = id
+        self.begun = time.monotonic()
         self.row: Row = {}
 
     def look(self, left: float) -> Row | None:
@@ -8800,7 +8907,9 @@ class Watch:
         if row is None:
             fresh = time.monotonic() - self.begun < NOT_THERE_YET and not self.seen
             return {} if fresh else None
-        self.row, self.seen, self.odd = row, True, 0
+        self.row = row
+        self.seen = True
+        self.odd = 0
         self.exited = self.exited + 1 if row.get("actual_status") == "exited" else 0
         return row
 
@@ -8827,7 +8936,8 @@ def wait_for(
     Raises WaitTimeoutError; VastAIError or NotFoundError if that state can no longer come.
     """
     poll = max(poll, 0.2)  # seconds; a poll of 0 must not flood the service
-    watch, changed = Watch(call, id), not stale
+    watch = Watch(call, id)
+    changed = not stale
     watch.seen = status == "destroyed"  # then one that is not there is gone
     most: float = call["max_wait"] if limit is None else limit
 
@@ -8838,7 +8948,8 @@ def wait_for(
             return {"id": id, "actual_status": status}
         if row is None:
             raise not_found_error("instance", id, "show instances")
-        state, elapsed = row.get("actual_status"), time.monotonic() - watch.begun
+        state = row.get("actual_status")
+        elapsed = time.monotonic() - watch.begun
         changed = changed or (row != {} and state != stale) or elapsed > SETTLING
         runs = row and status in ("running", "loading")
         dead = watch.dead_error(f"cannot become {status}") if runs else None
@@ -8881,7 +8992,8 @@ class SignalGuard:
     """
 
     def __init__(self, tells: Callable[[], str] = str, off: bool = False) -> None:
-        self.tells, self.off = tells, off
+        self.tells = tells
+        self.off = off
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
@@ -8944,9 +9056,11 @@ class Rented:
         ours: Callable[[Row], bool] = lambda row: True,
     ) -> None:
         self.call = call.hurried(30.0)
-        self.kind, self.name = kind, name
+        self.kind = kind
+        self.name = name
         self.verb = "destroy" if kind == "instance" else "delete"
-        self.made_up, self.ours = made_up, ours
+        self.made_up = made_up
+        self.ours = ours
         self.past: set[Any] = set()  # all its ids so far: one name may serve for several tries
         self.workers: list[Any] = []  # that its deletion has named, gone or not
 
@@ -9050,7 +9164,8 @@ class Rented:
     def end(self, id: Any) -> None:
         """Notes the last id, and what it has come to."""
         seconds = max(time.monotonic() - self.began, time.time() - self.began_at)
-        self.last, self.hours = id, seconds / 3600
+        self.last = id
+        self.hours = seconds / 3600
         self.cost += self.hours * (self.price or 0)
 
     def still_costs(self) -> str:
@@ -9086,10 +9201,13 @@ class CleanupGuard(SignalGuard):
         self, call: Call, rented: Any, done: str = "Destroyed all that was rented"
     ) -> None:
         super().__init__()
-        self.call, self.rented, self.done = call, rented, done
+        self.call = call
+        self.rented = rented
+        self.done = done
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        signal, billed = error if isinstance(error, KeyboardInterrupt) else None, ""
+        signal = error if isinstance(error, KeyboardInterrupt) else None
+        billed = ""
         try:
             while True:
                 try:
@@ -9164,7 +9282,8 @@ def with_lease(call: Call, body: Row) -> str:
             "--max-hours cannot be combined with --args, runtype args or --vm: "
             "nothing would destroy the instance"
         )
-    seconds, server = max(1, round(call["max_hours"] * 3600)), call.client.server_url.rstrip("/")
+    seconds = max(1, round(call["max_hours"] * 3600))
+    server = call.client.server_url.rstrip("/")
     script = fill_script(LEASE, F=LEASE_FILE, S=seconds, U=server) + (body["onstart"] or "")
     if len(script) > LONGEST_ONSTART:
         raise UsageError(
@@ -9224,7 +9343,9 @@ class Launch:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self.spot, self.cap, self.disk = call["spot"], call["max_price"], call["disk"]
+        self.spot = call["spot"]
+        self.cap = call["max_price"]
+        self.disk = call["disk"]
         self.excluded: list[Any] = list(call["exclude_machine"] or ())
         self.most: int = call.get("tries", 3)
         self.rented = rental(call, call["label"])
@@ -9283,7 +9404,8 @@ class Launch:
 
         Raises VastAIError: if they could not be told apart later, nothing may be rented.
         """
-        label, new = self.rented.name, self.rented.ours
+        label = self.rented.name
+        new = self.rented.ours
         if self.rented.made_up:
             return
         try:
@@ -9295,7 +9417,9 @@ class Launch:
 
     def search(self) -> list[Row]:
         """The offers to try, one for each machine, best first.  Raises NotFoundError."""
-        call, conditions, order = self.call, self.conditions, self.order
+        call = self.call
+        conditions = self.conditions
+        order = self.order
         narrow(conditions, "disk_space", self.disk)
         if call["max_hours"] is not None:
             narrow(conditions, "duration", call["max_hours"] * 3600)
@@ -9321,7 +9445,8 @@ class Launch:
             )
         best: Keyed = {}
         for offer in offers:
-            price, machine = self.price_of(offer)[0], whole_of(offer, "machine_id")
+            price = self.price_of(offer)[0]
+            machine = whole_of(offer, "machine_id")
             good = None not in (price, whole_of(offer, "id")) and machine not in self.excluded
             if good and not self.is_above_cap(price):
                 best.setdefault(machine, offer)
@@ -9417,7 +9542,8 @@ class Launch:
         self.rented.id = None  # nothing that could be destroyed
         if not isinstance(error, OutcomeUnknownError):
             error = outcome_unknown_error(self.rental_call.row, error.msg)
-        label, found = self.rented.name, self.rented.problem or ids
+        label = self.rented.name
+        found = self.rented.problem or ids
         error.msg += f"; looked for instances labeled {label!r}: {found}"
         raise error
 
@@ -9426,11 +9552,13 @@ class Launch:
 
         Raises PartialError if that is not certain, VastAIError if no other machine does better.
         """
-        limit, stop = self.call.get("start_timeout", 900), None
+        limit = self.call.get("start_timeout", 900)
+        stop = None
         try:
             row = wait_for(self.call, self.rented.id, "running", limit=limit)
             self.rented.seen = True
-            price, told = as_price(row.get("dph_total")), self.rented.price
+            price = as_price(row.get("dph_total"))
+            told = self.rented.price
             self.rented.price = price or told
             if price and price > told * 1.01:
                 rates = f"{format_rate(price)}, not {format_rate(told)}"
@@ -9439,7 +9567,8 @@ class Launch:
             if not reason:
                 return row
         except VastAIError as error:
-            reason, stop = error.msg, self.fatal(error)
+            reason = error.msg
+            stop = self.fatal(error)
             if isinstance(error, NotFoundError):
                 self.rented.seen = True  # and it is gone
         self.call.tell(f"{reason}; destroying instance {self.rented.id}")
@@ -9471,7 +9600,8 @@ class Launch:
 
     def mismatch(self, row: Row) -> str:
         """How an instance differs from the order; "" if it does not."""
-        price, lack = number_of(row, "dph_total"), lack_of_disk(row, self.disk)
+        price = number_of(row, "dph_total")
+        lack = lack_of_disk(row, self.disk)
         if lack:
             return lack
         if self.is_above_cap(price):
@@ -9705,7 +9835,8 @@ class RemoteJob(Launch):
         self.ends_at = time.time() + self.limit * 3600  # if the computer sleeps in between
         self.watch = Watch(self.call, self.id)
         begun = admitted = time.monotonic()  # when ssh was last not denied
-        alive, told = False, "no address"
+        alive = False
+        told = "no address"
 
         def look(left: float) -> str | None:
             nonlocal alive, admitted, told
@@ -9780,7 +9911,8 @@ class RemoteJob(Launch):
         import subprocess
 
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, **streams}
-        words, limit = self.ssh_words(command), min(limit, LONGEST_TIMEOUT)
+        words = self.ssh_words(command)
+        limit = min(limit, LONGEST_TIMEOUT)
         try:
             done = subprocess.run(words, stderr=subprocess.PIPE, timeout=limit, **streams)
         except subprocess.TimeoutExpired:
@@ -9811,9 +9943,11 @@ class RemoteJob(Launch):
         place = os.path.abspath(local)
         folder, name = os.path.split(place)
         if os.path.isdir(place):
-            words, script = ["tar", "-C", place, "-cf", "-", "."], UPLOAD_FOLDER
+            words = ["tar", "-C", place, "-cf", "-", "."]
+            script = UPLOAD_FOLDER
         else:
-            words, script = ["tar", "-C", folder, "-cf", "-", f"./{name}"], UPLOAD_FILE
+            words = ["tar", "-C", folder, "-cf", "-", f"./{name}"]
+            script = UPLOAD_FILE
         target = remote_path(remote or name)
         parent = target.rpartition("/")[0] or "/"
         script = self.fill(script, T=target, P=parent, N=name)
@@ -9871,7 +10005,8 @@ class RemoteJob(Launch):
                     if not frame:
                         continue  # the connection was cut within it, or it is not ours
                     self.call.progress("")
-                    name, number = frame[1], int(frame[2])
+                    name = frame[1]
+                    number = int(frame[2])
                     if name == "rc" and number < 256:
                         return number
                     if name == "lost":
@@ -9978,7 +10113,8 @@ def split_pair(flag: str, text: str, here: bool = False) -> Pair:
     drive = text[:2] if here and text[1:2] == ":" and os.name == "nt" else ""
     source, _, target = text[len(drive) :].partition(":")
     if here and os.path.exists(text):
-        source, target = text[len(drive) :], ""
+        source = text[len(drive) :]
+        target = ""
     if not source:
         raise UsageError(f"{flag}: expected FROM or FROM:TO, not {printable(text)!r}")
     return os.path.expanduser(drive + source) if here else source, target
@@ -10076,7 +10212,8 @@ class Bill:
     """
 
     def __init__(self, found: Row, now: float) -> None:
-        self.found, self.now = found, now
+        self.found = found
+        self.now = now
         self.reasons = {
             name: part.msg for name, part in found.items() if isinstance(part, VastAIError)
         }
@@ -10135,7 +10272,8 @@ class Bill:
         for row in self.instances.values():
             unstarted = "stopped" if row.get("intended_status") == "stopped" else "created"
             state = row.get("actual_status") or unstarted
-            why, later = self.why_orphan(row, state), later_cost(row)
+            why = self.why_orphan(row, state)
+            later = later_cost(row)
             self.add("instance", row, hourly_cost(row), state, later=later, why=why)
 
     def why_orphan(self, row: Row, state: str) -> str | None:
@@ -10227,7 +10365,8 @@ def cost_footer(call: Call, cost: Row) -> list[str]:
     if cost["last_day"]["total"]:
         parts = [f"{name} ${amount:.2f}" for name, amount in cost["last_day"].items()]
         lines.append(f"Last 24 hours: {', '.join(parts).replace('gpu', 'GPU')}")
-    threshold, credit = call["threshold"], cost["credit"]
+    threshold = call["threshold"]
+    credit = cost["credit"]
     if threshold and credit is not None and credit < threshold:
         lines.append(f"Credit ${credit:.2f} is below your alert threshold of ${threshold:.2f}.")
     return lines + [f"Not included: {name}: {reason}" for name, reason in call["reasons"].items()]
@@ -10267,7 +10406,8 @@ def volumes_footer(call: Call, answer: Row) -> list[str]:
     """On a terminal, which volumes of a destroyed instance stay, and what they cost."""
     lines = []
     for row in call["volumes"] or ():
-        id, price = row.get("id"), as_price(row.get("storage_total_cost"))
+        id = row.get("id")
+        price = as_price(row.get("storage_total_cost"))
         rate = "" if price is None else f" at {format_rate(price)}"
         lines.append(
             f"Volume {id} stays and is billed{rate}; stop paying with `vastai delete volume {id}`."
@@ -10319,11 +10459,14 @@ class Monitor:
 
     columns: Iterable[Any]
     match = ""
-    first, away, status = True, "", 0
+    first = True
+    away = ""
+    status = 0
     drawn = 0  # lines of the table on the terminal
 
     def __init__(self, call: Call) -> None:
-        self.call, self.client = call, call.client
+        self.call = call
+        self.client = call.client
         self.words = call["exec"]
         self.rows: Keyed = {}
         self.pause = call["interval"]
@@ -10336,7 +10479,8 @@ class Monitor:
         def footer(self, changed: bool) -> list[str]: ...
 
     def is_cheap(self, row: Row) -> bool:
-        price, below = as_price(row.get("dph_total")), self.call["below"]
+        price = as_price(row.get("dph_total"))
+        below = self.call["below"]
         return below is None or (price is not None and price < below)
 
     def events(self, old: Row, new: Row) -> list[str]:
@@ -10376,7 +10520,8 @@ class Monitor:
             return None
         if self.away:
             self.say("the service answers again")
-        self.away, self.pause = "", self.call["interval"]
+        self.away = ""
+        self.pause = self.call["interval"]
         found = self.compare(rows)
         self.rows, first, self.first = rows, self.first, False
         if self.live:
@@ -10423,12 +10568,14 @@ class Monitor:
 
     def draw(self, events: dict[Any, str], changed: bool) -> None:
         """Draws the table in the place of the last one."""
-        width, height = terminal_width(), terminal_height()
+        width = terminal_width()
+        height = terminal_height()
         shown = [
             {**self.cells(key, row), "mark": MARKS.get(events.get(key, ""), "")}
             for key, row in self.rows.items()
         ]
-        now, pause = time.strftime("%H:%M:%S"), f"{self.call['interval']:g} s"
+        now = time.strftime("%H:%M:%S")
+        pause = f"{self.call['interval']:g} s"
         clock = f"{now}; refreshes every {pause}; Ctrl-C to stop"
         footer = "\n".join(wrap_line(line, width) for line in [*self.footer(changed), clock])
         room = max(1, height - 4 - footer.count("\n"))
@@ -10493,7 +10640,8 @@ GPU so far: history 2""")
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self.history: dict[Any, list[float | None]] = {}
-        self.cost, self.cost_read = "", -FOREVER
+        self.cost = ""
+        self.cost_read = -FOREVER
 
     def fetch(self) -> Keyed:
         rows = {}
@@ -10618,7 +10766,8 @@ class SelfTest:
     """
 
     def __init__(self, call: Call) -> None:
-        self.call, self.machine = call, str(call["machine_id"])
+        self.call = call
+        self.machine = str(call["machine_id"])
         # The service knows this label.  A machine cannot be rented twice: what a test of the last
         # 600 s has rented is ours.
         self.rented = rental(call, f"vast-self-test-machine-{self.machine}", behind=600)
@@ -10654,7 +10803,8 @@ class SelfTest:
 
     def run(self) -> None:
         """The test; how it ends is in `result`."""
-        result, steps = self.result, (self.choose, self.rent, self.wait, self.watch)
+        result = self.result
+        steps = (self.choose, self.rent, self.wait, self.watch)
         try:
             for phase, step in zip(("preflight", "rental", "wait", "test"), steps):
                 result["phase"] = phase
@@ -10684,16 +10834,19 @@ class SelfTest:
             "rentable": {"eq": True},
             "rented": {"eq": "any"},
         }
-        code, reason = "no_offer", "the machine is not listed; list it with `vastai list machine`"
+        code = "no_offer"
+        reason = "the machine is not listed; list it with `vastai list machine`"
         try:
             offers = self.call.do("search_offers", query=query, no_default=True)
             query["rentable"] = {"eq": "any"}
             if not offers and self.call.do("search_offers", query=query, no_default=True):
-                code, reason = "no_rentable_offer", "no offer of the machine can be rented now"
+                code = "no_rentable_offer"
+                reason = "no offer of the machine can be rented now"
             elif not offers:
                 self.call.do("show_machine", id=self.machine)
         except (AuthError, NotFoundError) as error:
-            offers, reason = [], error.msg
+            offers = []
+            reason = error.msg
             code = "api_permission_failed" if isinstance(error, AuthError) else code
         if not offers:
             raise Unfit(code, "select_offer", reason)
@@ -10761,7 +10914,8 @@ class SelfTest:
 
         def look(left: float) -> bool | None:
             row = self.look()
-            state, told = row.get("actual_status"), text_of(row, "status_msg").strip()
+            state = row.get("actual_status")
+            told = text_of(row, "status_msg").strip()
             ended = any(end in (state, row.get("intended_status")) for end in ("stopped", "exited"))
             if ended or fault_of(row)[0] or mentions(told, STATUS_SIGNS):
                 code = "daemon_startup_failed"
@@ -10793,7 +10947,9 @@ class SelfTest:
                 f"{', '.join(ports) or 'none'}",
             )
         sleep(15)
-        heard, reached, page = time.monotonic(), False, f"https://{ports['5000/tcp']}/progress"
+        heard = time.monotonic()
+        reached = False
+        page = f"https://{ports['5000/tcp']}/progress"
 
         def look(left: float) -> bool | None:
             nonlocal heard, reached
@@ -10858,7 +11014,8 @@ class SelfTest:
 
     def save(self, instance: int | None = None) -> None:
         """Writes the diagnostics of a failure, once."""
-        call, notes = self.call, self.result["diagnostics"]
+        call = self.call
+        notes = self.result["diagnostics"]
         wish = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower()
         off = wish in ("0", "false", "no", "off")
         if self.result["failure_code"] and not (notes or off or call["no_support_bundle"]):
@@ -10879,8 +11036,11 @@ def read_page(url: str) -> tuple[str, str]:
     from urllib.request import urlopen
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # hosts sign their own certificates
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    data, problem, end = b"", "", time.monotonic() + PAGE_WAIT
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    data = b""
+    problem = ""
+    end = time.monotonic() + PAGE_WAIT
     try:
         with urlopen(url, timeout=PAGE_WAIT, context=context) as response:
             part = b"\n"
@@ -10899,7 +11059,9 @@ class Unfit(Exception):
 def requirements(offer: Row) -> list[Row]:
     """What a machine must have to be verified, beside what it has."""
     has = {name: as_number(value) or 0 for name, value in offer.items()}
-    gpus, vram, ram = has.get("num_gpus") or 1, has.get("gpu_total_ram", 0), has.get("gpu_ram", 0)
+    gpus = has.get("num_gpus") or 1
+    vram = has.get("gpu_total_ram", 0)
+    ram = has.get("gpu_ram", 0)
     has["memory"] = vram / gpus / 1024 or ram / (1024 if ram >= 1024 else 1)
     speed = min(500.0, max(100.0, 500 * vram / 1024 / 192))
     rows = [
@@ -10943,7 +11105,8 @@ resnet_failed: resnet, torch, out of memory, outofmemory, cudnn, cublas, cuda er
 
 def run_dump_logs(call: Call) -> Row:
     """The bundle alone, with the logs of an instance if one is named."""
-    instance, machine = call["instance_id"], str(call["machine_id"])
+    instance = call["instance_id"]
+    machine = str(call["machine_id"])
     if instance is not None:
         require_key(call.client, call.row)
     result = {"machine_id": machine, "stage": "manual_dump_logs", "instance_id": instance}
@@ -10965,7 +11128,8 @@ def write_bundle(
     """
     import re
 
-    stamp, machine = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), result["machine_id"]
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    machine = result["machine_id"]
     members, errors = collect_diagnostics(call, instance, local)
     members["self-test-output.log"] = "\n".join(lines)
     members["self-test-result.json"] = result
@@ -11042,7 +11206,9 @@ def pack_diagnostics(members: Row, secrets: Sequence[str]) -> bytes:
             data = text.encode("utf-8", "replace")
             data = data if name.endswith(".json") else data[-LOG_END:]
             member = tarfile.TarInfo(name)
-            member.size, member.mtime, member.mode = len(data), int(time.time()), 0o600
+            member.size = len(data)
+            member.mtime = int(time.time())
+            member.mode = 0o600
             archive.addfile(member, io.BytesIO(data))
     return packed.getvalue()
 
@@ -11085,9 +11251,11 @@ def run_benchmarks(call: Call) -> list[Row]:
     """How fast a template is on some GPUs: from measurements of the last 30 days, else by renting
     each.
     """
-    field, value = "id", call["template_id"]
+    field = "id"
+    value = call["template_id"]
     if value is None:
-        field, value = "hash_id", call["template_hash"]
+        field = "hash_id"
+        value = call["template_hash"]
     template = template_of(call, field, value)
     try:
         given = template.get("extra_filters")  # "null", at times
@@ -11138,7 +11306,8 @@ def gpu_specs(text: str, count: int | None, filters: Row) -> list[Spec]:
 
     models = {model.lower(): model for model in MODELS.split()}
     limits = as_dict(filters.get("gpu_total_ram"))
-    over, least = number_of(limits, "gt"), number_of(limits, "gte")
+    over = number_of(limits, "gt")
+    least = number_of(limits, "gte")
     least = (least or 0) - 1 if over is None else over  # MB; all cards must have more
     specs = [
         (name, count or next((n for n in (1, 2, 4) if n * size > least), 8))
@@ -11220,7 +11389,8 @@ class Bench:
         if call["autoscaler_url"]:
             url = checked_url(call["autoscaler_url"])
             watcher = call.of(call.row, call.client.varied(server_url=url))
-        self.call, self.parts = call, [Measurement(call, watcher, spec) for spec in specs]
+        self.call = call
+        self.parts = [Measurement(call, watcher, spec) for spec in specs]
 
     @property
     def results(self) -> list[Row]:
@@ -11257,7 +11427,9 @@ class Measurement:
     """
 
     def __init__(self, call: Call, watcher: Call, spec: Spec) -> None:
-        self.call, self.watcher, self.spec = call, watcher, spec
+        self.call = call
+        self.watcher = watcher
+        self.spec = spec
         self.row = benchmark(*spec, "timeout")
         self.name = f"benchmark {spec[1]}x {spec[0]} {os.urandom(4).hex()}"
         self.rented: list[Rented] = []
@@ -11315,7 +11487,8 @@ class Measurement:
 
     def measure(self, worker: Row) -> None:
         """Notes what a worker costs, and how fast it is once it has measured itself."""
-        id, perf = whole_of(worker, "id"), number_of(worker, "measured_perf") or 0
+        id = whole_of(worker, "id")
+        perf = number_of(worker, "measured_perf") or 0
         rented = next((rented for rented in self.rented if rented.id == id), None)
         done = worker.get("status") == "idle" and perf > 0  # else it is an estimate
         if rented and (done or rented.price is None):
@@ -11430,7 +11603,8 @@ def refused_error(
     answer.secrets = [key] if key else []
     details: Row = {"response": answer}
     if answer.status_code == 429:
-        family, details["retry_after"] = RateLimitError, pause_asked(answer)
+        family = RateLimitError
+        details["retry_after"] = pause_asked(answer)
     words = printable(redact_text(answer.text[:2000], answer.secrets).strip(), 512)
     body = parse_object(answer)
     if body is not None and len(answer.content) < LONGEST_TEXT:  # programs parse it
@@ -11632,7 +11806,8 @@ class Job:
             self.check_time()
             grant = yield from self.find_worker()
             worker = as_text(self.session.url if self.session else grant.get("url"))
-            self.tracker.status, self.tracker.start_time = "In Progress", time.time()
+            self.tracker.status = "In Progress"
+            self.tracker.start_time = time.time()
             tries += 1
             another = self.max_retries is None or tries < self.max_retries
             try:
@@ -11676,7 +11851,8 @@ class Job:
 
     def ask_router(self) -> Steps:
         """Yields the question; returns a grant, or a status without url.  Raises for a refusal."""
-        name, key = self.endpoint.name, self.endpoint.api_key
+        name = self.endpoint.name
+        key = self.endpoint.api_key
         check_key(key, f"endpoint {name}")
         body = {
             "endpoint": name,
@@ -11770,7 +11946,8 @@ class Job:
     def result(self, answer: Answer, worker: str, grant: Row) -> Row:
         """The official client's dict.  Raises if a 2xx is not the JSON that it claims to be."""
         self.answer = answer
-        ok, text = succeeded(answer), ""
+        ok = succeeded(answer)
+        text = ""
         value = answer.events
         if not ok:
             text = decode_text(answer)
@@ -11779,7 +11956,8 @@ class Job:
         elif value is None:
             value, text = self.read_answer(answer, worker)
         tracker = self.tracker
-        tracker.status, tracker.complete_time = "Complete", time.time()
+        tracker.status = "Complete"
+        tracker.complete_time = time.time()
         result = {
             "response": value,
             "ok": ok,
@@ -11798,7 +11976,9 @@ class Job:
         """The value of a 2xx (parsed JSON, text or bytes) and its text ("" for media)."""
         import json
 
-        kind, value, fault = media_type(answer), parse_object(answer), answer.fault
+        kind = media_type(answer)
+        value = parse_object(answer)
+        fault = answer.fault
         if not fault and kind and "json" not in kind and not kind.startswith("text/"):
             return (answer.content if value is None else value), ""
         text = decode_text(answer)
@@ -11869,7 +12049,8 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
 
     member = zlib.decompressobj(31)
     rest = []  # the pieces of the line that has begun
-    size, done = 0, False
+    size = 0
+    done = False
     while not done:
         done = incoming.done
         data, incoming.parts = b"".join(incoming.parts), []
@@ -11889,7 +12070,8 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
         if done or b"\n" in data:
             lines = b"".join(rest).split(b"\n")
             tail = b"" if done and not cut else lines.pop()
-            rest, size = [tail], len(tail)
+            rest = [tail]
+            size = len(tail)
         if size > LARGEST_ANSWER:
             raise ConnectionError(TOO_LARGE)
         events = []
@@ -11924,7 +12106,8 @@ def find_root(worker: Ask, age: float) -> Steps:
     """Yields what to ask, unless a root certificate of at most that age (seconds) is at hand;
     returns it (PEM).  Raises Unsent: without it the job cannot leave.
     """
-    url, ends = worker.root_url, worker.ends()
+    url = worker.root_url
+    ends = worker.ends()
     while url in _fetching and time.monotonic() < ends:  # once for all who wait for it
         yield 0.02
     text = cached_root(url, age)
@@ -12026,7 +12209,8 @@ def receive_events(connection: HttpConnection, incoming: Incoming) -> Iterator[A
 
 def run_request(call: Call) -> Any:
     """The response of a worker: parsed JSON, a text, bytes, or an iterator of events."""
-    client, console = call.client, call.client.server_url
+    client = call.client
+    console = call.client.server_url
     require_key(client, call.row)
     payload = read_payload(call)
     for option in ("out", "text"):
@@ -12177,7 +12361,8 @@ def response_rows(call: Call, response: Any) -> list[Row]:
 
 def free_name(route: str, subtype: str) -> str:
     """A file in this folder that is not there yet, named after a route and a type of media."""
-    stem, ending = plain_name(route.strip("/")[:80]) or "response", plain_name(subtype)
+    stem = plain_name(route.strip("/")[:80]) or "response"
+    ending = plain_name(subtype)
     number = 1
     while os.path.exists(f"{stem}-{number}.{ending}"):
         number += 1
@@ -12186,7 +12371,8 @@ def free_name(route: str, subtype: str) -> str:
 
 def save_response(call: Call, response: Any, path: str) -> None:
     """Writes a response to a file.  Raises VastAIError if that fails: the job was done."""
-    size, parts = 0, response_parts(call, response)
+    size = 0
+    parts = response_parts(call, response)
     try:
         with open(os.path.expanduser(path), "wb") as file:
             for part in parts:
@@ -12208,7 +12394,8 @@ class TimeLimit:
     """
 
     def __init__(self, moment: float) -> None:
-        self.moment, self.late = moment, False
+        self.moment = moment
+        self.late = False
 
     def __enter__(self) -> None:
         import asyncio
@@ -12238,7 +12425,9 @@ class Connection:
     timer: Any = None
 
     def __init__(self, place: Place, reader: Any, writer: Any) -> None:
-        self.place, self.reader, self.writer = place, reader, writer
+        self.place = place
+        self.reader = reader
+        self.writer = writer
         self.transport = writer.transport
 
     def is_quiet(self) -> bool:
@@ -12282,9 +12471,12 @@ class Streams:
         import asyncio
         from weakref import WeakSet
 
-        self.client, self.loop, self.closed = client, loop, False
+        self.client = client
+        self.loop = loop
+        self.closed = False
         most = client.connection_limit or sys.maxsize
-        self.slots, self.pool = asyncio.Semaphore(most), Pool(most)
+        self.slots = asyncio.Semaphore(most)
+        self.pool = Pool(most)
         self.used: WeakSet[Connection] = WeakSet()
         self.tasks: set[Any] = set()
 
@@ -12323,7 +12515,8 @@ class Streams:
                 await self.slots.acquire()
         except TimeoutError as error:
             raise Unsent("all connections are in use", ask.url) from error
-        ends, incoming = ask.ends(), Incoming(ask)
+        ends = ask.ends()
+        incoming = Incoming(ask)
         connection = None
         reused = None
         try:
@@ -12595,7 +12788,8 @@ def read_worker(row: Row) -> ServerlessWorker:
     names = list(ServerlessWorker.__annotations__)[2:]
     numbers: Row = {name: float(number_of(row, name) or 0) for name in names}
     numbers["reqs_working"] = int(numbers["reqs_working"])
-    id, status = whole_of(row, "id") or 0, text_of(row, "status")
+    id = whole_of(row, "id") or 0
+    status = text_of(row, "status")
     return ServerlessWorker(id, status or "UNKNOWN", **numbers)
 
 
@@ -12629,7 +12823,10 @@ class Endpoint(Generic[R]):
 
     def use(self, data: EndpointData) -> None:
         """Takes what the console says about the endpoint."""
-        self.data, self.name, self.id, self.api_key = data, data.name, data.id, data.api_key
+        self.data = data
+        self.name = data.name
+        self.id = data.id
+        self.api_key = data.api_key
         self.last_refresh = time.time()
 
     def __repr__(self) -> str:
@@ -12773,9 +12970,14 @@ class Session:
     ) -> None:
         if endpoint is None or session_id is None or url is None:
             raise ValueError("a Session needs an endpoint, a session_id and a url")
-        self.endpoint, self.session_id, self.lifetime = endpoint, session_id, lifetime
-        self.expiration, self.url, self.auth_data = expiration, url, auth_data
-        self.on_close_route, self.on_close_payload = on_close_route, on_close_payload
+        self.endpoint = endpoint
+        self.session_id = session_id
+        self.lifetime = lifetime
+        self.expiration = expiration
+        self.url = url
+        self.auth_data = auth_data
+        self.on_close_route = on_close_route
+        self.on_close_payload = on_close_payload
         self.open = True
 
     async def __aenter__(self) -> Session:
@@ -12855,7 +13057,8 @@ class ManagedEndpoint(Generic[R]):
     """An endpoint by its id; its data is fetched when a request needs it."""
 
     def __init__(self, id: int, client: ServerlessClient[R]) -> None:
-        self.id, self.client = id, client
+        self.id = id
+        self.client = client
         self.endpoint: Endpoint[R] | None = None
 
     async def request(self, route: str, payload: Any, **options: Any) -> Row:
@@ -12902,7 +13105,8 @@ class ServerlessClient(Generic[R]):
         max_poll_interval: seconds between two questions to the router, at most.
     """
 
-    SSL_CERT_URL, VAST_WEB_URL = ROOT_URL, SERVER
+    SSL_CERT_URL = ROOT_URL
+    VAST_WEB_URL = SERVER
 
     def __init__(
         self,
@@ -12924,9 +13128,11 @@ class ServerlessClient(Generic[R]):
             missing = no_key_error(profile)
             raise serverless_error(missing.msg, AttributeError, AuthError, hint=missing.hint)
         check_key(key, origin)
-        self.api_key, self.vast_web_url = key, webserver_url
+        self.api_key = key
+        self.vast_web_url = webserver_url
         self.autoscaler_url = autoscaler_url or ROUTERS.get(instance, SERVERLESS)
-        self.debug, self.connection_limit = debug, connection_limit
+        self.debug = debug
+        self.connection_limit = connection_limit
         self.default_request_timeout = float(default_request_timeout)
         self.max_poll_interval = float(max_poll_interval)
         self.latencies: deque[float] = deque(maxlen=50)
@@ -12948,7 +13154,8 @@ class ServerlessClient(Generic[R]):
         """The connections of the running event loop."""
         import asyncio
 
-        loop, opened = asyncio.get_running_loop(), self._streams
+        loop = asyncio.get_running_loop()
+        opened = self._streams
         if loop not in opened:
             for other in list(opened):  # a copy, since other threads may add theirs
                 if other.is_closed():
@@ -12993,7 +13200,8 @@ class ServerlessClient(Generic[R]):
         """
         if not isinstance(endpoint, Endpoint):
             raise ValueError(f"expected an Endpoint, not {short_repr(endpoint)}")
-        what, key = f"cannot list the workers of endpoint {endpoint.id}", self.api_key
+        what = f"cannot list the workers of endpoint {endpoint.id}"
+        key = self.api_key
         body = encode_json({"id": endpoint.id, "api_key": key})
         ask = Ask(f"{self.autoscaler_url}/get_endpoint_workers/", body, limit=CONSOLE_LIMIT)
         answer = await self.streams().drive(ask_service(what, ask, key, RuntimeError, 1))
@@ -13167,7 +13375,9 @@ class Method:
     """
 
     def __init__(self, name: str, row: Command) -> None:
-        self.__name__, self.__qualname__, self.row = name, f"VastAI.{name}", row
+        self.__name__ = name
+        self.__qualname__ = f"VastAI.{name}"
+        self.row = row
 
     def __get__(self, client: VastAI | None, owner: Any = None) -> Any:
         if client is None:
@@ -13251,7 +13461,8 @@ RETURNED_WHOLE = ("", "text", "any", "none")
 
 def unit_of(arg: Arg) -> str | None:
     """The unit of a value: "GB", "$", "$/hr"; of a price it stands in the help."""
-    unit, per = UNITS.get(arg.kind.metavar), arg.help.partition("$/")[2].split(" ")[0].rstrip(",;")
+    unit = UNITS.get(arg.kind.metavar)
+    per = arg.help.partition("$/")[2].split(" ")[0].rstrip(",;")
     return f"$/{per}" if unit == "$" and per else unit
 
 
@@ -13394,7 +13605,10 @@ class VastAI:
         timeout: float = 120,
     ) -> None:
         load_modules()
-        self.raw, self.explain, self.quiet, self.curl = raw, explain, quiet, curl
+        self.raw = raw
+        self.explain = explain
+        self.quiet = quiet
+        self.curl = curl
         self.retry: int = checked("retry", ATTEMPTS, retry)
         self.timeout: float = checked("timeout", TIMEOUT, timeout)
         self.server_url = checked_url(
@@ -13463,7 +13677,8 @@ class VastAI:
         if asked:  # for this call alone
             asked -= {arg.name for arg in row.args_of("sdk")}
         now = {name: given.pop(name) for name in asked}
-        client, key = self.varied(**now) if now else self, self.api_key
+        client = self.varied(**now) if now else self
+        key = self.api_key
         view = View("json" if client.raw else "table")
         with row:
             call = Call(
@@ -14058,7 +14273,8 @@ OFFICIAL_MODULES = (
 
 # not by its name: type checkers would take every misspelled name for good
 globals()["__getattr__"] = other_name
-offers_alias, offers_mult = ALIASES, MULTIPLIERS  # of `vastai.api.query`
+offers_alias = ALIASES  # in `vastai.api.query`, as the next one
+offers_mult = MULTIPLIERS
 if __name__ == "vastai":  # the official package's modules: this one answers for them
     for module in OFFICIAL_MODULES.split():
         for package in ("vastai", "vastai_sdk"):
@@ -14080,7 +14296,8 @@ class Listing:
     def __init__(
         self, rows: list[Row], columns: Iterable[Any], view: View, single: bool = False
     ) -> None:
-        self.rows, self.single = rows, single
+        self.rows = rows
+        self.single = single
         self.bright = view.color and colored()
         names: list[str] = view.fields.split(",")
         self.fields = [name.strip() for name in names if name.strip()]
@@ -14160,7 +14377,8 @@ WRITERS: dict[str, Callable[[Listing], str]] = {  # what --format can be
 
 def present(call: Call, result: Any) -> None:
     """Prints what a command returned, in the shape that was asked for; remarks go to stderr."""
-    row, view = call.row, call.view
+    row = call.row
+    view = call.view
     plain = not view.fields
     is_response = row.show and row.returns == "any"  # of a worker
     # What a reader asked for: a log, help, the answer of a worker.
@@ -14432,7 +14650,8 @@ class TableColumn:
 
     def __init__(self, column: Sequence[Any], rows: list[Row]) -> None:
         cells = format_cells(column, rows)
-        self.texts, self.form = [column[0], *cells], column[2]
+        self.texts = [column[0], *cells]
+        self.form = column[2]
         self.rank: int = column[3]
         plain = self.form[:1] in (".", "{") or "".join(cells).isdigit()
         self.number = plain or all(map(_is_number, cells))
@@ -14495,14 +14714,16 @@ def fit_columns(columns: list[TableColumn], width: int) -> list[TableColumn]:
     """The columns that fit side by side, by rank; what room is left over goes to those that had to
     shrink.
     """
-    left, kept = width + 2, columns[:0]
+    left = width + 2
+    kept = columns[:0]
     for column in sorted(columns, key=lambda column: column.rank):
         if not kept or not column.rank or column.least + 2 <= left:
             left -= column.least + 2
             kept.append(column)
     for column in kept:
         more = max(0, min(left, column.room - column.least))
-        column.room, left = column.least + more, left - more
+        column.room = column.least + more
+        left = left - more
     while left < 0 and max(column.room for column in kept) > 8:
         max(kept, key=lambda column: column.room).room -= 1
         left += 1
@@ -14520,7 +14741,8 @@ def _is_number(cell: str) -> bool:
 
 def format_cells(column: Sequence[Any], rows: Sequence[Row]) -> list[str]:
     """A column's cells; null, missing and empty are `-`."""
-    name, form = column[1], column[2]
+    name = column[1]
+    form = column[2]
     if form in ROW_FORMATS:
         return [ROW_FORMATS[form](row) or "-" for row in rows]
     values = column_values(name, rows)
@@ -14636,7 +14858,8 @@ def _change(name: str, factor: float, digits: int = 4) -> Callable[[Row], str]:
     """A format for the old and the new price of a row, in other units by a factor."""
 
     def cell(row: Row) -> str:
-        old, new = number_of(row, f"old_{name}"), number_of(row, f"new_{name}")
+        old = number_of(row, f"old_{name}")
+        new = number_of(row, f"new_{name}")
         if new is None:
             return "-"
         before = "?" if old is None else f"{old * factor:.{digits}f}"
@@ -14657,7 +14880,8 @@ def _usage(used: float | None, total: float) -> str:
 
 
 def _disk(row: Row) -> str:
-    total, part = number_of(row, "disk_space"), number_of(row, "disk_util")
+    total = number_of(row, "disk_space")
+    part = number_of(row, "disk_util")
     if total is None:
         return "-"
     percent = "" if part is None or part < 0 else f" ({part * 100:.0f}%)"
@@ -14667,7 +14891,8 @@ def _disk(row: Row) -> str:
 def _volumes(row: Row) -> str:
     found = []
     for volume in as_rows(row.get("volume_info")):
-        total, free = number_of(volume, "total_space"), number_of(volume, "avail_space")
+        total = number_of(volume, "total_space")
+        free = number_of(volume, "avail_space")
         found.append(f"#{volume.get('id')}")
         if total is not None and free is not None:
             found[-1] += f" {_usage(total - free, total)}"
@@ -14708,12 +14933,14 @@ def _ports(row: Row) -> str:
 
 def jupyter_address(row: Row) -> str:
     """The URL of a running instance's Jupyter, with its token; "" if it has none."""
-    token, at = text_of(row, "jupyter_token"), mapped_ports(row).get("8080/tcp")
+    token = text_of(row, "jupyter_token")
+    at = mapped_ports(row).get("8080/tcp")
     runtype = text_of(row, "image_runtype")
     if row.get("actual_status") != "running" or "jupyter" not in runtype or not token:
         return ""
     if not at or "jupyter_direc" not in runtype:
-        index, port = text_of(row, "ssh_idx"), text_of(row, "ssh_port")
+        index = text_of(row, "ssh_idx")
+        port = text_of(row, "ssh_port")
         at = f"jupyter.vast.ai/jm/{index}/{port}" if index and port else ""
     return f"https://{at}/?token={token}" if at else ""
 
@@ -14756,12 +14983,15 @@ ROW_FORMATS: dict[str, Callable[[Row], str]] = {  # the same, of a row
 
 def rented_sentence(call: Call, answer: Row) -> str:
     """What was rented, at what price if it was waited for, and how to stop paying."""
-    id, row, offer = answer.get("new_contract"), as_dict(answer.get("instance")), call["id"]
+    id = answer.get("new_contract")
+    row = as_dict(answer.get("instance"))
+    offer = call["id"]
     end = f"stop paying with `vastai destroy instance {id}`."
     if not row:
         source = f"offer {offer} as " if offer else ""
         return f"Renting {source}instance {id}. Wait for it with `vastai wait instance {id}`; {end}"
-    model, price = _gpu({**row, "gpu_util": None}), hourly_cost(row)
+    model = _gpu({**row, "gpu_util": None})
+    price = hourly_cost(row)
     facts = [f"{model} in {format_value(row.get('geolocation') or 'an unknown place')}"]
     facts += [f"offer {offer}"] if offer else []
     facts += [] if price is None else [format_rate(price)]
@@ -14841,7 +15071,8 @@ def likely_models(name: str) -> list[str]:
     def plain(text: str) -> str:
         return "".join(char for char in text.lower() if char.isalnum()).replace("nvidia", "")
 
-    models, wanted = MODELS.split(), plain(name)
+    models = MODELS.split()
+    wanted = plain(name)
     if not wanted or name.replace(" ", "_") in models:
         return []
     exact = [model for model in models if plain(model) == wanted]
@@ -14942,7 +15173,8 @@ def next_page(call: Call, rows: Any) -> Iterator[str]:
 def network_disk_tables(call: Call, answer: Row) -> Tables:
     """A table of disks and one of mounts for each cluster; in a pipe a row for each disk."""
     for cluster in as_rows(answer.get("data")):
-        disks, number = as_rows(cluster.get("network_disks")), cluster.get("cluster_id")
+        disks = as_rows(cluster.get("network_disks"))
+        number = cluster.get("cluster_id")
         mounts = as_dict(cluster.get("mounts"))
         ids = as_list(cluster.get("machine_ids"))
         places = [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in ids]
@@ -15044,7 +15276,8 @@ def tfa_columns(call: Call, rows: list[Row]) -> Iterable[Any]:
 
 
 def tfa_rows(call: Call, answer: Row) -> list[Row]:
-    methods, off = answer.get("methods"), answer.get("tfa_enabled") is False
+    methods = answer.get("methods")
+    off = answer.get("tfa_enabled") is False
     return objects([] if off and methods is None else methods)
 
 
@@ -15090,7 +15323,8 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
     question += "2: to another file, 3: show them here."
     while call.cli:
         choice = ask_line(f"{question} 1, 2 or 3?")
-        path, question = usual, "Where should the backup codes go?"
+        path = usual
+        question = "Where should the backup codes go?"
         if choice == "2":
             path = os.path.abspath(os.path.expanduser(ask_line("File:") or usual))
             path = os.path.join(path, name) if os.path.isdir(path) else path
@@ -15303,7 +15537,8 @@ def invoice_pdf(
     left, right = _PDF_COLUMNS[1][1:]
     numbers = (("quantity", 4, ""), ("rate", 6, "$"), ("amount", 4, "$"))
     for row in list(rows) or [{"description": "There is nothing in this period."}]:
-        payment, moment = row.get("type") == "payment", row.get("timestamp")
+        payment = row.get("type") == "payment"
+        moment = row.get("timestamp")
         description = row.get("description") or str(row.get("type") or "").capitalize()
         lines = _pdf_wrap(_pdf_text(description, 500), right - left)
         pages.need(12 * len(lines))
@@ -15331,7 +15566,8 @@ class _PdfPages:
     def __init__(self, caption: bytes) -> None:
         self.caption = caption  # the document's title, which stands at the top of the later pages
         self.pages: list[list[bytes]] = [[]]
-        self.page, self.y = self.pages[0], float(_PDF_TOP)
+        self.page = self.pages[0]
+        self.y = float(_PDF_TOP)
 
     def write(
         self, x: float, text: bytes, style: str = "body", room: float = 600, right: bool = False
@@ -15363,7 +15599,8 @@ class _PdfPages:
     def need(self, height: float) -> None:
         """Goes on to the next page if this one has less room."""
         if self.y - height < _PDF_BOTTOM:
-            self.page, self.y = [], _PDF_TOP
+            self.page = []
+            self.y = _PDF_TOP
             self.pages.append(self.page)
             self.write(_PDF_LEFT, b"Vast.ai", "strong")
             self.write(_PDF_RIGHT, self.caption, "note", 400, right=True)
@@ -15400,7 +15637,8 @@ class _PdfPages:
             font % b"Helvetica-Bold",
         ]
         for number, page in enumerate(self.pages, 1):
-            self.page, self.y = page, 40
+            self.page = page
+            self.y = 40
             self.write(_PDF_LEFT, b"All dates are in UTC.", "note")
             self.write(_PDF_RIGHT, b"Page %d of %d" % (number, count), "note", right=True)
             stream = zlib.compress(b"\n".join(page))
@@ -15452,7 +15690,8 @@ def _pdf_number(value: Any, places: int, unit: str) -> bytes:
         return text
     whole, _, part = f"{abs(number):,.{places}f}".partition(".")
     part = part.rstrip("0").ljust(2 if unit else 0, "0")  # money shows its cents
-    sign, point = "-" if number < 0 else "", "." if part else ""
+    sign = "-" if number < 0 else ""
+    point = "." if part else ""
     return f"{sign}{unit}{whole}{point}{part}".encode()
 
 
@@ -15526,7 +15765,8 @@ def find_command(argv: list[str]) -> tuple[Command | None, list[str], list[str]]
     """
     places = places_of_words(argv)
     for first in places:
-        word, following = argv[first], [at for at in places if at > first]
+        word = argv[first]
+        following = [at for at in places if at > first]
         for second in following:
             row = NAMES.get(f"{word} {argv[second]}")
             if row:
@@ -15545,7 +15785,9 @@ def places_of_words(argv: list[str]) -> dict[int, bool]:
     value of an option before them?
     """
     is_flag = {flag: arg.kind is FLAG for arg in GLOBAL_ARGS.args for flag in arg.flags}
-    places, before, skip = {}, "", False
+    places = {}
+    before = ""
+    skip = False
     for at, word in enumerate(argv):
         option = canonical(before)
         skip = not skip and is_flag.get(option) is False and "=" not in before
@@ -15578,7 +15820,8 @@ def option_parser(row: Command) -> Any:
             if "expected" not in message:
                 raise UsageError(f"{flag} takes no value")
             arg = next(arg for arg in args if flag in map(canonical, arg.flags))
-            flag, kind = arg.flags[-1], arg.kind
+            flag = arg.flags[-1]
+            kind = arg.kind
             expected = "a value" if kind.expects.startswith("text") else kind.expects
             hint = f"write {flag} {kind.metavar}, or {flag}=-… for a value that begins with -"
             raise UsageError(f"{flag}: expected {expected}, found nothing; {hint}")
@@ -15634,13 +15877,15 @@ class TypedWords:
         self.after: list[str] = []
         self.seen: Row = {}
         self.due: Arg | None = None
-        self.loose, self.literal = 0, False
+        self.loose = 0
+        self.literal = False
         for word in words:
             if self.literal:
                 self.after.append(word)
                 self.read_value(word)
             elif word == "--":
-                self.literal, self.due = True, None
+                self.literal = True
+                self.due = None
             elif self.begins_value(word):
                 self.before[-1] += ("=" if self.before[-1].startswith("--") else "") + word
                 self.read_value(word)
@@ -15767,7 +16012,8 @@ def run_line(argv: list[str], start: Row | None = None) -> int:
         except UsageError:
             if not helping:
                 raise
-            given, common = {}, {"help": True}
+            given = {}
+            common = {"help": True}
         if common["help"] or common["version"]:
             write_out(command_help(row) if common["help"] else f"{__version__}\n")
             return 0
@@ -15862,7 +16108,8 @@ def ask_before(call: Call) -> None:
 
 def show_partial(call: Call, error: PartialError) -> None:
     """Prints the results of an error in the shape that was asked for, unless report() does."""
-    view, found = call.view, error.found
+    view = call.view
+    found = error.found
     if view.quiet:
         made = found if isinstance(found, list) else [found]
         write_out("".join(f"{id}\n" for id in made if id is not None))
@@ -15927,7 +16174,9 @@ def map_labels(row: Command, given: Row, ids: dict[str, int]) -> Row:
 
 def map_label(word: str, kind: Kind, ids: dict[str, int]) -> str:
     """A word that stands for an instance, or a place, with the id in the place of a label."""
-    head, colon, path = word, "", ""
+    head = word
+    colon = ""
+    path = ""
     if kind is PLACE:
         head, colon, path = word.partition(":")
         local = not colon or "/" in head or head in PLACES or on_drive(word)
@@ -16040,7 +16289,8 @@ def suggest_command(words: list[str]) -> str:
     verb = "" if own else suggest(words[0], {n.split()[0] for n in NAMES})
 
     def fits(name: str) -> bool:  # the verb that they share makes any two names alike
-        thing, last = name.partition(" ")[2], words[-1]
+        thing = name.partition(" ")[2]
+        last = words[-1]
         return name not in own or thing.startswith(last) or bool(suggest(last, [thing], 0.6))
 
     return suggest(" ".join(words), filter(fits, sorted(NAMES))) or verb
@@ -16245,7 +16495,8 @@ def overview(verb: str = "", profile: str = "") -> str:
     rows = [row for row in rows if not verb or row.name.split()[0] == verb] or rows
     if not verb and read_key(profile_file("vast_role", profile)) == "client":
         rows = [row for row in rows if not row.hosts]
-    width, wide = min(terminal_width(), 120), max(len(row.name) for row in rows) + 4
+    width = min(terminal_width(), 120)
+    wide = max(len(row.name) for row in rows) + 4
     about = "Rent GPUs at Vast.ai. `vastai COMMAND --help` explains a command."
     sections: dict[str, Pairs] = {}
     for row in rows:
@@ -16414,14 +16665,16 @@ def complete(words: Sequence[str], start: Row | None = None) -> Pairs:
     if row and before[-1] == row.name:  # it may be the first word of others, too
         stem = [row.name]
     typed = TypedWords([] if helping else args_of_line(row), others)
-    arg, prefix = typed.next_arg(), ""
+    arg = typed.next_arg()
+    prefix = ""
     if arg and arg.rest:  # all that follows belongs to another program
         return []
     if not typed.literal and word.startswith("-"):
         name, equals, _ = word.partition("=")
         if not equals or not word.startswith("--"):
             return list(option_words(typed, word))
-        arg, prefix = typed.options.get(canonical(word)), f"{name}="
+        arg = typed.options.get(canonical(word))
+        prefix = f"{name}="
     names = {"api_key", "profile", "url"}.intersection(typed.seen)
     whom = {name: typed.seen[name] for name in names}
     values = value_words(arg, row, {**(start or {}), **whom}, before)
@@ -16439,7 +16692,8 @@ def option_words(typed: TypedWords, word: str) -> Iterator[Pair]:
         if arg.hidden or (arg.name in typed.seen and not arg.again):
             continue
         for flag in (*arg.flags, *arg.shortcuts):
-            start, name = flag[:2], flag[2:]
+            start = flag[:2]
+            name = flag[2:]
             forms = (flag, start + name.replace("_", "-"), start + name.replace("-", "_"))
             form = next((form for form in forms if form.startswith(word)), "")
             if form.startswith("--") or (form and form == word):
@@ -16520,7 +16774,8 @@ def completion_lines(rows: list[Row]) -> list[str]:
     import re
 
     facts = ("actual_status", "num_gpus", "gpu_name", "label")
-    lines, labels = [], [text_of(row, "label") for row in rows]
+    lines = []
+    labels = [text_of(row, "label") for row in rows]
     for row, label in zip(rows, labels):
         id = str(_whole(row["id"]))
         meaning = " ".join(printable(str(row[name])) for name in facts if row.get(name))
@@ -16623,7 +16878,9 @@ def repl(start: Row) -> int:
 
     At a terminal the answer is 0; of a script it is the status of the last command that failed.
     """
-    talking, status, failed = is_terminal(sys.stdin), 0, 0
+    talking = is_terminal(sys.stdin)
+    status = 0
+    failed = 0
     start["pool"] = pool = KeptPool()
     editing = talking and is_terminal(sys.stdout)
     remember = line_editor(start) if editing else None
@@ -16815,7 +17072,8 @@ def program() -> NoReturn:
 
 def run_guarded(words: list[str], start: Row | None = None) -> int:
     """Runs a command line as run_line does and says what went wrong; returns the exit status."""
-    debug, status = os.environ.get("VASTAI_DEBUG"), 0
+    debug = os.environ.get("VASTAI_DEBUG")
+    status = 0
     said_as = ["--raw"] if start and start["format"] == "json" else words
     try:
         try:
