@@ -4179,6 +4179,16 @@ class DescriptionTest(CommandCase):
                 self.assertEqual((got[0], got[1]), (0, out), got[2])
                 self.assertIn(told, got[2])
 
+    def test_fields_that_leave_out_the_only_copy(self):
+        """What must not be lost is on stderr if no field that was asked for is in the answer."""
+        for line, answer in (("reset api-key", {"new_api_key": "K2"}), ("create instance 7 --image i", {"success": True, "new_contract": 9}),
+                             ("tfa regen-codes -c 1 -y", {"success": True, "backup_codes": ["AAAA-1"]})):
+            for form in ("table", "csv"):
+                with self.subTest(line, form=form):
+                    self.box.fail(".*", 200, answer)
+                    status, out, err = self.run_here(f"{line} --fields id --format {form}")
+                    self.assertEqual((status, str(answer) in err), (0, True), out + err)
+
     def test_wrong_use(self):
         for line in ("get endpt-logs", "get endpt-logs 7 --endpoint chat", "show earnings --last_days 3 -s 2026-01-01",
                      "schedule maint 7 --sdate soon --duration 2 -y", "schedule maint 7 --sdate=-5 --duration 2 -y",
@@ -7641,6 +7651,8 @@ class PureTest(unittest.TestCase):
                 ('gpu_name="RTX 4090" cpu_ram>="64.0"', {"gpu_name": {"eq": "RTX 4090"}, "cpu_ram": {"gte": 64000.0}}),
                 ('gpu_name in ["RTX 4090",H100_SXM]', {"gpu_name": {"in": ["RTX 4090", "H100 SXM"]}}),
                 ('gpu_name in "RTX 4090, RTX_3090,"', {"gpu_name": {"in": ["RTX 4090", "RTX 3090"]}}),
+                ('gpu_name in "[RTX 4090, RTX_3090]"', {"gpu_name": {"in": ["RTX 4090", "RTX 3090"]}}),
+                ('gpu_name in "RTX_4090', {"gpu_name": {"in": ["RTX 4090"]}}),
                 ("geolocation notin [CN, VN]", {"geolocation": {"notin": ["CN", "VN"]}}),
                 ("geolocation not in [CN]", {"geolocation": {"notin": ["CN"]}}),
                 ("geolocation nin [CN]", {"geolocation": {"notin": ["CN"]}}),
@@ -7693,7 +7705,7 @@ class PureTest(unittest.TestCase):
                 ("-e A=don't -e B='it is'", {"A": "don't", "B": "it is"}), ("-e A='\"b\"'", {"A": '"b"'}),
                 ('-e J=\'{"a": "b"}\'', {"J": '{"a": "b"}'}), ('-e J="{\\"a\\": 1}"', {"J": '{"a": 1}'}),
                 ('-e OPTS=--name="my model"', {"OPTS": '--name="my model"'}), ("-e A=x\n-e B=y", {"A": "x", "B": "y"}),
-                ("-e A=x \\\n -e B=y\\ \r\n-e C='1 \\\n2' -e D=C:\\w", {"A": "x", "B": "y", "C": "1 \\\n2", "D": "C:\\w"})):
+                ("-e A=x \\\n -e B=y \\ \r\n-e P=C:\\\n-e C='1 \\\n2' -e D=C:\\w", {"A": "x", "B": "y", "P": "C:\\", "C": "1 \\\n2", "D": "C:\\w"})):
             with self.subTest(text):
                 told = []
                 self.assertEqual(vastai.parse_env(text, told.append), expected)

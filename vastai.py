@@ -1720,7 +1720,7 @@ def query_items(condition: Condition) -> list[tuple[str, bool]]:
         raise UsageError(f"{condition.name}: a bracket is missing in {printable(condition.raw)!r}")
     raw = condition.raw.strip("[]")
     if condition.takes_list and condition.raw[0] in "\"'":  # in "RTX 4090,RTX 3090"
-        return [(text.strip(), True) for text in raw[1:-1].split(",") if text.strip()]
+        return [(text.strip(), True) for text in raw.strip("\"'[] ").split(",") if text.strip()]
     for double, single, plain in re.findall(r'\s*(?:"([^"]*)"|\'([^\']*)\'|([^,]+))', raw):
         text = plain.strip(" \t\r\n[]")
         if not plain:
@@ -2067,11 +2067,11 @@ def _docker_words(text: str) -> list[str]:
 
 
 # A quote opens at the start of a word or after a sign such as =, not in the middle of don't.
-# A backslash at the end of a line is no word: a shell's way to go on in the next one.
+# A backslash alone at the end of a line is no word: a shell's way to go on in the next one.
 _ENV_WORD = r"""(?xs)
 ((?:
     (?<![^\W_]) (?: "(?:[^"]|(?<=\\)")*(?<!\\)" | '[^']*' )
-    | (?!\\[ \t]*\r?\n) [^\s'"]
+    | (?!(?<!\S)\\[ \t]*\r?\n) [^\s'"]
     | (?<=[^\W_]) ['"]
 )+)
 | (['"].*)  # is not closed"""
@@ -14582,12 +14582,17 @@ def fill(call: Call, text: str, answer: Row) -> str:
 
 
 def warn_of_fields(call: Call, listing: Listing) -> None:
-    """Names each field of --fields that no row has, with the nearest one."""
+    """Names each field of --fields that no row has, with the nearest one.  If there is none at all,
+    what must not be lost is told.
+    """
     known = {name for row in listing.rows for name in row}
-    for name in listing.fields:
-        if known and not any(has_path(row, name) for row in listing.rows):
-            near = suggest(ALIASES.get(name, name), known)
-            remark(call, f"--fields: no row has {printable(name)!r}{near}")
+    fields = [name for name in listing.fields if known]
+    missing = [name for name in fields if not any(has_path(row, name) for row in listing.rows)]
+    for name in missing:
+        near = suggest(ALIASES.get(name, name), known)
+        remark(call, f"--fields: no row has {printable(name)!r}{near}")
+    if missing and missing == fields:
+        tell_result(call, listing.rows[0])
 
 
 def format_card(listing: Listing) -> str:
@@ -16148,7 +16153,7 @@ def tell_result(call: Call, result: Any) -> None:
     """
     row = call.row
     said = row.status or (row.only_copy and row.show)  # by the row's own function
-    if call.view.format == "table" and said:
+    if call.view.format == "table" and said and not call.view.fields:
         return
     if is_vital(row) and isinstance(result, dict):
         say(f"{row.name}: {printable(str(redact_value(result, call.secrets)), 2000)}")
