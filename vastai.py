@@ -3137,7 +3137,7 @@ Model: gpu_name _ 0
 Disk GB: disk_space 3
 Host name: hostname 2
 Driver: driver_version 5
-Rel. %: reliability2 .2f*100 3
+Reliab.: reliability2 .4f 3
 Status: verification state 2
 IP address: public_ipaddr 4
 Location: geolocation 5
