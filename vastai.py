@@ -887,6 +887,11 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def listed(value: Any) -> list[Any]:
+    """A list as it is; anything else as the one item of a list."""
+    return value if isinstance(value, list) else [value]
+
+
 def as_rows(value: Any) -> list[Row]:
     """The objects of a list; none if there is no list."""
     return [row for row in as_list(value) if isinstance(row, dict)]
@@ -1635,7 +1640,7 @@ def parse_query(
 
 def unite(*values: Any) -> list[Any]:
     """The items of some values, which are lists or one item each, without repetition."""
-    lists = (value if isinstance(value, list) else [value] for value in values)
+    lists = map(listed, values)
     return list(dict.fromkeys(item for items in lists for item in items))
 
 
@@ -3993,10 +3998,10 @@ register("Deployments",
     Command("delete deployment", "DELETE /deployment/{id}/", SAFE, DELETES, "Delete deployments by id or by name",
         Arg("id DEPLOYMENT", ID, "the deployment", None), Arg("--name", NAME, "name; deletes all deployments with that name"),
         Arg("--tag", TEXT, "tag; with --name, deletes only deployments with that tag", needs="name"),
-        build="build_delete_deployment", one_of="id name", look="show deployments",
+        build="build_delete_deployment", one_of="id name",
         done="Deleted deployment {id}.|Deleted deployments named {name}: {count}."
              "|Deleted deployment {name}."),
-    look="show deployment")
+    look="show deployments")
 
 register("Price increases",
     Command("show pending-price-increases", "GET /instances/pending-price-increases/", SAFE, READS,
@@ -4085,7 +4090,7 @@ register("Keys",
     Command("create api-key", "POST /auth/apikeys/", ONCE, SETS, "Create an API key with limited permissions",
         Arg("--name", NAME, "name of the key", REQUIRED),
         Arg("--permission_file", FILE_OBJECT, "JSON file with its permissions (default: all of yours)",
-            name="permissions", key="permissions", old="permission_file"),
+            name="permissions", old="permission_file"),
         Arg("--key_params", TEXT_OR_OBJECT,
             "limits for individual permissions, as documented by the service"),
         made="id", done="Created API key {id}: {key}", look="show api-keys", only_copy=True,
@@ -5018,7 +5023,7 @@ def extract_result(call: Call, answer: Answer) -> Any:
     result = result_of(row, answer)
     if not row.each and not row.drops:
         return result
-    for item in result if isinstance(result, list) else [result]:
+    for item in listed(result):
         if item is None:
             continue
         for name in row.drops.split():
@@ -5691,10 +5696,13 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """The name of the status, such as "Not Found"."""
-        from http.client import responses
+        """The name of the status, such as "Not Found"; "" if it has none."""
+        from http import HTTPStatus
 
-        return responses.get(self.status_code, "")
+        try:
+            return HTTPStatus(self.status_code).phrase
+        except ValueError:
+            return ""
 
     @property
     def redirect(self) -> str:
@@ -6052,15 +6060,14 @@ def http_error(
 def listing_of(row: Command) -> str:
     """The command that lists what the arguments of a row name, or "" if they are of two kinds.
 
-    That is `look`, unless it asks for an id itself, or shows what a request has made.
+    That is `look`, unless that shows what a request has made.
     """
-    look = NAMES[row.look] if row.look and row.safe else None
-    if look and all(arg.option or arg.cli is not REQUIRED for arg in look.args):
+    if row.look and row.safe:
         return row.look
     things = [arg for arg in row.args if not arg.option]
     names = [arg.help.partition(", from ")[2] or f"show {arg.kind.metavar}s" for arg in things]
     known = {name.lower() for name in names} & NAMES.keys()
-    return known.pop() if len(known) == 1 else row.look if look else ""
+    return known.pop() if len(known) == 1 else ""
 
 
 CREDIT_HINT = (
@@ -6135,14 +6142,7 @@ def service_words(answer: Answer) -> str:
     if isinstance(body, dict):
         body = reason_of(body)
     words = one_line(redact_text(str(body or ""), answer.secrets))
-    if words:
-        return words
-    from http import HTTPStatus
-
-    try:
-        return HTTPStatus(answer.status_code).phrase
-    except ValueError:
-        return "no reason given"
+    return words or answer.reason or "no reason given"
 
 
 def pause_asked(answer: Answer) -> float | None:
@@ -6656,7 +6656,7 @@ class Pool:
         self.places: dict[tuple[str, str, str], Place] = {}
         self.owner = os.getpid()
 
-    def find_place(self, url: str, root: str = "") -> tuple[Place, str]:
+    def find_place(self, url: str, root: str) -> tuple[Place, str]:
         """The place of an address, which is remembered, and the path with the query that is asked
         for there.  Raises ValueError for an invalid address.
         """
@@ -6800,7 +6800,7 @@ def open_tunnel(connection: HttpConnection, proxy: Proxy) -> None:
 _contexts: dict[Any, ssl.SSLContext] = {}
 
 
-def tls_context(root: str = "") -> ssl.SSLContext:
+def tls_context(root: str) -> ssl.SSLContext:
     """The TLS context of the process: reading the system's certificates costs more than a request.
 
     A `root` certificate (PEM) gives one that trusts it as well, for workers.  Raises OSError if it
@@ -6995,9 +6995,7 @@ def key_files(session: bool = False, profile: str = "") -> list[str]:
     return [path for path in paths if path]
 
 
-def find_key(
-    given: str | None, session: bool = False, profile: str = ""
-) -> tuple[str | None, str, str]:
+def find_key(given: str | None, profile: str, session: bool = False) -> tuple[str | None, str, str]:
     """The API key, its origin ('CODE', 'ENV', 'FILE', 'NONE'), and the origin in words; a blank
     key does not count.  With a profile, only its own file is read.
     """
@@ -7063,7 +7061,7 @@ def check_key(key: Any, origin: str) -> None:
         )
 
 
-def save_api_key(key: str, profile: str = "") -> str:
+def save_api_key(key: str, profile: str) -> str:
     """Saves the API key for later commands; returns the path of its file.  Raises UsageError."""
     path = profile_file("vast_api_key", profile)
     old = "" if profile else old_key_file()
@@ -8027,21 +8025,22 @@ def run_update_template(call: Call) -> Row:
         call.params[kind] = True
     named = build_request(call).body or {}
     body = {name: template.get(name) for name in TEMPLATE_MEMBERS.split()}
-    if isinstance(body["extra_filters"], str):
-        body["extra_filters"] = parse_filters(body["extra_filters"])
+    body["extra_filters"] = parse_text(body["extra_filters"])
     body.update(named, id=template.get("id"))
     answer: Row = call.send(body={name: body[name] for name in body if body[name] is not None})
     return answer
 
 
-def parse_filters(text: str) -> Any:
-    """The conditions of a template, which the service gives as JSON text, as an object."""
+def parse_text(value: Any) -> Any:
+    """The value of a JSON text, such as the service has for a template's conditions; anything else
+    as it is.
+    """
     import json
 
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
 
 
 def template_of(call: Call, name: str, value: Any) -> Row:
@@ -8340,9 +8339,7 @@ def run_instance_ssh_keys(call: Call) -> list[Row]:
     """The keys of an instance; the service gives them as a list or as the JSON text of one."""
     answer = call.send()
     keys = answer.get("ssh_keys") if isinstance(answer, dict) else answer
-    if isinstance(keys, str):
-        keys = parse_filters(keys)
-    return objects(keys)
+    return objects(parse_text(keys))
 
 
 def run_set_role(call: Call) -> None:
@@ -9194,16 +9191,13 @@ class CleanupGuard(SignalGuard):
     """Calls `rented.give_back()` however its block ends.  Raises PartialError if something is left.
 
     The first signal starts the cleanup, or waits until it is done; the next one stops it, and what
-    is left is reported.  `done` is said if all is gone after a signal.
+    is left is reported.
     """
 
-    def __init__(
-        self, call: Call, rented: Any, done: str = "Destroyed all that was rented"
-    ) -> None:
+    def __init__(self, call: Call, rented: Any) -> None:
         super().__init__()
         self.call = call
         self.rented = rented
-        self.done = done
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         signal = error if isinstance(error, KeyboardInterrupt) else None
@@ -9228,8 +9222,9 @@ class CleanupGuard(SignalGuard):
             raise PartialError(
                 left, results=self.rented.results, found=self.rented.found
             ) from error
-        if billed and self.done and not left and "is unknown" not in billed:
-            self.call.tell(self.done)
+        says_so = self.call.row.status  # the last words of `run` are about that
+        if billed and not (left or says_so or "is unknown" in billed):
+            self.call.tell("Destroyed all that was rented")
         if signal is not None and signal is not error:
             raise signal
 
@@ -9425,8 +9420,7 @@ class Launch:
             narrow(conditions, "duration", call["max_hours"] * 3600)
         if self.excluded:
             machines: Row = conditions.setdefault("machine_id", {})
-            known = machines.get("notin", [])
-            machines["notin"] = [*(known if isinstance(known, list) else [known]), *self.excluded]
+            machines["notin"] = listed(machines.get("notin", [])) + self.excluded
         offers = call.do(
             "search_offers",
             query=conditions,
@@ -9720,8 +9714,8 @@ def run_job(call: Call) -> Row:
     """Runs a command on a rented machine and destroys the instance; see RemoteJob."""
     job = RemoteJob(call)
     try:
-        with CleanupGuard(call, job.rented, done=""):
-            job.work()  # its last words say what became of the instance
+        with CleanupGuard(call, job.rented):
+            job.work()
     except BrokenPipeError:  # the reader has closed the pipe: nothing is said
         raise
     except VastAIError as error:
@@ -10329,11 +10323,9 @@ bwu: traffic""")
 def later_cost(row: Row) -> float | None:
     """What an instance that is being started will cost, $/hr; None for the others."""
     starting = row.get("actual_status") in ("loading", "created", None)
-    return (
-        as_price(row.get("dph_total"))
-        if starting and row.get("intended_status") != "stopped"
-        else None
-    )
+    if not starting or row.get("intended_status") == "stopped":
+        return None
+    return as_price(row.get("dph_total"))
 
 
 def cost_words(cost: Row) -> str:
@@ -11258,8 +11250,7 @@ def run_benchmarks(call: Call) -> list[Row]:
         value = call["template_hash"]
     template = template_of(call, field, value)
     try:
-        given = template.get("extra_filters")  # "null", at times
-        filters = _json_object((parse_filters(given) if isinstance(given, str) else given) or {})
+        filters = _json_object(parse_text(template.get("extra_filters")) or {})
     except (ValueError, RecursionError):  # without them, machines of any kind would be rented
         raise VastAIError("the conditions of the template cannot be read") from None
     rows = []
@@ -12027,14 +12018,10 @@ def parse_object(answer: Answer) -> Any:
     """The JSON object or list that a body is, whatever its type says; None if it is something
     else.
     """
-    import json
-
     if answer.content[:100].lstrip()[:1] not in (b"{", b"["):
         return None
-    try:
-        return json.loads(decode_text(answer))
-    except (ValueError, RecursionError):
-        return None
+    value = parse_text(decode_text(answer))
+    return None if isinstance(value, str) else value
 
 
 def read_events(incoming: Incoming) -> Iterator[list[Any]]:
@@ -12355,8 +12342,7 @@ def document_response(call: Call, response: Any) -> Any:
 def response_rows(call: Call, response: Any) -> list[Row]:
     """A response for csv and the like: its objects; any other value as {"response": value}."""
     found = document_response(call, response)
-    parts = found if isinstance(found, list) else [found]
-    return [part if isinstance(part, dict) else {"response": part} for part in parts]
+    return [part if isinstance(part, dict) else {"response": part} for part in listed(found)]
 
 
 def free_name(route: str, subtype: str) -> str:
@@ -13622,7 +13608,7 @@ class VastAI:
 
     def _find_key(self, given: str | None = None, session: bool = False) -> None:
         """Takes the key that is given, or else the first that is found for the profile."""
-        found = find_key(given, session, self.profile)
+        found = find_key(given, self.profile, session)
         self.api_key, self.creds_source, self.key_origin = found
 
     @property
@@ -14446,18 +14432,18 @@ def write_tables(call: Call, tables: Tables) -> list[str]:
     pipe the headings go to stderr, and rows of the same columns stand under one line of headers.
     """
     hidden = []
-    joined: dict[Columns, list[Row]] = {}
+    joined: dict[Columns, list[Row]] = {}  # in a pipe
     for heading, rows, columns in tables:
-        if not is_terminal(sys.stdout):
-            joined.setdefault(columns, []).extend(rows)
+        if is_terminal(sys.stdout):
+            if heading:
+                write_out(wrap_line(heading, terminal_width()) + "\n")
+            hidden += write_listing(call, Listing(rows, columns, call.view))
+        else:
             if heading:
                 remark(call, heading)
-            continue
-        if heading:
-            write_out(wrap_line(heading, terminal_width()) + "\n")
-        hidden += write_listing(call, Listing(rows, columns, call.view))
+            joined.setdefault(columns, []).extend(rows)
     for columns, rows in joined.items():
-        hidden += write_listing(call, Listing(rows, columns, call.view))
+        write_listing(call, Listing(rows, columns, call.view))
     return hidden
 
 
@@ -14511,7 +14497,7 @@ def format_ids(call: Call, result: Any) -> str:
         ids = [get_path(item, named[0]) for item in rows] if named else []
     else:
         made = get_path(result, row.made) if row.made else None
-        ids = made if isinstance(made, list) else [] if made is None else [made]
+        ids = [] if made is None else listed(made)
     return "".join(f"{format_value(id)}\n" for id in ids)
 
 
@@ -15109,7 +15095,7 @@ def empty_search_hint(call: Call) -> str:
 def model_hint(conditions: Row) -> str:
     """What to write instead of a GPU model that does not exist; "" if all exist."""
     for value in as_dict(conditions.get("gpu_name")).values():
-        for name in map(as_text, value if isinstance(value, list) else [value]):
+        for name in map(as_text, listed(value)):
             models = likely_models(name)
             if models:
                 likely = " or ".join(f"gpu_name={model}" for model in models)
@@ -15248,7 +15234,7 @@ def trend_tables(call: Call, answer: Row) -> Tables:
     stats = {"TFLOPS": "tflops", "DLPerf": "dlperf", "TFLOPS/$": "tflops_per_dollar"}
     for gpu, part in answer.items():
         facts = [f"{head} {format_value(part['stats'].get(name))}" for head, name in stats.items()]
-        rows = [{"gpu": gpu, **row} for row in part["rows"]]
+        rows = trend_rows(call, {gpu: part})
         step = 1 if call.view.full else max(1, len(rows) // 20)
         heading = f"{format_value(gpu)}: {', '.join(facts)}{price_trend(rows)}"
         if step > 1:
@@ -15369,8 +15355,7 @@ def listing_sentence(call: Call, result: Any) -> str:
         if arg.option and value is not None:
             terms.append(f"{arg.name} {format_term(arg, value)}")
     lines = []
-    answers = result if isinstance(result, list) else [result]
-    for id, answer in zip(call["ids"] or [call["id"]], answers):
+    for id, answer in zip(call["ids"] or [call["id"]], listed(result)):
         line = f"{call.row.done.format(id=id)}: {', '.join(terms)}."
         if answer.get("extended"):
             line += f" Rentals extended: {format_value(answer['extended'])}."
@@ -16116,8 +16101,7 @@ def show_partial(call: Call, error: PartialError) -> None:
     view = call.view
     found = error.found
     if view.quiet:
-        made = found if isinstance(found, list) else [found]
-        write_out("".join(f"{id}\n" for id in made if id is not None))
+        write_out("".join(f"{id}\n" for id in listed(found) if id is not None))
     elif view.fields or view.format not in ("table", "json"):
         results, error.results = error.results, []
         write_out(WRITERS[view.format](Listing(results, (), view)))
@@ -16169,7 +16153,7 @@ def map_labels(row: Command, given: Row, ids: dict[str, int]) -> Row:
         value = given.get(arg.name)
         if value is None or (arg.kind.completes != "instances" and arg.kind is not PLACE):
             continue
-        words = value if isinstance(value, list) else [value]
+        words = listed(value)
         if arg.kind.many:
             words = [part.strip() for word in words for part in word.strip(", ").split(",")]
         words = [map_label(word, arg.kind, ids) for word in words]
@@ -16625,11 +16609,9 @@ def format_meaning(arg: Arg) -> str:
     """What an argument's help says, with its choices unless they stand beside it, and its
     default.
     """
-    facts = (
-        [f"one of {', '.join(map(str, arg.choices))}"]
-        if arg.choices and not has_few_choices(arg)
-        else []
-    )
+    facts = []
+    if arg.choices and not has_few_choices(arg):
+        facts.append(f"one of {', '.join(map(str, arg.choices))}")
     if arg.secret:
         facts.append("- reads it from stdin")
     if arg.cli not in (REQUIRED, None, False, ""):
@@ -16956,9 +16938,9 @@ def shell_words(line: str) -> list[str]:
     ):
         text = piece.group()
         if text in "'\"\\":
-            fault = (
-                "ends in a backslash" if text == "\\" else f"has a quote {text} that is not closed"
-            )
+            fault = f"has a quote {text} that is not closed"
+            if text == "\\":
+                fault = "ends in a backslash"
             raise UsageError(f"cannot read the line: it {fault}")
         if piece.start() != end:
             words.append([])
