@@ -13052,6 +13052,7 @@ class ReplTest(ShellCase):
     def test_statuses_and_ends(self):
         self.assertEqual(0, self.run_process("repl", text="show user\nexit\nnonsense\n").returncode)
         self.assertEqual(0, self.run_process("repl", text="\ufeffshow user\r\n\r\nshow user\r\n").returncode)
+        self.assertEqual(0, self.run_process("repl", text=f"# a line is not cut {'x' * 200_000}\n").returncode)
         self.assertEqual(0, self.run_process("repl", text="").returncode)
         self.assertEqual(4, self.run_process("repl", text="show instance 999\nquit\n").returncode)
         self.assertEqual(4, self.run_process("repl", text="show instance 999\nshow user\n", HOME="/no").returncode)

@@ -2368,12 +2368,12 @@ def ask_secret(question: str) -> str:
     return secret
 
 
-def read_line() -> str | None:
-    """One line from stdin, stripped and decoded as a file is; None at its end, and if it cannot be
-    read.
+def read_line(most: int = LONGEST_TEXT) -> str | None:
+    """One line from stdin, or `most` characters of it (-1: all), stripped and decoded as a file is;
+    None at its end, and if it cannot be read.
     """
     try:
-        line = sys.stdin.readline(LONGEST_TEXT) if sys.stdin else ""
+        line = sys.stdin.readline(most) if sys.stdin else ""
         data = line.encode(getattr(sys.stdin, "encoding", None) or "utf-8", "surrogateescape")
         if data.startswith(BYTE_ORDER_MARKS):
             line = decode_file(data + b"\0" * (len(data) % 2)).strip("\0")  # of half a line feed
@@ -16883,7 +16883,7 @@ def repl(start: Row) -> int:
                 line = input(prompt) + "\n"
             else:
                 tell(prompt)
-                text = read_line()
+                text = read_line(-1)
                 line = "" if text is None else text + "\n"
         except KeyboardInterrupt:
             if not talking:
