@@ -9785,8 +9785,8 @@ class TestArguments(FaultCase):
 
     def test_prices_of_a_listing_have_units(self):
         server = self.serve(reply({"success": True}))
-        out = self.run_here(server, *"set defjob 7 --price_gpu 0.05 --price_inetu 0.001".split())[1]
-        self.assertIn("price_gpu $0.05/GPU/day, price_inetu $0.001/GB", out)
+        out = self.run_here(server, *"set defjob 7 --price_gpu 0.05 --price_inetu 0.00125 --price_inetd 2e-5".split())[1]
+        self.assertIn("price_gpu $0.05/GPU/day, price_inetu $0.00125/GB, price_inetd $0.00002/GB", out)
 
     def test_prefixes_of_options(self):
         for line, name, value in (("create instance 7 --image i --bid 0.2", "price", 0.2),

@@ -15341,7 +15341,8 @@ def format_term(arg: Arg, value: Any) -> Any:
     """The value of an option, a price per what its help says."""
     unit = unit_of(arg) or ""
     if unit.startswith("$/"):
-        return format_rate(value)[:-3] + unit[1:]
+        dollars, _, rest = f"{value:.10f}".partition(".")  # not rounded, as traffic is cheap
+        return f"${dollars}.{rest.rstrip('0'):0<2}{unit[1:]}"
     if isinstance(value, list):
         return " ".join(value)
     return f"{format_utc(value)} UTC" if arg.name == "end_date" else value
