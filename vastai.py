@@ -41,6 +41,7 @@ import os
 import sys
 import time
 from _thread import allocate_lock
+from os.path import abspath, basename, dirname, exists, expanduser, isabs, isdir, isfile, realpath
 
 # As typing's own, without importing typing, which would double the start-up.
 TYPE_CHECKING: bool = False
@@ -1080,7 +1081,7 @@ def _read_file(path: str) -> str:
     """The text of the file that a user named.  Raises UsageError."""
     reason = f"expected a text file of at most {LONGEST_FILE:,} characters"
     try:
-        with open(os.path.expanduser(path), "rb") as file:
+        with open(expanduser(path), "rb") as file:
             text = decode_file(file.read(4 * LONGEST_FILE + 1))
         if "\0" not in text and len(text) <= LONGEST_FILE:
             return text
@@ -1114,15 +1115,15 @@ def _command_line(value: Any) -> list[str]:
 def _script_or_text(value: Any) -> str:
     """The text of the file of that name if there is one, else the text itself."""
     text = _text(value)
-    is_file = len(text) < 4096 and os.path.isfile(os.path.expanduser(text))
+    is_file = len(text) < 4096 and isfile(expanduser(text))
     return _read_file(text) if is_file else text
 
 
 def _out_file(value: Any) -> str:
     """The path of a file that can be made: its folder is there."""
-    path = os.path.abspath(os.path.expanduser(_name(value)))
-    reason = "" if os.path.isdir(os.path.dirname(path)) else "there is no such folder"
-    if os.path.isdir(path):
+    path = abspath(expanduser(_name(value)))
+    reason = "" if isdir(dirname(path)) else "there is no such folder"
+    if isdir(path):
         reason = "it is a folder"
     if reason:
         raise UsageError(f"cannot write {printable(str(value), 200)}: {reason}")
@@ -5506,7 +5507,7 @@ def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
     text = call[name]
     id: int | str | None
     id, colon, path = text.partition(":")
-    if not colon or on_drive(text) or (call.cli and os.path.exists(os.path.expanduser(text))):
+    if not colon or on_drive(text) or (call.cli and exists(expanduser(text))):
         id = None
         path = text
         if is_id(text):
@@ -6812,7 +6813,7 @@ def tls_context(root: str) -> ssl.SSLContext:
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
     key = (root, bundle, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
     if key not in _contexts:
-        place = {"capath" if os.path.isdir(bundle) else "cafile": bundle} if bundle else {}
+        place = {"capath" if isdir(bundle) else "cafile": bundle} if bundle else {}
         try:
             context = ssl.create_default_context(**place)  # type: ignore[arg-type]
         except OSError as error:
@@ -6953,24 +6954,24 @@ def own_file(kind: str, name: str) -> str:
     """A file in this client's folder of a kind, "config" or "cache"; "" if that folder is relative
     or unknown.
     """
-    usual = os.path.join(os.path.expanduser("~"), f".{kind}")
+    usual = os.path.join(expanduser("~"), f".{kind}")
     base = os.environ.get(f"XDG_{kind.upper()}_HOME") or usual
-    return os.path.join(base, "vastai", name) if os.path.isabs(base) else ""
+    return os.path.join(base, "vastai", name) if isabs(base) else ""
 
 
 def folder_problem() -> str:
     """Why this client has no folder to keep files in."""
     for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         base = os.environ.get(variable, "")
-        if base and not os.path.isabs(base):
+        if base and not isabs(base):
             return f"{variable} is {printable(base)!r}, not an absolute path"
     return "there is no home folder; set HOME or XDG_CONFIG_HOME to an absolute path"
 
 
 def old_key_file() -> str:
     """Where older clients keep the API key; "" if there is no home folder."""
-    path = os.path.expanduser(os.path.join("~", ".vast_api_key"))
-    return path if os.path.isabs(path) else ""
+    path = expanduser(os.path.join("~", ".vast_api_key"))
+    return path if isabs(path) else ""
 
 
 def profile_name(given: str | None = None) -> str:
@@ -7067,7 +7068,7 @@ def save_api_key(key: str, profile: str) -> str:
     old = "" if profile else old_key_file()
     write_private(path, key, lasting=True)
     try:
-        if os.path.isfile(old):
+        if isfile(old):
             os.unlink(old)
     except OSError as error:
         warn(f"{old} still holds another key: {error.strerror}")
@@ -7076,7 +7077,7 @@ def save_api_key(key: str, profile: str) -> str:
 
 def is_special(path: str) -> bool:
     """Is it a device or a FIFO, which must be written into rather than replaced?"""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return exists(path) and not isfile(path) and not isdir(path)
 
 
 def write_private(path: str, content: str | bytes, lasting: bool = False) -> None:
@@ -7088,8 +7089,8 @@ def write_private(path: str, content: str | bytes, lasting: bool = False) -> Non
 
     if not path:
         raise UsageError(f"cannot save it: {folder_problem()}")
-    target = os.path.realpath(path) if os.path.islink(path) else os.path.abspath(path)
-    folder = os.path.dirname(target)
+    target = realpath(path) if os.path.islink(path) else abspath(path)
+    folder = dirname(target)
     data = content.encode() if isinstance(content, str) else content
     try:
         if is_special(path):
@@ -7099,7 +7100,7 @@ def write_private(path: str, content: str | bytes, lasting: bool = False) -> Non
                 file.write(data)
             return
         make_private_folder(folder)
-        if folder == os.path.dirname(own_file("config", "x")):
+        if folder == dirname(own_file("config", "x")):
             os.chmod(folder, 0o700)  # it may have been there
         handle, temporary = tempfile.mkstemp(dir=folder)
         try:
@@ -7116,15 +7117,15 @@ def write_private(path: str, content: str | bytes, lasting: bool = False) -> Non
 
 def make_private_folder(folder: str) -> None:
     """Makes a folder, and those above that are missing, of mode 0700 whatever the umask."""
-    if os.path.isdir(folder):
+    if isdir(folder):
         return
-    above = os.path.dirname(folder)
+    above = dirname(folder)
     if above != folder:
         make_private_folder(above)
     try:
         os.mkdir(folder, 0o700)
     except FileExistsError:
-        if not os.path.isdir(folder):
+        if not isdir(folder):
             raise
     else:
         os.chmod(folder, 0o700)
@@ -7706,8 +7707,10 @@ class Bulk:
             self.made += made
             answer["new_contracts"] = made  # the service may name a single one otherwise
             if len(made) < len(ids):
-                reason = f"the service confirmed it but named {len(made)} of {len(ids)} instances"
-                raise outcome_unknown_error(self.call.row, reason)
+                raise outcome_unknown_error(
+                    self.call.row,
+                    f"the service confirmed it but named {len(made)} of {len(ids)} instances",
+                )
         self.answers.append(answer)
         return made
 
@@ -7965,7 +7968,7 @@ def ssh_options(call: Call, id: int) -> list[str]:
     """
     options = ["-o", "StrictHostKeyChecking=accept-new", "-o", f"HostKeyAlias=vastai-{id}"]
     if call["identity"] is not None:
-        options += ["-i", os.path.expanduser(call["identity"])]
+        options += ["-i", expanduser(call["identity"])]
     return options
 
 
@@ -8071,10 +8074,10 @@ def run_copy(call: Call) -> Row:
         return answer
     if src in (None, "local"):
         there = rsync_place(answer, "dst", dst, dst_path)
-        run_rsync(call, answer["dst_port"], [for_rsync(os.path.expanduser(src_path)), there])
+        run_rsync(call, answer["dst_port"], [for_rsync(expanduser(src_path)), there])
     elif dst in (None, "local"):
         there = rsync_place(answer, "src", src, src_path)
-        here = local_target(os.path.expanduser(dst_path), src_path)
+        here = local_target(expanduser(dst_path), src_path)
         run_rsync(call, answer["src_port"], [there, for_rsync(here)])
     return answer
 
@@ -8094,9 +8097,9 @@ def local_target(here: str, source: str) -> str:
     """Where a download goes: a folder, which is made, or a file if it is one or has the name of the
     source's.  Raises VastAIError.
     """
-    names = os.path.basename(here), source.rpartition("/")[2]
-    is_file = os.path.isfile(here) or (names[0] == names[1] and "." in names[1])
-    folder = os.path.dirname(here) if is_file else here
+    names = basename(here), source.rpartition("/")[2]
+    is_file = isfile(here) or (names[0] == names[1] and "." in names[1])
+    folder = dirname(here) if is_file else here
     try:
         os.makedirs(folder or ".", exist_ok=True)
     except OSError as error:
@@ -8121,7 +8124,7 @@ def run_rsync(call: Call, port: Any, places: list[str]) -> None:
     """Copies with rsync over ssh."""
     from shlex import quote
 
-    key = f"-i {quote(os.path.expanduser(call['identity']))} " if call["identity"] else ""
+    key = f"-i {quote(expanduser(call['identity']))} " if call["identity"] else ""
     shell = f"ssh {key}-p {as_whole(port)} -o StrictHostKeyChecking=no"
     excluded = [f"--exclude={pattern}" for pattern in call["exclude"] or ()]
     words = ["rsync", "-arz", "-v", "--progress", "--rsh=ssh", "-e", shell, *excluded, *places]
@@ -8276,7 +8279,7 @@ def run_set_api_key(call: Call) -> None:
 def run_ssh_key(call: Call) -> Any:
     """Sends a public key; on the command line it may stand in a file."""
     word = text = call["ssh_key"] or ""
-    if call.cli and os.path.exists(os.path.expanduser(word)):
+    if call.cli and exists(expanduser(word)):
         text = _read_file(word)
     if "PRIVATE KEY" in text:
         raise UsageError(
@@ -8302,11 +8305,11 @@ def run_create_ssh_key(call: Call) -> Any:
         )
     if call.client.curl:
         return call.send(ssh_key="PUBLIC_KEY")
-    folder = os.path.join(os.path.expanduser("~"), ".ssh")
-    if not os.path.isabs(folder):
+    folder = os.path.join(expanduser("~"), ".ssh")
+    if not isabs(folder):
         raise UsageError("there is no home folder for a key; set HOME, or name a public key")
     public = [os.path.join(folder, f"{name}.pub") for name in KEY_NAMES]
-    path = next(filter(os.path.isfile, public), None)
+    path = next(filter(isfile, public), None)
     if path:
         confirm(call, f"Add the existing key {path}?")
     else:
@@ -8327,7 +8330,7 @@ def make_ssh_key(path: str) -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         user = "user"
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    os.makedirs(dirname(path), mode=0o700, exist_ok=True)
     words = ["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{user}-vast.ai"]
     run_program(words, HOW_TO_GET_SSH, aside=True)
     os.chmod(path, 0o600)
@@ -8669,7 +8672,7 @@ def write_invoice(
     document = invoice_pdf(
         rows, user, title=title, number=str(invoice_number()), period=period, totals=totals
     )
-    write_private(os.path.expanduser(path), document)
+    write_private(expanduser(path), document)
 
 
 def earning_rows(call: Call, answer: Row) -> list[Row]:
@@ -8745,7 +8748,7 @@ def uninstall_question(call: Call) -> str:
     if how == "file":
         raise VastAIError(
             f"pip did not install this copy; to remove it, delete {place}; to remove your keys, "
-            f"delete {os.path.dirname(own_file('config', 'x'))}"
+            f"delete {dirname(own_file('config', 'x'))}"
         )
     return f"Uninstall {place} with pip?"
 
@@ -8758,13 +8761,10 @@ def installation() -> Pair:
     """How this copy came here ("pip" or "file"), and where it is."""
     from importlib.metadata import PackageNotFoundError, distribution
 
-    place = os.path.realpath(__file__)
+    place = realpath(__file__)
     try:
         package = distribution("vastai")
-        if any(
-            os.path.realpath(str(package.locate_file(file))) == place
-            for file in package.files or ()
-        ):
+        if any(realpath(str(package.locate_file(file))) == place for file in package.files or ()):
             return "pip", place
     except PackageNotFoundError:
         pass
@@ -9406,8 +9406,9 @@ class Launch:
         try:
             there = {whole_of(row, "id") for row in self.call.do("show_instances", label=[label])}
         except VastAIError as error:
-            what = f"nothing was rented; the instances labeled {label!r} cannot be listed"
-            raise relabel_error(error, what) from error
+            raise relabel_error(
+                error, f"nothing was rented; the instances labeled {label!r} cannot be listed"
+            ) from error
         self.rented.ours = lambda row: new(row) and whole_of(row, "id") not in there
 
     def search(self) -> list[Row]:
@@ -9569,8 +9570,11 @@ class Launch:
         self.show_logs()
         self.rented.give_back()
         if self.rented.id is not None:
-            words = f"{self.rented.still_costs()}; before that: {reason}"
-            raise PartialError(words, results=[], found=self.rented.id)
+            raise PartialError(
+                f"{self.rented.still_costs()}; before that: {reason}",
+                results=[],
+                found=self.rented.id,
+            )
         if stop:
             hint = "" if stop.details.get("fault") else stop.hint
             stop.hint = f"{hint} It was destroyed; another machine would fail the same way.".strip()
@@ -9783,10 +9787,10 @@ class RemoteJob(Launch):
                 hint = HOW_TO_GET_SSH if program == "ssh" else ""
                 raise UsageError(f"{program} is not installed here", hint=hint)
         for local, _ in self.uploads:
-            if not os.path.exists(local):
+            if not exists(local):
                 raise UsageError(f"--upload: no file or folder {printable(local)}")
         key = self.call["identity"]
-        if key is not None and not os.path.isfile(os.path.expanduser(key)):
+        if key is not None and not isfile(expanduser(key)):
             raise UsageError(f"--identity: no file {printable(key)}")
         if not self.call.client.curl and not self.call.do("show_ssh_keys"):
             raise UsageError("your account has no SSH key; `vastai create ssh-key` adds one")
@@ -9882,8 +9886,9 @@ class RemoteJob(Launch):
             if result is None or result is MOVED:
                 self.check()
                 if self.last == b"\n":
-                    words = f"instance {self.id}: connection lost, trying again"
-                    self.call.progress(words, in_pipe=True)
+                    self.call.progress(
+                        f"instance {self.id}: connection lost, trying again", in_pipe=True
+                    )
             return result
 
         result = poll_until(look, self.deadline - time.monotonic(), 1.0, 30.0)
@@ -9934,9 +9939,9 @@ class RemoteJob(Launch):
         import subprocess
 
         self.call.progress(f"instance {self.id}: uploading {local}", in_pipe=True)
-        place = os.path.abspath(local)
+        place = abspath(local)
         folder, name = os.path.split(place)
-        if os.path.isdir(place):
+        if isdir(place):
             words = ["tar", "-C", place, "-cf", "-", "."]
             script = UPLOAD_FOLDER
         else:
@@ -10047,14 +10052,14 @@ class RemoteJob(Launch):
 
         self.call.progress(f"instance {self.id}: downloading {remote}", in_pipe=True)
         source = remote_path(remote)
-        place = os.path.expanduser(local or source.rstrip("/").rpartition("/")[2] or ".")
+        place = expanduser(local or source.rstrip("/").rpartition("/")[2] or ".")
         kind = self.command(self.fill(KIND_OF, T=source), min(left, 60.0))
         if kind is None:
             return None
         if not kind.strip():
             raise VastAIError("it is not there")
         folder = kind.strip() == b"folder"
-        os.makedirs(place if folder else os.path.dirname(place) or ".", exist_ok=True)
+        os.makedirs(place if folder else dirname(place) or ".", exist_ok=True)
         if folder:
             with subprocess.Popen(["tar", "-C", place, "-xof", "-"], stdin=subprocess.PIPE) as tar:
                 done = self.command(
@@ -10106,12 +10111,12 @@ def split_pair(flag: str, text: str, here: bool = False) -> Pair:
     """FROM[:TO]; `here` means that FROM is a path of this computer, which may hold a colon."""
     drive = text[:2] if here and text[1:2] == ":" and os.name == "nt" else ""
     source, _, target = text[len(drive) :].partition(":")
-    if here and os.path.exists(text):
+    if here and exists(text):
         source = text[len(drive) :]
         target = ""
     if not source:
         raise UsageError(f"{flag}: expected FROM or FROM:TO, not {printable(text)!r}")
-    return os.path.expanduser(drive + source) if here else source, target
+    return expanduser(drive + source) if here else source, target
 
 
 def remote_path(path: str) -> str:
@@ -10997,8 +11002,9 @@ class SelfTest:
         finally:
             rented.give_back()
             if rented.id is not None:
-                reason = f"{rented.still_costs()}. {self.result['reason']}"
-                self.fail("cleanup_failed", "cleanup", reason)
+                self.fail(
+                    "cleanup_failed", "cleanup", f"{rented.still_costs()}. {self.result['reason']}"
+                )
 
     @property
     def found(self) -> Any:
@@ -11137,7 +11143,7 @@ def write_bundle(
     }
     packed = pack_diagnostics(members, call.client.secrets)
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
-    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
+    path = os.path.join(expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
     write_private(path, packed)
     call.progress("")
     return {
@@ -11164,7 +11170,7 @@ def collect_diagnostics(call: Call, instance: Any, local: bool) -> tuple[Row, li
         sources["instance/daemon.log"] = {**logs, "daemon_logs": True}
     if local:
         for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*"):
-            sources[f"host/kaalia/{os.path.basename(path)}"] = f"tail -c {LOG_END} {path}"
+            sources[f"host/kaalia/{basename(path)}"] = f"tail -c {LOG_END} {path}"
         sources.update((f"host/{name}", line) for name, line in LOCAL_ARTIFACTS.items())
     members: Row = {}
     errors = []
@@ -11400,8 +11406,7 @@ class Bench:
         done = [part for part in self.parts if part.row["status"] == "ok"]
         for part in done:
             part.give_back()
-        measured = f"measured {len(done)} of {len(self.parts)} …"
-        self.call.progress(measured, in_pipe=True)
+        self.call.progress(f"measured {len(done)} of {len(self.parts)} …", in_pipe=True)
         return True if len(done) == len(self.parts) else None
 
     def give_back(self) -> None:
@@ -12079,8 +12084,9 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
 def stream_error(problem: BaseException) -> VastAIError:
     """The error of a stream that ends before its end."""
     kind = TimeoutError if _timed_out(problem) else ConnectionError
-    text = f"the worker's stream ended early ({_reason(problem)})"
-    return serverless_error(text, kind, OutcomeUnknownError)
+    return serverless_error(
+        f"the worker's stream ended early ({_reason(problem)})", kind, OutcomeUnknownError
+    )
 
 
 # The root certificate of the workers, fetched when the first https worker comes.
@@ -12112,8 +12118,9 @@ def find_root(worker: Ask, age: float) -> Steps:
     except VastAIError:  # a proxy that cannot be used, a client that was closed
         raise
     except (NoAnswer, OSError, ValueError) as error:
-        reason = f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}"
-        raise Unsent(reason, url) from error
+        raise Unsent(
+            f"cannot use Vast.ai's root certificate from {url}: {_reason(error)}", url
+        ) from error
     finally:
         _fetching.discard(url)
     _roots[url] = text, time.time()
@@ -12350,7 +12357,7 @@ def free_name(route: str, subtype: str) -> str:
     stem = plain_name(route.strip("/")[:80]) or "response"
     ending = plain_name(subtype)
     number = 1
-    while os.path.exists(f"{stem}-{number}.{ending}"):
+    while exists(f"{stem}-{number}.{ending}"):
         number += 1
     return f"{stem}-{number}.{ending}"
 
@@ -12360,7 +12367,7 @@ def save_response(call: Call, response: Any, path: str) -> None:
     size = 0
     parts = response_parts(call, response)
     try:
-        with open(os.path.expanduser(path), "wb") as file:
+        with open(expanduser(path), "wb") as file:
             for part in parts:
                 data = part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
                 size += file.write(data)
@@ -12738,8 +12745,7 @@ def read_endpoint(row: Row) -> EndpointData:
     """
     for name in ("id", "endpoint_name", "api_key", "user_id", "created_at"):
         if name not in row:
-            text = f"the service describes an endpoint without {name!r}"
-            raise serverless_error(text, KeyError)
+            raise serverless_error(f"the service describes an endpoint without {name!r}", KeyError)
     known = EndpointConfig.__annotations__
     config = EndpointConfig(**{name: row[name] for name in known if name in row})
     own = {name: row[name] for name in EndpointData.__annotations__ if name in row}
@@ -12902,8 +12908,7 @@ class Endpoint(Generic[R]):
         made = as_dict(result["response"])
         if not result["ok"] or made.get("session_id") is None:
             status = "no session_id" if result["ok"] else f"HTTP {result['status']}"
-            text = f"cannot create a session: {status} - {result['text'][:512]}"
-            raise serverless_error(text)
+            raise serverless_error(f"cannot create a session: {status} - {result['text'][:512]}")
         return Session(
             self,
             made["session_id"],
@@ -12925,8 +12930,9 @@ class Endpoint(Generic[R]):
         session.auth_data = as_dict(answer.get("auth_data"))
         session.url = text_of(session.auth_data, "url")
         if not session.url:
-            text = f"session {session_id}: the answer has no 'auth_data' with a 'url'"
-            raise serverless_error(text)
+            raise serverless_error(
+                f"session {session_id}: the answer has no 'auth_data' with a 'url'"
+            )
         return session
 
     async def get_workers(self) -> list[ServerlessWorker]:
@@ -13035,8 +13041,9 @@ class Session:
 
     def check_open(self) -> None:
         if not self.open:
-            text = f"session {self.session_id} is closed; create another"
-            raise serverless_error(text, ValueError, NotFoundError)
+            raise serverless_error(
+                f"session {self.session_id} is closed; create another", ValueError, NotFoundError
+            )
 
 
 class ManagedEndpoint(Generic[R]):
@@ -13255,8 +13262,9 @@ class ServerlessClient(Generic[R]):
         """The id of what was created.  Without one the outcome is unknown."""
         number = as_whole(value)
         if number is None:
-            text = "the answer has no id, so the outcome is unknown"
-            raise serverless_error(text, KeyError, OutcomeUnknownError)
+            raise serverless_error(
+                "the answer has no id, so the outcome is unknown", KeyError, OutcomeUnknownError
+            )
         return number
 
     def queue_endpoint_request(
@@ -15307,9 +15315,9 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
     text = "\n".join([title, *map(format_value, codes)]) + "\n"
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}"
     name = f"vastai_backup_codes_{stamp}.txt"
-    usual = os.path.expanduser(os.path.join("~", "Downloads", name))
-    if not os.path.isabs(usual):
-        usual = os.path.abspath(name)
+    usual = expanduser(os.path.join("~", "Downloads", name))
+    if not isabs(usual):
+        usual = abspath(name)
     question = f"{len(codes)} new backup codes. 1: save them to {usual}, "
     question += "2: to another file, 3: show them here."
     while call.cli:
@@ -15317,8 +15325,8 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
         path = usual
         question = "Where should the backup codes go?"
         if choice == "2":
-            path = os.path.abspath(os.path.expanduser(ask_line("File:") or usual))
-            path = os.path.join(path, name) if os.path.isdir(path) else path
+            path = abspath(expanduser(ask_line("File:") or usual))
+            path = os.path.join(path, name) if isdir(path) else path
         elif choice == "3":
             if agreed("Anyone who sees this screen can read them. Show them?"):
                 break
@@ -15326,7 +15334,7 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
         elif choice not in ("1", None):
             continue
         try:
-            if os.path.exists(path):
+            if exists(path):
                 raise UsageError(f"{path} exists already")
             write_private(path, text)
             return f"{len(codes)} backup codes saved to {path}\n"
@@ -16170,7 +16178,7 @@ def map_label(word: str, kind: Kind, ids: dict[str, int]) -> str:
     if kind is PLACE:
         head, colon, path = word.partition(":")
         local = not colon or "/" in head or head in PLACES or on_drive(word)
-        if local or os.path.exists(os.path.expanduser(word)):
+        if local or exists(expanduser(word)):
             return word  # no instance, but a local path, a volume or a connection
     return f"{ids.setdefault(head, 0)}{colon}{path}" if is_label(head, kind) else word
 
@@ -16735,7 +16743,7 @@ def instance_ids(given: Row) -> Pairs:
 
             whose = sha256(f"{client.server_url} {client.api_key}".encode()).hexdigest()[:24]
             path = own_file("cache", f"instances-{whose}")
-            cached = os.path.exists(path) and 0 <= time.time() - os.stat(path).st_mtime < 60
+            cached = exists(path) and 0 <= time.time() - os.stat(path).st_mtime < 60
             if cached:
                 lines = _read_file(path).splitlines()
             else:
@@ -16982,8 +16990,8 @@ def line_editor(start: Row) -> Callable[[str, list[str]], None] | None:
 
                 head = found[0][0]
                 found.clear()
-                for name in sorted(glob(escape(os.path.expanduser(text[len(head) :])) + "*")):
-                    end = "/" if os.path.isdir(name) else ""
+                for name in sorted(glob(escape(expanduser(text[len(head) :])) + "*")):
+                    end = "/" if isdir(name) else ""
                     found.append((f"{head}{shlex.quote(name)}{end}", ""))
         word = found[state][0] if state < len(found) else None
         return word if word is None or word.endswith("/") else word + " "
