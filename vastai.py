@@ -747,7 +747,7 @@ def format_json(value: Any) -> str:
     """json.dumps(value, indent=1, sort_keys=True), but faster for many rows."""
     if not isinstance(value, list) or not value:
         return indented([value], "\n")[0]
-    texts: list[str] = []
+    texts = []
     for start in range(0, len(value), 100):  # more would take memory and no less time
         texts += indented(value[start : start + 100], "\n ")
     return "[\n " + ",\n ".join(texts) + "\n]"
@@ -1704,7 +1704,7 @@ def query_value(condition: Condition) -> Any:
             f"{name}: > and < need a number, not {condition.text!r}; use =, !=, in or notin"
         )
     region = condition.type == "region"  # stands for a list of countries
-    values: list[Any] = []
+    values = []
     for text, quoted in items:
         if text in ("null", "None") and not quoted and not ordered:
             values.append(text if takes_list else None)  # items of a list stay text
@@ -7197,7 +7197,7 @@ def at_once(call: Call, work: Callable[[Any], Any], items: Iterable[Any]) -> lis
         except (VastAIError, NothingSent) as error:
             return error
 
-    done: list[Any] = []
+    done = []
     while tasks and (changes or in_order or len(tasks) == 1):
         done.append(outcome(tasks.pop(0)))
         first = done[0]
@@ -9420,7 +9420,7 @@ class Launch:
         if call["max_hours"] is not None:
             narrow(conditions, "duration", call["max_hours"] * 3600)
         if self.excluded:
-            machines: Row = conditions.setdefault("machine_id", {})
+            machines = conditions.setdefault("machine_id", {})
             machines["notin"] = listed(machines.get("notin", [])) + self.excluded
         offers = call.do(
             "search_offers",
@@ -10181,7 +10181,7 @@ def run_cost(call: Call) -> Row:
             return charges_between(call, now - 86400, now)
         return call.do(f"show_{part}")
 
-    found: Row = dict(zip(parts, at_once(call, read, parts)))
+    found = dict(zip(parts, at_once(call, read, parts)))
     if all(isinstance(part, Exception) for part in found.values()):
         raise found["instances"]
     endpoints = as_rows(found["endpoints"])
@@ -14651,7 +14651,7 @@ class TableColumn:
         cells = format_cells(column, rows)
         self.texts = [column[0], *cells]
         self.form = column[2]
-        self.rank: int = column[3]
+        self.rank = column[3]
         plain = self.form[:1] in (".", "{") or "".join(cells).isdigit()
         self.number = plain or all(map(_is_number, cells))
         self.measure()
