@@ -10181,7 +10181,7 @@ def run_cost(call: Call) -> Row:
             return charges_between(call, now - 86400, now)
         return call.do(f"show_{part}")
 
-    found = dict(zip(parts, at_once(call, read, parts)))
+    found: Row = dict(zip(parts, at_once(call, read, parts)))
     if all(isinstance(part, Exception) for part in found.values()):
         raise found["instances"]
     endpoints = as_rows(found["endpoints"])
