@@ -13054,6 +13054,9 @@ class ReplTest(ShellCase):
     def test_statuses_and_ends(self):
         self.assertEqual(0, self.run_process("repl", text="show user\nexit\nnonsense\n").returncode)
         self.assertEqual(0, self.run_process("repl", text="\ufeffshow user\r\n\r\nshow user\r\n").returncode)
+        wide = subprocess.run([os.path.join(self.home, "vastai"), "repl"], env=self.env, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, input="show user\nshow user\n".encode("utf-16"), timeout=60)
+        self.assertEqual((wide.returncode, wide.stdout), (2, b""), "half a script is worse than none")
         self.assertEqual(0, self.run_process("repl", text=f"# a line is not cut {'x' * 200_000}\n").returncode)
         self.assertEqual(0, self.run_process("repl", text="").returncode)
         self.assertEqual(4, self.run_process("repl", text="show instance 999\nquit\n").returncode)

@@ -2376,7 +2376,8 @@ def read_line(most: int = LONGEST_TEXT) -> str | None:
     try:
         line = sys.stdin.readline(most) if sys.stdin else ""
         data = line.encode(getattr(sys.stdin, "encoding", None) or "utf-8", "surrogateescape")
-        if data.startswith(BYTE_ORDER_MARKS):
+        # of a script in UTF-16 no line is run: only its first one has the mark
+        if data.startswith(BYTE_ORDER_MARKS if most > 0 else BYTE_ORDER_MARKS[-1]):
             line = decode_file(data + b"\0" * (len(data) % 2)).strip("\0")  # of half a line feed
     except (OSError, ValueError):
         return None
