@@ -274,10 +274,10 @@ def make_error(
         kinds.insert(1, sys.modules["asyncio"].TimeoutError)  # another class before 3.11
     if not any(kinds):
         return family(msg, **details)
-    more = dict.fromkeys(other for other in kinds if other and not issubclass(family, other))
+    bases = dict.fromkeys(other for other in kinds if other and not issubclass(family, other))
     members = {"__module__": "vastai.serverless" if kind else "vastai.requests", "request": None}
-    both: Any = type((kind or family).__name__, (family, *more), members)
-    error: VastAIError = both(msg, **details, kind=kind, timed_out=timed_out)
+    combined: Any = type((kind or family).__name__, (family, *bases), members)
+    error: VastAIError = combined(msg, **details, kind=kind, timed_out=timed_out)
     return error
 
 
@@ -4743,7 +4743,8 @@ class Call:
     def progress(self, text: str, changing: str = "", in_pipe: bool = False) -> None:
         """Shows progress to a person who waits; see show_progress().  "" clears it."""
         if self.cli and not self.client.quiet:
-            text, changing = (redact_sentence(said, self.secrets) for said in (text, changing))
+            text = redact_sentence(text, self.secrets)
+            changing = redact_sentence(changing, self.secrets)
             show_progress(text, changing, in_pipe and self.view.format != "json")
 
     def confirm(self, **words: Any) -> None:
@@ -6545,15 +6546,15 @@ def chunk_size(line: bytes) -> int:
     raise ConnectionError("the answer has a chunk without a valid size")
 
 
+@record
 class HttpConnection:
     """One connection to a place, with or without TLS.  All its waits count against `deadline`, so
     that a trickle of bytes cannot outlast the timeout.  Its methods raise OSError.
     """
 
-    def __init__(self, place: Place, sock: Any, deadline: float) -> None:
-        self.place = place
-        self.sock = sock
-        self.deadline = deadline
+    place: Place
+    sock: Any
+    deadline: float
 
     def send(self, data: bytes) -> bool:
         """Did all of it leave?  If not, there may still be an answer, such as "too large"."""
@@ -7748,6 +7749,7 @@ class Bulk:
 
     @property
     def in_doubt(self) -> bool:
+        """Is it unknown of some ids what became of them?"""
         return any(entry["success"] is None for entry in self.results)
 
     def made_words(self) -> str:
@@ -7810,9 +7812,11 @@ def without_folder(call: Call, text: str) -> str:
 def show_logs(call: Call, text: Any) -> None:
     """Prints the log, and with --follow goes on until the instance is gone or has stopped."""
     if not isinstance(text, str):
-        return present_table(call, text)
+        present_table(call, text)
+        return
     if not call["follow"]:
-        return write_text(call, text)
+        write_text(call, text)
+        return
     last: list[str] = []
     ended = False
 
@@ -7833,7 +7837,6 @@ def show_logs(call: Call, text: Any) -> None:
         return MOVED if fresh else None
 
     poll_until(look, FOREVER, 2.0, 15.0)
-    return None
 
 
 def new_lines(last: list[str], lines: list[str]) -> list[str]:
@@ -9475,7 +9478,8 @@ class Launch:
         price, disk = self.price_of(offer)
         bid = self.bid_for(offer)
         kind = "on demand" if bid is None else f"interruptible, bid {format_rate(bid)}"
-        up, down = (number_of(offer, name) for name in ("inet_up_cost", "inet_down_cost"))
+        up = number_of(offer, "inet_up_cost")
+        down = number_of(offer, "inet_down_cost")
         trust = as_number(offer.get("reliability2", offer.get("reliability")))
         end = number_of(offer, "end_date")
         part = f"{format_rate(disk)} for " if disk else ""
@@ -10337,8 +10341,9 @@ def later_cost(row: Row) -> float | None:
 def cost_words(cost: Row) -> str:
     """The sum of `cost` and how long the credit lasts, as one sentence."""
     at_least = "at least " if cost["unknown"] else ""
-    hour, day, month, credit = (cost[name] for name in ("hour", "day", "month", "credit"))
-    words = f"{at_least}{format_rate(hour)}, ${day:.2f}/day, ${month:.2f}/month"
+    hour = cost["hour"]
+    credit = cost["credit"]
+    words = f"{at_least}{format_rate(hour)}, ${cost['day']:.2f}/day, ${cost['month']:.2f}/month"
     if hour <= 0:
         words = f"{at_least}$0.00/hr" if at_least else "nothing is billed now"
     if credit is not None:
@@ -12287,14 +12292,14 @@ def show_response(call: Call, response: Any) -> None:
     if isinstance(response, Media) and not path and is_terminal(sys.stdout):
         path = free_name(call["route"], response.subtype)
     if path:
-        return save_response(call, response, path)
+        save_response(call, response, path)
+        return
     for part in response_parts(call, response):
         if not isinstance(part, bytes):
             write_out(part, plain=True)
         elif hasattr(sys.stdout, "buffer"):  # what a program put in its place may have none
             sys.stdout.buffer.write(part)
         flush(sys.stdout)
-    return None
 
 
 def response_parts(call: Call, response: Any) -> Iterator[Any]:
@@ -12382,14 +12387,14 @@ def save_response(call: Call, response: Any, path: str) -> None:
 # The driver over asyncio.
 
 
+@record
 class TimeLimit:
     """`with TimeLimit(moment):` ends what is awaited inside with TimeoutError at that moment of
     time.monotonic().
     """
 
-    def __init__(self, moment: float) -> None:
-        self.moment = moment
-        self.late = False
+    moment: float
+    late = False
 
     def __enter__(self) -> None:
         import asyncio
@@ -15174,16 +15179,17 @@ def network_disk_tables(call: Call, answer: Row) -> Tables:
     """A table of disks and one of mounts for each cluster; in a pipe a row for each disk."""
     for cluster in as_rows(answer.get("data")):
         disks = as_rows(cluster.get("network_disks"))
-        number = cluster.get("cluster_id")
+        cluster_id = cluster.get("cluster_id")
         mounts = as_dict(cluster.get("mounts"))
         ids = as_list(cluster.get("machine_ids"))
         places = [{"id": id, "mount": mounts.get(str(id)) or "N/A"} for id in ids]
         if is_terminal(sys.stdout):
-            yield f"Cluster {format_value(number)}", disks, NETWORK_DISK_COLUMNS
+            yield f"Cluster {format_value(cluster_id)}", disks, NETWORK_DISK_COLUMNS
             yield "", places, MOUNT_COLUMNS
         else:
-            more = {"cluster_id": number, "at": [f"{at['id']}:{at['mount']}" for at in places]}
-            yield "", [{**disk, **more} for disk in disks or [{}]], PIPED_DISK_COLUMNS
+            at = [f"{place['id']}:{place['mount']}" for place in places]
+            shared = {"cluster_id": cluster_id, "at": at}
+            yield "", [{**disk, **shared} for disk in disks or [{}]], PIPED_DISK_COLUMNS
 
 
 def backup_file_tables(call: Call, answer: Row) -> Tables:
@@ -15202,9 +15208,8 @@ def backup_file_tables(call: Call, answer: Row) -> Tables:
 
 def backup_footer(call: Call, answer: Row) -> Iterator[str]:
     """How long the addresses are good for, and whether there are more files."""
-    token, seconds = (
-        format_value(answer.get(name)) for name in ("authorization_token", "expires_in_sec")
-    )
+    token = format_value(answer.get("authorization_token"))
+    seconds = format_value(answer.get("expires_in_sec"))
     yield f"Token: {token}; it is part of the URLs and valid for {seconds} seconds."
     if answer.get("truncated"):
         yield (
