@@ -87,7 +87,10 @@ else:
         def __eq__(self, other):
             return vars(self) == vars(other) if type(other) is cls else NotImplemented
 
-        cls.__init__, cls.__repr__, cls.__eq__, cls.__hash__ = __init__, __repr__, __eq__, None
+        cls.__init__ = __init__
+        cls.__repr__ = __repr__
+        cls.__eq__ = __eq__
+        cls.__hash__ = None
         cls.__dataclass_fields__ = DataclassFields()
         return cls
 
@@ -414,7 +417,7 @@ def no_key_error(profile: str) -> AuthError:
     if not own_file("config", ""):
         places.append(f"the configuration folder ({folder_problem()})")
     hint = "Create one at https://cloud.vast.ai/manage-keys/ and save it with `vastai set api-key`."
-    if os.environ.get("VASTAI_API_KEY", "").strip():
+    if os.getenv("VASTAI_API_KEY", "").strip():
         hint = "VASTAI_API_KEY is set, but the variable is called VAST_API_KEY: rename it."
     return AuthError(
         f"No API key found. Looked at {', '.join(places[:-1])} and {places[-1]}", hint=hint
@@ -762,7 +765,8 @@ def indented(values: Sequence[Any], pad: str) -> list[str]:
     """
     import json
 
-    inner, mark = pad + " ", int.from_bytes(os.urandom(16), "big")  # too long to be met by chance
+    inner = pad + " "
+    mark = int.from_bytes(os.urandom(16), "big")  # too long to be met by chance
     ends: dict[type, Pair] = {dict: ("{", "}"), list: ("[", "]")}
     made: dict[type, Iterator[str]] = {}
     for kind, (left, right) in ends.items():
@@ -1915,17 +1919,15 @@ ENV_EXAMPLES = parse_table("""\
 -v: /data:/data
 -n: NAME
 -h: NAME""")
-DOCKER_VALUES = (
-    "--shm-size --ipc --gpus --ulimit --cpus --memory -m --memory-swap --name --user -u --workdir "
-    "-w --entrypoint --restart --cap-add --cap-drop --device --security-opt --label -l --log-driver "
-    "--log-opt --mount --tmpfs --pid --uts --add-host --dns --runtime --cpuset-cpus --pull "
-    "--platform --link --expose --group-add --sysctl --stop-signal --stop-timeout --network-alias "
-    "--mac-address --ip --cidfile --userns --storage-opt --volumes-from --cgroupns --domainname"
-)
-DOCKER_FLAGS = (
-    "--rm --init --privileged --detach -d --interactive -i --tty -t -it -ti -dit -itd -id -td "
-    "--read-only --no-healthcheck --publish-all -P --oom-kill-disable --quiet -q"
-)
+DOCKER_VALUES = """\
+--shm-size --ipc --gpus --ulimit --cpus --memory -m --memory-swap --name --user -u --workdir
+-w --entrypoint --restart --cap-add --cap-drop --device --security-opt --label -l --log-driver
+--log-opt --mount --tmpfs --pid --uts --add-host --dns --runtime --cpuset-cpus --pull
+--platform --link --expose --group-add --sysctl --stop-signal --stop-timeout --network-alias
+--mac-address --ip --cidfile --userns --storage-opt --volumes-from --cgroupns --domainname"""
+DOCKER_FLAGS = """\
+--rm --init --privileged --detach -d --interactive -i --tty -t -it -ti -dit -itd -id -td
+--read-only --no-healthcheck --publish-all -P --oom-kill-disable --quiet -q"""
 
 
 def parse_env(
@@ -2178,17 +2180,17 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def erasable(stream: TextIO | None) -> bool:
     """Is it a terminal that can take a line away again?"""
-    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+    return is_terminal(stream) and os.getenv("TERM") != "dumb"
 
 
 def colored() -> bool:
     """Should stdout have color?"""
-    return erasable(sys.stdout) and not os.environ.get("NO_COLOR")
+    return erasable(sys.stdout) and not os.getenv("NO_COLOR")
 
 
 def terminal_width() -> int:
     """Columns of the terminal, at least 20: COLUMNS if set, 80 if unknown."""
-    given = os.environ.get("COLUMNS", "")
+    given = os.getenv("COLUMNS", "")
     width = int(given) if is_digits(given) and len(given) < 6 else 0
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -2386,7 +2388,7 @@ def read_line(most: int = LONGEST_TEXT) -> str | None:
 
 def page_out(text: str, full: bool) -> None:
     """Text to stdout; through $PAGER if it has more lines than a terminal shows."""
-    pager = "" if full else os.environ.get("PAGER", "").strip()
+    pager = "" if full else os.getenv("PAGER", "").strip()
     paged = pager and is_terminal(sys.stdout)
     if not paged or text.count("\n") < terminal_height():
         write_out(text)
@@ -5462,11 +5464,11 @@ def build_template_change(call: Call, body: Row) -> None:
             body.update({name: made[name] for name in members.split() if name not in body})
 
 
-TEMPLATE_MEMBERS = (  # what an update sends of a template as it was
-    "name image tag href repo env onstart jup_direct ssh_direct use_jupyter_lab runtype use_ssh "
-    "jupyter_dir docker_login_repo docker_login_user extra_filters recommended_disk_space readme "
-    "readme_visible desc private args_str volume_info"
-)
+# what an update sends of a template as it was
+TEMPLATE_MEMBERS = """\
+name image tag href repo env onstart jup_direct ssh_direct use_jupyter_lab runtype use_ssh
+jupyter_dir docker_login_repo docker_login_user extra_filters recommended_disk_space readme
+readme_visible desc private args_str volume_info"""
 
 
 def build_delete_template(call: Call, body: Row) -> None:
@@ -5491,7 +5493,8 @@ def build_volume_search(call: Call, body: Row) -> None:
 
 def build_copy(call: Call, body: Row) -> str | None:
     """Both sides of a copy; one without an id goes to another address of the service."""
-    (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
+    src, src_path = place_of(call, "src")
+    dst, dst_path = place_of(call, "dst")
     if {src, dst} <= {None, "local"}:
         raise UsageError("both places are on this computer; write one of them as INSTANCE:PATH")
     if call["exclude"] and not {src, dst} & {None, "local"}:
@@ -6162,7 +6165,8 @@ def pause_asked(answer: Answer) -> float | None:
         seconds = _number(text)
         return seconds if seconds >= 0 else None
     except ValueError:
-        moment, now = http_date(text), http_date(answer.headers.get("Date"))  # of one clock
+        moment = http_date(text)
+        now = http_date(answer.headers.get("Date"))  # by the same clock
         return None if moment is None else max(0.0, moment - (now or time.time()))
 
 
@@ -6812,8 +6816,8 @@ def tls_context(root: str) -> ssl.SSLContext:
     with loading:
         import ssl
 
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or None
-    key = (root, bundle, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+    bundle = os.getenv("REQUESTS_CA_BUNDLE") or None
+    key = (root, bundle, os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
     if key not in _contexts:
         place = {"capath" if isdir(bundle) else "cafile": bundle} if bundle else {}
         try:
@@ -6877,9 +6881,9 @@ def find_proxy(scheme: str, host: str, port: int) -> Proxy | None:
         for name in (f"{way}_proxy", f"{way}_proxy".upper()):
             if name == "HTTP_PROXY" and "REQUEST_METHOD" in os.environ:
                 continue  # in a CGI script the client's Proxy header sets it
-            url = os.environ.get(name, "").strip()
+            url = os.getenv(name, "").strip()
             if url:
-                exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+                exempt = os.getenv("no_proxy") or os.getenv("NO_PROXY") or ""
                 return None if is_exempt(exempt, host, port) else Proxy(name, url)
     return None
 
@@ -6957,14 +6961,14 @@ def own_file(kind: str, name: str) -> str:
     or unknown.
     """
     usual = os.path.join(expanduser("~"), f".{kind}")
-    base = os.environ.get(f"XDG_{kind.upper()}_HOME") or usual
+    base = os.getenv(f"XDG_{kind.upper()}_HOME") or usual
     return os.path.join(base, "vastai", name) if isabs(base) else ""
 
 
 def folder_problem() -> str:
     """Why this client has no folder to keep files in."""
     for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
-        base = os.environ.get(variable, "")
+        base = os.getenv(variable, "")
         if base and not isabs(base):
             return f"{variable} is {printable(base)!r}, not an absolute path"
     return "there is no home folder; set HOME or XDG_CONFIG_HOME to an absolute path"
@@ -6978,7 +6982,7 @@ def old_key_file() -> str:
 
 def profile_name(given: str | None = None) -> str:
     """The profile that is chosen, by --profile or VAST_PROFILE; "" for none.  Raises UsageError."""
-    name = (given or os.environ.get("VAST_PROFILE", "")).strip()
+    name = (given or os.getenv("VAST_PROFILE", "")).strip()
     if name and not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
         where = "--profile" if given else "VAST_PROFILE"
         raise UsageError(f"{where}: expected letters, digits, - and _, not {short_repr(name)}")
@@ -7004,7 +7008,7 @@ def find_key(given: str | None, profile: str, session: bool = False) -> tuple[st
     """
     if given is not None and str(given).strip():
         return given, "CODE", "--api-key or api_key="
-    key = os.environ.get("VAST_API_KEY", "")
+    key = os.getenv("VAST_API_KEY", "")
     if key.strip():
         return key, "ENV", "the environment variable VAST_API_KEY"
     for path in key_files(session, profile):
@@ -7381,7 +7385,9 @@ def rental(call: Call, label: str | None, made_up: bool = True, behind: float = 
 
 def rent(call: Call, rented: Rented, **params: Any) -> Row:
     """Sends the rental and sets the id of `rented`.  The errors say what may be left behind."""
-    rented.id, rented.seen, rented.runs = "?", False, True
+    rented.id = "?"
+    rented.seen = False
+    rented.runs = True
     rented.began, rented.began_at = time.monotonic(), time.time()
     try:
         answer: Row = call.send(label=rented.name or call["label"], **params)
@@ -7416,9 +7422,11 @@ def refused_but_made(
     for id in ids:
         rented = first or Rented(call, "instance", "")
         first = None
-        rented.id, rented.began = id, time.monotonic()
+        rented.id = id
+        rented.began = time.monotonic()
         if not is_lost(error):  # what a refusal has made does not run
-            rented.runs, rented.price = False, rented.disk_price or None
+            rented.runs = False
+            rented.price = rented.disk_price or None
         if call["cancel_unavail"]:
             rented.give_back()
         told = rented.still_costs()
@@ -7505,14 +7513,12 @@ def is_one_page(call: Call) -> bool:
 
 # What the service is asked for if only a table is due, and the names of --cols that are not those
 # of the fields.
-SUMMARY_COLS = (
-    "id actual_status label num_gpus gpu_name gpu_util disk_space disk_usage disk_util volume_info "
-    "dph_total image_uuid start_date verification"
-)
-DETAIL_COLS = (
-    "machine_id template_id template_name geolocation inet_up inet_down ssh_host ssh_port "
-    "status_msg"
-)
+SUMMARY_COLS = """\
+id actual_status label num_gpus gpu_name gpu_util disk_space disk_usage disk_util volume_info
+dph_total image_uuid start_date verification"""
+DETAIL_COLS = """\
+machine_id template_id template_name geolocation inet_up inet_down ssh_host ssh_port
+status_msg"""
 COLUMN_NAMES = parse_table("""\
 actual_status: status
 dph_total: dph
@@ -8063,7 +8069,8 @@ def template_of(call: Call, name: str, value: Any) -> Row:
 
 def run_copy(call: Call) -> Row:
     """Asks for a copy; if one side is this computer, rsync carries it out on the command line."""
-    (src, src_path), (dst, dst_path) = place_of(call, "src"), place_of(call, "dst")
+    src, src_path = place_of(call, "src")
+    dst, dst_path = place_of(call, "dst")
     if (call["identity"] or "").startswith("-"):
         raise UsageError("--identity: put ./ before a file name that begins with -")
     try:
@@ -10526,7 +10533,9 @@ class Monitor:
         self.away = ""
         self.pause = self.call["interval"]
         found = self.compare(rows)
-        self.rows, first, self.first = rows, self.first, False
+        self.rows = rows
+        first = self.first
+        self.first = False
         if self.live:
             self.draw({key: event for key, event, _ in found}, bool(found) or first)
         for _, event, row in found:
@@ -10875,7 +10884,7 @@ class SelfTest:
         if 0 < capability < 750:  # older GPUs, which newer CUDA no longer runs on
             cuda = min(cuda, 11.8 if capability < 700 else 12.8)
         newest = max((known for known in TEST_IMAGES if known <= cuda), default=TEST_IMAGES[0])
-        image = self.call["test_image"] or os.environ.get("VAST_SELF_TEST_IMAGE")
+        image = self.call["test_image"] or os.getenv("VAST_SELF_TEST_IMAGE")
         image = image or f"vastai/test:self-test-v2-cuda-{newest}"
         self.say(f"renting offer {id} with {image}")
         price, self.rented.disk_price = price_with_disk(offer, 40)
@@ -11020,7 +11029,7 @@ class SelfTest:
         """Writes the diagnostics of a failure, once."""
         call = self.call
         notes = self.result["diagnostics"]
-        wish = os.environ.get("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower()
+        wish = os.getenv("VAST_SELF_TEST_SUPPORT_BUNDLE", "").strip().lower()
         off = wish in ("0", "false", "no", "off")
         if self.result["failure_code"] and not (notes or off or call["no_support_bundle"]):
             try:
@@ -11834,7 +11843,7 @@ class Job:
         """Yields until the router names a worker; returns its grant."""
         if self.session is not None:
             return self.session.auth_data
-        fixed = os.environ.get("VAST_DEBUG_WORKER_URL")
+        fixed = os.getenv("VAST_DEBUG_WORKER_URL")
         if fixed:
             self.number = 1
             return {"request_idx": 1, "url": fixed}
@@ -12051,9 +12060,11 @@ def read_events(incoming: Incoming) -> Iterator[list[Any]]:
     done = False
     while not done:
         done = incoming.done
-        data, incoming.parts = b"".join(incoming.parts), []
+        data = b"".join(incoming.parts)
+        incoming.parts = []
         if incoming.zipped:
-            packed, data = data, b""
+            packed = data
+            data = b""
             while packed:  # there may be several members
                 member = zlib.decompressobj(31) if member.eof else member
                 try:
@@ -13611,9 +13622,7 @@ class VastAI:
         self.curl = curl
         self.retry: int = checked("retry", ATTEMPTS, retry)
         self.timeout: float = checked("timeout", TIMEOUT, timeout)
-        self.server_url = checked_url(
-            server_url or os.environ.get("VAST_URL", "").strip() or SERVER
-        )
+        self.server_url = checked_url(server_url or os.getenv("VAST_URL", "").strip() or SERVER)
         self.user_agent = user_agent()
         self.pool = Pool()
         self.profile = profile_name()
@@ -14264,12 +14273,11 @@ OFFICIAL_ONLY = {
     "SyncClient": "use VastAI, which has the same calls: search_offers, create_instance, …",
     "AsyncClient": "use VastAI in a thread (asyncio.to_thread), and Serverless for endpoints",
 }
-OFFICIAL_MODULES = (
-    "sdk vastai_sdk utils api api.query cli cli.main data data.endpoint data.workergroup "
-    "serverless serverless.client serverless.client.client serverless.client.endpoint "
-    "serverless.client.managed serverless.client.request_status serverless.client.session "
-    "serverless.client.worker"
-)
+OFFICIAL_MODULES = """\
+sdk vastai_sdk utils api api.query cli cli.main data data.endpoint data.workergroup
+serverless serverless.client serverless.client.client serverless.client.endpoint
+serverless.client.managed serverless.client.request_status serverless.client.session
+serverless.client.worker"""
 
 # not by its name: type checkers would take every misspelled name for good
 globals()["__getattr__"] = other_name
@@ -15053,21 +15061,21 @@ def condition_words(call: Call, field: str) -> list[str]:
     ]
 
 
-MODELS = (  # common ones, as a query has them
-    "RTX_5090 RTX_5080 RTX_5070_Ti RTX_5070 RTX_5060_Ti RTX_5060 RTX_4090 RTX_4090D RTX_4080S "
-    "RTX_4080 RTX_4070S_Ti RTX_4070_Ti RTX_4070S RTX_4070 RTX_4060_Ti RTX_4060 RTX_3090_Ti "
-    "RTX_3090 RTX_3080_Ti RTX_3080 RTX_3070_Ti RTX_3070 RTX_3060_Ti RTX_3060 RTX_2080_Ti "
-    "RTX_2080 GTX_1080_Ti GTX_1080 RTX_PRO_6000_WS RTX_PRO_6000_S RTX_6000Ada RTX_5000Ada "
-    "RTX_4000Ada RTX_A6000 RTX_A5000 RTX_A4500 RTX_A4000 A100_SXM4 A100_PCIE A40 A10 A30 L40S "
-    "L40 L4 H100_SXM H100_PCIE H100_NVL H200 H200_NVL B200 B300 GH200_SXM Tesla_V100 Tesla_T4 "
-    "Tesla_P100 Tesla_P40 Tesla_P4 Tesla_M40 Tesla_K80 A10g A16 A100X RTX_PRO_6000 RTX_PRO_5000 "
-    "RTX_PRO_4500 RTX_PRO_4000 RTX_5880Ada RTX_4500Ada RTX_2000Ada RTX_A2000 RTX_3050 RTX_2080S "
-    "RTX_2070S RTX_2070 RTX_2060S RTX_2060 GTX_1660_Ti GTX_1660_S GTX_1660 GTX_1650_Ti GTX_1650_S "
-    "GTX_1650 GTX_1070_Ti GTX_1070 GTX_1060 GTX_1050_Ti GTX_1050 GTX_TITAN_X Titan_RTX Titan_V "
-    "Titan_Xp Q_RTX_8000 Q_RTX_6000 Q_RTX_5000 Q_RTX_4000 Quadro_GV100 Quadro_P6000 Quadro_P5000 "
-    "Quadro_P4000 Quadro_P2000 RTX_4080_laptop RTX_4070_laptop RTX_4060_laptop RTX_3070_laptop "
-    "RTX_3060_laptop RX_7900_XTX RX_7900_XT RX_6900_XT RX_6800_XT RX_6800 Titan_X Radeon_VII"
-)
+# common ones, as a query has them
+MODELS = """\
+RTX_5090 RTX_5080 RTX_5070_Ti RTX_5070 RTX_5060_Ti RTX_5060 RTX_4090 RTX_4090D RTX_4080S
+RTX_4080 RTX_4070S_Ti RTX_4070_Ti RTX_4070S RTX_4070 RTX_4060_Ti RTX_4060 RTX_3090_Ti
+RTX_3090 RTX_3080_Ti RTX_3080 RTX_3070_Ti RTX_3070 RTX_3060_Ti RTX_3060 RTX_2080_Ti
+RTX_2080 GTX_1080_Ti GTX_1080 RTX_PRO_6000_WS RTX_PRO_6000_S RTX_6000Ada RTX_5000Ada
+RTX_4000Ada RTX_A6000 RTX_A5000 RTX_A4500 RTX_A4000 A100_SXM4 A100_PCIE A40 A10 A30 L40S
+L40 L4 H100_SXM H100_PCIE H100_NVL H200 H200_NVL B200 B300 GH200_SXM Tesla_V100 Tesla_T4
+Tesla_P100 Tesla_P40 Tesla_P4 Tesla_M40 Tesla_K80 A10g A16 A100X RTX_PRO_6000 RTX_PRO_5000
+RTX_PRO_4500 RTX_PRO_4000 RTX_5880Ada RTX_4500Ada RTX_2000Ada RTX_A2000 RTX_3050 RTX_2080S
+RTX_2070S RTX_2070 RTX_2060S RTX_2060 GTX_1660_Ti GTX_1660_S GTX_1660 GTX_1650_Ti GTX_1650_S
+GTX_1650 GTX_1070_Ti GTX_1070 GTX_1060 GTX_1050_Ti GTX_1050 GTX_TITAN_X Titan_RTX Titan_V
+Titan_Xp Q_RTX_8000 Q_RTX_6000 Q_RTX_5000 Q_RTX_4000 Quadro_GV100 Quadro_P6000 Quadro_P5000
+Quadro_P4000 Quadro_P2000 RTX_4080_laptop RTX_4070_laptop RTX_4060_laptop RTX_3070_laptop
+RTX_3060_laptop RX_7900_XTX RX_7900_XT RX_6900_XT RX_6800_XT RX_6800 Titan_X Radeon_VII"""
 
 
 def likely_models(name: str) -> list[str]:
@@ -15491,7 +15499,10 @@ strong: F2 10 0.06 0.20 0.38 rg
 note: F1 8 0.45 g
 credit: F1 9 0.05 0.43 0.25 rg""")
 # points, from the bottom left corner
-_PDF_LEFT, _PDF_RIGHT, _PDF_TOP, _PDF_BOTTOM = 54, 558, 730, 68
+_PDF_LEFT = 54
+_PDF_RIGHT = 558
+_PDF_TOP = 730
+_PDF_BOTTOM = 68
 _PDF_COLUMNS = (
     (b"DATE", 54, 108),
     (b"DESCRIPTION", 114, 354),
@@ -15621,7 +15632,8 @@ class _PdfPages:
         for index, line in enumerate([label, *lines] if lines else []):
             self.write(left, line, "body" if index else "label")
             self.y -= 13
-        self.y, low = top, self.y
+        low = self.y
+        self.y = top
         return low
 
     def file(self) -> bytes:
@@ -15959,7 +15971,8 @@ def parse_line(row: Command, words: list[str], start: Row | None = None) -> tupl
     common = vars(found)
     given = {arg.name: common.pop(arg.name) for arg in mine if arg.name in common}
     if typed.due and typed.due.rest:
-        given[typed.due.name], typed.after = typed.after, []
+        given[typed.due.name] = typed.after
+        typed.after = []
     given.update(positionals(row, typed.alone, loose + typed.after))
     asked = {**(start or {}), **common}
     return given, {**asked, **check_params(GLOBAL_ARGS, asked, cli=True)}
@@ -16118,7 +16131,8 @@ def show_partial(call: Call, error: PartialError) -> None:
     if view.quiet:
         write_out("".join(f"{id}\n" for id in listed(found) if id is not None))
     elif view.fields or view.format not in ("table", "json"):
-        results, error.results = error.results, []
+        results = error.results
+        error.results = []
         write_out(WRITERS[view.format](Listing(results, (), view)))
 
 
@@ -17067,14 +17081,14 @@ def program() -> NoReturn:
     """
     gc.set_threshold(100_000)  # what a short process makes is hardly ever garbage
     status = main()
-    if os.environ.get("VASTAI_DEBUG"):
+    if os.getenv("VASTAI_DEBUG"):
         sys.exit(status)
     os._exit(status)
 
 
 def run_guarded(words: list[str], start: Row | None = None) -> int:
     """Runs a command line as run_line does and says what went wrong; returns the exit status."""
-    debug = os.environ.get("VASTAI_DEBUG")
+    debug = os.getenv("VASTAI_DEBUG")
     status = 0
     said_as = ["--raw"] if start and start["format"] == "json" else words
     try:
