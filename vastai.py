@@ -6982,7 +6982,7 @@ def old_key_file() -> str:
 
 def profile_name(given: str | None = None) -> str:
     """The profile that is chosen, by --profile or VAST_PROFILE; "" for none.  Raises UsageError."""
-    name = (given or os.getenv("VAST_PROFILE", "")).strip()
+    name = (given or os.environ.get("VAST_PROFILE", "")).strip()
     if name and not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
         where = "--profile" if given else "VAST_PROFILE"
         raise UsageError(f"{where}: expected letters, digits, - and _, not {short_repr(name)}")
@@ -8435,8 +8435,7 @@ def run_tfa_auth_new(call: Call) -> Row:
         if not code:
             raise VastAIError(
                 "no code was given",
-                hint="Continue with "
-                f"`vastai tfa auth-new --secret {printable(secret)} --code CODE`.",
+                hint=f"Continue with `vastai tfa auth-new --secret {printable(secret)} --code CODE`.",
             )
     done: Row = call.of(AUTH_NEW_END, secret=secret, code=code).send()
     return done
@@ -10799,11 +10798,12 @@ class SelfTest:
             "error": None,
             "machine_id": self.machine,
             "diagnostics": {},
-            "warning": "Requirements are ignored; "
-            "passing does not qualify the machine for verification."
-            if call["ignore_requirements"]
-            else None,
+            "warning": None,
         }
+        if call["ignore_requirements"]:
+            self.result["warning"] = (
+                "Requirements are ignored; passing does not qualify the machine for verification."
+            )
         self.results = [self.result]
 
     def say(self, text: str) -> None:
@@ -12225,7 +12225,7 @@ def run_request(call: Call) -> Any:
     require_key(client, call.row)
     payload = read_payload(call)
     for option in ("out", "text"):
-        if call.params.get(option) and call.view.format != "table":
+        if call[option] and call.view.format != "table":
             raise UsageError(f"--{option} cannot be combined with --raw or --format")
 
     def send(ask: Ask) -> Answer:
@@ -12240,7 +12240,7 @@ def run_request(call: Call) -> Any:
     finding = find_rows("endpoints", console, ENDPOINTS, client.api_key or "", job.deadline)
     job.endpoint = choose_endpoint(drive(job.in_time(finding), send), call["endpoint"])
     call.secrets = [*client.secrets, job.endpoint.api_key]
-    job.retry = call.params.get("retry", True) and not call.params.get("no_retry", False)
+    job.retry = call.get("retry", True) and not call["no_retry"]
     if console == SERVER:
         job.router = SERVERLESS
     else:
@@ -12264,8 +12264,8 @@ class Media(bytes):
 
 def read_payload(call: Call) -> Row:
     """What the worker is sent: the object of --json, of --file or from stdin."""
-    payload: Row = call["payload"] or call.params.get("file") or {}
-    if not call.params.get("stdin"):
+    payload: Row = call["payload"] or call["file"] or {}
+    if not call["stdin"]:
         return payload
     # not in the terminal's encoding; what a program put in its place may have no buffer
     source = getattr(sys.stdin, "buffer", sys.stdin)
@@ -12299,7 +12299,7 @@ def show_response(call: Call, response: Any) -> None:
     """Prints a worker's response, or writes it to --out; events as they come.  Media are saved
     rather than shown on a terminal.
     """
-    path = call.params.get("out")
+    path = call["out"]
     if isinstance(response, Media) and not path and is_terminal(sys.stdout):
         path = free_name(call["route"], response.subtype)
     if path:
@@ -12319,7 +12319,7 @@ def response_parts(call: Call, response: Any) -> Iterator[Any]:
     """
     import json
 
-    only_text = call.params.get("text")
+    only_text = call["text"]
     if isinstance(response, bytes):
         yield response
     elif isinstance(response, str):
@@ -14391,7 +14391,7 @@ def present(call: Call, result: Any) -> None:
     is_response = row.show and row.returns == "any"  # of a worker
     # What a reader asked for: a log, help, the answer of a worker.
     is_text = isinstance(result, str) or row.text or is_response
-    events = view.format == "jsonl" and call.params.get("stream")  # a line each, as they come
+    events = view.format == "jsonl" and call["stream"]  # a line each, as they come
     show_progress("")  # the work is over
     if view.quiet and not is_text:
         write_out(format_ids(call, result))
