@@ -41,7 +41,6 @@ import os
 import sys
 import time
 from _thread import allocate_lock
-from os.path import abspath, basename, dirname, exists, expanduser, isabs, isdir, isfile, realpath
 
 # As typing's own, without importing typing, which would double the start-up.
 TYPE_CHECKING: bool = False
@@ -1085,7 +1084,7 @@ def _read_file(path: str) -> str:
     """The text of the file that a user named.  Raises UsageError."""
     reason = f"expected a text file of at most {LONGEST_FILE:,} characters"
     try:
-        with open(expanduser(path), "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             text = decode_file(file.read(4 * LONGEST_FILE + 1))
         if "\0" not in text and len(text) <= LONGEST_FILE:
             return text
@@ -1119,15 +1118,15 @@ def _command_line(value: Any) -> list[str]:
 def _script_or_text(value: Any) -> str:
     """The text of the file of that name if there is one, else the text itself."""
     text = _text(value)
-    is_file = len(text) < 4096 and isfile(expanduser(text))
+    is_file = len(text) < 4096 and os.path.isfile(os.path.expanduser(text))
     return _read_file(text) if is_file else text
 
 
 def _out_file(value: Any) -> str:
     """The path of a file that can be made: its folder is there."""
-    path = abspath(expanduser(_name(value)))
-    reason = "" if isdir(dirname(path)) else "there is no such folder"
-    if isdir(path):
+    path = os.path.abspath(os.path.expanduser(_name(value)))
+    reason = "" if os.path.isdir(os.path.dirname(path)) else "there is no such folder"
+    if os.path.isdir(path):
         reason = "it is a folder"
     if reason:
         raise UsageError(f"cannot write {printable(str(value), 200)}: {reason}")
@@ -5512,7 +5511,7 @@ def place_of(call: Call, name: str) -> tuple[int | str | None, str]:
     text = call[name]
     id: int | str | None
     id, colon, path = text.partition(":")
-    if not colon or on_drive(text) or (call.cli and exists(expanduser(text))):
+    if not colon or on_drive(text) or (call.cli and os.path.exists(os.path.expanduser(text))):
         id = None
         path = text
         if is_id(text):
@@ -6819,7 +6818,7 @@ def tls_context(root: str) -> ssl.SSLContext:
     bundle = os.getenv("REQUESTS_CA_BUNDLE") or None
     key = (root, bundle, os.getenv("SSL_CERT_FILE"), os.getenv("SSL_CERT_DIR"))
     if key not in _contexts:
-        place = {"capath" if isdir(bundle) else "cafile": bundle} if bundle else {}
+        place = {"capath" if os.path.isdir(bundle) else "cafile": bundle} if bundle else {}
         try:
             context = ssl.create_default_context(**place)  # type: ignore[arg-type]
         except OSError as error:
@@ -6960,24 +6959,24 @@ def own_file(kind: str, name: str) -> str:
     """A file in this client's folder of a kind, "config" or "cache"; "" if that folder is relative
     or unknown.
     """
-    usual = os.path.join(expanduser("~"), f".{kind}")
+    usual = os.path.join(os.path.expanduser("~"), f".{kind}")
     base = os.getenv(f"XDG_{kind.upper()}_HOME") or usual
-    return os.path.join(base, "vastai", name) if isabs(base) else ""
+    return os.path.join(base, "vastai", name) if os.path.isabs(base) else ""
 
 
 def folder_problem() -> str:
     """Why this client has no folder to keep files in."""
     for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         base = os.getenv(variable, "")
-        if base and not isabs(base):
+        if base and not os.path.isabs(base):
             return f"{variable} is {printable(base)!r}, not an absolute path"
     return "there is no home folder; set HOME or XDG_CONFIG_HOME to an absolute path"
 
 
 def old_key_file() -> str:
     """Where older clients keep the API key; "" if there is no home folder."""
-    path = expanduser(os.path.join("~", ".vast_api_key"))
-    return path if isabs(path) else ""
+    path = os.path.expanduser(os.path.join("~", ".vast_api_key"))
+    return path if os.path.isabs(path) else ""
 
 
 def profile_name(given: str | None = None) -> str:
@@ -7074,7 +7073,7 @@ def save_api_key(key: str, profile: str) -> str:
     old = "" if profile else old_key_file()
     write_private(path, key, lasting=True)
     try:
-        if isfile(old):
+        if os.path.isfile(old):
             os.unlink(old)
     except OSError as error:
         warn(f"{old} still holds another key: {error.strerror}")
@@ -7083,7 +7082,7 @@ def save_api_key(key: str, profile: str) -> str:
 
 def is_special(path: str) -> bool:
     """Is it a device or a FIFO, which must be written into rather than replaced?"""
-    return exists(path) and not isfile(path) and not isdir(path)
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def write_private(path: str, content: str | bytes, lasting: bool = False) -> None:
@@ -7095,8 +7094,8 @@ def write_private(path: str, content: str | bytes, lasting: bool = False) -> Non
 
     if not path:
         raise UsageError(f"cannot save it: {folder_problem()}")
-    target = realpath(path) if os.path.islink(path) else abspath(path)
-    folder = dirname(target)
+    target = os.path.realpath(path) if os.path.islink(path) else os.path.abspath(path)
+    folder = os.path.dirname(target)
     data = content.encode() if isinstance(content, str) else content
     try:
         if is_special(path):
@@ -7106,7 +7105,7 @@ def write_private(path: str, content: str | bytes, lasting: bool = False) -> Non
                 file.write(data)
             return
         make_private_folder(folder)
-        if folder == dirname(own_file("config", "x")):
+        if folder == os.path.dirname(own_file("config", "x")):
             os.chmod(folder, 0o700)  # it may have been there
         handle, temporary = tempfile.mkstemp(dir=folder)
         try:
@@ -7123,15 +7122,15 @@ def write_private(path: str, content: str | bytes, lasting: bool = False) -> Non
 
 def make_private_folder(folder: str) -> None:
     """Makes a folder, and those above that are missing, of mode 0700 whatever the umask."""
-    if isdir(folder):
+    if os.path.isdir(folder):
         return
-    above = dirname(folder)
+    above = os.path.dirname(folder)
     if above != folder:
         make_private_folder(above)
     try:
         os.mkdir(folder, 0o700)
     except FileExistsError:
-        if not isdir(folder):
+        if not os.path.isdir(folder):
             raise
     else:
         os.chmod(folder, 0o700)
@@ -7978,7 +7977,7 @@ def ssh_options(call: Call, id: int) -> list[str]:
     """
     options = ["-o", "StrictHostKeyChecking=accept-new", "-o", f"HostKeyAlias=vastai-{id}"]
     if call["identity"] is not None:
-        options += ["-i", expanduser(call["identity"])]
+        options += ["-i", os.path.expanduser(call["identity"])]
     return options
 
 
@@ -8085,10 +8084,10 @@ def run_copy(call: Call) -> Row:
         return answer
     if src in (None, "local"):
         there = rsync_place(answer, "dst", dst, dst_path)
-        run_rsync(call, answer["dst_port"], [for_rsync(expanduser(src_path)), there])
+        run_rsync(call, answer["dst_port"], [for_rsync(os.path.expanduser(src_path)), there])
     elif dst in (None, "local"):
         there = rsync_place(answer, "src", src, src_path)
-        here = local_target(expanduser(dst_path), src_path)
+        here = local_target(os.path.expanduser(dst_path), src_path)
         run_rsync(call, answer["src_port"], [there, for_rsync(here)])
     return answer
 
@@ -8108,9 +8107,9 @@ def local_target(here: str, source: str) -> str:
     """Where a download goes: a folder, which is made, or a file if it is one or has the name of the
     source's.  Raises VastAIError.
     """
-    names = basename(here), source.rpartition("/")[2]
-    is_file = isfile(here) or (names[0] == names[1] and "." in names[1])
-    folder = dirname(here) if is_file else here
+    names = os.path.basename(here), source.rpartition("/")[2]
+    is_file = os.path.isfile(here) or (names[0] == names[1] and "." in names[1])
+    folder = os.path.dirname(here) if is_file else here
     try:
         os.makedirs(folder or ".", exist_ok=True)
     except OSError as error:
@@ -8135,7 +8134,7 @@ def run_rsync(call: Call, port: Any, places: list[str]) -> None:
     """Copies with rsync over ssh."""
     from shlex import quote
 
-    key = f"-i {quote(expanduser(call['identity']))} " if call["identity"] else ""
+    key = f"-i {quote(os.path.expanduser(call['identity']))} " if call["identity"] else ""
     shell = f"ssh {key}-p {as_whole(port)} -o StrictHostKeyChecking=no"
     excluded = [f"--exclude={pattern}" for pattern in call["exclude"] or ()]
     words = ["rsync", "-arz", "-v", "--progress", "--rsh=ssh", "-e", shell, *excluded, *places]
@@ -8290,7 +8289,7 @@ def run_set_api_key(call: Call) -> None:
 def run_ssh_key(call: Call) -> Any:
     """Sends a public key; on the command line it may stand in a file."""
     word = text = call["ssh_key"] or ""
-    if call.cli and exists(expanduser(word)):
+    if call.cli and os.path.exists(os.path.expanduser(word)):
         text = _read_file(word)
     if "PRIVATE KEY" in text:
         raise UsageError(
@@ -8316,11 +8315,11 @@ def run_create_ssh_key(call: Call) -> Any:
         )
     if call.client.curl:
         return call.send(ssh_key="PUBLIC_KEY")
-    folder = os.path.join(expanduser("~"), ".ssh")
-    if not isabs(folder):
+    folder = os.path.join(os.path.expanduser("~"), ".ssh")
+    if not os.path.isabs(folder):
         raise UsageError("there is no home folder for a key; set HOME, or name a public key")
     public = [os.path.join(folder, f"{name}.pub") for name in KEY_NAMES]
-    path = next(filter(isfile, public), None)
+    path = next(filter(os.path.isfile, public), None)
     if path:
         confirm(call, f"Add the existing key {path}?")
     else:
@@ -8341,7 +8340,7 @@ def make_ssh_key(path: str) -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         user = "user"
-    os.makedirs(dirname(path), mode=0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     words = ["ssh-keygen", "-q", "-t", "ed25519", "-f", path, "-N", "", "-C", f"{user}-vast.ai"]
     run_program(words, HOW_TO_GET_SSH, aside=True)
     os.chmod(path, 0o600)
@@ -8682,7 +8681,7 @@ def write_invoice(
     document = invoice_pdf(
         rows, user, title=title, number=str(invoice_number()), period=period, totals=totals
     )
-    write_private(expanduser(path), document)
+    write_private(os.path.expanduser(path), document)
 
 
 def earning_rows(call: Call, answer: Row) -> list[Row]:
@@ -8758,7 +8757,7 @@ def uninstall_question(call: Call) -> str:
     if how == "file":
         raise VastAIError(
             f"pip did not install this copy; to remove it, delete {place}; to remove your keys, "
-            f"delete {dirname(own_file('config', 'x'))}"
+            f"delete {os.path.dirname(own_file('config', 'x'))}"
         )
     return f"Uninstall {place} with pip?"
 
@@ -8771,10 +8770,13 @@ def installation() -> Pair:
     """How this copy came here ("pip" or "file"), and where it is."""
     from importlib.metadata import PackageNotFoundError, distribution
 
-    place = realpath(__file__)
+    place = os.path.realpath(__file__)
     try:
         package = distribution("vastai")
-        if any(realpath(str(package.locate_file(file))) == place for file in package.files or ()):
+        if any(
+            os.path.realpath(str(package.locate_file(file))) == place
+            for file in package.files or ()
+        ):
             return "pip", place
     except PackageNotFoundError:
         pass
@@ -9798,10 +9800,10 @@ class RemoteJob(Launch):
                 hint = HOW_TO_GET_SSH if program == "ssh" else ""
                 raise UsageError(f"{program} is not installed here", hint=hint)
         for local, _ in self.uploads:
-            if not exists(local):
+            if not os.path.exists(local):
                 raise UsageError(f"--upload: no file or folder {printable(local)}")
         key = self.call["identity"]
-        if key is not None and not isfile(expanduser(key)):
+        if key is not None and not os.path.isfile(os.path.expanduser(key)):
             raise UsageError(f"--identity: no file {printable(key)}")
         if not self.call.client.curl and not self.call.do("show_ssh_keys"):
             raise UsageError("your account has no SSH key; `vastai create ssh-key` adds one")
@@ -9950,9 +9952,9 @@ class RemoteJob(Launch):
         import subprocess
 
         self.call.progress(f"instance {self.id}: uploading {local}", in_pipe=True)
-        place = abspath(local)
+        place = os.path.abspath(local)
         folder, name = os.path.split(place)
-        if isdir(place):
+        if os.path.isdir(place):
             words = ["tar", "-C", place, "-cf", "-", "."]
             script = UPLOAD_FOLDER
         else:
@@ -10063,14 +10065,14 @@ class RemoteJob(Launch):
 
         self.call.progress(f"instance {self.id}: downloading {remote}", in_pipe=True)
         source = remote_path(remote)
-        place = expanduser(local or source.rstrip("/").rpartition("/")[2] or ".")
+        place = os.path.expanduser(local or source.rstrip("/").rpartition("/")[2] or ".")
         kind = self.command(self.fill(KIND_OF, T=source), min(left, 60.0))
         if kind is None:
             return None
         if not kind.strip():
             raise VastAIError("it is not there")
         folder = kind.strip() == b"folder"
-        os.makedirs(place if folder else dirname(place) or ".", exist_ok=True)
+        os.makedirs(place if folder else os.path.dirname(place) or ".", exist_ok=True)
         if folder:
             with subprocess.Popen(["tar", "-C", place, "-xof", "-"], stdin=subprocess.PIPE) as tar:
                 done = self.command(
@@ -10122,12 +10124,12 @@ def split_pair(flag: str, text: str, here: bool = False) -> Pair:
     """FROM[:TO]; `here` means that FROM is a path of this computer, which may hold a colon."""
     drive = text[:2] if here and text[1:2] == ":" and os.name == "nt" else ""
     source, _, target = text[len(drive) :].partition(":")
-    if here and exists(text):
+    if here and os.path.exists(text):
         source = text[len(drive) :]
         target = ""
     if not source:
         raise UsageError(f"{flag}: expected FROM or FROM:TO, not {printable(text)!r}")
-    return expanduser(drive + source) if here else source, target
+    return os.path.expanduser(drive + source) if here else source, target
 
 
 def remote_path(path: str) -> str:
@@ -11158,7 +11160,7 @@ def write_bundle(
     }
     packed = pack_diagnostics(members, call.client.secrets)
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", machine)[:80]
-    path = os.path.join(expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
+    path = os.path.join(os.path.expanduser(folder), f"vast_selftest_{safe}_{stamp}.tar.gz")
     write_private(path, packed)
     call.progress("")
     return {
@@ -11185,7 +11187,7 @@ def collect_diagnostics(call: Call, instance: Any, local: bool) -> tuple[Row, li
         sources["instance/daemon.log"] = {**logs, "daemon_logs": True}
     if local:
         for path in glob.glob("/var/lib/vastai_kaalia/kaalia.log*"):
-            sources[f"host/kaalia/{basename(path)}"] = f"tail -c {LOG_END} {path}"
+            sources[f"host/kaalia/{os.path.basename(path)}"] = f"tail -c {LOG_END} {path}"
         sources.update((f"host/{name}", line) for name, line in LOCAL_ARTIFACTS.items())
     members: Row = {}
     errors = []
@@ -12374,7 +12376,7 @@ def free_name(route: str, subtype: str) -> str:
     stem = plain_name(route.strip("/")[:80]) or "response"
     ending = plain_name(subtype)
     number = 1
-    while exists(f"{stem}-{number}.{ending}"):
+    while os.path.exists(f"{stem}-{number}.{ending}"):
         number += 1
     return f"{stem}-{number}.{ending}"
 
@@ -12384,7 +12386,7 @@ def save_response(call: Call, response: Any, path: str) -> None:
     size = 0
     parts = response_parts(call, response)
     try:
-        with open(expanduser(path), "wb") as file:
+        with open(os.path.expanduser(path), "wb") as file:
             for part in parts:
                 data = part if isinstance(part, bytes) else part.encode("utf-8", "backslashreplace")
                 size += file.write(data)
@@ -15329,9 +15331,9 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
     text = "\n".join([title, *map(format_value, codes)]) + "\n"
     stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 10**9:09}"
     name = f"vastai_backup_codes_{stamp}.txt"
-    usual = expanduser(os.path.join("~", "Downloads", name))
-    if not isabs(usual):
-        usual = abspath(name)
+    usual = os.path.expanduser(os.path.join("~", "Downloads", name))
+    if not os.path.isabs(usual):
+        usual = os.path.abspath(name)
     question = f"{len(codes)} new backup codes. 1: save them to {usual}, "
     question += "2: to another file, 3: show them here."
     while call.cli:
@@ -15339,8 +15341,8 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
         path = usual
         question = "Where should the backup codes go?"
         if choice == "2":
-            path = abspath(expanduser(ask_line("File:") or usual))
-            path = os.path.join(path, name) if isdir(path) else path
+            path = os.path.abspath(os.path.expanduser(ask_line("File:") or usual))
+            path = os.path.join(path, name) if os.path.isdir(path) else path
         elif choice == "3":
             if agreed("Anyone who sees this screen can read them. Show them?"):
                 break
@@ -15348,7 +15350,7 @@ def save_backup_codes(call: Call, codes: list[Any]) -> str:
         elif choice not in ("1", None):
             continue
         try:
-            if exists(path):
+            if os.path.exists(path):
                 raise UsageError(f"{path} exists already")
             write_private(path, text)
             return f"{len(codes)} backup codes saved to {path}\n"
@@ -16198,7 +16200,7 @@ def map_label(word: str, kind: Kind, ids: dict[str, int]) -> str:
     if kind is PLACE:
         head, colon, path = word.partition(":")
         local = not colon or "/" in head or head in PLACES or on_drive(word)
-        if local or exists(expanduser(word)):
+        if local or os.path.exists(os.path.expanduser(word)):
             return word  # no instance, but a local path, a volume or a connection
     return f"{ids.setdefault(head, 0)}{colon}{path}" if is_label(head, kind) else word
 
@@ -16763,7 +16765,7 @@ def instance_ids(given: Row) -> Pairs:
 
             whose = sha256(f"{client.server_url} {client.api_key}".encode()).hexdigest()[:24]
             path = own_file("cache", f"instances-{whose}")
-            cached = exists(path) and 0 <= time.time() - os.stat(path).st_mtime < 60
+            cached = os.path.exists(path) and 0 <= time.time() - os.stat(path).st_mtime < 60
             if cached:
                 lines = _read_file(path).splitlines()
             else:
@@ -17010,8 +17012,8 @@ def line_editor(start: Row) -> Callable[[str, list[str]], None] | None:
 
                 head = found[0][0]
                 found.clear()
-                for name in sorted(glob(escape(expanduser(text[len(head) :])) + "*")):
-                    end = "/" if isdir(name) else ""
+                for name in sorted(glob(escape(os.path.expanduser(text[len(head) :])) + "*")):
+                    end = "/" if os.path.isdir(name) else ""
                     found.append((f"{head}{shlex.quote(name)}{end}", ""))
         word = found[state][0] if state < len(found) else None
         return word if word is None or word.endswith("/") else word + " "
