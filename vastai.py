@@ -876,6 +876,11 @@ def number_of(row: Any, name: str) -> float | int | None:
     return as_number(row.get(name))
 
 
+def price_of(row: Any, name: str) -> float | int | None:
+    """A member of a row, as as_price() reads it."""
+    return as_price(row.get(name))
+
+
 def whole_of(row: Any, name: str) -> int | None:
     """A member of a row, as as_whole() reads it."""
     return as_whole(row.get(name))
@@ -7283,11 +7288,11 @@ def job_total(call: Call, offer: Row) -> float | None:
     the traffic.  None if the offer lacks a price or a speed for that.
     """
     hours, down, up = (call[arg.name] or 0.0 for arg in JOB_OPTIONS)
-    price = as_price(offer.get("dph_total"))
-    speed = as_price(offer.get("inet_down"))
+    price = price_of(offer, "dph_total")
+    speed = price_of(offer, "inet_down")
     total = 0.0
     for size, name in ((down, "inet_down_cost"), (up, "inet_up_cost")):
-        cost = as_price(offer.get(name)) if size else 0.0
+        cost = price_of(offer, name) if size else 0.0
         if cost is None:
             return None
         total += size * cost
@@ -9434,6 +9439,8 @@ class Launch:
         if self.excluded:
             machines = conditions.setdefault("machine_id", {})
             machines["notin"] = listed(machines.get("notin", [])) + self.excluded
+        # the first ones of another order may all be above the cap
+        least = 2000 if self.cap and call["order"] else 64
         offers = call.do(
             "search_offers",
             query=conditions,
@@ -9441,10 +9448,7 @@ class Launch:
             type="bid" if self.spot else "on-demand",
             order=[*order, ["id", "asc"]],
             storage=self.disk,
-            # the first ones of another order may all be above the cap
-            limit=max(
-                2000 if self.cap and call["order"] else 64, 8 * self.most, call["limit"] or 0
-            ),
+            limit=max(least, 8 * self.most, call["limit"] or 0),
         )
         if not offers:
             raise NotFoundError(
@@ -9565,7 +9569,7 @@ class Launch:
         try:
             row = wait_for(self.call, self.rented.id, "running", limit=limit)
             self.rented.seen = True
-            price = as_price(row.get("dph_total"))
+            price = price_of(row, "dph_total")
             told = self.rented.price
             self.rented.price = price or told
             if price and price > told * 1.01:
@@ -9658,7 +9662,7 @@ class Launch:
 def price_with_disk(offer: Row, size: float) -> tuple[float | None, float]:
     """$/hr with so many GB of disk, and the disk's part; None if there is no price."""
     names = ("dph_total", "dph_base", "storage_cost")
-    total, base, storage = (as_price(offer.get(name)) for name in names)
+    total, base, storage = (price_of(offer, name) for name in names)
     disk = (storage or 0) * size / HOURS_OF_MONTH
     if total is None and None in (base, storage):
         return None, disk
@@ -10177,7 +10181,7 @@ def hourly_cost(row: Row) -> float | None:
     if state == "offline":
         return 0.0
     if state == "running":
-        return as_price(row.get("dph_total"))
+        return price_of(row, "dph_total")
     price = row.get("storage_total_cost")
     return as_price(get_path(row, "instance.diskHour") if price is None else price)
 
@@ -10306,7 +10310,7 @@ class Bill:
             if row.get("status") == "deleted":
                 continue
             why = None if row.get("instances") else "volume on nothing"
-            hour = as_price(row.get("storage_total_cost"))
+            hour = price_of(row, "storage_total_cost")
             self.add("volume", row, hour, row.get("status"), why=why)
 
     def result(self) -> Row:
@@ -10343,7 +10347,7 @@ def later_cost(row: Row) -> float | None:
     starting = row.get("actual_status") in ("loading", "created", None)
     if not starting or row.get("intended_status") == "stopped":
         return None
-    return as_price(row.get("dph_total"))
+    return price_of(row, "dph_total")
 
 
 def cost_words(cost: Row) -> str:
@@ -10418,7 +10422,7 @@ def volumes_footer(call: Call, answer: Row) -> list[str]:
     lines = []
     for row in call["volumes"] or ():
         id = row.get("id")
-        price = as_price(row.get("storage_total_cost"))
+        price = price_of(row, "storage_total_cost")
         rate = "" if price is None else f" at {format_rate(price)}"
         lines.append(
             f"Volume {id} stays and is billed{rate}; stop paying with `vastai delete volume {id}`."
@@ -10490,7 +10494,7 @@ class Monitor:
         def footer(self, changed: bool) -> list[str]: ...
 
     def is_cheap(self, row: Row) -> bool:
-        price = as_price(row.get("dph_total"))
+        price = price_of(row, "dph_total")
         below = self.call["below"]
         return below is None or (price is not None and price < below)
 
@@ -10660,7 +10664,7 @@ GPU so far: history 2""")
         rows = {}
         for row in self.call.do("show_instances"):
             key = str(row.get("id"))
-            if as_price(row.get("dph_total")) is None and key in self.rows:
+            if price_of(row, "dph_total") is None and key in self.rows:
                 row["dph_total"] = self.rows[key].get("dph_total")
             # a higher price does not mean that it is gone
             if self.is_cheap(row) or key in self.rows:
@@ -11506,8 +11510,8 @@ class Measurement:
         done = worker.get("status") == "idle" and perf > 0  # else it is an estimate
         if rented and (done or rented.price is None):
             row = self.call.do("show_instance", id=id) or {}
-            rented.price = as_price(row.get("dph_total"))
-            price = as_price(row.get("dph_base")) or rented.price or 0
+            rented.price = price_of(row, "dph_total")
+            price = price_of(row, "dph_base") or rented.price or 0
             self.row = benchmark(*self.spec, "ok", perf, price) if done else self.row
 
     def give_back(self) -> None:
