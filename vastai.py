@@ -3979,8 +3979,7 @@ s3.101:/data/ 6003036:/workspace/"""),
         Arg("--pause", TRUTH, "pause the container for a consistent image; slower", True,
             sent=lambda on: "true" if on else "false"),
         needs="repo",
-        done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."
-),
+        done="Pushing a snapshot of instance {instance_id} to {repo} at {container_registry}; it takes some minutes."),
     Command("show instance-backups", "GET /instance_backups/ -> backups[]", SAFE, READS, "List backups of your instances and volumes",
         Arg("--contract-id", INSTANCE_ID, "only this instance or volume"), columns=BACKUP_COLUMNS,
         note="To restore an instance's files: `vastai copy vast.CONTRACT:/upper/workspace INSTANCE:/workspace`. A volume's "
